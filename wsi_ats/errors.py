@@ -1,0 +1,76 @@
+"""Every error this library raises on purpose.
+
+::
+
+    WsiAtsError
+    ├── SettingsError        a setting or argument that cannot work            (exit code 2)
+    ├── ManifestError        a slide table, folder or label table that cannot be used
+    ├── SlideError           one slide cannot be used; carries its path
+    │   ├── SlideOpenError   ... it cannot be opened
+    │   ├── SlideReadError   ... some of its pixels cannot be read
+    │   └── MppError         ... its resolution is unknown or implausible
+    ├── ModelError           a network that cannot be built, loaded or trained
+    └── ArtifactError        a stored file that is missing, damaged or of another run
+        └── LockedError      ... an output folder that another run holds
+
+A message names the value found, what was expected and what to do next. Errors of other libraries
+are translated where that library is called, with ``raise ... from``.
+"""
+
+from __future__ import annotations
+
+
+class WsiAtsError(Exception):
+    """Base of every error raised on purpose by this library."""
+
+
+class SettingsError(WsiAtsError):
+    """A setting or argument that cannot work."""
+
+
+class ManifestError(WsiAtsError):
+    """A slide table, folder or label table that cannot be used."""
+
+
+class SlideError(WsiAtsError):
+    """One slide cannot be used.
+
+    Parameters
+    ----------
+    path
+        The slide, as the user named it.
+    problem
+        What was found, what was expected and what to do.
+    """
+
+    def __init__(self, path: str, problem: str) -> None:
+        super().__init__(path, problem)  # both, so that the error survives pickling
+        self.path = path
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.problem}"
+
+
+class SlideOpenError(SlideError):
+    """A slide that cannot be opened."""
+
+
+class SlideReadError(SlideError):
+    """A slide some of whose pixels cannot be read."""
+
+
+class MppError(SlideError):
+    """A slide whose resolution (micrometres per pixel) is unknown or implausible."""
+
+
+class ModelError(WsiAtsError):
+    """A network that cannot be built, loaded or trained."""
+
+
+class ArtifactError(WsiAtsError):
+    """A stored file that is missing, damaged or belongs to another run."""
+
+
+class LockedError(ArtifactError):
+    """An output folder that another run holds."""
