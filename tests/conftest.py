@@ -1,0 +1,105 @@
+"""Slides that are small and awkward, in memory and as real files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import settings
+
+from wsi_ats.slides.memory import MemorySlide
+
+# Its assertions then say what differed, as those of tests do.
+pytest.register_assert_rewrite("wsi_ats.testing.contract")
+
+# A slow or busy computer is no failure.
+settings.register_profile("project", deadline=None)
+settings.load_profile("project")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real slides; see their README. They are not part of the project."""
+    folder = Path(__file__).parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"real slides are not there: {folder}")
+    return folder
+
+
+def _pattern(width: int, height: int, seed: int = 0) -> np.ndarray:
+    """An image in which every pixel tells its place, and levels of other seeds differ."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack([x % 251, y % 241, (x // 251 * 16 + y // 241 + 97 * seed) % 256], axis=-1).astype(
+        np.uint8
+    )
+
+
+# name -> sizes (width, height) of the levels; each is awkward in its own way
+AWKWARD = {
+    "not square, not divisible by the tile": [(331, 217), (83, 54)],
+    "downsample 3.9997": [(3999, 1200), (1000, 300), (250, 75)],
+    "one level": [(300, 200)],
+    "down to one pixel": [(256, 256), (32, 32), (1, 1)],
+    "smaller than a tile": [(40, 25)],
+}
+
+
+def _write_tiff(
+    path: Path,
+    pyramid: Sequence[np.ndarray],
+    *,
+    resolution: tuple[float, float] | None = None,
+    unit: str | None = None,
+    tile: tuple[int, int] = (64, 48),
+    compression: str | None = "zlib",
+) -> Path:
+    """Write a generic tiled TIFF: ``tile`` is (rows, columns), ``resolution`` is pixels per unit."""
+    with tifffile.TiffWriter(path) as file:
+        for number, pixels in enumerate(pyramid):
+            file.write(
+                pixels,
+                tile=tile,
+                photometric="rgb",
+                compression=compression,
+                resolution=resolution,
+                resolutionunit=unit,
+                subfiletype=1 if number else 0,
+                metadata=None,
+                extrasamples=["unassalpha"] if pixels.shape[2] == 4 else None,
+            )
+    return path
+
+
+@pytest.fixture(scope="session")
+def pattern():
+    """The function ``pattern(width, height, seed=0)``."""
+    return _pattern
+
+
+@pytest.fixture(scope="session")
+def write_tiff():
+    """The function ``write_tiff(path, pyramid, ...)``."""
+    return _write_tiff
+
+
+@pytest.fixture(scope="session", params=AWKWARD, ids=str)
+def awkward_pyramid(request) -> list[np.ndarray]:
+    """Pixels of each level of an awkward slide."""
+    return [_pattern(*size, seed) for seed, size in enumerate(AWKWARD[request.param])]
+
+
+@pytest.fixture(scope="session")
+def awkward_tiff(awkward_pyramid, tmp_path_factory) -> Path:
+    """The same as a file that says it has 0.5 micrometres per pixel."""
+    path = tmp_path_factory.mktemp("awkward") / "awkward.tif"
+    return _write_tiff(path, awkward_pyramid, resolution=(20_000, 20_000), unit="CENTIMETER")
+
+
+@pytest.fixture
+def no_tissue() -> MemorySlide:
+    """Glass with a little noise."""
+    glass = np.random.default_rng(0).normal(240, 2, (600, 900, 3))
+    return MemorySlide([glass.astype(np.uint8)], mpp=0.5)

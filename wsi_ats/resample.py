@@ -1,0 +1,69 @@
+"""Pixels at another scale, by area averaging, and as pictures: the only import of Pillow.
+
+Pillow's own box filter is not used: it takes each pixel wholly or not at all, so that at a scale of 1.5
+some results average one pixel and some two, and edges move by up to half a pixel.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+Pixels = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+
+_ONE = 1 << 20
+
+
+def resample(
+    pixels: Pixels, width: int, height: int, box: tuple[float, float, float, float] | None = None
+) -> Pixels:
+    """Average an image, or a part of it, into fewer pixels.
+
+    Parameters
+    ----------
+    pixels
+        Shape (h, w, 3).
+    width, height
+        Size of the result in pixels.
+    box
+        ``left, top, right, bottom`` in pixels of the input, fractions allowed; the whole by default. Must
+        lie within the input.
+
+    Returns
+    -------
+    ndarray of uint8, shape (height, width, 3)
+
+    Examples
+    --------
+    >>> resample(np.full((6, 9, 3), 7, np.uint8), 2, 3)[0, 0].tolist()
+    [7, 7, 7]
+    """
+    left, top, right, bottom = box or (0, 0, pixels.shape[1], pixels.shape[0])
+    rows = _average(pixels, top, bottom, height)
+    averaged = _average(rows.swapaxes(0, 1), left, right, width).swapaxes(0, 1)
+    return np.rint(averaged).astype(np.uint8)
+
+
+def _average(pixels: npt.NDArray[Any], start: float, stop: float, count: int) -> Floats:
+    """Averages over ``count`` equal parts of ``[start, stop)`` along the first axis."""
+    # Whole multiples of 2^-20, so that a part is the same wherever counting begins.
+    edges = np.rint(np.linspace(start, stop, count + 1) * _ONE) / _ONE
+    lower, upper = edges[:-1], edges[1:]
+    first = np.floor(lower).astype(np.int64)
+    flat = np.ascontiguousarray(pixels).reshape(len(pixels), -1)
+    averages = np.zeros((count, flat.shape[1]), dtype=np.float32)
+    for i in range(int((np.ceil(upper) - first).max())):
+        pixel = first + i
+        share = np.clip(np.minimum(pixel + 1, upper) - np.maximum(pixel, lower), 0, None) / (upper - lower)
+        averages += share.astype(np.float32)[:, None] * flat[np.minimum(pixel, len(flat) - 1)]
+    return averages.reshape(count, *pixels.shape[1:])
+
+
+def write_png(path: Path, pixels: Pixels) -> None:
+    """Write an RGB image, shape (h, w, 3)."""
+    Image.fromarray(pixels).save(path, format="PNG")

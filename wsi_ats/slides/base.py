@@ -1,0 +1,212 @@
+"""The noun of this folder: a slide, by reference and as an open handle."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from wsi_ats.errors import ManifestError, MppError
+from wsi_ats.geometry import IntArray, Level, Region
+
+Pixels = npt.NDArray[np.uint8]
+
+# Light microscopy scans lie between 0.1 and 4 um per pixel and thumbnails of them below 100; 352.8
+# (72 dots per inch) and 0 are what broken writers leave behind.
+_PLAUSIBLE_MPP = (0.01, 100.0)
+
+
+@dataclass(frozen=True, slots=True)
+class SlideRef:
+    """A slide by name: the only thing about a slide that crosses a process border.
+
+    Parameters
+    ----------
+    id
+        Unique in a collection; the file's stem by default.
+    path
+        Where the slide is.
+    case
+        The patient; the slide's own id where the manifest names none.
+    label
+        The slide's class as written in the manifest; ``None`` where unknown.
+    split
+        ``"train"``, ``"val"`` or ``"test"`` where the manifest prescribes it.
+    mpp
+        Micrometres per level-0 pixel; overrides what the file says.
+
+    Examples
+    --------
+    >>> SlideRef.from_path("scans/case7.svs").id
+    'case7'
+    """
+
+    id: str
+    path: str
+    case: str
+    label: str | None = None
+    split: str | None = None
+    mpp: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.id or "/" in self.id or "\\" in self.id or self.id in {".", ".."}:
+            raise ManifestError(
+                f"{self.path}: slide_id {self.id!r} names output files, so it cannot be empty or "
+                "hold a slash; rename it in the manifest"
+            )
+        if self.mpp is not None:
+            Mpp(self.mpp, "manifest").check(self.path)
+
+    @classmethod
+    def from_path(cls, path: str | Path, *, mpp: float | None = None) -> Self:
+        """Name a slide after its file."""
+        name = Path(path).stem.removesuffix(".ome")
+        return cls(id=name, path=str(path), case=name, mpp=mpp)
+
+
+@dataclass(frozen=True, slots=True)
+class Mpp:
+    """Micrometres per level-0 pixel, and where the number comes from."""
+
+    value: float
+    source: str
+
+    def check(self, path: str) -> Self:
+        """Return self, or say why no microscope makes such a slide.
+
+        Raises
+        ------
+        MppError
+            When the value is not plausible.
+        """
+        low, high = _PLAUSIBLE_MPP
+        if not (math.isfinite(self.value) and low <= self.value <= high):
+            raise MppError(
+                path,
+                f"{self.source} says {self.value} micrometres per pixel, expected {low} to {high}; "
+                "give the true value in the manifest's mpp column or with --mpp",
+            )
+        return self
+
+
+class Slide(Protocol):
+    """An open slide. Every reader keeps the promises tested in :mod:`wsi_ats.testing.contract`.
+
+    Opening reads the header alone; pixels are read only in :meth:`read_regions`. Reading is safe from
+    several threads. Slides are context managers.
+    """
+
+    @property
+    def path(self) -> str:
+        """What errors call this slide."""
+        ...
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """The pyramid, finest first; the first level's downsample is 1."""
+        ...
+
+    @property
+    def mpp(self) -> Mpp:
+        """Micrometres per level-0 pixel.
+
+        Raises
+        ------
+        MppError
+            When neither the file nor the caller gives a plausible value; names what was looked at.
+        """
+        ...
+
+    @property
+    def background(self) -> tuple[int, int, int]:
+        """RGB colour of glass without tissue; fills what lies outside the scanned area."""
+        ...
+
+    @property
+    def bounds(self) -> Region:
+        """Part of level 0 that was scanned; the whole where the format does not tell."""
+        ...
+
+    @property
+    def vendor(self) -> str:
+        """Format of the file, in the reader's own word."""
+        ...
+
+    def tile_shape(self, level: int) -> tuple[int, int] | None:
+        """Width and height of the file's own tiles at a level, where the format tells."""
+        ...
+
+    def read_regions(self, level: int, corners: IntArray, width: int, height: int) -> Pixels:
+        """Read equally large regions of one level.
+
+        Parameters
+        ----------
+        level
+            Number of the level.
+        corners
+            Shape (N, 2): top-left ``x, y`` in **pixels of that level**, not of level 0: whole pixels are
+            copied, never interpolated. May lie outside the slide.
+        width, height
+            Size of each region, in pixels of that level.
+
+        Returns
+        -------
+        ndarray of uint8, shape (N, height, width, 3)
+            RGB, the background colour outside the scanned area.
+
+        Raises
+        ------
+        SlideReadError
+            When a pixel cannot be read. No pixel is ever made up; the slide stays usable.
+        """
+        ...
+
+    def stored_bytes(self, level: int, corners: IntArray, width: int, height: int) -> int | None:
+        """Compressed bytes of the file's tiles that the regions touch, each tile once.
+
+        ``None`` where the format does not tell.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release the file."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
+def open_slide(ref: SlideRef | str | Path) -> Slide:
+    """Open a slide; pixels are read only when asked for.
+
+    Parameters
+    ----------
+    ref
+        A reference, or the path of a file.
+
+    Raises
+    ------
+    SlideOpenError
+        When the file is missing, damaged or of a format no reader knows.
+
+    Examples
+    --------
+    >>> with open_slide("scans/case7.svs") as slide:  # doctest: +SKIP
+    ...     slide.levels[0].width
+    """
+    from wsi_ats.slides.openslide import OpenSlideSlide
+
+    if not isinstance(ref, SlideRef):
+        ref = SlideRef.from_path(ref)
+    return OpenSlideSlide(ref.path, mpp=ref.mpp)

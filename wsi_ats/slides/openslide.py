@@ -1,0 +1,223 @@
+"""Slides through OpenSlide: the only import of openslide, and where its errors are translated."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import openslide
+
+from wsi_ats.errors import MppError, SlideOpenError, SlideReadError
+from wsi_ats.geometry import IntArray, Level, Region
+from wsi_ats.slides.base import Mpp, Pixels
+from wsi_ats.slides.tiff import TileIndex
+
+# Randomly drawn tiles are hardly ever read twice, so a larger cache only costs memory.
+_CACHE_BYTES = 32 << 20
+
+_OPAQUE = np.array([0, 0, 0, 255], dtype=np.uint8)
+
+_MICROMETRES_PER_UNIT = {"centimeter": 10_000.0, "inch": 25_400.0}
+
+
+class OpenSlideSlide:
+    """A slide in any format that OpenSlide reads.
+
+    At levels whose downsample is not whole (3.9997), OpenSlide places regions to the nearest level-0 pixel
+    and interpolates: pixels lie up to half a level-0 pixel from where they were asked for.
+
+    Parameters
+    ----------
+    path
+        The file.
+    mpp
+        Micrometres per level-0 pixel, where the file's own value is missing or wrong.
+
+    Raises
+    ------
+    SlideOpenError
+        When OpenSlide cannot open the file.
+    """
+
+    def __init__(self, path: str, *, mpp: float | None = None) -> None:
+        self.path = path
+        self._override = mpp
+        self._lock = threading.Lock()
+        self._handle: openslide.OpenSlide | None = None
+        self._closed = False
+        handle = self._open()
+        self._properties: Mapping[str, str] = dict(handle.properties)
+        self.levels = tuple(
+            Level(width, height, downsample)
+            for (width, height), downsample in zip(
+                handle.level_dimensions, handle.level_downsamples, strict=True
+            )
+        )
+        self._index: TileIndex | None = None
+
+    def _open(self) -> openslide.OpenSlide:
+        with self._lock:
+            if self._closed:
+                raise SlideReadError(self.path, "the slide is closed; open it again to read")
+            if self._handle is None:
+                if not Path(self.path).exists():
+                    raise SlideOpenError(self.path, "no such file; check the path in the manifest")
+                try:
+                    self._handle = openslide.OpenSlide(self.path)
+                except openslide.OpenSlideUnsupportedFormatError as error:
+                    raise SlideOpenError(
+                        self.path,
+                        "OpenSlide does not know this format (or the file is damaged); "
+                        "`wsi-ats doctor` lists the formats that can be read",
+                    ) from error
+                except openslide.OpenSlideError as error:
+                    raise SlideOpenError(
+                        self.path, f"OpenSlide cannot open it: {error}; is the copy complete?"
+                    ) from error
+                self._handle.set_cache(openslide.OpenSlideCache(_CACHE_BYTES))
+            return self._handle
+
+    @property
+    def vendor(self) -> str:
+        """OpenSlide's name of the format."""
+        return self._properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
+
+    @property
+    def mpp(self) -> Mpp:
+        """The override, else the file's own value, else an error that says what was found."""
+        if self._override is not None:
+            return Mpp(self._override, "override").check(self.path)
+        found = self._axes(openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y)
+        unit = _MICROMETRES_PER_UNIT.get(self._properties.get("tiff.ResolutionUnit", ""))
+        if found is None and unit is not None:
+            per_unit = self._axes("tiff.XResolution", "tiff.YResolution")
+            if per_unit is not None and min(per_unit[0]) > 0:
+                found = tuple(unit / each for each in per_unit[0]), per_unit[1]
+        if found is None:
+            keys = ("openslide.mpp-x", "tiff.XResolution", "tiff.ResolutionUnit")
+            looked = ", ".join(f"{key} = {self._properties.get(key, 'absent')}" for key in keys)
+            raise MppError(
+                self.path,
+                f"the file does not say how many micrometres a pixel has ({looked}); "
+                "give it in the manifest's mpp column or with --mpp",
+            )
+        (x, y), source = found
+        for value in (x, y):
+            Mpp(value, source).check(self.path)
+        if max(x, y) > 1.1 * min(x, y):
+            raise MppError(
+                self.path,
+                f"{source} says {x} micrometres per pixel across and {y} down: pixels are not "
+                "square; give one value in the manifest's mpp column or with --mpp",
+            )
+        return Mpp((x + y) / 2, source)
+
+    def _axes(self, key_x: str, key_y: str) -> tuple[tuple[float, ...], str] | None:
+        if not {key_x, key_y} <= self._properties.keys():
+            return None
+        return (self._number(key_x), self._number(key_y)), key_x
+
+    def _number(self, key: str) -> float:
+        text = self._properties[key]
+        try:
+            # Some scanners write the decimal comma of their country.
+            return float(text.replace(",", "."))
+        except ValueError as error:
+            raise MppError(
+                self.path,
+                f"{key} = {text!r} is no number; give the micrometres per pixel in the manifest's "
+                "mpp column or with --mpp",
+            ) from error
+
+    @property
+    def background(self) -> tuple[int, int, int]:
+        """The file's background colour; white where it names none."""
+        text = self._properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "FFFFFF")
+        red, green, blue = bytes.fromhex(text)
+        return red, green, blue
+
+    @property
+    def bounds(self) -> Region:
+        """The scanned rectangle, where the format (MIRAX, some Hamamatsu) leaves a margin around it."""
+        keys = [f"openslide.bounds-{name}" for name in ("x", "y", "width", "height")]
+        texts = [self._properties.get(key) for key in keys]
+        if None in texts:
+            return Region(0, 0, self.levels[0].width, self.levels[0].height)
+        return Region(*(int(str(text)) for text in texts))
+
+    def tile_shape(self, level: int) -> tuple[int, int] | None:
+        """Width and height of the file's tiles, where OpenSlide tells."""
+        width, height = (
+            self._properties.get(f"openslide.level[{level}].tile-{side}") for side in ("width", "height")
+        )
+        return None if width is None or height is None else (int(width), int(height))
+
+    def read_regions(self, level: int, corners: IntArray, width: int, height: int) -> Pixels:
+        """See :meth:`wsi_ats.slides.base.Slide.read_regions`."""
+        downsample = self.levels[level].downsample
+        pixels = np.empty((len(corners), height, width, 3), dtype=np.uint8)
+        for i, (x, y) in enumerate(corners.tolist()):
+            location = (round(x * downsample), round(y * downsample))
+            handle = self._open()
+            try:
+                rgba = np.asarray(handle.read_region(location, level, (width, height)))
+            except openslide.OpenSlideError as error:
+                # After an error OpenSlide's handle refuses everything: the next read opens a new one.
+                with self._lock:
+                    if self._handle is handle:
+                        self._handle = None
+                raise SlideReadError(
+                    self.path,
+                    f"level {level}, {width} x {height} pixels at level-0 {location} cannot be "
+                    f"read: {error}; is the copy complete?",
+                ) from error
+            if not downsample.is_integer():
+                # OpenSlide takes whole level-0 pixels, which fall between the pixels of such a level. It
+                # then interpolates, and lets the background shine through where its tiles meet.
+                rgba = np.where(rgba[..., 3:] >= 128, rgba | _OPAQUE, 0)
+            pixels[i] = _over(rgba, self.background)
+        return pixels
+
+    def stored_bytes(self, level: int, corners: IntArray, width: int, height: int) -> int | None:
+        """See :meth:`wsi_ats.slides.base.Slide.stored_bytes`."""
+        if self._index is None:
+            self._index = TileIndex.of(self.path)
+        return self._index.touched(self.levels[level], corners, width, height)
+
+    def close(self) -> None:
+        """Release the file."""
+        with self._lock:
+            self._closed = True
+            if self._handle is not None:
+                self._handle.close()
+                self._handle = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _over(rgba: Pixels, background: tuple[int, int, int]) -> Pixels:
+    """Composite (h, w, 4) pixels on a colour."""
+    colour, alpha = rgba[..., :3], rgba[..., 3:]
+    if alpha.min() == 255:
+        return colour
+    share = alpha.astype(np.float32) / 255
+    mixed = colour * share + np.asarray(background, dtype=np.float32) * (1 - share)
+    return np.rint(mixed).astype(np.uint8)
+
+
+def library_version() -> str:
+    """Version of the OpenSlide C library."""
+    return str(openslide.__library_version__)

@@ -1,0 +1,106 @@
+"""Slides that watch other slides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from wsi_ats.geometry import IntArray, Level, Region
+from wsi_ats.slides.base import Mpp, Pixels, Slide
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One call of ``read_regions``: which level, how many regions, how many pixels in all."""
+
+    level: int
+    regions: int
+    pixels: int
+    stored_bytes: int | None
+
+
+class CountingSlide:
+    """A slide that keeps account of what is read from it.
+
+    Parameters
+    ----------
+    inner
+        The slide that does the reading.
+
+    Attributes
+    ----------
+    requests : list of Request
+        Every read, in order.
+    """
+
+    def __init__(self, inner: Slide) -> None:
+        self._inner = inner
+        self.requests: list[Request] = []
+
+    @property
+    def stored_bytes_read(self) -> int | None:
+        """Compressed bytes under all that was read; ``None`` where the format does not tell."""
+        sizes = [request.stored_bytes for request in self.requests]
+        known = [size for size in sizes if size is not None]
+        return sum(known) if len(known) == len(sizes) else None
+
+    @property
+    def path(self) -> str:
+        """The inner slide's."""
+        return self._inner.path
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """The inner slide's."""
+        return self._inner.levels
+
+    @property
+    def mpp(self) -> Mpp:
+        """The inner slide's."""
+        return self._inner.mpp
+
+    @property
+    def background(self) -> tuple[int, int, int]:
+        """The inner slide's."""
+        return self._inner.background
+
+    @property
+    def bounds(self) -> Region:
+        """The inner slide's."""
+        return self._inner.bounds
+
+    @property
+    def vendor(self) -> str:
+        """The inner slide's."""
+        return self._inner.vendor
+
+    def tile_shape(self, level: int) -> tuple[int, int] | None:
+        """The inner slide's."""
+        return self._inner.tile_shape(level)
+
+    def read_regions(self, level: int, corners: IntArray, width: int, height: int) -> Pixels:
+        """Read from the inner slide and note the request."""
+        pixels = self._inner.read_regions(level, corners, width, height)
+        stored = self._inner.stored_bytes(level, corners, width, height)
+        self.requests.append(Request(level, len(corners), len(corners) * width * height, stored))
+        return pixels
+
+    def stored_bytes(self, level: int, corners: IntArray, width: int, height: int) -> int | None:
+        """The inner slide's."""
+        return self._inner.stored_bytes(level, corners, width, height)
+
+    def close(self) -> None:
+        """Close the inner slide."""
+        self._inner.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,1 @@
+"""Synthetic slides and helpers for tests, usable by other projects."""
