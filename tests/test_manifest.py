@@ -1,0 +1,318 @@
+"""Folders, globs and tables become slides, and what cannot work is refused with what was found."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from wsi_ats.errors import ManifestError, MppError
+from wsi_ats.manifest import check_classes, read_labels, read_manifest, read_splits, unlabelled
+from wsi_ats.slides.base import SlideRef
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Files a.svs, below/b.ndpi, and things that are no slides."""
+    (tmp_path / "below").mkdir()
+    for name in ("a.svs", "below/b.ndpi", "notes.txt", "._a.svs", ".hidden.tif", "a.jpg"):
+        (tmp_path / name).write_bytes(b"x")
+    return tmp_path
+
+
+def table(folder, text, name="table.csv"):
+    (folder / name).write_text(text)
+    return folder / name
+
+
+def ref(name, case=None, label=None):
+    return SlideRef(name, f"{name}.svs", case or name, label)
+
+
+# --- files, folders, globs ---
+
+
+def test_a_folder_is_searched_for_slides_and_what_else_lies_there_is_ignored(folder):
+    refs = read_manifest(folder)
+    assert [(r.id, r.path, r.case) for r in refs] == [
+        ("a", str(folder / "a.svs"), "a"),
+        ("b", str(folder / "below/b.ndpi"), "b"),
+    ]
+
+
+def test_a_file_is_a_slide_whatever_it_ends_in(folder):
+    assert [r.id for r in read_manifest(folder / "a.jpg")] == ["a"]
+
+
+def test_a_glob_finds_slides_and_folders_of_them(folder):
+    assert [r.id for r in read_manifest(f"{folder}/*.svs")] == ["a"]
+    assert [r.id for r in read_manifest(f"{folder}/*")] == ["a", "b"]
+    assert [r.id for r in read_manifest(f"{folder}/**/*.ndpi")] == ["b"]
+
+
+def test_a_folder_whose_name_looks_like_a_glob_is_a_folder(folder):
+    odd = folder / "run[1]"
+    odd.mkdir()
+    (odd / "c.svs").write_bytes(b"x")
+    assert [r.id for r in read_manifest(odd)] == ["c"]
+
+
+def test_a_mirax_slide_is_its_index_file_alone(tmp_path):
+    (tmp_path / "m").mkdir()
+    for name in ("m.mrxs", "m/Slidedat.ini", "m/Data0000.dat"):
+        (tmp_path / name).write_bytes(b"x")
+    assert [r.path for r in read_manifest(tmp_path)] == [str(tmp_path / "m.mrxs")]
+
+
+def test_a_folder_of_dicom_files_is_one_slide_of_the_folders_name(tmp_path):
+    (tmp_path / "case 1").mkdir()
+    for name, size in (("1.dcm", 10), ("2.dcm", 1000), ("3.dcm", 100)):
+        (tmp_path / "case 1" / name).write_bytes(b"x" * size)
+    [slide] = read_manifest(tmp_path)
+    assert (slide.id, slide.path) == ("case 1", str(tmp_path / "case 1" / "2.dcm"))
+    assert read_manifest(f"{tmp_path}/*/*.dcm") == [slide]
+
+
+def test_ome_tiff_loses_both_endings(tmp_path):
+    (tmp_path / "s.ome.tif").write_bytes(b"x")
+    assert read_manifest(tmp_path)[0].id == "s"
+
+
+@pytest.mark.parametrize("source", ["", "sub", "*.svs", "sub/**/*"])
+def test_where_no_slide_is_found_the_known_endings_are_named(tmp_path, source):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(ManifestError, match=r"no slides found.*\.svs"):
+        read_manifest(f"{tmp_path}/{source}")
+
+
+def test_a_missing_source_is_refused(tmp_path):
+    with pytest.raises(ManifestError, match="no such file or folder"):
+        read_manifest(tmp_path / "none")
+
+
+def test_two_files_of_one_stem_are_an_error_that_names_both(folder):
+    (folder / "below" / "a.tif").write_bytes(b"x")
+    with pytest.raises(ManifestError, match=r"called 'a': .*a\.svs and .*below/a\.tif"):
+        read_manifest(folder)
+
+
+# --- slide tables ---
+
+
+def test_the_own_table_gives_every_field_and_paths_relative_to_itself(folder):
+    path = table(
+        folder,
+        "slide_id,case_id,path,label,split,mpp\n"
+        "one,p1,a.svs,x,train,0.25\n"
+        f"two,p2,{folder}/below/b.ndpi,y,Test,\n",
+    )
+    assert read_manifest(path) == [
+        SlideRef("one", str(folder / "a.svs"), "p1", "x", "train", 0.25),
+        SlideRef("two", str(folder / "below/b.ndpi"), "p2", "y", "test", None),
+    ]
+
+
+def test_a_path_alone_is_enough(folder):
+    [slide] = read_manifest(table(folder, "path\na.svs\n"))
+    assert (slide.id, slide.case, slide.label, slide.mpp) == ("a", "a", None, None)
+
+
+def test_clam_table_finds_its_slides_at_or_below_its_folder(folder):
+    refs = read_manifest(table(folder, "case_id,slide_id,label\np1,a,x\np1,b,y\n"))
+    assert [(r.id, r.case, r.label, r.path) for r in refs] == [
+        ("a", "p1", "x", str(folder / "a.svs")),
+        ("b", "p1", "y", str(folder / "below/b.ndpi")),
+    ]
+
+
+def test_clam_table_names_the_slides_that_are_not_there(folder):
+    path = table(folder, "case_id,slide_id,label\np1,a,x\np2,c,y\np3,d,y\n")
+    with pytest.raises(ManifestError, match=r"no path for 2 slides.*: c, d;.*--labels"):
+        read_manifest(path)
+
+
+def test_a_name_that_fits_two_files_needs_a_path_but_only_if_it_is_asked_for(folder):
+    (folder / "below" / "a.tif").write_bytes(b"x")
+    assert [r.id for r in read_manifest(table(folder, "slide_id\nb\n"))] == ["b"]
+    with pytest.raises(ManifestError, match=r"may be .*a\.svs or .*a\.tif; add a column path"):
+        read_manifest(table(folder, "slide_id\na\n"))
+
+
+def test_stamp_pair_joins_by_patient(folder):
+    slides = table(folder, "PATIENT,FILENAME\np1,a.svs\np2,below/b.ndpi\n", "slides.csv")
+    clini = table(folder, "PATIENT,AGE,isMSIH\np1,50,MSIH\np2,60,nonMSIH\n", "clini.csv")
+    refs = read_manifest(slides, labels=clini, label_column="isMSIH")
+    assert [(r.id, r.case, r.label) for r in refs] == [("a", "p1", "MSIH"), ("b", "p2", "nonMSIH")]
+    with pytest.raises(ManifestError, match=r"no column 'label'; found PATIENT, AGE, isMSIH"):
+        read_manifest(slides, labels=clini)
+    with pytest.raises(ManifestError, match=r"no column 'MSI'; found PATIENT, AGE, isMSIH"):
+        read_manifest(slides, labels=clini, label_column="MSI")
+
+
+def test_trident_table_overrides_the_resolution(folder):
+    refs = read_manifest(table(folder, 'wsi,mpp\na.svs,0.25\nbelow/b.ndpi,"0,5"\n'))
+    assert [(r.id, r.mpp) for r in refs] == [("a", 0.25), ("b", 0.5)]
+
+
+def test_the_mpp_option_fills_in_where_the_table_is_silent(folder):
+    refs = read_manifest(table(folder, "wsi,mpp\na.svs,0.25\nbelow/b.ndpi,\n"), mpp=0.5)
+    assert [r.mpp for r in refs] == [0.25, 0.5]
+
+
+def test_some_missing_files_are_left_to_their_own_failure_but_not_all(folder):
+    assert len(read_manifest(table(folder, "path\na.svs\ngone.svs\n"))) == 2
+    with pytest.raises(ManifestError, match=r"none of its 2 slides exists.*relative to the table"):
+        read_manifest(table(folder, "path\nx/a.svs\ngone.svs\n"))
+
+
+def test_remote_paths_are_kept_as_they_are(folder):
+    assert read_manifest(table(folder, "path\ns3://bucket/a.svs\n"))[0].path == "s3://bucket/a.svs"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is empty"),
+        ("slide_id,path\n", "no rows"),
+        ("name,file\na,b\n", "needs a column path or slide_id; found name, file"),
+        ("path,mpp\na.svs,fine\n", "row 1: mpp is 'fine'"),
+        ("path,split\na.svs,training\n", "row 1: split is 'training', expected one of train, val, test"),
+        ("slide_id,path\none,a.svs\none,below/b.ndpi\n", r"called 'one': .*a\.svs and .*b\.ndpi"),
+        ("path\na.svs\na.svs\n", r"called 'a': .*a\.svs and .*a\.svs"),
+        ("slide_id,path\nx/y,a.svs\n", "cannot be empty or hold a slash"),
+        ("path,wsi\na.svs,a.svs\n", r"\['path', 'wsi'\] mean the same"),
+        ("slide_id,path,label\n,,x\n", "row 1: names neither"),
+    ],
+)
+def test_tables_that_cannot_work_are_refused_with_what_was_found(folder, text, message):
+    with pytest.raises(ManifestError, match=message):
+        read_manifest(table(folder, text))
+
+
+@pytest.mark.parametrize("value", ["0", "352.8", "-1", "inf"])
+def test_an_implausible_resolution_is_refused(folder, value):
+    with pytest.raises(MppError, match="micrometres per pixel, expected"):
+        read_manifest(table(folder, f"path,mpp\na.svs,{value}\n"))
+    with pytest.raises(MppError):
+        read_manifest(folder, mpp=float(value))
+
+
+def test_a_spreadsheet_file_is_refused_with_advice(folder):
+    (folder / "t.xlsx").write_bytes(b"PK\x03\x04\xff")
+    with pytest.raises(ManifestError, match="CSV UTF-8"):
+        read_manifest(folder / "t.xlsx")
+
+
+# --- labels ---
+
+
+def test_labels_join_a_folder_by_slide_and_bring_the_patient(folder):
+    labels = table(folder, "case_id,slide_id,label,split,mpp\np,a.svs,x,train,0.25\np,b,y,val,\n")
+    refs = read_manifest(folder, labels=labels, mpp=0.5)
+    assert [(r.id, r.case, r.label, r.split, r.mpp) for r in refs] == [
+        ("a", "p", "x", "train", 0.25),
+        ("b", "p", "y", "val", 0.5),
+    ]
+
+
+def test_labels_without_slide_and_slides_without_label_are_counted_in_the_log(folder, caplog):
+    labels = table(folder, "slide_id,label\na,x\nc,y\nd,y\n")
+    with caplog.at_level(logging.WARNING):
+        refs = read_manifest(folder, labels=labels)
+    assert [r.id for r in unlabelled(refs)] == ["b"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{labels}: 2 labels have no slide: c, d",
+        "1 of 2 slides have no label: b",
+    ]
+
+
+def test_a_label_column_without_a_table_is_refused(folder):
+    with pytest.raises(ManifestError, match="column 'x' of which table"):
+        read_manifest(folder, label_column="x")
+
+
+def test_labels_that_belong_to_no_slide_are_refused_with_both_sides_names(folder):
+    labels = table(folder, "slide_id,label\nA-1,x\nA-2,x\n")
+    with pytest.raises(ManifestError, match=r"no label belongs to any slide.*A-1, A-2.*have a, b"):
+        read_manifest(folder, labels=labels)
+
+
+@pytest.mark.parametrize("text", ["", "NaN", "nan", "NA", "N/A", "null", "None", " "])
+def test_an_empty_label_means_unlabelled(folder, text):
+    refs = read_manifest(folder, labels=table(folder, f"slide_id,label\na,{text}\nb,x\n"))
+    assert [r.label for r in refs] == [None, "x"]
+
+
+def test_one_slide_with_two_labels_is_refused_and_a_repeated_row_is_not(folder):
+    assert read_labels(table(folder, "slide_id,label\na,x\na,x\n")).rows["a"].label == "x"
+    with pytest.raises(ManifestError, match=r"row 2: 'a' is .*'y'.* above"):
+        read_labels(table(folder, "slide_id,label\na,x\na,y\n"))
+
+
+def test_patients_of_both_tables_must_agree(folder):
+    slides = table(folder, "path,case_id\na.svs,p1\n", "slides.csv")
+    with pytest.raises(ManifestError, match="'a' is of case 'p2' here and of 'p1'"):
+        read_manifest(slides, labels=table(folder, "slide_id,case_id,label\na,p2,x\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name,label\na,x\n", "needs a column slide_id or case_id; found name, label"),
+        ("slide_id,age,sex\na,1,f\n", "no column 'label'; found slide_id, age, sex"),
+        ("slide_id,label\n,x\n", "row 1: names no slide"),
+        ("slide_id,label\n", "no rows"),
+    ],
+)
+def test_label_tables_that_cannot_work_are_refused_with_what_was_found(folder, text, message):
+    with pytest.raises(ManifestError, match=message):
+        read_labels(table(folder, text))
+
+
+def test_the_only_other_column_is_the_class_also_beside_a_row_number(folder):
+    labels = read_labels(table(folder, ",slide_id,grade\n0,a,high\n"))
+    assert labels.rows["a"].label == "high"
+
+
+def test_clam_splits_are_ragged_columns(folder):
+    splits = table(folder, ",train,val,test\n0,a,b,c\n1,d,,\n")
+    assert read_splits(splits) == {"a": "train", "d": "train", "b": "val", "c": "test"}
+    assert [r.split for r in read_manifest(folder, splits=splits)] == ["train", "val"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train,val\na,a\n", "'a' is in train and in val"),
+        ("x,y\na,b\n", "needs columns train, val, test; found x, y"),
+        ("train,val\nq,r\n", "none of its slides.*has q, r; the slides are a, b"),
+    ],
+)
+def test_splits_that_cannot_work_are_refused(folder, text, message):
+    with pytest.raises(ManifestError, match=message):
+        read_manifest(folder, splits=table(folder, text))
+
+
+# --- classes ---
+
+
+def test_classes_are_counted_by_slide():
+    refs = [ref("b", label="y"), ref("c", label="y"), ref("a", label="x"), ref("d", label="x"), ref("e")]
+    assert check_classes(refs) == {"x": 2, "y": 2}
+
+
+def test_classes_that_cannot_be_trained_on_are_refused_with_the_number_left_out():
+    with pytest.raises(ManifestError, match="none of 1 slides has a label"):
+        check_classes([ref("a")])
+    with pytest.raises(ManifestError, match="none of 0"):
+        check_classes([])
+    with pytest.raises(ManifestError, match=r"of class 'x', two classes.*1 slides have no label: b"):
+        check_classes([ref("a", label="x"), ref("b")])
+
+
+def test_a_class_needs_patients_not_slides():
+    refs = [ref("a", "p1", "x"), ref("b", "p1", "x"), ref("c", "p2", "y"), ref("d", "p3", "y")]
+    with pytest.raises(ManifestError, match="2 patients or more, but there are 1 of class 'x'"):
+        check_classes(refs)
+    assert check_classes(refs, min_cases=1) == {"x": 2, "y": 2}

@@ -1,0 +1,1 @@
+"""Results for other tools, one file for each tool."""

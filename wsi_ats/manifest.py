@@ -1,0 +1,507 @@
+"""Which slides: a folder, a glob, a file or a table becomes a list of references.
+
+Tables of several tools are read as they are. A column is known by any of its names, in any case:
+
+=========  ================================  ==================================================
+meaning    names                             written by
+=========  ================================  ==================================================
+slide      slide_id                          this library, CLAM
+file       path, filename, wsi               this library, STAMP's slide table, TRIDENT
+patient    case_id, patient                  this library, CLAM, STAMP's two tables
+class      label (or the one you name)       this library, CLAM, STAMP's clinical table
+split      split                             this library
+mpp        mpp                               this library, TRIDENT
+=========  ================================  ==================================================
+
+A class that is empty or one of ``nan``, ``na``, ``n/a``, ``none``, ``null``, ``<na>`` means: not known.
+"""
+
+from __future__ import annotations
+
+import glob
+import logging
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
+
+from wsi_ats.errors import ManifestError
+from wsi_ats.slides.base import SlideRef
+from wsi_ats.tables import read_csv
+
+# What folders are searched for: OpenSlide's formats. A file that is named outright may end in anything.
+SLIDE_SUFFIXES = frozenset(
+    {".bif", ".czi", ".dcm", ".mrxs", ".ndpi", ".scn", ".svs", ".svslide", ".tif", ".tiff", ".vms", ".vmu"}
+)
+# Tables. Excel files are among them to be refused as tables, with advice, not as damaged slides.
+_TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".xls", ".xlsx"})
+_NAMES = {
+    "slide": ("slide_id",),
+    "file": ("path", "filename", "wsi"),
+    "case": ("case_id", "patient"),
+    "label": ("label",),
+    "split": ("split",),
+    "mpp": ("mpp",),
+}
+_MISSING = frozenset({"", "nan", "na", "n/a", "none", "null", "<na>"})
+_SPLITS = ("train", "val", "test")
+_SHOWN = 5  # names that a message lists before it says "and n more"
+
+_log = logging.getLogger(__name__)
+
+
+def read_manifest(
+    source: str | Path,
+    *,
+    labels: str | Path | None = None,
+    label_column: str | None = None,
+    splits: str | Path | None = None,
+    mpp: float | None = None,
+) -> list[SlideRef]:
+    r"""List slides.
+
+    Slides that have no label keep ``label=None``, and labels that have no slide are left out; both are
+    logged as warnings with their number. :func:`check_classes` decides if enough is left to train.
+
+    Parameters
+    ----------
+    source
+        A slide, a folder (searched with all below it), a glob (``**`` too) or a table. Paths in a table
+        are relative to the table; a row without a path names a slide at or below the table's folder.
+        A folder that holds DICOM files is one slide, named after the folder.
+    labels
+        A table of classes, joined by slide if it names slides, else by patient. It may also give
+        patient, split and mpp.
+    label_column
+        The column that holds the class, where it is not called ``label``.
+    splits
+        CLAM's ``splits_k.csv``: columns ``train``, ``val``, ``test`` of slides.
+    mpp
+        Micrometres per level-0 pixel of slides for which no table gives a value of its own.
+
+    Returns
+    -------
+    list of SlideRef
+        Folders and globs sorted by path, tables in their own order. Never empty.
+
+    Raises
+    ------
+    ManifestError
+        When nothing is found, a table cannot be understood, two slides have one name, or no label
+        belongs to any slide.
+    MppError
+        When an mpp is not plausible.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> _ = (folder / "a.svs").write_text("")
+    >>> _ = (folder / "labels.csv").write_text("slide_id,case_id,label\na,patient 1,tumour\n")
+    >>> [ref] = read_manifest(folder, labels=folder / "labels.csv", mpp=0.5)
+    >>> ref.id, ref.case, ref.label, ref.mpp
+    ('a', 'patient 1', 'tumour', 0.5)
+    """
+    path = Path(source)
+    is_table = path.is_file() and path.suffix.lower() in _TABLE_SUFFIXES
+    if label_column is not None and labels is None and not is_table:
+        raise ManifestError(f"column {label_column!r} of which table? {source} is none; give --labels too")
+    if is_table:
+        refs = _from_table(path, label_column if labels is None else None)
+    elif path.is_file():
+        refs = [SlideRef.from_path(path)]
+    elif path.is_dir():
+        refs = _from_files(_walk(path), str(source))
+    elif glob.has_magic(str(source)):
+        refs = _from_files(_expand(str(source)), str(source))
+    else:
+        raise ManifestError(f"{source}: no such file or folder")
+    _check_ids(refs, str(source))
+    if labels is not None:
+        refs = _join(refs, read_labels(labels, column=label_column), str(labels))
+    if splits is not None:
+        refs = _assign(refs, read_splits(splits), str(splits))
+    if mpp is not None:
+        refs = [ref if ref.mpp is not None else replace(ref, mpp=mpp) for ref in refs]
+    missing = unlabelled(refs)
+    if missing and len(missing) < len(refs):
+        names = _list([ref.id for ref in missing])
+        _log.warning("%d of %d slides have no label: %s", len(missing), len(refs), names)
+    return refs
+
+
+def unlabelled(refs: Iterable[SlideRef]) -> list[SlideRef]:
+    """Slides whose class is not known: they can be scored, not trained on."""
+    return [ref for ref in refs if ref.label is None]
+
+
+def check_classes(refs: Sequence[SlideRef], *, min_cases: int = 2) -> dict[str, int]:
+    """Check that slides can be trained on and evaluated by patient.
+
+    Parameters
+    ----------
+    refs
+        Slides; those without label are passed over.
+    min_cases
+        Patients that each class needs: with one, either training or validation never sees the class.
+
+    Returns
+    -------
+    dict
+        Slides of each class, classes in alphabetic order.
+
+    Raises
+    ------
+    ManifestError
+        When no slide is labelled, there is only one class, or a class has too few patients.
+
+    Examples
+    --------
+    >>> check_classes([SlideRef(n, n, n, label) for n, label in zip("abcd", "xxyy", strict=True)])
+    {'x': 2, 'y': 2}
+    """
+    labelled = [(ref.label, ref.case) for ref in refs if ref.label is not None]
+    left_out = [ref.id for ref in unlabelled(refs)]
+    without = f"; {len(left_out)} slides have no label: {_list(left_out)}" if left_out else ""
+    if not labelled:
+        raise ManifestError(
+            f"none of {len(refs)} slides has a label; give a table of slide_id,label with --labels"
+        )
+    slides = Counter(label for label, _ in labelled)
+    counts = dict(sorted(slides.items()))
+    if len(counts) < 2:
+        raise ManifestError(
+            f"all labelled slides are of class {labelled[0][0]!r}, two classes are needed{without}"
+        )
+    cases: dict[str, set[str]] = defaultdict(set)
+    for label, case in labelled:
+        cases[label].add(case)
+    few = {label: len(cases[label]) for label in counts if len(cases[label]) < min_cases}
+    if few:
+        raise ManifestError(
+            f"each class needs slides of {min_cases} patients or more, but there are "
+            + ", ".join(f"{number} of class {label!r}" for label, number in few.items())
+            + f"; add slides, or leave the class out{without}"
+        )
+    return counts
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """A row of a label table; ``None`` for what it does not say."""
+
+    label: str | None
+    case: str | None
+    split: str | None
+    mpp: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """A label table.
+
+    Parameters
+    ----------
+    by_case
+        Whether ``rows`` are named after patients rather than slides.
+    rows
+        By slide or patient, in the table's order.
+    """
+
+    by_case: bool
+    rows: Mapping[str, Label]
+
+
+def read_labels(path: str | Path, *, column: str | None = None) -> Labels:
+    """Read a table of classes.
+
+    Parameters
+    ----------
+    path
+        CSV with a class and a slide or a patient in each row. Slides may be named with or without
+        the file's ending.
+    column
+        The column that holds the class; by default ``label``, or the only column that has no other
+        meaning.
+
+    Raises
+    ------
+    ManifestError
+        When columns are missing, or two rows say different things of one slide or patient.
+    """
+    table = _Table.read(path)
+    label_column = table.label_column(column)
+    if label_column is None:
+        raise ManifestError(
+            f"{path}: has no column 'label'; found {table.found}. Rename the column that holds the "
+            "class to 'label', or name it with --label-column"
+        )
+    key = next((key for key in ("slide", "file", "case") if key in table.columns), None)
+    if key is None:
+        raise ManifestError(f"{path}: needs a column slide_id or case_id; found {table.found}")
+    rows: dict[str, Label] = {}
+    for i, text in enumerate(table.rows[label_column]):
+        name = table.value(key, i)
+        if name is None:
+            raise ManifestError(f"{path}, row {i + 1}: names no slide and no patient")
+        if key != "case":
+            name = _slide_id(PurePath(name).name if key == "file" else name)
+        row = Label(_known(text), table.value("case", i), table.split(i), table.mpp(i))
+        if rows.setdefault(name, row) != row:
+            raise ManifestError(f"{path}, row {i + 1}: {name!r} is {row} here and {rows[name]} above")
+    return Labels(key == "case", rows)
+
+
+def read_splits(path: str | Path) -> dict[str, str]:
+    """Read CLAM's ``splits_k.csv``: a column of slides for each of ``train``, ``val``, ``test``.
+
+    Returns
+    -------
+    dict
+        Split by slide.
+
+    Raises
+    ------
+    ManifestError
+        When the columns are others, or a slide is in two of them.
+    """
+    columns = {name.lower(): values for name, values in read_csv(path).items()}
+    if "train" not in columns:
+        raise ManifestError(f"{path}: needs columns train, val, test; found {', '.join(columns)}")
+    splits: dict[str, str] = {}
+    for split in _SPLITS:
+        for name in columns.get(split, []):
+            slide = _slide_id(name)
+            if slide and splits.setdefault(slide, split) != split:
+                raise ManifestError(f"{path}: {slide!r} is in {splits[slide]} and in {split}")
+    return splits
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """A CSV file and the columns in it that have a meaning here."""
+
+    path: Path
+    rows: dict[str, list[str]]
+    columns: dict[str, list[str]]
+
+    @classmethod
+    def read(cls, path: str | Path) -> _Table:
+        rows = read_csv(path)
+        known: dict[str, list[str]] = {}
+        for meaning, names in _NAMES.items():
+            found = [name for name in rows if name.lower() in names]
+            if len(found) > 1:
+                raise ManifestError(f"{path}: columns {found} mean the same; keep one")
+            if found:
+                known[meaning] = rows[found[0]]
+        if not next(iter(rows.values())):
+            raise ManifestError(f"{path}: has no rows below its first line ({', '.join(rows)})")
+        return cls(Path(path), rows, known)
+
+    @property
+    def found(self) -> str:
+        return ", ".join(self.rows)
+
+    def label_column(self, column: str | None) -> str | None:
+        """Name of the column of classes: the one asked for, ``label``, or the only one left."""
+        if column is not None:
+            if column not in self.rows:
+                raise ManifestError(f"{self.path}: has no column {column!r}; found {self.found}")
+            return column
+        if "label" in self.columns:
+            return next(name for name in self.rows if name.lower() in _NAMES["label"])
+        # An unnamed column is the row number that pandas writes.
+        known = {name for names in _NAMES.values() for name in names} | {""}
+        others = [name for name in self.rows if name.lower() not in known]
+        return others[0] if len(others) == 1 else None
+
+    def value(self, meaning: str, row: int) -> str | None:
+        return _known(self.columns[meaning][row]) if meaning in self.columns else None
+
+    def split(self, row: int) -> str | None:
+        text = self.value("split", row)
+        if text is not None and text.lower() not in _SPLITS:
+            raise ManifestError(
+                f"{self.path}, row {row + 1}: split is {text!r}, expected one of {', '.join(_SPLITS)}"
+            )
+        return text and text.lower()
+
+    def mpp(self, row: int) -> float | None:
+        text = self.value("mpp", row)
+        try:
+            # Spreadsheets of some countries write a decimal comma.
+            return None if text is None else float(text.replace(",", "."))
+        except ValueError as error:
+            raise ManifestError(
+                f"{self.path}, row {row + 1}: mpp is {text!r}, expected micrometres per pixel such as 0.25"
+            ) from error
+
+
+def _from_table(path: Path, label_column: str | None) -> list[SlideRef]:
+    table = _Table.read(path)
+    if not {"slide", "file"} & set(table.columns):
+        raise ManifestError(f"{path}: a slide table needs a column path or slide_id; found {table.found}")
+    # Only a column that is called so is a label here: slide tables hold all kinds of other columns.
+    named = label_column is not None or "label" in table.columns
+    labels = table.rows[str(table.label_column(label_column))] if named else None
+    files = _Beside(path)
+    refs = []
+    for i in range(len(next(iter(table.rows.values())))):
+        file, name = table.value("file", i), table.value("slide", i)
+        if file is not None:
+            location = file if "://" in file else str(path.parent / file)
+        elif name is not None:
+            location = files.find(_slide_id(name))
+        else:
+            raise ManifestError(f"{path}, row {i + 1}: names neither a path nor a slide_id")
+        identity = SlideRef.from_path(location).id if name is None else _slide_id(name)
+        case = table.value("case", i) or identity
+        label = None if labels is None else _known(labels[i])
+        refs.append(SlideRef(identity, location, case, label, table.split(i), table.mpp(i)))
+    if files.lost:
+        raise ManifestError(
+            f"{path}: names no path for {len(files.lost)} slides that are not at or below "
+            f"{path.parent}: {_list(files.lost)}; add a column path, or give the slides' folder as "
+            "the source and this table with --labels"
+        )
+    if not any("://" in ref.path or Path(ref.path).exists() for ref in refs):
+        raise ManifestError(
+            f"{path}: none of its {len(refs)} slides exists, for example {refs[0].path}; paths are "
+            "relative to the table's own folder"
+        )
+    return refs
+
+
+class _Beside:
+    """Slides at or below a table's folder, searched once and only if need be."""
+
+    def __init__(self, table: Path) -> None:
+        self._table = table
+        self._paths: dict[str, list[str]] | None = None
+        self.lost: list[str] = []
+
+    def find(self, name: str) -> str:
+        """Path of a slide; one that is not there is noted in ``lost``, to name all of them at once."""
+        if self._paths is None:
+            self._paths = defaultdict(list)
+            for ref in _refs(_walk(self._table.parent)):
+                self._paths[ref.id].append(ref.path)
+        paths = self._paths.get(name, [])
+        if len(paths) > 1:
+            raise ManifestError(f"{self._table}: {name!r} may be {paths[0]} or {paths[1]}; add a column path")
+        if not paths:
+            self.lost.append(name)
+            return name
+        return paths[0]
+
+
+def _from_files(files: Iterable[Path], source: str) -> list[SlideRef]:
+    refs = _refs(files)
+    if not refs:
+        raise ManifestError(
+            f"{source}: no slides found; looked for files ending in {', '.join(sorted(SLIDE_SUFFIXES))}"
+        )
+    return refs
+
+
+def _refs(files: Iterable[Path]) -> list[SlideRef]:
+    """Slides among files, sorted by path."""
+    refs: list[SlideRef] = []
+    series: dict[Path, list[Path]] = defaultdict(list)
+    for file in set(files):
+        # macOS leaves a "._name.svs" beside each file that it copies to a foreign disk.
+        if file.name.startswith(".") or file.suffix.lower() not in SLIDE_SUFFIXES:
+            continue
+        if file.suffix.lower() == ".dcm":
+            series[file.parent].append(file)
+        else:
+            refs.append(SlideRef.from_path(file))
+    # DICOM keeps each level in a file of its own, and OpenSlide finds the others from any of them; the
+    # largest is surely a level and not a picture of the slide's label.
+    for folder, parts in series.items():
+        largest = max(sorted(parts), key=lambda part: part.stat().st_size)
+        name = folder.resolve().name
+        refs.append(SlideRef(id=name, path=str(largest), case=name))
+    return sorted(refs, key=lambda ref: ref.path)
+
+
+def _walk(folder: Path) -> list[Path]:
+    def refuse(error: OSError) -> None:
+        raise ManifestError(f"{error.filename}: cannot be searched: {error.strerror}") from error
+
+    return [Path(parent, name) for parent, _, names in os.walk(folder, onerror=refuse) for name in names]
+
+
+def _expand(pattern: str) -> list[Path]:
+    files: list[Path] = []
+    matches = glob.glob(pattern, recursive=True)  # noqa: PTH207  (Path.glob takes no absolute pattern)
+    for match in map(Path, matches):
+        files += _walk(match) if match.is_dir() else [match]
+    return files
+
+
+def _check_ids(refs: Sequence[SlideRef], source: str) -> None:
+    first: dict[str, SlideRef] = {}
+    for ref in refs:
+        other = first.setdefault(ref.id, ref)
+        if other is not ref:
+            raise ManifestError(
+                f"{source}: two slides are called {ref.id!r}: {other.path} and {ref.path}; rename "
+                "one, or give a table with a slide_id for each path"
+            )
+
+
+def _join(refs: Sequence[SlideRef], labels: Labels, source: str) -> list[SlideRef]:
+    joined: list[SlideRef] = []
+    used: set[str] = set()
+    for ref in refs:
+        name = ref.case if labels.by_case else ref.id
+        row = labels.rows.get(name)
+        if row is None:
+            joined.append(ref)
+            continue
+        used.add(name)
+        case = row.case or ref.case
+        if case != ref.case != ref.id:
+            raise ManifestError(
+                f"{source}: slide {ref.id!r} is of case {case!r} here and of {ref.case!r} in the slide table"
+            )
+        split, mpp = row.split or ref.split, ref.mpp if row.mpp is None else row.mpp
+        joined.append(replace(ref, case=case, label=row.label, split=split, mpp=mpp))
+    if not used:
+        what = "case" if labels.by_case else "slide"
+        have = [ref.case if labels.by_case else ref.id for ref in refs]
+        raise ManifestError(
+            f"{source}: no label belongs to any slide. The table has {what} {_list(labels.rows)}; "
+            f"the slides have {_list(have)}"
+        )
+    unused = [name for name in labels.rows if name not in used]
+    if unused:
+        _log.warning("%s: %d labels have no slide: %s", source, len(unused), _list(unused))
+    return joined
+
+
+def _assign(refs: Sequence[SlideRef], splits: Mapping[str, str], source: str) -> list[SlideRef]:
+    if not any(ref.id in splits for ref in refs):
+        raise ManifestError(
+            f"{source}: none of its slides is among those given. The table has {_list(splits)}; "
+            f"the slides are {_list([ref.id for ref in refs])}"
+        )
+    return [replace(ref, split=splits.get(ref.id, ref.split)) for ref in refs]
+
+
+def _slide_id(text: str) -> str:
+    """Slide that a table names, with or without the file's ending."""
+    return SlideRef.from_path(text).id if PurePath(text).suffix.lower() in SLIDE_SUFFIXES else text
+
+
+def _known(text: str) -> str | None:
+    return None if text.lower() in _MISSING else text
+
+
+def _list(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

@@ -1,0 +1,211 @@
+"""What a user keeps of a scored slide: plain records, no behaviour, no heavy imports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from wsi_ats.errors import SettingsError
+from wsi_ats.geometry import Grid, IntArray, Region
+
+FloatArray = npt.NDArray[np.float64]
+
+
+class Status(StrEnum):
+    """How it ended for one slide."""
+
+    DONE = "done"
+    FAILED = "failed"
+    NO_TISSUE = "no_tissue"
+
+
+@dataclass(frozen=True)
+class TissueMask:
+    """Which cells of a slide's grid hold tissue.
+
+    Parameters
+    ----------
+    grid
+        The slide's grid.
+    fraction
+        Share of each cell that is tissue, in [0, 1], shape (rows, columns), float32.
+    mask
+        Cells that count as tissue, bool, shape (rows, columns).
+    """
+
+    grid: Grid
+    fraction: npt.NDArray[np.float32]
+    mask: npt.NDArray[np.bool_]
+
+    def __post_init__(self) -> None:
+        if not self.fraction.shape == self.mask.shape == self.grid.shape:
+            raise SettingsError(
+                f"a mask of the grid's shape {self.grid.shape} is needed, not "
+                f"{self.fraction.shape} and {self.mask.shape}"
+            )
+
+    @property
+    def cells(self) -> IntArray:
+        """Flat numbers of the tissue cells, shape (K,); empty where there is no tissue."""
+        return np.flatnonzero(self.mask)
+
+
+@dataclass(frozen=True)
+class AttentionMap:
+    """Attention over the cells of a slide.
+
+    Parameters
+    ----------
+    grid
+        The slide's grid.
+    attention
+        Shape (rows, columns), sums to 1, zero outside the tissue.
+    tissue
+        Cells that could be chosen, bool, shape (rows, columns).
+    """
+
+    grid: Grid
+    attention: FloatArray
+    tissue: npt.NDArray[np.bool_]
+
+    def __post_init__(self) -> None:
+        if not self.attention.shape == self.tissue.shape == self.grid.shape:
+            raise SettingsError(
+                f"a map of the grid's shape {self.grid.shape} is needed, not "
+                f"{self.attention.shape} and {self.tissue.shape}"
+            )
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The tiles that were read of one slide, and why: one row for each distinct tile of each draw.
+
+    Parameters
+    ----------
+    slide_id, path
+        The slide.
+    grid
+        Its grid.
+    level
+        Pyramid level that the tiles were read from.
+    bounds
+        Scanned part of level 0: viewers that show only this part (QuPath) count pixels from its corner.
+    cells
+        Flat cell numbers, shape (M,).
+    attention
+        Attention of each cell, shape (M,).
+    inclusion
+        Expected number of draws of each cell (pi), shape (M,).
+    weight
+        Weight of the tile in the estimate: draws * attention / inclusion, shape (M,).
+    draw
+        Number of the independent draw, from 0, shape (M,).
+    order
+        Place in which the tile came within its draw, from 0, shape (M,).
+    probabilities
+        The slide's probability of each class.
+    """
+
+    slide_id: str
+    path: str
+    grid: Grid
+    level: int
+    bounds: Region
+    cells: IntArray
+    attention: FloatArray
+    inclusion: FloatArray
+    weight: FloatArray
+    draw: IntArray
+    order: IntArray
+    probabilities: dict[str, float]
+
+    def __post_init__(self) -> None:
+        columns = ("cells", "attention", "inclusion", "weight", "draw", "order")
+        shapes = {name: getattr(self, name).shape for name in columns}
+        if set(shapes.values()) != {(len(self.cells),)}:
+            raise SettingsError(f"{self.slide_id}: columns of one length are needed, not {shapes}")
+
+    def columns(self) -> dict[str, list[Any]]:
+        """Return the table ``selections/<slide_id>.parquet``; coordinates are level-0 pixels."""
+        boxes = self.grid.boxes(self.cells)
+        rows, columns = np.divmod(self.cells, self.grid.shape[1])
+        x, y, width, height = (boxes[:, i].tolist() for i in range(4))
+        return {
+            "slide_id": [self.slide_id] * len(self.cells),
+            "x": x,
+            "y": y,
+            "width": width,
+            "height": height,
+            "level": [self.level] * len(self.cells),
+            "row": rows.tolist(),
+            "col": columns.tolist(),
+            "attention": self.attention.tolist(),
+            "inclusion": self.inclusion.tolist(),
+            "weight": self.weight.tolist(),
+            "draw": self.draw.tolist(),
+            "order": self.order.tolist(),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One row of ``predictions.csv``.
+
+    Parameters
+    ----------
+    slide_id, case_id, path
+        The slide.
+    status
+        ``done``, ``failed`` or ``no_tissue``; only ``done`` has probabilities.
+    probabilities
+        Mean over draws, by class.
+    predicted
+        The most probable class.
+    logit_se
+        Sampling standard error of the predicted class's log-odds, ``None`` for a single draw. It says
+        how much another draw of tiles would differ, nothing of the model's error.
+    draws
+        Independent draws.
+    tiles_read, tiles_total
+        Distinct tiles read, and tissue tiles of the slide.
+    bytes_read
+        Compressed bytes of the file's tiles that were touched, thumbnail included; ``None`` where the
+        format does not tell.
+    seconds
+        Wall time.
+    model_digest, seed
+        What it was computed with.
+    error
+        Why it failed.
+    """
+
+    slide_id: str
+    case_id: str
+    path: str
+    status: Status
+    probabilities: dict[str, float]
+    predicted: str | None
+    logit_se: float | None
+    draws: int
+    tiles_read: int
+    tiles_total: int
+    bytes_read: int | None
+    seconds: float
+    model_digest: str
+    seed: int
+    error: str | None = None
+
+    def row(self, classes: list[str]) -> dict[str, Any]:
+        """Return the table row, with one ``prob_<class>`` column for each class of the model."""
+        row: dict[str, Any] = {}
+        for field in fields(self):
+            if field.name == "probabilities":
+                row |= {f"prob_{name}": self.probabilities.get(name) for name in classes}
+            else:
+                value = getattr(self, field.name)
+                row[field.name] = str(value) if isinstance(value, Status) else value
+        return row
