@@ -1,0 +1,270 @@
+"""Settings: frozen, checked at birth, written as TOML; under every default stands its reason."""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Self, TypeVar, get_type_hints
+
+import tomli_w
+
+from wsi_ats.errors import SettingsError
+
+_Record = TypeVar("_Record")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise SettingsError(message)
+
+
+@dataclass(frozen=True, slots=True)
+class TileSettings:
+    """Tiles and the grid they lie on."""
+
+    size: int = 256
+    """Pixels a side; most files store tiles of 256 pixels, and aligned reads touch a quarter of the bytes."""
+    mpp: float = 0.5
+    """Micrometres per pixel; 20x, what published backbones were mostly trained at."""
+    tolerance: float = 0.1
+    """Relative difference from ``mpp`` at which a level's own pixels are used; scanners called "20x" vary by
+    as much (0.46 to 0.55), and resampling costs a second pass over four times the pixels."""
+    stride: float = 1.0
+    """Distance of neighbouring cells as a share of a tile; 0.5 for objects about as large as a tile."""
+
+    def __post_init__(self) -> None:
+        _require(self.size >= 16, f"tile.size must be at least 16 pixels, not {self.size}")
+        _require(self.mpp > 0, f"tile.mpp must be positive, not {self.mpp}")
+        _require(0 <= self.tolerance < 1, f"tile.tolerance must be in [0, 1), not {self.tolerance}")
+        _require(0 < self.stride <= 1, f"tile.stride must be in (0, 1], not {self.stride}")
+
+
+@dataclass(frozen=True, slots=True)
+class ThumbnailSettings:
+    """The low-resolution view that attention sees."""
+
+    pixels_per_cell: int = 8
+    """Pixels a side of a cell: at 256-pixel tiles of 0.5 um one pixel is 16 um, a small gland is a blob."""
+    tissue: str = "auto"
+    """``auto``, ``brightfield``, ``fluorescence`` or ``none`` (every cell counts as tissue)."""
+    min_tissue: float = 0.25
+    """Share of a cell that must be tissue; below it a tile is mostly glass."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.pixels_per_cell >= 1,
+            f"thumbnail.pixels_per_cell must be at least 1, not {self.pixels_per_cell}",
+        )
+        _require(
+            self.tissue in {"auto", "brightfield", "fluorescence", "none"},
+            f"thumbnail.tissue must be auto, brightfield, fluorescence or none, not {self.tissue!r}",
+        )
+        _require(
+            0 < self.min_tissue <= 1,
+            f"thumbnail.min_tissue must be in (0, 1], not {self.min_tissue}",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """The networks."""
+
+    backbone: str = "resnet18"
+    """Any timm name, or ``hf-hub:owner/model``; resnet18 is the smallest that is still common."""
+    pretrained: bool = True
+    """Start from the published weights; they are downloaded at first use."""
+    checkpoint: str = ""
+    """A local weights file for the backbone, instead of the published ones."""
+    attention: str = "small"
+    """``small``, or any timm name that gives feature maps."""
+    pool: str = "gated"
+    """``linear`` is the paper's unbiased estimate; ``gated`` lets the tile weigh itself, learns faster, and
+    has a bias that falls as 1/n."""
+
+    def __post_init__(self) -> None:
+        _require(bool(self.backbone), "model.backbone must name a timm network")
+        _require(bool(self.attention), "model.attention must be 'small' or name a timm network")
+        _require(
+            self.pool in {"linear", "gated"},
+            f"model.pool must be linear or gated, not {self.pool!r}",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingSettings:
+    """Which tiles are read."""
+
+    design: str = "systematic"
+    """Lowest variance of all designs tried, exact when every tile is taken."""
+    tiles: int = 64
+    """Tiles drawn of each slide."""
+    draws: int = 1
+    """Independent draws at scoring; from two on the sampling error is known."""
+
+    def __post_init__(self) -> None:
+        known = ("systematic", "multinomial", "uniform")
+        _require(self.design in known, f"sampling.design must be one of {known}, not {self.design!r}")
+        _require(self.tiles >= 1, f"sampling.tiles must be at least 1, not {self.tiles}")
+        _require(self.draws >= 1, f"sampling.draws must be at least 1, not {self.draws}")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSettings:
+    """How the networks learn."""
+
+    epochs: int = 30
+    """Passes over the training slides."""
+    slides_per_step: int = 8
+    """Slides in a step; fewer is noisier, more is slower to start."""
+    learning_rate: float = 1e-4
+    """Of the backbone; usual for fine-tuning, and slow enough for whitening to stay constant."""
+    attention_learning_rate: float = 2e-3
+    """Of the attention network, which is small and starts from nothing."""
+    head_learning_rate: float = 1e-2
+    """Of gate and head: linear layers on whitened features, which must become large to find a rare tile."""
+    weight_decay: float = 0.01
+    """AdamW's usual."""
+    entropy: float = 1e-4
+    """Strength of the term that keeps attention spread; the paper's scripts' value."""
+    warmup: float = 0.15
+    """Share of the steps over which the learning rate rises: gradients of uniform attention are noisy."""
+    clip: float = 1.0
+    """Largest gradient norm: a rare tile of large weight must not undo an epoch."""
+    validation: float = 0.2
+    """Share of the cases set aside to watch; 0 trains on all."""
+    calibration_tiles: int = 512
+    """Tiles of all training slides on which the features' whitening is measured; more changed nothing."""
+    freeze_attention: bool = False
+    """Keep attention as it starts (uniform): a control that shows what learning it gives."""
+    seed: int = 0
+    """Of weights, order, draws and augmentation."""
+
+    def __post_init__(self) -> None:
+        _require(self.epochs >= 1, f"training.epochs must be at least 1, not {self.epochs}")
+        _require(
+            self.slides_per_step >= 1,
+            f"training.slides_per_step must be at least 1, not {self.slides_per_step}",
+        )
+        for name in ("attention_learning_rate", "head_learning_rate", "clip"):
+            value = getattr(self, name)
+            _require(value > 0, f"training.{name} must be positive, not {value}")
+        for name in ("learning_rate", "weight_decay", "entropy"):
+            value = getattr(self, name)
+            _require(value >= 0, f"training.{name} must not be negative, not {value}")
+        _require(0 <= self.warmup < 1, f"training.warmup must be in [0, 1), not {self.warmup}")
+        _require(
+            0 <= self.validation <= 0.5, f"training.validation must be in [0, 0.5], not {self.validation}"
+        )
+        _require(
+            self.calibration_tiles >= 2,
+            f"training.calibration_tiles must be at least 2, not {self.calibration_tiles}",
+        )
+        _require(self.seed >= 0, f"training.seed must not be negative, not {self.seed}")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All settings of a run.
+
+    Examples
+    --------
+    >>> settings = Settings().with_values(["sampling.tiles=16", "model.backbone='resnet50'"])
+    >>> settings.sampling.tiles, settings.model.backbone
+    (16, 'resnet50')
+    """
+
+    tile: TileSettings = field(default_factory=TileSettings)
+    thumbnail: ThumbnailSettings = field(default_factory=ThumbnailSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> Self:
+        """Build settings from nested tables; what is not named keeps its default.
+
+        Raises
+        ------
+        SettingsError
+            For an unknown name, a wrong type or a value out of range.
+        """
+        return _build(cls, values, "")
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        """Read a TOML file.
+
+        Raises
+        ------
+        SettingsError
+            When the file is missing, is no TOML or holds a wrong setting.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+            return cls.from_mapping(tomllib.loads(text))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise SettingsError(f"settings file {path} cannot be read: {error}") from error
+
+    def with_values(self, assignments: Iterable[str]) -> Self:
+        """Change single settings, each given as ``section.name=value`` (TOML; quotes may be left out).
+
+        Raises
+        ------
+        SettingsError
+            For a malformed assignment, or as :meth:`from_mapping`.
+        """
+        values = asdict(self)
+        for assignment in assignments:
+            name, equals, text = assignment.partition("=")
+            section, dot, key = name.strip().partition(".")
+            if not equals or not dot:
+                raise SettingsError(f"expected section.name=value, not {assignment!r}")
+            if not isinstance(values.get(section), dict):
+                raise SettingsError(f"unknown settings section {section!r}; known are {_names(self)}")
+            values[section] = values[section] | {key: _parse(text.strip())}
+        return type(self).from_mapping(values)
+
+    def to_toml(self) -> str:
+        """Write as TOML, every value included."""
+        return tomli_w.dumps(asdict(self))
+
+    def digest(self, *sections: str) -> str:
+        """Fingerprint of the named sections, of all when none is named; equal settings, equal digest."""
+        values = asdict(self)
+        chosen = {name: values[name] for name in sections or values}
+        return hashlib.sha256(tomli_w.dumps(chosen).encode()).hexdigest()[:16]
+
+
+def _names(record: Any) -> str:
+    return ", ".join(each.name for each in fields(record))
+
+
+def _parse(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text  # an unquoted word, as one types it on a command line
+
+
+def _build(kind: type[_Record], values: Mapping[str, Any], prefix: str) -> _Record:
+    """Make a record of ``kind`` from a table, checking names and types on the way."""
+    hints: dict[str, type[Any]] = get_type_hints(kind)
+    made: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in hints:
+            raise SettingsError(f"unknown setting {prefix}{name}; known are {_names(kind)}")
+        wanted = hints[name]
+        if is_dataclass(wanted):
+            if not isinstance(value, Mapping):
+                raise SettingsError(f"[{name}] must be a table, not {value!r}")
+            made[name] = _build(wanted, value, f"{name}.")
+            continue
+        if wanted is float and type(value) is int:
+            value = float(value)
+        if type(value) is not wanted:
+            raise SettingsError(f"{prefix}{name} must be a {wanted.__name__}, not {value!r}")
+        made[name] = value
+    return kind(**made)

@@ -1,0 +1,1 @@
+"""The networks and the estimator: an island of torch that knows arrays, never a slide."""

@@ -1,0 +1,148 @@
+"""Where to look: from a thumbnail to a distribution over the cells of the grid."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wsi_ats.nn.backbone import Backbone
+
+
+class SmallAttention(nn.Module):
+    """A few convolutions, one look per cell and its neighbours.
+
+    Colours are taken relative to the mean of the slide's own tissue, so that a slide's stain does not
+    matter, only what stands out from it. Edges are padded by reflection: zero padding would show the
+    network where the border is, the best known failure of attention sampling. The last layer starts at
+    zero, so that training starts from uniform attention.
+
+    Parameters
+    ----------
+    pixels_per_cell
+        Thumbnail pixels a side of a cell.
+    width
+        Channels.
+    """
+
+    def __init__(self, pixels_per_cell: int, width: int = 32) -> None:
+        super().__init__()
+        self.cell = nn.Conv2d(3, width, pixels_per_cell, stride=pixels_per_cell)
+        self.around = nn.Conv2d(width, width, 3, padding=1, padding_mode="reflect")
+        # Without a bias: the softmax would not see it.
+        self.logit = nn.Conv2d(width, 1, 1, bias=False)
+        nn.init.zeros_(self.logit.weight)
+
+    def forward(self, thumbnail: Tensor, mask: Tensor) -> Tensor:
+        """Score every cell.
+
+        Parameters
+        ----------
+        thumbnail
+            RGB, uint8, shape (rows * p, columns * p, 3).
+        mask
+            Candidate (tissue) cells, bool, shape (rows, columns).
+
+        Returns
+        -------
+        Tensor, shape (rows, columns)
+            Logits; those of cells outside the mask mean nothing.
+        """
+        image = relative_colour(thumbnail, mask)
+        cells = F.gelu(self.cell(image[None]))
+        # Reflection needs at least two cells a side; a narrower slide repeats its edge.
+        around = self.around if min(cells.shape[2:]) > 1 else self._narrow
+        logits: Tensor = self.logit(F.gelu(around(cells)))
+        return logits[0, 0]
+
+    def _narrow(self, cells: Tensor) -> Tensor:
+        padded = F.pad(cells, (1, 1, 1, 1), mode="replicate")
+        return F.conv2d(padded, self.around.weight, self.around.bias)
+
+
+def relative_colour(thumbnail: Tensor, mask: Tensor) -> Tensor:
+    """Colour of every thumbnail pixel minus the mean colour of the candidate cells.
+
+    Parameters
+    ----------
+    thumbnail
+        RGB, uint8, shape (rows * p, columns * p, 3).
+    mask
+        Candidate cells, bool, shape (rows, columns), at least one.
+
+    Returns
+    -------
+    Tensor, shape (3, rows * p, columns * p)
+        In units of 1/8 of the colour range, about the spread of stained tissue.
+    """
+    image = thumbnail.permute(2, 0, 1).float() / 32
+    per_cell = F.adaptive_avg_pool2d(image, (mask.shape[0], mask.shape[1]))
+    return image - per_cell[:, mask].mean(1)[:, None, None]
+
+
+def masked_softmax(logits: Tensor, cells: Tensor) -> Tensor:
+    """Attention over the candidate cells alone, shape (K,), sums to 1.
+
+    Parameters
+    ----------
+    logits
+        Shape (rows, columns).
+    cells
+        Flat numbers of the candidate cells, shape (K,).
+    """
+    return torch.softmax(logits.flatten()[cells].float(), dim=0)
+
+
+class FeatureMapAttention(nn.Module):
+    """Attention from the feature maps of any backbone.
+
+    Every map is brought to the grid and a linear layer, zero at the start, scores the cells: fine maps
+    bring detail, coarse ones context. The thumbnail is first padded by reflection, so that the
+    backbone's own zero padding stays outside.
+
+    Parameters
+    ----------
+    backbone
+        Made with ``maps=True``.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.network = backbone.network
+        self.logit = nn.Conv2d(sum(backbone.map_widths), 1, 1, bias=False)
+        nn.init.zeros_(self.logit.weight)
+        self._stride = math.lcm(*backbone.map_strides)
+        self.register_buffer("mean", 255 * torch.tensor(backbone.mean).reshape(3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(backbone.std).reshape(3, 1, 1), persistent=False)
+        self.mean: Tensor
+        self.std: Tensor
+
+    def forward(self, thumbnail: Tensor, mask: Tensor) -> Tensor:
+        """Score every cell; see :meth:`SmallAttention.forward`."""
+        image = (thumbnail.permute(2, 0, 1).to(self.mean.dtype) - self.mean) / self.std
+        rows, columns = mask.shape
+        cell = thumbnail.shape[0] // rows
+        margin = math.lcm(self._stride, cell)  # a whole number of cells and of every map's pixels
+        padded = _pad(image[None], margin, -image.shape[1] % margin, -image.shape[2] % margin)
+        size = (padded.shape[2] // cell, padded.shape[3] // cell)
+        maps = torch.cat([_to_grid(each, size) for each in self.network(padded)], dim=1)
+        first = margin // cell
+        logits: Tensor = self.logit(maps[:, :, first : first + rows, first : first + columns])
+        return logits[0, 0]
+
+
+def _pad(image: Tensor, margin: int, bottom: int, right: int) -> Tensor:
+    """Reflect (1, 3, h, w) by ``margin`` on every side and by ``bottom`` and ``right`` more."""
+    height, width = image.shape[2:]
+    pads = (margin, margin + right, margin, margin + bottom)
+    fits = max(pads[:2]) < width and max(pads[2:]) < height
+    return F.pad(image, pads, mode="reflect" if fits else "replicate")
+
+
+def _to_grid(features: Tensor, size: tuple[int, int]) -> Tensor:
+    """Average fine maps into cells, interpolate coarse ones."""
+    if features.shape[2] >= size[0]:
+        return F.adaptive_avg_pool2d(features, size)
+    return F.interpolate(features, size, mode="bilinear", align_corners=False)

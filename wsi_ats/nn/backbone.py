@@ -1,0 +1,111 @@
+"""Backbones by name: the only import of timm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+from torch import nn
+
+from wsi_ats.errors import ModelError
+
+
+@dataclass(frozen=True, slots=True)
+class Backbone:
+    """A network from timm and what it expects of its input.
+
+    Parameters
+    ----------
+    network
+        Images (N, 3, h, w) to features (N, width); to a list of maps if made with ``maps=True``.
+    width
+        Number of features (of the last map).
+    mean, std
+        Normalisation of RGB in [0, 1] that the network was trained with.
+    map_widths, map_strides
+        Channels of each map and image pixels per pixel of it; empty without ``maps=True``.
+    """
+
+    network: nn.Module
+    width: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    map_widths: tuple[int, ...] = ()
+    map_strides: tuple[int, ...] = ()
+
+
+def create_backbone(
+    name: str, *, pretrained: bool, checkpoint: str = "", maps: bool = False, size: int | None = None
+) -> Backbone:
+    """Build a timm network without its classifier.
+
+    Parameters
+    ----------
+    name
+        A timm name such as ``"resnet18"``, or ``"hf-hub:owner/model"``.
+    pretrained
+        Load the weights that go with the name; they are downloaded at first use.
+    checkpoint
+        A local weights file (safetensors, or a PyTorch state dict); takes precedence.
+    maps
+        Return feature maps rather than a pooled vector.
+    size
+        Side of the images in pixels, for networks that are built for one size.
+
+    Raises
+    ------
+    ModelError
+        When the name is unknown, or the weights cannot be had or do not fit.
+    """
+    options: dict[str, Any] = {"features_only": True} if maps else {"num_classes": 0}
+    if checkpoint:
+        if not Path(checkpoint).is_file():
+            raise ModelError(f"model.checkpoint {checkpoint!r} is no file; give a weights file")
+        options["checkpoint_path"] = checkpoint
+        pretrained = False
+    try:
+        network = _build(name, pretrained, options, size)
+    except (RuntimeError, OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelError(_advice(name, checkpoint, pretrained, error)) from error
+    # timm keeps these as plain attributes of its networks, which the type of a module does not show.
+    facts: Any = network
+    mean, std = tuple(facts.pretrained_cfg["mean"]), tuple(facts.pretrained_cfg["std"])
+    if maps:
+        widths, strides = facts.feature_info.channels(), facts.feature_info.reduction()
+        return Backbone(network, widths[-1], mean, std, tuple(widths), tuple(strides))
+    # Some networks end in a layer that is wider than their last map.
+    return Backbone(network, getattr(facts, "head_hidden_size", facts.num_features), mean, std)
+
+
+def _build(name: str, pretrained: bool, options: dict[str, Any], size: int | None) -> nn.Module:
+    """Create the network, told its image size if it is of the kind that must know."""
+    if size is not None:
+        try:
+            return _create(name, pretrained, options | {"img_size": size})
+        except TypeError:  # convolutional networks take images of any size and no such argument
+            pass
+    return _create(name, pretrained, options)
+
+
+def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
+    network: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
+    return network
+
+
+def _advice(name: str, checkpoint: str, pretrained: bool, error: Exception) -> str:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if checkpoint:
+        return f"the weights in {checkpoint} do not fit backbone {name!r}: {first}"
+    if not pretrained or "Unknown model" in first:
+        return (
+            f"backbone {name!r} cannot be built: {first}; "
+            "`python -c 'import timm; print(timm.list_models())'` lists the names"
+        )
+    return (
+        f"the weights of backbone {name!r} cannot be downloaded: {first}. Check the network; where the "
+        "model is gated, accept its licence on its page and log in with `hf auth login`; or give a "
+        "local file with --set model.checkpoint=FILE, or start from random weights with "
+        "--set model.pretrained=false"
+    )

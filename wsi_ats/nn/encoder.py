@@ -1,0 +1,117 @@
+"""What a tile shows: from pixels to a unit vector."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from wsi_ats.nn.backbone import Backbone
+
+
+class TileEncoder(nn.Module):
+    """A backbone whose features are whitened by constants, then scaled to one length.
+
+    The estimator is exact only if a feature is a function of its own tile, and sampling in proportion to
+    attention is optimal only if all features are equally long. But the raw features of a network are
+    nearly parallel and strongly correlated: their unit vectors hardly differ, and what tells tiles apart
+    hides in directions of little variance, which a head needs very many steps to find. Batch
+    normalisation cures half of that and makes a feature depend on the other tiles of its batch.
+
+    Here features are whitened by a mean and a matrix that :meth:`calibrate` measures once, before
+    training, on a few hundred tiles. They are constants afterwards, as are the statistics of batch
+    normalisation inside the backbone, so a feature stays a function of its own tile.
+
+    Parameters
+    ----------
+    backbone
+        The network.
+    trained
+        Whether it came with trained weights; it then also keeps the statistics it was trained with.
+    """
+
+    # Share of the identity mixed into the correlation matrix: a few hundred tiles say nothing of the
+    # smallest of its directions, and whitening would blow up their noise.
+    SHRINKAGE = 0.1
+
+    def __init__(self, backbone: Backbone, *, trained: bool) -> None:
+        super().__init__()
+        self.network = backbone.network
+        self.width = backbone.width
+        self._trained = trained
+        self.register_buffer("centre", torch.zeros(backbone.width))
+        self.register_buffer("whitening", torch.eye(backbone.width))
+        self.register_buffer("mean", 255 * torch.tensor(backbone.mean).reshape(3, 1, 1), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(backbone.std).reshape(3, 1, 1), persistent=False)
+        self.centre: Tensor
+        self.whitening: Tensor
+        self.mean: Tensor
+        self.std: Tensor
+
+    def forward(self, tiles: Tensor) -> Tensor:
+        """Encode tiles.
+
+        Parameters
+        ----------
+        tiles
+            RGB, uint8, shape (N, h, w, 3), on the encoder's device.
+
+        Returns
+        -------
+        Tensor, shape (N, width)
+            Vectors of length sqrt(width), so that a typical entry is of size 1.
+        """
+        white = (self._raw(tiles) - self.centre) @ self.whitening
+        return F.normalize(white, dim=1) * math.sqrt(self.width)
+
+    def _raw(self, tiles: Tensor) -> Tensor:
+        images = (tiles.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean) / self.std
+        features: Tensor = self.network(images)
+        return features
+
+    def train(self, mode: bool = True) -> TileEncoder:
+        """Switch dropout and the like; normalisation layers stay constant."""
+        super().train(mode)
+        for layer in _batch_norms(self.network):
+            layer.eval()
+        return self
+
+    @torch.no_grad()
+    def calibrate(self, tiles: Tensor) -> None:
+        """Measure the constants on a set of tiles.
+
+        Parameters
+        ----------
+        tiles
+            RGB, uint8, shape (N, h, w, 3), N >= 2; drawn from all the tissue that will be encoded.
+        """
+        was_training = self.training
+        self.eval()
+        if not self._trained:
+            for layer in _batch_norms(self.network):
+                layer.reset_running_stats()
+                layer.momentum = None  # the mean over all passes
+                layer.train()
+            for part in torch.split(tiles, _CALIBRATION_BATCH):
+                self._raw(part)
+            self.eval()
+        raw = torch.cat([self._raw(part) for part in torch.split(tiles, _CALIBRATION_BATCH)]).double()
+        spread = raw.std(0).clamp(min=torch.finfo(torch.float32).eps)
+        unit = (raw - raw.mean(0)) / spread
+        correlation = unit.T @ unit / (len(unit) - 1)
+        identity = torch.eye(self.width, dtype=correlation.dtype, device=correlation.device)
+        values, vectors = torch.linalg.eigh(torch.lerp(correlation, identity, self.SHRINKAGE))
+        root = (vectors * values.rsqrt()) @ vectors.T
+        self.centre.copy_(raw.mean(0))
+        self.whitening.copy_(root / spread[:, None])
+        self.train(was_training)
+
+
+_CALIBRATION_BATCH = 64
+
+
+def _batch_norms(module: nn.Module) -> Iterator[nn.modules.batchnorm._BatchNorm]:
+    return (each for each in module.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm))

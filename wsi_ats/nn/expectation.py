@@ -1,0 +1,123 @@
+r"""What the drawn tiles say of all tiles: the estimator.
+
+The model is the soft attention over all K cells,
+
+.. math:: \Phi = \sum_i a_i f_i,
+
+and only n << K tiles are read. One rule makes every design differentiable (Katharopoulos & Fleuret
+2019, generalised by Horvitz & Thompson 1952 and Hansen & Hurwitz 1943): with ``pi_i`` the expected
+number of draws of cell i, computed without gradient,
+
+.. math:: W_i = a_i / \mathrm{stopgrad}(\pi_i), \qquad \hat\Phi = \sum_{i \in S} W_i f_i,
+
+so that ``E[W_i * draws_i] = a_i``, and plain autograd is unbiased for Phi, for its gradient with respect
+to the features and for its gradient with respect to the attention. Whatever is *not* linear in Phi, the
+head and the loss and :func:`gated`, is biased by the curvature, the less the smaller the variance.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from wsi_ats.nn.sampling import Draw
+
+
+def weights(attention: Tensor, drawn: Draw) -> Tensor:
+    """Weight of each drawn tile: ``draws * a / stop_gradient(pi)``.
+
+    Parameters
+    ----------
+    attention
+        Attention over all candidate cells, shape (K,), sums to 1, with gradient. It need not be what the
+        cells were drawn from: any proposal with the same support gives an unbiased estimate.
+    drawn
+        The draw.
+
+    Returns
+    -------
+    Tensor, shape (m,)
+
+    Examples
+    --------
+    >>> from wsi_ats.nn.sampling import multinomial
+    >>> a = torch.tensor([0.25, 0.75], dtype=torch.float64)
+    >>> one = multinomial(a, (1, 2), torch.arange(2), 8, torch.Generator().manual_seed(0))
+    >>> round(weights(a, one).sum().item(), 12)
+    1.0
+    """
+    share = (drawn.counts / drawn.expected).detach()
+    return attention[drawn.indices] * share.to(attention.dtype)
+
+
+def linear(weight: Tensor, features: Tensor) -> Tensor:
+    r"""Unbiased estimate of :math:`\sum_i a_i f_i`.
+
+    Parameters
+    ----------
+    weight
+        Weights of the drawn tiles, shape (m,).
+    features
+        Their features, shape (m, D).
+
+    Returns
+    -------
+    Tensor, shape (D,)
+    """
+    return weight.to(features.dtype) @ features
+
+
+def gated(weight: Tensor, features: Tensor, gate: Tensor) -> Tensor:
+    r"""Estimate of :math:`\sum_i a_i e^{h_i} f_i / \sum_i a_i e^{h_i}`: the tile has a say in its weight.
+
+    The thumbnail proposes, the tile decides. The limit is the attention pooling of Ilse et al. (2018)
+    with the thumbnail's attention as a prior. A ratio of two unbiased estimates: consistent, with a bias
+    that falls as 1/n.
+
+    Parameters
+    ----------
+    weight
+        Weights of the drawn tiles, shape (m,).
+    features
+        Their features, shape (m, D).
+    gate
+        Their logits h, shape (m,).
+
+    Returns
+    -------
+    Tensor, shape (D,)
+    """
+    # Dividing both sums by the largest e^h changes nothing but keeps them finite.
+    scaled = weight.to(features.dtype) * (gate - gate.max().detach()).exp()
+    return scaled @ features / scaled.sum()
+
+
+def exact(attention: Tensor, features: Tensor, gate: Tensor | None = None) -> Tensor:
+    """The soft attention over all tiles: what the estimates converge to.
+
+    Parameters
+    ----------
+    attention
+        Shape (K,), sums to 1.
+    features
+        Shape (K, D).
+    gate
+        Shape (K,), for :func:`gated` pooling.
+    """
+    if gate is None:
+        return linear(attention, features)
+    return gated(attention, features, gate)
+
+
+def entropy(attention: Tensor) -> Tensor:
+    """Entropy of a distribution in nats, with 0 log 0 = 0 and finite gradients there.
+
+    Parameters
+    ----------
+    attention
+        Shape (K,), sums to 1.
+    """
+    positive = attention > 0
+    # The inner `where` keeps log(0) out of the backward pass, where 0 * inf would be nan.
+    logs = torch.where(positive, attention, 1).log()
+    return -(attention * logs).sum()

@@ -1,0 +1,133 @@
+"""The attention-sampling model: three pure steps, with reading of tiles between the first two.
+
+::
+
+    thumbnail -> attend -> attention -> (draw, read tiles) -> embed -> features -> pool -> classify
+
+Torch ends at cell numbers and begins again at tiles; gradients stay in the attention and the features.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from wsi_ats.nn import expectation
+from wsi_ats.nn.attention import FeatureMapAttention, SmallAttention, masked_softmax
+from wsi_ats.nn.backbone import create_backbone
+from wsi_ats.nn.encoder import TileEncoder
+
+
+class AttentionSampler(nn.Module):
+    """Attention network, tile encoder and classifier of one model.
+
+    Parameters
+    ----------
+    attention
+        Thumbnail (rows * p, columns * p, 3) and mask (rows, columns) to logits (rows, columns).
+    encoder
+        Tiles (N, h, w, 3) to features (N, D).
+    classes
+        Number of classes, at least 2.
+    gated
+        Whether a tile has a say in its own weight; see :func:`wsi_ats.nn.expectation.gated`.
+
+    Examples
+    --------
+    >>> model = build_model(classes=2, backbone="test_vit", pretrained=False, attention="small",
+    ...                     pool="linear", tile_size=64, pixels_per_cell=4)
+    >>> attention = model.attend(torch.zeros(8, 12, 3, dtype=torch.uint8), torch.arange(6), (2, 3))
+    >>> attention.tolist() == [1 / 6] * 6 or attention.sum().item()  # uniform at the start
+    1.0
+    """
+
+    def __init__(self, attention: nn.Module, encoder: TileEncoder, *, classes: int, gated: bool) -> None:
+        super().__init__()
+        self.attention = attention
+        self.encoder = encoder
+        self.gate = nn.Linear(encoder.width, 1, bias=False) if gated else None
+        self.head = nn.Linear(encoder.width, classes)
+        if self.gate is not None:
+            nn.init.zeros_(self.gate.weight)  # at the start every tile counts the same
+
+    def attend(self, thumbnail: Tensor, cells: Tensor, shape: tuple[int, int]) -> Tensor:
+        """Compute the attention over the candidate cells.
+
+        Parameters
+        ----------
+        thumbnail
+            RGB, uint8, shape (rows * p, columns * p, 3).
+        cells
+            Flat numbers of the candidate (tissue) cells, shape (K,).
+        shape
+            Rows and columns of the grid.
+
+        Returns
+        -------
+        Tensor, shape (K,)
+            Sums to 1.
+        """
+        mask = torch.zeros(shape, dtype=torch.bool, device=thumbnail.device)
+        mask.view(-1)[cells] = True
+        return masked_softmax(self.attention(thumbnail, mask), cells)
+
+    def embed(self, tiles: Tensor) -> Tensor:
+        """Encode tiles, uint8 (N, h, w, 3), as features (N, D)."""
+        features: Tensor = self.encoder(tiles)
+        return features
+
+    def pool(self, weights: Tensor, features: Tensor) -> Tensor:
+        """Estimate the slide's feature (D,) from the weights (m,) and features (m, D) of drawn tiles."""
+        if self.gate is None:
+            return expectation.linear(weights, features)
+        return expectation.gated(weights, features, self.gate(features)[:, 0])
+
+    def classify(self, pooled: Tensor) -> Tensor:
+        """Logits (..., classes) of pooled features (..., D)."""
+        logits: Tensor = self.head(pooled)
+        return logits
+
+
+def build_model(
+    *,
+    classes: int,
+    backbone: str,
+    pretrained: bool,
+    attention: str,
+    pool: str,
+    tile_size: int,
+    pixels_per_cell: int,
+    checkpoint: str = "",
+) -> AttentionSampler:
+    """Build a model from settings.
+
+    Parameters
+    ----------
+    classes
+        Number of classes.
+    backbone, pretrained, checkpoint
+        See :func:`wsi_ats.nn.backbone.create_backbone`.
+    attention
+        ``"small"`` or a timm name.
+    pool
+        ``"linear"`` or ``"gated"``.
+    tile_size
+        Pixels a side of a tile.
+    pixels_per_cell
+        Thumbnail pixels a side of a cell.
+
+    Raises
+    ------
+    ModelError
+        When a network cannot be built.
+    """
+    encoder = TileEncoder(
+        create_backbone(backbone, pretrained=pretrained, checkpoint=checkpoint, size=tile_size),
+        trained=pretrained or bool(checkpoint),
+    )
+    looker: nn.Module
+    if attention == "small":
+        looker = SmallAttention(pixels_per_cell)
+    else:
+        looker = FeatureMapAttention(create_backbone(attention, pretrained=pretrained, maps=True))
+    return AttentionSampler(looker, encoder, classes=classes, gated=pool == "gated")
