@@ -1,0 +1,185 @@
+"""Models on disk: safetensors and JSON, so that loading one never runs code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from wsi_ats.artifacts import atomic, read_json, write_json
+from wsi_ats.config import Settings
+from wsi_ats.errors import ArtifactError
+from wsi_ats.nn.model import AttentionSampler, build_model
+
+_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A trained model and what is needed to use it.
+
+    Parameters
+    ----------
+    model
+        In evaluation mode.
+    settings
+        Those it was trained with.
+    classes
+        Names of its outputs.
+    digest
+        Fingerprint of weights, settings and classes.
+    """
+
+    model: AttentionSampler
+    settings: Settings
+    classes: list[str]
+    digest: str
+
+
+def model_for(settings: Settings, classes: Sequence[str], *, weights: bool = True) -> AttentionSampler:
+    """Build the model that settings describe.
+
+    Parameters
+    ----------
+    settings
+        Sections ``model``, ``tile`` and ``thumbnail`` are used.
+    classes
+        Names of the classes.
+    weights
+        Load the backbone's weights; not needed where a trained model's own will replace them.
+    """
+    network = settings.model
+    return build_model(
+        classes=len(classes),
+        backbone=network.backbone,
+        pretrained=network.pretrained and weights,
+        checkpoint=network.checkpoint if weights else "",
+        attention=network.attention,
+        pool=network.pool,
+        tile_size=settings.tile.size,
+        pixels_per_cell=settings.thumbnail.pixels_per_cell,
+    )
+
+
+def save_model(folder: Path, model: AttentionSampler, settings: Settings, classes: Sequence[str]) -> str:
+    """Write ``model.safetensors`` and ``model.json``; returns the model's digest."""
+    weights = folder / "model.safetensors"
+    with atomic(weights) as temporary:
+        save_file(_contiguous(model.state_dict()), temporary)
+    digest = _digest(weights, settings, classes)
+    record = {"schema": _SCHEMA, "digest": digest, "classes": list(classes), "settings": asdict(settings)}
+    write_json(folder / "model.json", record)
+    return digest
+
+
+def load_model(folder: Path, device: torch.device | None = None) -> LoadedModel:
+    """Read a trained model.
+
+    Parameters
+    ----------
+    folder
+        Output folder of ``train``.
+    device
+        Where to put it; the CPU by default.
+
+    Raises
+    ------
+    ArtifactError
+        When a file is missing, damaged or of another version.
+    """
+    record = read_json(folder / "model.json")
+    if record.get("schema") != _SCHEMA:
+        raise ArtifactError(
+            f"{folder / 'model.json'} has schema {record.get('schema')!r}, expected {_SCHEMA}; "
+            "train again, or use the version that wrote it"
+        )
+    settings, classes = Settings.from_mapping(record["settings"]), list(record["classes"])
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        raise ArtifactError(f"{weights} is missing; was the training completed?")
+    digest = _digest(weights, settings, classes)
+    if digest != record["digest"]:
+        raise ArtifactError(
+            f"{weights} and model.json do not belong together (digest {digest}, recorded "
+            f"{record['digest']}); copy the whole folder again"
+        )
+    model = model_for(settings, classes, weights=False)
+    try:
+        model.load_state_dict(load_file(weights))
+    except (SafetensorError, RuntimeError) as error:
+        raise ArtifactError(f"{weights} does not fit model.json: {error}") from error
+    return LoadedModel(model.to(device).eval(), settings, classes, digest)
+
+
+def save_state(
+    path: Path, model: AttentionSampler, optimizer: torch.optim.Optimizer, record: Mapping[str, Any]
+) -> None:
+    """Write everything that training needs to go on, atomically."""
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
+    with atomic(path) as temporary:
+        save_file(_contiguous(tensors), temporary, metadata={"record": json.dumps(record)})
+
+
+def load_state(
+    path: Path, model: AttentionSampler, optimizer: torch.optim.Optimizer, device: torch.device
+) -> dict[str, Any]:
+    """Put a stored state into a model and an optimiser; returns the record stored with it.
+
+    Raises
+    ------
+    ArtifactError
+        When the file is damaged or of another model.
+    """
+    record = read_record(path)
+    try:
+        tensors = load_file(path, device=str(device))
+        weights = {
+            name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")
+        }
+        model.load_state_dict(weights)
+    except (SafetensorError, RuntimeError) as error:
+        raise ArtifactError(f"{path} does not fit the model: {error}; start with --overwrite") from error
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".")
+            state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+    return record
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read the record stored with a training state, without its tensors.
+
+    Raises
+    ------
+    ArtifactError
+        When the file is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            record: dict[str, Any] = json.loads(file.metadata()["record"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{path} is damaged: {error}; start with --overwrite") from error
+    return record
+
+
+def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+
+
+def _digest(weights: Path, settings: Settings, classes: Sequence[str]) -> str:
+    with weights.open("rb") as file:
+        content = hashlib.file_digest(file, "sha256").hexdigest()
+    text = json.dumps([content, settings.digest(), list(classes)])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

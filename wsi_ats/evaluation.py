@@ -1,0 +1,100 @@
+"""Splits and figures of merit: the only import of scikit-learn."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import StratifiedGroupKFold
+
+from wsi_ats.errors import ManifestError
+from wsi_ats.slides.base import SlideRef
+
+
+def split_by_case(
+    refs: Sequence[SlideRef], share: float, *, seed: int
+) -> tuple[list[SlideRef], list[SlideRef]]:
+    """Set some cases aside for validation.
+
+    Where the manifest prescribes splits, they are kept: ``val`` is set aside, ``test`` is left out of
+    both. Else about ``share`` of the cases are drawn, stratified by class; all slides of a case go
+    together.
+
+    Parameters
+    ----------
+    refs
+        Labelled slides.
+    share
+        Share of the cases to set aside; 0 sets none aside.
+    seed
+        Decides which.
+
+    Returns
+    -------
+    list of SlideRef, list of SlideRef
+        For training, and set aside.
+
+    Raises
+    ------
+    ManifestError
+        When a case is in two splits, or a class would be left without slides for training.
+    """
+    if any(ref.split for ref in refs):
+        _check_leakage(refs)
+        return [r for r in refs if r.split in {None, "train"}], [r for r in refs if r.split == "val"]
+    if share == 0:
+        return list(refs), []
+    labels, cases = [str(ref.label) for ref in refs], [ref.case for ref in refs]
+    folds = round(1 / share)
+    fewest = min(len({c for c, at in zip(cases, labels, strict=True) if at == label}) for label in labels)
+    if fewest < folds:
+        raise ManifestError(
+            f"a class has only {fewest} cases, too few to set {share:.0%} of each class aside; give "
+            "more cases, a split column in the manifest, or --set training.validation=0"
+        )
+    splitter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
+    training, aside = next(splitter.split(np.zeros(len(refs)), labels, cases))
+    return [refs[i] for i in training], [refs[i] for i in aside]
+
+
+def _check_leakage(refs: Sequence[SlideRef]) -> None:
+    splits: dict[str, set[str]] = defaultdict(set)
+    for ref in refs:
+        splits[ref.case].add(ref.split or "train")
+    for case, found in splits.items():
+        if len(found) > 1:
+            raise ManifestError(
+                f"case {case!r} is in splits {', '.join(sorted(found))}: its slides would leak from one "
+                "into the other; put all slides of a case into one split"
+            )
+
+
+def auc(targets: npt.ArrayLike, probabilities: npt.ArrayLike) -> float | None:
+    """Area under the ROC curve; for more than two classes the mean of each class against the rest.
+
+    Parameters
+    ----------
+    targets
+        Numbers of the true classes, shape (N,).
+    probabilities
+        Shape (N, classes).
+
+    Returns
+    -------
+    float or None
+        ``None`` where a class is absent and the area is not defined.
+
+    Examples
+    --------
+    >>> auc([0, 1, 1], [[0.9, 0.1], [0.4, 0.6], [0.2, 0.8]])
+    1.0
+    """
+    true, scores = np.asarray(targets), np.asarray(probabilities, dtype=np.float64)
+    if len(np.unique(true)) < scores.shape[1]:
+        return None
+    if scores.shape[1] == 2:
+        return float(roc_auc_score(true, scores[:, 1]))
+    return float(roc_auc_score(true, scores, multi_class="ovr", labels=np.arange(scores.shape[1])))

@@ -1,0 +1,342 @@
+"""Train attention, encoder and head together from slide labels.
+
+Read from top to bottom: an epoch is a shuffled pass over the slides in small batches; for each batch
+attend, draw, read, embed, estimate, classify, and step. Every random choice is a function of the seed,
+the epoch and the slide, so that a run that was interrupted and resumed ends in the same weights.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from wsi_ats.artifacts import atomic, digest_of
+from wsi_ats.batches import Example, TileReader, epoch_batches, outcomes
+from wsi_ats.checkpoints import load_state, model_for, read_record, save_state
+from wsi_ats.config import Settings
+from wsi_ats.errors import ArtifactError, ModelError
+from wsi_ats.evaluation import auc
+from wsi_ats.inference import draw_seed
+from wsi_ats.nn import expectation
+from wsi_ats.nn.model import AttentionSampler
+from wsi_ats.nn.sampling import draw
+from wsi_ats.slides.base import Pixels
+from wsi_ats.tables import write_csv
+
+OnEpoch = Callable[[Mapping[str, float | None]], None]
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """What one pass over a batch of slides gives; slides that could not be read are not in it.
+
+    Parameters
+    ----------
+    logits
+        Shape (B, classes).
+    targets
+        Shape (B,).
+    entropy
+        Of each slide's attention in nats, shape (B,).
+    tiles
+        Distinct tiles that were read.
+    failed
+        Message for each slide that could not be read.
+    """
+
+    logits: Tensor
+    targets: Tensor
+    entropy: Tensor
+    tiles: int
+    failed: Mapping[str, str]
+
+
+def estimate(
+    model: AttentionSampler,
+    examples: Sequence[Example],
+    reader: TileReader,
+    settings: Settings,
+    *,
+    seed_of: Callable[[Example], int],
+    device: torch.device,
+) -> Estimates | None:
+    """Estimate the logits of some slides, each from one draw of its tiles.
+
+    Parameters
+    ----------
+    model
+        Gradients flow into all of it, but not into its attention if that is frozen by the settings.
+    examples
+        The slides.
+    reader
+        Reads their tiles.
+    settings
+        Sections ``sampling`` and ``training`` are used.
+    seed_of
+        Seed of a slide's draw.
+    device
+        Where the model is.
+
+    Returns
+    -------
+    Estimates or None
+        ``None`` when no slide could be read.
+    """
+    attentions, draws = [], []
+    for example in examples:
+        cells, shape = torch.from_numpy(example.tissue.cells), example.tissue.grid.shape
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not settings.training.freeze_attention):
+            thumbnail = torch.from_numpy(example.thumbnail).to(device)
+            attentions.append(model.attend(thumbnail, cells.to(device), shape))
+        draws.append(
+            draw(
+                settings.sampling.design,
+                attentions[-1].detach().cpu(),
+                cells=cells,
+                shape=shape,
+                n=settings.sampling.tiles,
+                generator=torch.Generator().manual_seed(seed_of(example)),
+            ).to(device)
+        )
+    wanted = [
+        (example, example.tissue.cells[drawn.indices.cpu().numpy()])
+        for example, drawn in zip(examples, draws, strict=True)
+    ]
+    tiles, failed = outcomes(reader.read(wanted), examples)
+    kept = [i for i, each in enumerate(tiles) if each is not None]
+    if not kept:
+        return None
+    read: list[Pixels] = [each for each in tiles if each is not None]
+    features = model.embed(torch.from_numpy(np.concatenate(read)).to(device))
+    pooled = [
+        model.pool(expectation.weights(attentions[i], draws[i]), part)
+        for i, part in zip(kept, torch.split(features, [len(each) for each in read]), strict=True)
+    ]
+    return Estimates(
+        logits=model.classify(torch.stack(pooled)),
+        targets=torch.tensor([examples[i].target for i in kept], device=device),
+        entropy=torch.stack([expectation.entropy(attentions[i]) for i in kept]),
+        tiles=sum(len(each) for each in read),
+        failed=failed,
+    )
+
+
+def fit(
+    training: Sequence[Example],
+    validation: Sequence[Example],
+    settings: Settings,
+    *,
+    classes: Sequence[str],
+    folder: Path,
+    device: torch.device,
+    on_epoch: OnEpoch,
+    reader: TileReader,
+) -> AttentionSampler:
+    """Train a model, or go on where an interrupted run of the same settings and slides stopped.
+
+    After every epoch the state is written to ``checkpoints/last.safetensors`` and the figures of all
+    epochs to ``metrics.csv``.
+
+    Parameters
+    ----------
+    training
+        Slides to learn from.
+    validation
+        Slides to watch; may be empty.
+    settings
+        All of them; the seed is ``training.seed``.
+    classes
+        Names of the classes; ``Example.target`` counts in them.
+    folder
+        Where checkpoints and metrics go.
+    device
+        Where to compute.
+    on_epoch
+        Called with the epoch's row of ``metrics.csv``.
+    reader
+        Reads the tiles.
+
+    Returns
+    -------
+    AttentionSampler
+        In evaluation mode.
+
+    Raises
+    ------
+    ModelError
+        When a network cannot be built, no slide can be read, or the loss is no longer a number.
+    ArtifactError
+        When the folder holds the state of another run.
+    """
+    checkpoint = folder / "checkpoints" / "last.safetensors"
+    run = digest_of(settings.digest(), *classes, *(f"{e.ref.id}={e.target}" for e in training))
+    seed = settings.training.seed
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = model_for(settings, classes).to(device)
+        optimizer = _optimizer(model, settings)
+        rows: list[dict[str, float | None]] = []
+        if checkpoint.exists():
+            if read_record(checkpoint)["run"] != run:
+                raise ArtifactError(
+                    f"{checkpoint} belongs to a run with other settings or slides; "
+                    "use --overwrite to start anew, or another --out"
+                )
+            rows = load_state(checkpoint, model, optimizer, device)["rows"]
+        else:
+            calibrate(model, training, reader, settings, device=device)
+        for epoch in range(len(rows), settings.training.epochs):
+            torch.manual_seed(draw_seed(seed, "epoch", epoch))  # dropout, if the backbone has any
+            begin = time.perf_counter()
+            row: dict[str, float | None] = {"epoch": float(epoch)}
+            row |= _train_epoch(model, optimizer, training, reader, settings, epoch, device)
+            row |= _validate(model, validation, reader, settings, device)
+            row["seconds"] = time.perf_counter() - begin
+            rows.append(row)
+            save_state(checkpoint, model, optimizer, {"run": run, "rows": rows})
+            with atomic(folder / "metrics.csv") as temporary:
+                write_csv(temporary, {name: [each[name] for each in rows] for name in row})
+            on_epoch(row)
+    return model.eval()
+
+
+def calibrate(
+    model: AttentionSampler,
+    examples: Sequence[Example],
+    reader: TileReader,
+    settings: Settings,
+    *,
+    device: torch.device,
+) -> None:
+    """Measure the encoder's constants on tiles drawn uniformly from all slides.
+
+    Raises
+    ------
+    ModelError
+        When no slide can be read.
+    """
+    generator = np.random.default_rng(draw_seed(settings.training.seed, "calibration", 0))
+    wanted = settings.training.calibration_tiles
+    chosen = [examples[i] for i in generator.permutation(len(examples))[:wanted]]
+    each = -(-wanted // len(chosen))
+    cells = [generator.choice(e.tissue.cells, min(each, len(e.tissue.cells)), replace=False) for e in chosen]
+    tiles, failed = outcomes(reader.read(list(zip(chosen, cells, strict=True))), chosen)
+    read = [each for each in tiles if each is not None]
+    if not read or sum(len(each) for each in read) < 2:
+        raise ModelError(f"no tiles could be read for calibration: {'; '.join(failed.values())}")
+    model.encoder.calibrate(torch.from_numpy(np.concatenate(read)).to(device))
+
+
+def _optimizer(model: AttentionSampler, settings: Settings) -> torch.optim.Optimizer:
+    rates = settings.training
+    linear = [*model.head.parameters(), *(model.gate.parameters() if model.gate is not None else ())]
+    groups = [
+        {"params": list(model.encoder.parameters()), "lr": rates.learning_rate},
+        {"params": list(model.attention.parameters()), "lr": rates.attention_learning_rate},
+        {"params": linear, "lr": rates.head_learning_rate},
+    ]
+    for group in groups:
+        group["peak"] = group["lr"]
+    return torch.optim.AdamW(groups, weight_decay=rates.weight_decay)
+
+
+def _train_epoch(
+    model: AttentionSampler,
+    optimizer: torch.optim.Optimizer,
+    examples: Sequence[Example],
+    reader: TileReader,
+    settings: Settings,
+    epoch: int,
+    device: torch.device,
+) -> dict[str, float | None]:
+    rates = settings.training
+    model.train()
+    batches = epoch_batches(len(examples), rates.slides_per_step, draw_seed(rates.seed, "order", epoch))
+    losses, entropies, tiles, failed = [], [], 0, 0
+    for number, batch in enumerate(batches):
+        done = (epoch * len(batches) + number) / (rates.epochs * len(batches))
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * _rate(done, rates.warmup)
+        chosen = [examples[i] for i in batch]
+        result = estimate(
+            model,
+            chosen,
+            reader,
+            settings,
+            seed_of=lambda example: draw_seed(rates.seed, example.ref.id, epoch),
+            device=device,
+        )
+        failed += len(chosen) if result is None else len(result.failed)
+        if result is None:
+            continue
+        loss = F.cross_entropy(result.logits, result.targets)
+        if not math.isfinite(loss.item()):
+            ids = ", ".join(example.ref.id for example in chosen)
+            raise ModelError(
+                f"the loss is {loss.item()} in epoch {epoch}, step {number} (slides {ids}); the last good "
+                "state is in checkpoints/; try lower learning rates"
+            )
+        optimizer.zero_grad(set_to_none=True)
+        (loss - rates.entropy * result.entropy.mean()).backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), rates.clip)
+        optimizer.step()
+        losses.append(loss.item())
+        entropies.append(result.entropy.mean().item())
+        tiles += result.tiles
+    if not losses:
+        raise ModelError("no training slide could be read; see the errors of `wsi-ats prepare`")
+    return {
+        "loss": float(np.mean(losses)),
+        "entropy": float(np.mean(entropies)),
+        "tiles": float(tiles),
+        "failed": float(failed),
+    }
+
+
+def _rate(done: float, warmup: float) -> float:
+    """Share of the peak learning rate after a share of the steps: a linear rise, then half a cosine."""
+    if done < warmup:
+        return 0.05 + 0.95 * done / warmup
+    return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
+
+
+def _validate(
+    model: AttentionSampler,
+    examples: Sequence[Example],
+    reader: TileReader,
+    settings: Settings,
+    device: torch.device,
+) -> dict[str, float | None]:
+    if not examples:
+        return {"validation_loss": None, "validation_auc": None}
+    model.eval()
+    batches = np.array_split(np.arange(len(examples)), -(-len(examples) // settings.training.slides_per_step))
+    with torch.inference_mode():
+        results = [
+            estimate(
+                model,
+                [examples[i] for i in batch],
+                reader,
+                settings,
+                # The same draw at every epoch, so that epochs can be compared.
+                seed_of=lambda example: draw_seed(settings.training.seed, example.ref.id, -1),
+                device=device,
+            )
+            for batch in batches
+        ]
+    read = [each for each in results if each is not None]
+    if not read:
+        return {"validation_loss": None, "validation_auc": None}
+    logits, targets = torch.cat([r.logits for r in read]), torch.cat([r.targets for r in read])
+    return {
+        "validation_loss": F.cross_entropy(logits, targets).item(),
+        "validation_auc": auc(targets.cpu().numpy(), torch.softmax(logits, 1).cpu().numpy()),
+    }
