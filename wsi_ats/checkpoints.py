@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from wsi_ats.artifacts import atomic, read_json, write_json
+from wsi_ats.artifacts import atomic
 from wsi_ats.config import Settings
 from wsi_ats.errors import ArtifactError
+from wsi_ats.model_card import ModelCard, read_card, write_card
 from wsi_ats.nn.model import AttentionSampler, build_model
-
-_SCHEMA = 1
 
 
 @dataclass(frozen=True)
@@ -75,8 +74,7 @@ def save_model(folder: Path, model: AttentionSampler, settings: Settings, classe
     with atomic(weights) as temporary:
         save_file(_contiguous(model.state_dict()), temporary)
     digest = _digest(weights, settings, classes)
-    record = {"schema": _SCHEMA, "digest": digest, "classes": list(classes), "settings": asdict(settings)}
-    write_json(folder / "model.json", record)
+    write_card(folder, ModelCard(settings, tuple(classes), digest))
     return digest
 
 
@@ -95,28 +93,19 @@ def load_model(folder: Path, device: torch.device | None = None) -> LoadedModel:
     ArtifactError
         When a file is missing, damaged or of another version.
     """
-    record = read_json(folder / "model.json")
-    if record.get("schema") != _SCHEMA:
+    card, weights = read_card(folder), folder / "model.safetensors"
+    digest = _digest(weights, card.settings, card.classes)
+    if digest != card.digest:
         raise ArtifactError(
-            f"{folder / 'model.json'} has schema {record.get('schema')!r}, expected {_SCHEMA}; "
-            "train again, or use the version that wrote it"
+            f"{weights} and model.json do not belong together (digest {digest}, recorded {card.digest}); "
+            "copy the whole folder again"
         )
-    settings, classes = Settings.from_mapping(record["settings"]), list(record["classes"])
-    weights = folder / "model.safetensors"
-    if not weights.is_file():
-        raise ArtifactError(f"{weights} is missing; was the training completed?")
-    digest = _digest(weights, settings, classes)
-    if digest != record["digest"]:
-        raise ArtifactError(
-            f"{weights} and model.json do not belong together (digest {digest}, recorded "
-            f"{record['digest']}); copy the whole folder again"
-        )
-    model = model_for(settings, classes, weights=False)
+    model = model_for(card.settings, card.classes, weights=False)
     try:
         model.load_state_dict(load_file(weights))
     except (SafetensorError, RuntimeError) as error:
         raise ArtifactError(f"{weights} does not fit model.json: {error}") from error
-    return LoadedModel(model.to(device).eval(), settings, classes, digest)
+    return LoadedModel(model.to(device).eval(), card.settings, list(card.classes), digest)
 
 
 def save_state(

@@ -121,7 +121,7 @@ class TrainingSettings:
     """Slides in a step; fewer is noisier, more is slower to start."""
     learning_rate: float = 1e-4
     """Of the backbone; usual for fine-tuning, and slow enough for whitening to stay constant."""
-    attention_learning_rate: float = 2e-3
+    attention_learning_rate: float = 5e-3
     """Of the attention network, which is small and starts from nothing."""
     head_learning_rate: float = 1e-2
     """Of gate and head: linear layers on whitened features, which must become large to find a rare tile."""

@@ -6,7 +6,6 @@ import hashlib
 import math
 import time
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import torch
@@ -21,8 +20,7 @@ from wsi_ats.nn.sampling import Draw, draw
 from wsi_ats.selection import AttentionMap, Prediction, Selection, Status, TissueMask
 from wsi_ats.slides.base import Slide, SlideRef
 from wsi_ats.slides.wrappers import CountingSlide
-from wsi_ats.tiles import grid_for, level_for, read_thumbnail, read_tiles
-from wsi_ats.tissue import Method, find_tissue
+from wsi_ats.tiles import level_for, read_tiles
 
 
 @dataclass(frozen=True)

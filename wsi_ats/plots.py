@@ -54,7 +54,8 @@ def figure_of_slide(
     figure = Figure(figsize=(3.2 * panels, 5.2), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title)
-    upper, lower = figure.subfigures(2, 1, height_ratios=(3.2, 1.2))
+    halves = figure.subfigures(2, 1, height_ratios=(3.2, 1.2), squeeze=False)
+    upper, lower = halves[0, 0], halves[1, 0]
     axes = upper.subplots(1, panels)
     axes[0].imshow(thumbnail, extent=extent)
     axes[0].set_title("thumbnail")

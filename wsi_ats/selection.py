@@ -173,8 +173,8 @@ class Prediction:
     tiles_read, tiles_total
         Distinct tiles read, and tissue tiles of the slide.
     bytes_read
-        Compressed bytes of the file's tiles that were touched, thumbnail included; ``None`` where the
-        format does not tell.
+        Compressed bytes of the file's tiles under all that was read, thumbnail included; a tile that was
+        needed for both counts twice, for it is read twice. ``None`` where the format does not tell.
     seconds
         Wall time.
     model_digest, seed

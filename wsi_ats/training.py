@@ -7,6 +7,7 @@ the epoch and the slide, so that a run that was interrupted and resumed ends in 
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +31,8 @@ from wsi_ats.nn.model import AttentionSampler
 from wsi_ats.nn.sampling import draw
 from wsi_ats.slides.base import Pixels
 from wsi_ats.tables import write_csv
+
+_LOG = logging.getLogger(__name__)
 
 OnEpoch = Callable[[Mapping[str, float | None]], None]
 
@@ -67,7 +70,7 @@ def estimate(
     *,
     seed_of: Callable[[Example], int],
     device: torch.device,
-) -> Estimates | None:
+) -> Estimates:
     """Estimate the logits of some slides, each from one draw of its tiles.
 
     Parameters
@@ -87,8 +90,8 @@ def estimate(
 
     Returns
     -------
-    Estimates or None
-        ``None`` when no slide could be read.
+    Estimates
+        Of the slides that could be read; there may be none.
     """
     attentions, draws = [], []
     for example in examples:
@@ -112,18 +115,20 @@ def estimate(
     ]
     tiles, failed = outcomes(reader.read(wanted), examples)
     kept = [i for i, each in enumerate(tiles) if each is not None]
-    if not kept:
-        return None
     read: list[Pixels] = [each for each in tiles if each is not None]
-    features = model.embed(torch.from_numpy(np.concatenate(read)).to(device))
+    if read:
+        features = model.embed(torch.from_numpy(np.concatenate(read)).to(device))
+    else:
+        features = torch.zeros(0, model.encoder.width, device=device)
     pooled = [
         model.pool(expectation.weights(attentions[i], draws[i]), part)
         for i, part in zip(kept, torch.split(features, [len(each) for each in read]), strict=True)
     ]
+    entropies = [expectation.entropy(attentions[i]) for i in kept]
     return Estimates(
-        logits=model.classify(torch.stack(pooled)),
-        targets=torch.tensor([examples[i].target for i in kept], device=device),
-        entropy=torch.stack([expectation.entropy(attentions[i]) for i in kept]),
+        logits=model.classify(torch.stack(pooled) if pooled else features),
+        targets=torch.tensor([examples[i].target for i in kept], dtype=torch.int64, device=device),
+        entropy=torch.stack(entropies) if entropies else torch.zeros(0, device=device),
         tiles=sum(len(each) for each in read),
         failed=failed,
     )
@@ -177,7 +182,8 @@ def fit(
         When the folder holds the state of another run.
     """
     checkpoint = folder / "checkpoints" / "last.safetensors"
-    run = digest_of(settings.digest(), *classes, *(f"{e.ref.id}={e.target}" for e in training))
+    slides = (f"{part}/{e.ref.id}={e.target}" for part, of in enumerate((training, validation)) for e in of)
+    run = digest_of(settings.digest(), *classes, *slides)
     seed = settings.training.seed
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -274,8 +280,10 @@ def _train_epoch(
             seed_of=lambda example: draw_seed(rates.seed, example.ref.id, epoch),
             device=device,
         )
-        failed += len(chosen) if result is None else len(result.failed)
-        if result is None:
+        failed += len(result.failed)
+        for slide_id, error in result.failed.items():
+            _LOG.warning("epoch %d goes on without %s: %s", epoch, slide_id, error)
+        if not len(result.targets):
             continue
         loss = F.cross_entropy(result.logits, result.targets)
         if not math.isfinite(loss.item()):
@@ -332,10 +340,9 @@ def _validate(
             )
             for batch in batches
         ]
-    read = [each for each in results if each is not None]
-    if not read:
+    logits, targets = torch.cat([r.logits for r in results]), torch.cat([r.targets for r in results])
+    if not len(targets):
         return {"validation_loss": None, "validation_auc": None}
-    logits, targets = torch.cat([r.logits for r in read]), torch.cat([r.targets for r in read])
     return {
         "validation_loss": F.cross_entropy(logits, targets).item(),
         "validation_auc": auc(targets.cpu().numpy(), torch.softmax(logits, 1).cpu().numpy()),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wsi_ats.nn.backbone import Backbone
+from wsi_ats.nn.backbone import Backbone, batch_norms
 
 
 class SmallAttention(nn.Module):
@@ -50,7 +50,7 @@ class SmallAttention(nn.Module):
         Tensor, shape (rows, columns)
             Logits; those of cells outside the mask mean nothing.
         """
-        image = relative_colour(thumbnail, mask)
+        image = relative_colour(thumbnail, mask).to(self.logit.weight.dtype)
         cells = F.gelu(self.cell(image[None]))
         # Reflection needs at least two cells a side; a narrower slide repeats its edge.
         around = self.around if min(cells.shape[2:]) > 1 else self._narrow
@@ -92,21 +92,31 @@ def masked_softmax(logits: Tensor, cells: Tensor) -> Tensor:
     cells
         Flat numbers of the candidate cells, shape (K,).
     """
-    return torch.softmax(logits.flatten()[cells].float(), dim=0)
+    # Half precision is not enough for probabilities that differ by orders of magnitude.
+    precise = torch.promote_types(logits.dtype, torch.float32)
+    return torch.softmax(logits.flatten()[cells].to(precise), dim=0)
 
 
 class FeatureMapAttention(nn.Module):
     """Attention from the feature maps of any backbone.
 
     Every map is brought to the grid and a linear layer, zero at the start, scores the cells: fine maps
-    bring detail, coarse ones context. The thumbnail is first padded by reflection, so that the
-    backbone's own zero padding stays outside.
+    bring detail, coarse ones context. Statistics of batch normalisation stay as they came: those of a
+    single slide would take away what makes it stand out, and differ from those used at scoring.
+
+    The thumbnail is first padded by reflection, to keep the backbone's own zero padding out of sight. A
+    deep network sees further than any padding one would pay for, so this is exact only for shallow ones.
+    Transformers with position embeddings know where a cell is, whatever the padding.
 
     Parameters
     ----------
     backbone
         Made with ``maps=True``.
     """
+
+    # In pixels of the coarsest map. With one, the border of a constant image stands out from its centre
+    # as much as random colours do from one another; with four, by a twentieth of that (resnet18).
+    MARGIN = 4
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -119,13 +129,21 @@ class FeatureMapAttention(nn.Module):
         self.mean: Tensor
         self.std: Tensor
 
+    def train(self, mode: bool = True) -> FeatureMapAttention:
+        """Switch dropout and the like; normalisation layers stay constant."""
+        super().train(mode)
+        for layer in batch_norms(self.network):
+            layer.eval()
+        return self
+
     def forward(self, thumbnail: Tensor, mask: Tensor) -> Tensor:
         """Score every cell; see :meth:`SmallAttention.forward`."""
         image = (thumbnail.permute(2, 0, 1).to(self.mean.dtype) - self.mean) / self.std
         rows, columns = mask.shape
         cell = thumbnail.shape[0] // rows
-        margin = math.lcm(self._stride, cell)  # a whole number of cells and of every map's pixels
-        padded = _pad(image[None], margin, -image.shape[1] % margin, -image.shape[2] % margin)
+        unit = math.lcm(self._stride, cell)  # a whole number of cells and of every map's pixels
+        margin = unit * math.ceil(self.MARGIN * self._stride / unit)
+        padded = _pad(image[None], margin, -image.shape[1] % unit, -image.shape[2] % unit)
         size = (padded.shape[2] // cell, padded.shape[3] // cell)
         maps = torch.cat([_to_grid(each, size) for each in self.network(padded)], dim=1)
         first = margin // cell

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,11 @@ def create_backbone(
         return Backbone(network, widths[-1], mean, std, tuple(widths), tuple(strides))
     # Some networks end in a layer that is wider than their last map.
     return Backbone(network, getattr(facts, "head_hidden_size", facts.num_features), mean, std)
+
+
+def batch_norms(network: nn.Module) -> Iterator[nn.modules.batchnorm._BatchNorm]:
+    """The batch normalisation layers of a network, timm's own kinds included."""
+    return (each for each in network.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm))
 
 
 def _build(name: str, pretrained: bool, options: dict[str, Any], size: int | None) -> nn.Module:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from wsi_ats.nn.backbone import Backbone
+from wsi_ats.errors import ModelError
+from wsi_ats.nn.backbone import Backbone, batch_norms
 
 
 class TileEncoder(nn.Module):
@@ -36,6 +36,8 @@ class TileEncoder(nn.Module):
     # Share of the identity mixed into the correlation matrix: a few hundred tiles say nothing of the
     # smallest of its directions, and whitening would blow up their noise.
     SHRINKAGE = 0.1
+    # Relative to the feature that varies most.
+    CONSTANT = 1e-5
 
     def __init__(self, backbone: Backbone, *, trained: bool) -> None:
         super().__init__()
@@ -75,7 +77,7 @@ class TileEncoder(nn.Module):
     def train(self, mode: bool = True) -> TileEncoder:
         """Switch dropout and the like; normalisation layers stay constant."""
         super().train(mode)
-        for layer in _batch_norms(self.network):
+        for layer in batch_norms(self.network):
             layer.eval()
         return self
 
@@ -87,19 +89,31 @@ class TileEncoder(nn.Module):
         ----------
         tiles
             RGB, uint8, shape (N, h, w, 3), N >= 2; drawn from all the tissue that will be encoded.
+
+        Raises
+        ------
+        ModelError
+            When there are fewer than two tiles.
         """
+        if len(tiles) < 2:
+            raise ModelError(f"calibration needs at least 2 tiles, not {len(tiles)}")
+        # Parts of one size: batch normalisation has no statistics of a single small tile left over.
+        parts = torch.tensor_split(tiles, math.ceil(len(tiles) / _CALIBRATION_BATCH))
         was_training = self.training
         self.eval()
         if not self._trained:
-            for layer in _batch_norms(self.network):
+            for layer in batch_norms(self.network):
                 layer.reset_running_stats()
                 layer.momentum = None  # the mean over all passes
                 layer.train()
-            for part in torch.split(tiles, _CALIBRATION_BATCH):
+            for part in parts:
                 self._raw(part)
             self.eval()
-        raw = torch.cat([self._raw(part) for part in torch.split(tiles, _CALIBRATION_BATCH)]).double()
-        spread = raw.std(0).clamp(min=torch.finfo(torch.float32).eps)
+        raw = torch.cat([self._raw(part) for part in parts]).double()
+        spread = raw.std(0)
+        # A feature that is the same for all tiles is left out: scaled by its rounding errors, it would
+        # drown the others as soon as a tile differs in it.
+        spread[spread <= self.CONSTANT * spread.max()] = torch.inf
         unit = (raw - raw.mean(0)) / spread
         correlation = unit.T @ unit / (len(unit) - 1)
         identity = torch.eye(self.width, dtype=correlation.dtype, device=correlation.device)
@@ -111,7 +125,3 @@ class TileEncoder(nn.Module):
 
 
 _CALIBRATION_BATCH = 64
-
-
-def _batch_norms(module: nn.Module) -> Iterator[nn.modules.batchnorm._BatchNorm]:
-    return (each for each in module.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm))

@@ -95,6 +95,11 @@ def draw(
         raise SettingsError(f"unknown design {design!r}; known are {', '.join(DESIGNS)}")
     if n < 1:
         raise SettingsError(f"at least one tile must be drawn, not {n}")
+    if proposal.ndim != 1 or proposal.shape != cells.shape:
+        raise SettingsError(
+            f"a proposal has one probability for each cell, not shape {tuple(proposal.shape)} for "
+            f"{tuple(cells.shape)}"
+        )
     probabilities = proposal.detach().to(torch.float64)
     total = probabilities.sum().item()
     if not (math.isfinite(total) and total > 0 and probabilities.min().item() >= 0):
@@ -109,11 +114,25 @@ def multinomial(
 ) -> Draw:
     """``n`` independent draws with replacement: ``pi = n q`` (the paper's first estimator)."""
     del shape, cells
+    points = torch.rand(n, generator=generator, dtype=torch.float64)
+    return multinomial_at(proposal, points.to(proposal.device))
+
+
+def multinomial_at(proposal: Tensor, points: Tensor) -> Draw:
+    """The draw that given points make: what is left of :func:`multinomial` without its randomness.
+
+    Parameters
+    ----------
+    proposal
+        Probabilities, shape (K,), float64.
+    points
+        In [0, 1), shape (n,), float64.
+    """
+    n = len(points)
     ends = proposal.cumsum(0)
-    points = torch.rand(n, generator=generator, dtype=torch.float64).to(ends.device) * ends[-1]
     # A point that rounding puts on the very end belongs to the last cell of positive probability.
     last = proposal.nonzero()[-1, 0]
-    drawn = torch.searchsorted(ends, points, right=True).clamp(max=last)
+    drawn = torch.searchsorted(ends, points * ends[-1], right=True).clamp(max=last)
     indices, inverse, counts = torch.unique(drawn, return_inverse=True, return_counts=True)
     first = torch.full_like(indices, n).scatter_reduce(
         0, inverse, torch.arange(n, device=indices.device), "amin"
@@ -135,22 +154,45 @@ def systematic(
     positive = proposal.nonzero()[:, 0]
     if len(positive) <= n:
         return _take_all(positive)
-    expected = inclusion(proposal[positive], n)
-    order = _curve(cells[positive], shape, generator)
+    origin = torch.randint(curve_side(shape), (2,), generator=generator).tolist()
+    turned = bool(torch.rand((), generator=generator) < 0.5)
+    offset = torch.rand((), generator=generator, dtype=torch.float64)
+    order = curve(cells[positive], shape, (origin[0], origin[1]), turned=turned)
+    drawn = systematic_at(proposal[positive], order, n, offset.to(order.device))
+    return Draw(positive[drawn.indices], drawn.counts, drawn.expected)
+
+
+def systematic_at(proposal: Tensor, order: Tensor, n: int, offset: Tensor) -> Draw:
+    """The draw along one order from one offset: what is left of :func:`systematic` without its randomness.
+
+    Parameters
+    ----------
+    proposal
+        Positive probabilities, shape (K,), float64, K > n.
+    order
+        The cells in their order along the curve, shape (K,).
+    n
+        Number of draws.
+    offset
+        In [0, 1), float64, no dimensions.
+    """
+    expected = inclusion(proposal, n)
     ends = expected[order].cumsum(0)
     ends *= n / ends[-1]  # rounding must neither lose nor gain a draw
-    offset = torch.rand((), generator=generator, dtype=torch.float64).to(ends.device)
-    points = offset + torch.arange(n, dtype=torch.float64, device=ends.device)
-    places = torch.searchsorted(ends, points, right=True).clamp(max=len(positive) - 1)
+    steps = torch.arange(n, device=ends.device)
+    places = torch.searchsorted(ends, offset + steps, right=True)
+    # No cell is wider than 1, so places grow; rounding must not make two of them equal.
+    places = (places - steps).clamp(0, len(order) - n).cummax(0).values + steps
     chosen = order[places]
-    return Draw(positive[chosen], torch.ones_like(chosen), expected[chosen])
+    return Draw(chosen, torch.ones_like(chosen), expected[chosen])
 
 
 def uniform(
     proposal: Tensor, shape: tuple[int, int], cells: Tensor, n: int, generator: torch.Generator
 ) -> Draw:
-    """``n`` distinct cells, all equally likely whatever the proposal: the baseline."""
-    return systematic(torch.full_like(proposal, 1 / len(proposal)), shape, cells, n, generator)
+    """``n`` distinct cells, all of positive probability equally likely: the baseline."""
+    possible = (proposal > 0).to(proposal.dtype)
+    return systematic(possible / possible.sum(), shape, cells, n, generator)
 
 
 DESIGNS: Mapping[str, Design] = MappingProxyType(
@@ -175,7 +217,8 @@ def inclusion(proposal: Tensor, n: int) -> Tensor:
     rest = tail + largest.values.flip(0).cumsum(0).flip(0)
     draws_left = torch.arange(n, 0, -1, device=proposal.device)
     certain = int((draws_left * largest.values > rest).cumprod(0).sum())
-    expected = (proposal * (draws_left[certain] / rest[certain])).clamp(max=1)
+    # Divided first: the inverse of a tiny rest may be infinite.
+    expected = (proposal / rest[certain] * draws_left[certain]).clamp(max=1)
     return expected.scatter(0, largest.indices[:certain], 1.0)
 
 
@@ -184,12 +227,32 @@ def _take_all(positive: Tensor) -> Draw:
     return Draw(positive, ones, ones.to(torch.float64))
 
 
-def _curve(cells: Tensor, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """Order cells along a Z-order curve with a random origin and orientation."""
-    side = 1 << max(shape).bit_length()
-    shift = torch.randint(side, (2,), generator=generator).tolist()
-    rows, columns = cells // shape[1] + shift[0], cells % shape[1] + shift[1]
-    if torch.rand((), generator=generator) < 0.5:
+def curve_side(shape: tuple[int, int]) -> int:
+    """Number of origins of the curve along each axis: the power of two above the longer side of a grid."""
+    return 1 << max(shape).bit_length()
+
+
+def curve(cells: Tensor, shape: tuple[int, int], origin: tuple[int, int], *, turned: bool) -> Tensor:
+    """Order cells along a Z-order curve.
+
+    Parameters
+    ----------
+    cells
+        Flat numbers of the cells, shape (K,).
+    shape
+        Rows and columns of the grid.
+    origin
+        Row and column of the curve's square at which the grid begins, each below :func:`curve_side`.
+    turned
+        Whether the curve runs down before it runs across.
+
+    Returns
+    -------
+    Tensor, shape (K,)
+        Indices into ``cells``.
+    """
+    rows, columns = cells // shape[1] + origin[0], cells % shape[1] + origin[1]
+    if turned:
         rows, columns = columns, rows
     return (_spread(rows) << 1 | _spread(columns)).argsort()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from typing import Self
 
@@ -26,12 +27,14 @@ class TileIndex:
 
     @classmethod
     def of(cls, path: str) -> Self:
-        """Read the index of a file; empty where the file is no TIFF."""
+        """Read the index of a file; empty where the file is no TIFF or its index is damaged."""
         try:
             with tifffile.TiffFile(path) as file:
                 pages = [page for page in file.pages if isinstance(page, tifffile.TiffPage)]
                 return cls({(p.imagewidth, p.imagelength): _tiles(p) for p in pages if p.is_tiled})
-        except tifffile.TiffFileError:
+        except (tifffile.TiffFileError, ValueError, LookupError, OSError, struct.error):
+            # No TIFF, or so damaged that its sizes are not known; whether its pixels can be read is
+            # for the reader to say.
             return cls({})
 
     def touched(self, level: Level, corners: IntArray, width: int, height: int) -> int | None:

@@ -1,0 +1,26 @@
+"""The stages of the work, over many slides: the only package that knows Dask.
+
+Each stage is a file with one function of plain arguments, and a command of ``wsi-ats``::
+
+    prepare   slides            -> thumbnails and tissue
+    train     slides, labels    -> a model
+    score     slides, a model   -> predictions and the tiles they rest on
+    export    scores            -> tables and files for other tools
+    info      slides            -> what is known of them before any work
+    doctor                      -> what is installed
+
+A stage parses, settles its settings, maps a function over the slides (``_stage``) on a cluster
+(``_cluster``) and sums up. What it writes belongs to one run (``_runs``), which can be killed at any
+moment and started again. Everything that is done to one slide lives in :mod:`wsi_ats`.
+
+Examples
+--------
+>>> from wsi_ats.manifest import read_manifest
+>>> from pipelines.score import score
+>>> summary = score(read_manifest("slides"), Path("run"), Path("scores"))  # doctest: +SKIP
+>>> summary.counts  # doctest: +SKIP
+{'done': 120, 'failed': 1, 'no_tissue': 0}
+
+A script that calls a stage must guard its entry with ``if __name__ == "__main__":``, because the
+processes of a local cluster import it.
+"""

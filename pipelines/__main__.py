@@ -1,0 +1,5 @@
+"""``python -m pipelines`` is ``wsi-ats``."""
+
+from pipelines.cli import main
+
+main()

@@ -1,0 +1,207 @@
+"""Options that commands share, written once, and the frame that every command runs in.
+
+Nothing heavy is imported here: ``--help`` must answer at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, get_type_hints
+
+import typer
+
+if TYPE_CHECKING:
+    from pipelines._runs import Execution
+    from wsi_ats.config import Settings
+
+_SETTINGS = "Settings"
+_RUNNING = "How it runs"
+
+Slides = Annotated[
+    str,
+    typer.Argument(metavar="SLIDES", help="A slide, a folder, a glob in quotes, or a table of slides (CSV)."),
+]
+Out = Annotated[Path, typer.Option("--out", help="Folder for the results.")]
+DemoOut = Annotated[Path, typer.Option("--out", help="Folder for slides, models, scores and the figure.")]
+
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Basic:
+    """Options of every command."""
+
+    json: Annotated[
+        bool, typer.Option("--json", help="Print the result as JSON on stdout, all else on stderr.")
+    ] = False
+    debug: Annotated[bool, typer.Option("--debug", help="Show where errors come from.")] = False
+
+
+@dataclass(frozen=True)
+class Reading(Basic):
+    """Options of commands that open slides."""
+
+    config: Annotated[
+        Path | None, typer.Option("--config", help="Settings file (TOML).", rich_help_panel=_SETTINGS)
+    ] = None
+    set: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="section.name=value",
+            help="Change one setting; may be repeated.",
+            rich_help_panel=_SETTINGS,
+        ),
+    ] = None
+    mpp: Annotated[
+        float | None,
+        typer.Option(
+            "--mpp",
+            help="Micrometres per pixel of slides whose table gives none; overrides files.",
+            rich_help_panel=_SETTINGS,
+        ),
+    ] = None
+
+    def settings(self, base: Settings | None = None) -> Settings:
+        """Settle the settings: ``base`` or the defaults, then ``--config``, then ``--set``.
+
+        Raises
+        ------
+        SettingsError
+            For a file that cannot be read or a setting that cannot work.
+        """
+        from dataclasses import asdict
+        from tomllib import loads
+
+        from wsi_ats.config import Settings
+
+        base = base or Settings()
+        if self.config is not None:
+            Settings.read(self.config)  # reports whatever is wrong with the file by itself
+            values = asdict(base)
+            for section, table in loads(self.config.read_text(encoding="utf-8")).items():
+                values[section] = values[section] | table
+            base = Settings.from_mapping(values)
+        return base.with_values(self.set or [])
+
+
+@dataclass(frozen=True)
+class Options(Reading):
+    """Options of every stage."""
+
+    scheduler: Annotated[
+        str,
+        typer.Option(
+            "--scheduler",
+            metavar="local|ADDRESS",
+            rich_help_panel=_RUNNING,
+            help="Where tasks run: this machine, or a Dask scheduler such as "
+            "tcp://10.0.0.5:8786 whose workers see the same files.",
+        ),
+    ] = "local"
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers",
+            min=1,
+            rich_help_panel=_RUNNING,
+            help="Processes on this machine; one for each core by default.",
+        ),
+    ] = None
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", min=0, help="Of all randomness; 0 by default.", rich_help_panel=_RUNNING),
+    ] = None
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Delete an earlier run's results first.", rich_help_panel=_RUNNING),
+    ] = False
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Say what would be done and write nothing.", rich_help_panel=_RUNNING),
+    ] = False
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at the first slide that fails.", rich_help_panel=_RUNNING)
+    ] = False
+
+    def execution(self) -> Execution:
+        """How the stage is to be carried out."""
+        from pipelines._console import reporter
+        from pipelines._runs import Execution
+
+        return Execution(
+            scheduler=self.scheduler,
+            workers=self.workers,
+            overwrite=self.overwrite,
+            strict=self.strict,
+            dry_run=self.dry_run,
+            command=shlex.join(["wsi-ats", *sys.argv[1:]]),
+            reporter=reporter(debug=self.debug),
+        )
+
+
+class Result(Protocol):
+    """What a command gives back."""
+
+    @property
+    def exit_code(self) -> int:
+        """0 all done, 1 some slides failed."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """For programs."""
+        ...
+
+    def sections(self) -> Sequence[tuple[str, Sequence[tuple[str, ...]]]]:
+        """For people: titled lists of names and values."""
+        ...
+
+
+def command(body: Callable[..., Result]) -> Callable[..., None]:
+    """Make a command of a function: its parameter ``options`` becomes the options that its type lists.
+
+    The command shows what the function returns and ends with the exit code that goes with it. An
+    error raised on purpose becomes one line on stderr and exit code 2, Ctrl-C exit code 130.
+    """
+    signature = inspect.signature(body, eval_str=True)
+    kind = signature.parameters["options"].annotation
+    hints = get_type_hints(kind, include_extras=True)
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    own = [each.replace(kind=keyword) for name, each in signature.parameters.items() if name != "options"]
+    shared = [
+        inspect.Parameter(each.name, keyword, default=each.default, annotation=hints[each.name])
+        for each in fields(kind)
+    ]
+
+    @functools.wraps(body)
+    def run(**values: Any) -> None:
+        options = kind(**{each.name: values.pop(each.name) for each in fields(kind)})
+        raise typer.Exit(_run(functools.partial(body, **values, options=options), options))
+
+    expanded = inspect.Signature([*own, *shared])
+    run.__signature__ = expanded  # type: ignore[attr-defined]  # what typer reads
+    run.__annotations__ = {name: each.annotation for name, each in expanded.parameters.items()}
+    return run
+
+
+def _run(body: Callable[[], Result], options: Basic) -> int:
+    from pipelines import _console
+    from wsi_ats.errors import WsiAtsError
+
+    try:
+        with _console.warnings_shown():
+            result = body()
+    except WsiAtsError as error:
+        _console.complain(f"error: {error}", trace=options.debug)
+        return 2
+    except KeyboardInterrupt:
+        _console.complain("interrupted; the same command goes on where this one stopped", trace=options.debug)
+        return INTERRUPTED
+    _console.show(result, as_json=options.json)
+    return result.exit_code

@@ -1,0 +1,184 @@
+"""What is done is known by what went into it, not by a file's presence.
+
+Each finished slide leaves ``records/<slide_id>.json``: its row of the result table, and a fingerprint of
+everything the row depends on. It is written after the slide's other files. A run that is started again
+redoes the slides whose fingerprint is missing or differs, and writes the tables from all rows, so that
+they are the same however often it was stopped.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipelines._runs import Execution
+from wsi_ats.artifacts import atomic, digest_of, read_json, slide_digest, write_json
+from wsi_ats.errors import ArtifactError
+from wsi_ats.slides.base import SlideRef
+from wsi_ats.tables import write_csv, write_parquet
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SlideTask(ABC):
+    """What a stage does to a slide; travels to the workers, so it holds settings and paths only.
+
+    Parameters
+    ----------
+    out
+        The run's folder.
+    identity
+        Fingerprint of all that is the same for every slide of the run.
+    """
+
+    out: Path
+    identity: str
+
+    def start(self) -> None:  # noqa: B027  (most stages need nothing)
+        """What each worker does before its first slide; an error of it ends the run."""
+
+    @abstractmethod
+    def work(self, ref: SlideRef) -> Row:
+        """Do the work, write the slide's files, return its row."""
+
+    @abstractmethod
+    def files(self, slide_id: str) -> Sequence[Path]:
+        """Files that may come of a slide."""
+
+    @abstractmethod
+    def failed(self, ref: SlideRef, error: str, seconds: float) -> Row:
+        """Row of a slide that failed."""
+
+    def key(self, ref: SlideRef) -> str:
+        """Fingerprint of everything that the row depends on."""
+        return digest_of(self.identity, slide_digest(ref.path), ref.id, ref.case, ref.path, str(ref.mpp))
+
+    def __call__(self, ref: SlideRef) -> Row:
+        """Do the work and record it."""
+        key = self.key(ref)
+        # What is there is of another slide or another attempt: should this one fail, it must not pass
+        # for its result. The record goes first, because it vouches for the rest.
+        for path in (self._record(ref), *self.files(ref.id)):
+            path.unlink(missing_ok=True)
+        row = self.work(ref)
+        present = [path.name for path in self.files(ref.id) if path.exists()]
+        write_json(self._record(ref), {"key": key, "files": present, "row": row})
+        return row
+
+    def finished(self, ref: SlideRef) -> Row | None:
+        """Row of a slide that is done already; ``None`` if it has to be done."""
+        if not self._record(ref).exists():
+            return None
+        try:
+            record = read_json(self._record(ref))
+            names = {path.name for path in self.files(ref.id) if path.exists()}
+            valid = record["key"] == self.key(ref) and names.issuperset(record["files"])
+            return dict(record["row"]) if valid else None
+        except (ArtifactError, KeyError, TypeError):
+            return None  # damaged: it is made again
+
+    def recorded(self) -> set[str]:
+        """Slides that have a record in the folder."""
+        return {path.stem for path in (self.out / "records").glob("*.json")}
+
+    def _record(self, ref: SlideRef) -> Path:
+        return self.out / "records" / f"{ref.id}.json"
+
+
+@dataclass(frozen=True)
+class Results:
+    """Rows of a run, and what the run owes to an earlier one."""
+
+    rows: Sequence[Row]
+    failed: Mapping[str, str]
+    reused: int
+    stopped: bool
+
+
+def absolute(refs: Sequence[SlideRef]) -> list[SlideRef]:
+    """Refer to slides from the root: a worker on another machine has another current folder."""
+    return [ref if "://" in ref.path else replace(ref, path=str(Path(ref.path).absolute())) for ref in refs]
+
+
+def pending(task: SlideTask, refs: Sequence[SlideRef]) -> tuple[dict[str, Row], list[SlideRef]]:
+    """Part slides into rows of those that are done and references of those that are not."""
+    rows = {ref.id: row for ref in refs if (row := task.finished(ref)) is not None}
+    return rows, [ref for ref in refs if ref.id not in rows]
+
+
+def complete(task: SlideTask, refs: Sequence[SlideRef], execution: Execution, *, title: str) -> Results:
+    """Do what is left to do.
+
+    Parameters
+    ----------
+    task
+        What to do.
+    refs
+        All slides of the run.
+    execution
+        How.
+    title
+        What it is called while it goes on.
+
+    Returns
+    -------
+    Results
+        Rows sorted by slide; ``stopped`` if a failure ended the run early.
+    """
+    rows, todo = pending(task, refs)
+    reused, report = len(rows), execution.reporter
+    if reused:
+        report.message(f"{title}: {reused} of {len(refs)} slides are finished already")
+    others = task.recorded() - {ref.id for ref in refs}
+    if others:
+        report.message(
+            f"{title}: {len(others)} slides of an earlier command are not named in this one and left out of "
+            "its tables; their files stay"
+        )
+    failed: dict[str, str] = {}
+    if todo:
+        from pipelines._cluster import connect
+        from pipelines._stage import Outcome, for_each_slide, on_each_worker
+
+        with report.progress(title, len(todo)) as advance:
+
+            def note(outcome: Outcome[Row]) -> None:
+                row = outcome.result
+                if row is None:
+                    failed[outcome.ref.id] = error = outcome.error or "failed"
+                    row = task.failed(outcome.ref, error, outcome.seconds)
+                    report.message(f"{outcome.ref.id} failed: {error}")
+                    report.debug(outcome.trace)
+                rows[outcome.ref.id] = row
+                advance(f"{outcome.ref.id} {row['status']}")
+
+            with connect(
+                execution.scheduler, workers=execution.workers, tasks=len(refs), pending=len(todo)
+            ) as client:
+                on_each_worker(task.start, client)
+                for_each_slide(task, todo, client, on_result=note, strict=execution.strict)
+    in_order = [rows[name] for name in sorted(rows)]
+    return Results(in_order, dict(sorted(failed.items())), reused, stopped=len(rows) < len(refs))
+
+
+def write_table(folder: Path, name: str, rows: Sequence[Row], types: Mapping[str, str]) -> None:
+    """Write rows as ``<name>.parquet`` and ``<name>.csv``, each whole or not at all.
+
+    Parameters
+    ----------
+    folder, name
+        Where.
+    rows
+        The rows.
+    types
+        Arrow's type of each column; their order is the table's.
+    """
+    columns = {column: [row.get(column) for row in rows] for column in types}
+    with atomic(folder / f"{name}.parquet") as path:
+        write_parquet(path, columns, types=types)
+    with atomic(folder / f"{name}.csv") as path:
+        write_csv(path, columns)

@@ -1,0 +1,314 @@
+"""A run: how it is carried out, the folder that is its own, and what it leaves behind about itself."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from wsi_ats.artifacts import digest_of, locked, read_json, write_json
+from wsi_ats.config import Settings
+from wsi_ats.errors import ArtifactError
+from wsi_ats.selection import Status
+
+RUN_FILE = "run.json"
+
+# A disk with less is full for any purpose here; it is better said before the work than after.
+_LEAST_FREE_BYTES = 64 << 20
+
+_PACKAGES = ("wsi-ats", "dask", "distributed", "numpy", "openslide-bin", "openslide-python", "timm", "torch")
+
+
+class Reporter(Protocol):
+    """Whoever is told how a run goes."""
+
+    def message(self, text: str) -> None:
+        """Something the user should read now."""
+        ...
+
+    def debug(self, text: str) -> None:
+        """Something for whoever looks for a mistake."""
+        ...
+
+    def progress(self, title: str, total: int) -> AbstractContextManager[Callable[[str], None]]:
+        """Begin to count to ``total``; call what the context gives once for each step, with its name."""
+        ...
+
+
+class Silent:
+    """A reporter that keeps everything to itself."""
+
+    def message(self, text: str) -> None:
+        """See :class:`Reporter`."""
+
+    def debug(self, text: str) -> None:
+        """See :class:`Reporter`."""
+
+    def progress(self, title: str, total: int) -> AbstractContextManager[Callable[[str], None]]:  # noqa: ARG002
+        """See :class:`Reporter`."""
+        return nullcontext(lambda name: None)  # noqa: ARG005
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a stage is carried out; nothing here changes its result.
+
+    Parameters
+    ----------
+    scheduler
+        ``"local"``, the address of a Dask scheduler, or a ``distributed.Client``.
+    workers
+        Processes of a local cluster; one for each core by default.
+    overwrite
+        Delete what an earlier run left in the output folder.
+    strict
+        Stop at the first slide that fails.
+    dry_run
+        Say what would be done; write nothing.
+    command
+        Recorded in ``run.json``.
+    reporter
+        Told how it goes.
+    clock
+        Gives the time that ``run.json`` records.
+    """
+
+    scheduler: Any = "local"
+    workers: int | None = None
+    overwrite: bool = False
+    strict: bool = False
+    dry_run: bool = False
+    command: str = "called from Python"
+    reporter: Reporter = field(default_factory=Silent)
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What came of a run.
+
+    Parameters
+    ----------
+    stage, out
+        Which stage, and where its results are.
+    counts
+        Slides by status; for a dry run, slides ``to_do`` and ``finished``.
+    failed
+        Why slides failed, by slide.
+    reused
+        Slides that an earlier run had finished.
+    dry_run
+        Whether nothing was done.
+    notes
+        More that the stage has to say.
+    """
+
+    stage: str
+    out: Path
+    counts: Mapping[str, int]
+    failed: Mapping[str, str] = field(default_factory=dict)
+    reused: int = 0
+    dry_run: bool = False
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of_dry_run(cls, stage: str, out: Path, finished: int, to_do: int) -> Summary:
+        """Say what would be done."""
+        return cls(stage, out, {"to_do": to_do, "finished": finished}, dry_run=True)
+
+    @property
+    def exit_code(self) -> int:
+        """0 when every slide is done, 1 when some failed."""
+        return 1 if self.failed else 0
+
+    def sections(self) -> list[tuple[str, list[tuple[str, str]]]]:
+        """What a person reads."""
+        lines = [(name.replace("_", " "), str(value)) for name, value in self.counts.items()]
+        if self.reused:
+            lines.append(("finished earlier", str(self.reused)))
+        lines += [(name, str(value)) for name, value in self.notes.items()]
+        if not self.dry_run:
+            lines.append(("results", str(self.out)))
+        tables = [(f"{self.stage} (dry run)" if self.dry_run else self.stage, lines)]
+        return [*tables, ("failed", list(self.failed.items()))] if self.failed else tables
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what ``--json`` prints."""
+        return asdict(self) | {"out": str(self.out), "exit_code": self.exit_code}
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What makes a run this one: a folder holds results of one identity.
+
+    Parameters
+    ----------
+    stage
+        The stage.
+    settings
+        The settings sections that it uses, as nested tables.
+    digests
+        Fingerprints of what goes in: the model, the labels.
+    seed
+        Of the draws.
+    """
+
+    stage: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    digests: Mapping[str, str] = field(default_factory=dict)
+    seed: int | None = None
+
+    @classmethod
+    def of(
+        cls, stage: str, settings: Settings, *sections: str, seed: int | None = None, **digests: str
+    ) -> Identity:
+        """Take some sections of the settings; their own digest is recorded too."""
+        tables = {name: table for name, table in asdict(settings).items() if name in sections}
+        return cls(stage, tables, {"settings": settings.digest(*sections), **digests}, seed)
+
+    @property
+    def digest(self) -> str:
+        """One fingerprint of all."""
+        return digest_of(
+            self.stage, *(f"{name}={value}" for name, value in sorted(_flat(asdict(self)).items()))
+        )
+
+    def differences(self, recorded: Mapping[str, Any]) -> list[str]:
+        """Say how a run's record differs from this run; digests are named where nothing else explains."""
+        there, here = _flat({name: recorded.get(name) for name in asdict(self)}), _flat(asdict(self))
+        names = [name for name in sorted(there.keys() | here.keys()) if there.get(name) != here.get(name)]
+        if any(name.startswith("settings.") for name in names):
+            names.remove("digests.settings")
+        return [f"{name} is {there.get(name)} there and {here.get(name)} now" for name in names]
+
+
+class Run:
+    """An output folder that is held for a run.
+
+    Attributes
+    ----------
+    previous
+        The record of the same run's earlier attempt; ``None`` in a fresh folder.
+    """
+
+    def __init__(self, out: Path, identity: Identity, execution: Execution, previous: dict[str, Any] | None):
+        self.out = out
+        self.identity = identity
+        self.previous = previous
+        self._execution = execution
+        self._start = execution.clock().isoformat()
+
+    def begin(self) -> None:
+        """Mark the folder as this run's, so that what is in it is known even if the run is killed."""
+        self._write({}, None)
+
+    def finish(self, counts: Mapping[str, int], **notes: Any) -> None:
+        """Record the end; written last, so that its presence means that all is complete."""
+        self._write(counts, self._execution.clock().isoformat(), **notes)
+
+    def _write(self, counts: Mapping[str, int], end: str | None, **notes: Any) -> None:
+        record = {
+            **asdict(self.identity),
+            "command": self._execution.command,
+            "versions": versions(),
+            "machine": {"platform": platform.platform(), "cpus": os.cpu_count()},
+            "start": self._start,
+            "end": end,
+            "counts": dict(counts),
+        }
+        write_json(self.out / RUN_FILE, record | notes)
+
+
+@contextmanager
+def open_run(out: Path, identity: Identity, execution: Execution, *, results: Sequence[str]) -> Iterator[Run]:
+    """Hold an output folder for a run.
+
+    Parameters
+    ----------
+    out
+        The folder.
+    identity
+        What the run is.
+    execution
+        With ``overwrite`` the results of whatever run was here before are deleted; for a dry run
+        the folder is looked at and neither made nor held.
+    results
+        Files and folders that the stage writes, by name within ``out``.
+
+    Raises
+    ------
+    ArtifactError
+        When the folder holds another run, cannot be written to, or its disk is full.
+    LockedError
+        When another run is at work in it.
+    """
+    if execution.dry_run:
+        yield Run(out, identity, execution, _previous(out, identity, execution.overwrite))
+        return
+    with locked(out, execution.command):
+        previous = _previous(out, identity, execution.overwrite)
+        free = shutil.disk_usage(out).free
+        if free < _LEAST_FREE_BYTES:
+            raise ArtifactError(
+                f"the disk of {out} is full ({free >> 20} MiB free); make room, or change --out"
+            )
+        if execution.overwrite and (out / RUN_FILE).exists():
+            _delete(out, results)
+        yield Run(out, identity, execution, previous)
+
+
+def _previous(out: Path, identity: Identity, overwrite: bool) -> dict[str, Any] | None:
+    if overwrite or not (out / RUN_FILE).exists():
+        return None
+    recorded = read_json(out / RUN_FILE)
+    different = identity.differences(recorded)
+    if different:
+        raise ArtifactError(
+            f"{out} holds the results of another run: {'; '.join(different)}. Choose another --out, or "
+            "replace them with --overwrite"
+        )
+    return recorded
+
+
+def _delete(out: Path, results: Sequence[str]) -> None:
+    """Delete a stage's results and nothing else; the mark goes first, so that no half-emptied run stays."""
+    for name in (RUN_FILE, *results):
+        path = out / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result may depend on; asked of the installation, nothing is imported."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def count(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Rows by status, every status named."""
+    statuses = [str(row["status"]) for row in rows]
+    return {status.value: statuses.count(status.value) for status in Status}
+
+
+def _flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in record.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat

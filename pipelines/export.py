@@ -1,0 +1,118 @@
+"""Export scores: selections of tiles and predictions for other programs."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipelines._runs import RUN_FILE, Execution, Identity, Summary, open_run
+from wsi_ats.artifacts import atomic, digest_of, read_json
+from wsi_ats.errors import ArtifactError, SettingsError
+from wsi_ats.exports.qupath import write_qupath
+from wsi_ats.exports.tables import read_selection, write_selections_csv, write_selections_parquet
+from wsi_ats.selection import Selection, Status
+from wsi_ats.tables import read_parquet
+
+FORMATS = ("csv", "parquet", "qupath")
+
+_TABLES = {"csv": write_selections_csv, "parquet": write_selections_parquet}
+
+
+def export(scores: str | Path, out: str | Path, *, to: str, execution: Execution | None = None) -> Summary:
+    """Write what was scored in another program's format.
+
+    All happens in the calling process: a slide takes milliseconds, less than it would to send it away.
+
+    Parameters
+    ----------
+    scores
+        Folder that :func:`pipelines.score.score` wrote.
+    out
+        Folder for the export.
+    to
+        ``"csv"`` and ``"parquet"`` give the tables ``selections`` (a row for each tile of each slide) and
+        ``predictions``; ``"qupath"`` gives ``<slide_id>.geojson`` for each slide.
+    execution
+        Scheduler and workers are not used.
+
+    Returns
+    -------
+    Summary
+        Counts slides that were exported and those that had nothing to export.
+
+    Raises
+    ------
+    SettingsError
+        For an unknown format.
+    ArtifactError
+        When the scores are not there or incomplete, or the output folder is not to be used.
+
+    Examples
+    --------
+    >>> export("scores", "for_qupath", to="qupath").counts  # doctest: +SKIP
+    {'exported': 120, 'without_tiles': 1}
+    """
+    if to not in FORMATS:
+        raise SettingsError(f"cannot export to {to!r}; choose one of {', '.join(FORMATS)}")
+    execution, scores, out = execution or Execution(), Path(scores).absolute(), Path(out).absolute()
+    record = read_json(scores / RUN_FILE)
+    if record.get("stage") != "score" or record.get("end") is None:
+        raise ArtifactError(
+            f"{scores} holds no finished scores (stage {record.get('stage')}, end {record.get('end')}); give "
+            "the output folder of `wsi-ats score`, or run that command again to finish it"
+        )
+    predictions, _ = read_parquet(scores / "predictions.parquet")
+    statuses = dict(zip(predictions["slide_id"], predictions["status"], strict=True))
+    scored = [name for name, status in statuses.items() if status == Status.DONE]
+    # Not of the time: scores that have grown since are exported into the same folder again.
+    digest = digest_of(str(sorted((record.get("digests") or {}).items())), str(record.get("seed")))
+    names = [f"{name}.geojson" for name in statuses]
+    tables = [f"{table}.{kind}" for table in ("selections", "predictions") for kind in _TABLES]
+    identity = Identity("export", digests={"scores": digest})
+    with open_run(out, identity, execution, results=[*names, *tables]) as run:
+        if execution.dry_run:
+            return Summary.of_dry_run("export", out, 0, len(scored))
+        run.begin()
+        selections, failed = _read(scores, scored, execution)
+        counts = {"exported": len(selections), "without_tiles": len(statuses) - len(scored)}
+        if not (failed and execution.strict):
+            _write(scores, out, to, selections)
+            for name in statuses.keys() - {selection.slide_id for selection in selections}:
+                (out / f"{name}.geojson").unlink(missing_ok=True)  # of earlier scores
+            run.finish(counts, format=to)
+    return Summary("export", out, counts, failed)
+
+
+def _read(scores: Path, names: Sequence[str], execution: Execution) -> tuple[list[Selection], dict[str, str]]:
+    selections: list[Selection] = []
+    failed: dict[str, str] = {}
+    with execution.reporter.progress("export", len(names)) as advance:
+        for name in names:
+            try:
+                selections.append(read_selection(scores / "selections" / f"{name}.parquet"))
+            except ArtifactError as error:
+                failed[name] = str(error)
+                execution.reporter.message(f"{name} failed: {error}")
+                if execution.strict:
+                    break
+            advance(name)
+    return selections, failed
+
+
+def _write(scores: Path, out: Path, to: str, selections: Sequence[Selection]) -> None:
+    if to == "qupath":
+        for selection in selections:
+            with atomic(out / f"{selection.slide_id}.geojson") as path:
+                write_qupath(path, selection)
+        return
+    with atomic(out / f"selections.{to}") as path:
+        _TABLES[to](path, selections)
+    with atomic(out / f"predictions.{to}") as path:
+        shutil.copyfile(scores / f"predictions.{to}", path)
+
+
+if __name__ == "__main__":
+    from pipelines.cli import main
+
+    main("export")

@@ -1,0 +1,217 @@
+"""Look at slides before any work: what they are, what suits them, and what scoring them would cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wsi_ats.config import Settings, TileSettings
+from wsi_ats.errors import WsiAtsError
+from wsi_ats.look import look
+from wsi_ats.selection import TissueMask
+from wsi_ats.slides.base import Slide, SlideRef, open_slide
+from wsi_ats.slides.wrappers import CountingSlide
+from wsi_ats.tiles import level_for
+
+
+@dataclass(frozen=True)
+class SlideInfo:
+    """What is known of a slide.
+
+    Parameters
+    ----------
+    slide_id, path, vendor
+        The slide and its format.
+    mpp, mpp_source
+        Micrometres per level-0 pixel, and who says so.
+    levels
+        Of each level ``width``, ``height``, ``downsample``, ``tile`` (the file's own, where known).
+    level
+        The level that tiles are read from.
+    native
+        Whether tiles are that level's own pixels, so that nothing is resampled.
+    aligned
+        Whether tiles lie on the file's own tiles, so that no byte is read in vain; ``None`` where the
+        format does not tell.
+    advice
+        What would make reading cheaper; empty when nothing would.
+    rows, cols, tissue_tiles
+        The grid, and its cells with tissue.
+    tiles, bytes_read, bytes_file, share
+        Estimate of what scoring reads: tiles, bytes with the thumbnail, and these bytes as a share of the
+        file; bytes are ``None`` where the format does not tell.
+    """
+
+    slide_id: str
+    path: str
+    vendor: str
+    mpp: float
+    mpp_source: str
+    levels: list[dict[str, Any]]
+    level: int
+    native: bool
+    aligned: bool | None
+    advice: str
+    rows: int
+    cols: int
+    tissue_tiles: int
+    tiles: int
+    bytes_read: int | None
+    bytes_file: int
+    share: float | None
+
+    def lines(self) -> list[tuple[str, str]]:
+        """What a person reads."""
+        sizes = [f"{each['width']} x {each['height']}" for each in self.levels]
+        file_tile = self.levels[self.level]["tile"]
+        alignment = {None: "alignment unknown", True: "aligned with the file's", False: "not aligned"}
+        cost = "" if self.share is None else f", {_megabytes(self.bytes_read)} ({self.share:.1%} of the file)"
+        lines = [
+            ("format", self.vendor),
+            ("levels", "; ".join(sizes)),
+            ("mpp", f"{self.mpp:g} ({self.mpp_source})"),
+            ("file's tiles", "unknown" if file_tile is None else f"{file_tile[0]} x {file_tile[1]}"),
+            (
+                "tiles",
+                f"level {self.level}, {'native' if self.native else 'resampled'}, {alignment[self.aligned]}",
+            ),
+            ("grid", f"{self.rows} x {self.cols} cells, {self.tissue_tiles} with tissue"),
+            ("scoring reads", f"{self.tiles} tiles{cost}"),
+        ]
+        return [*lines, ("advice", self.advice)] if self.advice else lines
+
+
+@dataclass(frozen=True)
+class Infos:
+    """What is known of some slides; why nothing is, by slide."""
+
+    slides: Sequence[SlideInfo]
+    failed: dict[str, str]
+
+    @property
+    def exit_code(self) -> int:
+        """0 when all could be looked at, else 1."""
+        return 1 if self.failed else 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what ``--json`` prints."""
+        return {"slides": [asdict(slide) for slide in self.slides], "failed": self.failed}
+
+    def sections(self) -> list[tuple[str, list[tuple[str, str]]]]:
+        """What a person reads, slide by slide."""
+        known = [(slide.slide_id, slide.lines()) for slide in self.slides]
+        return known + [(name, [("failed", error)]) for name, error in self.failed.items()]
+
+
+def info(refs: Iterable[SlideRef], *, settings: Settings | None = None) -> Infos:
+    """Look at slides; one that cannot be looked at is reported among the failed.
+
+    Parameters
+    ----------
+    refs
+        The slides.
+    settings
+        Sections ``tile``, ``thumbnail`` and ``sampling`` are used.
+
+    Examples
+    --------
+    >>> info([SlideRef.from_path("case7.svs")]).slides[0].tissue_tiles  # doctest: +SKIP
+    1832
+    """
+    slides: list[SlideInfo] = []
+    failed: dict[str, str] = {}
+    for ref in refs:
+        try:
+            slides.append(_look(ref, settings or Settings()))
+        except WsiAtsError as error:
+            failed[ref.id] = str(error)
+    return Infos(slides, failed)
+
+
+def _look(ref: SlideRef, settings: Settings) -> SlideInfo:
+    with open_slide(ref) as slide:
+        counting = CountingSlide(slide)
+        _, tissue = look(counting, settings)
+        grid, levels, mpp = tissue.grid, slide.levels, slide.mpp
+        level = level_for(levels, grid.cell / grid.tile_size)
+        source = grid.cell / levels[level].downsample
+        native = round(source) == grid.tile_size
+        file_tile = slide.tile_shape(level)
+        aligned = None if file_tile is None else native and _fits(settings.tile, file_tile)
+        sampling = settings.sampling
+        tiles = min(sampling.tiles * sampling.draws, len(tissue.cells))
+        read = _bytes(slide, tissue, level, tiles, counting.stored_bytes_read)
+        size = Path(ref.path).stat().st_size
+        return SlideInfo(
+            slide_id=ref.id,
+            path=ref.path,
+            vendor=slide.vendor,
+            mpp=mpp.value,
+            mpp_source=mpp.source,
+            levels=[asdict(each) | {"tile": slide.tile_shape(i)} for i, each in enumerate(levels)],
+            level=level,
+            native=native,
+            aligned=aligned,
+            advice=_advice(settings.tile, mpp.value * levels[level].downsample, native, file_tile),
+            rows=grid.shape[0],
+            cols=grid.shape[1],
+            tissue_tiles=len(tissue.cells),
+            tiles=tiles,
+            bytes_read=read,
+            bytes_file=size,
+            share=None if read is None else read / size,
+        )
+
+
+def _fits(tile: TileSettings, file_tile: tuple[int, int]) -> bool:
+    """Whether tiles side by side each consist of whole tiles of the file."""
+    return tile.stride == 1 and all(tile.size % side == 0 for side in file_tile)
+
+
+def _advice(tile: TileSettings, level_mpp: float, native: bool, file_tile: tuple[int, int] | None) -> str:
+    if not native:
+        return (
+            f"tiles of {tile.mpp:g} um per pixel are resampled from a level of {level_mpp:g}; "
+            f"--set tile.mpp={level_mpp:.4g} reads fewer bytes"
+        )
+    if file_tile is None or _fits(tile, file_tile):
+        return ""
+    if tile.stride != 1:
+        return (
+            "overlapping tiles read some of the file's tiles more than once; --set tile.stride=1.0 does not"
+        )
+    wide, high = file_tile
+    side = int(np.lcm(wide, high))
+    if side > 2 * tile.size:
+        return f"the file's tiles of {wide} x {high} pixels are read whole for each tile of {tile.size}"
+    return (
+        f"tiles of {tile.size} pixels cut the file's tiles of {wide} x {high}; --set tile.size={side} reads "
+        "no byte in vain"
+    )
+
+
+def _bytes(slide: Slide, tissue: TissueMask, level: int, tiles: int, thumbnail: int | None) -> int | None:
+    """Estimate from the mean size of the tissue's tiles."""
+    if not tiles:
+        return thumbnail
+    downsample = slide.levels[level].downsample
+    corners = np.floor(tissue.grid.boxes(tissue.cells)[:, :2] / downsample + 0.5).astype(np.int64)
+    side = round(tissue.grid.cell / downsample)
+    stored = slide.stored_bytes(level, corners, side, side)
+    if stored is None or thumbnail is None:
+        return None
+    return thumbnail + round(stored * tiles / len(tissue.cells))
+
+
+def _megabytes(size: int | None) -> str:
+    return "unknown" if size is None else f"{size / 1e6:.2f} MB"
+
+
+if __name__ == "__main__":
+    from pipelines.cli import main
+
+    main("info")

@@ -1,0 +1,159 @@
+"""Prepare slides: thumbnail, tissue and grid of each, and a table that says what was found."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines._records import Row, SlideTask, absolute, complete, pending, write_table
+from pipelines._runs import Execution, Identity, Summary, count, open_run
+from wsi_ats.artifacts import Prepared, atomic, save_prepared
+from wsi_ats.config import Settings
+from wsi_ats.look import look
+from wsi_ats.resample import write_png
+from wsi_ats.selection import Status
+from wsi_ats.slides.base import SlideRef, open_slide
+from wsi_ats.slides.wrappers import CountingSlide
+from wsi_ats.tiles import level_for
+
+RESULTS = ("records", "prepared", "thumbnails", "slides.parquet", "slides.csv")
+SECTIONS = ("tile", "thumbnail")
+
+_TYPES = {
+    **dict.fromkeys(("slide_id", "case_id", "path", "status"), "string"),
+    "mpp": "double",
+    "mpp_source": "string",
+    **dict.fromkeys(
+        ("width", "height", "levels", "level", "tile_size", "rows", "cols", "tissue_tiles", "bytes_read"),
+        "int64",
+    ),
+    "seconds": "double",
+    "error": "string",
+}
+
+
+def prepare(
+    refs: Sequence[SlideRef],
+    out: str | Path,
+    *,
+    settings: Settings | None = None,
+    execution: Execution | None = None,
+) -> Summary:
+    """Look at slides: read their thumbnails and find their tissue.
+
+    Parameters
+    ----------
+    refs
+        The slides.
+    out
+        Folder for ``prepared/<slide_id>.npz`` (see :func:`wsi_ats.artifacts.load_prepared`),
+        ``thumbnails/<slide_id>.png``, ``slides.parquet`` and ``.csv``, ``run.json``.
+    settings
+        Sections ``tile`` and ``thumbnail`` are used.
+    execution
+        Where and how; on all cores of this machine by default.
+
+    Returns
+    -------
+    Summary
+
+    Raises
+    ------
+    SettingsError
+        When no scheduler answers.
+    ArtifactError
+        When the output folder is not to be used.
+
+    Examples
+    --------
+    >>> from wsi_ats.manifest import read_manifest
+    >>> prepare(read_manifest("slides"), "work").counts  # doctest: +SKIP
+    {'done': 120, 'failed': 1, 'no_tissue': 0}
+    """
+    execution, out, settings = execution or Execution(), Path(out).absolute(), settings or Settings()
+    identity = Identity.of("prepare", settings, *SECTIONS)
+    task, refs = PrepareTask.of(out, settings), absolute(refs)
+    with open_run(out, identity, execution, results=RESULTS) as run:
+        if execution.dry_run:
+            return Summary.of_dry_run("prepare", out, *(len(part) for part in pending(task, refs)))
+        run.begin()
+        results = complete(task, refs, execution, title="prepare")
+        counts = count(results.rows)
+        if not results.stopped:
+            task.write_tables(results.rows)
+            run.finish(counts)
+    return Summary("prepare", out, counts, results.failed, results.reused)
+
+
+@dataclass(frozen=True)
+class PrepareTask(SlideTask):
+    """What preparing does to one slide.
+
+    Parameters
+    ----------
+    settings
+        See :func:`prepare`.
+    """
+
+    settings: Settings
+
+    @classmethod
+    def of(cls, out: Path, settings: Settings) -> PrepareTask:
+        """Make the task for an output folder."""
+        return cls(out, settings.digest(*SECTIONS), settings)
+
+    def prepared(self, slide_id: str) -> Path:
+        """File of a slide's thumbnail and tissue."""
+        return self.out / "prepared" / f"{slide_id}.npz"
+
+    def files(self, slide_id: str) -> tuple[Path, ...]:
+        """The thumbnail with its tissue, and the thumbnail as a picture."""
+        return self.prepared(slide_id), self.out / "thumbnails" / f"{slide_id}.png"
+
+    def work(self, ref: SlideRef) -> Row:
+        """Read the thumbnail, find the tissue."""
+        begin = time.perf_counter()
+        with open_slide(ref) as slide:
+            counting = CountingSlide(slide)
+            thumbnail, tissue = look(counting, self.settings)
+            levels, mpp, grid = slide.levels, slide.mpp, tissue.grid
+        prepared, picture = self.files(ref.id)
+        save_prepared(prepared, Prepared(thumbnail, tissue))
+        with atomic(picture) as path:
+            write_png(path, thumbnail)
+        return {
+            "slide_id": ref.id,
+            "case_id": ref.case,
+            "path": ref.path,
+            "status": Status.DONE.value if len(tissue.cells) else Status.NO_TISSUE.value,
+            "mpp": mpp.value,
+            "mpp_source": mpp.source,
+            "width": levels[0].width,
+            "height": levels[0].height,
+            "levels": len(levels),
+            "level": level_for(levels, grid.cell / grid.tile_size),
+            "tile_size": grid.tile_size,
+            "rows": grid.shape[0],
+            "cols": grid.shape[1],
+            "tissue_tiles": len(tissue.cells),
+            "bytes_read": counting.stored_bytes_read,
+            "seconds": time.perf_counter() - begin,
+            "error": None,
+        }
+
+    def failed(self, ref: SlideRef, error: str, seconds: float) -> Row:
+        """A row that says what could not be found out, and why."""
+        known = {"slide_id": ref.id, "case_id": ref.case, "path": ref.path, "status": Status.FAILED.value}
+        return dict.fromkeys(_TYPES) | known | {"seconds": seconds, "error": error}
+
+    def write_tables(self, rows: Sequence[Row]) -> None:
+        """Write ``slides.parquet`` and ``slides.csv``."""
+        write_table(self.out, "slides", rows, _TYPES)
+
+
+if __name__ == "__main__":
+    from pipelines.cli import main
+
+    main("prepare")

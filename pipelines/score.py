@@ -1,0 +1,216 @@
+"""Score slides: from a trained model and slides to predictions and the tiles they rest on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines._records import Row, SlideTask, absolute, complete, pending, write_table
+from pipelines._runs import Execution, Identity, Summary, count, open_run
+from wsi_ats.artifacts import atomic, save_attention
+from wsi_ats.config import Settings
+from wsi_ats.errors import ModelError, SettingsError
+from wsi_ats.exports.tables import write_selection
+from wsi_ats.model_card import read_card
+from wsi_ats.selection import Prediction, Status
+from wsi_ats.slides.base import SlideRef, open_slide
+
+if TYPE_CHECKING:  # torch takes seconds to import, and a worker needs it, not a command line
+    from wsi_ats.checkpoints import LoadedModel
+
+RESULTS = ("records", "selections", "attention", "predictions.parquet", "predictions.csv")
+
+# What a network was built for; scoring with another value would feed it what it has never seen.
+_FIXED = ("tile.size", "thumbnail.pixels_per_cell")
+
+
+def score(
+    refs: Sequence[SlideRef],
+    model: str | Path,
+    out: str | Path,
+    *,
+    settings: Settings | None = None,
+    seed: int = 0,
+    execution: Execution | None = None,
+) -> Summary:
+    """Score slides and keep, for each, its probabilities, its attention and the tiles that were read.
+
+    Parameters
+    ----------
+    refs
+        The slides.
+    model
+        Folder of a trained model.
+    out
+        Folder for ``predictions.parquet`` and ``.csv``, ``selections/``, ``attention/``, ``run.json``.
+    settings
+        Those of the model by default. Draws, number of tiles, resolution and tissue may differ from
+        them; what the networks were built for may not.
+    seed
+        With a slide's id, decides which tiles are drawn.
+    execution
+        Where and how; on all cores of this machine by default.
+
+    Returns
+    -------
+    Summary
+
+    Raises
+    ------
+    SettingsError
+        When settings do not suit the model, or no scheduler answers.
+    ModelError, ArtifactError
+        When there is no usable model, or the output folder is not to be used.
+
+    Examples
+    --------
+    >>> from wsi_ats.manifest import read_manifest
+    >>> summary = score(read_manifest("slides"), "run", "scores")  # doctest: +SKIP
+    >>> summary.exit_code  # doctest: +SKIP
+    0
+    """
+    execution, model, out = execution or Execution(), Path(model).absolute(), Path(out).absolute()
+    card = read_card(model)
+    settings = settings or card.settings
+    check_settings(settings, card.settings)
+    identity = Identity.of("score", settings, "tile", "thumbnail", "sampling", seed=seed, model=card.digest)
+    task = ScoreTask(out, identity.digest, model, card.digest, card.classes, settings, seed)
+    refs = absolute(refs)
+    with open_run(out, identity, execution, results=RESULTS) as run:
+        if execution.dry_run:
+            return Summary.of_dry_run("score", out, *(len(part) for part in pending(task, refs)))
+        run.begin()
+        results = complete(task, refs, execution, title="score")
+        counts = count(results.rows)
+        if not results.stopped:
+            write_table(out, "predictions", results.rows, task.types)
+            run.finish(counts)
+    return Summary("score", out, counts, results.failed, results.reused)
+
+
+@dataclass(frozen=True)
+class ScoreTask(SlideTask):
+    """What scoring does to one slide.
+
+    Parameters
+    ----------
+    model, model_digest, classes
+        Folder of the model, its fingerprint, its classes.
+    settings, seed
+        See :func:`score`.
+    """
+
+    model: Path
+    model_digest: str
+    classes: tuple[str, ...]
+    settings: Settings
+    seed: int
+
+    @property
+    def types(self) -> dict[str, str]:
+        """Columns of the predictions, in order, with Arrow's types."""
+        return {
+            **dict.fromkeys(("slide_id", "case_id", "path", "status"), "string"),
+            **{f"prob_{name}": "double" for name in self.classes},
+            "predicted": "string",
+            "logit_se": "double",
+            **dict.fromkeys(("draws", "tiles_read", "tiles_total", "bytes_read"), "int64"),
+            "seconds": "double",
+            "model_digest": "string",
+            "seed": "int64",
+            "error": "string",
+        }
+
+    def files(self, slide_id: str) -> tuple[Path, ...]:
+        """The tiles that were read, and the attention they were drawn by."""
+        return (
+            self.out / "selections" / f"{slide_id}.parquet",
+            self.out / "attention" / f"{slide_id}.npz",
+        )
+
+    def start(self) -> None:
+        """Load the model."""
+        _once(self.model, self.model_digest)
+
+    def work(self, ref: SlideRef) -> Row:
+        """Score the slide."""
+        from wsi_ats.inference import predict_slide
+
+        loaded = _once(self.model, self.model_digest)
+        with open_slide(ref) as slide:
+            scored = predict_slide(
+                loaded.model,
+                ref,
+                slide,
+                self.settings,
+                classes=list(self.classes),
+                model_digest=self.model_digest,
+                seed=self.seed,
+                device=next(loaded.model.parameters()).device,
+            )
+        selections, attention = self.files(ref.id)
+        if scored.selection is not None:
+            with atomic(selections) as path:
+                write_selection(path, scored.selection)
+        if scored.attention is not None:
+            save_attention(attention, scored.attention)
+        return scored.prediction.row(list(self.classes))
+
+    def failed(self, ref: SlideRef, error: str, seconds: float) -> Row:
+        """A prediction that says why there is none."""
+        prediction = Prediction(
+            slide_id=ref.id,
+            case_id=ref.case,
+            path=ref.path,
+            status=Status.FAILED,
+            probabilities={},
+            predicted=None,
+            logit_se=None,
+            draws=0,
+            tiles_read=0,
+            tiles_total=0,
+            bytes_read=None,
+            seconds=seconds,
+            model_digest=self.model_digest,
+            seed=self.seed,
+            error=error,
+        )
+        return prediction.row(list(self.classes))
+
+
+@lru_cache(maxsize=1)  # a worker scores many slides with one model
+def _once(folder: Path, digest: str) -> LoadedModel:
+    import torch
+
+    from wsi_ats.checkpoints import load_model
+
+    loaded = load_model(folder, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    if loaded.digest != digest:
+        raise ModelError(f"the model in {folder} changed while it was in use; score again")
+    return loaded
+
+
+def check_settings(settings: Settings, trained: Settings) -> None:
+    """Refuse settings that the networks were not built for.
+
+    Raises
+    ------
+    SettingsError
+        Names the setting and both values.
+    """
+    for name in _FIXED:
+        section, key = name.split(".")
+        wanted, built = getattr(getattr(settings, section), key), getattr(getattr(trained, section), key)
+        if wanted != built:
+            raise SettingsError(
+                f"{name} is {wanted}, but the model was trained with {built}; leave it or train anew"
+            )
+
+
+if __name__ == "__main__":
+    from pipelines.cli import main
+
+    main("score")

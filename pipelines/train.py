@@ -1,0 +1,218 @@
+"""Train a model from slides and the class of each.
+
+Slides are prepared on the cluster. The training itself happens in the calling process, with threads
+that read tiles ahead of it: one process owns the graphics processor, so that Ctrl-C, progress and
+checkpoints stay simple, and reading, which releases Python's lock, needs no processes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines import prepare
+from pipelines._records import Results, absolute, complete, pending
+from pipelines._runs import Execution, Identity, Run, Summary, count, open_run
+from wsi_ats.artifacts import atomic, digest_of, load_prepared, slide_digest
+from wsi_ats.config import Settings
+from wsi_ats.manifest import check_classes, unlabelled
+from wsi_ats.selection import Status
+from wsi_ats.slides.base import SlideRef
+from wsi_ats.tables import read_csv, read_parquet, write_csv
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    from wsi_ats.batches import Example
+
+_OWN = ("config.toml", "splits.csv", "metrics.csv", "checkpoints", "model.safetensors", "model.json")
+
+
+def train(
+    refs: Sequence[SlideRef],
+    out: str | Path,
+    *,
+    settings: Settings | None = None,
+    execution: Execution | None = None,
+) -> Summary:
+    """Train a model.
+
+    Slides without label are left out, and so are slides that cannot be read or have no tissue: the
+    latter make the exit code 1, for the model has seen less than was asked for.
+
+    Parameters
+    ----------
+    refs
+        Slides with labels; splits are kept where the manifest prescribes them.
+    out
+        Folder for the model and all that tells how it arose. A run that was stopped goes on from its
+        last checkpoint.
+    settings
+        The settings; ``training.seed`` decides weights, splits and draws.
+    execution
+        Where and how slides are prepared.
+
+    Returns
+    -------
+    Summary
+
+    Raises
+    ------
+    ManifestError
+        When there are not two classes with enough cases.
+    SettingsError, ModelError, ArtifactError
+        When settings do not work, the network cannot be had, or the output folder is not to be used.
+
+    Examples
+    --------
+    >>> from wsi_ats.manifest import read_manifest
+    >>> train(read_manifest("slides", labels="labels.csv"), "run").exit_code  # doctest: +SKIP
+    0
+    """
+    execution, out, settings = execution or Execution(), Path(out).absolute(), settings or Settings()
+    without = {ref.id for ref in unlabelled(refs)}
+    refs = absolute([ref for ref in refs if ref.id not in without])
+    classes = list(check_classes(refs))
+    _split(refs, settings)  # complains before the work rather than after it
+    sections = ("tile", "thumbnail", "model", "sampling", "training")
+    identity = Identity.of("train", settings, *sections, seed=settings.training.seed, slides=_digest(refs))
+    task = prepare.PrepareTask.of(out, settings)
+    with open_run(out, identity, execution, results=(*_OWN, *prepare.RESULTS)) as run:
+        if execution.dry_run:
+            return Summary.of_dry_run("train", out, *(len(part) for part in pending(task, refs)))
+        if _finished(run):
+            execution.reporter.message(f"{out} holds this model already; nothing to do")
+            return _finished_summary(out)
+        run.begin()
+        results = complete(task, refs, execution, title="prepare")
+        if results.stopped:
+            return _summary(out, results)
+        task.write_tables(results.rows)
+        done = {row["slide_id"] for row in results.rows if row["status"] == Status.DONE}
+        _report_empty(results, execution)
+        usable = [ref for ref in refs if ref.id in done]
+        check_classes(usable)
+        digest = _fit(usable, classes, run, task, settings, execution)
+        run.finish(count(results.rows), model=digest)
+    return _summary(out, results)
+
+
+def _summary(out: Path, results: Results) -> Summary:
+    return Summary("train", out, count(results.rows), results.failed, results.reused)
+
+
+def _finished(run: Run) -> bool:
+    return (
+        run.previous is not None and run.previous.get("end") is not None and (run.out / "model.json").exists()
+    )
+
+
+def _finished_summary(out: Path) -> Summary:
+    columns, _ = read_parquet(out / "slides.parquet")
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    failed = {row["slide_id"]: row["error"] for row in rows if row["status"] == Status.FAILED}
+    return Summary("train", out, count(rows), failed, len(rows))
+
+
+def _report_empty(results: Results, execution: Execution) -> None:
+    empty = [row["slide_id"] for row in results.rows if row["status"] == Status.NO_TISSUE]
+    if empty:
+        execution.reporter.message(f"left out, no tissue: {', '.join(empty)}")
+
+
+def _digest(refs: Sequence[SlideRef]) -> str:
+    return digest_of(
+        *(
+            str((ref.id, ref.case, ref.label, ref.split, ref.mpp, slide_digest(ref.path)))
+            for ref in sorted(refs, key=lambda ref: ref.id)
+        )
+    )
+
+
+def _split(refs: Sequence[SlideRef], settings: Settings) -> tuple[list[SlideRef], list[SlideRef]]:
+    from wsi_ats.evaluation import split_by_case
+
+    return split_by_case(refs, settings.training.validation, seed=settings.training.seed)
+
+
+def _fit(
+    refs: Sequence[SlideRef],
+    classes: list[str],
+    run: Run,
+    task: prepare.PrepareTask,
+    settings: Settings,
+    execution: Execution,
+) -> str:
+    """Train on usable slides; returns the model's digest."""
+    import torch
+
+    from wsi_ats.batches import TileReader
+    from wsi_ats.checkpoints import save_model
+    from wsi_ats.training import fit
+
+    training, validation = _split(refs, settings)
+    _write_splits(run.out, {"train": training, "val": validation}, execution)
+    with atomic(run.out / "config.toml") as path:
+        path.write_text(settings.to_toml(), encoding="utf-8")
+
+    with (
+        TileReader(os.cpu_count() or 1) as reader,
+        execution.reporter.progress("train", settings.training.epochs) as advance,
+    ):
+
+        def on_epoch(metrics: Mapping[str, float | None]) -> None:
+            known = {name: value for name, value in metrics.items() if value is not None}
+            advance(", ".join(f"{name} {value:.4g}" for name, value in known.items()))
+            if known.get("failed"):
+                execution.reporter.message(f"{known['failed']:.0f} slides could not be read in this epoch")
+
+        model = fit(
+            _examples(training, classes, task),
+            _examples(validation, classes, task),
+            settings,
+            classes=classes,
+            folder=run.out,
+            device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+            on_epoch=on_epoch,
+            reader=reader,
+        )
+    return save_model(run.out, model, settings, classes)
+
+
+def _write_splits(out: Path, splits: Mapping[str, Sequence[SlideRef]], execution: Execution) -> None:
+    """Write ``splits.csv``; checkpoints of other splits are of no use, training then starts anew."""
+    members = sorted(
+        ((ref, name) for name, part in splits.items() for ref in part), key=lambda each: each[0].id
+    )
+    columns = {
+        "slide_id": [ref.id for ref, _ in members],
+        "case_id": [ref.case for ref, _ in members],
+        "label": [str(ref.label) for ref, _ in members],
+        "split": [name for _, name in members],
+    }
+    path = out / "splits.csv"
+    if path.exists() and read_csv(path) != columns and (out / "checkpoints").exists():
+        execution.reporter.message(
+            "the slides that can be used have changed; training starts from the beginning"
+        )
+        shutil.rmtree(out / "checkpoints")
+        (out / "metrics.csv").unlink(missing_ok=True)
+    with atomic(path) as temporary:
+        write_csv(temporary, columns)
+
+
+def _examples(refs: Sequence[SlideRef], classes: list[str], task: prepare.PrepareTask) -> list[Example]:
+    from wsi_ats.batches import Example
+
+    examples = []
+    for ref in refs:
+        prepared = load_prepared(task.prepared(ref.id))
+        examples.append(Example(ref, prepared.thumbnail, prepared.tissue, classes.index(str(ref.label))))
+    return examples
+
+
+if __name__ == "__main__":
+    from pipelines.cli import main
+
+    main("train")

@@ -1,0 +1,138 @@
+"""Slides, a model that needs no training, and one cluster that all tests share."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from pipelines._cluster import connect
+from pipelines.cli import app
+from wsi_ats.config import Settings
+from wsi_ats.manifest import read_manifest
+from wsi_ats.slides.base import SlideRef
+from wsi_ats.testing.synthetic import write_collection
+
+ROOT = Path(__file__).parents[2]
+SETTINGS = Settings().with_values(
+    [
+        "tile.size=64",
+        "thumbnail.pixels_per_cell=4",
+        "model.backbone=test_vit",
+        "model.pretrained=false",
+        "sampling.tiles=8",
+        "training.epochs=2",
+        "training.slides_per_step=2",
+        "training.validation=0.5",
+        "training.calibration_tiles=16",
+    ]
+)
+
+
+@pytest.fixture(scope="session")
+def slides(tmp_path_factory) -> Path:
+    """Six readable slides with ``labels.csv``."""
+    folder = tmp_path_factory.mktemp("slides")
+    write_collection(folder, slides=6, width=1536, height=1024, tile_size=64, seed=0, variants=4)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def refs(slides) -> list[SlideRef]:
+    return read_manifest(slides)
+
+
+@pytest.fixture(scope="session")
+def config(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "ats.toml"
+    path.write_text(SETTINGS.to_toml(), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory) -> Path:
+    """A model as it is before training."""
+    import torch
+
+    from wsi_ats.checkpoints import model_for, save_model
+
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    save_model(folder, model_for(SETTINGS, ["negative", "positive"]), SETTINGS, ["negative", "positive"])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def client() -> Iterator[Any]:
+    with connect("local", workers=2) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def address(client) -> str:
+    return str(client.scheduler.address)
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What came of a command."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        return dict(json.loads(self.stdout))
+
+
+@pytest.fixture
+def run(request) -> Callable[..., Ran]:
+    """Run a command; on the shared cluster unless told otherwise."""
+
+    def run(*arguments: object, scheduler: str | None = "shared") -> Ran:
+        words = [str(each) for each in arguments]
+        if scheduler == "shared" and words[0] in {"prepare", "train", "score"}:
+            scheduler = request.getfixturevalue("address")
+        if scheduler not in {None, "shared"}:
+            words += ["--scheduler", str(scheduler)]
+        result = CliRunner().invoke(app, words, catch_exceptions=False)
+        return Ran(result.exit_code, result.stdout, result.stderr)
+
+    return run
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    """Start a command as a process with a process group of its own, as a shell does."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipelines", *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def without_times(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+def files(folder: Path) -> list[str]:
+    """What a user sees in a folder."""
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))

@@ -1,0 +1,119 @@
+"""The command line itself, and the commands that only look."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tifffile
+from conftest import ROOT
+
+from pipelines import _cluster
+from pipelines import doctor as doctor_module
+from pipelines.info import info
+from wsi_ats.slides.base import SlideRef
+
+STAGE_OPTIONS = [
+    *("--scheduler", "--workers", "--seed", "--overwrite", "--dry-run", "--json", "--strict", "--config"),
+    *("--set", "--debug", "--mpp"),
+]
+
+
+@pytest.mark.parametrize("stage", ["prepare", "train", "score", "export"])
+def test_every_stage_has_the_shared_options(run, stage, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    text = run(stage, "--help", scheduler=None).stdout
+    assert [option for option in STAGE_OPTIONS if option not in text] == []
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys, pipelines.cli\n"
+        "heavy = {'numpy', 'torch', 'dask', 'distributed', 'openslide', 'pyarrow', 'skimage', 'tifffile'}\n"
+        "print(sorted(heavy & sys.modules.keys()))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("module", ["prepare", "score", "export", "train", "info", "doctor"])
+def test_each_stage_is_a_module_too(module):
+    command = [sys.executable, "-m", f"pipelines.{module}", "--help"]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert f"wsi-ats {module}" in ran.stdout
+
+
+@pytest.mark.parametrize("words", ["prepare", "nonsense", "prepare x", "prepare x --out y --workers 0"])
+def test_wrong_usage(run, words):
+    ran = run(*words.split(), scheduler=None)
+    assert ran.exit_code == 2
+    assert ran.stdout == ""
+
+
+def test_an_address_that_does_not_answer(run, slides, config, tmp_path, monkeypatch):
+    monkeypatch.setattr(_cluster, "_ANSWER_SECONDS", 1)
+    there = "tcp://127.0.0.1:1"
+    ran = run("prepare", slides, "--out", tmp_path / "out", "--config", config, scheduler=there)
+    assert ran.exit_code == 2
+    assert there in ran.stderr
+    assert ran.stderr.count("\n") == 1
+
+
+def test_info(run, slides, config):
+    ran = run("info", slides / "slide_000.tif", slides / "slide_001.tif", "--config", config, "--json")
+    assert ran.exit_code == 0
+    one, other = ran.json["slides"]
+    assert (one["slide_id"], other["slide_id"]) == ("slide_000", "slide_001")
+    assert (one["vendor"], one["mpp"], one["level"]) == ("generic-tiff", 0.5, 0)
+    assert one["native"]
+    assert one["tissue_tiles"] > one["tiles"] == 8
+    assert 0 < one["bytes_read"] < one["bytes_file"]
+    assert one["share"] == one["bytes_read"] / one["bytes_file"]
+    assert one["levels"][0]["downsample"] == 1
+    for text in ("scoring reads", "tiles", "mpp"):
+        assert text in run("info", slides / "slide_000.tif", "--config", config).stdout
+
+
+def test_info_of_what_is_no_slide(run, slides, tmp_path):
+    (tmp_path / "text.svs").write_text("no slide")
+    ran = run("info", slides / "slide_000.tif", tmp_path / "text.svs", "--set", "tile.size=64", "--json")
+    assert ran.exit_code == 1
+    assert ran.json["failed"].keys() == {"text"}
+    assert len(ran.json["slides"]) == 1
+    assert run("info", tmp_path / "none").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("file_tile", "mpp", "native", "aligned", "advice"),
+    [
+        (128, 0.5, True, True, ""),
+        (240, 0.5, True, False, "file's tiles of 240 x 240"),
+        (128, 0.35, False, False, "--set tile.mpp="),
+    ],
+)
+def test_info_advises_tiles_that_suit_the_file(tmp_path, file_tile, mpp, native, aligned, advice):
+    path = tmp_path / "slide.tif"
+    pixels = np.random.default_rng(0).integers(0, 255, (1024, 1024, 3), dtype=np.uint8)
+    tile = (file_tile, file_tile)
+    tifffile.imwrite(path, pixels, tile=tile, photometric="rgb", compression="zlib")
+    [found] = info([SlideRef.from_path(path, mpp=mpp)]).slides
+    assert (found.native, found.aligned) == (native, aligned)
+    assert advice in found.advice
+
+
+def test_doctor(run):
+    ran = run("doctor", "--json")
+    assert ran.exit_code == 0, ran.stdout
+    checks = {check["name"]: check for check in json.loads(ran.stdout)["checks"]}
+    assert {"python", "torch", "OpenSlide library", "graphics processor"} <= checks.keys()
+    assert ".svs" in checks["reader OpenSlide"]["found"]
+
+
+def test_doctor_says_what_to_install(run, monkeypatch):
+    monkeypatch.setattr(doctor_module, "versions", lambda: {"timm": "not installed"})
+    ran = run("doctor")
+    assert ran.exit_code == 1
+    assert "pip install timm" in ran.stdout

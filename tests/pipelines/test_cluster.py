@@ -1,0 +1,104 @@
+"""Where tasks run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import slide_jobs
+from conftest import ROOT, files, table, without_times
+
+from pipelines import _cluster
+from pipelines._cluster import connect
+from pipelines._stage import for_each_slide
+from wsi_ats.errors import SettingsError, WsiAtsError
+from wsi_ats.slides.base import SlideRef
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:{port}", "127.0.0.1:{port}", "nonsense://x"])
+def test_an_address_where_nobody_answers(monkeypatch, address):
+    monkeypatch.setattr(_cluster, "_ANSWER_SECONDS", 1)
+    address = address.format(port=free_port())
+    with pytest.raises(SettingsError, match=address), connect(address):
+        pass
+
+
+def test_a_client_is_used_as_it_is(client):
+    with connect(client) as same:
+        assert same is client
+    assert client.status == "running"
+
+
+def test_a_local_cluster_leaves_our_environment_alone():
+    before = dict(os.environ)
+    with connect("local", workers=8, tasks=1) as client:
+        assert len(client.nthreads()) == 1
+        found = []
+        for_each_slide(slide_jobs.threads, [SlideRef.from_path("a")], client, on_result=found.append)
+        assert found[0].result == str(_cluster.CPU_COUNT)  # one slide: one worker with all cores
+    changed = {name for name in os.environ if before.get(name) != os.environ[name]}
+    assert not {name for name in changed if "THREADS" in name}
+
+
+@pytest.fixture
+def scheduler(tmp_path):
+    """A real scheduler with a worker, started as a user would."""
+    address = f"tcp://127.0.0.1:{free_port()}"
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'pipelines'}"}
+    quiet = {"cwd": tmp_path, "env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    place = f"--local-directory={tmp_path}"
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", f"distributed.cli.{name}", "--no-dashboard", *options], **quiet
+        )
+        for name, *options in (
+            ("dask_scheduler", "--host", address),
+            ("dask_worker", address, "--nthreads=1", place),
+        )
+    ]
+    yield address, started
+    for process in reversed(started):
+        process.send_signal(signal.SIGTERM)
+        process.wait(20)
+
+
+def test_a_scheduler_elsewhere_gives_the_same(scheduler, run, slides, config, tmp_path):
+    address, _ = scheduler
+    arguments = ("prepare", slides, "--config", config, "--out")
+    assert run(*arguments, tmp_path / "there", scheduler=address).exit_code == 0
+    assert run(*arguments, tmp_path / "here").exit_code == 0
+    there, here = (without_times(table(tmp_path / name / "slides.csv")) for name in ("there", "here"))
+    assert there == here
+    assert files(tmp_path / "there") == files(tmp_path / "here")
+
+
+def test_a_scheduler_that_dies_ends_the_run_and_blames_no_slide(scheduler):
+    address, processes = scheduler
+    found = []
+
+    def note(outcome):
+        if not found:
+            for process in processes:
+                process.kill()
+        found.append(outcome)
+
+    refs = [SlideRef.from_path(f"slow{i}") for i in range(8)]
+    begin = time.monotonic()
+    with (
+        pytest.raises(WsiAtsError, match="connection to the Dask scheduler was lost"),
+        connect(address) as client,
+    ):
+        for_each_slide(slide_jobs.job, refs, client, on_result=note)
+    assert [each.error for each in found if each.error] == []
+    assert time.monotonic() - begin < 60

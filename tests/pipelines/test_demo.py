@@ -1,0 +1,64 @@
+"""The demo, small."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pipelines._runs import Execution
+from pipelines.demo import ARMS, Scale, demo
+from wsi_ats.tables import read_parquet
+
+SMALL = Scale(training=8, held_out=8, side=1024, gigapixel_side=2048, slides_per_bank=4, epochs=1)
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    return tmp_path_factory.mktemp("demo")
+
+
+@pytest.fixture(scope="module")
+def shown(out, client):
+    return demo(out, seed=1, scale=SMALL, execution=Execution(scheduler=client))
+
+
+def test_every_way_of_classifying_has_its_line(shown):
+    assert list(shown.arms) == [*ARMS, "thumbnail only"]
+    (_, (head, *rows)), *_ = shown.sections()
+    assert [row[0] for row in rows[:4]] == list(shown.arms)
+    assert {len(row) for row in rows} == {len(head)}
+
+
+def test_the_same_budget_is_spent_by_all_that_sample(shown, out):
+    tiles = []
+    for name in ARMS:
+        rows, _ = read_parquet(out / "scores" / name.replace(" ", "_") / "predictions.parquet")
+        tiles.append(rows["tiles_read"])
+    assert tiles[0] == tiles[1] == tiles[2] == [16] * SMALL.held_out
+
+
+def test_bytes_and_tiles_are_shares(shown):
+    for name in ARMS:
+        arm = shown.arms[name]
+        assert 0 < arm.tiles < 1
+        assert arm.bytes > 0  # above 1 on slides so small that the thumbnail takes all of them
+        assert 0 <= arm.in_lesion <= 1
+
+
+def test_ceiling_lies_between_chance_and_certainty(shown):
+    assert all(0.5 < each < 1 for each in shown.ceiling)
+
+
+def test_the_picture_shows_something(shown):
+    import PIL.Image
+
+    pixels = np.asarray(PIL.Image.open(shown.figure).convert("RGB"))
+    assert pixels.shape[1] > 1000
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 1000
+
+
+def test_a_second_demo_goes_on_with_the_first(shown, out, client):
+    again = demo(out, seed=1, scale=SMALL, execution=Execution(scheduler=client))
+    assert {n: (a.auc, a.tiles, a.bytes, a.in_lesion) for n, a in again.arms.items()} == {
+        n: (a.auc, a.tiles, a.bytes, a.in_lesion) for n, a in shown.arms.items()
+    }

@@ -1,0 +1,75 @@
+"""Exports, and what they say when there is nothing to export."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from conftest import files, table
+
+from pipelines._runs import Execution
+from pipelines.score import score
+from wsi_ats.tables import read_parquet
+
+
+@pytest.fixture(scope="module")
+def scores(client, refs, model, tmp_path_factory):
+    out = tmp_path_factory.mktemp("scores")
+    score(refs, model, out, execution=Execution(scheduler=client))
+    return out
+
+
+def test_tables(run, scores, tmp_path):
+    for kind in ("csv", "parquet"):
+        ran = run("export", scores, "--to", kind, "--out", tmp_path, "--json")
+        assert ran.exit_code == 0, ran.stderr
+        assert ran.json["counts"] == {"exported": 6, "without_tiles": 0}
+    assert files(tmp_path) == [
+        *("predictions.csv", "predictions.parquet", "run.json", "selections.csv", "selections.parquet"),
+    ]
+    columns, _ = read_parquet(tmp_path / "selections.parquet")
+    rows = table(tmp_path / "selections.csv")
+    assert list(columns) == list(rows[0])
+    assert [str(x) for x in columns["x"]] == [row["x"] for row in rows]
+    assert sorted(set(columns["slide_id"])) == [f"slide_{i:03d}" for i in range(6)]
+    assert (tmp_path / "predictions.csv").read_bytes() == (scores / "predictions.csv").read_bytes()
+
+
+def test_qupath(run, scores, tmp_path):
+    ran = run("export", scores, "--to", "qupath", "--out", tmp_path / "q")
+    assert ran.exit_code == 0
+    assert files(tmp_path / "q") == ["run.json", *(f"slide_{i:03d}.geojson" for i in range(6))]
+    features = json.loads((tmp_path / "q" / "slide_000.geojson").read_text())["features"]
+    assert len(features) == len(read_parquet(scores / "selections" / "slide_000.parquet")[0]["x"])
+
+
+def test_a_damaged_selection_fails_alone(run, scores, tmp_path):
+    damaged = scores / "selections" / "slide_002.parquet"
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:100])
+    ran = run("export", scores, "--to", "qupath", "--out", tmp_path / "q", "--json")
+    strict = run("export", scores, "--to", "csv", "--out", tmp_path / "c", "--strict")
+    damaged.write_bytes(whole)
+    assert ran.exit_code == 1
+    assert ran.json["failed"].keys() == {"slide_002"}
+    assert "slide_002.geojson" not in files(tmp_path / "q")
+    assert len(files(tmp_path / "q")) == 6
+    assert strict.exit_code == 1
+    assert files(tmp_path / "c") == ["run.json"]
+
+
+@pytest.mark.parametrize("kind", ["missing", "not scores", "unknown format"])
+def test_what_cannot_be_exported(run, scores, tmp_path, kind):
+    (tmp_path / "run.json").write_text('{"stage": "prepare"}')
+    source = {"missing": tmp_path / "none", "not scores": tmp_path}.get(kind, scores)
+    to = "excel" if kind == "unknown format" else "csv"
+    ran = run("export", source, "--to", to, "--out", tmp_path / "out")
+    assert ran.exit_code == 2
+    assert ran.stderr.startswith("error: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_writes_nothing(run, scores, tmp_path):
+    ran = run("export", scores, "--to", "csv", "--out", tmp_path / "out", "--dry-run", "--json")
+    assert ran.json["counts"] == {"to_do": 6, "finished": 0}
+    assert not (tmp_path / "out").exists()

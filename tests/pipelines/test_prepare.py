@@ -1,0 +1,217 @@
+"""Preparing slides, through the command line, and what bad slides do to it."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+from conftest import SETTINGS, files, table, without_times
+
+from pipelines._runs import Execution
+from pipelines.prepare import prepare
+from wsi_ats.artifacts import load_prepared, locked, read_json
+from wsi_ats.manifest import read_manifest
+from wsi_ats.tables import read_parquet
+
+COLUMNS = [
+    "slide_id",
+    "case_id",
+    "path",
+    "status",
+    "mpp",
+    "mpp_source",
+    "width",
+    "height",
+    "levels",
+    "level",
+    "tile_size",
+    "rows",
+    "cols",
+    "tissue_tiles",
+    "bytes_read",
+    "seconds",
+    "error",
+]
+
+
+@pytest.fixture
+def work(run, slides, config, tmp_path):
+    ran = run("prepare", slides, "--out", tmp_path / "work", "--config", config, "--json")
+    assert ran.exit_code == 0, ran.stderr
+    return tmp_path / "work"
+
+
+def test_what_it_writes(work):
+    assert files(work) == ["prepared", "records", "run.json", "slides.csv", "slides.parquet", "thumbnails"]
+    rows = table(work / "slides.csv")
+    assert list(rows[0]) == COLUMNS
+    assert [row["slide_id"] for row in rows] == [f"slide_{i:03d}" for i in range(6)]
+    assert {row["status"] for row in rows} == {"done"}
+    columns, _ = read_parquet(work / "slides.parquet")
+    assert list(columns) == COLUMNS
+    assert [str(value) for value in columns["tissue_tiles"]] == [row["tissue_tiles"] for row in rows]
+    prepared = load_prepared(work / "prepared" / "slide_000.npz")
+    assert prepared.tissue.grid.shape == (int(rows[0]["rows"]), int(rows[0]["cols"])) == (16, 24)
+    assert len(prepared.tissue.cells) == int(rows[0]["tissue_tiles"]) > 0
+    assert prepared.thumbnail.shape == (16 * 4, 24 * 4, 3)
+    assert files(work / "thumbnails") == [f"slide_{i:03d}.png" for i in range(6)]
+    record = read_json(work / "run.json")
+    assert (record["stage"], record["counts"]) == ("prepare", {"done": 6, "failed": 0, "no_tissue": 0})
+
+
+def test_again_does_nothing(work, run, slides, config):
+    before = (work / "slides.csv").read_bytes()
+    ran = run("prepare", slides, "--out", work, "--config", config, "--json")
+    assert (ran.exit_code, ran.json["reused"]) == (0, 6)
+    assert (work / "slides.csv").read_bytes() == before
+
+
+def test_other_settings_into_the_same_folder_are_refused(work, run, slides, config):
+    other = ("prepare", slides, "--out", work, "--config", config, "--set", "tile.size=128")
+    ran = run(*other)
+    assert ran.exit_code == 2
+    assert "settings.tile.size is 64 there and 128 now" in ran.stderr
+    assert ran.stderr.count("\n") == 1
+    assert run(*other, "--overwrite").exit_code == 0
+    assert table(work / "slides.csv")[0]["tile_size"] == "128"
+
+
+def test_a_second_run_into_a_held_folder_is_refused(run, slides, tmp_path):
+    with locked(tmp_path, "the first run"):
+        ran = run("prepare", slides, "--out", tmp_path)
+    assert ran.exit_code == 2
+    assert "the first run" in ran.stderr
+
+
+def test_a_folder_that_cannot_be_written_to(run, slides, tmp_path):
+    (tmp_path / "file").write_text("")
+    ran = run("prepare", slides, "--out", tmp_path / "file" / "out")
+    assert ran.exit_code == 2
+    assert "cannot be written to" in ran.stderr
+
+
+def test_a_dry_run_writes_nothing(run, slides, config, tmp_path):
+    ran = run("prepare", slides, "--out", tmp_path / "out", "--config", config, "--dry-run", "--json")
+    assert ran.exit_code == 0
+    assert ran.json["counts"] == {"to_do": 6, "finished": 0}
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def mixed(slides, tmp_path):
+    """Good slides among bad ones of each kind."""
+    import tifffile
+
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    for name in ("slide_000.tif", "slide_001.tif"):
+        shutil.copy(slides / name, folder / name)
+    whole = (slides / "slide_002.tif").read_bytes()
+    (folder / "text.svs").write_text("this is no slide")
+    (folder / "truncated.tif").write_bytes(whole[: len(whole) // 3])
+    late = folder / "late.tif"
+    late.write_bytes(whole)
+    with tifffile.TiffFile(late) as file:  # the thumbnail's level stays whole, the tiles do not
+        page = file.pages[0]
+        places = list(zip(page.dataoffsets, page.databytecounts, strict=True))
+    with late.open("r+b") as file:
+        for offset, size in places:
+            file.seek(offset)
+            file.write(b"\0" * size)
+    glass = np.full((512, 768, 3), 240, np.uint8)
+    options = {"tile": (64, 64), "photometric": "rgb", "compression": "zlib"}
+    tifffile.imwrite(folder / "glass.tif", glass, **options, resolution=(20000, 20000), resolutionunit=3)
+    tifffile.imwrite(folder / "no_mpp.tif", glass, **options)
+    tifffile.imwrite(folder / "zero_mpp.tif", glass, **options, resolution=(0, 0), resolutionunit=3)
+    return folder
+
+
+def test_bad_slides_fail_by_themselves(run, mixed, config, tmp_path):
+    ran = run("prepare", mixed, "--out", tmp_path / "out", "--config", config, "--json")
+    assert ran.exit_code == 1, ran.stderr
+    rows = {row["slide_id"]: row for row in table(tmp_path / "out" / "slides.csv")}
+    failed = {"text": "does not know", "truncated": "", "no_mpp": "--mpp", "zero_mpp": "--mpp"}
+    assert {name for name, row in rows.items() if row["status"] == "failed"} == failed.keys()
+    for name, advice in failed.items():
+        assert advice in rows[name]["error"]
+        assert f"{name}." in rows[name]["error"]
+        assert f"{name} failed" in ran.stderr
+    assert rows["glass"]["status"] == "no_tissue"
+    assert rows["slide_000"]["status"] == rows["slide_001"]["status"] == "done"
+    assert "Traceback" not in ran.stderr
+    assert ran.json["counts"] == {"done": 3, "failed": 4, "no_tissue": 1}
+    assert set(ran.json["failed"]) == failed.keys()
+    assert files(tmp_path / "out" / "prepared") == ["glass.npz", "late.npz", "slide_000.npz", "slide_001.npz"]
+
+    # Given the resolution, the same command does what was left, and the rest anew: it is a new input.
+    again = run("prepare", mixed, "--out", tmp_path / "out", "--config", config, "--mpp", 0.5, "--json")
+    assert again.exit_code == 1
+    assert set(again.json["failed"]) == {"text", "truncated"}
+
+
+def test_debug_shows_where_a_failure_came_from(run, mixed, config, tmp_path):
+    ran = run("prepare", mixed / "text.svs", "--out", tmp_path / "out", "--config", config, "--debug")
+    assert ran.exit_code == 1
+    assert "Traceback" in ran.stderr
+    assert "openslide.py" in ran.stderr
+
+
+def test_strict_stops_and_writes_no_tables(run, mixed, config, tmp_path):
+    ran = run("prepare", mixed / "text.svs", "--out", tmp_path / "out", "--config", config, "--strict")
+    assert ran.exit_code == 1
+    several = run("prepare", mixed, "--out", tmp_path / "more", "--config", config, "--strict", "--json")
+    assert several.exit_code == 1
+    assert len(several.json["failed"]) == 1
+    assert not (tmp_path / "more" / "slides.csv").exists()
+
+
+def test_a_manifest_with_a_missing_file(run, slides, config, tmp_path):
+    manifest = tmp_path / "slides.csv"
+    manifest.write_text(
+        f"slide_id,path,mpp\na,{slides / 'slide_000.tif'},0.25\ngone,{slides / 'gone.tif'},\n"
+    )
+    ran = run("prepare", manifest, "--out", tmp_path / "out", "--config", config, "--set", "tile.mpp=0.25")
+    assert ran.exit_code == 1
+    done, gone = table(tmp_path / "out" / "slides.csv")
+    assert (done["mpp"], done["mpp_source"]) == ("0.25", "override")
+    assert "no such file" in gone["error"]
+
+
+@pytest.mark.parametrize("kind", ["empty", "missing", "twice", "no such column"])
+def test_slides_that_cannot_be_listed(run, slides, tmp_path, kind):
+    source = tmp_path / "source"
+    if kind == "empty":
+        source.mkdir()
+    elif kind == "twice":
+        (source / "a").mkdir(parents=True)
+        for path in (source / "same.tif", source / "a" / "same.tif"):
+            shutil.copy(slides / "slide_000.tif", path)
+    elif kind == "no such column":
+        source = tmp_path / "table.csv"
+        source.write_text("name\na\n")
+    ran = run("prepare", source, "--out", tmp_path / "out")
+    assert ran.exit_code == 2
+    assert ran.stderr.startswith("error: ")
+    assert ran.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_as_a_function(client, slides, tmp_path):
+    summary = prepare(
+        read_manifest(slides), tmp_path / "out", settings=SETTINGS, execution=Execution(scheduler=client)
+    )
+    assert summary.counts == {"done": 6, "failed": 0, "no_tissue": 0}
+    fewer = prepare(
+        read_manifest(slides)[:2], tmp_path / "out", settings=SETTINGS, execution=Execution(scheduler=client)
+    )
+    assert (fewer.counts["done"], fewer.reused) == (2, 2)  # the table is that of the command
+    assert len(table(tmp_path / "out" / "slides.csv")) == 2
+
+
+def test_one_worker_or_two_give_the_same(slides, client, tmp_path):
+    for name, scheduler in (("one", "local"), ("two", client)):
+        execution = Execution(scheduler=scheduler, workers=1)
+        prepare(read_manifest(slides), tmp_path / name, settings=SETTINGS, execution=execution)
+    one, two = (without_times(table(tmp_path / name / "slides.csv")) for name in ("one", "two"))
+    assert one == two

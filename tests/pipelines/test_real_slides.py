@@ -1,0 +1,42 @@
+"""Slides of several scanners, as files of the world are: some of them cannot be read."""
+
+from __future__ import annotations
+
+import pytest
+from conftest import files, table
+
+
+@pytest.fixture
+def real(shared_data):
+    folder = shared_data / "slides"
+    if not folder.is_dir():
+        pytest.skip(f"real slides are not there: {folder}")
+    return folder
+
+
+UNREADABLE = {"ometiff_OS-1-detail_HE", "ometiff_OS-2-ndpi_Ki67"}
+NO_MPP = {"tiff_slaid_patch"}
+
+
+@pytest.mark.parametrize("mpp", [None, 0.5])
+def test_prepare_score_export(real, run, model, config, tmp_path, mpp):
+    given = () if mpp is None else ("--mpp", mpp)
+    failed = UNREADABLE | NO_MPP if mpp is None else UNREADABLE
+    work, scores, exported = (tmp_path / name for name in ("work", "scores", "exported"))
+
+    prepared = run("prepare", real, "--out", work, "--config", config, "--json", *given)
+    assert prepared.exit_code == 1
+    assert prepared.json["failed"].keys() == failed
+    rows = {row["slide_id"]: row for row in table(work / "slides.csv")}
+    assert len(rows) == 5
+    if mpp is None:
+        assert "--mpp" in rows["tiff_slaid_patch"]["error"]
+
+    scored = run("score", real, "--model", model, "--out", scores, "--json", *given)
+    assert scored.exit_code == 1
+    assert scored.json["failed"].keys() == failed
+    done = {row["slide_id"] for row in table(scores / "predictions.csv") if row["status"] == "done"}
+    assert done == rows.keys() - failed
+
+    assert run("export", scores, "--to", "qupath", "--out", exported).exit_code == 0
+    assert files(exported) == sorted([*(f"{name}.geojson" for name in done), "run.json"])

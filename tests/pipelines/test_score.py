@@ -1,0 +1,240 @@
+"""Scoring slides, through the command line; stopped and taken up again."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import signal
+import time
+
+import pytest
+from conftest import SETTINGS, files, start, table, without_times
+
+from pipelines._runs import Execution
+from pipelines.score import score
+from wsi_ats.artifacts import load_attention, locked, read_json
+from wsi_ats.exports.tables import read_selection
+from wsi_ats.manifest import read_manifest
+from wsi_ats.tables import read_parquet
+
+COLUMNS = [
+    *("slide_id", "case_id", "path", "status", "prob_negative", "prob_positive", "predicted", "logit_se"),
+    *("draws", "tiles_read", "tiles_total", "bytes_read", "seconds", "model_digest", "seed", "error"),
+]
+SELECTION_COLUMNS = [
+    *("slide_id", "x", "y", "width", "height", "level", "row", "col", "attention", "inclusion", "weight"),
+    *("draw", "order"),
+]
+
+
+@pytest.fixture(scope="session")
+def many(slides, tmp_path_factory):
+    """Enough slides that a run can be stopped in the middle."""
+    folder = tmp_path_factory.mktemp("many")
+    for i in range(48):
+        (folder / f"case_{i:02d}.tif").symlink_to(slides / f"slide_{i % 6:03d}.tif")
+    return folder
+
+
+@pytest.fixture
+def scored(run, slides, model, tmp_path):
+    ran = run("score", slides, "--model", model, "--out", tmp_path / "scores", "--draws", 2, "--json")
+    assert ran.exit_code == 0, ran.stderr
+    return tmp_path / "scores"
+
+
+def test_what_it_writes(scored, model):
+    assert files(scored) == [
+        *("attention", "predictions.csv", "predictions.parquet", "records", "run.json", "selections"),
+    ]
+    rows = table(scored / "predictions.csv")
+    assert list(rows[0]) == COLUMNS
+    columns, _ = read_parquet(scored / "predictions.parquet")
+    assert list(columns) == COLUMNS
+    assert columns["slide_id"] == [f"slide_{i:03d}" for i in range(6)]
+    for row in rows:
+        assert math.isclose(float(row["prob_negative"]) + float(row["prob_positive"]), 1, rel_tol=1e-6)
+        assert (row["status"], row["draws"], row["seed"]) == ("done", "2", "0")
+        assert 8 <= int(row["tiles_read"]) <= 16
+        assert int(row["tiles_total"]) > 16
+        assert float(row["logit_se"]) >= 0
+        assert row["model_digest"] == read_json(model / "model.json")["digest"]
+    selections, _ = read_parquet(scored / "selections" / "slide_000.parquet")
+    assert list(selections) == SELECTION_COLUMNS
+    assert set(selections["draw"]) == {0, 1}
+    attention = load_attention(scored / "attention" / "slide_000.npz")
+    assert attention.attention.sum() == pytest.approx(1)
+    record = read_json(scored / "run.json")
+    assert record["digests"]["model"] == rows[0]["model_digest"]
+    assert record["counts"] == {"done": 6, "failed": 0, "no_tissue": 0}
+
+
+def test_the_same_command_does_nothing_and_another_is_refused(scored, run, slides, model):
+    same = ("score", slides, "--model", model, "--out", scored, "--draws", 2, "--json")
+    assert run(*same).json["reused"] == 6
+    for change, said in (
+        (("--seed", 1), "seed is 0 there and 1 now"),
+        (("--tiles", 9), "settings.sampling.tiles is 8 there and 9 now"),
+    ):
+        ran = run(*same, *change)
+        assert ran.exit_code == 2
+        assert said in ran.stderr
+    assert run(*same, "--seed", 1, "--overwrite").exit_code == 0
+    assert {row["seed"] for row in table(scored / "predictions.csv")} == {"1"}
+
+
+def test_a_dry_run_says_what_is_left(scored, run, slides, model):
+    (scored / "selections" / "slide_003.parquet").unlink()
+    before = files(scored)
+    ran = run("score", slides, "--model", model, "--out", scored, "--draws", 2, "--dry-run", "--json")
+    assert ran.json["counts"] == {"to_do": 1, "finished": 5}
+    assert files(scored) == before
+
+
+def test_a_slide_whose_tiles_cannot_be_read(run, slides, model, tmp_path):
+    import tifffile
+
+    folder = tmp_path / "slides"
+    folder.mkdir()
+    for name in ("slide_000.tif", "slide_001.tif"):
+        shutil.copy(slides / name, folder / name)
+    with tifffile.TiffFile(folder / "slide_001.tif") as file:
+        page = file.pages[0]
+        places = list(zip(page.dataoffsets, page.databytecounts, strict=True))
+    with (folder / "slide_001.tif").open("r+b") as file:
+        for offset, size in places:
+            file.seek(offset)
+            file.write(b"\0" * size)
+    ran = run("score", folder, "--model", model, "--out", tmp_path / "scores", "--json")
+    assert ran.exit_code == 1
+    good, bad = table(tmp_path / "scores" / "predictions.csv")
+    assert (good["status"], bad["status"]) == ("done", "failed")
+    assert "cannot be read" in bad["error"]
+    assert [bad[name] for name in ("prob_positive", "predicted", "logit_se")] == ["", "", ""]
+    assert files(tmp_path / "scores" / "selections") == ["slide_000.parquet"]
+    assert "slide_001 failed" in ran.stderr
+    assert ran.json["failed"].keys() == {"slide_001"}
+
+    # Once the slide is mended, the same command does it, and it alone.
+    shutil.copy(slides / "slide_001.tif", folder / "slide_001.tif")
+    again = run("score", folder, "--model", model, "--out", tmp_path / "scores", "--json")
+    assert (again.exit_code, again.json["reused"]) == (0, 1)
+
+
+def test_no_tissue_is_a_state(run, slides, model, tmp_path):
+    import numpy as np
+    import tifffile
+
+    glass = np.full((512, 768, 3), 240, np.uint8)
+    options = {"tile": (64, 64), "photometric": "rgb", "compression": "zlib"}
+    path = tmp_path / "glass.tif"
+    tifffile.imwrite(path, glass, **options, resolution=(20000, 20000), resolutionunit=3)
+    ran = run("score", path, "--model", model, "--out", tmp_path / "scores", "--json")
+    assert ran.exit_code == 0
+    [row] = table(tmp_path / "scores" / "predictions.csv")
+    assert (row["status"], row["prob_positive"], row["tiles_read"]) == ("no_tissue", "", "0")
+    assert run("export", tmp_path / "scores", "--to", "qupath", "--out", tmp_path / "q").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("--set", "tile.size=128"), "model was trained with 64"),
+        (("--set", "thumbnail.pixels_per_cell=8"), "model was trained with 4"),
+        (("--set", "nonsense"), "section.name=value"),
+        (("--set", "sampling.tile=3"), "unknown setting"),
+        (("--config", "missing.toml"), "missing.toml"),
+    ],
+)
+def test_settings_that_cannot_work(run, slides, model, tmp_path, change, said):
+    ran = run("score", slides, "--model", model, "--out", tmp_path / "scores", *change)
+    assert ran.exit_code == 2
+    assert said in ran.stderr
+    assert not (tmp_path / "scores").exists()
+
+
+@pytest.mark.parametrize("kind", ["none", "half", "damaged"])
+def test_a_model_that_is_none(run, slides, model, tmp_path, kind):
+    folder = tmp_path / "model"
+    if kind != "none":
+        shutil.copytree(model, folder)
+    if kind == "half":
+        (folder / "model.safetensors").unlink()
+    if kind == "damaged":
+        (folder / "model.safetensors").write_bytes(b"\0" * 1000)
+    ran = run("score", slides, "--model", folder, "--out", tmp_path / "scores")
+    assert ran.exit_code == 2
+    assert "model" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_a_held_folder(run, slides, model, tmp_path):
+    with locked(tmp_path, "the first run"):
+        ran = run("score", slides, "--model", model, "--out", tmp_path)
+    assert ran.exit_code == 2
+    assert "the first run" in ran.stderr
+
+
+def assert_same_results(one, other):
+    assert without_times(table(one / "predictions.csv")) == without_times(table(other / "predictions.csv"))
+    for folder in ("selections", "attention"):
+        assert files(one / folder) == files(other / folder)
+    for name in files(one / "selections"):
+        mine, theirs = (read_selection(out / "selections" / name).columns() for out in (one, other))
+        assert mine == theirs
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(many, model, client, tmp_path_factory):
+    out = tmp_path_factory.mktemp("uninterrupted")
+    settings = SETTINGS.with_values(["sampling.draws=4"])
+    score(read_manifest(many), model, out, settings=settings, execution=Execution(scheduler=client))
+    return out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_stopped_and_taken_up_again_gives_the_same(
+    run, many, model, address, uninterrupted, tmp_path, number
+):
+    command = ("score", many, "--model", model, "--out", tmp_path / "scores", "--draws", 4)
+    process = start(*command, "--scheduler", address)
+    records = tmp_path / "scores" / "records"
+    while process.poll() is None and len(list(records.glob("*.json"))) < 3:
+        time.sleep(0.005)
+    os.killpg(process.pid, number)
+    _, complaints = process.communicate(timeout=60)
+    assert process.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL), complaints
+    assert "Traceback" not in complaints
+    assert not (tmp_path / "scores" / "predictions.csv").exists()
+    assert read_json(tmp_path / "scores" / "run.json")["end"] is None
+
+    again = run(*command, "--json")
+    assert again.exit_code == 0, again.stderr
+    assert 0 < again.json["reused"] < 48
+    assert_same_results(tmp_path / "scores", uninterrupted)
+
+
+@pytest.mark.slow
+def test_ctrl_c_with_workers_of_its_own(many, model, run, uninterrupted, tmp_path):
+    command = ("score", many, "--model", model, "--out", tmp_path / "scores", "--draws", 4)
+    process = start(*command, "--workers", 2)
+    records = tmp_path / "scores" / "records"
+    while process.poll() is None and len(list(records.glob("*.json"))) < 3:
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    _, complaints = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert [line for line in complaints.splitlines() if not line.startswith("score ")] == [
+        "interrupted; the same command goes on where this one stopped"
+    ]
+    assert run(*command).exit_code == 0
+    assert_same_results(tmp_path / "scores", uninterrupted)
+
+
+@pytest.mark.slow
+def test_one_worker_or_two_give_the_same(slides, model, client, tmp_path):
+    for name, scheduler in (("one", "local"), ("two", client)):
+        execution = Execution(scheduler=scheduler, workers=1)
+        score(read_manifest(slides), model, tmp_path / name, execution=execution)
+    assert_same_results(tmp_path / "one", tmp_path / "two")

@@ -1,0 +1,118 @@
+"""One task for each slide, and whatever may happen to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import slide_jobs
+
+from pipelines._cluster import connect
+from pipelines._records import complete
+from pipelines._runs import Execution
+from pipelines._stage import Outcome, for_each_slide
+from wsi_ats.errors import ModelError
+from wsi_ats.slides.base import SlideRef
+
+
+def outcomes(client, function, *names: str, strict: bool = False) -> dict[str, Outcome[str]]:
+    found: list[Outcome[str]] = []
+    refs = [SlideRef.from_path(f"{name}.svs") for name in names]
+    for_each_slide(function, refs, client, on_result=found.append, strict=strict)
+    assert len({each.ref.id for each in found}) == len(found)
+    return {each.ref.id: each for each in found}
+
+
+def test_every_slide_comes_home(client):
+    names = [f"slide{i}" for i in range(40)]
+    found = outcomes(client, slide_jobs.job, *names)
+    assert {name: each.result for name, each in found.items()} == {name: name.upper() for name in names}
+
+
+def test_no_slides(client):
+    assert outcomes(client, slide_jobs.job) == {}
+
+
+def test_a_bad_slide_fails_alone(client):
+    found = outcomes(client, slide_jobs.job, "a", "bad", "b")
+    assert found["bad"].error == "bad.svs: is bad"
+    assert "SlideReadError" in found["bad"].trace
+    assert [found[name].error for name in "ab"] == [None, None]
+
+
+def test_an_unforeseen_error_fails_one_slide(client):
+    found = outcomes(client, slide_jobs.job, "a", "bug", "b")
+    assert found["bug"].error == "bug.svs: ZeroDivisionError: division by zero"
+    assert "slide_jobs.py" in found["bug"].trace
+    assert found["b"].result == "B"
+
+
+def test_an_error_that_cannot_be_sent_fails_one_slide(client):
+    found = outcomes(client, slide_jobs.unpicklable, "a")
+    assert "broken" in str(found["a"].error)
+
+
+def test_strict_stops_at_the_first_failure(client):
+    names = [f"slow{i}" for i in range(20)]
+    found = outcomes(client, slide_jobs.job, "bad", *names, strict=True)
+    assert "bad" in found
+    assert len(found) < 10
+
+
+def test_a_dying_worker_costs_one_slide():
+    with connect("local", workers=2) as client:
+        found = outcomes(client, slide_jobs.job, "a", "deadly", "b", "slow1", "slow2", "c")
+        assert len(found) == 6
+        assert "the process that worked on it died" in str(found["deadly"].error)
+        assert [name for name, each in found.items() if each.error] == ["deadly"]
+        assert outcomes(client, slide_jobs.threads, "x")["x"].result == "1"
+
+
+def test_records_keep_what_is_done(client, tmp_path):
+    refs = [SlideRef.from_path(tmp_path / f"{name}.svs") for name in ("a", "b", "bad", "bug")]
+    execution = Execution(scheduler=client)
+    task = slide_jobs.TextTask(tmp_path / "out", "digest")
+    first = complete(task, refs, execution, title="test")
+    assert [row["slide_id"] for row in first.rows] == ["a", "b", "bad", "bug"]
+    assert set(first.failed) == {"bad", "bug"}
+    assert (first.reused, first.stopped) == (0, False)
+
+    again = complete(task, refs, execution, title="test")
+    assert again.reused == 2
+    assert again.rows == first.rows
+
+
+@pytest.mark.parametrize("change", ["settings", "slide", "file gone", "record damaged", "case"])
+def test_what_no_longer_holds_is_done_again(client, tmp_path, change):
+    path = tmp_path / "a.svs"
+    path.write_text("slide")
+    ref = SlideRef.from_path(path)
+    task = slide_jobs.TextTask(tmp_path / "out", "digest")
+    complete(task, [ref], Execution(scheduler=client), title="test")
+    assert task.finished(ref) is not None
+    if change == "settings":
+        task = slide_jobs.TextTask(tmp_path / "out", "another")
+    elif change == "slide":
+        path.write_text("another slide")
+    elif change == "file gone":
+        task.files("a")[0].unlink()
+    elif change == "record damaged":
+        Path(tmp_path / "out" / "records" / "a.json").write_text("{")
+    else:
+        ref = SlideRef("a", str(path), case="patient")
+    assert task.finished(ref) is None
+    assert complete(task, [ref], Execution(scheduler=client), title="test").reused == 0
+    assert task.finished(ref) is not None
+
+
+def test_a_slide_that_failed_leaves_nothing_that_looks_done(client, tmp_path):
+    ref = SlideRef.from_path(tmp_path / "bad.svs")
+    task = slide_jobs.TextTask(tmp_path / "out", "digest")
+    complete(task, [ref], Execution(scheduler=client), title="test")
+    assert task.finished(ref) is None
+
+
+def test_a_worker_that_cannot_start_ends_the_run(client, tmp_path):
+    task = slide_jobs.UnstartedTask(tmp_path, "digest")
+    with pytest.raises(ModelError, match="no model today"):
+        complete(task, [SlideRef.from_path("a.svs")], Execution(scheduler=client), title="test")

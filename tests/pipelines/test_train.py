@@ -1,0 +1,164 @@
+"""Training through the command line; stopped and taken up again."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import signal
+import time
+
+import pytest
+from conftest import SETTINGS, files, start, table
+
+from pipelines._console import ConsoleReporter
+from wsi_ats.artifacts import read_json
+from wsi_ats.config import Settings
+
+RUN_FILES = [
+    *("checkpoints", "config.toml", "metrics.csv", "model.json", "model.safetensors", "prepared", "records"),
+    *("run.json", "slides.csv", "slides.parquet", "splits.csv", "thumbnails"),
+]
+
+
+@pytest.fixture
+def train(run, slides, config):
+    def train(out, *options, source=slides, labels=slides / "labels.csv"):
+        return run("train", source, "--labels", labels, "--out", out, "--config", config, "--json", *options)
+
+    return train
+
+
+def model_of(out) -> str:
+    return str(read_json(out / "model.json")["digest"])
+
+
+@pytest.fixture(scope="session")
+def trained(slides, client, tmp_path_factory):
+    from pipelines._runs import Execution
+    from pipelines.train import train
+    from wsi_ats.manifest import read_manifest
+
+    out = tmp_path_factory.mktemp("trained")
+    refs = read_manifest(slides, labels=slides / "labels.csv")
+    assert train(refs, out, settings=SETTINGS, execution=Execution(scheduler=client)).exit_code == 0
+    return out
+
+
+def test_what_it_writes(trained):
+    assert files(trained) == RUN_FILES
+    assert Settings.read(trained / "config.toml") == SETTINGS
+    splits = table(trained / "splits.csv")
+    assert list(splits[0]) == ["slide_id", "case_id", "label", "split"]
+    assert {row["split"] for row in splits} == {"train", "val"}
+    assert len(table(trained / "metrics.csv")) == 2
+    record = read_json(trained / "run.json")
+    assert (record["stage"], record["model"]) == ("train", model_of(trained))
+    assert record["counts"]["done"] == 6
+
+
+def test_a_trained_model_scores(trained, run, slides, tmp_path):
+    ran = run("score", slides, "--model", trained, "--out", tmp_path / "scores", "--json")
+    assert ran.json["counts"]["done"] == 6
+
+
+def test_a_finished_run_is_left_as_it_is(train, trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    before = (tmp_path / "run" / "run.json").read_bytes()
+    ran = train(tmp_path / "run")
+    assert ran.exit_code == 0
+    assert "nothing to do" in ran.stderr
+    assert (tmp_path / "run" / "run.json").read_bytes() == before
+
+
+def test_other_settings_or_labels_are_refused(train, trained, slides, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    ran = train(tmp_path / "run", "--set", "training.epochs=3")
+    assert ran.exit_code == 2
+    assert "settings.training.epochs is 2 there and 3 now" in ran.stderr
+    rows = table(slides / "labels.csv")
+    rows[0]["label"], rows[1]["label"] = "positive", "negative"
+    rows[2]["label"] = {"positive": "negative", "negative": "positive"}[rows[2]["label"]]
+    with (tmp_path / "labels.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["slide_id", "case_id", "label"], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    other = train(tmp_path / "run", labels=tmp_path / "labels.csv")
+    assert other.exit_code == 2
+
+
+def test_interrupted_between_epochs_and_taken_up_again(train, trained, tmp_path, monkeypatch):
+    def interrupt(self, text):
+        if text.startswith("train 1/2"):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ConsoleReporter, "message", interrupt)
+        ran = train(tmp_path / "run")
+    assert ran.exit_code == 130
+    assert not (tmp_path / "run" / "model.json").exists()
+    assert train(tmp_path / "run").exit_code == 0
+    assert model_of(tmp_path / "run") == model_of(trained)
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_real_process(train, trained, slides, config, address, tmp_path):
+    out = tmp_path / "run"
+    process = start(
+        *("train", slides, "--labels", slides / "labels.csv", "--out", out, "--config", config),
+        *("--scheduler", address),
+    )
+    while process.poll() is None and not (out / "metrics.csv").exists():
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGINT)
+    _, complaints = process.communicate(timeout=60)
+    assert process.returncode == 130, complaints
+    assert "Traceback" not in complaints
+    assert train(out).exit_code == 0
+    assert model_of(out) == model_of(trained)
+
+
+def test_a_slide_that_cannot_be_used_is_left_out(train, slides, tmp_path):
+    folder = tmp_path / "slides"
+    shutil.copytree(slides, folder)
+    (folder / "text.svs").write_text("this is no slide")
+    with (folder / "labels.csv").open("a") as file:
+        file.write("text,case_x,text.svs,positive\n")
+    ran = train(tmp_path / "run", source=folder, labels=folder / "labels.csv")
+    assert ran.exit_code == 1
+    assert ran.json["failed"].keys() == {"text"}
+    assert (tmp_path / "run" / "model.json").exists()
+    assert "text" not in {row["slide_id"] for row in table(tmp_path / "run" / "splits.csv")}
+    again = train(tmp_path / "run", source=folder, labels=folder / "labels.csv")
+    assert (again.exit_code, again.json["failed"].keys()) == (1, {"text"})
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ("slide_id,label\nsomebody,a\nelse,b\n", "no label belongs to any slide"),
+        ("slide_id,label\n" + "".join(f"slide_{i:03d},a\n" for i in range(6)), "two classes are needed"),
+        ("slide_id,label\n" + "".join(f"slide_{i:03d},nan\n" for i in range(6)), "has a label"),
+        ("slide_id,label\nslide_000,a\nslide_001,b\nslide_002,b\n", "patients or more"),
+        ("slide_id,label\nslide_000,a\nslide_000,b\n", "slide_000"),
+        ("", "is empty"),
+    ],
+)
+def test_labels_that_cannot_be_learned_from(train, tmp_path, labels, said):
+    (tmp_path / "labels.csv").write_text(labels)
+    ran = train(tmp_path / "run", labels=tmp_path / "labels.csv")
+    assert ran.exit_code == 2
+    assert said in ran.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_writes_nothing(train, tmp_path):
+    ran = train(tmp_path / "run", "--dry-run")
+    assert ran.json["counts"] == {"to_do": 6, "finished": 0}
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_backbone_that_is_none(train, tmp_path):
+    ran = train(tmp_path / "run", "--set", "model.backbone=no_such_network")
+    assert ran.exit_code == 2
+    assert "no_such_network" in ran.stderr

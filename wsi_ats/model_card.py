@@ -1,0 +1,60 @@
+"""What a trained model says of itself, readable without torch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from wsi_ats.artifacts import read_json, write_json
+from wsi_ats.config import Settings
+from wsi_ats.errors import ArtifactError
+
+_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """Contents of ``model.json``.
+
+    Parameters
+    ----------
+    settings
+        Those the model was trained with.
+    classes
+        Names of its outputs, in order.
+    digest
+        Fingerprint of weights, settings and classes.
+    """
+
+    settings: Settings
+    classes: tuple[str, ...]
+    digest: str
+
+
+def write_card(folder: Path, card: ModelCard) -> None:
+    """Write ``model.json``, atomically."""
+    write_json(folder / "model.json", {"schema": _SCHEMA, **asdict(card)})
+
+
+def read_card(folder: Path) -> ModelCard:
+    """Read ``model.json``.
+
+    Raises
+    ------
+    ArtifactError
+        When there is no complete model in the folder, or one of another version.
+    """
+    path = folder / "model.json"
+    record = read_json(path)
+    if record.get("schema") != _SCHEMA:
+        raise ArtifactError(
+            f"{path} has schema {record.get('schema')!r}, expected {_SCHEMA}; train again, or use the "
+            "version that wrote it"
+        )
+    if not (folder / "model.safetensors").is_file():
+        raise ArtifactError(f"{folder / 'model.safetensors'} is missing; was the training completed?")
+    try:
+        settings = Settings.from_mapping(record["settings"])
+        return ModelCard(settings, tuple(record["classes"]), str(record["digest"]))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{path} describes no model: {error!r}; train again") from error
