@@ -16,8 +16,8 @@ from wsi_ats.selection import TissueMask
 from wsi_ats.slides.base import Pixels, Slide, SlideRef, open_slide
 from wsi_ats.tiles import read_tiles
 
-# Open slides kept at a time: a handle holds a few MB and a file descriptor.
-_OPEN_SLIDES = 256
+# Opening a slide costs as much as reading a few tiles, an open one some MB (see its reader's cache).
+_OPEN_SLIDES = 128
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,11 @@ class TileReader:
 
     def _read(self, example: Example, cells: IntArray) -> Pixels:
         slide = self._open.pop(example.ref.id, None) or self._opener(example.ref)
-        self._open[example.ref.id] = slide  # at the end: the least recently used is closed first
-        return read_tiles(slide, example.tissue.grid, cells)
+        try:
+            return read_tiles(slide, example.tissue.grid, cells)
+        finally:
+            # Only a slide that is not in use can be closed, and the least recently used comes first.
+            self._open[example.ref.id] = slide
 
     def __enter__(self) -> Self:
         return self

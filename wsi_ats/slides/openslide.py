@@ -16,8 +16,9 @@ from wsi_ats.geometry import IntArray, Level, Region
 from wsi_ats.slides.base import Mpp, Pixels
 from wsi_ats.slides.tiff import TileIndex
 
-# Randomly drawn tiles are hardly ever read twice, so a larger cache only costs memory.
-_CACHE_BYTES = 32 << 20
+# Randomly drawn tiles are hardly ever read twice: a larger cache than for neighbouring tiles of one read
+# only costs memory, and training keeps many slides open.
+_CACHE_BYTES = 4 << 20
 
 _OPAQUE = np.array([0, 0, 0, 255], dtype=np.uint8)
 
