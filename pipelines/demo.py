@@ -23,7 +23,8 @@ from wsi_ats.config import Settings
 from wsi_ats.errors import ArtifactError
 from wsi_ats.exports.tables import read_selection
 from wsi_ats.manifest import read_manifest
-from wsi_ats.slides.base import SlideRef, open_slide
+from wsi_ats.slides import open_slide
+from wsi_ats.slides.base import SlideRef
 from wsi_ats.tables import read_parquet
 from wsi_ats.testing.bank import make_tile_bank
 from wsi_ats.testing.layout import Kind

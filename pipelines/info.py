@@ -13,7 +13,8 @@ from wsi_ats.config import Settings, TileSettings
 from wsi_ats.errors import WsiAtsError
 from wsi_ats.look import look
 from wsi_ats.selection import TissueMask
-from wsi_ats.slides.base import Slide, SlideRef, open_slide
+from wsi_ats.slides import open_slide
+from wsi_ats.slides.base import Slide, SlideRef
 from wsi_ats.slides.wrappers import CountingSlide
 from wsi_ats.tiles import level_for
 

@@ -14,7 +14,8 @@ from wsi_ats.config import Settings
 from wsi_ats.look import look
 from wsi_ats.resample import write_png
 from wsi_ats.selection import Status
-from wsi_ats.slides.base import SlideRef, open_slide
+from wsi_ats.slides import open_slide
+from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.wrappers import CountingSlide
 from wsi_ats.tiles import level_for
 

@@ -16,7 +16,8 @@ from wsi_ats.errors import ModelError, SettingsError
 from wsi_ats.exports.tables import write_selection
 from wsi_ats.model_card import read_card
 from wsi_ats.selection import Prediction, Status
-from wsi_ats.slides.base import SlideRef, open_slide
+from wsi_ats.slides import open_slide
+from wsi_ats.slides.base import SlideRef
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a worker needs it, not a command line
     from wsi_ats.checkpoints import LoadedModel

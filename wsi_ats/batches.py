@@ -13,7 +13,8 @@ import numpy as np
 from wsi_ats.errors import SettingsError, SlideError
 from wsi_ats.geometry import IntArray
 from wsi_ats.selection import TissueMask
-from wsi_ats.slides.base import Pixels, Slide, SlideRef, open_slide
+from wsi_ats.slides import open_slide
+from wsi_ats.slides.base import Pixels, Slide, SlideRef
 from wsi_ats.tiles import read_tiles
 
 # Opening a slide costs as much as reading a few tiles, an open one some MB (see its reader's cache).

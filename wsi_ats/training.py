@@ -92,6 +92,11 @@ def estimate(
     -------
     Estimates
         Of the slides that could be read; there may be none.
+
+    Raises
+    ------
+    ModelError
+        When attention is no longer a number.
     """
     attentions, draws = [], []
     for example in examples:
@@ -99,6 +104,8 @@ def estimate(
         with torch.set_grad_enabled(torch.is_grad_enabled() and not settings.training.freeze_attention):
             thumbnail = torch.from_numpy(example.thumbnail).to(device)
             attentions.append(model.attend(thumbnail, cells.to(device), shape))
+        if not attentions[-1].isfinite().all():
+            raise ModelError(f"the attention of {example.ref.id} is no number; try lower learning rates")
         draws.append(
             draw(
                 settings.sampling.design,
@@ -197,6 +204,7 @@ def fit(
                     "use --overwrite to start anew, or another --out"
                 )
             rows = load_state(checkpoint, model, optimizer, device)["rows"]
+            _write_metrics(folder, rows)  # the run may have been stopped between the two files
         else:
             calibrate(model, training, reader, settings, device=device)
         for epoch in range(len(rows), settings.training.epochs):
@@ -208,8 +216,7 @@ def fit(
             row["seconds"] = time.perf_counter() - begin
             rows.append(row)
             save_state(checkpoint, model, optimizer, {"run": run, "rows": rows})
-            with atomic(folder / "metrics.csv") as temporary:
-                write_csv(temporary, {name: [each[name] for each in rows] for name in row})
+            _write_metrics(folder, rows)
             on_epoch(row)
     return model.eval()
 
@@ -239,6 +246,11 @@ def calibrate(
     if not read or sum(len(each) for each in read) < 2:
         raise ModelError(f"no tiles could be read for calibration: {'; '.join(failed.values())}")
     model.encoder.calibrate(torch.from_numpy(np.concatenate(read)).to(device))
+
+
+def _write_metrics(folder: Path, rows: Sequence[Mapping[str, float | None]]) -> None:
+    with atomic(folder / "metrics.csv") as temporary:
+        write_csv(temporary, {name: [row[name] for row in rows] for name in rows[0]})
 
 
 def _optimizer(model: AttentionSampler, settings: Settings) -> torch.optim.Optimizer:
@@ -286,15 +298,16 @@ def _train_epoch(
         if not len(result.targets):
             continue
         loss = F.cross_entropy(result.logits, result.targets)
-        if not math.isfinite(loss.item()):
-            ids = ", ".join(example.ref.id for example in chosen)
-            raise ModelError(
-                f"the loss is {loss.item()} in epoch {epoch}, step {number} (slides {ids}); the last good "
-                "state is in checkpoints/; try lower learning rates"
-            )
         optimizer.zero_grad(set_to_none=True)
         (loss - rates.entropy * result.entropy.mean()).backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), rates.clip)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), rates.clip)
+        for name, value in (("loss", loss.item()), ("gradient's norm", norm.item())):
+            if not math.isfinite(value):
+                ids = ", ".join(example.ref.id for example in chosen)
+                raise ModelError(
+                    f"the {name} is {value} in epoch {epoch}, step {number} (slides {ids}); the last good "
+                    "state is in checkpoints/; try lower learning rates"
+                )
         optimizer.step()
         losses.append(loss.item())
         entropies.append(result.entropy.mean().item())
@@ -310,10 +323,14 @@ def _train_epoch(
 
 
 def _rate(done: float, warmup: float) -> float:
-    """Share of the peak learning rate after a share of the steps: a linear rise, then half a cosine."""
+    """Share of the peak learning rate after a share of the steps: a linear rise, a plateau, half a cosine.
+
+    The plateau lasts until half of the steps: nobody knows when attention, which starts uniform, will find
+    its first lesion, and a rate that falls from the start may be too low by then.
+    """
     if done < warmup:
         return 0.05 + 0.95 * done / warmup
-    return 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
+    return 0.5 * (1 + math.cos(math.pi * max(0.0, 2 * done - 1)))
 
 
 def _validate(

@@ -77,9 +77,10 @@ def relative_colour(thumbnail: Tensor, mask: Tensor) -> Tensor:
     Tensor, shape (3, rows * p, columns * p)
         In units of 1/8 of the colour range, about the spread of stained tissue.
     """
-    image = thumbnail.permute(2, 0, 1).float() / 32
-    per_cell = F.adaptive_avg_pool2d(image, (mask.shape[0], mask.shape[1]))
-    return image - per_cell[:, mask].mean(1)[:, None, None]
+    (rows, columns), side = mask.shape, thumbnail.shape[0] // mask.shape[0]
+    cells = thumbnail.reshape(rows, side, columns, side, 3).transpose(1, 2)
+    mean = cells[mask].float().mean((0, 1, 2))
+    return ((thumbnail - mean) / 32).permute(2, 0, 1)
 
 
 def masked_softmax(logits: Tensor, cells: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,12 +65,13 @@ def create_backbone(
     if checkpoint:
         if not Path(checkpoint).is_file():
             raise ModelError(f"model.checkpoint {checkpoint!r} is no file; give a weights file")
-        options["checkpoint_path"] = checkpoint
         pretrained = False
     try:
         network = _build(name, pretrained, options, size)
     except (RuntimeError, OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(_advice(name, checkpoint, pretrained, error)) from error
+        raise ModelError(_advice(name, pretrained, error)) from error
+    if checkpoint:
+        _load(network, name, checkpoint)
     # timm keeps these as plain attributes of its networks, which the type of a module does not show.
     facts: Any = network
     mean, std = tuple(facts.pretrained_cfg["mean"]), tuple(facts.pretrained_cfg["std"])
@@ -100,10 +102,36 @@ def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
     return network
 
 
-def _advice(name: str, checkpoint: str, pretrained: bool, error: Exception) -> str:
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if checkpoint:
-        return f"the weights in {checkpoint} do not fit backbone {name!r}: {first}"
+def _load(network: nn.Module, name: str, checkpoint: str) -> None:
+    """Load weights from a file, all of them but those of the classifier that we left out."""
+    try:
+        state: dict[str, Any] = timm.models.load_state_dict(checkpoint, weights_only=True)
+        # What timm does to published weights, such as fitting position embeddings to the image size.
+        prepare = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
+        state = prepare(state, network) if prepare else state
+        missing, unexpected = network.load_state_dict(state, strict=False)
+    except Exception as error:
+        raise ModelError(
+            f"the weights in {checkpoint} do not fit backbone {name!r}: {_first_line(error)}"
+        ) from error
+    config: Any = network
+    classifiers = config.pretrained_cfg.get("classifier") or ()
+    classifiers = (classifiers,) if isinstance(classifiers, str) else classifiers
+    foreign = [key for key in unexpected if not key.startswith(tuple(f"{each}." for each in classifiers))]
+    if missing or foreign:
+        raise ModelError(
+            f"the weights in {checkpoint} do not fit backbone {name!r}: {len(missing)} of its weights are "
+            f"not in the file and {len(foreign)} of the file's are not in it, such as "
+            f"{(missing or foreign)[0]!r}"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _advice(name: str, pretrained: bool, error: Exception) -> str:
+    first = _first_line(error)
     if not pretrained or "Unknown model" in first:
         return (
             f"backbone {name!r} cannot be built: {first}; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -92,6 +93,25 @@ class Mpp:
                 "give the true value in the manifest's mpp column or with --mpp",
             )
         return self
+
+
+class Closable(ABC):
+    """What a reader inherits to be a context manager: leaving the context closes the slide."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release the file."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
 
 
 class Slide(Protocol):
@@ -185,28 +205,3 @@ class Slide(Protocol):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None: ...
-
-
-def open_slide(ref: SlideRef | str | Path) -> Slide:
-    """Open a slide; pixels are read only when asked for.
-
-    Parameters
-    ----------
-    ref
-        A reference, or the path of a file.
-
-    Raises
-    ------
-    SlideOpenError
-        When the file is missing, damaged or of a format no reader knows.
-
-    Examples
-    --------
-    >>> with open_slide("scans/case7.svs") as slide:  # doctest: +SKIP
-    ...     slide.levels[0].width
-    """
-    from wsi_ats.slides.openslide import OpenSlideSlide
-
-    if not isinstance(ref, SlideRef):
-        ref = SlideRef.from_path(ref)
-    return OpenSlideSlide(ref.path, mpp=ref.mpp)

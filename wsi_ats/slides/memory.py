@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
 from wsi_ats.errors import MppError, SlideOpenError, SlideReadError
 from wsi_ats.geometry import IntArray, Level, Region
-from wsi_ats.slides.base import Mpp, Pixels
+from wsi_ats.slides.base import Closable, Mpp, Pixels
 
 
-class MemorySlide:
+class MemorySlide(Closable):
     """A slide made of arrays.
 
     Parameters
@@ -104,14 +102,3 @@ class MemorySlide:
     def close(self) -> None:
         """Forget the arrays."""
         self._pyramid = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

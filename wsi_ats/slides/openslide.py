@@ -5,15 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import openslide
 
 from wsi_ats.errors import MppError, SlideOpenError, SlideReadError
 from wsi_ats.geometry import IntArray, Level, Region
-from wsi_ats.slides.base import Mpp, Pixels
+from wsi_ats.slides.base import Closable, Mpp, Pixels
 from wsi_ats.slides.tiff import TileIndex
 
 # Randomly drawn tiles are hardly ever read twice: a larger cache than for neighbouring tiles of one read
@@ -25,7 +23,7 @@ _OPAQUE = np.array([0, 0, 0, 255], dtype=np.uint8)
 _MICROMETRES_PER_UNIT = {"centimeter": 10_000.0, "inch": 25_400.0}
 
 
-class OpenSlideSlide:
+class OpenSlideSlide(Closable):
     """A slide in any format that OpenSlide reads.
 
     At levels whose downsample is not whole (3.9997), OpenSlide places regions to the nearest level-0 pixel
@@ -196,17 +194,6 @@ class OpenSlideSlide:
             if self._handle is not None:
                 self._handle.close()
                 self._handle = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _over(rgba: Pixels, background: tuple[int, int, int]) -> Pixels:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 from wsi_ats.geometry import IntArray, Level, Region
-from wsi_ats.slides.base import Mpp, Pixels, Slide
+from wsi_ats.slides.base import Closable, Mpp, Pixels, Slide
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +18,7 @@ class Request:
     stored_bytes: int | None
 
 
-class CountingSlide:
+class CountingSlide(Closable):
     """A slide that keeps account of what is read from it.
 
     Parameters
@@ -93,14 +91,3 @@ class CountingSlide:
     def close(self) -> None:
         """Close the inner slide."""
         self._inner.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
