@@ -8,8 +8,9 @@ import os
 import platform
 import uuid
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,8 @@ def atomic(path: Path) -> Iterator[Path]:
             "folder's permissions"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # nothing is left where nothing could be written
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -217,9 +219,23 @@ def _save_arrays(path: Path, grid: Grid, **arrays: np.ndarray[Any, Any]) -> None
         np.savez_compressed(temporary, allow_pickle=False, grid=json.dumps(asdict(grid)), **arrays)
 
 
+# All that a changed byte was seen to raise; NotImplementedError, of an unknown compression, is a RuntimeError.
+_DAMAGE = (
+    OSError,
+    EOFError,
+    KeyError,
+    ValueError,
+    TypeError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+    SettingsError,
+)
+
+
 def _load_arrays(path: Path, *names: str) -> tuple[Grid, dict[str, Any]]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return Grid(**json.loads(str(file["grid"]))), {name: file[name] for name in names}
-    except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile, SettingsError) as error:
+    except _DAMAGE as error:
         raise ArtifactError(f"{path} is missing or damaged: {error}; make it again") from error

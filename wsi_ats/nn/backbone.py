@@ -6,9 +6,11 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import timm
+from safetensors import SafetensorError
 from torch import nn
 
 from wsi_ats.errors import ModelError
@@ -100,6 +102,21 @@ def _build(name: str, pretrained: bool, options: dict[str, Any], size: int | Non
 def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
     network: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
     return network
+
+
+# What the parsers of damaged or foreign weights files, and the fitting of their contents, raise.
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    UnpicklingError,
+    SafetensorError,
+)
 
 
 def _load(network: nn.Module, name: str, checkpoint: str) -> None:

@@ -62,14 +62,14 @@ def draw(
         A name in :data:`DESIGNS`.
     proposal
         Probability of each candidate cell, shape (K,), sums to 1; usually the attention. Cells of
-        probability zero are never drawn.
+        probability zero are never drawn, but by ``uniform``.
     cells
         Flat numbers of the candidates on the grid, shape (K,): designs may spread a draw in space.
     shape
         Rows and columns of the grid.
     n
-        Number of draws. Where no more than ``n`` cells have a positive probability, designs without
-        replacement take them all.
+        Number of draws. Where no more than ``n`` cells have a positive probability, ``systematic`` takes
+        them all.
     generator
         Source of randomness, on the CPU: the same seed draws the same cells on any device.
 
@@ -190,9 +190,12 @@ def systematic_at(proposal: Tensor, order: Tensor, n: int, offset: Tensor) -> Dr
 def uniform(
     proposal: Tensor, shape: tuple[int, int], cells: Tensor, n: int, generator: torch.Generator
 ) -> Draw:
-    """``n`` distinct cells, all of positive probability equally likely: the baseline."""
-    possible = (proposal > 0).to(proposal.dtype)
-    return systematic(possible / possible.sum(), shape, cells, n, generator)
+    """``n`` distinct cells, all equally likely whatever their probability: the baseline.
+
+    Cells of probability zero are drawn as well, and weigh nothing: attention that has become zero in
+    most places must not steer a baseline that is to know nothing of it.
+    """
+    return systematic(torch.full_like(proposal, 1 / len(proposal)), shape, cells, n, generator)
 
 
 DESIGNS: Mapping[str, Design] = MappingProxyType(
