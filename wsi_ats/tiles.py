@@ -20,6 +20,9 @@ from wsi_ats.slides.base import Pixels, Slide
 # A strip of the thumbnail's source level that is held in memory at a time: 16 M pixels are 48 MB.
 _STRIP_PIXELS = 1 << 24
 
+# Times the slide's longer side: a slide may well be smaller than a tile, but hardly a tenth of it.
+_LARGEST_CELL = 10
+
 
 def grid_for(slide: Slide, *, tile_size: int, mpp: float, tolerance: float, stride: float = 1.0) -> Grid:
     """Choose the cells of a slide so that tiles have a wished resolution.
@@ -44,7 +47,8 @@ def grid_for(slide: Slide, *, tile_size: int, mpp: float, tolerance: float, stri
     Raises
     ------
     MppError
-        When the slide's resolution is unknown, or too coarse for the wish: pixels are never made up.
+        When the slide's resolution is unknown, too coarse for the wish (pixels are never made up) or so
+        fine that the whole slide would be a speck in one tile.
     """
     have = slide.mpp.value
     wanted = mpp / have  # level-0 pixels per tile pixel
@@ -58,6 +62,12 @@ def grid_for(slide: Slide, *, tile_size: int, mpp: float, tolerance: float, stri
         )
     downsample = nearest if native else wanted
     full, cell = slide.levels[0], tile_size * downsample
+    if cell > _LARGEST_CELL * max(full.width, full.height):
+        raise MppError(
+            slide.path,
+            f"a tile of {tile_size} pixels at {mpp} micrometres per pixel is {cell:.0f} of its pixels wide, "
+            f"but the slide has only {full.width} x {full.height}; set a smaller tile.mpp or tile.size",
+        )
     return Grid(full.width, full.height, cell, tile_size, None if stride == 1 else cell * stride)
 
 
@@ -140,19 +150,17 @@ def read_thumbnail(slide: Slide, grid: Grid, pixels_per_cell: int) -> Pixels:
     scale = grid.pitch / pixels_per_cell  # level-0 pixels per thumbnail pixel
     number = level_for(slide.levels, scale)
     level = slide.levels[number]
-    rows, columns = grid.shape
-    step = grid.pitch / level.downsample  # side of a cell in pixels of the level
-    width = int(np.ceil(columns * step))
-    rows_per_strip = max(1, int(_STRIP_PIXELS / (width * step)))
-    thumbnail = np.empty((rows * pixels_per_cell, columns * pixels_per_cell, 3), dtype=np.uint8)
-    for row in range(0, rows, rows_per_strip):
-        count = min(rows_per_strip, rows - row)
-        top = int(np.floor(row * step))
-        height = int(np.ceil((row + count) * step)) - top
-        strip = slide.read_regions(number, _corners([[0, top]]), width, height)[0]
-        box = (0.0, row * step - top, columns * step, (row + count) * step - top)
-        part = slice(row * pixels_per_cell, (row + count) * pixels_per_cell)
-        thumbnail[part] = resample(strip, thumbnail.shape[1], count * pixels_per_cell, box)
+    height, width = (count * pixels_per_cell for count in grid.shape)
+    step = scale / level.downsample  # side of a thumbnail pixel in pixels of the level
+    across = width * step
+    rows_per_strip = max(1, int(_STRIP_PIXELS / (across * step)))
+    thumbnail = np.empty((height, width, 3), dtype=np.uint8)
+    for row in range(0, height, rows_per_strip):
+        count = min(rows_per_strip, height - row)
+        top, bottom = int(np.floor(row * step)), int(np.ceil((row + count) * step))
+        strip = slide.read_regions(number, _corners([[0, top]]), int(np.ceil(across)), bottom - top)[0]
+        box = (0.0, row * step - top, across, (row + count) * step - top)
+        thumbnail[row : row + count] = resample(strip, width, count, box)
     return thumbnail
 
 

@@ -11,6 +11,7 @@ from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
+from scipy import sparse
 from skimage import filters, measure
 
 from wsi_ats.errors import SettingsError
@@ -108,7 +109,7 @@ def find_tissue(
     tissue = _without_small(tissue, _SMALLEST_SPECK * area)
     tissue |= _enclosed(~tissue & ~_without_small(~tissue, _SMALLEST_HOLE * area))
     height, width = tissue.shape
-    fraction = np.minimum(down[:, :height] @ tissue.astype(np.float32) @ across[:, :width].T, 1)
+    fraction = np.minimum((across[:, :width] @ (down[:, :height] @ tissue.astype(np.float32)).T).T, 1)
     # A slide smaller than a cell fills none; its share counts of what a cell could hold.
     return TissueMask(grid, fraction, fraction >= min_fraction * possible.max())
 
@@ -195,14 +196,21 @@ def _enclosed(mask: Mask) -> Mask:
     return kept
 
 
-def _overlaps(length: int, grid: Grid, count: int, side: int) -> Floats:
+def _overlaps(length: int, grid: Grid, count: int, side: int) -> sparse.csr_array:
     """Share of each cell's extent that each thumbnail pixel covers within the slide, along one axis.
 
-    Shape (count, count * side). Summed over both axes, it averages pixels over the cells' tiles, which
-    are larger than a cell's own pixels where cells overlap.
+    Shape (count, count * side), with a few entries in each row. Summed over both axes, it averages pixels
+    over the cells' tiles, which are larger than a cell's own pixels where cells overlap.
     """
-    edges = np.arange(count * side + 1) * (grid.pitch / side)
-    starts = np.arange(count)[:, None] * grid.pitch
-    clipped = np.clip(np.minimum(edges, length), starts, starts + grid.cell)
-    overlaps: Floats = (np.diff(clipped, axis=1) / grid.cell).astype(np.float32)
-    return overlaps
+    pixel = grid.pitch / side
+    first = np.arange(count)[:, None] * side
+    pixels = first + np.arange(int(np.ceil(grid.cell / pixel)) + 1)
+    start = np.arange(count)[:, None] * grid.pitch
+    left, right = (
+        np.clip(np.minimum(edge * pixel, length), start, start + grid.cell) for edge in (pixels, pixels + 1)
+    )
+    shares = np.where(pixels < count * side, right - left, 0) / grid.cell
+    rows = np.broadcast_to(np.arange(count)[:, None], pixels.shape)
+    columns = np.minimum(pixels, count * side - 1)
+    entries = (shares.astype(np.float32).ravel(), (rows.ravel(), columns.ravel()))
+    return sparse.csr_array(entries, shape=(count, count * side))
