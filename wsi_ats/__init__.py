@@ -1,1 +1,143 @@
-"""Attention sampling for whole-slide histopathology images."""
+"""Attention sampling for whole-slide histopathology images: the design on one page.
+
+A slide has 10^9 pixels or more and its label depends on a few tiles. So look at a thumbnail, compute *where*
+to look, draw a few tiles, read only those, and estimate from them the soft attention over all tiles, without
+bias, so that both networks learn from the slide's label (Katharopoulos & Fleuret 2019).
+
+The way of the data
+-------------------
+::
+
+    SlideRef --open_slide--> Slide --grid_for--> Grid --read_thumbnail--> (rows * p, columns * p, 3)
+      --find_tissue--> TissueMask --AttentionSampler.attend--> attention --draw--> Draw
+      --read_tiles--> (n, size, size, 3) --embed--> features --pool--> feature --classify--> Prediction
+
+Torch ends at the numbers of the drawn cells and begins again at their tiles; in between, tiles are read.
+Gradients stay in the attention and the features. Only :mod:`wsi_ats.training` and :mod:`wsi_ats.inference`
+know both sides.
+
+Nouns
+-----
+``SlideRef`` names a slide and is all that crosses a process border; ``Slide`` is open and can be read.
+``Level``, ``Region`` and ``Grid`` say where things are, in level-0 pixels. A cell of the ``Grid`` is one place
+where attention may look and one tile that may be read. ``TissueMask`` and ``AttentionMap`` lie on a grid.
+``Draw`` is which cells, and how often each was expected. ``Selection`` (the tiles and why) and ``Prediction``
+are what a user keeps. ``Settings`` are all choices of a run. Every error is a ``WsiAtsError``.
+
+Verbs
+-----
+``read_manifest``, ``open_slide``, ``grid_for``, ``read_thumbnail``, ``find_tissue``, ``build_model``, ``draw``,
+``read_tiles``, ``fit``, ``load_model``, ``predict_slide``; and :func:`wsi_ats.look.look`, which is three of them
+in one. What a verb needs to know it is given: randomness, clocks and devices are arguments.
+
+Names are imported when they are first used, so that whoever looks at slides never waits for torch.
+
+Examples
+--------
+One step of attention sampling by hand:
+
+>>> import numpy as np, torch
+>>> from wsi_ats.slides.memory import MemorySlide
+>>> slide = MemorySlide([np.full((256, 512, 3), 150, np.uint8)], mpp=0.5)
+>>> grid = grid_for(slide, tile_size=64, mpp=0.5, tolerance=0.1)
+>>> thumbnail = read_thumbnail(slide, grid, 8)
+>>> tissue = find_tissue(thumbnail, grid, method="none")
+>>> cells = torch.from_numpy(tissue.cells)
+>>> model = build_model(classes=2, backbone="test_resnet", pretrained=False, attention="small", pool="linear",
+...                     tile_size=64, pixels_per_cell=8).eval()
+>>> attention = model.attend(torch.from_numpy(thumbnail), cells, grid.shape)
+>>> drawn = draw("systematic", attention, cells=cells, shape=grid.shape, n=4,
+...              generator=torch.Generator().manual_seed(0))
+>>> tiles = read_tiles(slide, grid, tissue.cells[drawn.indices])
+>>> tiles.shape
+(4, 64, 64, 3)
+>>> from wsi_ats.nn import expectation
+>>> pooled = model.pool(expectation.weights(attention, drawn), model.embed(torch.from_numpy(tiles)))
+>>> model.classify(pooled).shape
+torch.Size([2])
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wsi_ats.batches import Example, TileReader
+    from wsi_ats.checkpoints import LoadedModel, load_model, save_model
+    from wsi_ats.config import Settings
+    from wsi_ats.errors import WsiAtsError
+    from wsi_ats.geometry import Grid, Level, Region
+    from wsi_ats.inference import Scored, predict_slide
+    from wsi_ats.manifest import read_manifest
+    from wsi_ats.nn.model import AttentionSampler, build_model
+    from wsi_ats.nn.sampling import Draw, draw
+    from wsi_ats.selection import AttentionMap, Prediction, Selection, Status, TissueMask
+    from wsi_ats.slides import Slide, SlideRef, open_slide
+    from wsi_ats.tiles import grid_for, read_thumbnail, read_tiles
+    from wsi_ats.tissue import find_tissue
+    from wsi_ats.training import fit
+
+__all__ = [
+    "AttentionMap",
+    "AttentionSampler",
+    "Draw",
+    "Example",
+    "Grid",
+    "Level",
+    "LoadedModel",
+    "Prediction",
+    "Region",
+    "Scored",
+    "Selection",
+    "Settings",
+    "Slide",
+    "SlideRef",
+    "Status",
+    "TileReader",
+    "TissueMask",
+    "WsiAtsError",
+    "build_model",
+    "draw",
+    "find_tissue",
+    "fit",
+    "grid_for",
+    "load_model",
+    "open_slide",
+    "predict_slide",
+    "read_manifest",
+    "read_thumbnail",
+    "read_tiles",
+    "save_model",
+]
+
+# The same as above, for when the program runs. `look` is not here: the module of that name would hide it.
+_HOMES = {
+    "batches": ("Example", "TileReader"),
+    "checkpoints": ("LoadedModel", "load_model", "save_model"),
+    "config": ("Settings",),
+    "errors": ("WsiAtsError",),
+    "geometry": ("Grid", "Level", "Region"),
+    "inference": ("Scored", "predict_slide"),
+    "manifest": ("read_manifest",),
+    "nn.model": ("AttentionSampler", "build_model"),
+    "nn.sampling": ("Draw", "draw"),
+    "selection": ("AttentionMap", "Prediction", "Selection", "Status", "TissueMask"),
+    "slides": ("Slide", "SlideRef", "open_slide"),
+    "tiles": ("grid_for", "read_thumbnail", "read_tiles"),
+    "tissue": ("find_tissue",),
+    "training": ("fit",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -58,7 +58,11 @@ def atomic(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.part{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        mode = temporary.stat().st_mode  # what the user's umask allows; some writers make files private
+        temporary.unlink()
         yield temporary
+        temporary.chmod(mode)
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(path)
@@ -219,7 +223,7 @@ def _save_arrays(path: Path, grid: Grid, **arrays: np.ndarray[Any, Any]) -> None
         np.savez_compressed(temporary, allow_pickle=False, grid=json.dumps(asdict(grid)), **arrays)
 
 
-# All that a changed byte was seen to raise; NotImplementedError, of an unknown compression, is a RuntimeError.
+# All that a changed byte was seen to raise; that of an unknown compression is a RuntimeError.
 _DAMAGE = (
     OSError,
     EOFError,
@@ -235,7 +239,8 @@ _DAMAGE = (
 
 def _load_arrays(path: Path, *names: str) -> tuple[Grid, dict[str, Any]]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here: numpy leaves a file open that it finds damaged.
+        with path.open("rb") as stored, np.load(stored, allow_pickle=False) as file:
             return Grid(**json.loads(str(file["grid"]))), {name: file[name] for name in names}
     except _DAMAGE as error:
         raise ArtifactError(f"{path} is missing or damaged: {error}; make it again") from error

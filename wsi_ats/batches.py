@@ -1,4 +1,4 @@
-"""From prepared slides to training batches: what a slide gives to a step, and reading ahead of it."""
+"""From prepared slides to training batches: what a slide gives to a step, and how its tiles are read."""
 
 from __future__ import annotations
 
@@ -76,7 +76,8 @@ class TileReader:
         Parameters
         ----------
         wanted
-            Slides with the cells to read, at most one entry for each slide.
+            Slides with the cells to read, at most one entry for each slide. All futures of an earlier call
+            must be done: slides that are not in use may be closed.
 
         Returns
         -------

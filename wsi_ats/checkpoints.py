@@ -69,7 +69,24 @@ def model_for(settings: Settings, classes: Sequence[str], *, weights: bool = Tru
 
 
 def save_model(folder: Path, model: AttentionSampler, settings: Settings, classes: Sequence[str]) -> str:
-    """Write ``model.safetensors`` and ``model.json``; returns the model's digest."""
+    """Write ``model.safetensors`` and ``model.json``, the latter last.
+
+    Parameters
+    ----------
+    folder
+        Where to; it is made if need be.
+    model
+        The trained model.
+    settings
+        Those it was trained with.
+    classes
+        Names of its outputs, in order.
+
+    Returns
+    -------
+    str
+        The model's digest.
+    """
     weights = folder / "model.safetensors"
     with atomic(weights) as temporary:
         save_file(_contiguous(model.state_dict()), temporary)
@@ -111,7 +128,17 @@ def load_model(folder: Path, device: torch.device | None = None) -> LoadedModel:
 def save_state(
     path: Path, model: AttentionSampler, optimizer: torch.optim.Optimizer, record: Mapping[str, Any]
 ) -> None:
-    """Write everything that training needs to go on, atomically."""
+    """Write everything that training needs to go on, atomically.
+
+    Parameters
+    ----------
+    path
+        The file.
+    model, optimizer
+        What to store.
+    record
+        Stored with it, as JSON.
+    """
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
@@ -123,6 +150,15 @@ def load_state(
     path: Path, model: AttentionSampler, optimizer: torch.optim.Optimizer, device: torch.device
 ) -> dict[str, Any]:
     """Put a stored state into a model and an optimiser; returns the record stored with it.
+
+    Parameters
+    ----------
+    path
+        The file.
+    model, optimizer
+        Of the kind that was stored; they are changed.
+    device
+        Where the model is.
 
     Raises
     ------

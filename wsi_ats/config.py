@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -169,6 +170,11 @@ class TrainingSettings:
 class Settings:
     """All settings of a run.
 
+    Parameters
+    ----------
+    tile, thumbnail, model, sampling, training
+        One section each; every field of a section has its reason under it.
+
     Examples
     --------
     >>> settings = Settings().with_values(["sampling.tiles=16", "model.backbone='resnet50'"])
@@ -265,6 +271,10 @@ def _build(kind: type[_Record], values: Mapping[str, Any], prefix: str) -> _Reco
         if wanted is float and type(value) is int:
             value = float(value)
         if type(value) is not wanted:
-            raise SettingsError(f"{prefix}{name} must be a {wanted.__name__}, not {value!r}")
+            raise SettingsError(f"{prefix}{name} must be of type {wanted.__name__}, not {value!r}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise SettingsError(f"{prefix}{name} must be a finite number, not {value}")
+        if wanted is float and not math.isfinite(value):
+            raise SettingsError(f"{prefix}{name} must be a finite number, not {value}")
         made[name] = value
     return kind(**made)

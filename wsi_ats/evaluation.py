@@ -20,8 +20,7 @@ def split_by_case(
     """Set some cases aside for validation.
 
     Where the manifest prescribes splits, they are kept: ``val`` is set aside, ``test`` is left out of
-    both. Else about ``share`` of the cases are drawn, stratified by class; all slides of a case go
-    together.
+    both. Else about ``share`` of the cases are drawn, stratified by class; all slides of a case go together.
 
     Parameters
     ----------
@@ -44,20 +43,39 @@ def split_by_case(
     """
     if any(ref.split for ref in refs):
         _check_leakage(refs)
-        return [r for r in refs if r.split in {None, "train"}], [r for r in refs if r.split == "val"]
+        chosen = [r for r in refs if r.split in {None, "train"}]
+        missing = {str(r.label) for r in refs} - {str(r.label) for r in chosen}
+        if missing:
+            raise ManifestError(
+                "the split column leaves no slide to train on of class "
+                f"{', '.join(map(repr, sorted(missing)))}"
+            )
+        return chosen, [r for r in refs if r.split == "val"]
     if share == 0:
         return list(refs), []
     labels, cases = [str(ref.label) for ref in refs], [ref.case for ref in refs]
-    folds = round(1 / share)
-    fewest = min(len({c for c, at in zip(cases, labels, strict=True) if at == label}) for label in labels)
-    if fewest < folds:
+    # A tenth of the cases at a time, stratified, until the share is reached.
+    folds = min(10, fewest_cases(refs))
+    folds_aside = round(share * folds)
+    if not 0 < folds_aside < folds or abs(folds_aside / folds - share) > 0.1:
         raise ManifestError(
-            f"a class has only {fewest} cases, too few to set {share:.0%} of each class aside; give "
-            "more cases, a split column in the manifest, or --set training.validation=0"
+            f"a class has only {folds} cases, too few to set {share:.0%} of each class aside; give more "
+            "cases, a split column in the manifest, or --set training.validation=0"
         )
     splitter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
-    training, aside = next(splitter.split(np.zeros(len(refs)), labels, cases))
-    return [refs[i] for i in training], [refs[i] for i in aside]
+    aside: set[int] = set()
+    for _, fold in list(splitter.split(np.zeros(len(refs)), labels, cases))[:folds_aside]:
+        aside |= set(fold.tolist())
+    kept = [ref for i, ref in enumerate(refs) if i not in aside]
+    return kept, [ref for i, ref in enumerate(refs) if i in aside]
+
+
+def fewest_cases(refs: Sequence[SlideRef]) -> int:
+    """Number of cases of the class that has fewest."""
+    cases: dict[str, set[str]] = defaultdict(set)
+    for ref in refs:
+        cases[str(ref.label)].add(ref.case)
+    return min(len(of_class) for of_class in cases.values())
 
 
 def _check_leakage(refs: Sequence[SlideRef]) -> None:

@@ -25,7 +25,15 @@ _ONE = 1 << 20  # sub-pixel units in a pixel: 10^5 cells of 10^4 pixels still fi
 
 
 class Region(NamedTuple):
-    """A rectangle in level-0 pixels: columns ``[x, x + width)``, rows ``[y, y + height)``."""
+    """A rectangle in level-0 pixels: columns ``[x, x + width)``, rows ``[y, y + height)``.
+
+    Parameters
+    ----------
+    x, y
+        Top-left corner.
+    width, height
+        Size.
+    """
 
     x: int
     y: int

@@ -22,10 +22,21 @@ from wsi_ats.slides.base import Slide, SlideRef
 from wsi_ats.slides.wrappers import CountingSlide
 from wsi_ats.tiles import level_for, read_tiles
 
+# Pixels and feature maps of more would cost memory and gain no speed.
+_TILES_AT_A_TIME = 64
+
 
 @dataclass(frozen=True)
 class Scored:
-    """All that scoring a slide gives; ``attention`` and ``selection`` only where there is tissue."""
+    """All that scoring a slide gives.
+
+    Parameters
+    ----------
+    prediction
+        Probabilities, and what it took to get them.
+    attention, selection
+        Where the model looked and which tiles were read; ``None`` where there is no tissue.
+    """
 
     prediction: Prediction
     attention: AttentionMap | None = None
@@ -37,6 +48,15 @@ def draw_seed(seed: int, slide_id: str, number: int) -> int:
 
     A function of its arguments alone, so that a slide gets the same tiles on any machine, with any
     number of workers and in any order.
+
+    Parameters
+    ----------
+    seed
+        Of the run.
+    slide_id
+        The slide.
+    number
+        Of the draw, from 0.
 
     Examples
     --------
@@ -154,8 +174,11 @@ def _score_draws(
 ) -> tuple[Tensor, int]:
     """Logits of every draw, shape (R, classes), and how many distinct tiles were read for them."""
     drawn, where = torch.unique(torch.cat([each.indices for each in draws]), return_inverse=True)
-    tiles = read_tiles(slide, tissue.grid, tissue.cells[drawn.numpy()])
-    features = model.embed(torch.from_numpy(tiles).to(device))
+    parts = [
+        model.embed(torch.from_numpy(read_tiles(slide, tissue.grid, cells)).to(device))
+        for cells in np.array_split(tissue.cells[drawn.numpy()], -(-len(drawn) // _TILES_AT_A_TIME))
+    ]
+    features = torch.cat(parts)
     logits = [
         model.classify(model.pool(expectation.weights(attention, each).to(device), features[places]))
         for each, places in zip(draws, where.split([len(each.indices) for each in draws]), strict=True)

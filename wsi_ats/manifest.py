@@ -189,7 +189,13 @@ def check_classes(refs: Sequence[SlideRef], *, min_cases: int = 2) -> dict[str, 
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """A row of a label table; ``None`` for what it does not say."""
+    """A row of a label table.
+
+    Parameters
+    ----------
+    label, case, split, mpp
+        As in :class:`~wsi_ats.slides.base.SlideRef`; ``None`` for what the table does not say.
+    """
 
     label: str | None
     case: str | None

@@ -34,6 +34,9 @@ from wsi_ats.tables import write_csv
 
 _LOG = logging.getLogger(__name__)
 
+# Tile pixels in one pass, forward and backward: 64 tiles of 256 pixels hold about 2.5 GB in a resnet18.
+_PIXELS_AT_A_TIME = 64 * 256**2
+
 OnEpoch = Callable[[Mapping[str, float | None]], None]
 
 
@@ -210,7 +213,7 @@ def fit(
         for epoch in range(len(rows), settings.training.epochs):
             torch.manual_seed(draw_seed(seed, "epoch", epoch))  # dropout, if the backbone has any
             begin = time.perf_counter()
-            row: dict[str, float | None] = {"epoch": float(epoch)}
+            row: dict[str, float | None] = {"epoch": epoch}
             row |= _train_epoch(model, optimizer, training, reader, settings, epoch, device)
             row |= _validate(model, validation, reader, settings, device)
             row["seconds"] = time.perf_counter() - begin
@@ -230,6 +233,19 @@ def calibrate(
     device: torch.device,
 ) -> None:
     """Measure the encoder's constants on tiles drawn uniformly from all slides.
+
+    Parameters
+    ----------
+    model
+        Its encoder is changed.
+    examples
+        The slides.
+    reader
+        Reads their tiles.
+    settings
+        The seed and the number of tiles are used.
+    device
+        Where the model is.
 
     Raises
     ------
@@ -283,43 +299,55 @@ def _train_epoch(
         done = (epoch * len(batches) + number) / (rates.epochs * len(batches))
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * _rate(done, rates.warmup)
-        chosen = [examples[i] for i in batch]
-        result = estimate(
-            model,
-            chosen,
-            reader,
-            settings,
-            seed_of=lambda example: draw_seed(rates.seed, example.ref.id, epoch),
-            device=device,
-        )
-        failed += len(result.failed)
-        for slide_id, error in result.failed.items():
-            _LOG.warning("epoch %d goes on without %s: %s", epoch, slide_id, error)
-        if not len(result.targets):
-            continue
-        loss = F.cross_entropy(result.logits, result.targets)
         optimizer.zero_grad(set_to_none=True)
-        (loss - rates.entropy * result.entropy.mean()).backward()  # type: ignore[no-untyped-call]
+        read = 0
+        for part in np.array_split(batch, _passes(len(batch), settings)):
+            result = estimate(
+                model,
+                [examples[i] for i in part],
+                reader,
+                settings,
+                seed_of=lambda example: draw_seed(rates.seed, example.ref.id, epoch),
+                device=device,
+            )
+            failed += len(result.failed)
+            for slide_id, error in result.failed.items():
+                _LOG.warning("epoch %d goes on without %s: %s", epoch, slide_id, error)
+            if not len(result.targets):
+                continue
+            loss = F.cross_entropy(result.logits, result.targets)
+            share = len(result.targets) / len(batch)
+            total = share * (loss - rates.entropy * result.entropy.mean())
+            total.backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.item())
+            entropies.append(result.entropy.mean().item())
+            tiles += result.tiles
+            read += len(result.targets)
+        if not read:
+            continue
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), rates.clip)
-        for name, value in (("loss", loss.item()), ("gradient's norm", norm.item())):
+        for what, value in (("loss", losses[-1]), ("gradient's norm", norm.item())):
             if not math.isfinite(value):
-                ids = ", ".join(example.ref.id for example in chosen)
+                ids = ", ".join(examples[i].ref.id for i in batch)
                 raise ModelError(
-                    f"the {name} is {value} in epoch {epoch}, step {number} (slides {ids}); the last good "
+                    f"the {what} is {value} in epoch {epoch}, step {number} (slides {ids}); the last good "
                     "state is in checkpoints/; try lower learning rates"
                 )
         optimizer.step()
-        losses.append(loss.item())
-        entropies.append(result.entropy.mean().item())
-        tiles += result.tiles
     if not losses:
         raise ModelError("no training slide could be read; see the errors of `wsi-ats prepare`")
     return {
         "loss": float(np.mean(losses)),
         "entropy": float(np.mean(entropies)),
-        "tiles": float(tiles),
-        "failed": float(failed),
+        "tiles": tiles,
+        "failed": failed,
     }
+
+
+def _passes(slides: int, settings: Settings) -> int:
+    """Into how many passes a step is cut, so that its tiles fit into memory; gradients are summed."""
+    pixels = slides * settings.sampling.tiles * settings.tile.size**2
+    return min(slides, -(-pixels // _PIXELS_AT_A_TIME))
 
 
 def _rate(done: float, warmup: float) -> float:
@@ -343,7 +371,10 @@ def _validate(
     if not examples:
         return {"validation_loss": None, "validation_auc": None}
     model.eval()
-    batches = np.array_split(np.arange(len(examples)), -(-len(examples) // settings.training.slides_per_step))
+    per_pass = max(
+        1, settings.training.slides_per_step // _passes(settings.training.slides_per_step, settings)
+    )
+    batches = np.array_split(np.arange(len(examples)), -(-len(examples) // per_pass))
     with torch.inference_mode():
         results = [
             estimate(
@@ -360,6 +391,11 @@ def _validate(
     logits, targets = torch.cat([r.logits for r in results]), torch.cat([r.targets for r in results])
     if not len(targets):
         return {"validation_loss": None, "validation_auc": None}
+    if not logits.isfinite().all():
+        raise ModelError(
+            "the model gives scores that are no numbers; the last good state is in checkpoints/; try lower "
+            "learning rates"
+        )
     return {
         "validation_loss": F.cross_entropy(logits, targets).item(),
         "validation_auc": auc(targets.cpu().numpy(), torch.softmax(logits, 1).cpu().numpy()),

@@ -112,7 +112,7 @@ def draw(
 def multinomial(
     proposal: Tensor, shape: tuple[int, int], cells: Tensor, n: int, generator: torch.Generator
 ) -> Draw:
-    """``n`` independent draws with replacement: ``pi = n q`` (the paper's first estimator)."""
+    """``n`` independent draws with replacement: ``pi = n q`` (the paper's first estimator); see :func:`draw`."""
     del shape, cells
     points = torch.rand(n, generator=generator, dtype=torch.float64)
     return multinomial_at(proposal, points.to(proposal.device))
@@ -149,7 +149,8 @@ def systematic(
 
     The threshold is Fearnhead & Clifford's (2003); the draw is Madow's (1949) systematic one along a
     Z-order curve whose origin and orientation are random each time. A fixed curve would give every cell
-    the same companions at every draw, which biases what is learned through a non-linear loss.
+    the same companions at every draw, which biases what is learned through a non-linear loss. See
+    :func:`draw`.
     """
     positive = proposal.nonzero()[:, 0]
     if len(positive) <= n:
@@ -193,7 +194,7 @@ def uniform(
     """``n`` distinct cells, all equally likely whatever their probability: the baseline.
 
     Cells of probability zero are drawn as well, and weigh nothing: attention that has become zero in
-    most places must not steer a baseline that is to know nothing of it.
+    most places must not steer a baseline that is to know nothing of it. See :func:`draw`.
     """
     return systematic(torch.full_like(proposal, 1 / len(proposal)), shape, cells, n, generator)
 

@@ -60,8 +60,14 @@ class SlideRef:
                 f"{self.path}: slide_id {self.id!r} names output files, so it cannot be empty or "
                 "hold a slash; rename it in the manifest"
             )
+        try:
+            f"{self.id}{self.path}{self.case}{self.label}".encode()
+        except UnicodeEncodeError as error:
+            raise ManifestError(
+                f"{self.path!r}: the name is no valid UTF-8 text, as tables of results must be; rename it"
+            ) from error
         if self.mpp is not None:
-            Mpp(self.mpp, "manifest").check(self.path)
+            Mpp(self.mpp, "the given mpp").check(self.path)
 
     @classmethod
     def from_path(cls, path: str | Path, *, mpp: float | None = None) -> Self:

@@ -10,7 +10,17 @@ from wsi_ats.slides.base import Closable, Mpp, Pixels, Slide
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One call of ``read_regions``: which level, how many regions, how many pixels in all."""
+    """One call of ``read_regions``.
+
+    Parameters
+    ----------
+    level
+        The level read.
+    regions, pixels
+        How many of each.
+    stored_bytes
+        As :meth:`wsi_ats.slides.base.Slide.stored_bytes` says.
+    """
 
     level: int
     regions: int

@@ -88,6 +88,7 @@ def make_tile_bank(
 
     Examples
     --------
+    >>> from wsi_ats.testing.layout import Kind
     >>> bank = make_tile_bank(64, seed=0, variants=2, palettes=1)
     >>> bank.pixels(bank.number(palette=0, kind=Kind.LESION, form=1, variant=0)).shape
     (64, 64, 3)

@@ -1,0 +1,175 @@
+"""The house: arrows between modules point one way, and each foreign library has one door."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# From the ground up. A module may import from the layers above its own line, and from its own layer.
+LAYERS = {
+    "what can go wrong": ["errors"],
+    "plain values: places, choices": ["geometry", "config", "resample"],
+    "slides, each format in one file": ["slides"],
+    "records that are kept, and tables": ["selection", "tables"],
+    "what a slide shows; which slides": ["tissue", "tiles", "manifest"],
+    "files and folders of a run; the first look; other programs": ["artifacts", "look", "exports"],
+    "what is said of a run": ["model_card", "evaluation", "plots"],
+    "torch, without slides": ["nn"],
+    "torch meets slides: inputs, models on disk": ["batches", "checkpoints"],
+    "the verbs": ["inference"],
+    "the verbs that need the others": ["training", "baselines"],
+    "the names that users see": ["__init__"],
+    "helpers for tests, usable by other projects": ["testing"],
+    "stages on Dask; nothing in the library knows of them": ["pipelines"],
+}
+
+# Each foreign library and the modules that may import it, with the reason where there are several.
+DOORS = {
+    "openslide": ["wsi_ats.slides.openslide"],
+    "tifffile": ["wsi_ats.slides.tiff", "wsi_ats.testing.synthetic"],  # the second writes files
+    "imagecodecs": ["wsi_ats.testing.bank"],
+    "PIL": ["wsi_ats.resample"],
+    "skimage": ["wsi_ats.tissue"],
+    "scipy": ["wsi_ats.tissue", "wsi_ats.testing.layout", "wsi_ats.testing.synthetic", "wsi_ats.testing.textures"],
+    "sklearn": ["wsi_ats.evaluation"],
+    "matplotlib": ["wsi_ats.plots"],
+    "timm": ["wsi_ats.nn.backbone"],
+    # A model on disk, and the error of a backbone's weights file.
+    "safetensors": ["wsi_ats.checkpoints", "wsi_ats.nn.backbone"],
+    "pyarrow": ["wsi_ats.tables"],
+    "filelock": ["wsi_ats.artifacts"],
+    "tomli_w": ["wsi_ats.config"],
+    "pytest": ["wsi_ats.testing.contract"],
+    # The client, and what is done with its futures.
+    "dask": ["pipelines._cluster"],
+    "distributed": ["pipelines._cluster", "pipelines._stage"],
+    # The commands, and the options they share.
+    "typer": ["pipelines.cli", "pipelines._options"],
+    "rich": ["pipelines._console"],
+}
+# Languages that many speak: arrays everywhere; tensors in these.
+TENSORS = ["wsi_ats.nn", "wsi_ats.batches", "wsi_ats.checkpoints", "wsi_ats.inference", "wsi_ats.training"]
+TENSORS += ["wsi_ats.baselines", "wsi_ats.testing.enumeration"]
+TENSORS += ["pipelines.train", "pipelines.score", "pipelines.demo"]  # where a device is chosen
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for package in ("wsi_ats", "pipelines"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            found[".".join(path.relative_to(ROOT).with_suffix("").parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def is_typing(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def imports(module: str, *, everywhere: bool = True) -> Iterator[str]:
+    """Modules that a module imports; inside functions and for types too, if ``everywhere``."""
+    todo: list[ast.AST] = [ast.parse(MODULES[module].read_text(encoding="utf-8"))]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{module} imports by a relative name"
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield whole if whole in MODULES or f"{whole}.__init__" in MODULES else str(node.module)
+        skipped = not everywhere and (is_typing(node) or isinstance(node, ast.FunctionDef))
+        todo += [] if skipped else list(ast.iter_child_nodes(node))
+
+
+def layer(module: str) -> int:
+    package, *rest = module.split(".")
+    name = "pipelines" if package == "pipelines" else (rest[0] if rest else "__init__")
+    (found,) = [i for i, names in enumerate(LAYERS.values()) if name in names] or [None]
+    assert found is not None, f"{module} is in no layer: give it one in this table"
+    return found
+
+
+def ours(name: str) -> bool:
+    return name.split(".")[0] in {"wsi_ats", "pipelines"}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_arrows_point_to_lower_layers_and_to_the_own(module):
+    for name in imports(module):
+        if ours(name):
+            assert layer(name) <= layer(module), f"{module} imports {name}, which is above it"
+
+
+def test_no_module_imports_itself_in_a_circle():
+    graph = {
+        module: {each if each in MODULES else f"{each}.__init__" for each in imports(module, everywhere=False) if ours(each)}
+        for module in MODULES
+    }
+    left = dict(graph)
+    while left:
+        free = [module for module, needs in left.items() if not needs & left.keys()]
+        assert free, f"these import one another: {sorted(left)}"
+        for module in free:
+            del left[module]
+
+
+@pytest.mark.parametrize("library", DOORS)
+def test_a_foreign_library_has_one_door(library):
+    importers = [m for m in MODULES if library in {name.split(".")[0] for name in imports(m)}]
+    assert sorted(importers) == sorted(DOORS[library])
+
+
+def test_every_foreign_library_is_in_the_table():
+    known = {*DOORS, *sys.stdlib_module_names, "numpy", "torch", "wsi_ats", "pipelines"}
+    for module in MODULES:
+        assert {name.split(".")[0] for name in imports(module)} <= known, module
+
+
+def test_torch_is_known_where_it_must_be_and_nowhere_else():
+    for module in MODULES:
+        if "torch" in {name.split(".")[0] for name in imports(module)}:
+            assert any(module == name or module.startswith(f"{name}.") for name in TENSORS), module
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("wsi_ats.nn.")])
+def test_networks_know_tensors_and_errors_only(module):
+    for name in imports(module):
+        top = name.split(".")[0]
+        allowed = top in sys.stdlib_module_names or top in {"torch", "timm", "safetensors"}
+        assert allowed or name == "wsi_ats.errors" or name.startswith("wsi_ats.nn"), f"{module}: {name}"
+
+
+def test_the_library_knows_neither_the_stages_nor_the_test_helpers():
+    for module in MODULES:
+        if module.startswith("wsi_ats.") and not module.startswith("wsi_ats.testing"):
+            for name in imports(module):
+                assert not name.startswith(("pipelines", "wsi_ats.testing")), f"{module}: {name}"
+
+
+HEAVY = {"torch", "timm", "dask", "distributed", "openslide", "skimage", "scipy", "matplotlib", "sklearn", "pyarrow"}
+
+
+@pytest.mark.parametrize(
+    ("statement", "not_loaded"),
+    [
+        ("import wsi_ats", HEAVY | {"numpy", "tifffile", "PIL", "safetensors"}),
+        ("import pipelines.cli", HEAVY),
+        ("from wsi_ats import SlideRef, Grid, Settings, Prediction", HEAVY),
+        ("from wsi_ats import open_slide, read_tiles, read_manifest", HEAVY - {"pyarrow"}),
+        ("from wsi_ats.look import look", {"torch", "timm", "dask", "distributed", "sklearn", "matplotlib"}),
+    ],
+)
+def test_an_import_loads_no_heavy_library_that_it_does_not_need(statement, not_loaded):
+    code = f"import sys; {statement}; print(*{{name.split('.')[0] for name in sys.modules}})"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not set(found.stdout.split()) & not_loaded

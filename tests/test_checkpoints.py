@@ -1,0 +1,193 @@
+"""Models on disk come back as they were, or not at all, and loading one never runs code."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from wsi_ats.checkpoints import load_model, load_state, model_for, read_record, save_model, save_state
+from wsi_ats.config import Settings
+from wsi_ats.errors import ArtifactError
+
+torch.set_num_threads(1)  # tiny networks: on busy cores, threads would only wait for one another
+
+CLASSES = ["benign", "malignant", "other"]
+SETTINGS = Settings().with_values(
+    ["tile.size=32", "model.backbone=test_resnet", "model.pretrained=false", "sampling.tiles=5"]
+)
+CPU = torch.device("cpu")
+
+
+def build(seed: int = 0, settings: Settings = SETTINGS, classes=CLASSES):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = model_for(settings, classes)
+        model.encoder.calibrate(torch.randint(0, 255, (8, 32, 32, 3), dtype=torch.uint8))
+        torch.nn.init.normal_(model.attention.logit.weight)
+    return model
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model = build()
+    return model, save_model(tmp_path, model, SETTINGS, CLASSES), tmp_path
+
+
+def test_a_model_comes_back_with_its_weights_settings_classes_and_digest(saved):
+    model, digest, folder = saved
+    loaded = load_model(folder)
+    assert loaded.settings == SETTINGS
+    assert loaded.classes == CLASSES
+    assert loaded.digest == digest
+    assert not loaded.model.training
+    for (name, one), other in zip(
+        loaded.model.state_dict().items(), model.state_dict().values(), strict=True
+    ):
+        assert torch.equal(one, other), name
+    tiles = torch.randint(0, 255, (3, 32, 32, 3), dtype=torch.uint8)
+    with torch.inference_mode():
+        assert torch.equal(loaded.model.embed(tiles), model.eval().embed(tiles))
+
+
+def test_the_files_are_safetensors_and_json_and_nothing_else(saved):
+    model, _, folder = saved
+    assert sorted(path.name for path in folder.iterdir()) == ["model.json", "model.safetensors"]
+    assert set(load_file(folder / "model.safetensors")) == set(model.state_dict())
+    assert json.loads((folder / "model.json").read_text())["classes"] == CLASSES
+
+
+def test_loading_needs_neither_published_weights_nor_the_file_training_started_from(tmp_path):
+    """They may have moved since, and the machine may be offline."""
+    settings = SETTINGS.with_values(["model.checkpoint=/nowhere/weights.pth", "model.pretrained=true"])
+    digest = save_model(tmp_path, build(), settings, CLASSES)
+    assert load_model(tmp_path).digest == digest
+
+
+def test_the_digest_tells_weights_settings_and_classes_apart(tmp_path):
+    digests = [
+        save_model(tmp_path / "0", build(), SETTINGS, CLASSES),
+        save_model(tmp_path / "1", build(seed=1), SETTINGS, CLASSES),
+        save_model(tmp_path / "2", build(), SETTINGS.with_values(["sampling.tiles=6"]), CLASSES),
+        save_model(tmp_path / "3", build(), SETTINGS, CLASSES[::-1]),
+    ]
+    assert len(set(digests)) == 4
+    assert save_model(tmp_path / "4", build(), SETTINGS, CLASSES) == digests[0]
+
+
+def test_weights_that_were_tampered_with_are_refused(saved):
+    _, _, folder = saved
+    weights = load_file(folder / "model.safetensors")
+    weights["head.bias"] += 1e-7
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(ArtifactError, match="do not belong together"):
+        load_model(folder)
+
+
+def test_settings_and_classes_that_were_tampered_with_are_refused(saved):
+    _, _, folder = saved
+    record = json.loads((folder / "model.json").read_text())
+    for change in ({"classes": CLASSES[::-1]}, {"settings": record["settings"] | {"sampling": {"tiles": 6}}}):
+        (folder / "model.json").write_text(json.dumps(record | change))
+        with pytest.raises(ArtifactError, match="do not belong together"):
+            load_model(folder)
+
+
+@pytest.mark.parametrize("name", ["model.json", "model.safetensors"])
+def test_a_missing_file_is_named(saved, name):
+    _, _, folder = saved
+    (folder / name).unlink()
+    with pytest.raises(ArtifactError, match=name):
+        load_model(folder)
+
+
+def test_weights_without_their_card_are_no_model_yet(tmp_path, monkeypatch):
+    """A run killed between the two files: the card is written last."""
+    from wsi_ats import checkpoints
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints, "write_card", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save_model(tmp_path, build(), SETTINGS, CLASSES)
+    with pytest.raises(ArtifactError, match=r"model\.json"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change", [{"schema": 0}, {"schema": None}, {"schema": 99}, {"settings": 3}, {"classes": 3}], ids=str
+)
+def test_a_card_of_another_version_or_kind_is_refused(saved, change):
+    _, _, folder = saved
+    record = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps(record | change))
+    with pytest.raises(ArtifactError, match=r"model\.json"):
+        load_model(folder)
+
+
+# The state of a training run
+
+
+def train(model, optimizer, steps: int):
+    tiles = torch.randint(0, 255, (4, 32, 32, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    for _ in range(steps):
+        optimizer.zero_grad(set_to_none=True)
+        model.classify(model.embed(tiles)).square().mean().backward()
+        optimizer.step()
+
+
+def test_a_state_brings_back_model_optimiser_and_record_to_the_last_bit(tmp_path):
+    first = build()
+    optimizer = torch.optim.AdamW(first.parameters(), lr=1e-3)
+    train(first, optimizer, 2)
+    record = {"run": "abc", "rows": [{"loss": 0.1, "validation_auc": None}]}
+    save_state(tmp_path / "last.safetensors", first, optimizer, record)
+
+    second = build(seed=1)
+    other = torch.optim.AdamW(second.parameters(), lr=1e-3)
+    assert load_state(tmp_path / "last.safetensors", second, other, CPU) == record
+    assert read_record(tmp_path / "last.safetensors") == record
+    train(first, optimizer, 2)
+    train(second, other, 2)
+    for (name, one), its in zip(first.state_dict().items(), second.state_dict().values(), strict=True):
+        assert torch.equal(one, its), name
+    states = optimizer.state_dict()["state"], other.state_dict()["state"]
+    assert states[0].keys() == states[1].keys()
+    for key, state in states[0].items():
+        assert all(torch.equal(value, states[1][key][name]) for name, value in state.items())
+
+
+def test_a_state_is_read_by_safetensors_alone(tmp_path):
+    model = build()
+    optimizer = torch.optim.AdamW(model.parameters())
+    train(model, optimizer, 1)
+    save_state(tmp_path / "last.safetensors", model, optimizer, {})
+    names = set(load_file(tmp_path / "last.safetensors"))
+    assert {f"model.{name}" for name in model.state_dict()} < names
+    assert any(name.startswith("optimizer.") for name in names)
+
+
+def test_the_state_of_another_network_is_refused(tmp_path):
+    model = build()
+    save_state(tmp_path / "last.safetensors", model, torch.optim.AdamW(model.parameters()), {})
+    other = build(classes=CLASSES[:2])
+    with pytest.raises(ArtifactError, match="does not fit"):
+        load_state(tmp_path / "last.safetensors", other, torch.optim.AdamW(other.parameters()), CPU)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no safetensors at all" * 10], ids=["missing", "empty", "text"])
+def test_a_damaged_state_is_an_error(tmp_path, content):
+    path = tmp_path / "last.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ArtifactError, match="damaged"):
+        read_record(path)
+
+
+def test_tensors_without_a_record_are_no_state(tmp_path):
+    save_file({"model.x": torch.zeros(1)}, tmp_path / "last.safetensors")
+    with pytest.raises(ArtifactError, match="damaged"):
+        read_record(tmp_path / "last.safetensors")

@@ -1,0 +1,190 @@
+"""Settings are checked at birth, frozen, and come back from TOML as they were."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import pickle
+import re
+import subprocess
+import sys
+
+import pytest
+
+from wsi_ats import config
+from wsi_ats.config import Settings
+from wsi_ats.errors import SettingsError
+from wsi_ats.nn.sampling import DESIGNS
+
+SECTIONS = [field.name for field in dataclasses.fields(Settings)]
+OTHER = {  # for every setting, a value that is not its default
+    "tile": {"size": 128, "mpp": 0.25, "tolerance": 0.0, "stride": 0.5},
+    "thumbnail": {"pixels_per_cell": 4, "tissue": "none", "min_tissue": 1.0},
+    "model": {
+        "backbone": "hf-hub:owner/model",
+        "pretrained": False,
+        "checkpoint": 'C:\\weights\\"a".pth',
+        "attention": "resnet18",
+        "pool": "linear",
+    },
+    "sampling": {"design": "uniform", "tiles": 1, "draws": 9},
+    "training": {
+        "epochs": 1,
+        "slides_per_step": 1,
+        "learning_rate": 0.0,
+        "attention_learning_rate": 1.5e-7,
+        "head_learning_rate": 1e-300,
+        "weight_decay": 0.0,
+        "entropy": 0.0,
+        "warmup": 0.0,
+        "clip": 0.1,
+        "validation": 0.0,
+        "calibration_tiles": 2,
+        "freeze_attention": True,
+        "seed": 2**40,
+    },
+}
+
+
+def test_the_values_of_these_tests_cover_every_setting():
+    for section in SECTIONS:
+        default = dataclasses.asdict(getattr(Settings(), section))
+        assert set(OTHER[section]) == set(default)
+        assert all(OTHER[section][name] != value for name, value in default.items())
+
+
+def test_every_default_has_its_reason_under_it():
+    source = inspect.getsource(config)
+    for section in SECTIONS:
+        for name in dataclasses.asdict(getattr(Settings(), section)):
+            assert re.search(rf'\n    {name}: \w+ = [^\n]+\n    """[A-Z`].{{15,}}?"""\n', source, re.DOTALL), name
+
+
+@pytest.mark.parametrize("settings", [Settings(), Settings.from_mapping(OTHER)], ids=["defaults", "other"])
+def test_settings_come_back_from_a_file_as_they_were(tmp_path, settings):
+    path = tmp_path / "ats.toml"
+    path.write_text(settings.to_toml(), encoding="utf-8")
+    assert Settings.read(path) == settings
+    assert Settings.read(path).digest() == settings.digest()
+    assert pickle.loads(pickle.dumps(settings)) == settings
+
+
+def test_every_value_can_be_set_on_a_command_line_and_changes_the_digest():
+    seen = {Settings().digest()}
+    for section, values in OTHER.items():
+        for name, value in values.items():
+            changed = Settings().with_values([f"{section}.{name}={json.dumps(value)}"])
+            assert getattr(getattr(changed, section), name) == value
+            seen.add(changed.digest())
+    assert len(seen) == 1 + sum(map(len, OTHER.values()))
+
+
+def test_the_digest_of_a_section_depends_on_that_section_alone():
+    default, changed = Settings(), Settings().with_values(["sampling.tiles=5"])
+    assert default.digest("tile", "thumbnail") == changed.digest("tile", "thumbnail")
+    assert default.digest("sampling") != changed.digest("sampling")
+
+
+def test_the_digest_is_the_same_in_another_process():
+    code = "from wsi_ats.config import Settings; print(Settings().digest())"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == Settings().digest()
+
+
+def test_settings_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Settings().tile.size = 3
+    assert hash(Settings()) == hash(Settings.from_mapping({}))
+
+
+def test_a_file_may_name_a_few_settings_only(tmp_path):
+    path = tmp_path / "ats.toml"
+    path.write_text("[sampling]\ntiles = 7\n[tile]\nmpp = 1\n")
+    assert Settings.read(path) == Settings().with_values(["sampling.tiles=7", "tile.mpp=1.0"])
+
+
+def test_words_need_no_quotes_on_a_command_line():
+    for text in ("resnet50", "'resnet50'", '"resnet50"', " resnet50 "):
+        assert Settings().with_values([f"model.backbone={text}"]).model.backbone == "resnet50"
+    assert Settings().with_values(["model.checkpoint=a=b.pth"]).model.checkpoint == "a=b.pth"
+    assert Settings().with_values(["model.checkpoint="]).model.checkpoint == ""
+
+
+def test_later_values_win():
+    assert Settings().with_values(["sampling.tiles=3", "sampling.tiles=4"]).sampling.tiles == 4
+
+
+OUT_OF_RANGE = [
+    *["tile.size=15", "tile.mpp=0", "tile.mpp=-1.0", "tile.tolerance=1.0", "tile.tolerance=-0.1"],
+    *["tile.stride=0.0", "tile.stride=1.01", "thumbnail.pixels_per_cell=0", "thumbnail.tissue=otsu"],
+    *["thumbnail.min_tissue=0.0", "thumbnail.min_tissue=1.1", "model.backbone=''", "model.attention=''"],
+    *["model.pool=mean", "sampling.design=top", "sampling.tiles=0", "sampling.draws=0"],
+    *["training.epochs=0", "training.slides_per_step=0", "training.learning_rate=-1.0"],
+    *["training.attention_learning_rate=0.0", "training.head_learning_rate=0.0", "training.clip=0.0"],
+    *["training.weight_decay=-0.1", "training.entropy=-0.1", "training.warmup=1.0"],
+    *["training.validation=0.6", "training.validation=-0.1", "training.calibration_tiles=1"],
+    *["training.seed=-1"],
+]
+
+
+@pytest.mark.parametrize("assignment", OUT_OF_RANGE)
+def test_a_value_out_of_range_is_refused_with_its_name_and_itself(assignment):
+    name, value = assignment.split("=")
+    with pytest.raises(SettingsError) as caught:
+        Settings().with_values([assignment])
+    assert name in str(caught.value)
+    assert value.strip("'") in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_no_number_may_be_infinite_or_none(value):
+    for section in SECTIONS:
+        for name, default in dataclasses.asdict(getattr(Settings(), section)).items():
+            if type(default) is float:
+                with pytest.raises(SettingsError, match=name):
+                    Settings().with_values([f"{section}.{name}={value}"])
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("tile.size=big", "tile.size must be a int, not 'big'"),
+        ("tile.size=256.0", "tile.size must be a int"),
+        ("tile.size=true", "tile.size must be a int"),
+        ("tile.mpp='0.5'", "tile.mpp must be a float"),
+        ("tile.mpp=true", "tile.mpp must be a float"),
+        ("model.pretrained=1", "model.pretrained must be a bool"),
+        ("model.backbone=5", "model.backbone must be a str"),
+        ("model.backbone=[1]", "model.backbone must be a str"),
+        ("tile.sise=256", "unknown setting tile.sise; known are size, mpp"),
+        ("tiles.size=256", "unknown settings section 'tiles'; known are tile, thumbnail"),
+        ("tile.size", "expected section.name=value"),
+        ("size=256", "expected section.name=value"),
+        ("", "expected section.name=value"),
+    ],
+)
+def test_a_wrong_assignment_says_what_was_expected(assignment, message):
+    with pytest.raises(SettingsError, match=re.escape(message)):
+        Settings().with_values([assignment])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [None, b"[tile", b"\xff\xfe", b"tile = 3", b"[tiles]\nsize = 3", b"size = 3", b"[tile]\nsize = 'a'"],
+    ids=str,
+)
+def test_a_wrong_file_is_refused(tmp_path, content):
+    path = tmp_path / "ats.toml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SettingsError):
+        Settings.read(path)
+
+
+def test_settings_and_code_know_the_same_designs():
+    for design in DESIGNS:
+        assert Settings().with_values([f"sampling.design={design}"]).sampling.design == design
+    with pytest.raises(SettingsError) as caught:
+        Settings().with_values(["sampling.design=none"])
+    assert all(design in str(caught.value) for design in DESIGNS)

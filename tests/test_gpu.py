@@ -1,0 +1,92 @@
+"""The same answers on a graphics processor as on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from wsi_ats.batches import Example, TileReader
+from wsi_ats.config import Settings
+from wsi_ats.inference import predict_slide
+from wsi_ats.look import look
+from wsi_ats.slides.base import SlideRef
+from wsi_ats.slides.memory import MemorySlide
+from wsi_ats.training import fit
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+SETTINGS = Settings().with_values(
+    [
+        "tile.size=64",
+        "thumbnail.pixels_per_cell=4",
+        "thumbnail.tissue=none",
+        "model.backbone=test_resnet",
+        "model.pretrained=false",
+        "sampling.tiles=8",
+        "sampling.draws=2",
+        "training.epochs=2",
+        "training.validation=0",
+        "training.calibration_tiles=64",
+    ]
+)
+CLASSES = ["pale", "dark"]
+
+
+def slide(ref: SlideRef) -> MemorySlide:
+    rng = np.random.default_rng(int(ref.id))
+    low = 40 if ref.label == "dark" else 120
+    pixels = rng.integers(low, low + 120, (640, 512, 3), dtype=np.uint8)
+    return MemorySlide([pixels], mpp=0.5, path=ref.path)
+
+
+def examples() -> list[Example]:
+    refs = [SlideRef(str(i), f"memory{i}", str(i), CLASSES[i % 2]) for i in range(8)]
+    return [Example(ref, *look(slide(ref), SETTINGS), CLASSES.index(str(ref.label))) for ref in refs]
+
+
+def trained(device: str, folder: Path) -> torch.nn.Module:
+    with TileReader(2, slide) as reader:
+        return fit(
+            examples(),
+            [],
+            SETTINGS,
+            classes=CLASSES,
+            folder=folder,
+            device=torch.device(device),
+            on_epoch=lambda row: None,
+            reader=reader,
+        )
+
+
+def test_scores_agree_between_devices(tmp_path):
+    model = trained("cuda", tmp_path)
+    for example in examples():
+        scores = []
+        for device in ("cuda", "cpu"):
+            scored = predict_slide(
+                model.to(device),
+                example.ref,
+                slide(example.ref),
+                SETTINGS,
+                classes=CLASSES,
+                model_digest="",
+                seed=0,
+                device=torch.device(device),
+            )
+            scores.append(scored)
+        assert np.array_equal(scores[0].selection.cells, scores[1].selection.cells)
+        assert scores[0].prediction.probabilities == pytest.approx(
+            scores[1].prediction.probabilities, abs=1e-2
+        )
+
+
+def test_training_agrees_between_devices(tmp_path):
+    on_gpu, on_cpu = trained("cuda", tmp_path / "gpu"), trained("cpu", tmp_path / "cpu")
+    for (name, one), other in zip(on_gpu.state_dict().items(), on_cpu.state_dict().values(), strict=True):
+        assert torch.allclose(one.cpu(), other, atol=5e-2), name

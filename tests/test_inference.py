@@ -1,0 +1,304 @@
+"""Scoring reads the thumbnail and the drawn tiles, and says what it did."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from wsi_ats.checkpoints import model_for
+from wsi_ats.config import Settings
+from wsi_ats.errors import MppError, SettingsError, SlideReadError
+from wsi_ats.inference import draw_seed, predict_slide
+from wsi_ats.look import look
+from wsi_ats.nn import expectation
+from wsi_ats.nn.sampling import DESIGNS, draw
+from wsi_ats.selection import Status
+from wsi_ats.slides.base import SlideRef
+from wsi_ats.slides.memory import MemorySlide
+from wsi_ats.tiles import read_tiles
+
+torch.set_num_threads(1)  # tiny networks: on busy cores, threads would only wait for one another
+
+CLASSES = ["benign", "malignant", "other"]
+SETTINGS = Settings().with_values(
+    [
+        "tile.size=32",
+        "thumbnail.pixels_per_cell=4",
+        "model.backbone=test_resnet",
+        "model.pretrained=false",
+        "sampling.tiles=5",
+    ]
+)
+
+
+@pytest.fixture(scope="module")
+def model():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = model_for(SETTINGS, CLASSES)
+        made.encoder.calibrate(torch.randint(0, 255, (16, 32, 32, 3), dtype=torch.uint8))
+        for part in (made.attention.logit, made.gate, made.head):
+            torch.nn.init.normal_(part.weight, std=0.5)
+    return made.eval()
+
+
+def tissue_slide(kind=MemorySlide, **options) -> MemorySlide:
+    """Tissue in the middle of glass, four levels; 10 x 13 cells of which about half are tissue."""
+    generator = np.random.default_rng(0)
+    pixels = generator.normal(240, 2, (320, 400, 3))
+    pixels[64:256, 48:352] = generator.normal((190, 110, 170), 30, (192, 304, 3))
+    full = pixels.clip(0, 255).astype(np.uint8)
+    levels = [full]
+    for factor in (2, 4, 8):
+        levels.append(
+            full.reshape(320 // factor, factor, 400 // factor, factor, 3).mean((1, 3)).astype(np.uint8)
+        )
+    return kind(levels, mpp=0.5, path="memory.svs", **options)
+
+
+def score(model, slide=None, *, changes=(), seed=0, name="case7"):
+    return predict_slide(
+        model,
+        SlideRef(name, "memory.svs", "patient"),
+        slide or tissue_slide(),
+        SETTINGS.with_values(changes),
+        classes=CLASSES,
+        model_digest="abc",
+        seed=seed,
+    )
+
+
+class Recording(MemorySlide):
+    """Notes every pixel that is read, as (level, x, y, width, height)."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.boxes: list[tuple[int, int, int, int, int]] = []
+
+    def read_regions(self, level, corners, width, height):
+        self.boxes += [(level, x, y, width, height) for x, y in corners.tolist()]
+        return super().read_regions(level, corners, width, height)
+
+
+# What is read
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize("draws", [1, 3])
+def test_nothing_is_read_but_the_thumbnail_and_each_drawn_tile_once(model, design, draws):
+    slide = tissue_slide(Recording)
+    scored = score(model, slide, changes=[f"sampling.design={design}", f"sampling.draws={draws}"])
+    thumbnail = [box for box in slide.boxes if box[0] != 0]
+    tiles = [box for box in slide.boxes if box[0] == 0]
+    assert thumbnail == [(3, 0, 0, 52, 40)]  # of level 3, whose pixels are those of the thumbnail
+    grid = scored.selection.grid
+    drawn = [grid.region(cell) for cell in np.unique(scored.selection.cells)]
+    assert sorted(tiles) == sorted((0, *region) for region in drawn)
+    assert scored.prediction.tiles_read == len(drawn) <= 5 * draws
+    assert slide.boxes[0] == thumbnail[0]  # the tiles are chosen by it
+
+
+def test_a_slide_that_reads_no_pixel_outside_what_is_drawn_would_do(model):
+    """All other pixels of level 0 may be unreadable."""
+    wanted = np.unique(score(model).selection.cells)
+    grid = score(model).selection.grid
+
+    class Damaged(MemorySlide):
+        def read_regions(self, level, corners, width, height):
+            good = {tuple(box[:2]) for box in grid.boxes(wanted).tolist()}
+            if level == 0 and not {tuple(c) for c in corners.tolist()} <= good:
+                raise SlideReadError(self.path, "damaged")
+            return super().read_regions(level, corners, width, height)
+
+    again = score(model, tissue_slide(Damaged))
+    assert again.prediction.probabilities == score(model).prediction.probabilities
+    with pytest.raises(SlideReadError):  # and a tile that cannot be read is never made up
+        score(model, tissue_slide(Damaged), seed=1)
+
+
+def test_bytes_read_are_those_of_the_files_tiles(model):
+    class Stored(MemorySlide):
+        def stored_bytes(self, level, corners, width, height):
+            return 1000 * len(corners) + level
+
+    assert score(model, tissue_slide(Stored)).prediction.bytes_read == (1000 + 3) + 5 * 1000
+    assert score(model).prediction.bytes_read is None
+
+
+# Which tiles
+
+
+def test_seed_of_a_draw_is_the_same_everywhere():
+    """Written down, so that another version or computer that differed would be noticed."""
+    assert draw_seed(0, "case7", 0) == 3010077927805812
+    seeds = {draw_seed(s, n, d) for s in (0, 1) for n in ("a", "a1") for d in (0, 1, 11)}
+    assert len(seeds) == 12
+    assert draw_seed(1, "1", 1) != draw_seed(11, "", 1)
+
+
+def test_a_slide_gets_the_same_tiles_in_any_order_of_slides_and_others_by_another_seed(model):
+    names = ["a", "b", "c"]
+    there = {name: score(model, name=name).selection.cells.tolist() for name in names}
+    torch.manual_seed(5)
+    torch.rand(3)
+    back = {name: score(model, name=name).selection.cells.tolist() for name in reversed(names)}
+    assert there == back
+    assert there["a"] != there["b"]
+    assert there["a"] != score(model, name="a", seed=1).selection.cells.tolist()
+
+
+def test_more_draws_begin_with_the_same_tiles(model):
+    one, three = score(model).selection, score(model, changes=["sampling.draws=3"]).selection
+    assert three.cells[three.draw == 0].tolist() == one.cells.tolist()
+    assert np.bincount(three.draw).tolist() == [5, 5, 5]
+    assert three.order.tolist() == [*range(5)] * 3
+
+
+# What is computed
+
+
+def by_hand(model, settings, *, seed=0, name="case7"):
+    """Logits of every draw, step by step."""
+    slide = tissue_slide()
+    thumbnail, tissue = look(slide, settings)
+    cells = torch.from_numpy(tissue.cells)
+    with torch.inference_mode():
+        attention = model.attend(torch.from_numpy(thumbnail), cells, tissue.grid.shape)
+        logits = []
+        for number in range(settings.sampling.draws):
+            one = draw(
+                settings.sampling.design,
+                attention,
+                cells=cells,
+                shape=tissue.grid.shape,
+                n=settings.sampling.tiles,
+                generator=torch.Generator().manual_seed(draw_seed(seed, name, number)),
+            )
+            tiles = read_tiles(slide, tissue.grid, tissue.cells[one.indices.numpy()])
+            features = model.embed(torch.from_numpy(tiles))
+            logits.append(model.classify(model.pool(expectation.weights(attention, one), features)))
+    return torch.stack(logits).double().numpy(), attention, tissue
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_probability_is_the_mean_over_draws_and_its_error_that_of_the_log_odds(model, design):
+    changes = [f"sampling.design={design}", "sampling.draws=4"]
+    logits, _, _ = by_hand(model, SETTINGS.with_values(changes))
+    found = score(model, changes=changes).prediction
+    shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    assert list(found.probabilities) == CLASSES
+    np.testing.assert_allclose(list(found.probabilities.values()), shares.mean(0), atol=1e-6)
+    best = shares.mean(0).argmax()
+    assert found.predicted == CLASSES[best]
+    odds = np.log(shares[:, best] / (1 - shares[:, best]))
+    assert found.logit_se == pytest.approx(odds.std(ddof=1) / math.sqrt(4), rel=1e-4)
+    assert found.logit_se > 0.001
+
+
+def test_one_draw_has_no_sampling_error(model):
+    assert score(model).prediction.logit_se is None
+
+
+@pytest.mark.parametrize("design", ["systematic", "uniform"])
+def test_as_many_tiles_as_there_is_tissue_give_the_exact_model(model, design):
+    _, attention, tissue = by_hand(model, SETTINGS)
+    with torch.inference_mode():
+        features = model.embed(torch.from_numpy(read_tiles(tissue_slide(), tissue.grid, tissue.cells)))
+        pooled = expectation.exact(attention, features, model.gate(features)[:, 0])
+        exact = torch.softmax(model.classify(pooled), 0)
+    changes = ["sampling.tiles=500", "sampling.draws=2", f"sampling.design={design}"]
+    found = score(model, changes=changes).prediction
+    np.testing.assert_allclose(list(found.probabilities.values()), exact, atol=1e-6)
+    assert found.logit_se == pytest.approx(0, abs=1e-6)
+    assert found.tiles_read == found.tiles_total == len(tissue.cells)
+
+
+def test_attention_and_selection_say_why_each_tile_was_read(model):
+    scored = score(model, changes=["sampling.draws=2"])
+    _, attention, tissue = by_hand(model, SETTINGS)
+    shown, chosen = scored.attention, scored.selection
+    assert shown.grid == chosen.grid == tissue.grid
+    assert shown.attention.sum() == pytest.approx(1, abs=1e-6)
+    assert (shown.attention[~tissue.mask] == 0).all()
+    np.testing.assert_allclose(shown.attention[tissue.mask], attention, atol=1e-7)
+    np.testing.assert_allclose(chosen.attention, shown.attention.flat[chosen.cells], atol=1e-12)
+    np.testing.assert_allclose(chosen.weight, chosen.attention / chosen.inclusion, rtol=1e-5)
+    np.testing.assert_allclose([chosen.weight[chosen.draw == i].sum() for i in (0, 1)], 1, atol=1e-5)
+    assert set(chosen.cells) <= set(tissue.cells)
+    assert chosen.level == 0
+    assert chosen.probabilities == scored.prediction.probabilities
+
+
+# Rows
+
+
+def test_a_row_has_the_columns_that_users_were_promised(model):
+    row = score(model).prediction.row(CLASSES)
+    assert list(row) == [
+        "slide_id",
+        "case_id",
+        "path",
+        "status",
+        "prob_benign",
+        "prob_malignant",
+        "prob_other",
+        "predicted",
+        "logit_se",
+        "draws",
+        "tiles_read",
+        "tiles_total",
+        "bytes_read",
+        "seconds",
+        "model_digest",
+        "seed",
+        "error",
+    ]
+    assert row["status"] == "done"
+    assert (row["slide_id"], row["case_id"], row["path"]) == ("case7", "patient", "memory.svs")
+    assert (row["draws"], row["seed"], row["model_digest"], row["error"]) == (1, 0, "abc", None)
+    assert sum(row[f"prob_{name}"] for name in CLASSES) == pytest.approx(1, abs=1e-6)
+    assert row["seconds"] > 0
+
+
+def test_no_tissue_is_a_state_and_not_a_score(model, no_tissue):
+    scored = score(model, no_tissue)
+    assert scored.attention is scored.selection is None
+    row = scored.prediction.row(CLASSES)
+    assert row["status"] == scored.prediction.status == Status.NO_TISSUE == "no_tissue"
+    assert [row[f"prob_{name}"] for name in CLASSES] == [None] * 3
+    assert (row["predicted"], row["draws"], row["tiles_read"], row["tiles_total"]) == (None, 0, 0, 0)
+
+
+def test_a_model_in_training_mode_is_refused(model):
+    model.train()
+    try:
+        with pytest.raises(SettingsError, match=r"model\.eval\(\)"):
+            score(model)
+    finally:
+        model.eval()
+
+
+def test_scoring_leaves_model_and_global_generator_as_they_were(model):
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    score(model)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not model.training
+
+
+def test_a_slide_without_resolution_is_an_error_before_anything_is_read(model):
+    slide = Recording([np.zeros((64, 64, 3), np.uint8)], mpp=None)
+    with pytest.raises(MppError):
+        score(model, slide)
+    assert slide.boxes == []
+
+
+def test_a_slide_of_one_cell_can_be_scored(model):
+    small = MemorySlide([np.full((20, 30, 3), 120, np.uint8)], mpp=0.5)
+    found = score(model, small, changes=["thumbnail.tissue=none", "sampling.draws=2"]).prediction
+    assert (found.tiles_total, found.tiles_read) == (1, 1)
+    assert found.logit_se == pytest.approx(0, abs=1e-6)

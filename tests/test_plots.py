@@ -1,0 +1,85 @@
+"""Figures are drawn for every shape of slide, and leave nothing behind."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from wsi_ats.errors import ArtifactError
+from wsi_ats.geometry import Grid, Region
+from wsi_ats.plots import figure_of_slide
+from wsi_ats.selection import AttentionMap, Selection
+
+
+def pixels_of(path):
+    with Image.open(path) as picture:
+        return np.asarray(picture)
+
+
+def figure(path, shape=(4, 6), drawn=3, *, truth=True, seed=0):
+    generator = np.random.default_rng(seed)
+    grid = Grid(shape[1] * 64, shape[0] * 64, cell=64, tile_size=64)
+    tissue = np.ones(shape, dtype=bool)
+    tissue[0, 0] = shape == (1, 1)
+    attention = generator.random(shape) * tissue
+    attention /= attention.sum()
+    cells = generator.choice(np.flatnonzero(tissue), min(drawn, tissue.sum()), replace=False)
+    values = np.ones(len(cells))
+    selection = Selection(
+        slide_id="a",
+        path="a.svs",
+        grid=grid,
+        level=0,
+        bounds=Region(0, 0, grid.width, grid.height),
+        cells=cells,
+        attention=values,
+        inclusion=values,
+        weight=values,
+        draw=np.zeros(len(cells), int),
+        order=np.arange(len(cells)),
+        probabilities={},
+    )
+    figure_of_slide(
+        path,
+        thumbnail=generator.integers(0, 255, (shape[0] * 8, shape[1] * 8, 3), dtype=np.uint8),
+        attention=AttentionMap(grid, attention, tissue),
+        selection=selection,
+        tiles=generator.integers(0, 255, (len(cells), 64, 64, 3), dtype=np.uint8),
+        title="case µ7: 0.93",
+        truth=generator.integers(0, 4, shape, dtype=np.uint8) if truth else None,
+    )
+
+
+@pytest.mark.parametrize(("shape", "drawn"), [((4, 6), 3), ((1, 1), 1), ((1, 9), 8), ((9, 1), 0), ((6, 6), 30)])
+@pytest.mark.parametrize("truth", [True, False])
+def test_a_figure_is_drawn_for_every_shape_of_slide_and_number_of_tiles(tmp_path, shape, drawn, truth):
+    figure(tmp_path / "a.png", shape, drawn, truth=truth)
+    picture = pixels_of(tmp_path / "a.png")
+    assert min(picture.shape[:2]) > 300
+    assert len(np.unique(picture[..., :3].reshape(-1, 3), axis=0)) > 50
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_the_same_input_gives_the_same_picture_and_other_input_another(tmp_path):
+    figure(tmp_path / "a.png")
+    figure(tmp_path / "b.png")
+    figure(tmp_path / "c.png", seed=1)
+    a, b, c = (pixels_of(tmp_path / f"{name}.png") for name in "abc")
+    assert np.array_equal(a, b)
+    assert not np.array_equal(a, c)
+
+
+def test_drawing_needs_no_display_and_leaves_pyplot_alone():
+    code = "import sys, wsi_ats.plots; print('matplotlib.pyplot' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False"
+
+
+def test_a_figure_that_cannot_be_written_is_an_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArtifactError, match=r"a\.png"):
+        figure(tmp_path / "file" / "a.png")

@@ -1,0 +1,90 @@
+"""The README's examples, run as they stand."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from pipelines.cli import app
+from wsi_ats.checkpoints import model_for, save_model
+from wsi_ats.config import Settings
+from wsi_ats.testing.synthetic import write_collection
+
+ROOT = Path(__file__).parents[1]
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+PYTHON = [text for language, text in BLOCKS if language == "python"]
+COMMANDS = [
+    line
+    for language, text in BLOCKS
+    if language == ""
+    for line in text.splitlines()
+    if line.startswith("wsi-ats")
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """What a reader has: ``slides/``, ``labels.csv``, and a model in ``run/``."""
+    folder = tmp_path_factory.mktemp("readme")
+    write_collection(
+        folder / "slides", slides=12, width=1024, height=1024, tile_size=64, seed=0, variants=2, palettes=1
+    )
+    (folder / "slides" / "labels.csv").rename(folder / "labels.csv")
+    (folder / "slides" / "slide_000.tif").with_name("case_001.tif").symlink_to("slide_000.tif")
+    settings = Settings().with_values(
+        [
+            "tile.size=64",
+            "thumbnail.pixels_per_cell=4",
+            "model.backbone=test_vit",
+            "model.pretrained=false",
+            "sampling.tiles=4",
+        ]
+    )
+    torch.manual_seed(0)
+    classes = ["negative", "positive"]
+    save_model(folder / "run", model_for(settings, classes), settings, classes)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _inside(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+
+
+@pytest.mark.parametrize("code", PYTHON, ids=range(len(PYTHON)))
+def test_python_blocks_run(code):
+    exec(compile(code, "README.md", "exec"), {})  # the README is ours
+
+
+def test_there_are_commands_to_try():
+    assert {line.split()[1] for line in COMMANDS} >= {"info", "train", "score", "export"}
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if line.split()[1] in {"train", "score"}])
+def test_commands_are_understood(line):
+    words = [*shlex.split(line)[1:], "--dry-run"]
+    words[words.index("--out") + 1] += "_dry"  # `run` is there already, as the model to score with
+    if "--model" in words:
+        words[words.index("--model") + 1] = "run"
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+
+
+def test_scored_slides_can_be_exported():
+    scored = CliRunner().invoke(app, ["score", "slides/slide_001.tif", "--model", "run", "--out", "scores"])
+    assert scored.exit_code == 0, scored.output
+    (export,) = (line for line in COMMANDS if line.split()[1] == "export")
+    exported = CliRunner().invoke(app, shlex.split(export)[1:])
+    assert exported.exit_code == 0, exported.output
+    assert Path("qupath/slide_001.geojson").stat().st_size > 0
+
+
+def test_the_tests_are_run_with_the_command_that_ci_runs():
+    commands = [line.split("#")[0].strip() for _, text in BLOCKS for line in text.splitlines()]
+    assert "make test" in commands
+    assert "\nmake test\n" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")

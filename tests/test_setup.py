@@ -1,0 +1,98 @@
+"""What is installed is said in three files, which must agree."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def name_of(requirement: str) -> str:
+    return re.sub(r"[-_.]+", "-", re.match(r"[A-Za-z0-9._-]+", requirement)[0]).lower()
+
+
+def constraints() -> list[str]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return [line for line in lines if line.strip() and not line.startswith("#")]
+
+
+def required() -> set[str]:
+    return {name_of(each) for each in PROJECT["dependencies"]}
+
+
+def test_constraints_hold_names_versions_and_markers_only():
+    """No index addresses, paths, hashes or options: the user's own pip settings decide where from."""
+    for line in constraints():
+        assert re.fullmatch(r"[a-z0-9-]+==[A-Za-z0-9.]+( ; [\w .'<>=!()]+)?", line), line
+
+
+def test_every_package_that_is_asked_for_has_its_exact_version_in_the_constraints():
+    fixed = {name_of(line) for line in constraints()}
+    assert required() <= fixed
+    assert {name_of(each) for each in PROJECT["optional-dependencies"]["dev"]} <= fixed
+
+
+def test_fixed_versions_satisfy_the_lower_bounds():
+    versions = {}
+    for line in constraints():
+        versions.setdefault(name_of(line), []).append(line.split(" ;")[0].split("==")[1])
+    for requirement in PROJECT["dependencies"]:
+        _, bounded, bound = requirement.partition(">=")
+        if bounded:
+            for version in versions[name_of(requirement)]:
+                assert [int(n) for n in version.split(".")[:2]] >= [int(n) for n in bound.split(".")]
+
+
+def test_no_build_of_torch_for_one_kind_of_hardware_is_asked_for():
+    assert not [line for line in constraints() if "+" in line]
+    for name in ("pyproject.toml", "Makefile", "environment.yml"):
+        assert not re.search(r"index-url|find-links|\+cpu|\+cu\d", (ROOT / name).read_text())
+
+
+def test_environment_file_installs_what_the_makefile_does():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert environment["channels"] == ["conda-forge"]
+    python, pip, packages = environment["dependencies"]
+    assert python == f"python{PROJECT['requires-python']}" == "python>=3.11"
+    assert pip == "pip"
+    assert packages == {"pip": ["-c constraints.txt -e .[dev]"]}
+    assert "--constraints constraints.txt --editable '.[dev]'" in (ROOT / "Makefile").read_text()
+
+
+def test_continuous_integration_runs_the_test_command_of_the_readme():
+    script = ROOT / ".ci" / "run"
+    commands = [line for line in script.read_text().splitlines() if line and not line.startswith(("#", "set", "cd"))]
+    assert commands == ["make test"]
+    assert script.stat().st_mode & 0o100
+    assert re.search(r"^make test\b", (ROOT / "README.md").read_text(), re.MULTILINE)
+
+
+def imported(folder: str) -> dict[str, str]:
+    """Top-level names imported in a folder, each with one file that does."""
+    found = {}
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0]: str(path) for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                found[node.module.split(".")[0]] = str(path)
+    return found
+
+
+@pytest.mark.parametrize("folder", ["wsi_ats", "pipelines"])
+def test_whatever_is_imported_is_asked_for_by_name_and_not_only_by_others(folder):
+    homes = packages_distributions()
+    for name, path in imported(folder).items():
+        if name in sys.stdlib_module_names or name in {"wsi_ats", "pipelines"}:
+            continue
+        asked = required() | ({"pytest"} if "testing" in path else set())
+        assert {name_of(each) for each in homes[name]} & asked, f"{path} imports {name}"

@@ -1,0 +1,409 @@
+"""Training learns, and ends in the same weights however it was interrupted."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from wsi_ats import training
+from wsi_ats.batches import Example, TileReader
+from wsi_ats.checkpoints import model_for, read_record
+from wsi_ats.config import Settings
+from wsi_ats.errors import ArtifactError, ModelError, SlideReadError
+from wsi_ats.look import look
+from wsi_ats.slides.base import SlideRef
+from wsi_ats.slides.memory import MemorySlide
+from wsi_ats.tables import read_csv
+from wsi_ats.training import fit
+
+torch.set_num_threads(1)  # tiny networks, and a subprocess that must round as this process does
+
+CLASSES = ["pink", "violet"]
+CPU = torch.device("cpu")
+SETTINGS = Settings().with_values(
+    [
+        "tile.size=16",
+        "thumbnail.pixels_per_cell=4",
+        "thumbnail.tissue=none",
+        "model.backbone=test_resnet",
+        "model.pretrained=false",
+        "sampling.tiles=3",
+        "training.epochs=3",
+        "training.slides_per_step=3",
+        "training.calibration_tiles=40",
+    ]
+)
+
+
+def slide_of(name: str) -> MemorySlide:
+    """A slide of 4 x 5 cells with noise; the last letter of its name is its class, in half of its cells."""
+    seed, target = int(name[1:-1]), "pv".index(name[-1])
+    generator = np.random.default_rng(seed)
+    pixels = generator.normal((200, 130, 190), 25, (64, 80, 3))
+    if target:
+        for cell in generator.permutation(20)[:10]:
+            row, column = divmod(int(cell), 5)
+            pixels[row * 16 : row * 16 + 16, column * 16 : column * 16 + 16] -= (90, 20, 0)
+    return MemorySlide([pixels.clip(0, 255).astype(np.uint8)], mpp=0.5, path=name)
+
+
+def example(name: str, settings: Settings = SETTINGS) -> Example:
+    thumbnail, tissue = look(slide_of(name), settings)
+    return Example(SlideRef(name, name, name), thumbnail, tissue, "pv".index(name[-1]))
+
+
+TRAINING = [example(f"s{i}{'pv'[i % 2]}") for i in range(8)]
+VALIDATION = [example(f"s{i}{'pv'[i % 2]}") for i in range(20, 24)]
+
+
+def run(
+    folder: Path,
+    *changes: str,
+    examples=TRAINING,
+    validation=VALIDATION,
+    on_epoch=lambda row: None,
+    opener=lambda ref: slide_of(ref.id),
+    threads: int = 2,
+):
+    with TileReader(threads, opener) as reader:
+        return fit(
+            examples,
+            validation,
+            SETTINGS.with_values(changes),
+            classes=CLASSES,
+            folder=folder,
+            device=CPU,
+            on_epoch=on_epoch,
+            reader=reader,
+        )
+
+
+def assert_same_weights(one, other) -> None:
+    for (name, value), its in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
+        assert torch.equal(value, its), name
+
+
+def figures(folder: Path) -> dict[str, list[str]]:
+    return {name: column for name, column in read_csv(folder / "metrics.csv").items() if name != "seconds"}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """Model and folder of a run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    return run(folder), folder
+
+
+# Learning
+
+
+def test_training_learns_a_class_that_shows_in_half_of_the_cells(tmp_path):
+    rows = []
+    model = run(
+        tmp_path,
+        "training.epochs=25",
+        "training.learning_rate=0.001",
+        on_epoch=rows.append,
+    )
+    assert not model.training
+    assert len(rows) == 25
+    assert np.mean([row["loss"] for row in rows[:3]]) > 0.4
+    assert np.mean([row["loss"] for row in rows[-3:]]) < 0.2
+    assert rows[-1]["validation_loss"] < 0.3
+    assert rows[-1]["validation_auc"] == 1.0
+    assert rows[0]["entropy"] > rows[-1]["entropy"]  # attention has moved away from uniform
+
+
+def test_every_epoch_has_a_row_of_figures(uninterrupted):
+    _, folder = uninterrupted
+    table = read_csv(folder / "metrics.csv")
+    assert list(table) == [
+        "epoch",
+        "loss",
+        "entropy",
+        "tiles",
+        "failed",
+        "validation_loss",
+        "validation_auc",
+        "seconds",
+    ]
+    assert [float(value) for value in table["epoch"]] == [0, 1, 2]
+    assert [float(value) for value in table["tiles"]] == [24, 24, 24]  # 8 slides, 3 tiles each
+    assert float(table["entropy"][0]) == pytest.approx(math.log(20), rel=0.01)
+    assert sorted(path.name for path in folder.rglob("*") if path.is_file()) == [
+        "last.safetensors",
+        "metrics.csv",
+    ]
+
+
+def test_training_without_validation_slides_leaves_their_figures_empty(tmp_path):
+    rows = []
+    run(tmp_path, "training.epochs=1", validation=[], on_epoch=rows.append)
+    assert rows[0]["validation_loss"] is rows[0]["validation_auc"] is None
+    assert read_csv(tmp_path / "metrics.csv")["validation_auc"] == [""]
+
+
+def test_the_learning_rate_rises_stays_and_falls_to_nothing():
+    rates = [training._rate(done / 100, 0.2) for done in range(101)]
+    assert rates[0] == pytest.approx(0.05)
+    assert all(a < b for a, b in zip(rates[:20], rates[1:21], strict=True))
+    assert rates[20:51] == pytest.approx([1] * 31)
+    assert all(a > b for a, b in zip(rates[50:], rates[51:], strict=False))
+    assert rates[-1] == pytest.approx(0, abs=1e-12)
+    assert training._rate(0, 0) == 1
+
+
+def test_frozen_attention_stays_as_it_starts_while_the_rest_learns(tmp_path):
+    changes = ("training.epochs=2", "training.freeze_attention=true", "model.attention=test_resnet")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        start = model_for(SETTINGS.with_values(changes), CLASSES)
+    end = run(tmp_path, *changes)
+    assert_same_weights(end.attention, start.attention)
+    assert not torch.equal(end.head.weight, start.head.weight)
+    assert any(
+        not torch.equal(a, b)
+        for a, b in zip(end.encoder.parameters(), start.encoder.parameters(), strict=True)
+    )
+
+
+# The same weights
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path, uninterrupted):
+    model, folder = uninterrupted
+    assert_same_weights(run(tmp_path / "again"), model)
+    assert figures(tmp_path / "again") == figures(folder)
+    other = run(tmp_path / "other", "training.seed=1")
+    assert not torch.equal(other.head.weight, model.head.weight)
+
+
+def test_training_neither_uses_nor_moves_the_global_generator(tmp_path, uninterrupted):
+    torch.manual_seed(77)
+    before = torch.get_rng_state()
+    assert_same_weights(run(tmp_path), uninterrupted[0])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_number_of_reading_threads_and_their_order_change_nothing(tmp_path, threads, uninterrupted):
+    def slow_for_some(ref):
+        time.sleep(0.003 * (hash(ref.id) % 4))
+        return slide_of(ref.id)
+
+    assert_same_weights(run(tmp_path, threads=threads, opener=slow_for_some), uninterrupted[0])
+
+
+@pytest.mark.parametrize("done", [1, 2, 3])
+def test_a_run_stopped_after_any_epoch_and_started_again_ends_the_same(tmp_path, done, uninterrupted):
+    def stop(row):
+        if row["epoch"] == done - 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, on_epoch=stop)
+    assert len(read_record(tmp_path / "checkpoints" / "last.safetensors")["rows"]) == done
+    rows = []
+    assert_same_weights(run(tmp_path, on_epoch=rows.append), uninterrupted[0])
+    assert [row["epoch"] for row in rows] == list(range(done, 3))
+    assert figures(tmp_path) == figures(uninterrupted[1])
+
+
+def test_a_run_stopped_in_the_middle_of_an_epoch_ends_the_same(tmp_path, uninterrupted):
+    reads = []
+
+    class Stops(MemorySlide):
+        def read_regions(self, *args):
+            reads.append(self.path)
+            if len(reads) == 8 + 12 + 5:  # calibration, an epoch with validation, five slides of the next
+                raise KeyboardInterrupt
+            return super().read_regions(*args)
+
+    def opener(ref):
+        return Stops(slide_of(ref.id)._pyramid, mpp=0.5, path=ref.id)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, opener=opener, threads=1)
+    assert len(read_record(tmp_path / "checkpoints" / "last.safetensors")["rows"]) == 1
+    assert_same_weights(run(tmp_path), uninterrupted[0])
+
+
+def test_a_run_stopped_between_state_and_figures_has_all_figures_in_the_end(
+    tmp_path, monkeypatch, uninterrupted
+):
+    def stop(path, columns):
+        if len(columns["epoch"]) == 3:
+            raise KeyboardInterrupt
+        return write(path, columns)
+
+    write = training.write_csv
+    monkeypatch.setattr(training, "write_csv", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path)
+    monkeypatch.undo()
+    assert_same_weights(run(tmp_path), uninterrupted[0])
+    assert figures(tmp_path) == figures(uninterrupted[1])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are sent as POSIX systems know them")
+def test_a_process_interrupted_by_a_signal_and_started_again_ends_the_same(tmp_path, uninterrupted):
+    root = Path(__file__).parents[1]
+    child = subprocess.Popen(
+        [sys.executable, __file__, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(root)},
+    )
+    for line in child.stdout:
+        if line.strip() == f"read {8 + 12 + 5}":  # as above: in the middle of the second epoch
+            child.send_signal(signal.SIGINT)
+            break
+    _, errors = child.communicate(timeout=120)
+    assert child.returncode != 0
+    assert "KeyboardInterrupt" in errors
+    assert len(read_record(tmp_path / "checkpoints" / "last.safetensors")["rows"]) == 1
+    assert_same_weights(run(tmp_path), uninterrupted[0])
+    assert figures(tmp_path) == figures(uninterrupted[1])
+
+
+# Refusals and failures
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"changes": ["training.epochs=4"]},
+        {"changes": ["sampling.tiles=4"]},
+        {"examples": TRAINING[:-1]},
+        {"validation": VALIDATION[:-1]},
+    ],
+    ids=["epochs", "tiles", "slides", "validation slides"],
+)
+def test_the_state_of_another_run_is_refused(tmp_path, other):
+    state = tmp_path / "checkpoints" / "last.safetensors"
+    run(tmp_path, "training.epochs=1")
+    before = state.read_bytes()
+    changes = ["training.epochs=1", *other.pop("changes", [])]
+    with pytest.raises(ArtifactError, match=r"other settings or slides.*--overwrite"):
+        run(tmp_path, *changes, **other)
+    assert state.read_bytes() == before
+
+
+def test_a_damaged_state_is_refused_and_not_begun_anew(tmp_path):
+    run(tmp_path, "training.epochs=1")
+    state = tmp_path / "checkpoints" / "last.safetensors"
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(ArtifactError, match="damaged"):
+        run(tmp_path, "training.epochs=1")
+
+
+class Unreadable(MemorySlide):
+    """Opens, but gives no pixels after so many reads."""
+
+    left = 0
+
+    def read_regions(self, *args):
+        if self.left <= 0:
+            raise SlideReadError(self.path, "tile 3 is damaged")
+        self.left -= 1
+        return super().read_regions(*args)
+
+
+def unreadable(*names: str, left: int = 0):
+    def opener(ref):
+        slide = slide_of(ref.id)
+        if ref.id in names:
+            slide = Unreadable(slide._pyramid, mpp=0.5, path=ref.id)
+            slide.left = left
+        return slide
+
+    return opener
+
+
+def test_a_slide_that_cannot_be_read_is_left_out_counted_and_named(tmp_path, caplog):
+    rows = []
+    model = run(tmp_path, opener=unreadable("s2p"), on_epoch=rows.append)
+    assert [row["failed"] for row in rows] == [1, 1, 1]
+    assert [row["tiles"] for row in rows] == [21, 21, 21]
+    assert all(math.isfinite(row["loss"]) for row in rows)
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+    assert "s2p: tile 3 is damaged" in caplog.text
+
+
+def test_a_step_none_of_whose_slides_can_be_read_is_left_out(tmp_path):
+    rows = []
+    run(
+        tmp_path,
+        "training.slides_per_step=1",
+        "training.epochs=1",
+        opener=unreadable("s2p", "s3v", *(e.ref.id for e in VALIDATION)),
+        on_epoch=rows.append,
+    )
+    assert rows[0]["failed"] == 2
+    assert rows[0]["validation_loss"] is rows[0]["validation_auc"] is None
+
+
+def test_no_readable_slide_is_an_error_that_says_why(tmp_path):
+    names = [each.ref.id for each in TRAINING]
+    with pytest.raises(ModelError, match="calibration.*s0p: tile 3 is damaged"):
+        run(tmp_path / "from the start", opener=unreadable(*names))
+    with pytest.raises(ModelError, match="no training slide could be read"):
+        run(tmp_path / "after calibration", opener=unreadable(*names, left=1))
+    assert not (tmp_path / "after calibration" / "metrics.csv").exists()
+
+
+def test_learning_rates_that_are_far_too_high_stop_training_with_advice(tmp_path):
+    for rate in ("head_learning_rate", "attention_learning_rate", "learning_rate"):
+        with pytest.raises(ModelError, match=r"(loss|norm|attention of s\d\w) is .*try lower learning rates"):
+            run(tmp_path / rate, f"training.{rate}=1e36", "training.warmup=0.0", validation=[])
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient's norm"])
+def test_what_is_no_number_is_named_with_epoch_step_and_slides_and_never_stored(tmp_path, monkeypatch, what):
+    real, calls = training.F.cross_entropy, []
+
+    def in_the_second_epoch(logits, targets):
+        calls.append(1)
+        loss = real(logits, targets)
+        if len(calls) == 6:  # three steps and a validation; then the second step
+            if what == "loss":
+                return loss * math.nan
+            loss.register_hook(lambda gradient: gradient * math.inf)
+        return loss
+
+    monkeypatch.setattr(training.F, "cross_entropy", in_the_second_epoch)
+    with pytest.raises(ModelError, match=rf"{what} is (nan|inf) in epoch 1, step 1 \(slides s\d") as caught:
+        run(tmp_path)
+    assert "learning rates" in str(caught.value)
+    state = tmp_path / "checkpoints" / "last.safetensors"
+    assert len(read_record(state)["rows"]) == 1
+    assert all(value.isfinite().all() for value in load_file(state).values())
+
+
+class Announcing(MemorySlide):
+    reads = 0
+
+    def read_regions(self, *args):
+        Announcing.reads += 1
+        print(f"read {Announcing.reads}", flush=True)
+        time.sleep(0.02)
+        return super().read_regions(*args)
+
+
+if __name__ == "__main__":
+    run(
+        Path(sys.argv[1]),
+        threads=1,
+        opener=lambda ref: Announcing(slide_of(ref.id)._pyramid, mpp=0.5, path=ref.id),
+    )
