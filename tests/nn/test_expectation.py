@@ -350,3 +350,16 @@ def test_gradient_of_the_entropy_is_the_textbook_one():
     attention = torch.softmax(normal(5, seed=0), 0).requires_grad_()
     (gradient,) = torch.autograd.grad(expectation.entropy(attention), attention)
     torch.testing.assert_close(gradient, -(attention.log() + 1).detach(), **EXACT)
+
+
+def test_gated_pooling_of_tiles_whose_attention_has_underflowed_is_their_gated_mean():
+    features = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    logits = torch.tensor([-1e4, -1e4, -1e4, -1e4, 0.0], requires_grad=True)
+    attention = torch.softmax(logits, 0)[:4]
+    assert not attention.any()
+    gate = torch.tensor([0.0, 1.0, -40.0, 2.0], requires_grad=True)
+    pooled = expectation.gated(attention * 1250, features, gate)
+    torch.testing.assert_close(pooled, torch.softmax(gate, 0) @ features)
+    pooled.sum().backward()
+    assert logits.grad.isfinite().all()
+    assert gate.grad.isfinite().all()

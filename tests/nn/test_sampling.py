@@ -222,10 +222,12 @@ def test_uniform_does_not_follow_attention_that_is_zero_in_most_places():
     proposal = torch.zeros(40, dtype=torch.float64)
     proposal[:4] = 0.25
     seen = {
-        cell for s in range(100) for cell in drawn_from("uniform", proposal, 4, s, (5, 8)).indices.tolist()
+        cell
+        for s in range(100)
+        for cell in drawn_from("uniform", proposal, 4, s, shape=(5, 8)).indices.tolist()
     }
     assert seen == set(range(40))
-    assert expectation.weights(proposal, drawn_from("uniform", proposal, 40, 0, (5, 8))).sum() == 1
+    assert expectation.weights(proposal, drawn_from("uniform", proposal, 40, shape=(5, 8))).sum() == 1
 
 
 def test_points_on_the_ends_of_cells_never_give_a_cell_of_probability_zero():

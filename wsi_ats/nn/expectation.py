@@ -22,6 +22,10 @@ from torch import Tensor
 
 from wsi_ats.nn.sampling import Draw
 
+# Where tiles are not drawn by attention, that of all drawn tiles may have underflowed to zero: then they
+# count alike, for 0 / 0 has no value. Small beside any weight that matters; its reciprocal is a float32.
+_SMALLEST = 1e-20
+
 
 def weights(attention: Tensor, drawn: Draw) -> Tensor:
     """Weight of each drawn tile: ``draws * a / stop_gradient(pi)``.
@@ -88,7 +92,7 @@ def gated(weight: Tensor, features: Tensor, gate: Tensor) -> Tensor:
     Tensor, shape (D,)
     """
     # Dividing both sums by the largest e^h changes nothing but keeps them finite.
-    scaled = weight.to(features.dtype) * (gate - gate.max().detach()).exp()
+    scaled = weight.to(features.dtype).clamp(min=_SMALLEST) * (gate - gate.max().detach()).exp()
     return scaled @ features / scaled.sum()
 
 
