@@ -10,7 +10,7 @@ import inspect
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol, get_type_hints
 
@@ -24,13 +24,14 @@ _SETTINGS = "Settings"
 _RUNNING = "How it runs"
 
 Slides = Annotated[
-    str,
-    typer.Argument(metavar="SLIDES", help="A slide, a folder, a glob in quotes, or a table of slides (CSV)."),
+    list[str],
+    typer.Argument(metavar="SLIDES...", help="Slides, folders, globs or tables of slides (CSV)."),
 ]
 Out = Annotated[Path, typer.Option("--out", help="Folder for the results.")]
 DemoOut = Annotated[Path, typer.Option("--out", help="Folder for slides, models, scores and the figure.")]
 
 INTERRUPTED = 130
+UNEXPECTED = 70  # EX_SOFTWARE of sysexits.h
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,8 @@ class Reading(Basic):
 
 
 @dataclass(frozen=True)
-class Options(Reading):
-    """Options of every stage."""
+class Running(Basic):
+    """Options of commands that work on a cluster and write a folder."""
 
     scheduler: Annotated[
         str,
@@ -122,6 +123,25 @@ class Options(Reading):
         bool,
         typer.Option("--overwrite", help="Delete an earlier run's results first.", rich_help_panel=_RUNNING),
     ] = False
+
+    def execution(self) -> Execution:
+        """How the command is to be carried out."""
+        from pipelines._console import reporter
+        from pipelines._runs import Execution
+
+        return Execution(
+            scheduler=self.scheduler,
+            workers=self.workers,
+            overwrite=self.overwrite,
+            command=shlex.join(["wsi-ats", *sys.argv[1:]]),
+            reporter=reporter(debug=self.debug),
+        )
+
+
+@dataclass(frozen=True)
+class Options(Reading, Running):
+    """Options of every stage."""
+
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Say what would be done and write nothing.", rich_help_panel=_RUNNING),
@@ -132,18 +152,7 @@ class Options(Reading):
 
     def execution(self) -> Execution:
         """How the stage is to be carried out."""
-        from pipelines._console import reporter
-        from pipelines._runs import Execution
-
-        return Execution(
-            scheduler=self.scheduler,
-            workers=self.workers,
-            overwrite=self.overwrite,
-            strict=self.strict,
-            dry_run=self.dry_run,
-            command=shlex.join(["wsi-ats", *sys.argv[1:]]),
-            reporter=reporter(debug=self.debug),
-        )
+        return replace(super().execution(), strict=self.strict, dry_run=self.dry_run)
 
 
 class Result(Protocol):
@@ -167,7 +176,8 @@ def command(body: Callable[..., Result]) -> Callable[..., None]:
     """Make a command of a function: its parameter ``options`` becomes the options that its type lists.
 
     The command shows what the function returns and ends with the exit code that goes with it. An
-    error raised on purpose becomes one line on stderr and exit code 2, Ctrl-C exit code 130.
+    error raised on purpose becomes one line on stderr and exit code 2, Ctrl-C exit code 130, and a mistake
+    of ours one line and exit code 70.
     """
     signature = inspect.signature(body, eval_str=True)
     kind = signature.parameters["options"].annotation
@@ -197,11 +207,19 @@ def _run(body: Callable[[], Result], options: Basic) -> int:
     try:
         with _console.warnings_shown():
             result = body()
+        _console.show(result, as_json=options.json)
     except WsiAtsError as error:
         _console.complain(f"error: {error}", trace=options.debug)
         return 2
     except KeyboardInterrupt:
         _console.complain("interrupted; the same command goes on where this one stopped", trace=options.debug)
         return INTERRUPTED
-    _console.show(result, as_json=options.json)
+    except Exception as error:  # noqa: BLE001  (the outermost point: whoever sees it can only report it)
+        advice = (
+            "please report it"
+            if options.debug
+            else "run again with --debug for its origin, and please report it"
+        )
+        _console.complain(f"unexpected {type(error).__name__}: {error}; {advice}", trace=options.debug)
+        return UNEXPECTED
     return result.exit_code

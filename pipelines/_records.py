@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines._runs import Execution
+from pipelines._runs import Execution, rooted
 from wsi_ats.artifacts import atomic, digest_of, read_json, slide_digest, write_json
 from wsi_ats.errors import ArtifactError
 from wsi_ats.slides.base import SlideRef
@@ -101,7 +101,7 @@ class Results:
 
 def absolute(refs: Sequence[SlideRef]) -> list[SlideRef]:
     """Refer to slides from the root: a worker on another machine has another current folder."""
-    return [ref if "://" in ref.path else replace(ref, path=str(Path(ref.path).absolute())) for ref in refs]
+    return [ref if "://" in ref.path else replace(ref, path=str(rooted(ref.path))) for ref in refs]
 
 
 def pending(task: SlideTask, refs: Sequence[SlideRef]) -> tuple[dict[str, Row], list[SlideRef]]:

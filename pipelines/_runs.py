@@ -119,9 +119,11 @@ class Summary:
     notes: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of_dry_run(cls, stage: str, out: Path, finished: int, to_do: int) -> Summary:
+    def of_dry_run(
+        cls, stage: str, out: Path, finished: int, to_do: int, *, notes: Mapping[str, Any] | None = None
+    ) -> Summary:
         """Say what would be done."""
-        return cls(stage, out, {"to_do": to_do, "finished": finished}, dry_run=True)
+        return cls(stage, out, {"to_do": to_do, "finished": finished}, dry_run=True, notes=notes or {})
 
     @property
     def exit_code(self) -> int:
@@ -133,7 +135,7 @@ class Summary:
         lines = [(name.replace("_", " "), str(value)) for name, value in self.counts.items()]
         if self.reused:
             lines.append(("finished earlier", str(self.reused)))
-        lines += [(name, str(value)) for name, value in self.notes.items()]
+        lines += [(name.replace("_", " "), _words(value)) for name, value in self.notes.items()]
         if not self.dry_run:
             lines.append(("results", str(self.out)))
         tables = [(f"{self.stage} (dry run)" if self.dry_run else self.stage, lines)]
@@ -237,7 +239,7 @@ def open_run(out: Path, identity: Identity, execution: Execution, *, results: Se
     identity
         What the run is.
     execution
-        With ``overwrite`` the results of whatever run was here before are deleted; for a dry run
+        With ``overwrite`` the results of an earlier run of the same stage are deleted; for a dry run
         the folder is looked at and neither made nor held.
     results
         Files and folders that the stage writes, by name within ``out``.
@@ -265,9 +267,14 @@ def open_run(out: Path, identity: Identity, execution: Execution, *, results: Se
 
 
 def _previous(out: Path, identity: Identity, overwrite: bool) -> dict[str, Any] | None:
-    if overwrite or not (out / RUN_FILE).exists():
+    if not (out / RUN_FILE).exists():
         return None
     recorded = read_json(out / RUN_FILE)
+    if recorded.get("stage") != identity.stage:
+        # Not with --overwrite either: it is meant for results like those that are about to be written.
+        raise ArtifactError(f"{out} holds the results of `{recorded.get('stage')}`; choose another --out")
+    if overwrite:
+        return None
     different = identity.differences(recorded)
     if different:
         raise ArtifactError(
@@ -302,6 +309,23 @@ def count(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """Rows by status, every status named."""
     statuses = [str(row["status"]) for row in rows]
     return {status.value: statuses.count(status.value) for status in Status}
+
+
+def rooted(path: str | Path) -> Path:
+    """Return a path from the root without ``..``, so that one file has one name; links stay as they are."""
+    plain = Path(path).absolute()
+    if ".." not in plain.parts:
+        return plain
+    short = Path(os.path.normpath(plain))
+    # Behind a link, ".." leads to somewhere else than the text says.
+    elsewhere = plain.exists() and not (short.exists() and short.samefile(plain))
+    return plain if elsewhere else short
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {each}" for name, each in value.items())
+    return str(value)
 
 
 def _flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

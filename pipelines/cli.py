@@ -8,16 +8,16 @@ from typing import Annotated
 
 import typer
 
-from pipelines._options import Basic, DemoOut, Options, Out, Reading, Result, Slides, command
+from pipelines._options import Basic, DemoOut, Options, Out, Reading, Result, Running, Slides, command
 
 app = typer.Typer(
     name="wsi-ats",
     no_args_is_help=True,
     add_completion=False,
-    # A plain traceback can be searched for and sent; it appears for mistakes of ours only.
-    pretty_exceptions_enable=False,
+    pretty_exceptions_enable=False,  # commands say what went wrong by themselves
     help="Attention sampling for whole slides: read only the tiles that matter.",
-    epilog="Exit codes: 0 all done, 1 some slides failed, 2 wrong usage or settings, 130 interrupted.",
+    epilog="Exit codes: 0 all done, 1 some slides failed, 2 wrong usage or settings, "
+    "70 a mistake of this program (please report it), 130 interrupted.",
 )
 
 _Model = Annotated[Path, typer.Option("--model", help="Folder of a trained model (the output of train).")]
@@ -25,30 +25,24 @@ _Model = Annotated[Path, typer.Option("--model", help="Folder of a trained model
 
 @app.command()
 @command
-def info(
-    slides: Annotated[
-        list[str], typer.Argument(metavar="SLIDE...", help="Slides, folders, globs or tables.")
-    ],
-    options: Reading,
-) -> Result:
+def info(slides: Slides, options: Reading) -> Result:
     """Show what is known of slides, and what scoring them would cost."""
+    from pipelines._sources import read_sources
     from pipelines.info import info
-    from wsi_ats.manifest import read_manifest
 
     settings = options.settings()
-    refs = [ref for source in slides for ref in read_manifest(source, mpp=options.mpp)]
-    return info(refs, settings=settings)
+    return info(read_sources(slides, mpp=options.mpp), settings=settings)
 
 
 @app.command()
 @command
 def prepare(slides: Slides, out: Out, options: Options) -> Result:
     """Read thumbnails and find tissue: one record for each slide."""
+    from pipelines._sources import read_sources
     from pipelines.prepare import prepare
-    from wsi_ats.manifest import read_manifest
 
     settings = options.settings()
-    refs = read_manifest(slides, mpp=options.mpp)
+    refs = read_sources(slides, mpp=options.mpp)
     return prepare(refs, out, settings=settings, execution=options.execution())
 
 
@@ -67,13 +61,13 @@ def train(
     ] = None,
 ) -> Result:
     """Train a model from slides and the class of each."""
+    from pipelines._sources import read_sources
     from pipelines.train import train
-    from wsi_ats.manifest import read_manifest
 
     settings = options.settings()
     if options.seed is not None:
         settings = settings.with_values([f"training.seed={options.seed}"])
-    refs = read_manifest(slides, labels=labels, label_column=label_column, splits=splits, mpp=options.mpp)
+    refs = read_sources(slides, labels=labels, label_column=label_column, splits=splits, mpp=options.mpp)
     return train(refs, out, settings=settings, execution=options.execution())
 
 
@@ -91,11 +85,11 @@ def score(
     tiles: Annotated[int | None, typer.Option("--tiles", min=1, help="Tiles in a draw.")] = None,
 ) -> Result:
     """Score slides with a model: probabilities, and the tiles they rest on."""
+    from pipelines._sources import read_sources
     from pipelines.score import score
-    from wsi_ats.manifest import read_manifest
     from wsi_ats.model_card import read_card
 
-    refs = read_manifest(slides, mpp=options.mpp)
+    refs = read_sources(slides, mpp=options.mpp)
     settings = options.settings(read_card(model).settings)
     given = {"sampling.draws": draws, "sampling.tiles": tiles}
     settings = settings.with_values([f"{name}={value}" for name, value in given.items() if value is not None])
@@ -128,7 +122,7 @@ def doctor(options: Basic) -> Result:  # noqa: ARG001  (how its result is shown)
 
 @app.command()
 @command
-def demo(options: Options, out: DemoOut = Path("demo")) -> Result:
+def demo(options: Running, out: DemoOut = Path("demo")) -> Result:
     """Make slides, train on them, score others, and show how it went."""
     from pipelines.demo import demo
 
@@ -137,7 +131,9 @@ def demo(options: Options, out: DemoOut = Path("demo")) -> Result:
 
 def main(stage: str | None = None) -> None:
     """Run the command line; with a stage, as if it had been named first."""
-    app(args=[stage, *sys.argv[1:]] if stage else None, prog_name="wsi-ats")
+    if stage is not None:
+        sys.argv.insert(1, stage)  # run.json records the command from here, too
+    app(prog_name="wsi-ats")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines._cluster import connect
-from pipelines._runs import Execution, Summary
+from pipelines._runs import Execution, Summary, rooted
 from pipelines.prepare import PrepareTask
 from pipelines.score import score
 from pipelines.train import train
-from wsi_ats.artifacts import load_attention, load_prepared
+from wsi_ats.artifacts import load_attention, load_prepared, read_json, write_json
 from wsi_ats.config import Settings
 from wsi_ats.errors import ArtifactError
 from wsi_ats.exports.tables import read_selection
@@ -48,6 +49,15 @@ ARMS: Mapping[str, tuple[str, ...]] = {
     "uniform sampling": ("sampling.design=uniform",),
     "attention frozen at its start": ("training.freeze_attention=true",),
 }
+
+# Where the slides are; `demo.json` beside these folders says of which demo.
+_FOLDERS = ("training", "held-out", "gigapixel")
+
+# Written last, each in its folder: with them the slides are complete.
+_MARKS = ("labels.csv", "gigapixel.npz")
+
+# A line of 80 columns has no room for more.
+_SHORT = {"attention frozen at its start": "attention frozen"}
 
 _TILE_SIZE = 64
 _CEILING_DRAWS = 50
@@ -135,17 +145,17 @@ class Demonstration:
 
     def sections(self) -> list[tuple[str, list[tuple[str, ...]]]]:
         """What a person reads."""
-        head = ("", "AUC", "tiles read", "bytes read", "drawn in lesion", "s per slide")
+        head = ("", "AUC", "tiles", "bytes", "in lesion", "s/slide")
         spread, independent = (f"{each:.3f}" for each in self.ceiling)
         times = [(name, f"{seconds:.0f} s") for name, seconds in self.seconds.items()]
         return [
             (
-                "held-out slides",
+                "held-out slides: share of tiles and bytes read, of draws in the lesion",
                 [
                     head,
-                    *((name, *_cells(arm)) for name, arm in self.arms.items()),
-                    ("best possible with uniform draws, spread", spread, *[""] * 4),
-                    ("best possible with uniform draws, independent", independent, *[""] * 4),
+                    *((_SHORT.get(name, name), *_cells(arm)) for name, arm in self.arms.items()),
+                    ("ceiling, spread draws", spread, *[""] * 4),
+                    ("ceiling, independent draws", independent, *[""] * 4),
                 ],
             ),
             ("a gigapixel slide", [*self.gigapixel.items(), ("figure", str(self.figure))]),
@@ -175,15 +185,21 @@ def demo(
     scale
         How large; five minutes on two cores by default.
     execution
-        Where and how; the folder of an earlier demo is gone on with.
+        Where and how; the folder of an earlier demo of the same seed and scale is gone on with.
+
+    Raises
+    ------
+    ArtifactError
+        When the folder holds the slides of another demo, or of nobody knows whom.
 
     Examples
     --------
     >>> print(demo("demo").arms["attention sampling"].auc)  # doctest: +SKIP
     """
-    execution, scale, out = execution or Execution(), scale or Scale(), Path(out).absolute()
+    execution, scale, out = execution or Execution(), scale or Scale(), rooted(out)
     changes = (*SETTINGS, f"training.epochs={scale.epochs}", f"training.seed={seed}")
     settings = Settings().with_values(changes)
+    _claim(out, {"seed": seed, **asdict(scale)}, overwrite=execution.overwrite)
     clock = _Stopwatch()
     with connect(execution.scheduler, workers=execution.workers) as client:
         execution = replace(execution, scheduler=client)
@@ -220,6 +236,30 @@ def demo(
     return Demonstration(arms, ceiling, gigapixel, clock.seconds, figure)
 
 
+def _claim(out: Path, made: Mapping[str, int], *, overwrite: bool) -> None:
+    """Note which slides the folder holds; others are refused or, with ``overwrite``, deleted."""
+    record, folders = out / "demo.json", [out / name for name in _FOLDERS if (out / name).exists()]
+    if folders and not record.exists():
+        names = ", ".join(folder.name for folder in folders)
+        raise ArtifactError(f"{out} holds {names}, but no demo.json that tells whose; choose another --out")
+    if folders and overwrite:
+        for folder in folders:
+            for mark in _MARKS:
+                (folder / mark).unlink(missing_ok=True)
+            shutil.rmtree(folder)
+    elif folders and (there := read_json(record)) != made:
+        different = [
+            f"{name} is {there.get(name)} there and {value} now"
+            for name, value in made.items()
+            if there.get(name) != value
+        ]
+        raise ArtifactError(
+            f"{out} holds the slides of another demo: {'; '.join(different)}. Choose another --out, or "
+            "replace them with --overwrite"
+        )
+    write_json(record, made)
+
+
 class _Stopwatch:
     """Keeps the time of named parts."""
 
@@ -237,7 +277,7 @@ def _cells(arm: Arm) -> tuple[str, ...]:
     def share(value: float | None) -> str:
         return "" if value is None else f"{value:.2%}"
 
-    seconds = "" if arm.seconds is None else f"{arm.seconds:.3f}"
+    seconds = "" if arm.seconds is None else f"{arm.seconds:.2f}"
     return (f"{arm.auc:.3f}", share(arm.tiles), share(arm.bytes), share(arm.in_lesion), seconds)
 
 
@@ -262,10 +302,10 @@ def _write_slides(folder: Path, count: int, scale: Scale, seed: int) -> None:
         )
 
 
-def _kinds(truth: Path, slide_id: str) -> npt.NDArray[np.uint8]:
-    with np.load(truth / f"{slide_id}.npz") as file:
-        kinds: npt.NDArray[np.uint8] = file["kinds"]
-    return kinds
+def _truth(folder: Path, slide_id: str, name: str) -> npt.NDArray[Any]:
+    with np.load(folder / f"{slide_id}.npz") as file:
+        array: npt.NDArray[Any] = file[name]
+    return array
 
 
 def _measure(scores: Path, refs: Sequence[SlideRef], truth: Path) -> Arm:
@@ -279,7 +319,7 @@ def _measure(scores: Path, refs: Sequence[SlideRef], truth: Path) -> Arm:
     for slide_id, positive in zip(rows["slide_id"], targets, strict=True):
         if positive:
             cells = read_selection(scores / "selections" / f"{slide_id}.parquet").cells
-            in_lesion.append(float(np.mean(_kinds(truth, slide_id).flat[cells] == Kind.LESION)))
+            in_lesion.append(float(np.mean(_truth(truth, slide_id, "kinds").flat[cells] == Kind.LESION)))
     area = auc(targets, np.stack([rows["prob_negative"], rows["prob_positive"]], axis=1))
     assert area is not None  # both classes are there by construction
     return Arm(
@@ -326,10 +366,10 @@ def _thumbnail_arm(
 
 
 def _ceiling(refs: Sequence[SlideRef], truth: Path, tiles: int, seed: int) -> tuple[float, float]:
-    """Expected AUC when lesions are told without fail, but only if drawn: 1 - P(none is drawn) / 2.
+    """Expected AUC when a tile with any lesion in it is told without fail: 1 - P(none is drawn) / 2.
 
     For draws that are spread in space as `uniform` draws them, by trying; for independent draws, (1 - f)^n
-    for a lesion of share f.
+    for a share f of such tiles.
     """
     import torch
 
@@ -340,9 +380,9 @@ def _ceiling(refs: Sequence[SlideRef], truth: Path, tiles: int, seed: int) -> tu
     for ref in refs:
         if ref.label != "positive":
             continue
-        kinds = _kinds(truth, ref.id)
+        kinds = _truth(truth, ref.id, "kinds")
         cells = torch.from_numpy(np.flatnonzero(kinds))
-        lesion = torch.from_numpy(kinds).flatten()[cells] == Kind.LESION
+        lesion = torch.from_numpy(_truth(truth, ref.id, "shows_lesion")).flatten()[cells]
         proposal = torch.full((len(cells),), 1 / len(cells))
         for _ in range(_CEILING_DRAWS):
             drawn = draw("uniform", proposal, cells=cells, shape=kinds.shape, n=tiles, generator=generator)
@@ -365,7 +405,7 @@ def _write_gigapixel(folder: Path, side: int, *, seed: int) -> tuple[npt.NDArray
             rng=np.random.default_rng(seed),
         )
         written.write_truth(folder)
-    return _kinds(folder, path.stem), SlideRef.from_path(path)
+    return _truth(folder, path.stem, "kinds"), SlideRef.from_path(path)
 
 
 def _draw_gigapixel(

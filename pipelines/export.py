@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines._runs import RUN_FILE, Execution, Identity, Summary, open_run
+from pipelines._runs import RUN_FILE, Execution, Identity, Summary, open_run, rooted
 from wsi_ats.artifacts import atomic, digest_of, read_json
 from wsi_ats.errors import ArtifactError, SettingsError
 from wsi_ats.exports.qupath import write_qupath
@@ -55,7 +55,7 @@ def export(scores: str | Path, out: str | Path, *, to: str, execution: Execution
     """
     if to not in FORMATS:
         raise SettingsError(f"cannot export to {to!r}; choose one of {', '.join(FORMATS)}")
-    execution, scores, out = execution or Execution(), Path(scores).absolute(), Path(out).absolute()
+    execution, scores, out = execution or Execution(), rooted(scores), rooted(out)
     record = read_json(scores / RUN_FILE)
     if record.get("stage") != "score" or record.get("end") is None:
         raise ArtifactError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +18,9 @@ from wsi_ats.slides import open_slide
 from wsi_ats.slides.base import Slide, SlideRef
 from wsi_ats.slides.wrappers import CountingSlide
 from wsi_ats.tiles import level_for
+
+# A resolution that differs by less is worth suggesting: cells look much the same, networks do as well.
+_NEAR = 0.25
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class SlideInfo:
         sizes = [f"{each['width']} x {each['height']}" for each in self.levels]
         file_tile = self.levels[self.level]["tile"]
         alignment = {None: "alignment unknown", True: "aligned with the file's", False: "not aligned"}
-        cost = "" if self.share is None else f", {_megabytes(self.bytes_read)} ({self.share:.1%} of the file)"
+        cost = "" if self.share is None else f", {_megabytes(self.bytes_read)} ({_share(self.share)})"
         lines = [
             ("format", self.vendor),
             ("levels", "; ".join(sizes)),
@@ -175,6 +179,8 @@ def _fits(tile: TileSettings, file_tile: tuple[int, int]) -> bool:
 
 def _advice(tile: TileSettings, level_mpp: float, native: bool, file_tile: tuple[int, int] | None) -> str:
     if not native:
+        if not math.isclose(level_mpp, tile.mpp, rel_tol=0, abs_tol=_NEAR * tile.mpp):
+            return ""  # what tiles show would change too much for what it saves
         return (
             f"tiles of {tile.mpp:g} um per pixel are resampled from a level of {level_mpp:g}; "
             f"--set tile.mpp={level_mpp:.4g} reads fewer bytes"
@@ -206,6 +212,12 @@ def _bytes(slide: Slide, tissue: TissueMask, level: int, tiles: int, thumbnail: 
     if stored is None or thumbnail is None:
         return None
     return thumbnail + round(stored * tiles / len(tissue.cells))
+
+
+def _share(share: float) -> str:
+    # What is read of small files for the thumbnail is read of them again for the tiles.
+    twice = "; thumbnail and tiles are counted separately" if share > 1 else ""
+    return f"{share:.1%} of the file{twice}"
 
 
 def _megabytes(size: int | None) -> str:

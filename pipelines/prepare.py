@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines._records import Row, SlideTask, absolute, complete, pending, write_table
-from pipelines._runs import Execution, Identity, Summary, count, open_run
+from pipelines._runs import Execution, Identity, Summary, count, open_run, rooted
 from wsi_ats.artifacts import Prepared, atomic, save_prepared
 from wsi_ats.config import Settings
 from wsi_ats.look import look
@@ -73,7 +73,7 @@ def prepare(
     >>> prepare(read_manifest("slides"), "work").counts  # doctest: +SKIP
     {'done': 120, 'failed': 1, 'no_tissue': 0}
     """
-    execution, out, settings = execution or Execution(), Path(out).absolute(), settings or Settings()
+    execution, out, settings = execution or Execution(), rooted(out), settings or Settings()
     identity = Identity.of("prepare", settings, *SECTIONS)
     task, refs = PrepareTask.of(out, settings), absolute(refs)
     with open_run(out, identity, execution, results=RESULTS) as run:

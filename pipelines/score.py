@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines._records import Row, SlideTask, absolute, complete, pending, write_table
-from pipelines._runs import Execution, Identity, Summary, count, open_run
+from pipelines._runs import Execution, Identity, Summary, count, open_run, rooted
 from wsi_ats.artifacts import atomic, save_attention
-from wsi_ats.config import Settings
+from wsi_ats.config import ModelSettings, Settings, TrainingSettings
 from wsi_ats.errors import ModelError, SettingsError
 from wsi_ats.exports.tables import write_selection
 from wsi_ats.model_card import read_card
@@ -25,7 +25,9 @@ if TYPE_CHECKING:  # torch takes seconds to import, and a worker needs it, not a
 RESULTS = ("records", "selections", "attention", "predictions.parquet", "predictions.csv")
 
 # What a network was built for; scoring with another value would feed it what it has never seen.
-_FIXED = ("tile.size", "thumbnail.pixels_per_cell")
+_FIXED = ("tile.size", "thumbnail.pixels_per_cell", *(f"model.{each.name}" for each in fields(ModelSettings)))
+
+_WITHOUT_EFFECT = tuple(f"training.{each.name}" for each in fields(TrainingSettings))
 
 
 def score(
@@ -73,7 +75,7 @@ def score(
     >>> summary.exit_code  # doctest: +SKIP
     0
     """
-    execution, model, out = execution or Execution(), Path(model).absolute(), Path(out).absolute()
+    execution, model, out = execution or Execution(), rooted(model), rooted(out)
     card = read_card(model)
     settings = settings or card.settings
     check_settings(settings, card.settings)
@@ -195,19 +197,24 @@ def _once(folder: Path, digest: str) -> LoadedModel:
 
 
 def check_settings(settings: Settings, trained: Settings) -> None:
-    """Refuse settings that the networks were not built for.
+    """Refuse settings that the networks were not built for, and those that would change nothing.
 
     Raises
     ------
     SettingsError
         Names the setting and both values.
     """
-    for name in _FIXED:
+    for name in (*_FIXED, *_WITHOUT_EFFECT):
         section, key = name.split(".")
         wanted, built = getattr(getattr(settings, section), key), getattr(getattr(trained, section), key)
-        if wanted != built:
+        if wanted != built and name in _FIXED:
             raise SettingsError(
                 f"{name} is {wanted}, but the model was trained with {built}; leave it or train anew"
+            )
+        if wanted != built:
+            raise SettingsError(
+                f"{name} is {wanted}, but it has no effect on scoring; the model was trained with {built}, "
+                "leave it out"
             )
 
 

@@ -1,23 +1,26 @@
 """Train a model from slides and the class of each.
 
-Slides are prepared on the cluster. The training itself happens in the calling process, with threads
-that read tiles ahead of it: one process owns the graphics processor, so that Ctrl-C, progress and
-checkpoints stay simple, and reading, which releases Python's lock, needs no processes.
+Slides are prepared on the cluster. The training itself happens in the calling process: it owns the
+graphics processor, so that Ctrl-C, progress and checkpoints stay simple. The tiles of a step are read by
+several threads, for reading releases Python's lock and needs no processes; the step waits for them.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipelines import prepare
 from pipelines._records import Results, absolute, complete, pending
-from pipelines._runs import Execution, Identity, Run, Summary, count, open_run
+from pipelines._runs import Execution, Identity, Run, Summary, count, open_run, rooted
 from wsi_ats.artifacts import atomic, digest_of, load_prepared, slide_digest
 from wsi_ats.config import Settings
+from wsi_ats.errors import ArtifactError
 from wsi_ats.manifest import check_classes, unlabelled
 from wsi_ats.selection import Status
 from wsi_ats.slides.base import SlideRef
@@ -25,6 +28,9 @@ from wsi_ats.tables import read_csv, read_parquet, write_csv
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from wsi_ats.batches import Example
+
+# Files without which a run is not finished; checkpoints only serve to get there.
+_WRITTEN = ("config.toml", "splits.csv", "metrics.csv", "slides.parquet", "slides.csv")
 
 _OWN = ("config.toml", "splits.csv", "metrics.csv", "checkpoints", "model.safetensors", "model.json")
 
@@ -70,20 +76,23 @@ def train(
     >>> train(read_manifest("slides", labels="labels.csv"), "run").exit_code  # doctest: +SKIP
     0
     """
-    execution, out, settings = execution or Execution(), Path(out).absolute(), settings or Settings()
+    execution, out, settings = execution or Execution(), rooted(out), settings or Settings()
     without = {ref.id for ref in unlabelled(refs)}
     refs = absolute([ref for ref in refs if ref.id not in without])
     classes = list(check_classes(refs))
-    _split(refs, settings)  # complains before the work rather than after it
+    planned = _split(refs, settings)  # complains before the work rather than after it
+    _report_alike(classes, execution)
     sections = ("tile", "thumbnail", "model", "sampling", "training")
     identity = Identity.of("train", settings, *sections, seed=settings.training.seed, slides=_digest(refs))
     task = prepare.PrepareTask.of(out, settings)
     with open_run(out, identity, execution, results=(*_OWN, *prepare.RESULTS)) as run:
         if execution.dry_run:
-            return Summary.of_dry_run("train", out, *(len(part) for part in pending(task, refs)))
+            left = (len(part) for part in pending(task, refs))
+            return Summary.of_dry_run("train", out, *left, notes=_notes(*map(_labels, planned)))
         if _finished(run):
-            execution.reporter.message(f"{out} holds this model already; nothing to do")
-            return _finished_summary(out)
+            summary = _finished_summary(out)
+            execution.reporter.message(f"{out} holds this model already; nothing to do{_advice(summary)}")
+            return summary
         run.begin()
         results = complete(task, refs, execution, title="prepare")
         if results.stopped:
@@ -95,24 +104,61 @@ def train(
         check_classes(usable)
         digest = _fit(usable, classes, run, task, settings, execution)
         run.finish(count(results.rows), model=digest)
-    return _summary(out, results)
+    return replace(_summary(out, results), notes=_written_notes(out))
 
 
 def _summary(out: Path, results: Results) -> Summary:
     return Summary("train", out, count(results.rows), results.failed, results.reused)
 
 
+def _notes(training: Sequence[str], validation: Sequence[str]) -> dict[str, Any]:
+    """What a model is trained on, from the classes of the slides in each split."""
+    classes = dict(sorted(Counter([*training, *validation]).items()))
+    return {"classes": classes, "training_slides": len(training), "validation_slides": len(validation)}
+
+
+def _labels(refs: Sequence[SlideRef]) -> list[str]:
+    return [str(ref.label) for ref in refs]
+
+
+def _written_notes(out: Path) -> dict[str, Any]:
+    table = read_csv(out / "splits.csv")
+    rows = list(zip(table["split"], table["label"], strict=True))
+    return _notes(*([label for split, label in rows if split == name] for name in ("train", "val")))
+
+
+def _report_alike(classes: Sequence[str], execution: Execution) -> None:
+    for folded, number in Counter(name.casefold() for name in classes).items():
+        if number > 1:
+            names = " and ".join(repr(name) for name in classes if name.casefold() == folded)
+            execution.reporter.message(f"warning: {names} are different classes; if not, mend the labels")
+
+
 def _finished(run: Run) -> bool:
-    return (
-        run.previous is not None and run.previous.get("end") is not None and (run.out / "model.json").exists()
-    )
+    """Whether all is there that a run writes, and the model is the one that it wrote."""
+    if run.previous is None or run.previous.get("end") is None:
+        return False
+    if not all((run.out / name).exists() for name in _WRITTEN):
+        return False
+    from wsi_ats.checkpoints import load_model
+
+    try:
+        return load_model(run.out).digest == run.previous.get("model")
+    except ArtifactError:
+        return False  # missing or damaged: it is written again from the last checkpoint
+
+
+def _advice(summary: Summary) -> str:
+    if not summary.failed:
+        return ""
+    return f"; {len(summary.failed)} slides failed and are not in it, to try them again use --overwrite"
 
 
 def _finished_summary(out: Path) -> Summary:
     columns, _ = read_parquet(out / "slides.parquet")
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     failed = {row["slide_id"]: row["error"] for row in rows if row["status"] == Status.FAILED}
-    return Summary("train", out, count(rows), failed, len(rows))
+    return Summary("train", out, count(rows), failed, len(rows), notes=_written_notes(out))
 
 
 def _report_empty(results: Results, execution: Execution) -> None:

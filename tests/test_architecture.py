@@ -37,7 +37,12 @@ DOORS = {
     "imagecodecs": ["wsi_ats.testing.bank"],
     "PIL": ["wsi_ats.resample"],
     "skimage": ["wsi_ats.tissue"],
-    "scipy": ["wsi_ats.tissue", "wsi_ats.testing.layout", "wsi_ats.testing.synthetic", "wsi_ats.testing.textures"],
+    "scipy": [
+        "wsi_ats.tissue",
+        "wsi_ats.testing.layout",
+        "wsi_ats.testing.synthetic",
+        "wsi_ats.testing.textures",
+    ],
     "sklearn": ["wsi_ats.evaluation"],
     "matplotlib": ["wsi_ats.plots"],
     "timm": ["wsi_ats.nn.backbone"],
@@ -112,7 +117,11 @@ def test_arrows_point_to_lower_layers_and_to_the_own(module):
 
 def test_no_module_imports_itself_in_a_circle():
     graph = {
-        module: {each if each in MODULES else f"{each}.__init__" for each in imports(module, everywhere=False) if ours(each)}
+        module: {
+            each if each in MODULES else f"{each}.__init__"
+            for each in imports(module, everywhere=False)
+            if ours(each)
+        }
         for module in MODULES
     }
     left = dict(graph)
@@ -156,7 +165,18 @@ def test_the_library_knows_neither_the_stages_nor_the_test_helpers():
                 assert not name.startswith(("pipelines", "wsi_ats.testing")), f"{module}: {name}"
 
 
-HEAVY = {"torch", "timm", "dask", "distributed", "openslide", "skimage", "scipy", "matplotlib", "sklearn", "pyarrow"}
+HEAVY = {
+    "torch",
+    "timm",
+    "dask",
+    "distributed",
+    "openslide",
+    "skimage",
+    "scipy",
+    "matplotlib",
+    "sklearn",
+    "pyarrow",
+}
 
 
 @pytest.mark.parametrize(

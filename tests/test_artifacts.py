@@ -83,18 +83,25 @@ def test_a_file_has_its_own_name_only_when_it_is_complete(tmp_path):
 def test_an_error_leaves_nothing_new_and_what_was_there_untouched(tmp_path, error):
     path = tmp_path / "table.csv"
     path.write_text("old")
-    with pytest.raises(ArtifactError if error is OSError else error), atomic(path) as temporary:
-        temporary.write_text("half")
-        raise error
+
+    def write():
+        with atomic(path) as temporary:
+            temporary.write_text("half")
+            raise error
+
+    with pytest.raises(ArtifactError if error is OSError else error):
+        write()
     assert path.read_text() == "old"
     assert files(tmp_path) == ["table.csv"]
 
 
 def test_what_cannot_be_written_says_where_and_why(tmp_path):
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(ArtifactError, match=r"table\.csv cannot be written: .*permissions"):
-        with atomic(tmp_path / "file" / "table.csv"):
-            pass
+    with (
+        pytest.raises(ArtifactError, match=r"table\.csv cannot be written: .*permissions"),
+        atomic(tmp_path / "file" / "table.csv"),
+    ):
+        pass
 
 
 def test_a_writer_that_writes_nothing_is_an_error(tmp_path):
@@ -131,9 +138,11 @@ HOLD = (
 
 def test_a_held_folder_is_refused_to_another_process_and_its_owner_named(tmp_path, start):
     child = start(HOLD, tmp_path)
-    with pytest.raises(LockedError, match=rf"process {child.pid} on .*wsi-ats train scans"):
-        with locked(tmp_path, "second"):
-            pass
+    with (
+        pytest.raises(LockedError, match=rf"process {child.pid} on .*wsi-ats train scans"),
+        locked(tmp_path, "second"),
+    ):
+        pass
 
 
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX")
@@ -154,9 +163,9 @@ def test_a_folder_is_free_again_after_use_and_after_an_error(tmp_path):
 
 
 def test_a_folder_is_refused_to_the_same_process_too(tmp_path):
-    with locked(tmp_path, "first"), pytest.raises(LockedError, match=f"process {os.getpid()}"):
-        with locked(tmp_path, "second"):
-            pass
+    refused = pytest.raises(LockedError, match=f"process {os.getpid()}")
+    with locked(tmp_path, "first"), refused, locked(tmp_path, "second"):
+        pass
 
 
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):

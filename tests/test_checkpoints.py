@@ -132,7 +132,9 @@ def test_a_card_of_another_version_or_kind_is_refused(saved, change):
 
 
 def train(model, optimizer, steps: int):
-    tiles = torch.randint(0, 255, (4, 32, 32, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    tiles = torch.randint(
+        0, 255, (4, 32, 32, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
     for _ in range(steps):
         optimizer.zero_grad(set_to_none=True)
         model.classify(model.embed(tiles)).square().mean().backward()
@@ -178,7 +180,9 @@ def test_the_state_of_another_network_is_refused(tmp_path):
         load_state(tmp_path / "last.safetensors", other, torch.optim.AdamW(other.parameters()), CPU)
 
 
-@pytest.mark.parametrize("content", [None, b"", b"no safetensors at all" * 10], ids=["missing", "empty", "text"])
+@pytest.mark.parametrize(
+    "content", [None, b"", b"no safetensors at all" * 10], ids=["missing", "empty", "text"]
+)
 def test_a_damaged_state_is_an_error(tmp_path, content):
     path = tmp_path / "last.safetensors"
     if content is not None:

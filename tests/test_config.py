@@ -58,7 +58,9 @@ def test_every_default_has_its_reason_under_it():
     source = inspect.getsource(config)
     for section in SECTIONS:
         for name in dataclasses.asdict(getattr(Settings(), section)):
-            assert re.search(rf'\n    {name}: \w+ = [^\n]+\n    """[A-Z`].{{15,}}?"""\n', source, re.DOTALL), name
+            assert re.search(
+                rf'\n    {name}: \w+ = [^\n]+\n    """[A-Z`].{{15,}}?"""\n', source, re.DOTALL
+            ), name
 
 
 @pytest.mark.parametrize("settings", [Settings(), Settings.from_mapping(OTHER)], ids=["defaults", "other"])
@@ -149,14 +151,14 @@ def test_no_number_may_be_infinite_or_none(value):
 @pytest.mark.parametrize(
     ("assignment", "message"),
     [
-        ("tile.size=big", "tile.size must be a int, not 'big'"),
-        ("tile.size=256.0", "tile.size must be a int"),
-        ("tile.size=true", "tile.size must be a int"),
-        ("tile.mpp='0.5'", "tile.mpp must be a float"),
-        ("tile.mpp=true", "tile.mpp must be a float"),
-        ("model.pretrained=1", "model.pretrained must be a bool"),
-        ("model.backbone=5", "model.backbone must be a str"),
-        ("model.backbone=[1]", "model.backbone must be a str"),
+        ("tile.size=big", "tile.size must be of type int, not 'big'"),
+        ("tile.size=256.0", "tile.size must be of type int"),
+        ("tile.size=true", "tile.size must be of type int"),
+        ("tile.mpp='0.5'", "tile.mpp must be of type float"),
+        ("tile.mpp=true", "tile.mpp must be of type float"),
+        ("model.pretrained=1", "model.pretrained must be of type bool"),
+        ("model.backbone=5", "model.backbone must be of type str"),
+        ("model.backbone=[1]", "model.backbone must be of type str"),
         ("tile.sise=256", "unknown setting tile.sise; known are size, mpp"),
         ("tiles.size=256", "unknown settings section 'tiles'; known are tile, thumbnail"),
         ("tile.size", "expected section.name=value"),

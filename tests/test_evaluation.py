@@ -85,11 +85,7 @@ def test_area_is_the_chance_that_a_positive_outranks_a_negative(pairs):
     true, score = np.array(pairs).T
     if len(set(true)) < 2:
         return
-    wins = [
-        1.0 if p > n else 0.5 if p == n else 0.0
-        for p in score[true == 1]
-        for n in score[true == 0]
-    ]
+    wins = [1.0 if p > n else 0.5 if p == n else 0.0 for p in score[true == 1] for n in score[true == 0]]
     probabilities = np.stack([5 - score, score], axis=1) / 5
     assert auc(true, probabilities) == pytest.approx(np.mean(wins))
 
@@ -97,9 +93,7 @@ def test_area_is_the_chance_that_a_positive_outranks_a_negative(pairs):
 def test_area_of_several_classes_is_the_mean_of_each_against_the_rest():
     true = np.array([0, 0, 1, 1, 2, 2])
     probabilities = np.random.default_rng(0).dirichlet((1, 1, 1), 6)
-    each = [
-        auc(true == k, np.stack([1 - probabilities[:, k], probabilities[:, k]], 1)) for k in range(3)
-    ]
+    each = [auc(true == k, np.stack([1 - probabilities[:, k], probabilities[:, k]], 1)) for k in range(3)]
     assert auc(true, probabilities) == pytest.approx(np.mean(each))
 
 

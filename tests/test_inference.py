@@ -51,11 +51,10 @@ def tissue_slide(kind=MemorySlide, **options) -> MemorySlide:
     pixels = generator.normal(240, 2, (320, 400, 3))
     pixels[64:256, 48:352] = generator.normal((190, 110, 170), 30, (192, 304, 3))
     full = pixels.clip(0, 255).astype(np.uint8)
-    levels = [full]
-    for factor in (2, 4, 8):
-        levels.append(
-            full.reshape(320 // factor, factor, 400 // factor, factor, 3).mean((1, 3)).astype(np.uint8)
-        )
+    levels = [
+        full.reshape(320 // factor, factor, 400 // factor, factor, 3).mean((1, 3)).astype(np.uint8)
+        for factor in (1, 2, 4, 8)
+    ]
     return kind(levels, mpp=0.5, path="memory.svs", **options)
 
 

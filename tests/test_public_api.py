@@ -39,7 +39,9 @@ def public(module_name: str):
 
 
 def parameters(thing) -> list[str]:
-    if inspect.isclass(thing) and (issubclass(thing, enum.Enum | BaseException) or getattr(thing, "_is_protocol", False)):
+    if inspect.isclass(thing) and (
+        issubclass(thing, enum.Enum | BaseException) or getattr(thing, "_is_protocol", False)
+    ):
         return []
     try:
         names = list(inspect.signature(thing).parameters)
@@ -81,6 +83,7 @@ def test_no_public_name_is_hidden_by_a_module_of_that_name():
     assert not {f"wsi_ats.{name}" for name in wsi_ats.__all__} & set(MODULES)
 
 
+@pytest.mark.slow
 def test_names_resolve_in_any_order_in_a_fresh_process():
     """And all of them together need neither Dask nor matplotlib nor an installed OpenSlide."""
     code = (

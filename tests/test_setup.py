@@ -70,7 +70,9 @@ def test_environment_file_installs_what_the_makefile_does():
 
 def test_continuous_integration_runs_the_test_command_of_the_readme():
     script = ROOT / ".ci" / "run"
-    commands = [line for line in script.read_text().splitlines() if line and not line.startswith(("#", "set", "cd"))]
+    commands = [
+        line for line in script.read_text().splitlines() if line and not line.startswith(("#", "set", "cd"))
+    ]
     assert commands == ["make test"]
     assert script.stat().st_mode & 0o100
     assert re.search(r"^make test\b", (ROOT / "README.md").read_text(), re.MULTILINE)

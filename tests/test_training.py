@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import signal
@@ -156,9 +157,9 @@ def test_training_without_validation_slides_leaves_their_figures_empty(tmp_path)
 def test_the_learning_rate_rises_stays_and_falls_to_nothing():
     rates = [training._rate(done / 100, 0.2) for done in range(101)]
     assert rates[0] == pytest.approx(0.05)
-    assert all(a < b for a, b in zip(rates[:20], rates[1:21], strict=True))
+    assert all(a < b for a, b in itertools.pairwise(rates[:21]))
     assert rates[20:51] == pytest.approx([1] * 31)
-    assert all(a > b for a, b in zip(rates[50:], rates[51:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(rates[50:]))
     assert rates[-1] == pytest.approx(0, abs=1e-12)
     assert training._rate(0, 0) == 1
 
@@ -356,7 +357,7 @@ def test_a_step_none_of_whose_slides_can_be_read_is_left_out(tmp_path):
 
 def test_no_readable_slide_is_an_error_that_says_why(tmp_path):
     names = [each.ref.id for each in TRAINING]
-    with pytest.raises(ModelError, match="calibration.*s0p: tile 3 is damaged"):
+    with pytest.raises(ModelError, match=r"calibration.*s0p: tile 3 is damaged"):
         run(tmp_path / "from the start", opener=unreadable(*names))
     with pytest.raises(ModelError, match="no training slide could be read"):
         run(tmp_path / "after calibration", opener=unreadable(*names, left=1))
@@ -396,7 +397,7 @@ class Announcing(MemorySlide):
 
     def read_regions(self, *args):
         Announcing.reads += 1
-        print(f"read {Announcing.reads}", flush=True)
+        print(f"read {Announcing.reads}", flush=True)  # noqa: T201  (the other process listens)
         time.sleep(0.02)
         return super().read_regions(*args)
 

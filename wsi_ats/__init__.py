@@ -19,16 +19,16 @@ know both sides.
 Nouns
 -----
 ``SlideRef`` names a slide and is all that crosses a process border; ``Slide`` is open and can be read.
-``Level``, ``Region`` and ``Grid`` say where things are, in level-0 pixels. A cell of the ``Grid`` is one place
-where attention may look and one tile that may be read. ``TissueMask`` and ``AttentionMap`` lie on a grid.
+``Level``, ``Region`` and ``Grid`` say where things are, in level-0 pixels. A cell of the ``Grid`` is one
+place where attention may look and one tile that may be read. ``TissueMask`` and ``AttentionMap`` lie on it.
 ``Draw`` is which cells, and how often each was expected. ``Selection`` (the tiles and why) and ``Prediction``
 are what a user keeps. ``Settings`` are all choices of a run. Every error is a ``WsiAtsError``.
 
 Verbs
 -----
-``read_manifest``, ``open_slide``, ``grid_for``, ``read_thumbnail``, ``find_tissue``, ``build_model``, ``draw``,
-``read_tiles``, ``fit``, ``load_model``, ``predict_slide``; and :func:`wsi_ats.look.look`, which is three of them
-in one. What a verb needs to know it is given: randomness, clocks and devices are arguments.
+``read_manifest``, ``open_slide``, ``grid_for``, ``read_thumbnail``, ``find_tissue``, ``build_model``,
+``draw``, ``read_tiles``, ``fit``, ``load_model``, ``predict_slide``; and :func:`wsi_ats.look.look`, which is
+three of them in one. What a verb needs to know it is given: randomness and devices are arguments.
 
 Names are imported when they are first used, so that whoever looks at slides never waits for torch.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -220,7 +221,7 @@ def test_bias_and_square_error_of_gated_pooling_fall_as_one_over_n():
     )
     assert biases[0] > 1e-3  # there is a bias
     for figures in (biases, squares):
-        slopes = [math.log2(later / former) for former, later in zip(figures, figures[1:], strict=False)]
+        slopes = [math.log2(later / former) for former, later in itertools.pairwise(figures)]
         assert slopes[-1] == pytest.approx(-1, abs=0.05)
         distances = [abs(slope + 1) for slope in slopes]
         assert distances == sorted(distances, reverse=True)  # and closer to -1 the larger n

@@ -32,7 +32,7 @@ SETTINGS = Settings().with_values(
         "sampling.tiles=8",
         "training.epochs=2",
         "training.slides_per_step=2",
-        "training.validation=0.5",
+        "training.validation=0.34",
         "training.calibration_tiles=16",
     ]
 )

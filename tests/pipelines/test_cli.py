@@ -29,6 +29,13 @@ def test_every_stage_has_the_shared_options(run, stage, monkeypatch):
     assert [option for option in STAGE_OPTIONS if option not in text] == []
 
 
+def test_the_demo_has_only_the_options_that_it_honours(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    text = run("demo", "--help").stdout
+    own = {"--out", "--scheduler", "--workers", "--seed", "--overwrite", "--debug", "--json"}
+    assert {word for word in text.split() if word.startswith("--")} == {*own, "--help"}
+
+
 def test_help_imports_nothing_heavy():
     code = (
         "import sys, pipelines.cli\n"
@@ -91,7 +98,8 @@ def test_info_of_what_is_no_slide(run, slides, tmp_path):
     [
         (128, 0.5, True, True, ""),
         (240, 0.5, True, False, "file's tiles of 240 x 240"),
-        (128, 0.35, False, False, "--set tile.mpp="),
+        (128, 0.4, False, False, "--set tile.mpp="),
+        (128, 0.35, False, False, ""),
     ],
 )
 def test_info_advises_tiles_that_suit_the_file(tmp_path, file_tile, mpp, native, aligned, advice):
@@ -102,6 +110,26 @@ def test_info_advises_tiles_that_suit_the_file(tmp_path, file_tile, mpp, native,
     [found] = info([SlideRef.from_path(path, mpp=mpp)]).slides
     assert (found.native, found.aligned) == (native, aligned)
     assert advice in found.advice
+    assert bool(advice) == bool(found.advice)
+    lines = dict(found.lines())
+    assert ("counted separately" in lines["scoring reads"]) == (found.share > 1)
+
+
+def test_a_mistake_of_ours_is_one_line(run, monkeypatch):
+    def broken():
+        raise TypeError("of ours")
+
+    monkeypatch.setattr(doctor_module, "doctor", broken)
+    ran = run("doctor")
+    assert (ran.exit_code, ran.stdout) == (70, "")
+    assert ran.stderr == (
+        "unexpected TypeError: of ours; run again with --debug for its origin, and please report it\n"
+    )
+    traced = run("doctor", "--debug")
+    assert traced.exit_code == 70
+    assert "Traceback" in traced.stderr
+    assert "unexpected TypeError: of ours; please report it" in traced.stderr
+    assert "70" in run("--help").stdout
 
 
 def test_doctor(run):

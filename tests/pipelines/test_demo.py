@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from pipelines._console import show
 from pipelines._runs import Execution
-from pipelines.demo import ARMS, Scale, demo
+from pipelines.demo import ARMS, Scale, _claim, demo
+from wsi_ats.artifacts import read_json
+from wsi_ats.errors import ArtifactError
 from wsi_ats.tables import read_parquet
 
 SMALL = Scale(training=8, held_out=8, side=1024, gigapixel_side=2048, slides_per_bank=4, epochs=1)
@@ -25,7 +30,9 @@ def shown(out, client):
 def test_every_way_of_classifying_has_its_line(shown):
     assert list(shown.arms) == [*ARMS, "thumbnail only"]
     (_, (head, *rows)), *_ = shown.sections()
-    assert [row[0] for row in rows[:4]] == list(shown.arms)
+    assert [row[0] for row in rows[:4]] == [
+        *("attention sampling", "uniform sampling", "attention frozen", "thumbnail only"),
+    ]
     assert {len(row) for row in rows} == {len(head)}
 
 
@@ -55,6 +62,44 @@ def test_the_picture_shows_something(shown):
     pixels = np.asarray(PIL.Image.open(shown.figure).convert("RGB"))
     assert pixels.shape[1] > 1000
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 1000
+
+
+def test_the_table_fits_a_terminal(shown, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    show(shown, as_json=False)
+    lines = [line.strip("│ ").split("│")[0].strip() for line in capsys.readouterr().out.splitlines()]
+    for name in ("attention sampling", "attention frozen", "ceiling, independent draws"):
+        assert name in lines
+
+
+def test_other_slides_than_those_in_the_folder_are_refused(shown, out, client):
+    before = sorted((out / "training").iterdir())
+    for seed, scale, said in (
+        (2, SMALL, "seed is 1 there and 2 now"),
+        (1, replace(SMALL, side=2048), "side is 1024 there and 2048 now"),
+    ):
+        with pytest.raises(ArtifactError, match=said) as error:
+            demo(out, seed=seed, scale=scale, execution=Execution(scheduler=client))
+        assert "--overwrite" in str(error.value)
+    assert sorted((out / "training").iterdir()) == before
+
+
+def test_overwrite_makes_other_slides_and_leaves_alone_what_is_not_the_demo_s(tmp_path):
+    made = {"seed": 1}
+    _claim(tmp_path, made, overwrite=False)
+    for name in ("training", "mine"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "labels.csv").touch()
+    _claim(tmp_path, {"seed": 2}, overwrite=True)
+    assert not (tmp_path / "training").exists()
+    assert (tmp_path / "mine" / "labels.csv").exists()
+    assert read_json(tmp_path / "demo.json") == {"seed": 2}
+
+    somebodys = tmp_path / "other" / "training"
+    somebodys.mkdir(parents=True)
+    with pytest.raises(ArtifactError, match="but no demo"):
+        _claim(tmp_path / "other", made, overwrite=True)
+    assert somebodys.exists()
 
 
 def test_a_second_demo_goes_on_with_the_first(shown, out, client):

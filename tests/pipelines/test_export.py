@@ -43,6 +43,15 @@ def test_qupath(run, scores, tmp_path):
     assert len(features) == len(read_parquet(scores / "selections" / "slide_000.parquet")[0]["x"])
 
 
+@pytest.mark.parametrize("options", [(), ("--overwrite",)])
+def test_an_export_into_the_scores_is_refused(run, scores, options):
+    before = files(scores)
+    ran = run("export", scores, "--to", "csv", "--out", scores.parent / "x" / ".." / scores.name, *options)
+    assert ran.exit_code == 2
+    assert ran.stderr == f"error: {scores} holds the results of `score`; choose another --out\n"
+    assert files(scores) == before
+
+
 def test_a_damaged_selection_fails_alone(run, scores, tmp_path):
     damaged = scores / "selections" / "slide_002.parquet"
     whole = damaged.read_bytes()

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from pipelines import _runs
-from pipelines._runs import Execution, Identity, Summary, open_run
+from pipelines._runs import Execution, Identity, Summary, open_run, rooted
 from wsi_ats.artifacts import locked, read_json
 from wsi_ats.config import Settings
 from wsi_ats.errors import ArtifactError, LockedError
@@ -52,7 +52,6 @@ def test_an_unfinished_run_has_no_end(tmp_path):
             Identity.of("score", Settings(), "sampling", seed=3, model="x"),
             "digests.model is abc there and x now",
         ),
-        (Identity.of("prepare", Settings(), "sampling", seed=3, model="abc"), "stage is score there"),
         (
             Identity.of(
                 "score", Settings().with_values(["sampling.tiles=9"]), "sampling", seed=3, model="abc"
@@ -68,6 +67,18 @@ def test_a_folder_of_another_run_is_refused_and_the_difference_named(tmp_path, o
     assert "--overwrite" in str(error.value)
     assert "digests.settings" not in str(error.value)
     finish(tmp_path, other, overwrite=True)
+
+
+@pytest.mark.parametrize("options", [{}, {"overwrite": True}, {"overwrite": True, "dry_run": True}])
+def test_another_stage_s_results_are_never_overwritten(tmp_path, options):
+    finish(tmp_path)
+    (tmp_path / "rows.csv").write_text("results")
+    other = Identity.of("prepare", Settings(), "sampling", seed=3, model="abc")
+    with pytest.raises(ArtifactError) as error:
+        finish(tmp_path, other, **options)
+    assert str(error.value) == f"{tmp_path} holds the results of `score`; choose another --out"
+    assert (tmp_path / "rows.csv").read_text() == "results"
+    assert read_json(tmp_path / "run.json")["stage"] == "score"
 
 
 def test_overwrite_deletes_the_results_and_nothing_else(tmp_path):
@@ -101,6 +112,20 @@ def test_a_full_disk_is_noticed_before_the_work(tmp_path, monkeypatch):
     monkeypatch.setattr(_runs.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(ArtifactError, match="full"):
         finish(tmp_path)
+
+
+def test_one_file_has_one_name(tmp_path, monkeypatch):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "slide.svs").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "a" / "b")
+    monkeypatch.chdir(tmp_path / "a" / "b")
+    assert rooted("../../other/slide.svs") == tmp_path / "other" / "slide.svs"
+    assert rooted("../../none") == tmp_path / "none"
+    assert rooted(tmp_path / "link") == tmp_path / "link"
+    (tmp_path / "a" / "slide.svs").touch()
+    behind = tmp_path / "link" / ".." / "slide.svs"  # in a, though the text says in tmp_path
+    assert rooted(behind) == behind
 
 
 def test_exit_codes():

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
-from conftest import SETTINGS, files, start, table, without_times
+from conftest import ROOT, SETTINGS, files, start, table, without_times
 
 from pipelines._runs import Execution
 from pipelines.score import score
@@ -82,6 +85,42 @@ def test_the_same_command_does_nothing_and_another_is_refused(scored, run, slide
         assert said in ran.stderr
     assert run(*same, "--seed", 1, "--overwrite").exit_code == 0
     assert {row["seed"] for row in table(scored / "predictions.csv")} == {"1"}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("tile.size=128", "tile.size is 128, but the model was trained with 64"),
+        ("thumbnail.pixels_per_cell=8", "thumbnail.pixels_per_cell is 8, but the model was trained with 4"),
+        ("model.pool=linear", "model.pool is linear, but the model was trained with gated"),
+        ("training.epochs=3", "training.epochs is 3, but it has no effect on scoring"),
+    ],
+)
+def test_settings_that_cannot_hold_are_refused(run, slides, model, tmp_path, change, said):
+    ran = run("score", slides, "--model", model, "--out", tmp_path / "scores", "--set", change)
+    assert ran.exit_code == 2
+    assert said in ran.stderr
+    assert not (tmp_path / "scores").exists()
+
+
+def test_slides_of_several_sources(run, slides, model, tmp_path):
+    some = (slides / "slide_000.tif", slides / "slide_00[12].tif")
+    command = ("score", *some, "--model", model, "--out", tmp_path / "scores", "--dry-run", "--json")
+    assert run(*command).json["counts"] == {"to_do": 3, "finished": 0}
+    ran = run(*command[:-2], slides / "slide_001.tif")
+    assert ran.exit_code == 2
+    assert f"two slides are called 'slide_001': {slides / 'slide_001.tif'}" in ran.stderr
+    assert f"(named by {some[1]})" in ran.stderr
+    assert f"(named by {slides / 'slide_001.tif'})" in ran.stderr
+
+
+def test_the_command_is_recorded_as_it_can_be_given_again(slides, model, address, tmp_path):
+    arguments = [str(slides / "slide_000.tif"), "--model", str(model), "--out", str(tmp_path / "scores")]
+    arguments += ["--scheduler", address]
+    module = [sys.executable, "-m", "pipelines.score", *arguments]
+    subprocess.run(module, cwd=ROOT, check=True, capture_output=True)
+    record = read_json(tmp_path / "scores" / "run.json")
+    assert record["command"] == shlex.join(["wsi-ats", "score", *arguments])
 
 
 def test_a_dry_run_says_what_is_left(scored, run, slides, model):

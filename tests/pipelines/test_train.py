@@ -12,6 +12,7 @@ import pytest
 from conftest import SETTINGS, files, start, table
 
 from pipelines._console import ConsoleReporter
+from pipelines._runs import Summary
 from wsi_ats.artifacts import read_json
 from wsi_ats.config import Settings
 
@@ -69,6 +70,63 @@ def test_a_finished_run_is_left_as_it_is(train, trained, tmp_path):
     assert ran.exit_code == 0
     assert "nothing to do" in ran.stderr
     assert (tmp_path / "run" / "run.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "lost", ["metrics.csv", "splits.csv", "slides.parquet", "model.safetensors", "other weights"]
+)
+def test_what_a_finished_run_has_lost_is_written_again(train, trained, tmp_path, lost):
+    out = tmp_path / "run"
+    shutil.copytree(trained, out)
+    if lost == "other weights":
+        content = (out / "model.safetensors").read_bytes()
+        (out / "model.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    else:
+        (out / lost).unlink()
+    ran = train(out)
+    assert ran.exit_code == 0, ran.stderr
+    assert "nothing to do" not in ran.stderr
+    assert ran.json["reused"] == 6
+    for name in ("model.safetensors", "metrics.csv", "splits.csv"):
+        assert (out / name).read_bytes() == (trained / name).read_bytes()
+    assert files(out) == RUN_FILES
+    assert "nothing to do" in train(out).stderr
+
+
+def test_the_summary_says_what_is_learned_from(train, trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    notes = {
+        "classes": {"negative": 3, "positive": 3},
+        "training_slides": len([row for row in table(trained / "splits.csv") if row["split"] == "train"]),
+        "validation_slides": len([row for row in table(trained / "splits.csv") if row["split"] == "val"]),
+    }
+    assert sum(notes["classes"].values()) == notes["training_slides"] + notes["validation_slides"]
+    assert train(tmp_path / "run").json["notes"] == notes
+    assert train(tmp_path / "dry", "--dry-run").json["notes"] == notes
+    [(_, lines)] = Summary("train", tmp_path, {}, notes=notes).sections()
+    assert lines[0] == ("classes", "negative 3, positive 3")
+    assert lines[1][0] == "training slides"
+
+
+def test_classes_that_differ_in_case_only_are_pointed_out(train, slides, tmp_path):
+    rows = table(slides / "labels.csv")
+    names = ["tumour", "Tumour"]
+    lines = [f"{row['slide_id']},{names[i % 2]}" for i, row in enumerate(rows)]
+    (tmp_path / "labels.csv").write_text("\n".join(["slide_id,label", *lines, ""]))
+    ran = train(tmp_path / "run", "--dry-run", labels=tmp_path / "labels.csv")
+    assert ran.exit_code == 0
+    assert "'Tumour' and 'tumour' are different classes" in ran.stderr
+    assert "different classes" not in train(tmp_path / "run", "--dry-run").stderr
+
+
+def test_slides_of_several_sources(run, slides, config, tmp_path):
+    paths = sorted(slides.glob("*.tif"))
+    rest = ("--labels", slides / "labels.csv", "--out", tmp_path / "run", "--config", config, "--dry-run")
+    ran = run("train", *paths, *rest, "--json")
+    assert ran.exit_code == 0, ran.stderr
+    assert ran.stderr == ""
+    assert ran.json["counts"] == {"to_do": 6, "finished": 0}
+    assert ran.json["notes"]["classes"] == {"negative": 3, "positive": 3}
 
 
 def test_other_settings_or_labels_are_refused(train, trained, slides, tmp_path):
@@ -130,6 +188,7 @@ def test_a_slide_that_cannot_be_used_is_left_out(train, slides, tmp_path):
     assert (tmp_path / "run" / "model.json").exists()
     assert "text" not in {row["slide_id"] for row in table(tmp_path / "run" / "splits.csv")}
     again = train(tmp_path / "run", source=folder, labels=folder / "labels.csv")
+    assert "1 slides failed and are not in it, to try them again use --overwrite" in again.stderr
     assert (again.exit_code, again.json["failed"].keys()) == (1, {"text"})
 
 

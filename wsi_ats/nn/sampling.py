@@ -112,7 +112,7 @@ def draw(
 def multinomial(
     proposal: Tensor, shape: tuple[int, int], cells: Tensor, n: int, generator: torch.Generator
 ) -> Draw:
-    """``n`` independent draws with replacement: ``pi = n q`` (the paper's first estimator); see :func:`draw`."""
+    """``n`` independent draws with replacement: ``pi = n q``, the paper's first; see :func:`draw`."""
     del shape, cells
     points = torch.rand(n, generator=generator, dtype=torch.float64)
     return multinomial_at(proposal, points.to(proposal.device))

@@ -53,6 +53,8 @@ class SyntheticSlide:
         Side of a tile of level 0, pixels.
     kinds
         `Kind` of every tile, uint8 (rows, columns): what fills at least half of it.
+    shows_lesion
+        Tiles that show any lesion, however little, bool (rows, columns).
     regions
         Kind and outline of every region; outlines are float64 (points, 2), (x, y) in level-0 pixels,
         first point repeated last.
@@ -66,6 +68,7 @@ class SyntheticSlide:
     mpp: float
     tile_size: int
     kinds: NDArray[np.uint8]
+    shows_lesion: NDArray[np.bool_]
     regions: tuple[tuple[Kind, NDArray[np.float64]], ...]
 
     @property
@@ -102,10 +105,10 @@ class SyntheticSlide:
         }
 
     def write_truth(self, folder: Path) -> None:
-        """Write `<slide_id>.geojson` and `<slide_id>.npz` (array `kinds`) into an existing folder."""
+        """Write `<slide_id>.geojson` and `<slide_id>.npz` (arrays `kinds` and `shows_lesion`)."""
         text = json.dumps(self.truth_geojson())
         (folder / f"{self.slide_id}.geojson").write_text(text, encoding="utf-8")
-        np.savez_compressed(folder / f"{self.slide_id}.npz", kinds=self.kinds)
+        np.savez_compressed(folder / f"{self.slide_id}.npz", kinds=self.kinds, shows_lesion=self.shows_lesion)
 
 
 def write_slide(
@@ -173,6 +176,7 @@ def write_slide(
         mpp,
         size,
         _kinds(layout, lesions),
+        (areas(layout.regions) > 0) & (_kind_of_regions(layout, lesions) == Kind.LESION),
         _outlines(layout, lesions, size),
     )
 
