@@ -95,7 +95,7 @@ def save_model(folder: Path, model: AttentionSampler, settings: Settings, classe
     return digest
 
 
-def load_model(folder: Path, device: torch.device | None = None) -> LoadedModel:
+def load_model(folder: str | Path, device: torch.device | None = None) -> LoadedModel:
     """Read a trained model.
 
     Parameters
@@ -110,6 +110,7 @@ def load_model(folder: Path, device: torch.device | None = None) -> LoadedModel:
     ArtifactError
         When a file is missing, damaged or of another version.
     """
+    folder = Path(folder)
     card, weights = read_card(folder), folder / "model.safetensors"
     digest = _digest(weights, card.settings, card.classes)
     if digest != card.digest:
