@@ -45,6 +45,9 @@ SETTINGS = Settings().with_values(
     ]
 )
 
+# Calibration, the first epoch with its validation, and the middle of the second.
+INTERRUPTED_READ = 8 + 12 + 5
+
 
 def slide_of(name: str) -> MemorySlide:
     """A slide of 4 x 5 cells with noise; the last letter of its name is its class, in half of its cells."""
@@ -267,7 +270,7 @@ def test_a_process_interrupted_by_a_signal_and_started_again_ends_the_same(tmp_p
         env=os.environ | {"PYTHONPATH": str(root)},
     )
     for line in child.stdout:
-        if line.strip() == f"read {8 + 12 + 5}":  # as above: in the middle of the second epoch
+        if line.strip() == f"read {INTERRUPTED_READ}":
             child.send_signal(signal.SIGINT)
             break
     _, errors = child.communicate(timeout=120)
@@ -398,7 +401,8 @@ class Announcing(MemorySlide):
     def read_regions(self, *args):
         Announcing.reads += 1
         print(f"read {Announcing.reads}", flush=True)  # noqa: T201  (the other process listens)
-        time.sleep(0.02)
+        if Announcing.reads == INTERRUPTED_READ:
+            time.sleep(3)  # long enough for a signal to arrive on a busy machine
         return super().read_regions(*args)
 
 

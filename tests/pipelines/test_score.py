@@ -232,26 +232,36 @@ def uninterrupted(many, model, client, tmp_path_factory):
     return out
 
 
+def stop_in_the_middle(command, records, number):
+    """Run a command, stop it by a signal once three slides are done; returns its code and its complaints."""
+    process = start(*command)
+    while process.poll() is None and len(list(records.glob("*.json"))) < 3:
+        time.sleep(0.005)
+    if process.poll() is None:
+        os.killpg(process.pid, number)
+    _, complaints = process.communicate(timeout=60)
+    return process.returncode, complaints
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_stopped_and_taken_up_again_gives_the_same(
     run, many, model, address, uninterrupted, tmp_path, number
 ):
-    command = ("score", many, "--model", model, "--out", tmp_path / "scores", "--draws", 4)
-    process = start(*command, "--scheduler", address)
-    records = tmp_path / "scores" / "records"
-    while process.poll() is None and len(list(records.glob("*.json"))) < 3:
-        time.sleep(0.005)
-    os.killpg(process.pid, number)
-    _, complaints = process.communicate(timeout=60)
-    assert process.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL), complaints
+    for attempt in range(8):
+        out = tmp_path / f"scores{attempt}"
+        command = ("score", many, "--model", model, "--out", out, "--draws", 4)
+        code, complaints = stop_in_the_middle((*command, "--scheduler", address), out / "records", number)
+        if code != 0:  # else the machine was so busy that all was done before the signal came
+            break
+    assert code == (130 if number == signal.SIGINT else -signal.SIGKILL), complaints
     assert "Traceback" not in complaints
-    assert not (tmp_path / "scores" / "predictions.csv").exists()
-    assert read_json(tmp_path / "scores" / "run.json")["end"] is None
+    assert not (out / "predictions.csv").exists()
+    assert read_json(out / "run.json")["end"] is None
 
     again = run(*command, "--json")
     assert again.exit_code == 0, again.stderr
     assert 0 < again.json["reused"] < 48
-    assert_same_results(tmp_path / "scores", uninterrupted)
+    assert_same_results(out, uninterrupted)
 
 
 @pytest.mark.slow
