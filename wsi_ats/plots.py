@@ -62,9 +62,11 @@ def figure_of_slide(
     axes[1].imshow(attention.tissue, extent=extent, cmap="gray_r", vmin=0, vmax=2)
     axes[1].set_title(f"tissue: {attention.tissue.sum():,} cells")
     relative = np.where(attention.tissue, attention.attention * attention.tissue.sum(), np.nan)
-    image = axes[2].imshow(relative, extent=extent, cmap="magma", vmin=0)
+    # A few cells may stand far above the rest, which would all be black beside them.
+    top = max(1.0, float(np.nanpercentile(relative, 99)))
+    image = axes[2].imshow(relative, extent=extent, cmap="magma", vmin=0, vmax=top)
     axes[2].set_title("attention (1 = uniform)")
-    upper.colorbar(image, ax=axes[2], fraction=0.05)
+    upper.colorbar(image, ax=axes[2], fraction=0.05, extend="max")
     row, column = np.divmod(selection.cells, columns)
     axes[3].imshow(thumbnail, extent=extent, alpha=0.5)
     axes[3].scatter(column + 0.5, row + 0.5, s=30, facecolors="none", edgecolors="black", linewidths=1.2)
