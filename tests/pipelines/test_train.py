@@ -9,6 +9,7 @@ import signal
 import time
 
 import pytest
+import torch
 from conftest import SETTINGS, files, start, table
 
 from pipelines._console import ConsoleReporter
@@ -160,8 +161,10 @@ def test_interrupted_between_epochs_and_taken_up_again(train, trained, tmp_path,
 
 
 @pytest.mark.slow
-def test_ctrl_c_in_a_real_process(train, trained, slides, config, address, tmp_path):
+def test_ctrl_c_in_a_real_process(train, trained, slides, config, address, tmp_path, monkeypatch):
     out = tmp_path / "run"
+    # Sums are rounded as the number of threads has it, and other tests may have changed ours.
+    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
     process = start(
         *("train", slides, "--labels", slides / "labels.csv", "--out", out, "--config", config),
         *("--scheduler", address),
