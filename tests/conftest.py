@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,10 @@ import tifffile
 from hypothesis import settings
 
 from wsi_ats.slides.memory import MemorySlide
+
+# A shell starts its background jobs with Ctrl-C ignored, and the processes that tests interrupt would
+# inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Its assertions then say what differed, as those of tests do.
 pytest.register_assert_rewrite("wsi_ats.testing.contract")
