@@ -127,7 +127,7 @@ def _load(network: nn.Module, name: str, checkpoint: str) -> None:
         prepare = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
         state = prepare(state, network) if prepare else state
         missing, unexpected = network.load_state_dict(state, strict=False)
-    except Exception as error:
+    except _UNREADABLE as error:
         raise ModelError(
             f"the weights in {checkpoint} do not fit backbone {name!r}: {_first_line(error)}"
         ) from error
