@@ -141,7 +141,7 @@ class TrainingSettings:
     freeze_attention: bool = False
     """Keep attention as it starts (uniform): a control that shows what learning it gives."""
     seed: int = 0
-    """Of weights, order, draws and augmentation."""
+    """Of weights, order and draws."""
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 1, f"training.epochs must be at least 1, not {self.epochs}")
