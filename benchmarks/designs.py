@@ -24,7 +24,7 @@ from wsi_ats.nn.sampling import draw
 from wsi_ats.tables import write_csv
 
 _SIDE, _DIMENSIONS, _REPEATS = 48, 8, 2000
-_DESIGNS = ("multinomial", "uniform", "systematic")
+_DESIGNS = ("multinomial", "uniform", "sequential", "systematic")
 
 
 def _smooth(channels: int, rng: np.random.Generator) -> Tensor:

@@ -12,19 +12,24 @@ from hypothesis import strategies as st
 
 from wsi_ats.errors import SettingsError
 from wsi_ats.nn import expectation
+from wsi_ats.nn.curve import Curve
 from wsi_ats.nn.sampling import (
+    BIASED,
     DESIGNS,
-    curve,
-    curve_side,
+    Draw,
     draw,
+    draw_each,
+    explore,
     inclusion,
     multinomial_at,
+    sequential_at,
     systematic_at,
 )
-from wsi_ats.testing.enumeration import curve_orders, enumerate_draws, inclusion_of
+from wsi_ats.testing.enumeration import enumerate_draws, inclusion_of
 
 EXACT = 1e-12
-WITHOUT_REPLACEMENT = ("systematic", "uniform")
+UNBIASED = [name for name in DESIGNS if name not in BIASED]
+FIXED = ("multinomial", "systematic", "uniform")  # pi does not depend on what was drawn
 
 PROPOSALS = {
     "uniform": [1 / 8] * 8,
@@ -69,7 +74,7 @@ def proposals(draw_value, largest: int = 60) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", PROPOSALS)
-@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize("design", FIXED)
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_probability_of_every_outcome_adds_up_to_the_expected_number_of_draws(design, name, n):
     proposal = tensor(PROPOSALS[name])
@@ -81,6 +86,21 @@ def test_probability_of_every_outcome_adds_up_to_the_expected_number_of_draws(de
         stated[one.indices] = one.expected
     torch.testing.assert_close(found, stated, rtol=0, atol=EXACT)
     assert found.sum().item() == pytest.approx(n, abs=EXACT)
+
+
+@pytest.mark.parametrize("name", PROPOSALS)
+@pytest.mark.parametrize("design", UNBIASED)
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_draws_divided_by_pi_are_one_for_every_possible_cell_on_average(design, name, n):
+    """The one promise of a design, kept also by ``sequential``, whose pi depends on the outcome."""
+    proposal = tensor(PROPOSALS[name])
+    outcomes = enumerate_draws(design, proposal, cells=torch.arange(8), shape=(2, 4), n=n)
+    assert sum(p for p, _ in outcomes) == pytest.approx(1, abs=EXACT)
+    mean = torch.zeros(8, dtype=torch.float64)
+    for p, one in outcomes:
+        mean.index_add_(0, one.indices, p * (one.counts / one.expected))
+    possible = torch.ones(8).bool() if design == "uniform" else proposal > 0
+    torch.testing.assert_close(mean, possible.to(torch.float64), rtol=0, atol=EXACT)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -98,16 +118,35 @@ def test_draw_is_its_enumerable_part_fed_with_random_numbers(seed, shape):
 
     for design, drawn_by in (("systematic", proposal), ("uniform", torch.full_like(proposal, 1 / 15))):
         generator = seeded(seed)
-        origin = torch.randint(curve_side(shape), (2,), generator=generator).tolist()
-        turned = bool(torch.rand((), generator=generator) < 0.5)
+        curve = Curve.random(shape, generator)
         offset = torch.rand((), generator=generator, dtype=torch.float64)
-        other = systematic_at(drawn_by, curve(cells, shape, tuple(origin), turned=turned), 4, offset)
+        other = systematic_at(drawn_by, cells, 4, curve, offset)
         one = drawn_from(design, proposal, 4, seed, shape=shape)
         assert one.indices.tolist() == other.indices.tolist()
         torch.testing.assert_close(one.expected, other.expected, rtol=EXACT, atol=0)
 
+    one = drawn_from("sequential", proposal, 4, seed, shape=shape)
+    other = sequential_at(proposal, one.indices)
+    torch.testing.assert_close(one.expected, other.expected, rtol=EXACT, atol=0)
 
-@pytest.mark.parametrize("design", DESIGNS)
+
+def test_sequential_outcomes_come_as_often_as_enumerated_in_order():
+    proposal, draws = tensor([0.5, 0.3, 0.15, 0.05]), 3000
+    outcomes = enumerate_draws("sequential", proposal, cells=torch.arange(4), shape=(2, 2), n=2)
+    chances = {tuple(one.indices.tolist()): p for p, one in outcomes}
+    assert len(chances) == 12
+    generator = seeded(2)
+
+    def key() -> tuple[int, ...]:
+        one = draw("sequential", proposal, cells=torch.arange(4), shape=(2, 2), n=2, generator=generator)
+        return tuple(one.indices.tolist())
+
+    found = Counter(key() for _ in range(draws))
+    statistic = sum((found[o] - draws * p) ** 2 / (draws * p) for o, p in chances.items())
+    assert statistic < 11 + 5 * math.sqrt(22)
+
+
+@pytest.mark.parametrize("design", UNBIASED)
 def test_outcomes_come_as_often_as_enumerated(design):
     """Chi-square of 2000 draws with fixed seeds against the enumerated probability of each set."""
     proposal, draws = tensor([0.4, 0.25, 0.15, 0.1, 0.06, 0.04]), 2000
@@ -130,7 +169,7 @@ def test_outcomes_come_as_often_as_enumerated(design):
     assert statistic < freedom + 5 * math.sqrt(2 * freedom)
 
 
-@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize("design", FIXED)
 def test_frequencies_of_fifty_cells_follow_the_stated_inclusion(design):
     """Each of 50 frequencies within 5 standard deviations of its pi."""
     proposal = torch.softmax(2 * torch.randn(50, generator=seeded(3), dtype=torch.float64), 0)
@@ -144,7 +183,7 @@ def test_frequencies_of_fifty_cells_follow_the_stated_inclusion(design):
     variance = stated if design == "multinomial" else stated * (1 - stated)
     assert ((found / draws - stated).abs() <= 5 * (variance / draws).sqrt() + 1e-9).all()
     if design == "systematic":
-        torch.testing.assert_close(stated[stated > 0], inclusion(proposal, n)[stated > 0])
+        torch.testing.assert_close(stated[stated > 0], inclusion(proposal, n)[0][stated > 0])
 
 
 @settings(max_examples=40)
@@ -182,9 +221,11 @@ def test_inclusion_is_proportional_up_to_one_and_sums_to_n(proposal, n):
     proposal = proposal[proposal > 0]
     if len(proposal) <= n:
         return
-    expected = inclusion(proposal, n)
+    expected, certain = inclusion(proposal, n)
     assert expected.sum().item() == pytest.approx(n, rel=EXACT)
     assert ((expected > 0) & (expected <= 1)).all()
+    assert len(certain) < n
+    assert (expected[certain] == 1).all()
     below = expected < 1
     ratio = expected[below] / proposal[below]
     if below.any():
@@ -198,18 +239,34 @@ def test_extreme_offsets_neither_repeat_a_cell_nor_run_out_of_cells(proposal, n,
     proposal = proposal[proposal > 0]
     if len(proposal) <= n:
         return
-    one = systematic_at(proposal, torch.arange(len(proposal)), n, tensor(offset))
+    cells, curve = torch.arange(len(proposal)), Curve((1, len(proposal)))
+    one = systematic_at(proposal, cells, n, curve, tensor(offset))
     assert len(one.indices.unique()) == n
 
 
 def test_rounding_of_the_offset_at_certain_cells_does_not_repeat_one():
     # The last points are 62.999... and 63.999..., which in 53 bits are the ends 63 and 64.
     proposal = tensor([1e-6] * 40 + [1.0] * 63)
-    one = systematic_at(proposal, torch.arange(len(proposal)), 64, tensor(1 - 2.0**-53))
+    cells, curve = torch.arange(len(proposal)), Curve((1, len(proposal)))
+    one = systematic_at(proposal, cells, 64, curve, tensor(1 - 2.0**-53))
     assert len(one.indices.unique()) == 64
 
 
-@pytest.mark.parametrize("design", ["multinomial", "systematic"])
+@pytest.mark.parametrize("below", [0.0, 1e-16, 1e-15, 1e-13, 1e-11, 1e-9])
+def test_cells_within_rounding_of_certain_are_drawn_once(below):
+    """200 draws among 199 cells of pi = 1 - below and 800 that share what is left."""
+    share = (1 - below) / 200
+    proposal = torch.cat([tensor([share] * 199), tensor([(1 - 199 * share) / 800] * 800)])
+    proposal = proposal[torch.randperm(999, generator=seeded(0))]
+    cells, curve = torch.arange(999), Curve((27, 37), (5, 11))
+    for offset in (0.0, 1e-16, 1e-12, 0.3, 1 - 1e-12, 1 - 2.0**-53):
+        one = systematic_at(proposal, cells, 200, curve, tensor(offset))
+        assert len(one.indices.unique()) == 200
+        assert one.expected.max() <= 1
+        assert expectation.weights(proposal, one).sum().item() == pytest.approx(1, abs=1e-9)
+
+
+@pytest.mark.parametrize("design", [name for name in DESIGNS if name != "uniform"])
 def test_cells_of_probability_zero_are_never_drawn(design):
     proposal = torch.zeros(40, dtype=torch.float64)
     proposal[5::7] = torch.rand(5, generator=seeded(0), dtype=torch.float64) + 0.1
@@ -239,15 +296,17 @@ def test_points_on_the_ends_of_cells_never_give_a_cell_of_probability_zero():
 @pytest.mark.parametrize(
     ("design", "n", "taken"),
     [
-        *(("systematic", n, [1, 3, 4, 5, 7]) for n in (5, 6, 8, 100)),
+        *((name, n, [1, 3, 4, 5, 7]) for name in ("systematic", "sequential", "top") for n in (5, 6, 8, 100)),
         *(("uniform", n, list(range(8))) for n in (8, 100)),
     ],
 )
 def test_as_many_draws_as_possible_cells_take_them_all_with_exactly_their_attention(design, n, taken):
     attention = tensor(PROPOSALS["with zeros"])
     one = drawn_from(design, attention, n)
-    assert one.indices.tolist() == taken
-    assert torch.equal(expectation.weights(attention, one), attention[one.indices])
+    assert sorted(one.indices.tolist()) == taken
+    torch.testing.assert_close(
+        expectation.weights(attention, one), attention[one.indices], rtol=EXACT, atol=0
+    )
 
 
 @pytest.mark.parametrize("design", DESIGNS)
@@ -258,7 +317,7 @@ def test_one_cell_is_drawn_with_weight_one(design, n):
     assert expectation.weights(tensor([1.0]), one).tolist() == pytest.approx([1.0], abs=EXACT)
 
 
-@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize("design", UNBIASED)
 def test_the_same_seed_draws_the_same_cells_and_another_seed_others(design):
     proposal = torch.softmax(torch.randn(200, generator=seeded(0)), 0)
     first, again = (drawn_from(design, proposal, 20, 7, shape=(10, 20)) for _ in range(2))
@@ -290,18 +349,18 @@ def test_attention_within_1e15_of_one_cell_keeps_its_precision_in_the_others(n):
     """All of the small ones' probabilities is in their last bits if it is got as 1 minus the large one."""
     small = tensor([1, 2, 3, 4, 5, 7]) * 1e-15 / 22
     proposal = torch.cat([small[:3], tensor([1 - 1e-15]), small[3:]])
-    expected = inclusion(proposal, n)
+    expected, _ = inclusion(proposal, n)
     assert expected.sum().item() == pytest.approx(n, abs=EXACT)
     if n > 1:
         others = torch.cat([expected[:3], expected[4:]])
         assert expected[3] == 1
-        known = inclusion(small / small.sum(), n - 1)  # the same draw with the certain cell left out
+        known, _ = inclusion(small / small.sum(), n - 1)  # the same draw with the certain cell left out
         torch.testing.assert_close(others, known, rtol=EXACT, atol=0)
 
 
 def test_the_smallest_numbers_there_are_do_not_overflow():
     proposal = torch.cat([tensor([1.0]), torch.full((6,), 5e-324, dtype=torch.float64)])
-    expected = inclusion(proposal, 3)
+    expected, _ = inclusion(proposal, 3)
     torch.testing.assert_close(expected, torch.cat([tensor([1.0]), tensor([1 / 3] * 6)]))
     assert len(drawn_from("systematic", proposal, 3).indices.unique()) == 3
 
@@ -315,7 +374,7 @@ def test_attention_in_few_bits_is_accepted_and_pi_still_sums_to_n(design, dtype)
     assert one.counts.sum() == 10
     if design == "systematic":
         wide = attention.double()
-        assert inclusion(wide / wide.sum(), 10).sum().item() == pytest.approx(10, abs=EXACT)
+        assert inclusion(wide / wide.sum(), 10)[0].sum().item() == pytest.approx(10, abs=EXACT)
 
 
 def test_attention_computed_under_autocast_is_float32_and_can_be_drawn_from():
@@ -358,6 +417,12 @@ def test_a_proposal_that_does_not_fit_the_cells_is_refused():
         drawn_from("systematic", torch.full((2, 2), 0.25), 1, cells=torch.arange(4).reshape(2, 2))
 
 
+@pytest.mark.parametrize("cells", [[0, 1, 3, 2], [0, 1, 1, 2], [-1, 0, 1, 2], [0, 1, 2, 6]], ids=str)
+def test_cells_that_are_no_ascending_numbers_of_the_grid_are_refused(cells):
+    with pytest.raises(SettingsError, match="ascending numbers of a grid of 2 x 3"):
+        drawn_from("systematic", tensor([0.25] * 4), 2, shape=(2, 3), cells=torch.tensor(cells))
+
+
 @pytest.mark.parametrize("n", [0, -3])
 def test_less_than_one_draw_is_refused(n):
     with pytest.raises(SettingsError, match="at least one tile"):
@@ -365,29 +430,13 @@ def test_less_than_one_draw_is_refused(n):
 
 
 def test_an_unknown_design_is_refused_with_the_known_ones():
-    with pytest.raises(SettingsError, match="multinomial, systematic, uniform"):
+    with pytest.raises(SettingsError, match="multinomial, sequential, systematic, uniform, top"):
         drawn_from("sytematic", tensor([1.0]), 1)
     with pytest.raises(SettingsError, match="cannot be enumerated"):
         enumerate_draws("sytematic", tensor([1.0]), cells=torch.arange(1), shape=(1, 1), n=1)
 
 
-# The curve
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (5, 6)])
-def test_every_curve_visits_every_cell_once(shape):
-    cells = torch.arange(shape[0] * shape[1])
-    orders = curve_orders(cells, shape)
-    assert sum(orders.values()) == pytest.approx(1)
-    assert all(sorted(order) == cells.tolist() for order in orders)
-
-
-def test_the_curve_keeps_neighbours_together():
-    """Four cells of an aligned square follow one another, whichever way it runs."""
-    order = curve(torch.arange(64), (8, 8), (0, 0), turned=False)
-    for start in range(0, 64, 4):
-        rows, columns = order[start : start + 4] // 8, order[start : start + 4] % 8
-        assert rows.max() - rows.min() == columns.max() - columns.min() == 1
+# Spread in space
 
 
 def test_companions_vary_from_draw_to_draw():
@@ -400,12 +449,90 @@ def test_companions_vary_from_draw_to_draw():
         together[one.indices[:, None], one.indices] += 1
     joint = (together / draws)[~torch.eye(64, dtype=torch.bool)].reshape(64, 63)
     fixed = torch.zeros(64)
-    order = curve(torch.arange(64), (8, 8), (0, 0), turned=False)
     for offset in torch.linspace(0, 0.99, 100, dtype=torch.float64):
-        indices = systematic_at(proposal, order, n, offset).indices
+        indices = systematic_at(proposal, torch.arange(64), n, Curve((8, 8)), offset).indices
         if 0 in indices:
             fixed[indices] += 1
     assert (fixed > 0).sum() == n  # along one curve: seven companions, ever the same
     companions = (joint > 0).sum(1)
     assert companions.min() > 40  # along random curves: nearly every cell that is not a neighbour
     assert joint.max() < 0.6 * n / 64
+
+
+# Of sequential and top
+
+
+def test_sequential_pi_is_des_rajs_weight():
+    """By hand: q = (0.5, 0.3, 0.2), drawn 2 then 0; weights (m_k / q_k + n - 1 - k) q_k / n."""
+    one = sequential_at(tensor([0.5, 0.3, 0.2]), torch.tensor([2, 0]))
+    weights = [(1 + 0.2) / 2, 0.8 / 2]
+    torch.testing.assert_close(tensor([0.2, 0.5]) / one.expected, tensor(weights), rtol=EXACT, atol=0)
+
+
+def test_sequential_weights_sum_to_one():
+    proposal = torch.softmax(3 * torch.randn(50, generator=seeded(0), dtype=torch.float64), 0)
+    for seed in range(20):
+        one = drawn_from("sequential", proposal, 7, seed)
+        assert expectation.weights(proposal, one).sum().item() == pytest.approx(1, abs=EXACT)
+
+
+def test_top_takes_the_most_probable_cells_with_weights_that_sum_to_one():
+    proposal = tensor(PROPOSALS["random"])
+    one = drawn_from("top", proposal, 3)
+    assert one.indices.tolist() == [1, 4, 6]
+    assert expectation.weights(proposal, one).tolist() == pytest.approx(
+        [0.21 / 0.57, 0.19 / 0.57, 0.17 / 0.57]
+    )
+
+
+def test_top_is_biased_and_says_so():
+    attention, features = tensor(PROPOSALS["random"]), torch.arange(8, dtype=torch.float64)[:, None]
+    ((p, one),) = enumerate_draws("top", attention, cells=torch.arange(8), shape=(2, 4), n=3)
+    assert p == 1
+    estimate = expectation.linear(expectation.weights(attention, one), features[one.indices])
+    assert (estimate - expectation.exact(attention, features)).abs().item() > 0.1
+    assert {"top"} == BIASED
+
+
+# Exploration
+
+
+def test_exploration_spends_its_share_on_all_candidates():
+    attention = tensor([1.0, 0.0, 0.0, 0.0])
+    assert explore(attention, 0.2).tolist() == pytest.approx([0.85, 0.05, 0.05, 0.05])
+    assert torch.equal(explore(attention, 0.0), attention)
+    assert not explore(attention.requires_grad_(), 0.5).requires_grad
+    with pytest.raises(SettingsError, match=r"\[0, 1\], not 1.5"):
+        explore(attention, 1.5)
+
+
+# Several slides
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_what_is_drawn_of_a_slide_does_not_depend_on_its_batch(design):
+    """Slides of 1 to 900 cells, some with fewer tissue cells than draws."""
+    shapes = [(1, 1), (30, 30), (4, 9), (2, 1)]
+    cells = [torch.arange(rows * columns)[:: 1 + i] for i, (rows, columns) in enumerate(shapes)]
+    proposals = [
+        torch.softmax(torch.randn(len(each), generator=seeded(i)), 0) for i, each in enumerate(cells)
+    ]
+
+    def both(numbers) -> list[Draw]:
+        return draw_each(
+            design,
+            [proposals[i] for i in numbers],
+            cells=[cells[i] for i in numbers],
+            shapes=[shapes[i] for i in numbers],
+            n=8,
+            generators=[seeded(i) for i in numbers],
+        )
+
+    together = both(range(4))
+    assert len(together[0].indices) == 1
+    for number, one in enumerate(together):
+        (alone,) = both([number])
+        assert torch.equal(one.indices, alone.indices)
+        assert torch.equal(one.counts, alone.counts)
+        assert torch.equal(one.expected, alone.expected)
+        assert one.indices.max() < len(cells[number])

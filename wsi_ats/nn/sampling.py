@@ -1,14 +1,14 @@
 """Which cells to read: sampling designs.
 
-A design answers two questions and no other: which cells are drawn, and how often each was expected to
-be, ``pi_i = E[number of times i is drawn]``. What is then done with the tiles is in
+A design answers two questions and no other: which cells are drawn, and by what their attention is then to be
+divided, ``pi_i = E[number of times i is drawn]``. What is done with the tiles is in
 :mod:`wsi_ats.nn.expectation`, the same for every design. Nothing here carries a gradient.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -16,6 +16,11 @@ import torch
 from torch import Tensor
 
 from wsi_ats.errors import SettingsError
+from wsi_ats.nn.curve import Curve, locate
+
+# A cell whose pi is within this of 1 is drawn for certain: the points of a systematic draw lie 1 apart, and
+# rounding of their places, some n * 2^-50, could otherwise put two of them into it.
+_NEARLY_CERTAIN = 1e-10
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +34,8 @@ class Draw:
     counts
         How often each was drawn, shape (m,), int64.
     expected
-        How often each was expected to be drawn (pi), shape (m,), float64.
+        How often each was expected to be drawn (pi), shape (m,), float64. For ``sequential``, where it
+        depends on what was drawn before, the number that takes its place.
     """
 
     indices: Tensor
@@ -64,12 +70,13 @@ def draw(
         Probability of each candidate cell, shape (K,), sums to 1; usually the attention. Cells of
         probability zero are never drawn, but by ``uniform``.
     cells
-        Flat numbers of the candidates on the grid, shape (K,): designs may spread a draw in space.
+        Flat numbers of the candidates on the grid, shape (K,), ascending: designs may spread a draw in
+        space.
     shape
         Rows and columns of the grid.
     n
-        Number of draws. Where no more than ``n`` cells have a positive probability, ``systematic`` takes
-        them all.
+        Number of draws. Where no more than ``n`` cells have a positive probability, all designs but
+        ``multinomial`` take them all.
     generator
         Source of randomness, on the CPU: the same seed draws the same cells on any device.
 
@@ -81,7 +88,8 @@ def draw(
     Raises
     ------
     SettingsError
-        For an unknown design, ``n < 1`` or a proposal that is no distribution.
+        For an unknown design, ``n < 1``, a proposal that is no distribution, or cells that are not
+        ascending numbers of the grid.
 
     Examples
     --------
@@ -106,7 +114,59 @@ def draw(
         raise SettingsError(
             f"a proposal over {proposal.numel()} cells is no distribution: its sum is {total}"
         )
-    return DESIGNS[design](probabilities / total, shape, cells, n, generator)
+    size = shape[0] * shape[1]
+    if not (cells[0] >= 0 and cells[-1] < size and bool((cells[1:] > cells[:-1]).all())):
+        raise SettingsError(f"cells must be ascending numbers of a grid of {shape[0]} x {shape[1]} cells")
+    return DESIGNS[design](probabilities / total, shape, cells.contiguous(), n, generator)
+
+
+def draw_each(
+    design: str,
+    proposals: Sequence[Tensor],
+    *,
+    cells: Sequence[Tensor],
+    shapes: Sequence[tuple[int, int]],
+    n: int,
+    generators: Sequence[torch.Generator],
+) -> list[Draw]:
+    """Draw ``n`` cells of each of several slides, each with a randomness of its own.
+
+    Slides differ in their numbers of cells, and what is drawn of one does not depend on which others share
+    its batch: it is what :func:`draw` gives for that slide alone.
+
+    Parameters
+    ----------
+    design, n
+        See :func:`draw`.
+    proposals, cells, shapes, generators
+        One for each slide; see :func:`draw`.
+    """
+    return [
+        draw(design, proposal, cells=numbers, shape=shape, n=n, generator=generator)
+        for proposal, numbers, shape, generator in zip(proposals, cells, shapes, generators, strict=True)
+    ]
+
+
+def explore(attention: Tensor, share: float) -> Tensor:
+    """A proposal that spends a share of the draws on all candidates alike: ``(1 - share) a + share / K``.
+
+    Weights stay unbiased, see :func:`wsi_ats.nn.expectation.weights`, but their sum is no longer exactly 1.
+
+    Parameters
+    ----------
+    attention
+        Shape (K,), sums to 1; cells of attention zero are explored as well.
+    share
+        In [0, 1].
+
+    Raises
+    ------
+    SettingsError
+        For a share outside [0, 1].
+    """
+    if not 0 <= share <= 1:
+        raise SettingsError(f"the share of exploration must be in [0, 1], not {share}")
+    return (1 - share) * attention.detach() + share / len(attention)
 
 
 def multinomial(
@@ -142,6 +202,45 @@ def multinomial_at(proposal: Tensor, points: Tensor) -> Draw:
     return Draw(indices, counts, n * proposal[indices])
 
 
+def sequential(
+    proposal: Tensor, shape: tuple[int, int], cells: Tensor, n: int, generator: torch.Generator
+) -> Draw:
+    """``n`` distinct cells, one after the other, each in proportion to what is left: the paper's second.
+
+    Drawn at once as the ``n`` largest of ``log q`` plus Gumbel noise (Kool et al. 2019). See :func:`draw`.
+    """
+    del shape, cells
+    if _possible(proposal) <= n:
+        return _take_all(proposal)
+    points = torch.rand(len(proposal), generator=generator, dtype=torch.float64)
+    # A point of exactly 0 would give infinite noise, and a cell of probability zero no order.
+    noise = -points.clamp(min=torch.finfo(torch.float64).tiny).log().neg().log()
+    return sequential_at(proposal, (proposal.log() + noise.to(proposal.device)).topk(n).indices)
+
+
+def sequential_at(proposal: Tensor, indices: Tensor) -> Draw:
+    r"""The draw that gives certain cells in a certain order.
+
+    How often a cell comes has no closed form. Instead, after each draw the cells so far and the new one
+    divided by its conditional probability estimate the sum without bias, and so does the mean of these
+    estimates (Des Raj 1956), in which the k-th cell of n, k = 0 ... n-1, is divided by
+
+    .. math:: \pi_k = n \Big/ \Big(rac{m_k}{q_k} + n - 1 - k\Big), \qquad m_k = 1 - \sum_{j<k} q_j.
+
+    Parameters
+    ----------
+    proposal
+        Probabilities, shape (K,), float64.
+    indices
+        The cells in the order drawn, shape (n,).
+    """
+    n, q = len(indices), proposal[indices]
+    # Added up from the small end, because 1 - (sum of the large ones) would cancel.
+    left = proposal.scatter(0, indices, 0.0).sum() + q.flip(0).cumsum(0).flip(0)
+    later = torch.arange(n - 1, -1, -1, device=q.device)
+    return Draw(indices, torch.ones_like(indices), n * q / (left + later * q))
+
+
 def systematic(
     proposal: Tensor, shape: tuple[int, int], cells: Tensor, n: int, generator: torch.Generator
 ) -> Draw:
@@ -152,40 +251,40 @@ def systematic(
     the same companions at every draw, which biases what is learned through a non-linear loss. See
     :func:`draw`.
     """
-    positive = proposal.nonzero()[:, 0]
-    if len(positive) <= n:
-        return _take_all(positive)
-    origin = torch.randint(curve_side(shape), (2,), generator=generator).tolist()
-    turned = bool(torch.rand((), generator=generator) < 0.5)
+    if _possible(proposal) <= n:
+        return _take_all(proposal)
+    curve = Curve.random(shape, generator)
     offset = torch.rand((), generator=generator, dtype=torch.float64)
-    order = curve(cells[positive], shape, (origin[0], origin[1]), turned=turned)
-    drawn = systematic_at(proposal[positive], order, n, offset.to(order.device))
-    return Draw(positive[drawn.indices], drawn.counts, drawn.expected)
+    return systematic_at(proposal, cells, n, curve, offset.to(proposal.device))
 
 
-def systematic_at(proposal: Tensor, order: Tensor, n: int, offset: Tensor) -> Draw:
-    """The draw along one order from one offset: what is left of :func:`systematic` without its randomness.
+def systematic_at(proposal: Tensor, cells: Tensor, n: int, curve: Curve, offset: Tensor) -> Draw:
+    """The draw along one curve from one offset: what is left of :func:`systematic` without its randomness.
+
+    Certain cells come first. Leaving them out of the rest changes nothing of it: each is as long as the
+    points are apart, so it holds one point and moves the others by one.
 
     Parameters
     ----------
     proposal
-        Positive probabilities, shape (K,), float64, K > n.
-    order
-        The cells in their order along the curve, shape (K,).
+        Probabilities, more than ``n`` of them positive, shape (K,), float64.
+    cells
+        Flat numbers of the cells, shape (K,), ascending.
     n
         Number of draws.
+    curve
+        The order of the cells.
     offset
         In [0, 1), float64, no dimensions.
     """
-    expected = inclusion(proposal, n)
-    ends = expected[order].cumsum(0)
-    ends *= n / ends[-1]  # rounding must neither lose nor gain a draw
-    steps = torch.arange(n, device=ends.device)
-    places = torch.searchsorted(ends, offset + steps, right=True)
-    # No cell is wider than 1, so places grow; rounding must not make two of them equal.
-    places = (places - steps).clamp(0, len(order) - n).cummax(0).values + steps
-    chosen = order[places]
-    return Draw(chosen, torch.ones_like(chosen), expected[chosen])
+    expected, certain = inclusion(proposal, n)
+    mass = expected.new_zeros(curve.shape[0] * curve.shape[1])
+    mass.scatter_(0, cells, expected.scatter(0, certain, 0.0))
+    others = n - len(certain)
+    places = (torch.arange(others, device=mass.device) + offset) / others
+    found = torch.searchsorted(cells, locate(mass.view(curve.shape), curve, places))
+    indices = torch.cat([certain, found])
+    return Draw(indices, torch.ones_like(indices), expected[indices])
 
 
 def uniform(
@@ -199,20 +298,47 @@ def uniform(
     return systematic(torch.full_like(proposal, 1 / len(proposal)), shape, cells, n, generator)
 
 
+def top(proposal: Tensor, shape: tuple[int, int], cells: Tensor, n: int, generator: torch.Generator) -> Draw:
+    """The ``n`` most probable cells, always: **biased**, for comparison at scoring only.
+
+    ``pi`` is their share of the proposal, so that weights sum to 1. See :func:`draw`.
+    """
+    del shape, cells, generator
+    largest = proposal.topk(min(n, _possible(proposal)))
+    counts = torch.ones_like(largest.indices)
+    return Draw(largest.indices, counts, largest.values.sum().expand(len(counts)).clone())
+
+
 DESIGNS: Mapping[str, Design] = MappingProxyType(
-    {"multinomial": multinomial, "systematic": systematic, "uniform": uniform}
+    {
+        "multinomial": multinomial,
+        "sequential": sequential,
+        "systematic": systematic,
+        "uniform": uniform,
+        "top": top,
+    }
 )
+BIASED = frozenset({"top"})
+"""Designs that favour some cells without making up for it: a model must not be trained with them."""
 
 
-def inclusion(proposal: Tensor, n: int) -> Tensor:
+def inclusion(proposal: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """Inclusion probabilities ``min(1, c q)`` that sum to ``n`` (Fearnhead & Clifford 2003).
 
     Parameters
     ----------
     proposal
-        Positive probabilities, shape (K,), float64, K > n.
+        Probabilities, more than ``n`` of them positive, shape (K,), float64.
     n
         Number of draws.
+
+    Returns
+    -------
+    expected : Tensor, shape (K,)
+        The inclusion probabilities, float64.
+    certain : Tensor, shape (k,), k < n
+        Cells of inclusion probability 1, the most probable first, int64. Those within 1e-10 of it are
+        rounded up, and the others follow: probabilities still sum to ``n``.
     """
     largest = proposal.topk(n)  # only the n largest can be certain: no sort of K is needed
     tail = proposal.scatter(0, largest.indices, 0.0).sum()
@@ -220,55 +346,19 @@ def inclusion(proposal: Tensor, n: int) -> Tensor:
     # end, because 1 - (sum of the large ones) would cancel.
     rest = tail + largest.values.flip(0).cumsum(0).flip(0)
     draws_left = torch.arange(n, 0, -1, device=proposal.device)
-    certain = int((draws_left * largest.values > rest).cumprod(0).sum())
+    passing = (draws_left * largest.values > rest * (1 - _NEARLY_CERTAIN)).cumprod(0)
+    count = min(int(passing.sum()), n - 1)  # the last draw may always fall elsewhere
     # Divided first: the inverse of a tiny rest may be infinite.
-    expected = (proposal / rest[certain] * draws_left[certain]).clamp(max=1)
-    return expected.scatter(0, largest.indices[:certain], 1.0)
+    expected = (proposal / rest[count] * draws_left[count]).clamp(max=1)
+    certain = largest.indices[:count]
+    return expected.scatter(0, certain, 1.0), certain
 
 
-def _take_all(positive: Tensor) -> Draw:
+def _possible(proposal: Tensor) -> int:
+    return int(proposal.count_nonzero())
+
+
+def _take_all(proposal: Tensor) -> Draw:
+    positive = proposal.nonzero()[:, 0]
     ones = torch.ones_like(positive)
     return Draw(positive, ones, ones.to(torch.float64))
-
-
-def curve_side(shape: tuple[int, int]) -> int:
-    """Number of origins of the curve along each axis: the power of two above the longer side of a grid."""
-    return 1 << max(shape).bit_length()
-
-
-def curve(cells: Tensor, shape: tuple[int, int], origin: tuple[int, int], *, turned: bool) -> Tensor:
-    """Order cells along a Z-order curve.
-
-    Parameters
-    ----------
-    cells
-        Flat numbers of the cells, shape (K,).
-    shape
-        Rows and columns of the grid.
-    origin
-        Row and column of the curve's square at which the grid begins, each below :func:`curve_side`.
-    turned
-        Whether the curve runs down before it runs across.
-
-    Returns
-    -------
-    Tensor, shape (K,)
-        Indices into ``cells``.
-    """
-    rows, columns = cells // shape[1] + origin[0], cells % shape[1] + origin[1]
-    if turned:
-        rows, columns = columns, rows
-    return (_spread(rows) << 1 | _spread(columns)).argsort()
-
-
-def _spread(numbers: Tensor) -> Tensor:
-    """Put a zero bit between the bits of 31-bit numbers."""
-    for shift, mask in (
-        (16, 0x0000FFFF0000FFFF),
-        (8, 0x00FF00FF00FF00FF),
-        (4, 0x0F0F0F0F0F0F0F0F),
-        (2, 0x3333333333333333),
-        (1, 0x5555555555555555),
-    ):
-        numbers = (numbers | numbers << shift) & mask
-    return numbers

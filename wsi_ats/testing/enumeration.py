@@ -9,51 +9,43 @@ believed of many draws::
 A design is a deterministic function of uniform random numbers, and each of its outcomes the image of a
 box of them. Here that function (:func:`~wsi_ats.nn.sampling.multinomial_at`,
 :func:`~wsi_ats.nn.sampling.systematic_at`) is called once in the middle of each box, and the box's volume
-is the probability: nothing of the design is written a second time.
+is the probability: nothing of the design is written a second time. Only the order of cells along a curve
+is found in another way, by sorting, so that the search without a sort is proved too; and the probability
+that cells come in a certain order one after the other is the textbook's.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from wsi_ats.errors import SettingsError
-from wsi_ats.nn.sampling import Draw, curve, curve_side, inclusion, multinomial_at, systematic_at
-
-Order = tuple[int, ...]
+from wsi_ats.nn.curve import Curve
+from wsi_ats.nn.sampling import Draw, draw, inclusion, multinomial_at, sequential_at, systematic_at
 
 
 def enumerate_draws(
-    design: str,
-    proposal: Tensor,
-    *,
-    cells: Tensor,
-    shape: tuple[int, int],
-    n: int,
-    orders: Mapping[Order, float] | None = None,
+    design: str, proposal: Tensor, *, cells: Tensor, shape: tuple[int, int], n: int
 ) -> list[tuple[float, Draw]]:
     """Every outcome of :func:`wsi_ats.nn.sampling.draw`, with its probability.
 
     Parameters
     ----------
     design
-        ``"multinomial"``, ``"systematic"`` or ``"uniform"``.
+        A name in :data:`wsi_ats.nn.sampling.DESIGNS`.
     proposal
         Probability of each candidate cell, shape (K,), sums to 1. The K^n outcomes of ``multinomial``
-        must be few.
+        must be few, and the K! / (K - n)! of ``sequential``.
     cells
-        Flat numbers of the candidates on the grid, shape (K,).
+        Flat numbers of the candidates on the grid, shape (K,), ascending.
     shape
         Rows and columns of the grid.
     n
         Number of draws.
-    orders
-        Orders of the cells of positive probability (of all, for ``uniform``), with the probability of
-        each; by default all that the random curve can give.
 
     Returns
     -------
@@ -78,19 +70,18 @@ def enumerate_draws(
         return list(_multinomial(proposal, n))
     if design == "uniform":
         proposal = torch.full_like(proposal, 1 / len(proposal))
-    elif design != "systematic":
+    elif design not in {"sequential", "systematic", "top"}:
         raise SettingsError(f"the outcomes of design {design!r} cannot be enumerated")
-    positive = proposal.nonzero()[:, 0]
-    if len(positive) <= n:
-        ones = torch.ones_like(positive)
-        return [(1.0, Draw(positive, ones, ones.to(torch.float64)))]
-    if orders is None:
-        orders = curve_orders(cells[positive], shape)
-    return list(_systematic(proposal, positive, orders, n))
+    if design == "top" or proposal.count_nonzero() <= n:  # nothing is random
+        only = draw(design, proposal, cells=cells, shape=shape, n=n, generator=torch.Generator())
+        return [(1.0, only)]
+    if design == "sequential":
+        return list(_sequential(proposal, n))
+    return list(_systematic(proposal, cells, shape, n))
 
 
-def curve_orders(cells: Tensor, shape: tuple[int, int]) -> dict[Order, float]:
-    """Every order in which the random curve can visit cells, with its probability.
+def curves(cells: Tensor, shape: tuple[int, int]) -> dict[tuple[int, ...], tuple[float, Curve]]:
+    """Every order in which the random curve can visit cells.
 
     Parameters
     ----------
@@ -99,19 +90,35 @@ def curve_orders(cells: Tensor, shape: tuple[int, int]) -> dict[Order, float]:
     shape
         Rows and columns of the grid.
 
+    Returns
+    -------
+    dict
+        Places in ``cells`` in the order visited, to the probability of that order and a curve that has it.
+
     Examples
     --------
-    >>> curve_orders(torch.arange(2), (1, 2))
-    {(0, 1): 1.0}
-    >>> len(curve_orders(torch.arange(4), (2, 2)))  # by rows and by columns
+    >>> len(curves(torch.arange(4), (2, 2)))  # by rows and by columns
     2
     """
-    side = curve_side(shape)
-    found = Counter(
-        tuple(curve(cells, shape, (row, column), turned=turned).tolist())
+    side = Curve.side(shape)
+    every = [
+        Curve(shape, (row, column), turned)
         for row, column, turned in itertools.product(range(side), range(side), (False, True))
-    )
-    return {order: times / found.total() for order, times in found.items()}
+    ]
+    orders = [tuple(order_along(cells, curve).tolist()) for curve in every]
+    return {
+        order: (times / len(every), every[orders.index(order)]) for order, times in Counter(orders).items()
+    }
+
+
+def order_along(cells: Tensor, curve: Curve) -> Tensor:
+    """Sort cells along a curve, by their Morton codes; places in ``cells``, shape (K,)."""
+    rows, columns = cells // curve.shape[1] + curve.origin[0], cells % curve.shape[1] + curve.origin[1]
+    if curve.turned:
+        rows, columns = columns, rows
+    bits = range(2 * Curve.side(curve.shape).bit_length())
+    codes = sum((rows >> bit & 1) << 2 * bit + 1 | (columns >> bit & 1) << 2 * bit for bit in bits)
+    return torch.as_tensor(codes).argsort()
 
 
 def inclusion_of(outcomes: Sequence[tuple[float, Draw]], size: int) -> Tensor:
@@ -137,20 +144,27 @@ def _multinomial(proposal: Tensor, n: int) -> Iterator[tuple[float, Draw]]:
         yield float(proposal[list(cells)].prod()), multinomial_at(proposal, middles[list(cells)])
 
 
+def _sequential(proposal: Tensor, n: int) -> Iterator[tuple[float, Draw]]:
+    for cells in itertools.permutations(proposal.nonzero()[:, 0].tolist(), n):
+        chance = 1.0
+        for place, cell in enumerate(cells):
+            left = proposal.clone()
+            left[list(cells[:place])] = 0
+            chance *= float(proposal[cell] / left.sum())
+        yield chance, sequential_at(proposal, torch.tensor(cells))
+
+
 def _systematic(
-    proposal: Tensor, positive: Tensor, orders: Mapping[Order, float], n: int
+    proposal: Tensor, cells: Tensor, shape: tuple[int, int], n: int
 ) -> Iterator[tuple[float, Draw]]:
-    chances = proposal[positive]
-    for order, share in orders.items():
-        along = torch.tensor(order)
-        for low, high in itertools.pairwise(_breakpoints(chances, along, n)):
+    expected, certain = inclusion(proposal, n)
+    mass = expected.scatter(0, certain, 0.0)
+    # Cells without a probability have no place in the order; that of the others does not depend on them.
+    possible = mass.nonzero()[:, 0]
+    for order, (share, curve) in curves(cells[possible], shape).items():
+        ends = mass[possible[list(order)]].cumsum(0)
+        ends = ends * ((n - len(certain)) / ends[-1])
+        # The outcome changes at offsets u where a point u + j passes the end of a cell.
+        for low, high in itertools.pairwise(sorted({0.0, 1.0, *(ends % 1).tolist()})):
             middle = torch.tensor((low + high) / 2, dtype=torch.float64)
-            drawn = systematic_at(chances, along, n, middle)
-            yield share * (high - low), Draw(positive[drawn.indices], drawn.counts, drawn.expected)
-
-
-def _breakpoints(chances: Tensor, order: Tensor, n: int) -> list[float]:
-    """Offsets u at which the outcome changes: where a point u + j passes the end of a cell."""
-    ends = inclusion(chances, n)[order].cumsum(0)
-    ends = ends * (n / ends[-1])
-    return sorted({0.0, 1.0, *(ends % 1).tolist()})
+            yield share * (high - low), systematic_at(proposal, cells, n, curve, middle)
