@@ -23,8 +23,8 @@ LAYERS = {
     "what is said of a run": ["model_card", "evaluation", "plots"],
     "torch, without slides": ["nn"],
     "torch meets slides: inputs, models on disk": ["batches", "checkpoints"],
-    "the verbs": ["inference"],
-    "the verbs that need the others": ["training", "baselines"],
+    "networks meet slides: each kind of model in one file": ["methods"],
+    "the verbs": ["inference", "training", "baselines"],
     "the names that users see": ["__init__"],
     "helpers for tests, usable by other projects": ["testing"],
     "stages on Dask; nothing in the library knows of them": ["pipelines"],
@@ -60,8 +60,8 @@ DOORS = {
     "rich": ["pipelines._console"],
 }
 # Languages that many speak: arrays everywhere; tensors in these.
-TENSORS = ["wsi_ats.nn", "wsi_ats.batches", "wsi_ats.checkpoints", "wsi_ats.inference", "wsi_ats.training"]
-TENSORS += ["wsi_ats.baselines", "wsi_ats.testing.enumeration"]
+TENSORS = ["wsi_ats.nn", "wsi_ats.batches", "wsi_ats.checkpoints", "wsi_ats.methods", "wsi_ats.inference"]
+TENSORS += ["wsi_ats.training", "wsi_ats.baselines", "wsi_ats.testing.enumeration"]
 TENSORS += ["pipelines.train", "pipelines.score", "pipelines.demo"]  # where a device is chosen
 
 

@@ -11,8 +11,9 @@ import torch
 from wsi_ats.checkpoints import model_for
 from wsi_ats.config import Settings
 from wsi_ats.errors import MppError, SettingsError, SlideReadError
-from wsi_ats.inference import draw_seed, predict_slide
+from wsi_ats.inference import predict_slide
 from wsi_ats.look import look
+from wsi_ats.methods.base import draw_seed
 from wsi_ats.nn import expectation
 from wsi_ats.nn.sampling import DESIGNS, draw
 from wsi_ats.selection import Status

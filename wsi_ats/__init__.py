@@ -13,8 +13,8 @@ The way of the data
       --read_tiles--> (n, size, size, 3) --embed--> features --pool--> feature --classify--> Prediction
 
 Torch ends at the numbers of the drawn cells and begins again at their tiles; in between, tiles are read.
-Gradients stay in the attention and the features. Only :mod:`wsi_ats.training` and :mod:`wsi_ats.inference`
-know both sides.
+Gradients stay in the attention and the features. Only :mod:`wsi_ats.methods` knows both sides, one file
+for each kind of model.
 
 Nouns
 -----

@@ -1,7 +1,7 @@
 """Train attention, encoder and head together from slide labels.
 
 Read from top to bottom: an epoch is a shuffled pass over the slides in small batches; for each batch
-attend, draw, read, embed, estimate, classify, and step. Every random choice is a function of the seed,
+estimate the logits, which is the method's business, and step. Every random choice is a function of the seed,
 the epoch and the slide, so that a run that was interrupted and resumed ends in the same weights.
 """
 
@@ -11,137 +11,26 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
 from wsi_ats.artifacts import atomic, digest_of
-from wsi_ats.batches import Example, TileReader, epoch_batches, outcomes
+from wsi_ats.batches import Example, TileReader, epoch_batches
 from wsi_ats.checkpoints import load_state, model_for, read_record, save_state
 from wsi_ats.config import Settings
 from wsi_ats.errors import ArtifactError, ModelError
 from wsi_ats.evaluation import auc
-from wsi_ats.inference import draw_seed
-from wsi_ats.nn import expectation
+from wsi_ats.methods import method_for
+from wsi_ats.methods.base import Method, draw_seed
 from wsi_ats.nn.model import AttentionSampler
-from wsi_ats.nn.sampling import draw
-from wsi_ats.slides.base import Pixels
 from wsi_ats.tables import write_csv
 
 _LOG = logging.getLogger(__name__)
 
-# Tile pixels in one pass, forward and backward: 64 tiles of 256 pixels hold about 2.5 GB in a resnet18.
-_PIXELS_AT_A_TIME = 64 * 256**2
-
 OnEpoch = Callable[[Mapping[str, float | None]], None]
-
-
-@dataclass(frozen=True)
-class Estimates:
-    """What one pass over a batch of slides gives; slides that could not be read are not in it.
-
-    Parameters
-    ----------
-    logits
-        Shape (B, classes).
-    targets
-        Shape (B,).
-    entropy
-        Of each slide's attention in nats, shape (B,).
-    tiles
-        Distinct tiles that were read.
-    failed
-        Message for each slide that could not be read.
-    """
-
-    logits: Tensor
-    targets: Tensor
-    entropy: Tensor
-    tiles: int
-    failed: Mapping[str, str]
-
-
-def estimate(
-    model: AttentionSampler,
-    examples: Sequence[Example],
-    reader: TileReader,
-    settings: Settings,
-    *,
-    seed_of: Callable[[Example], int],
-    device: torch.device,
-) -> Estimates:
-    """Estimate the logits of some slides, each from one draw of its tiles.
-
-    Parameters
-    ----------
-    model
-        Gradients flow into all of it, but not into its attention if that is frozen by the settings.
-    examples
-        The slides.
-    reader
-        Reads their tiles.
-    settings
-        Sections ``sampling`` and ``training`` are used.
-    seed_of
-        Seed of a slide's draw.
-    device
-        Where the model is.
-
-    Returns
-    -------
-    Estimates
-        Of the slides that could be read; there may be none.
-
-    Raises
-    ------
-    ModelError
-        When attention is no longer a number.
-    """
-    attentions, draws = [], []
-    for example in examples:
-        cells, shape = torch.from_numpy(example.tissue.cells), example.tissue.grid.shape
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not settings.training.freeze_attention):
-            thumbnail = torch.from_numpy(example.thumbnail).to(device)
-            attentions.append(model.attend(thumbnail, cells.to(device), shape))
-        if not attentions[-1].isfinite().all():
-            raise ModelError(f"the attention of {example.ref.id} is no number; try lower learning rates")
-        draws.append(
-            draw(
-                settings.sampling.design,
-                attentions[-1].detach().cpu(),
-                cells=cells,
-                shape=shape,
-                n=settings.sampling.tiles,
-                generator=torch.Generator().manual_seed(seed_of(example)),
-            ).to(device)
-        )
-    wanted = [
-        (example, example.tissue.cells[drawn.indices.cpu().numpy()])
-        for example, drawn in zip(examples, draws, strict=True)
-    ]
-    tiles, failed = outcomes(reader.read(wanted), examples)
-    kept = [i for i, each in enumerate(tiles) if each is not None]
-    read: list[Pixels] = [each for each in tiles if each is not None]
-    if read:
-        features = model.embed(torch.from_numpy(np.concatenate(read)).to(device))
-    else:
-        features = torch.zeros(0, model.encoder.width, device=device)
-    pooled = [
-        model.pool(expectation.weights(attentions[i], draws[i]), part)
-        for i, part in zip(kept, torch.split(features, [len(each) for each in read]), strict=True)
-    ]
-    entropies = [expectation.entropy(attentions[i]) for i in kept]
-    return Estimates(
-        logits=model.classify(torch.stack(pooled) if pooled else features),
-        targets=torch.tensor([examples[i].target for i in kept], dtype=torch.int64, device=device),
-        entropy=torch.stack(entropies) if entropies else torch.zeros(0, device=device),
-        tiles=sum(len(each) for each in read),
-        failed=failed,
-    )
 
 
 def fit(
@@ -198,7 +87,7 @@ def fit(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = model_for(settings, classes).to(device)
-        optimizer = _optimizer(model, settings)
+        method, optimizer = method_for(model, settings, device), _optimizer(model, settings)
         rows: list[dict[str, float | None]] = []
         if checkpoint.exists():
             if read_record(checkpoint)["run"] != run:
@@ -209,59 +98,21 @@ def fit(
             rows = load_state(checkpoint, model, optimizer, device)["rows"]
             _write_metrics(folder, rows)  # the run may have been stopped between the two files
         else:
-            calibrate(model, training, reader, settings, device=device)
+            method.calibrate(training, reader)
         for epoch in range(len(rows), settings.training.epochs):
             torch.manual_seed(draw_seed(seed, "epoch", epoch))  # dropout, if the backbone has any
             begin = time.perf_counter()
             row: dict[str, float | None] = {"epoch": epoch}
-            row |= _train_epoch(model, optimizer, training, reader, settings, epoch, device)
-            row |= _validate(model, validation, reader, settings, device)
+            model.train()
+            row |= _train_epoch(method, model, optimizer, training, reader, settings, epoch)
+            model.eval()
+            row |= _validate(method, validation, reader, settings)
             row["seconds"] = time.perf_counter() - begin
             rows.append(row)
             save_state(checkpoint, model, optimizer, {"run": run, "rows": rows})
             _write_metrics(folder, rows)
             on_epoch(row)
     return model.eval()
-
-
-def calibrate(
-    model: AttentionSampler,
-    examples: Sequence[Example],
-    reader: TileReader,
-    settings: Settings,
-    *,
-    device: torch.device,
-) -> None:
-    """Measure the encoder's constants on tiles drawn uniformly from all slides.
-
-    Parameters
-    ----------
-    model
-        Its encoder is changed.
-    examples
-        The slides.
-    reader
-        Reads their tiles.
-    settings
-        The seed and the number of tiles are used.
-    device
-        Where the model is.
-
-    Raises
-    ------
-    ModelError
-        When no slide can be read.
-    """
-    generator = np.random.default_rng(draw_seed(settings.training.seed, "calibration", 0))
-    wanted = settings.training.calibration_tiles
-    chosen = [examples[i] for i in generator.permutation(len(examples))[:wanted]]
-    each = -(-wanted // len(chosen))
-    cells = [generator.choice(e.tissue.cells, min(each, len(e.tissue.cells)), replace=False) for e in chosen]
-    tiles, failed = outcomes(reader.read(list(zip(chosen, cells, strict=True))), chosen)
-    read = [each for each in tiles if each is not None]
-    if not read or sum(len(each) for each in read) < 2:
-        raise ModelError(f"no tiles could be read for calibration: {'; '.join(failed.values())}")
-    model.encoder.calibrate(torch.from_numpy(np.concatenate(read)).to(device))
 
 
 def _write_metrics(folder: Path, rows: Sequence[Mapping[str, float | None]]) -> None:
@@ -283,16 +134,15 @@ def _optimizer(model: AttentionSampler, settings: Settings) -> torch.optim.Optim
 
 
 def _train_epoch(
+    method: Method,
     model: AttentionSampler,
     optimizer: torch.optim.Optimizer,
     examples: Sequence[Example],
     reader: TileReader,
     settings: Settings,
     epoch: int,
-    device: torch.device,
 ) -> dict[str, float | None]:
     rates = settings.training
-    model.train()
     batches = epoch_batches(len(examples), rates.slides_per_step, draw_seed(rates.seed, "order", epoch))
     losses, entropies, tiles, failed = [], [], 0, 0
     for number, batch in enumerate(batches):
@@ -301,14 +151,11 @@ def _train_epoch(
             group["lr"] = group["peak"] * _rate(done, rates.warmup)
         optimizer.zero_grad(set_to_none=True)
         read = 0
-        for part in np.array_split(batch, _passes(len(batch), settings)):
-            result = estimate(
-                model,
+        for part in np.array_split(batch, method.passes(len(batch))):
+            result = method.estimate(
                 [examples[i] for i in part],
                 reader,
-                settings,
                 seed_of=lambda example: draw_seed(rates.seed, example.ref.id, epoch),
-                device=device,
             )
             failed += len(result.failed)
             for slide_id, error in result.failed.items():
@@ -344,12 +191,6 @@ def _train_epoch(
     }
 
 
-def _passes(slides: int, settings: Settings) -> int:
-    """Into how many passes a step is cut, so that its tiles fit into memory; gradients are summed."""
-    pixels = slides * settings.sampling.tiles * settings.tile.size**2
-    return min(slides, -(-pixels // _PIXELS_AT_A_TIME))
-
-
 def _rate(done: float, warmup: float) -> float:
     """Share of the peak learning rate after a share of the steps: a linear rise, a plateau, half a cosine.
 
@@ -362,29 +203,20 @@ def _rate(done: float, warmup: float) -> float:
 
 
 def _validate(
-    model: AttentionSampler,
-    examples: Sequence[Example],
-    reader: TileReader,
-    settings: Settings,
-    device: torch.device,
+    method: Method, examples: Sequence[Example], reader: TileReader, settings: Settings
 ) -> dict[str, float | None]:
     if not examples:
         return {"validation_loss": None, "validation_auc": None}
-    model.eval()
-    per_pass = max(
-        1, settings.training.slides_per_step // _passes(settings.training.slides_per_step, settings)
-    )
+    per_step = settings.training.slides_per_step
+    per_pass = max(1, per_step // method.passes(per_step))
     batches = np.array_split(np.arange(len(examples)), -(-len(examples) // per_pass))
     with torch.inference_mode():
         results = [
-            estimate(
-                model,
+            method.estimate(
                 [examples[i] for i in batch],
                 reader,
-                settings,
                 # The same draw at every epoch, so that epochs can be compared.
                 seed_of=lambda example: draw_seed(settings.training.seed, example.ref.id, -1),
-                device=device,
             )
             for batch in batches
         ]

@@ -1,0 +1,167 @@
+"""What every kind of model can do with slides: the verbs, and the records that they give."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from wsi_ats.batches import Example, TileReader
+from wsi_ats.geometry import IntArray
+from wsi_ats.selection import TissueMask
+from wsi_ats.slides.base import Pixels, Slide
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """What one pass over a batch of slides gives; slides that could not be read are not in it.
+
+    Parameters
+    ----------
+    logits
+        Shape (B, classes).
+    targets
+        Shape (B,).
+    entropy
+        Of each slide's attention in nats, shape (B,).
+    tiles
+        Distinct tiles that were read.
+    failed
+        Message for each slide that could not be read.
+    """
+
+    logits: Tensor
+    targets: Tensor
+    entropy: Tensor
+    tiles: int
+    failed: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class WeightedTiles:
+    """Tiles that stand for a slide, and why they do: distinct cells of one draw, in its order.
+
+    Parameters
+    ----------
+    cells
+        Flat numbers on the slide's grid, shape (m,).
+    attention
+        Attention of each cell, shape (m,).
+    inclusion
+        Expected number of draws of each cell (pi), shape (m,).
+    weight
+        Weight of each tile in the estimate, shape (m,), with gradient.
+    """
+
+    cells: IntArray
+    attention: Tensor
+    inclusion: Tensor
+    weight: Tensor
+
+
+@dataclass(frozen=True)
+class SlideLogits:
+    """What a model says of one slide, and what it rests on.
+
+    Parameters
+    ----------
+    logits
+        Of every independent draw, shape (R, classes), on the CPU.
+    draws
+        The tiles of every draw.
+    tiles
+        Distinct tiles that were read.
+    attention
+        Over the slide's tissue cells, shape (K,).
+    """
+
+    logits: Tensor
+    draws: Sequence[WeightedTiles]
+    tiles: int
+    attention: Tensor
+
+
+class Method(Protocol):
+    """A kind of model together with its way from slides to logits: network, settings and device in one."""
+
+    def passes(self, slides: int) -> int:
+        """Into how many passes a step over so many slides is cut to fit into memory."""
+        ...
+
+    def calibrate(self, examples: Sequence[Example], reader: TileReader) -> None:
+        """Measure the constants of the network on slides, once before training."""
+        ...
+
+    def estimate(
+        self, examples: Sequence[Example], reader: TileReader, seed_of: Callable[[Example], int]
+    ) -> Estimates:
+        """Compute the logits of some slides, with gradients.
+
+        Parameters
+        ----------
+        examples
+            The slides.
+        reader
+            Reads their tiles.
+        seed_of
+            Seed of a slide's draw.
+
+        Returns
+        -------
+        Estimates
+            Of the slides that could be read; there may be none.
+
+        Raises
+        ------
+        ModelError
+            When the network no longer gives numbers.
+        """
+        ...
+
+    def score(self, slide: Slide, thumbnail: Pixels, tissue: TissueMask, seeds: Sequence[int]) -> SlideLogits:
+        """Compute the logits of one slide.
+
+        Parameters
+        ----------
+        slide
+            The open slide.
+        thumbnail
+            RGB, uint8, shape (rows * p, columns * p, 3).
+        tissue
+            Its tissue cells; at least one.
+        seeds
+            Of independent draws.
+
+        Raises
+        ------
+        SlideError
+            When a pixel that is needed cannot be read.
+        """
+        ...
+
+
+def draw_seed(seed: int, slide_id: str, number: int) -> int:
+    """Seed of one draw of one slide.
+
+    A function of its arguments alone, so that a slide gets the same tiles on any machine, with any
+    number of workers and in any order.
+
+    Parameters
+    ----------
+    seed
+        Of the run.
+    slide_id
+        The slide.
+    number
+        Of the draw, from 0.
+
+    Examples
+    --------
+    >>> draw_seed(0, "case7", 0) == draw_seed(0, "case7", 0) != draw_seed(0, "case7", 1)
+    True
+    """
+    key = f"{seed}\x00{slide_id}\x00{number}".encode()
+    return int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "big")
