@@ -77,6 +77,7 @@ def train(
     0
     """
     execution, out, settings = execution or Execution(), rooted(out), settings or Settings()
+    settings.check_trainable()
     without = {ref.id for ref in unlabelled(refs)}
     refs = absolute([ref for ref in refs if ref.id not in without])
     classes = list(check_classes(refs))

@@ -15,7 +15,7 @@ import pytest
 from wsi_ats import config
 from wsi_ats.config import Settings
 from wsi_ats.errors import SettingsError
-from wsi_ats.nn.sampling import DESIGNS
+from wsi_ats.nn.sampling import BIASED, DESIGNS
 
 SECTIONS = [field.name for field in dataclasses.fields(Settings)]
 OTHER = {  # for every setting, a value that is not its default
@@ -28,7 +28,7 @@ OTHER = {  # for every setting, a value that is not its default
         "attention": "resnet18",
         "pool": "linear",
     },
-    "sampling": {"design": "uniform", "tiles": 1, "draws": 9},
+    "sampling": {"design": "uniform", "tiles": 1, "draws": 9, "exploration": 0.5},
     "training": {
         "epochs": 1,
         "slides_per_step": 1,
@@ -121,7 +121,7 @@ OUT_OF_RANGE = [
     *["tile.size=15", "tile.mpp=0", "tile.mpp=-1.0", "tile.tolerance=1.0", "tile.tolerance=-0.1"],
     *["tile.stride=0.0", "tile.stride=1.01", "thumbnail.pixels_per_cell=0", "thumbnail.tissue=otsu"],
     *["thumbnail.min_tissue=0.0", "thumbnail.min_tissue=1.1", "model.backbone=''", "model.attention=''"],
-    *["model.pool=mean", "sampling.design=top", "sampling.tiles=0", "sampling.draws=0"],
+    *["model.pool=mean", "sampling.design=best", "sampling.tiles=0", "sampling.draws=0"],
     *["training.epochs=0", "training.slides_per_step=0", "training.learning_rate=-1.0"],
     *["training.attention_learning_rate=0.0", "training.head_learning_rate=0.0", "training.clip=0.0"],
     *["training.weight_decay=-0.1", "training.entropy=-0.1", "training.warmup=1.0"],
@@ -190,3 +190,15 @@ def test_settings_and_code_know_the_same_designs():
     with pytest.raises(SettingsError) as caught:
         Settings().with_values(["sampling.design=none"])
     assert all(design in str(caught.value) for design in DESIGNS)
+
+
+def test_biased_designs_are_for_scoring_one_draw_only():
+    for design in DESIGNS:
+        settings = Settings().with_values([f"sampling.design={design}"])
+        if design not in BIASED:
+            settings.check_trainable()
+            continue
+        with pytest.raises(SettingsError, match=f"{design!r} is biased"):
+            settings.check_trainable()
+        with pytest.raises(SettingsError, match="same tiles every time"):
+            settings.with_values(["sampling.draws=2"])

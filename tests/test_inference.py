@@ -15,7 +15,7 @@ from wsi_ats.inference import predict_slide
 from wsi_ats.look import look
 from wsi_ats.methods.base import draw_seed
 from wsi_ats.nn import expectation
-from wsi_ats.nn.sampling import DESIGNS, draw
+from wsi_ats.nn.sampling import BIASED, DESIGNS, draw
 from wsi_ats.selection import Status
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.memory import MemorySlide
@@ -86,8 +86,10 @@ class Recording(MemorySlide):
 # What is read
 
 
-@pytest.mark.parametrize("design", DESIGNS)
-@pytest.mark.parametrize("draws", [1, 3])
+@pytest.mark.parametrize(
+    ("design", "draws"),
+    [(name, draws) for name in DESIGNS for draws in (1, 3) if draws == 1 or name != "top"],
+)
 def test_nothing_is_read_but_the_thumbnail_and_each_drawn_tile_once(model, design, draws):
     slide = tissue_slide(Recording)
     scored = score(model, slide, changes=[f"sampling.design={design}", f"sampling.draws={draws}"])
@@ -183,7 +185,7 @@ def by_hand(model, settings, *, seed=0, name="case7"):
     return torch.stack(logits).double().numpy(), attention, tissue
 
 
-@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize("design", [name for name in DESIGNS if name not in BIASED])
 def test_probability_is_the_mean_over_draws_and_its_error_that_of_the_log_odds(model, design):
     changes = [f"sampling.design={design}", "sampling.draws=4"]
     logits, _, _ = by_hand(model, SETTINGS.with_values(changes))

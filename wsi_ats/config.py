@@ -102,14 +102,22 @@ class SamplingSettings:
     """Lowest variance of all designs tried, exact when every tile is taken."""
     tiles: int = 64
     """Tiles drawn of each slide."""
+    exploration: float = 0.0
+    """Share of the draws spent on all candidates alike, with weights that make up for it; attention starts
+    uniform and explores by itself, and whatever is spent on what it has left behind is noise."""
     draws: int = 1
     """Independent draws at scoring; from two on the sampling error is known."""
 
     def __post_init__(self) -> None:
-        known = ("systematic", "multinomial", "uniform")
+        known = ("systematic", "sequential", "multinomial", "uniform", "top")
         _require(self.design in known, f"sampling.design must be one of {known}, not {self.design!r}")
         _require(self.tiles >= 1, f"sampling.tiles must be at least 1, not {self.tiles}")
+        _require(0 <= self.exploration < 1, f"sampling.exploration must be in [0, 1), not {self.exploration}")
         _require(self.draws >= 1, f"sampling.draws must be at least 1, not {self.draws}")
+        _require(
+            self.design != "top" or self.draws == 1,
+            f"sampling.draws is {self.draws}, but design 'top' draws the same tiles every time; leave it 1",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +240,20 @@ class Settings:
                 raise SettingsError(f"unknown settings section {section!r}; known are {_names(self)}")
             values[section] = values[section] | {key: _parse(text.strip())}
         return type(self).from_mapping(values)
+
+    def check_trainable(self) -> None:
+        """Refuse what may be scored with, but not trained with.
+
+        Raises
+        ------
+        SettingsError
+            For a biased design.
+        """
+        _require(
+            self.sampling.design != "top",
+            "sampling.design 'top' is biased: it never looks at what attention has not found yet, so nothing "
+            "can be trained with it; train with another, such as systematic, and score with top",
+        )
 
     def to_toml(self) -> str:
         """Write as TOML, every value included."""

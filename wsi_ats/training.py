@@ -75,11 +75,14 @@ def fit(
 
     Raises
     ------
+    SettingsError
+        When they suit scoring only.
     ModelError
         When a network cannot be built, no slide can be read, or the loss is no longer a number.
     ArtifactError
         When the folder holds the state of another run.
     """
+    settings.check_trainable()
     checkpoint = folder / "checkpoints" / "last.safetensors"
     slides = (f"{part}/{e.ref.id}={e.target}" for part, of in enumerate((training, validation)) for e in of)
     run = digest_of(settings.digest(), *classes, *slides)

@@ -224,3 +224,10 @@ def test_a_backbone_that_is_none(train, tmp_path):
     ran = train(tmp_path / "run", "--set", "model.backbone=no_such_network")
     assert ran.exit_code == 2
     assert "no_such_network" in ran.stderr
+
+
+def test_a_biased_design_is_refused_before_anything_is_written(train, tmp_path):
+    done = train("--out", tmp_path / "run", "--set", "sampling.design=top")
+    assert done.exit_code == 2
+    assert "biased" in done.stderr
+    assert not (tmp_path / "run").exists()

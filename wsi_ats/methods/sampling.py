@@ -21,7 +21,7 @@ from wsi_ats.methods.base import Estimates, SlideLogits, WeightedTiles
 from wsi_ats.methods.tiles import calibrate, embed_in_parts
 from wsi_ats.nn import expectation
 from wsi_ats.nn.model import AttentionSampler
-from wsi_ats.nn.sampling import draw
+from wsi_ats.nn.sampling import draw, explore
 from wsi_ats.selection import TissueMask
 from wsi_ats.slides.base import Pixels, Slide
 from wsi_ats.tiles import read_tiles
@@ -182,11 +182,11 @@ def choose(
     attention = model.attend(torch.from_numpy(thumbnail).to(device), cells.to(device), shape)
     if not attention.isfinite().all():
         raise ModelError(f"the attention of {name} is no number; try lower learning rates")
-    draws = []
+    proposal, draws = explore(attention.cpu(), settings.sampling.exploration), []
     for seed in seeds:
         drawn = draw(
             settings.sampling.design,
-            attention.detach().cpu(),
+            proposal,
             cells=cells,
             shape=shape,
             n=settings.sampling.tiles,
