@@ -65,6 +65,7 @@ def model_for(settings: Settings, classes: Sequence[str], *, weights: bool = Tru
         pool=network.pool,
         tile_size=settings.tile.size,
         pixels_per_cell=settings.thumbnail.pixels_per_cell,
+        pixels_per_region=settings.thumbnail.pixels_per_region if network.levels == 2 else None,
     )
 
 

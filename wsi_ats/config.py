@@ -53,6 +53,10 @@ class ThumbnailSettings:
     """``auto``, ``brightfield``, ``fluorescence`` or ``none`` (every cell counts as tissue)."""
     min_tissue: float = 0.25
     """Share of a cell that must be tissue; below it a tile is mostly glass."""
+    cells_per_region: int = 16
+    """Cells a side of a region of two-level sampling: 256 cells are looked at to read a few of them."""
+    pixels_per_region: int = 16
+    """Pixels a side of a region in the coarse thumbnail: 4096 pixels of 0.5 um a side are 128 um a pixel."""
 
     def __post_init__(self) -> None:
         _require(
@@ -66,6 +70,14 @@ class ThumbnailSettings:
         _require(
             0 < self.min_tissue <= 1,
             f"thumbnail.min_tissue must be in (0, 1], not {self.min_tissue}",
+        )
+        _require(
+            self.cells_per_region >= 2,
+            f"thumbnail.cells_per_region must be at least 2, not {self.cells_per_region}",
+        )
+        _require(
+            self.pixels_per_region >= 4 and self.pixels_per_region % 4 == 0,
+            f"thumbnail.pixels_per_region must be a multiple of 4, not {self.pixels_per_region}",
         )
 
 
@@ -81,6 +93,9 @@ class ModelSettings:
     """A local weights file for the backbone, instead of the published ones."""
     attention: str = "small"
     """``small``, or any timm name that gives feature maps."""
+    levels: int = 1
+    """1: attention over all cells from one thumbnail. 2: over regions from a coarse thumbnail, then over the
+    cells of the regions drawn; for slides whose thumbnail is itself large."""
     pool: str = "gated"
     """``linear`` is the paper's unbiased estimate; ``gated`` lets the tile weigh itself, learns faster, and
     has a bias that falls as 1/n."""
@@ -88,6 +103,7 @@ class ModelSettings:
     def __post_init__(self) -> None:
         _require(bool(self.backbone), "model.backbone must name a timm network")
         _require(bool(self.attention), "model.attention must be 'small' or name a timm network")
+        _require(self.levels in {1, 2}, f"model.levels must be 1 or 2, not {self.levels}")
         _require(
             self.pool in {"linear", "gated"},
             f"model.pool must be linear or gated, not {self.pool!r}",
@@ -102,6 +118,9 @@ class SamplingSettings:
     """Lowest variance of all designs tried, exact when every tile is taken."""
     tiles: int = 64
     """Tiles drawn of each slide."""
+    regions: int = 8
+    """Regions drawn of each slide with two levels, at most one for each tile; a closer look at one costs
+    about as much as reading a tile."""
     exploration: float = 0.0
     """Share of the draws spent on all candidates alike, with weights that make up for it; attention starts
     uniform and explores by itself, and whatever is spent on what it has left behind is noise."""
@@ -112,6 +131,7 @@ class SamplingSettings:
         known = ("systematic", "sequential", "multinomial", "uniform", "top")
         _require(self.design in known, f"sampling.design must be one of {known}, not {self.design!r}")
         _require(self.tiles >= 1, f"sampling.tiles must be at least 1, not {self.tiles}")
+        _require(self.regions >= 1, f"sampling.regions must be at least 1, not {self.regions}")
         _require(0 <= self.exploration < 1, f"sampling.exploration must be in [0, 1), not {self.exploration}")
         _require(self.draws >= 1, f"sampling.draws must be at least 1, not {self.draws}")
         _require(

@@ -1,4 +1,4 @@
-"""The first look at a slide: its thumbnail and its tissue.
+"""The first look at a slide: its thumbnail and its tissue; with two levels, the closer look at a region too.
 
 Apart from the networks, so that whoever only looks does not wait the seconds that they take to import.
 """
@@ -7,11 +7,18 @@ from __future__ import annotations
 
 from typing import cast
 
+import numpy as np
+
 from wsi_ats.config import Settings
+from wsi_ats.geometry import Grid
+from wsi_ats.regions import RegionGrid, Window
 from wsi_ats.selection import TissueMask
 from wsi_ats.slides.base import Pixels, Slide
 from wsi_ats.tiles import grid_for, read_thumbnail
-from wsi_ats.tissue import Method, find_tissue
+from wsi_ats.tissue import Method, find_tissue, is_fluorescence
+
+# Tissue of a region is looked for in parts of it: a small biopsy is a speck in a region, but not in these.
+_PARTS = 4
 
 
 def look(slide: Slide, settings: Settings) -> tuple[Pixels, TissueMask]:
@@ -22,12 +29,12 @@ def look(slide: Slide, settings: Settings) -> tuple[Pixels, TissueMask]:
     slide
         The slide.
     settings
-        Sections ``tile`` and ``thumbnail`` are used.
+        Sections ``tile`` and ``thumbnail`` are used, and the number of levels.
 
     Returns
     -------
     ndarray of uint8, shape (rows * p, columns * p, 3), and TissueMask
-        The mask carries the grid.
+        The mask carries the grid: of cells, or of regions where there are two levels.
 
     Raises
     ------
@@ -36,7 +43,67 @@ def look(slide: Slide, settings: Settings) -> tuple[Pixels, TissueMask]:
     """
     tile, view = settings.tile, settings.thumbnail
     grid = grid_for(slide, tile_size=tile.size, mpp=tile.mpp, tolerance=tile.tolerance, stride=tile.stride)
+    if settings.model.levels == 2:
+        return _look_at_regions(slide, RegionGrid(grid, view.cells_per_region).grid, settings)
     thumbnail = read_thumbnail(slide, grid, view.pixels_per_cell)
-    return thumbnail, find_tissue(
-        thumbnail, grid, method=cast(Method, view.tissue), min_fraction=view.min_tissue
+    return thumbnail, find_tissue(thumbnail, grid, method=_method(settings), min_fraction=view.min_tissue)
+
+
+def look_closer(
+    slide: Slide, coarse: Pixels, regions: RegionGrid, window: Window, settings: Settings
+) -> tuple[Pixels, TissueMask]:
+    """Look at the cells of one region.
+
+    Parameters
+    ----------
+    slide
+        The slide.
+    coarse
+        Its thumbnail: what the whole slide's background is, a single region may not show.
+    regions
+        Its cells in regions.
+    window
+        Those of the region.
+    settings
+        Section ``thumbnail`` is used.
+
+    Returns
+    -------
+    ndarray of uint8, shape (rows * p, columns * p, 3), and TissueMask
+        Of the region's cells alone; the mask's grid counts in thumbnail pixels from the region's corner.
+        All cells count as tissue where none is: the coarse look saw some, and whatever attention the region
+        has must fall on one of its cells.
+
+    Raises
+    ------
+    SlideReadError
+        When a pixel cannot be read.
+    """
+    view = settings.thumbnail
+    pixels = view.pixels_per_cell
+    thumbnail = read_thumbnail(slide, regions.cells, pixels, window)
+    grid = Grid(window.columns * pixels, window.rows * pixels, pixels, pixels)
+    method = _method(settings)
+    if method == "auto":
+        method = "fluorescence" if is_fluorescence(coarse) else "brightfield"
+    found = find_tissue(thumbnail, grid, method=method, min_fraction=view.min_tissue)
+    if not len(found.cells):
+        found = find_tissue(thumbnail, grid, method="none")
+    return thumbnail, found
+
+
+def _look_at_regions(slide: Slide, grid: Grid, settings: Settings) -> tuple[Pixels, TissueMask]:
+    pixels = settings.thumbnail.pixels_per_region
+    thumbnail = read_thumbnail(slide, grid, pixels)
+    rows, columns = grid.shape
+    # In thumbnail pixels, and as if the slide filled its last regions: past its edge is background.
+    parts = Grid(columns * pixels, rows * pixels, pixels // _PARTS, 1)
+    found = find_tissue(
+        thumbnail, parts, method=_method(settings), min_fraction=settings.thumbnail.min_tissue
     )
+    fraction = np.where(found.mask, found.fraction, 0).reshape(rows, _PARTS, columns, _PARTS).mean((1, 3))
+    return thumbnail, TissueMask(grid, fraction.astype(np.float32), fraction > 0)
+
+
+def _method(settings: Settings) -> Method:
+    return cast(Method, settings.thumbnail.tissue)

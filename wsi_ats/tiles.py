@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from wsi_ats.errors import MppError, SettingsError
 from wsi_ats.geometry import Grid, IntArray, Level
+from wsi_ats.regions import Window
 from wsi_ats.resample import resample
 from wsi_ats.slides.base import Pixels, Slide
 
@@ -119,8 +120,8 @@ def read_tiles(slide: Slide, grid: Grid, cells: npt.ArrayLike) -> Pixels:
     return tiles
 
 
-def read_thumbnail(slide: Slide, grid: Grid, pixels_per_cell: int) -> Pixels:
-    """Read a whole slide at a whole number of pixels per cell.
+def read_thumbnail(slide: Slide, grid: Grid, pixels_per_cell: int, window: Window | None = None) -> Pixels:
+    """Read a slide, or some of its cells, at a whole number of pixels per cell.
 
     The coarsest level that is fine enough is read once, in strips, so that memory does not grow with it.
 
@@ -132,11 +133,14 @@ def read_thumbnail(slide: Slide, grid: Grid, pixels_per_cell: int) -> Pixels:
         Its grid.
     pixels_per_cell
         Side of a cell in pixels of the result.
+    window
+        Cells to read; all by default.
 
     Returns
     -------
     ndarray of uint8, shape (rows * pixels_per_cell, columns * pixels_per_cell, 3)
-        RGB; pixel (0, 0) begins at level-0 pixel (0, 0).
+        RGB, as many rows and columns as the grid has or the window; pixel (0, 0) begins where its first
+        cell does.
 
     Raises
     ------
@@ -150,17 +154,23 @@ def read_thumbnail(slide: Slide, grid: Grid, pixels_per_cell: int) -> Pixels:
     scale = grid.pitch / pixels_per_cell  # level-0 pixels per thumbnail pixel
     number = level_for(slide.levels, scale)
     level = slide.levels[number]
-    height, width = (count * pixels_per_cell for count in grid.shape)
+    window = window or Window(0, 0, *grid.shape)
+    first_row, first_column, height, width = (count * pixels_per_cell for count in window)
     step = scale / level.downsample  # side of a thumbnail pixel in pixels of the level
-    across = width * step
-    rows_per_strip = max(1, int(_STRIP_PIXELS / (across * step)))
+    rows_per_strip = max(1, int(_STRIP_PIXELS / (width * step * step)))
+    left, right = first_column * step, (first_column + width) * step
+    x = int(np.floor(left))
     thumbnail = np.empty((height, width, 3), dtype=np.uint8)
     for row in range(0, height, rows_per_strip):
         count = min(rows_per_strip, height - row)
-        top, bottom = int(np.floor(row * step)), int(np.ceil((row + count) * step))
-        strip = slide.read_regions(number, _corners([[0, top]]), int(np.ceil(across)), bottom - top)[0]
-        box = (0.0, row * step - top, across, (row + count) * step - top)
-        thumbnail[row : row + count] = resample(strip, width, count, box)
+        top, bottom = ((first_row + each) * step for each in (row, row + count))
+        y = int(np.floor(top))
+        strip = slide.read_regions(
+            number, _corners([[x, y]]), int(np.ceil(right)) - x, int(np.ceil(bottom)) - y
+        )[0]
+        thumbnail[row : row + count] = resample(
+            strip, width, count, (left - x, top - y, right - x, bottom - y)
+        )
     return thumbnail
 
 

@@ -227,7 +227,7 @@ def test_a_backbone_that_is_none(train, tmp_path):
 
 
 def test_a_biased_design_is_refused_before_anything_is_written(train, tmp_path):
-    done = train("--out", tmp_path / "run", "--set", "sampling.design=top")
+    done = train(tmp_path / "run", "--set", "sampling.design=top")
     assert done.exit_code == 2
     assert "biased" in done.stderr
     assert not (tmp_path / "run").exists()

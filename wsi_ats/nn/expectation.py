@@ -17,6 +17,8 @@ head and the loss and :func:`gated`, is biased by the curvature, the less the sm
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -52,6 +54,28 @@ def weights(attention: Tensor, drawn: Draw) -> Tensor:
     """
     share = (drawn.counts / drawn.expected).detach()
     return attention[drawn.indices] * share.to(attention.dtype)
+
+
+def joint(outer: Tensor, inner: Sequence[Tensor]) -> Tensor:
+    r"""Weights of the tiles of two-level sampling: :math:`(A_t / \Pi_t) (B_{s|t} / \pi_{s|t})`.
+
+    Regions t are drawn by an attention A over all regions, and cells s in each region drawn by an attention
+    :math:`B_{\cdot|t}` over the cells of this region alone. Given the regions, the inner weights are
+    unbiased for B; over the regions, the outer ones are for A: so is their product for
+    :math:`\sum_t A_t \sum_s B_{s|t} f_{ts}`, in value and gradients.
+
+    Parameters
+    ----------
+    outer
+        Weight of each region drawn, shape (r,).
+    inner
+        For each of these, weights of the cells drawn in it, shape (m_t,).
+
+    Returns
+    -------
+    Tensor, shape (m_1 + ... + m_r,)
+    """
+    return torch.cat([weight * within for weight, within in zip(outer, inner, strict=True)])
 
 
 def linear(weight: Tensor, features: Tensor) -> Tensor:

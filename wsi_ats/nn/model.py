@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from wsi_ats.errors import ModelError
 from wsi_ats.nn import expectation
 from wsi_ats.nn.attention import FeatureMapAttention, SmallAttention, masked_softmax
 from wsi_ats.nn.backbone import create_backbone
@@ -31,6 +32,9 @@ class AttentionSampler(nn.Module):
         Number of classes, at least 2.
     gated
         Whether a tile has a say in its own weight; see :func:`wsi_ats.nn.expectation.gated`.
+    regions
+        Like ``attention``, from a coarse thumbnail to the regions of two-level sampling; ``attention`` then
+        sees one region at a time.
 
     Examples
     --------
@@ -41,9 +45,18 @@ class AttentionSampler(nn.Module):
     1.0
     """
 
-    def __init__(self, attention: nn.Module, encoder: TileEncoder, *, classes: int, gated: bool) -> None:
+    def __init__(
+        self,
+        attention: nn.Module,
+        encoder: TileEncoder,
+        *,
+        classes: int,
+        gated: bool,
+        regions: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.attention = attention
+        self.regions = regions
         self.encoder = encoder
         self.gate = nn.Linear(encoder.width, 1, bias=False) if gated else None
         self.head = nn.Linear(encoder.width, classes)
@@ -67,9 +80,19 @@ class AttentionSampler(nn.Module):
         Tensor, shape (K,)
             Sums to 1.
         """
-        mask = torch.zeros(shape, dtype=torch.bool, device=thumbnail.device)
-        mask.view(-1)[cells] = True
-        return masked_softmax(self.attention(thumbnail, mask), cells)
+        return _attend(self.attention, thumbnail, cells, shape)
+
+    def attend_to_regions(self, thumbnail: Tensor, regions: Tensor, shape: tuple[int, int]) -> Tensor:
+        """Compute the attention over the candidate regions; like :meth:`attend`.
+
+        Raises
+        ------
+        ModelError
+            When the model has one level only.
+        """
+        if self.regions is None:
+            raise ModelError("this model has one level and knows no regions; train one with model.levels=2")
+        return _attend(self.regions, thumbnail, regions, shape)
 
     def embed(self, tiles: Tensor) -> Tensor:
         """Encode tiles, uint8 (N, h, w, 3), as features (N, D)."""
@@ -88,6 +111,12 @@ class AttentionSampler(nn.Module):
         return logits
 
 
+def _attend(network: nn.Module, thumbnail: Tensor, cells: Tensor, shape: tuple[int, int]) -> Tensor:
+    mask = torch.zeros(shape, dtype=torch.bool, device=thumbnail.device)
+    mask.view(-1)[cells] = True
+    return masked_softmax(network(thumbnail, mask), cells)
+
+
 def build_model(
     *,
     classes: int,
@@ -97,6 +126,7 @@ def build_model(
     pool: str,
     tile_size: int,
     pixels_per_cell: int,
+    pixels_per_region: int | None = None,
     checkpoint: str = "",
 ) -> AttentionSampler:
     """Build a model from settings.
@@ -115,6 +145,8 @@ def build_model(
         Pixels a side of a tile.
     pixels_per_cell
         Thumbnail pixels a side of a cell.
+    pixels_per_region
+        Coarse thumbnail pixels a side of a region; makes the model one of two levels.
 
     Raises
     ------
@@ -125,9 +157,16 @@ def build_model(
         create_backbone(backbone, pretrained=pretrained, checkpoint=checkpoint, size=tile_size),
         trained=pretrained or bool(checkpoint),
     )
-    looker: nn.Module
-    if attention == "small":
-        looker = SmallAttention(pixels_per_cell)
-    else:
-        looker = FeatureMapAttention(create_backbone(attention, pretrained=pretrained, maps=True))
-    return AttentionSampler(looker, encoder, classes=classes, gated=pool == "gated")
+
+    def looker(pixels: int) -> nn.Module:
+        if attention == "small":
+            return SmallAttention(pixels)
+        return FeatureMapAttention(create_backbone(attention, pretrained=pretrained, maps=True))
+
+    return AttentionSampler(
+        looker(pixels_per_cell),
+        encoder,
+        classes=classes,
+        gated=pool == "gated",
+        regions=None if pixels_per_region is None else looker(pixels_per_region),
+    )
