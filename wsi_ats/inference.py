@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ from wsi_ats.config import Settings
 from wsi_ats.errors import SettingsError
 from wsi_ats.look import look
 from wsi_ats.methods import method_for
-from wsi_ats.methods.base import SlideLogits, draw_seed
+from wsi_ats.methods.base import DrawLogits, draw_seed
 from wsi_ats.nn.model import AttentionSampler
 from wsi_ats.selection import AttentionMap, Prediction, Selection, Status, TissueMask
 from wsi_ats.slides.base import Slide, SlideRef
@@ -86,44 +87,50 @@ def predict_slide(
     begin = time.perf_counter()
     counting = CountingSlide(slide)
     thumbnail, tissue = look(counting, settings)
-    found: SlideLogits | None = None
+    draws: list[DrawLogits] = []
     if len(tissue.cells):
-        seeds = [draw_seed(seed, ref.id, number) for number in range(settings.sampling.draws)]
-        found = method_for(model, settings, device).score(counting, thumbnail, tissue, seeds)
-    probabilities = _probabilities(found, classes) if found else {}
+        seeds = (draw_seed(seed, ref.id, number) for number in range(settings.sampling.draws))
+        draws = list(method_for(model, settings, device).score(counting, thumbnail, tissue, seeds))
+    probabilities = _probabilities(draws, classes) if draws else {}
     prediction = Prediction(
         slide_id=ref.id,
         case_id=ref.case,
         path=ref.path,
-        status=Status.DONE if found else Status.NO_TISSUE,
+        status=Status.DONE if draws else Status.NO_TISSUE,
         probabilities=probabilities,
         predicted=max(probabilities, key=probabilities.__getitem__) if probabilities else None,
-        logit_se=_sampling_error(found.logits) if found else None,
-        draws=len(found.logits) if found else 0,
-        tiles_read=found.tiles if found else 0,
+        logit_se=_sampling_error(draws),
+        draws=len(draws),
+        tiles_read=sum(each.new_tiles for each in draws),
         tiles_total=len(tissue.cells),
         bytes_read=counting.stored_bytes_read,
         seconds=time.perf_counter() - begin,
         model_digest=model_digest,
         seed=seed,
     )
-    if not found:
+    if not draws:
         return Scored(prediction)
     return Scored(
         prediction,
-        _attention_map(found.attention, tissue),
-        _selection(ref, counting, tissue, found, probabilities),
+        _attention_map(draws[0].attention, tissue),
+        _selection(ref, counting, tissue, draws, probabilities),
     )
 
 
-def _probabilities(found: SlideLogits, classes: list[str]) -> dict[str, float]:
-    return dict(zip(classes, torch.softmax(found.logits, dim=1).mean(0).tolist(), strict=True))
+def _logits(draws: Sequence[DrawLogits]) -> Tensor:
+    """Logits of every draw, shape (R, classes)."""
+    return torch.stack([each.logits for each in draws])
 
 
-def _sampling_error(logits: Tensor) -> float | None:
-    """Standard error of the predicted class's log-odds over draws, logits (R, classes)."""
-    if len(logits) < 2:
+def _probabilities(draws: Sequence[DrawLogits], classes: list[str]) -> dict[str, float]:
+    return dict(zip(classes, torch.softmax(_logits(draws), dim=1).mean(0).tolist(), strict=True))
+
+
+def _sampling_error(draws: Sequence[DrawLogits]) -> float | None:
+    """Standard error of the predicted class's log-odds over draws."""
+    if len(draws) < 2:
         return None
+    logits = _logits(draws)
     best = torch.softmax(logits, dim=1).mean(0).argmax()
     others = torch.arange(logits.shape[1]) != best
     log_odds = logits[:, best] - logits[:, others].logsumexp(1)
@@ -137,19 +144,24 @@ def _attention_map(attention: Tensor, tissue: TissueMask) -> AttentionMap:
 
 
 def _selection(
-    ref: SlideRef, slide: Slide, tissue: TissueMask, found: SlideLogits, probabilities: dict[str, float]
+    ref: SlideRef,
+    slide: Slide,
+    tissue: TissueMask,
+    draws: Sequence[DrawLogits],
+    probabilities: dict[str, float],
 ) -> Selection:
-    draws, sizes = found.draws, [len(each.cells) for each in found.draws]
+    tiles = [each.tiles for each in draws]
+    sizes = [len(each.cells) for each in tiles]
     return Selection(
         slide_id=ref.id,
         path=ref.path,
         grid=tissue.grid,
         level=level_for(slide.levels, tissue.grid.cell / tissue.grid.tile_size),
         bounds=slide.bounds,
-        cells=np.concatenate([each.cells for each in draws]),
-        attention=torch.cat([each.attention for each in draws]).double().cpu().numpy(),
-        inclusion=torch.cat([each.inclusion for each in draws]).cpu().numpy(),
-        weight=torch.cat([each.weight for each in draws]).double().cpu().numpy(),
+        cells=np.concatenate([each.cells for each in tiles]),
+        attention=torch.cat([each.attention for each in tiles]).double().cpu().numpy(),
+        inclusion=torch.cat([each.inclusion for each in tiles]).cpu().numpy(),
+        weight=torch.cat([each.weight for each in tiles]).double().cpu().numpy(),
         draw=np.repeat(np.arange(len(draws)), sizes),
         order=np.concatenate([np.arange(size) for size in sizes]),
         probabilities=probabilities,

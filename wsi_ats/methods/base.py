@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -63,24 +63,24 @@ class WeightedTiles:
 
 
 @dataclass(frozen=True)
-class SlideLogits:
-    """What a model says of one slide, and what it rests on.
+class DrawLogits:
+    """What a model says of one slide by one of several independent draws of tiles.
 
     Parameters
     ----------
     logits
-        Of every independent draw, shape (R, classes), on the CPU.
-    draws
-        The tiles of every draw.
+        Shape (classes,), on the CPU.
     tiles
-        Distinct tiles that were read.
+        The tiles of the draw.
+    new_tiles
+        How many of them no earlier draw had read.
     attention
-        Over the slide's tissue cells, shape (K,).
+        Over the slide's tissue cells, shape (K,); the same for every draw.
     """
 
     logits: Tensor
-    draws: Sequence[WeightedTiles]
-    tiles: int
+    tiles: WeightedTiles
+    new_tiles: int
     attention: Tensor
 
 
@@ -121,8 +121,13 @@ class Method(Protocol):
         """
         ...
 
-    def score(self, slide: Slide, thumbnail: Pixels, tissue: TissueMask, seeds: Sequence[int]) -> SlideLogits:
-        """Compute the logits of one slide.
+    def score(
+        self, slide: Slide, thumbnail: Pixels, tissue: TissueMask, seeds: Iterable[int]
+    ) -> Iterator[DrawLogits]:
+        """Compute the logits of one slide, one draw of tiles after the other.
+
+        Lazy: what only a later draw needs is not read before that draw is asked for, and nothing is read
+        twice, so whoever iterates decides when it is enough.
 
         Parameters
         ----------
@@ -133,7 +138,13 @@ class Method(Protocol):
         tissue
             Its tissue cells; at least one.
         seeds
-            Of independent draws.
+            One for each independent draw; there may be no end of them.
+
+        Yields
+        ------
+        DrawLogits
+            One for each seed. A model that does not sample, whose every draw would be the same, gives one
+            and ends.
 
         Raises
         ------

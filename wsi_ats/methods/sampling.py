@@ -6,7 +6,7 @@ the same for training and scoring, and does not depend on how they were chosen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from wsi_ats.batches import Example, TileReader, outcomes
 from wsi_ats.config import Settings
 from wsi_ats.errors import ModelError
-from wsi_ats.methods.base import Estimates, SlideLogits, WeightedTiles
+from wsi_ats.methods.base import DrawLogits, Estimates, WeightedTiles
 from wsi_ats.methods.tiles import calibrate, embed_in_parts
 from wsi_ats.nn import expectation
 from wsi_ats.nn.model import AttentionSampler
@@ -70,48 +70,49 @@ class AttentionSampling:
             When attention is no longer a number.
         """
         chosen = [self._choose(example, seed_of(example)) for example in examples]
-        wanted = [(e, each.draws[0].cells) for e, each in zip(examples, chosen, strict=True)]
+        wanted = [(e, each.tiles.cells) for e, each in zip(examples, chosen, strict=True)]
         tiles, failed = outcomes(reader.read(wanted), examples)
         kept = [i for i, each in enumerate(tiles) if each is not None]
         read: list[Pixels] = [each for each in tiles if each is not None]
         entropies = [chosen[i].entropy for i in kept]
         return Estimates(
-            logits=self._logits([chosen[i].draws[0].weight for i in kept], read),
+            logits=self._logits([chosen[i].tiles.weight for i in kept], read),
             targets=torch.tensor([examples[i].target for i in kept], dtype=torch.int64, device=self.device),
             entropy=torch.stack(entropies) if entropies else torch.zeros(0, device=self.device),
             tiles=sum(len(each) for each in read),
             failed=failed,
         )
 
-    def score(self, slide: Slide, thumbnail: Pixels, tissue: TissueMask, seeds: Sequence[int]) -> SlideLogits:
-        """Estimate the logits of one slide from several draws; a tile of several draws is read once."""
-        with torch.inference_mode():
-            chosen = choose(
-                self.model, thumbnail, tissue, self.settings, seeds, device=self.device, name=slide.path
-            )
-            cells, where = np.unique(
-                np.concatenate([each.cells for each in chosen.draws]), return_inverse=True
-            )
-            read = partial(read_tiles, slide, tissue.grid)
-            features = embed_in_parts(self.model.embed, read, cells, self.device)
-            places = np.split(where, np.cumsum([len(each.cells) for each in chosen.draws])[:-1])
-            logits = [
-                self.model.classify(self.model.pool(each.weight, features[torch.from_numpy(place)]))
-                for each, place in zip(chosen.draws, places, strict=True)
-            ]
-        return SlideLogits(torch.stack(logits).float().cpu(), chosen.draws, len(cells), chosen.attention)
+    @torch.inference_mode()
+    def score(
+        self, slide: Slide, thumbnail: Pixels, tissue: TissueMask, seeds: Iterable[int]
+    ) -> Iterator[DrawLogits]:
+        """Estimate the logits of one slide, draw by draw; a tile of several draws is read once."""
+        attention = self._attend(thumbnail, tissue, slide.path)
+        read, features = partial(read_tiles, slide, tissue.grid), dict[int, Tensor]()
+        for seed in seeds:
+            chosen = choose(attention, tissue, self.settings, seed)
+            new = np.array(sorted(set(chosen.cells.tolist()) - features.keys()), dtype=np.int64)
+            if len(new):
+                encoded = embed_in_parts(self.model.embed, read, new, self.device)
+                features.update(zip(new.tolist(), encoded, strict=True))
+            drawn = torch.stack([features[cell] for cell in chosen.cells.tolist()])
+            logits = self.model.classify(self.model.pool(chosen.weight, drawn))
+            yield DrawLogits(logits.float().cpu(), chosen, len(new), attention)
+
+    def _attend(self, thumbnail: Pixels, tissue: TissueMask, name: str) -> Tensor:
+        """Attention (K,) over a slide's tissue cells; the slide's name is for the error."""
+        cells = torch.from_numpy(tissue.cells).to(self.device)
+        seen = torch.from_numpy(thumbnail).to(self.device)
+        attention = self.model.attend(seen, cells, tissue.grid.shape)
+        if not attention.isfinite().all():
+            raise ModelError(f"the attention of {name} is no number; try lower learning rates")
+        return attention
 
     def _choose(self, example: Example, seed: int) -> Chosen:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.settings.training.freeze_attention):
-            return choose(
-                self.model,
-                example.thumbnail,
-                example.tissue,
-                self.settings,
-                [seed],
-                device=self.device,
-                name=example.ref.id,
-            )
+            attention = self._attend(example.thumbnail, example.tissue, example.ref.id)
+            return Chosen(attention, choose(attention, example.tissue, self.settings, seed))
 
     def _logits(self, weights: Sequence[Tensor], tiles: Sequence[Pixels]) -> Tensor:
         """Logits (B, classes) of slides from the weights and pixels of their tiles; all encoded at once."""
@@ -131,12 +132,12 @@ class Chosen:
     ----------
     attention
         Over the slide's tissue cells, shape (K,).
-    draws
-        The tiles of each draw.
+    tiles
+        Those of one draw.
     """
 
     attention: Tensor
-    draws: Sequence[WeightedTiles]
+    tiles: WeightedTiles
 
     @property
     def entropy(self) -> Tensor:
@@ -144,61 +145,32 @@ class Chosen:
         return expectation.entropy(self.attention)
 
 
-def choose(
-    model: AttentionSampler,
-    thumbnail: Pixels,
-    tissue: TissueMask,
-    settings: Settings,
-    seeds: Sequence[int],
-    *,
-    device: torch.device | None,
-    name: str,
-) -> Chosen:
-    """Attend to a slide's thumbnail and draw its tiles, once for each seed.
+def choose(attention: Tensor, tissue: TissueMask, settings: Settings, seed: int) -> WeightedTiles:
+    """Draw the tiles of a slide once.
 
     Parameters
     ----------
-    model
-        The network.
-    thumbnail
-        RGB, uint8, shape (rows * p, columns * p, 3).
+    attention
+        Over the tissue cells, shape (K,), with gradient.
     tissue
         The cells that may be drawn; at least one.
     settings
         Section ``sampling`` is used.
-    seeds
-        Of each draw.
-    device
-        Where the network is.
-    name
-        Of the slide, for the error.
-
-    Raises
-    ------
-    ModelError
-        When attention is not a number.
+    seed
+        Of the draw.
     """
-    cells, shape = torch.from_numpy(tissue.cells), tissue.grid.shape
-    attention = model.attend(torch.from_numpy(thumbnail).to(device), cells.to(device), shape)
-    if not attention.isfinite().all():
-        raise ModelError(f"the attention of {name} is no number; try lower learning rates")
-    proposal, draws = explore(attention.cpu(), settings.sampling.exploration), []
-    for seed in seeds:
-        drawn = draw(
-            settings.sampling.design,
-            proposal,
-            cells=cells,
-            shape=shape,
-            n=settings.sampling.tiles,
-            generator=torch.Generator().manual_seed(seed),
-        )
-        here = drawn.to(attention.device)
-        draws.append(
-            WeightedTiles(
-                cells=tissue.cells[drawn.indices.numpy()],
-                attention=attention[here.indices],
-                inclusion=drawn.expected,
-                weight=expectation.weights(attention, here),
-            )
-        )
-    return Chosen(attention, draws)
+    drawn = draw(
+        settings.sampling.design,
+        explore(attention.cpu(), settings.sampling.exploration),
+        cells=torch.from_numpy(tissue.cells),
+        shape=tissue.grid.shape,
+        n=settings.sampling.tiles,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    here = drawn.to(attention.device)
+    return WeightedTiles(
+        cells=tissue.cells[drawn.indices.numpy()],
+        attention=attention[here.indices],
+        inclusion=drawn.expected,
+        weight=expectation.weights(attention, here),
+    )
