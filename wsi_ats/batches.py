@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 
@@ -16,6 +17,8 @@ from wsi_ats.selection import TissueMask
 from wsi_ats.slides import open_slide
 from wsi_ats.slides.base import Pixels, Slide, SlideRef
 from wsi_ats.tiles import read_tiles
+
+T = TypeVar("T")
 
 # Opening a slide costs as much as reading a few tiles, an open one some MB (see its reader's cache).
 _OPEN_SLIDES = 128
@@ -76,25 +79,45 @@ class TileReader:
         Parameters
         ----------
         wanted
-            Slides with the cells to read, at most one entry for each slide. All futures of an earlier call
-            must be done: slides that are not in use may be closed.
+            Slides with the cells to read; see :meth:`run`.
 
         Returns
         -------
         list of futures of uint8 arrays, shape (N, tile_size, tile_size, 3)
             Each may raise :class:`~wsi_ats.errors.SlideError`.
         """
+        return self.run(
+            [
+                (example.ref, partial(read_tiles, grid=example.tissue.grid, cells=cells))
+                for example, cells in wanted
+            ]
+        )
+
+    def run(self, jobs: Sequence[tuple[SlideRef, Callable[[Slide], T]]]) -> list[Future[T]]:
+        """Begin to read something from each slide.
+
+        Parameters
+        ----------
+        jobs
+            Slides with what is to be done with each while it is open, at most one entry for each slide. All
+            futures of an earlier call must be done: slides that are not in use may be closed.
+
+        Returns
+        -------
+        list of futures
+            Each may raise :class:`~wsi_ats.errors.SlideError`.
+        """
         while len(self._open) > _OPEN_SLIDES:
             self._open.pop(next(iter(self._open))).close()
-        return [self._pool.submit(self._read, example, cells) for example, cells in wanted]
+        return [self._pool.submit(self._run, ref, job) for ref, job in jobs]
 
-    def _read(self, example: Example, cells: IntArray) -> Pixels:
-        slide = self._open.pop(example.ref.id, None) or self._opener(example.ref)
+    def _run(self, ref: SlideRef, job: Callable[[Slide], T]) -> T:
+        slide = self._open.pop(ref.id, None) or self._opener(ref)
         try:
-            return read_tiles(slide, example.tissue.grid, cells)
+            return job(slide)
         finally:
             # Only a slide that is not in use can be closed, and the least recently used comes first.
-            self._open[example.ref.id] = slide
+            self._open[ref.id] = slide
 
     def __enter__(self) -> Self:
         return self
@@ -129,10 +152,10 @@ def epoch_batches(size: int, slides_per_step: int, seed: int) -> list[IntArray]:
 
 
 def outcomes(
-    futures: Sequence[Future[Pixels]], examples: Sequence[Example]
-) -> tuple[list[Pixels | None], Mapping[str, str]]:
+    futures: Sequence[Future[T]], examples: Sequence[Example]
+) -> tuple[list[T | None], Mapping[str, str]]:
     """Wait for reads; a slide that failed gives ``None`` and a message under its id."""
-    tiles: list[Pixels | None] = []
+    tiles: list[T | None] = []
     failed: dict[str, str] = {}
     for future, example in zip(futures, examples, strict=True):
         try:

@@ -113,7 +113,7 @@ def predict_slide(
     return Scored(
         prediction,
         _attention_map(draws[0].attention, tissue),
-        _selection(ref, counting, tissue, draws, probabilities),
+        _selection(ref, counting, draws, probabilities),
     )
 
 
@@ -146,17 +146,17 @@ def _attention_map(attention: Tensor, tissue: TissueMask) -> AttentionMap:
 def _selection(
     ref: SlideRef,
     slide: Slide,
-    tissue: TissueMask,
     draws: Sequence[DrawLogits],
     probabilities: dict[str, float],
 ) -> Selection:
     tiles = [each.tiles for each in draws]
     sizes = [len(each.cells) for each in tiles]
+    grid = tiles[0].grid
     return Selection(
         slide_id=ref.id,
         path=ref.path,
-        grid=tissue.grid,
-        level=level_for(slide.levels, tissue.grid.cell / tissue.grid.tile_size),
+        grid=grid,
+        level=level_for(slide.levels, grid.cell / grid.tile_size),
         bounds=slide.bounds,
         cells=np.concatenate([each.cells for each in tiles]),
         attention=torch.cat([each.attention for each in tiles]).double().cpu().numpy(),

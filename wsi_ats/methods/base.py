@@ -10,7 +10,7 @@ from typing import Protocol
 from torch import Tensor
 
 from wsi_ats.batches import Example, TileReader
-from wsi_ats.geometry import IntArray
+from wsi_ats.geometry import Grid, IntArray
 from wsi_ats.selection import TissueMask
 from wsi_ats.slides.base import Pixels, Slide
 
@@ -46,8 +46,10 @@ class WeightedTiles:
 
     Parameters
     ----------
+    grid
+        The slide's grid of tiles.
     cells
-        Flat numbers on the slide's grid, shape (m,).
+        Flat numbers on it, shape (m,).
     attention
         Attention of each cell, shape (m,).
     inclusion
@@ -56,6 +58,7 @@ class WeightedTiles:
         Weight of each tile in the estimate, shape (m,), with gradient.
     """
 
+    grid: Grid
     cells: IntArray
     attention: Tensor
     inclusion: Tensor

@@ -6,7 +6,7 @@ the same for training and scoring, and does not depend on how they were chosen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -69,18 +69,25 @@ class AttentionSampling:
         ModelError
             When attention is no longer a number.
         """
-        chosen = [self._choose(example, seed_of(example)) for example in examples]
-        wanted = [(e, each.tiles.cells) for e, each in zip(examples, chosen, strict=True)]
-        tiles, failed = outcomes(reader.read(wanted), examples)
-        kept = [i for i, each in enumerate(tiles) if each is not None]
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.settings.training.freeze_attention):
+            chosen, unseen = self._choose(examples, reader, seed_of)
+        seen = [example for example in examples if example.ref.id in chosen]
+        wanted = [chosen[example.ref.id].tiles for example in seen]
+        jobs = [
+            (example.ref, partial(read_tiles, grid=tiles.grid, cells=tiles.cells))
+            for example, tiles in zip(seen, wanted, strict=True)
+        ]
+        tiles, unread = outcomes(reader.run(jobs), seen)
+        kept = [example for example, each in zip(seen, tiles, strict=True) if each is not None]
         read: list[Pixels] = [each for each in tiles if each is not None]
-        entropies = [chosen[i].entropy for i in kept]
+        weights = [chosen[example.ref.id].tiles.weight for example in kept]
+        entropies = [chosen[example.ref.id].entropy for example in kept]
         return Estimates(
-            logits=self._logits([chosen[i].tiles.weight for i in kept], read),
-            targets=torch.tensor([examples[i].target for i in kept], dtype=torch.int64, device=self.device),
+            logits=self._logits(weights, read),
+            targets=torch.tensor([each.target for each in kept], dtype=torch.int64, device=self.device),
             entropy=torch.stack(entropies) if entropies else torch.zeros(0, device=self.device),
             tiles=sum(len(each) for each in read),
-            failed=failed,
+            failed={**unseen, **unread},
         )
 
     @torch.inference_mode()
@@ -88,10 +95,9 @@ class AttentionSampling:
         self, slide: Slide, thumbnail: Pixels, tissue: TissueMask, seeds: Iterable[int]
     ) -> Iterator[DrawLogits]:
         """Estimate the logits of one slide, draw by draw; a tile of several draws is read once."""
-        attention = self._attend(thumbnail, tissue, slide.path)
-        read, features = partial(read_tiles, slide, tissue.grid), dict[int, Tensor]()
-        for seed in seeds:
-            chosen = choose(attention, tissue, self.settings, seed)
+        features: dict[int, Tensor] = {}
+        for attention, chosen in self._draws(slide, thumbnail, tissue, seeds):
+            read = partial(read_tiles, slide, chosen.grid)
             new = np.array(sorted(set(chosen.cells.tolist()) - features.keys()), dtype=np.int64)
             if len(new):
                 encoded = embed_in_parts(self.model.embed, read, new, self.device)
@@ -109,10 +115,25 @@ class AttentionSampling:
             raise ModelError(f"the attention of {name} is no number; try lower learning rates")
         return attention
 
-    def _choose(self, example: Example, seed: int) -> Chosen:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.settings.training.freeze_attention):
+    def _choose(
+        self, examples: Sequence[Example], reader: TileReader, seed_of: Callable[[Example], int]
+    ) -> tuple[dict[str, Chosen], Mapping[str, str]]:
+        """Choose the tiles of some slides; by slide, with the messages of those that cannot be read."""
+        del reader  # the thumbnail is all there is to see
+        chosen = {}
+        for example in examples:
             attention = self._attend(example.thumbnail, example.tissue, example.ref.id)
-            return Chosen(attention, choose(attention, example.tissue, self.settings, seed))
+            tiles = choose(attention, example.tissue, self.settings, seed_of(example))
+            chosen[example.ref.id] = Chosen(tiles, expectation.entropy(attention))
+        return chosen, {}
+
+    def _draws(
+        self, slide: Slide, thumbnail: Pixels, tissue: TissueMask, seeds: Iterable[int]
+    ) -> Iterator[tuple[Tensor, WeightedTiles]]:
+        """Attention over the tissue mask, and the tiles of each draw."""
+        attention = self._attend(thumbnail, tissue, slide.path)
+        for seed in seeds:
+            yield attention, choose(attention, tissue, self.settings, seed)
 
     def _logits(self, weights: Sequence[Tensor], tiles: Sequence[Pixels]) -> Tensor:
         """Logits (B, classes) of slides from the weights and pixels of their tiles; all encoded at once."""
@@ -130,19 +151,14 @@ class Chosen:
 
     Parameters
     ----------
-    attention
-        Over the slide's tissue cells, shape (K,).
     tiles
         Those of one draw.
+    entropy
+        Of the attention that they were drawn by, in nats.
     """
 
-    attention: Tensor
     tiles: WeightedTiles
-
-    @property
-    def entropy(self) -> Tensor:
-        """Of the attention, in nats."""
-        return expectation.entropy(self.attention)
+    entropy: Tensor
 
 
 def choose(attention: Tensor, tissue: TissueMask, settings: Settings, seed: int) -> WeightedTiles:
@@ -169,6 +185,7 @@ def choose(attention: Tensor, tissue: TissueMask, settings: Settings, seed: int)
     )
     here = drawn.to(attention.device)
     return WeightedTiles(
+        grid=tissue.grid,
         cells=tissue.cells[drawn.indices.numpy()],
         attention=attention[here.indices],
         inclusion=drawn.expected,
