@@ -12,7 +12,7 @@ import numpy as np
 
 from wsi_ats.config import Settings, TileSettings
 from wsi_ats.errors import WsiAtsError
-from wsi_ats.look import look
+from wsi_ats.look import count_tiles, look, regions_of
 from wsi_ats.selection import TissueMask
 from wsi_ats.slides import open_slide
 from wsi_ats.slides.base import Slide, SlideRef
@@ -142,14 +142,20 @@ def _look(ref: SlideRef, settings: Settings) -> SlideInfo:
         counting = CountingSlide(slide)
         _, tissue = look(counting, settings)
         grid, levels, mpp = tissue.grid, slide.levels, slide.mpp
-        level = level_for(levels, grid.cell / grid.tile_size)
-        source = grid.cell / levels[level].downsample
-        native = round(source) == grid.tile_size
+        cells = regions_of(tissue, settings).cells if settings.thumbnail.levels == 2 else grid
+        level = level_for(levels, cells.cell / cells.tile_size)
+        source = cells.cell / levels[level].downsample
+        native = round(source) == cells.tile_size
         file_tile = slide.tile_shape(level)
         aligned = None if file_tile is None else native and _fits(settings.tile, file_tile)
         sampling = settings.sampling
-        tiles = min(sampling.tiles * sampling.draws, len(tissue.cells))
-        read = _bytes(slide, tissue, level, tiles, counting.stored_bytes_read)
+        tissue_tiles = count_tiles(tissue, settings)
+        tiles = min(sampling.tiles * sampling.draws, tissue_tiles)
+        read = _bytes(slide, tissue, level, tiles / max(1, tissue_tiles), counting.stored_bytes_read)
+        if settings.thumbnail.levels == 2:
+            closer = level_for(levels, cells.pitch / settings.thumbnail.pixels_per_cell)
+            regions = min(sampling.regions * sampling.draws, len(tissue.cells))
+            read = _bytes(slide, tissue, closer, regions / max(1, len(tissue.cells)), read)
         size = Path(ref.path).stat().st_size
         return SlideInfo(
             slide_id=ref.id,
@@ -162,9 +168,9 @@ def _look(ref: SlideRef, settings: Settings) -> SlideInfo:
             native=native,
             aligned=aligned,
             advice=_advice(settings.tile, mpp.value * levels[level].downsample, native, file_tile),
-            rows=grid.shape[0],
-            cols=grid.shape[1],
-            tissue_tiles=len(tissue.cells),
+            rows=cells.shape[0],
+            cols=cells.shape[1],
+            tissue_tiles=tissue_tiles,
             tiles=tiles,
             bytes_read=read,
             bytes_file=size,
@@ -201,17 +207,17 @@ def _advice(tile: TileSettings, level_mpp: float, native: bool, file_tile: tuple
     )
 
 
-def _bytes(slide: Slide, tissue: TissueMask, level: int, tiles: int, thumbnail: int | None) -> int | None:
-    """Estimate from the mean size of the tissue's tiles."""
-    if not tiles:
-        return thumbnail
+def _bytes(slide: Slide, tissue: TissueMask, level: int, share: float, before: int | None) -> int | None:
+    """Estimate what is read with a share of the tissue at some level, from the mean size of its cells."""
+    if not share:
+        return before
     downsample = slide.levels[level].downsample
     corners = np.floor(tissue.grid.boxes(tissue.cells)[:, :2] / downsample + 0.5).astype(np.int64)
     side = round(tissue.grid.cell / downsample)
     stored = slide.stored_bytes(level, corners, side, side)
-    if stored is None or thumbnail is None:
+    if stored is None or before is None:
         return None
-    return thumbnail + round(stored * tiles / len(tissue.cells))
+    return before + round(stored * share)
 
 
 def _share(share: float) -> str:

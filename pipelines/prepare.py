@@ -11,7 +11,7 @@ from pipelines._records import Row, SlideTask, absolute, complete, pending, writ
 from pipelines._runs import Execution, Identity, Summary, count, open_run, rooted
 from wsi_ats.artifacts import Prepared, atomic, save_prepared
 from wsi_ats.config import Settings
-from wsi_ats.look import look
+from wsi_ats.look import count_tiles, look
 from wsi_ats.resample import write_png
 from wsi_ats.selection import Status
 from wsi_ats.slides import open_slide
@@ -138,7 +138,7 @@ class PrepareTask(SlideTask):
             "tile_size": grid.tile_size,
             "rows": grid.shape[0],
             "cols": grid.shape[1],
-            "tissue_tiles": len(tissue.cells),
+            "tissue_tiles": count_tiles(tissue, self.settings),
             "bytes_read": counting.stored_bytes_read,
             "seconds": time.perf_counter() - begin,
             "error": None,

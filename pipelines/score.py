@@ -25,7 +25,12 @@ if TYPE_CHECKING:  # torch takes seconds to import, and a worker needs it, not a
 RESULTS = ("records", "selections", "attention", "predictions.parquet", "predictions.csv")
 
 # What a network was built for; scoring with another value would feed it what it has never seen.
-_FIXED = ("tile.size", "thumbnail.pixels_per_cell", *(f"model.{each.name}" for each in fields(ModelSettings)))
+_VIEW = ("pixels_per_cell", "levels", "cells_per_region", "pixels_per_region")
+_FIXED = (
+    "tile.size",
+    *(f"thumbnail.{name}" for name in _VIEW),
+    *(f"model.{each.name}" for each in fields(ModelSettings)),
+)
 
 _WITHOUT_EFFECT = tuple(f"training.{each.name}" for each in fields(TrainingSettings))
 

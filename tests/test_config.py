@@ -20,7 +20,14 @@ from wsi_ats.nn.sampling import BIASED, DESIGNS
 SECTIONS = [field.name for field in dataclasses.fields(Settings)]
 OTHER = {  # for every setting, a value that is not its default
     "tile": {"size": 128, "mpp": 0.25, "tolerance": 0.0, "stride": 0.5},
-    "thumbnail": {"pixels_per_cell": 4, "tissue": "none", "min_tissue": 1.0},
+    "thumbnail": {
+        "pixels_per_cell": 4,
+        "tissue": "none",
+        "min_tissue": 1.0,
+        "levels": 2,
+        "cells_per_region": 8,
+        "pixels_per_region": 8,
+    },
     "model": {
         "backbone": "hf-hub:owner/model",
         "pretrained": False,
@@ -28,7 +35,7 @@ OTHER = {  # for every setting, a value that is not its default
         "attention": "resnet18",
         "pool": "linear",
     },
-    "sampling": {"design": "uniform", "tiles": 1, "draws": 9, "exploration": 0.5},
+    "sampling": {"design": "uniform", "tiles": 1, "draws": 9, "regions": 3, "exploration": 0.5},
     "training": {
         "epochs": 1,
         "slides_per_step": 1,

@@ -55,7 +55,7 @@ def model_for(settings: Settings, classes: Sequence[str], *, weights: bool = Tru
     weights
         Load the backbone's weights; not needed where a trained model's own will replace them.
     """
-    network = settings.model
+    network, view = settings.model, settings.thumbnail
     return build_model(
         classes=len(classes),
         backbone=network.backbone,
@@ -64,8 +64,8 @@ def model_for(settings: Settings, classes: Sequence[str], *, weights: bool = Tru
         attention=network.attention,
         pool=network.pool,
         tile_size=settings.tile.size,
-        pixels_per_cell=settings.thumbnail.pixels_per_cell,
-        pixels_per_region=settings.thumbnail.pixels_per_region if network.levels == 2 else None,
+        pixels_per_cell=view.pixels_per_cell,
+        pixels_per_region=view.pixels_per_region if view.levels == 2 else None,
     )
 
 

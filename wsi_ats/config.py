@@ -53,6 +53,9 @@ class ThumbnailSettings:
     """``auto``, ``brightfield``, ``fluorescence`` or ``none`` (every cell counts as tissue)."""
     min_tissue: float = 0.25
     """Share of a cell that must be tissue; below it a tile is mostly glass."""
+    levels: int = 1
+    """With 1, attention over all cells from one thumbnail; with 2, over regions from a coarse thumbnail, then
+    over the cells of the regions drawn: for slides whose thumbnail is itself large."""
     cells_per_region: int = 16
     """Cells a side of a region of two-level sampling: 256 cells are looked at to read a few of them."""
     pixels_per_region: int = 16
@@ -71,6 +74,7 @@ class ThumbnailSettings:
             0 < self.min_tissue <= 1,
             f"thumbnail.min_tissue must be in (0, 1], not {self.min_tissue}",
         )
+        _require(self.levels in {1, 2}, f"thumbnail.levels must be 1 or 2, not {self.levels}")
         _require(
             self.cells_per_region >= 2,
             f"thumbnail.cells_per_region must be at least 2, not {self.cells_per_region}",
@@ -93,9 +97,6 @@ class ModelSettings:
     """A local weights file for the backbone, instead of the published ones."""
     attention: str = "small"
     """``small``, or any timm name that gives feature maps."""
-    levels: int = 1
-    """1: attention over all cells from one thumbnail. 2: over regions from a coarse thumbnail, then over the
-    cells of the regions drawn; for slides whose thumbnail is itself large."""
     pool: str = "gated"
     """``linear`` is the paper's unbiased estimate; ``gated`` lets the tile weigh itself, learns faster, and
     has a bias that falls as 1/n."""
@@ -103,7 +104,6 @@ class ModelSettings:
     def __post_init__(self) -> None:
         _require(bool(self.backbone), "model.backbone must name a timm network")
         _require(bool(self.attention), "model.attention must be 'small' or name a timm network")
-        _require(self.levels in {1, 2}, f"model.levels must be 1 or 2, not {self.levels}")
         _require(
             self.pool in {"linear", "gated"},
             f"model.pool must be linear or gated, not {self.pool!r}",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from wsi_ats.config import Settings
 from wsi_ats.errors import SettingsError
-from wsi_ats.look import look
+from wsi_ats.look import count_tiles, look
 from wsi_ats.methods import method_for
 from wsi_ats.methods.base import DrawLogits, draw_seed
 from wsi_ats.nn.model import AttentionSampler
@@ -102,7 +102,7 @@ def predict_slide(
         logit_se=_sampling_error(draws),
         draws=len(draws),
         tiles_read=sum(each.new_tiles for each in draws),
-        tiles_total=len(tissue.cells),
+        tiles_total=count_tiles(tissue, settings),
         bytes_read=counting.stored_bytes_read,
         seconds=time.perf_counter() - begin,
         model_digest=model_digest,

@@ -29,7 +29,7 @@ def look(slide: Slide, settings: Settings) -> tuple[Pixels, TissueMask]:
     slide
         The slide.
     settings
-        Sections ``tile`` and ``thumbnail`` are used, and the number of levels.
+        Sections ``tile`` and ``thumbnail`` are used.
 
     Returns
     -------
@@ -43,7 +43,7 @@ def look(slide: Slide, settings: Settings) -> tuple[Pixels, TissueMask]:
     """
     tile, view = settings.tile, settings.thumbnail
     grid = grid_for(slide, tile_size=tile.size, mpp=tile.mpp, tolerance=tile.tolerance, stride=tile.stride)
-    if settings.model.levels == 2:
+    if settings.thumbnail.levels == 2:
         return _look_at_regions(slide, RegionGrid(grid, view.cells_per_region).grid, settings)
     thumbnail = read_thumbnail(slide, grid, view.pixels_per_cell)
     return thumbnail, find_tissue(thumbnail, grid, method=_method(settings), min_fraction=view.min_tissue)
@@ -90,6 +90,21 @@ def look_closer(
     if not len(found.cells):
         found = find_tissue(thumbnail, grid, method="none")
     return thumbnail, found
+
+
+def regions_of(tissue: TissueMask, settings: Settings) -> RegionGrid:
+    """The cells behind a mask of regions, as :func:`look` gives it where there are two levels."""
+    tile = settings.tile
+    return RegionGrid.around(
+        tissue.grid, side=settings.thumbnail.cells_per_region, tile_size=tile.size, stride=tile.stride
+    )
+
+
+def count_tiles(tissue: TissueMask, settings: Settings) -> int:
+    """Tissue tiles of a slide: the cells of its mask, or as many as the tissue of its regions would fill."""
+    if settings.thumbnail.levels == 1:
+        return len(tissue.cells)
+    return round(float(tissue.fraction[tissue.mask].sum()) * settings.thumbnail.cells_per_region**2)
 
 
 def _look_at_regions(slide: Slide, grid: Grid, settings: Settings) -> tuple[Pixels, TissueMask]:

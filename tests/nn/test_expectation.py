@@ -103,6 +103,66 @@ def test_the_gradient_does_not_flow_into_the_expected_number_of_draws():
     assert gradient.abs().max() > 0.01
 
 
+# Two levels
+
+
+def distinct(outcomes):
+    """Each outcome once, with the probability of all its ways to come about."""
+    found = {}
+    for p, one in outcomes:
+        key = tuple(
+            sorted(zip(one.indices.tolist(), one.counts.tolist(), one.expected.tolist(), strict=True))
+        )
+        found[key] = (found[key][0] + p if key in found else p, one)
+    return list(found.values())
+
+
+def two_levels(design, regions, cells, draws, *, proposals=None):
+    """Every outcome of drawing regions by A and in each of them cells by its own B, with its probability.
+
+    ``proposals`` are what is drawn by instead, as when attention has changed since.
+    """
+    outer, inner = proposals or (regions, cells)
+    within = [distinct(every_draw(design, each, (1, len(each)), draws[1])) for each in inner]
+    for p, drawn in distinct(every_draw(design, outer, (1, len(outer)), draws[0])):
+        for combination in itertools.product(*(within[t] for t in drawn.indices.tolist())):
+            parts = [one for _, one in combination]
+            yield math.prod([p, *(q for q, _ in combination)]), drawn, parts
+
+
+@pytest.mark.parametrize("kind", ["attention", "stale", "exploration"])
+@pytest.mark.parametrize("draws", [(1, 1), (1, 4), (2, 2), (3, 2)])
+@pytest.mark.parametrize("design", UNBIASED)
+def test_two_levels_are_unbiased_for_value_and_all_gradients(design, draws, kind):
+    """Regions of 1, 3 and 4 cells; the whole product of outcomes is enumerated."""
+    sizes = (1, 3, 4)
+    region_logits = normal(3, seed=1).requires_grad_()
+    cell_logits = [(2 * normal(size, seed=10 + size)).requires_grad_() for size in sizes]
+    features = [normal(size, 3, seed=20 + size).requires_grad_() for size in sizes]
+    regions = torch.softmax(region_logits, 0)
+    cells = [torch.softmax(each, 0) for each in cell_logits]
+    proposals = {
+        "attention": None,
+        "stale": (torch.softmax(normal(3, seed=5), 0), [torch.softmax(normal(k, seed=k), 0) for k in sizes]),
+        "exploration": (explore(regions, 0.3), [explore(each, 0.3) for each in cells]),
+    }[kind]
+    mean, total = 0, 0.0
+    for p, drawn, parts in two_levels(design, regions, cells, draws, proposals=proposals):
+        numbers = drawn.indices.tolist()
+        inner = [expectation.weights(cells[t], one) for t, one in zip(numbers, parts, strict=True)]
+        read = torch.cat([features[t][one.indices] for t, one in zip(numbers, parts, strict=True)])
+        weight = expectation.joint(expectation.weights(regions, drawn), inner)
+        mean = mean + p * expectation.linear(weight, read)
+        total += p
+    exact = sum(a * (b @ f) for a, b, f in zip(regions, cells, features, strict=True))
+    assert total == pytest.approx(1, abs=1e-12)
+    inputs = (region_logits, *cell_logits, *features)
+    for found, true in zip(
+        value_and_gradients(mean, *inputs), value_and_gradients(exact, *inputs), strict=True
+    ):
+        torch.testing.assert_close(found, true, **EXACT)
+
+
 # Through networks
 
 
@@ -118,11 +178,14 @@ class TinyTiles(nn.Module):
         return self.second(torch.tanh(self.first(images))).mean((2, 3))
 
 
-def tiny_model(*, gated: bool = False) -> AttentionSampler:
+def tiny_model(*, gated: bool = False, regions: bool = False) -> AttentionSampler:
     with torch.random.fork_rng():
         torch.manual_seed(5)
         encoder = TileEncoder(Backbone(TinyTiles(), 3, (0.5,) * 3, (0.25,) * 3), trained=False)
-        model = AttentionSampler(SmallAttention(2, width=3), encoder, classes=2, gated=gated).double()
+        looker = SmallAttention(4, width=3) if regions else None
+        model = AttentionSampler(
+            SmallAttention(2, width=3), encoder, classes=2, gated=gated, regions=looker
+        ).double()
         for parameter in model.parameters():
             nn.init.normal_(parameter, std=0.7)
     return model
@@ -156,6 +219,36 @@ def test_expected_gradients_of_every_parameter_are_exact_through_attention_and_t
     true = torch.autograd.grad(exact, parameters)
     for name, one, other in zip(names, found, true, strict=True):
         assert other.abs().max() > 1e-6, name  # the test would say nothing of a parameter without one
+        torch.testing.assert_close(one, other, **EXACT, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("design", UNBIASED)
+def test_expected_gradients_are_exact_through_both_attention_networks_of_two_levels(design):
+    """Two regions of 2 x 2 cells, one cell of which is no tissue; a tile is drawn in each region drawn."""
+    model = tiny_model(regions=True).train()
+    coarse, views = pixels(4, 8, 3, seed=1), [pixels(4, 4, 3, seed=2 + t) for t in range(2)]
+    cells = [torch.arange(4), torch.tensor([0, 1, 3])]
+    tiles = [pixels(len(each), 8, 8, 3, seed=5 + t) for t, each in enumerate(cells)]
+    regions = model.attend_to_regions(coarse, torch.arange(2), (1, 2))
+    within = [model.attend(view, each, (2, 2)) for view, each in zip(views, cells, strict=True)]
+    features = [model.embed(each) for each in tiles]
+    contrast = torch.tensor([1.0, -0.4], dtype=torch.float64)
+
+    def loss(weight, read):
+        return model.classify(model.pool(weight, read)) @ contrast
+
+    mean = 0
+    for p, drawn, parts in two_levels(design, regions, within, (1, 2)):
+        (t,), (one,) = drawn.indices.tolist(), parts
+        weight = expectation.joint(expectation.weights(regions, drawn), [expectation.weights(within[t], one)])
+        mean = mean + p * loss(weight, features[t][one.indices])
+    exact = loss(torch.cat([a * b for a, b in zip(regions, within, strict=True)]), torch.cat(features))
+    torch.testing.assert_close(mean, exact, **EXACT)
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    found = torch.autograd.grad(mean, parameters, retain_graph=True)
+    true = torch.autograd.grad(exact, parameters)
+    for name, one, other in zip(names, found, true, strict=True):
+        assert other.abs().max() > 1e-6, name
         torch.testing.assert_close(one, other, **EXACT, msg=lambda text, name=name: f"{name}: {text}")
 
 

@@ -7,6 +7,7 @@ import torch
 from wsi_ats.config import Settings
 from wsi_ats.methods.base import Method
 from wsi_ats.methods.sampling import AttentionSampling
+from wsi_ats.methods.two_level import TwoLevelSampling
 from wsi_ats.nn.model import AttentionSampler
 
 
@@ -22,4 +23,5 @@ def method_for(model: AttentionSampler, settings: Settings, device: torch.device
     device
         Where it is; the CPU by default.
     """
-    return AttentionSampling(model, settings, device)
+    kind = TwoLevelSampling if settings.thumbnail.levels == 2 else AttentionSampling
+    return kind(model, settings, device)

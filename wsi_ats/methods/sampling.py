@@ -106,11 +106,16 @@ class AttentionSampling:
             logits = self.model.classify(self.model.pool(chosen.weight, drawn))
             yield DrawLogits(logits.float().cpu(), chosen, len(new), attention)
 
+    @property
+    def _network(self) -> Callable[[Tensor, Tensor, tuple[int, int]], Tensor]:
+        """What attends to the thumbnail."""
+        return self.model.attend
+
     def _attend(self, thumbnail: Pixels, tissue: TissueMask, name: str) -> Tensor:
         """Attention (K,) over a slide's tissue cells; the slide's name is for the error."""
         cells = torch.from_numpy(tissue.cells).to(self.device)
         seen = torch.from_numpy(thumbnail).to(self.device)
-        attention = self.model.attend(seen, cells, tissue.grid.shape)
+        attention = self._network(seen, cells, tissue.grid.shape)
         if not attention.isfinite().all():
             raise ModelError(f"the attention of {name} is no number; try lower learning rates")
         return attention

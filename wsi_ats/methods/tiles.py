@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,10 +12,11 @@ from torch import Tensor
 from wsi_ats.batches import Example, TileReader, outcomes
 from wsi_ats.config import Settings
 from wsi_ats.errors import ModelError
-from wsi_ats.geometry import IntArray
+from wsi_ats.geometry import Grid, IntArray
 from wsi_ats.methods.base import draw_seed
 from wsi_ats.nn.encoder import TileEncoder
 from wsi_ats.slides.base import Pixels
+from wsi_ats.tiles import read_tiles
 
 # Pixels and feature maps of more would cost memory and gain no speed.
 TILES_AT_A_TIME = 64
@@ -49,13 +51,38 @@ def calibrate(
         When no slide can be read.
     """
     generator = np.random.default_rng(draw_seed(settings.training.seed, "calibration", 0))
-    wanted = settings.training.calibration_tiles
-    chosen = [examples[i] for i in generator.permutation(len(examples))[:wanted]]
-    each = -(-wanted // len(chosen))
+    chosen, each = calibration_slides(examples, settings.training.calibration_tiles, generator)
     cells = [generator.choice(e.tissue.cells, min(each, len(e.tissue.cells)), replace=False) for e in chosen]
-    tiles, failed = outcomes(reader.read(list(zip(chosen, cells, strict=True))), chosen)
+    wanted = [(e, e.tissue.grid, part) for e, part in zip(chosen, cells, strict=True)]
+    calibrate_on(encoder, wanted, reader, device=device)
+
+
+def calibration_slides(
+    examples: Sequence[Example], tiles: int, generator: np.random.Generator
+) -> tuple[list[Example], int]:
+    """Slides that share a number of tiles, all if they can, and the tiles of each."""
+    chosen = [examples[i] for i in generator.permutation(len(examples))[:tiles]]
+    return chosen, -(-tiles // len(chosen))
+
+
+def calibrate_on(
+    encoder: TileEncoder,
+    wanted: Sequence[tuple[Example, Grid, IntArray]],
+    reader: TileReader,
+    *,
+    device: torch.device | None,
+) -> None:
+    """Measure the encoder's constants on cells of slides, each given with its grid of tiles.
+
+    Raises
+    ------
+    ModelError
+        When no slide can be read.
+    """
+    jobs = [(example.ref, partial(read_tiles, grid=grid, cells=cells)) for example, grid, cells in wanted]
+    tiles, failed = outcomes(reader.run(jobs), [example for example, _, _ in wanted])
     read = [each for each in tiles if each is not None]
-    if not read or sum(len(each) for each in read) < 2:
+    if sum(len(each) for each in read) < 2:
         raise ModelError(f"no tiles could be read for calibration: {'; '.join(failed.values())}")
     encoder.calibrate(torch.from_numpy(np.concatenate(read)).to(device))
 

@@ -91,7 +91,9 @@ class AttentionSampler(nn.Module):
             When the model has one level only.
         """
         if self.regions is None:
-            raise ModelError("this model has one level and knows no regions; train one with model.levels=2")
+            raise ModelError(
+                "this model has one level and knows no regions; train one with thumbnail.levels=2"
+            )
         return _attend(self.regions, thumbnail, regions, shape)
 
     def embed(self, tiles: Tensor) -> Tensor:
