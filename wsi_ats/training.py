@@ -126,9 +126,10 @@ def _write_metrics(folder: Path, rows: Sequence[Mapping[str, float | None]]) -> 
 def _optimizer(model: AttentionSampler, settings: Settings) -> torch.optim.Optimizer:
     rates = settings.training
     linear = [*model.head.parameters(), *(model.gate.parameters() if model.gate is not None else ())]
+    attention = [*model.attention.parameters(), *(model.regions.parameters() if model.regions else ())]
     groups = [
         {"params": list(model.encoder.parameters()), "lr": rates.learning_rate},
-        {"params": list(model.attention.parameters()), "lr": rates.attention_learning_rate},
+        {"params": attention, "lr": rates.attention_learning_rate},
         {"params": linear, "lr": rates.head_learning_rate},
     ]
     for group in groups:

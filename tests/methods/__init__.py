@@ -1,0 +1,1 @@
+"""A package, so that two folders may hold tests of one name."""

@@ -1,0 +1,303 @@
+"""Two-level sampling reads a coarse thumbnail, the regions drawn and their tiles, and nothing else."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wsi_ats.batches import Example, TileReader
+from wsi_ats.checkpoints import load_model, model_for, save_model
+from wsi_ats.config import Settings
+from wsi_ats.errors import ModelError, SlideReadError
+from wsi_ats.inference import predict_slide
+from wsi_ats.look import count_tiles, look, look_closer, regions_of
+from wsi_ats.methods.sampling import AttentionSampling
+from wsi_ats.methods.two_level import TwoLevelSampling, allocate
+from wsi_ats.nn import expectation
+from wsi_ats.slides.base import SlideRef
+from wsi_ats.slides.memory import MemorySlide
+from wsi_ats.tiles import read_tiles
+from wsi_ats.training import fit
+
+torch.set_num_threads(1)  # tiny networks: on busy cores, threads would only wait for one another
+
+CLASSES = ["benign", "malignant"]
+# 16 x 16 pixel tiles in regions of 4 x 4; the slide has 5 x 6 regions, the last of each cut.
+SETTINGS = Settings().with_values(
+    [
+        "tile.size=16",
+        "thumbnail.levels=2",
+        "thumbnail.pixels_per_cell=4",
+        "thumbnail.cells_per_region=4",
+        "thumbnail.pixels_per_region=8",
+        "thumbnail.tissue=brightfield",
+        "model.backbone=test_resnet",
+        "model.pretrained=false",
+        "sampling.tiles=9",
+        "sampling.regions=3",
+        "training.epochs=2",
+        "training.validation=0",
+        "training.calibration_tiles=32",
+    ]
+)
+WIDTH, HEIGHT = 344, 288
+
+
+def pyramid(seed: int) -> list[np.ndarray]:
+    """Tissue on glass, at 1, 2, 4 and 8 level-0 pixels per pixel."""
+    generator = np.random.default_rng(seed)
+    pixels = generator.normal(240, 2, (HEIGHT, WIDTH, 3))
+    pixels[40:230, 70:300] = generator.normal((190, 110, 170), 30, (190, 230, 3))
+    full = pixels.clip(0, 255).astype(np.uint8)
+    return [
+        full.reshape(HEIGHT // f, f, WIDTH // f, f, 3).mean((1, 3)).astype(np.uint8) for f in (1, 2, 4, 8)
+    ]
+
+
+class Watched(MemorySlide):
+    """Notes every region that is read, as (level, x, y, width, height) in pixels of the level."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.boxes: list[tuple[int, int, int, int, int]] = []
+
+    def read_regions(self, level, corners, width, height):
+        self.boxes += [(level, x, y, width, height) for x, y in corners.tolist()]
+        return super().read_regions(level, corners, width, height)
+
+
+def slide(seed: int = 0, kind=Watched) -> Watched:
+    return kind(pyramid(seed), mpp=0.5, path=f"memory{seed}")
+
+
+@pytest.fixture(scope="module")
+def model():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = model_for(SETTINGS, CLASSES)
+        made.encoder.calibrate(torch.randint(0, 255, (16, 16, 16, 3), dtype=torch.uint8))
+        for part in (made.attention.logit, made.regions.logit, made.gate, made.head):
+            torch.nn.init.normal_(part.weight, std=0.5)
+    return made.eval()
+
+
+def score(model, of=None, *, changes=(), seed=0):
+    return predict_slide(
+        model,
+        SlideRef("case7", "memory", "patient"),
+        of or slide(),
+        SETTINGS.with_values(changes),
+        classes=CLASSES,
+        model_digest="abc",
+        seed=seed,
+    )
+
+
+def everything(model, of) -> tuple[torch.Tensor, np.ndarray, torch.Tensor]:
+    """The exact model by hand: logits, all cells that have attention, and how much."""
+    thumbnail, tissue = look(of, SETTINGS)
+    regions = regions_of(tissue, SETTINGS)
+    with torch.inference_mode():
+        outer = model.attend_to_regions(
+            torch.from_numpy(thumbnail), torch.from_numpy(tissue.cells), tissue.grid.shape
+        )
+        numbers, weights = [], []
+        for number, share in zip(tissue.cells.tolist(), outer, strict=True):
+            window = regions.window(number)
+            view, mask = look_closer(of, thumbnail, regions, window, SETTINGS)
+            inner = model.attend(torch.from_numpy(view), torch.from_numpy(mask.cells), mask.grid.shape)
+            numbers.append(regions.numbers(window, mask.cells))
+            weights.append(share * inner)
+        cells, weight = np.concatenate(numbers), torch.cat(weights)
+        features = model.embed(torch.from_numpy(read_tiles(of, regions.cells, cells)))
+        pooled = expectation.exact(weight, features, model.gate(features)[:, 0])
+        return model.classify(pooled), cells, weight
+
+
+# What is seen
+
+
+def test_the_coarse_look_finds_the_regions_with_tissue():
+    thumbnail, tissue = look(slide(), SETTINGS)
+    assert thumbnail.shape == (5 * 8, 6 * 8, 3)
+    assert tissue.grid.shape == (5, 6)
+    boxes = tissue.grid.boxes(tissue.cells)
+    assert boxes[:, :2].min(0).tolist() == [64, 0]  # a few pixels of tissue are in it
+    assert boxes[:, :2].max(0).tolist() == [256, 192]
+    # 190 x 230 pixels of tissue are 14.8 x 12 tiles of 16; found at 8 pixels a region
+    assert count_tiles(tissue, SETTINGS) == pytest.approx(190 * 230 / 256, rel=0.15)
+    assert count_tiles(look(slide(), SETTINGS.with_values(["thumbnail.levels=1"]))[1], Settings()) > 150
+
+
+def test_the_closer_look_sees_the_cells_of_a_region_where_they_are():
+    of = slide()
+    thumbnail, tissue = look(of, SETTINGS)
+    regions = regions_of(tissue, SETTINGS)
+    whole, mask = look(of, SETTINGS.with_values(["thumbnail.levels=1"]))
+    for number in (7, 10, 29):
+        row, column, rows, columns = window = regions.window(number)
+        view, found = look_closer(of, thumbnail, regions, window, SETTINGS)
+        part = whole[4 * row : 4 * (row + rows), 4 * column : 4 * (column + columns)]
+        np.testing.assert_array_equal(view, part)
+        if number != 29:  # all glass: there, every cell counts
+            seen = mask.mask[row : row + rows, column : column + columns]
+            np.testing.assert_array_equal(found.mask, seen)
+        else:
+            assert found.mask.all()
+
+
+def test_what_is_read_are_the_coarse_thumbnail_the_drawn_regions_and_the_drawn_tiles(model):
+    of = slide()
+    scored = score(model, of, changes=["sampling.draws=2"])
+    selection, grid = scored.selection, scored.selection.grid
+    regions = regions_of(look(slide(), SETTINGS)[1], SETTINGS)
+    # A region of 64 pixels has 8 in the coarse thumbnail, as in level 3; a cell of 16 has 4, as in level 2.
+    coarse, closer, tiles = ([box[1:] for box in of.boxes if box[0] == level] for level in (3, 2, 0))
+    assert coarse == [(0, 0, 48, 40)]
+    assert len(closer) == len(set(closer)) <= 6
+    assert all(width <= 16 and height <= 16 for _, _, width, height in closer)
+    assert sorted(tiles) == sorted(grid.regions(np.unique(selection.cells)))
+    assert {box[0] for box in of.boxes} == {0, 2, 3}
+    owners = {(x // 64, y // 64) for x, y, _, _ in tiles}
+    assert owners <= {(x // 16, y // 16) for x, y, _, _ in closer}
+    assert grid == regions.cells
+    assert len(np.unique(selection.cells)) == scored.prediction.tiles_read <= 18
+    assert scored.attention.grid == regions.grid
+    assert scored.attention.attention.sum() == pytest.approx(1)
+
+
+def test_records_tell_joint_attention_inclusion_and_weight(model):
+    _, cells, weight = everything(model, slide())
+    attention = dict(zip(cells.tolist(), weight.tolist(), strict=True))
+    selection = score(model).selection
+    assert selection.attention == pytest.approx(
+        [attention[cell] for cell in selection.cells.tolist()], rel=1e-4
+    )
+    np.testing.assert_allclose(selection.weight, selection.attention / selection.inclusion, rtol=1e-5)
+    assert selection.weight.sum() == pytest.approx(1, abs=1e-5)
+    assert (selection.inclusion <= 1 + 1e-12).all()
+
+
+# That it estimates the exact model
+
+
+@pytest.mark.parametrize("design", ["systematic", "sequential", "uniform", "top"])
+def test_all_regions_and_tiles_drawn_are_the_exact_model(model, design):
+    exact, cells, _ = everything(model, slide())
+    changes = [f"sampling.design={design}", "sampling.tiles=2000", "sampling.regions=100"]
+    scored = score(model, changes=changes)
+    assert sorted(scored.selection.cells.tolist()) == sorted(cells.tolist())
+    assert list(scored.prediction.probabilities.values()) == pytest.approx(
+        torch.softmax(exact, 0).tolist(), abs=1e-5
+    )
+
+
+def test_more_tiles_come_nearer_to_the_exact_model(model):
+    exact, _, _ = everything(model, slide())
+    method = partial(TwoLevelSampling, model)
+
+    def error(tiles, regions):
+        settings = SETTINGS.with_values([f"sampling.tiles={tiles}", f"sampling.regions={regions}"])
+        draws = method(settings).score(slide(), *look(slide(), settings), range(30))
+        logits = torch.stack([each.logits for each in draws])
+        return (logits - exact).square().sum(1).mean().item()
+
+    assert error(120, 12) < error(24, 6) / 2 < error(6, 3)
+
+
+# Through training and files
+
+
+def opened(ref: SlideRef, kind=Watched) -> Watched:
+    return slide(int(ref.id), kind)
+
+
+def examples(count: int = 6) -> list[Example]:
+    refs = [SlideRef(str(i), f"memory{i}", str(i), CLASSES[i % 2]) for i in range(count)]
+    return [Example(ref, *look(opened(ref), SETTINGS), i % 2) for i, ref in enumerate(refs)]
+
+
+def trained(folder, opener=opened, settings=SETTINGS, rows=None):
+    with TileReader(2, opener) as reader:
+        return fit(
+            examples(),
+            [],
+            settings,
+            classes=CLASSES,
+            folder=folder,
+            device=torch.device("cpu"),
+            on_epoch=(lambda row: None) if rows is None else rows.append,
+            reader=reader,
+        )
+
+
+def test_both_attention_networks_learn_and_come_back_from_a_file(tmp_path):
+    model = trained(tmp_path)
+    assert model.regions.logit.weight.abs().max() > 0
+    assert model.attention.logit.weight.abs().max() > 0
+    save_model(tmp_path, model, SETTINGS, CLASSES)
+    again = load_model(tmp_path).model
+    assert score(again).prediction.probabilities == score(model).prediction.probabilities
+
+
+def test_a_slide_whose_region_cannot_be_read_is_left_out_of_the_step(tmp_path):
+    class Broken(Watched):
+        def read_regions(self, level, corners, width, height):
+            if level == 2 and self.path == "memory3":
+                raise SlideReadError(self.path, "damaged")
+            return super().read_regions(level, corners, width, height)
+
+    rows: list = []
+    trained(tmp_path, partial(opened, kind=Broken), rows=rows)
+    assert [row["failed"] for row in rows] == [1, 1]
+
+
+def test_nothing_is_trained_where_no_region_can_be_read(tmp_path):
+    class Broken(Watched):
+        def read_regions(self, level, corners, width, height):
+            if level == 2:
+                raise SlideReadError(self.path, "damaged")
+            return super().read_regions(level, corners, width, height)
+
+    with pytest.raises(ModelError, match=r"no slide could be read for calibration: memory\d: damaged"):
+        trained(tmp_path, partial(opened, kind=Broken))
+
+
+def test_entropy_is_that_of_the_product_of_both_attentions(model):
+    """All regions drawn, so that nothing of it is estimated."""
+    settings = SETTINGS.with_values(["sampling.tiles=2000", "sampling.regions=100"])
+    _, _, weight = everything(model, opened(examples(1)[0].ref))
+    with TileReader(1, opened) as reader, torch.inference_mode():
+        found = TwoLevelSampling(model, settings).estimate(examples(1), reader, lambda example: 0)
+    assert found.entropy.item() == pytest.approx(expectation.entropy(weight.double()).item(), rel=1e-4)
+
+
+def test_a_model_of_one_level_says_what_it_lacks(model):
+    one = model_for(SETTINGS.with_values(["thumbnail.levels=1"]), CLASSES)
+    with pytest.raises(ModelError, match=r"one level.*thumbnail\.levels=2"):
+        one.attend_to_regions(torch.zeros(8, 8, 3, dtype=torch.uint8), torch.arange(1), (1, 1))
+    assert not isinstance(AttentionSampling(one, SETTINGS), TwoLevelSampling)
+
+
+# Sharing tiles among regions
+
+
+@given(
+    st.lists(st.floats(0, 1e3), min_size=1, max_size=20).flatmap(
+        lambda weights: st.tuples(st.just(weights), st.integers(len(weights), 200))
+    )
+)
+def test_all_tiles_are_shared_out_and_each_region_gets_its_due(given_):
+    weights, n = given_
+    counts = allocate(weights, n)
+    assert sum(counts) == n
+    assert min(counts) >= 1
+    total = sum(weights)
+    for weight, count in zip(weights, counts, strict=True):
+        share = weight / total if total else 1 / len(weights)
+        assert abs(count - 1 - share * (n - len(weights))) < 1 + 1e-9
