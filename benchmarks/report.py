@@ -1,0 +1,21 @@
+"""Tables of benchmarks: printed for people, written for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from wsi_ats.tables import write_csv
+
+
+def report(title: str, name: str, columns: Mapping[str, Sequence[object]], folder: str = "results") -> None:
+    """Print a table and write it to ``<folder>/<name>.csv``."""
+    table = Table(*columns, title=title)
+    for row in zip(*columns.values(), strict=True):
+        table.add_row(*(f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row))
+    Console(width=140).print(table)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    write_csv(Path(folder) / f"{name}.csv", {key: list(values) for key, values in columns.items()})
