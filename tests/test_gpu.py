@@ -12,6 +12,8 @@ from wsi_ats.batches import Example, TileReader
 from wsi_ats.config import Settings
 from wsi_ats.inference import predict_slide
 from wsi_ats.look import look
+from wsi_ats.nn import expectation
+from wsi_ats.nn.sampling import DESIGNS, draw
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.memory import MemorySlide
 from wsi_ats.training import fit
@@ -48,6 +50,31 @@ def slide(ref: SlideRef) -> MemorySlide:
 def examples() -> list[Example]:
     refs = [SlideRef(str(i), f"memory{i}", str(i), CLASSES[i % 2]) for i in range(8)]
     return [Example(ref, *look(slide(ref), SETTINGS), CLASSES.index(str(ref.label))) for ref in refs]
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_same_cells_are_drawn_on_both(design, dtype):
+    logits = 3 * torch.randn(40 * 50, generator=torch.Generator().manual_seed(0))
+    attention = torch.softmax(logits, 0).to(dtype)
+    cells = torch.arange(40 * 50)[::2]
+    for seed in range(5):
+        drawn = [
+            draw(
+                design,
+                attention[::2].to(device),
+                cells=cells.to(device),
+                shape=(40, 50),
+                n=32,
+                generator=torch.Generator().manual_seed(seed),
+            )
+            for device in ("cuda", "cpu")
+        ]
+        assert drawn[0].indices.device.type == "cuda"
+        assert drawn[0].indices.tolist() == drawn[1].indices.tolist()
+        torch.testing.assert_close(drawn[0].expected.cpu(), drawn[1].expected)
+        weight = expectation.weights(attention[::2].to("cuda"), drawn[0])
+        assert weight.device.type == "cuda"
 
 
 def trained(device: str, folder: Path) -> torch.nn.Module:
