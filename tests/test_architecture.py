@@ -19,7 +19,12 @@ LAYERS = {
     "slides, each format in one file": ["slides"],
     "records that are kept, and tables": ["selection", "tables"],
     "what a slide shows; which slides": ["tissue", "tiles", "manifest"],
-    "files and folders of a run; the first look; other programs": ["artifacts", "look", "exports"],
+    "files and folders of a run; the first look; other programs": [
+        "artifacts",
+        "look",
+        "exports",
+        "features",
+    ],
     "what is said of a run": ["model_card", "evaluation", "plots"],
     "torch, without slides": ["nn"],
     "torch meets slides: inputs, models on disk": ["batches", "checkpoints"],
@@ -48,6 +53,7 @@ DOORS = {
     "timm": ["wsi_ats.nn.backbone"],
     # A model on disk, and the error of a backbone's weights file.
     "safetensors": ["wsi_ats.checkpoints", "wsi_ats.nn.backbone"],
+    "psutil": ["wsi_ats.nn.memory"],
     "pyarrow": ["wsi_ats.tables"],
     "filelock": ["wsi_ats.artifacts"],
     "tomli_w": ["wsi_ats.config"],
@@ -154,7 +160,7 @@ def test_torch_is_known_where_it_must_be_and_nowhere_else():
 def test_networks_know_tensors_and_errors_only(module):
     for name in imports(module):
         top = name.split(".")[0]
-        allowed = top in sys.stdlib_module_names or top in {"torch", "timm", "safetensors"}
+        allowed = top in sys.stdlib_module_names or top in {"torch", "timm", "safetensors", "psutil"}
         assert allowed or name == "wsi_ats.errors" or name.startswith("wsi_ats.nn"), f"{module}: {name}"
 
 

@@ -199,3 +199,38 @@ def test_tiles_that_are_all_the_same_give_no_nan():
     network.calibrate(tiles(1).expand(8, -1, -1, -1))
     with torch.no_grad():
         assert network.eval()(tiles(4)).isfinite().all()
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_a_frozen_network_has_no_gradients_and_no_dropout(name):
+    network = encoder(name)
+    network.network.add_module("dropout", nn.Dropout(0.5))
+    network.train().freeze()
+    for mode in (True, False):
+        assert network.train(mode).training is mode
+        assert not any(part.training for part in network.network.modules())
+    assert not network(tiles(2)).requires_grad
+
+
+def test_layers_of_normalisation_are_constant_from_the_start():
+    assert not any(layer.training for layer in batch_norms(encoder("test_resnet").network))
+
+
+def test_images_of_different_sizes_calibrate_one_at_a_time():
+    images = [tiles(1, seed=i, size=40 + 8 * i) for i in range(6)]
+    network, calls = encoder("test_resnet"), []
+
+    def parts():
+        calls.append(1)
+        return iter(images)
+
+    network.calibrate_on(parts, shrinkage=1.0)
+    assert len(calls) == 2  # once for the normalisation layers, once for the features
+    assert torch.equal(network.whitening, network.whitening.diag().diag())
+    with torch.no_grad():
+        raw = torch.cat([network._raw(image) for image in images])
+    torch.testing.assert_close(network.centre, raw.mean(0), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ModelError, match=r"too small an image, 16 x 16 pixels"):
+        encoder("test_resnet").calibrate_on(lambda: [tiles(1, size=16)])
+    with pytest.raises(ModelError, match="at least 2 images, not 1"):
+        encoder("test_resnet", trained=True).calibrate_on(lambda: images[:1])

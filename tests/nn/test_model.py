@@ -100,3 +100,16 @@ def test_a_network_that_cannot_be_built_is_a_model_error():
         built(attention="no_such_net")
     with pytest.raises(ModelError, match="no_such_net"):
         built(backbone="no_such_net")
+
+
+@pytest.mark.parametrize("attention", ["small", None])
+def test_every_weight_learns_in_one_part(attention):
+    model = built(attention=attention, pool="gated")
+    parts = [w for modules in model.parts().values() for m in modules for w in m.parameters()]
+    assert sorted(map(id, parts)) == sorted(map(id, model.parameters()))
+
+
+def test_without_an_attention_network_all_cells_weigh_the_same():
+    weight = built(attention=None).attend(thumbnail(2, 3), torch.tensor([0, 2, 3]), (2, 3))
+    assert weight.tolist() == pytest.approx([1 / 3] * 3)
+    assert not weight.requires_grad

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wsi_ats.errors import ModelError
-from wsi_ats.nn.backbone import Backbone, batch_norms
+from wsi_ats.nn.backbone import Backbone, batch_norms, create_backbone
+
+# Tiles in a pass when constants are measured.
+_CALIBRATION_BATCH = 64
 
 
 class TileEncoder(nn.Module):
@@ -44,6 +48,7 @@ class TileEncoder(nn.Module):
         self.network = backbone.network
         self.width = backbone.width
         self._trained = trained
+        self._frozen = False
         self.register_buffer("centre", torch.zeros(backbone.width))
         self.register_buffer("whitening", torch.eye(backbone.width))
         self.register_buffer("mean", 255 * torch.tensor(backbone.mean).reshape(3, 1, 1), persistent=False)
@@ -52,6 +57,7 @@ class TileEncoder(nn.Module):
         self.whitening: Tensor
         self.mean: Tensor
         self.std: Tensor
+        self.train(self.training)
 
     def forward(self, tiles: Tensor) -> Tensor:
         """Encode tiles.
@@ -74,14 +80,21 @@ class TileEncoder(nn.Module):
         features: Tensor = self.network(images)
         return features
 
+    def freeze(self) -> None:
+        """Keep the network as it is from now on: no gradients, and no dropout in training either."""
+        self._frozen = True
+        self.requires_grad_(False)
+        self.train(self.training)
+
     def train(self, mode: bool = True) -> TileEncoder:
         """Switch dropout and the like; normalisation layers stay constant."""
         super().train(mode)
+        if self._frozen:
+            self.network.eval()
         for layer in batch_norms(self.network):
             layer.eval()
         return self
 
-    @torch.no_grad()
     def calibrate(self, tiles: Tensor) -> None:
         """Measure the constants on a set of tiles.
 
@@ -99,6 +112,24 @@ class TileEncoder(nn.Module):
             raise ModelError(f"calibration needs at least 2 tiles, not {len(tiles)}")
         # Parts of one size: batch normalisation has no statistics of a single small tile left over.
         parts = torch.tensor_split(tiles, math.ceil(len(tiles) / _CALIBRATION_BATCH))
+        self.calibrate_on(lambda: parts)
+
+    @torch.no_grad()
+    def calibrate_on(self, parts: Callable[[], Iterable[Tensor]], *, shrinkage: float = SHRINKAGE) -> None:
+        """Measure the constants on tiles or images that need not be in memory all at once.
+
+        Parameters
+        ----------
+        parts
+            Called for each of up to two passes; gives RGB, uint8, shape (n, h, w, 3), n >= 1, of any size.
+        shrinkage
+            Share of the identity in the correlation matrix; with 1 features are scaled, not whitened.
+
+        Raises
+        ------
+        ModelError
+            When there are fewer than two images, or one is too small for the network.
+        """
         was_training = self.training
         self.eval()
         if not self._trained:
@@ -106,10 +137,17 @@ class TileEncoder(nn.Module):
                 layer.reset_running_stats()
                 layer.momentum = None  # the mean over all passes
                 layer.train()
-            for part in parts:
-                self._raw(part)
+            for part in parts():
+                try:
+                    self._raw(part)
+                except ValueError as error:  # of a single pixel there is no variance
+                    size = f"{part.shape[2]} x {part.shape[1]} pixels"
+                    raise ModelError(f"too small an image, {size}, to calibrate on: {error}") from error
             self.eval()
-        raw = torch.cat([self._raw(part) for part in parts]).double()
+        features = [self._raw(part) for part in parts()]
+        if sum(map(len, features)) < 2:
+            raise ModelError(f"calibration needs at least 2 images, not {sum(map(len, features))}")
+        raw = torch.cat(features).double()
         spread = raw.std(0)
         # A feature that is the same for all tiles is left out: scaled by its rounding errors, it would
         # drown the others as soon as a tile differs in it.
@@ -117,11 +155,16 @@ class TileEncoder(nn.Module):
         unit = (raw - raw.mean(0)) / spread
         correlation = unit.T @ unit / (len(unit) - 1)
         identity = torch.eye(self.width, dtype=correlation.dtype, device=correlation.device)
-        values, vectors = torch.linalg.eigh(torch.lerp(correlation, identity, self.SHRINKAGE))
+        values, vectors = torch.linalg.eigh(torch.lerp(correlation, identity, shrinkage))
         root = (vectors * values.rsqrt()) @ vectors.T
         self.centre.copy_(raw.mean(0))
         self.whitening.copy_(root / spread[:, None])
         self.train(was_training)
 
 
-_CALIBRATION_BATCH = 64
+def build_encoder(
+    backbone: str, *, pretrained: bool, checkpoint: str = "", size: int | None = None
+) -> TileEncoder:
+    """Build an encoder; see :func:`wsi_ats.nn.backbone.create_backbone` for parameters and errors."""
+    made = create_backbone(backbone, pretrained=pretrained, checkpoint=checkpoint, size=size)
+    return TileEncoder(made, trained=pretrained or bool(checkpoint))

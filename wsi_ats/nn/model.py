@@ -9,6 +9,8 @@ Torch ends at cell numbers and begins again at tiles; gradients stay in the atte
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -16,16 +18,18 @@ from wsi_ats.errors import ModelError
 from wsi_ats.nn import expectation
 from wsi_ats.nn.attention import FeatureMapAttention, SmallAttention, masked_softmax
 from wsi_ats.nn.backbone import create_backbone
-from wsi_ats.nn.encoder import TileEncoder
+from wsi_ats.nn.encoder import TileEncoder, build_encoder
+from wsi_ats.nn.network import SlideNetwork
 
 
-class AttentionSampler(nn.Module):
+class AttentionSampler(SlideNetwork):
     """Attention network, tile encoder and classifier of one model.
 
     Parameters
     ----------
     attention
-        Thumbnail (rows * p, columns * p, 3) and mask (rows, columns) to logits (rows, columns).
+        Thumbnail (rows * p, columns * p, 3) and mask (rows, columns) to logits (rows, columns); ``None``
+        for attention that is the same everywhere: uniform sampling.
     encoder
         Tiles (N, h, w, 3) to features (N, D).
     classes
@@ -47,7 +51,7 @@ class AttentionSampler(nn.Module):
 
     def __init__(
         self,
-        attention: nn.Module,
+        attention: nn.Module | None,
         encoder: TileEncoder,
         *,
         classes: int,
@@ -80,6 +84,8 @@ class AttentionSampler(nn.Module):
         Tensor, shape (K,)
             Sums to 1.
         """
+        if self.attention is None:
+            return torch.full((len(cells),), 1 / len(cells), device=thumbnail.device)
         return _attend(self.attention, thumbnail, cells, shape)
 
     def attend_to_regions(self, thumbnail: Tensor, regions: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -96,21 +102,19 @@ class AttentionSampler(nn.Module):
             )
         return _attend(self.regions, thumbnail, regions, shape)
 
-    def embed(self, tiles: Tensor) -> Tensor:
-        """Encode tiles, uint8 (N, h, w, 3), as features (N, D)."""
-        features: Tensor = self.encoder(tiles)
-        return features
-
     def pool(self, weights: Tensor, features: Tensor) -> Tensor:
         """Estimate the slide's feature (D,) from the weights (m,) and features (m, D) of drawn tiles."""
         if self.gate is None:
             return expectation.linear(weights, features)
         return expectation.gated(weights, features, self.gate(features)[:, 0])
 
-    def classify(self, pooled: Tensor) -> Tensor:
-        """Logits (..., classes) of pooled features (..., D)."""
-        logits: Tensor = self.head(pooled)
-        return logits
+    def parts(self) -> Mapping[str, Sequence[nn.Module]]:
+        """See :meth:`wsi_ats.nn.network.SlideNetwork.parts`; the gate learns as the head does."""
+        return {
+            "backbone": [self.encoder],
+            "attention": [each for each in (self.attention, self.regions) if each is not None],
+            "head": [self.head] if self.gate is None else [self.head, self.gate],
+        }
 
 
 def _attend(network: nn.Module, thumbnail: Tensor, cells: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -124,7 +128,7 @@ def build_model(
     classes: int,
     backbone: str,
     pretrained: bool,
-    attention: str,
+    attention: str | None,
     pool: str,
     tile_size: int,
     pixels_per_cell: int,
@@ -140,7 +144,7 @@ def build_model(
     backbone, pretrained, checkpoint
         See :func:`wsi_ats.nn.backbone.create_backbone`.
     attention
-        ``"small"`` or a timm name.
+        ``"small"`` or a timm name; ``None`` for uniform sampling.
     pool
         ``"linear"`` or ``"gated"``.
     tile_size
@@ -155,12 +159,11 @@ def build_model(
     ModelError
         When a network cannot be built.
     """
-    encoder = TileEncoder(
-        create_backbone(backbone, pretrained=pretrained, checkpoint=checkpoint, size=tile_size),
-        trained=pretrained or bool(checkpoint),
-    )
+    encoder = build_encoder(backbone, pretrained=pretrained, checkpoint=checkpoint, size=tile_size)
 
-    def looker(pixels: int) -> nn.Module:
+    def looker(pixels: int) -> nn.Module | None:
+        if attention is None:
+            return None
         if attention == "small":
             return SmallAttention(pixels)
         return FeatureMapAttention(create_backbone(attention, pretrained=pretrained, maps=True))

@@ -1,0 +1,29 @@
+"""A CNN on the whole slide at one scale: what sampling is to be cheaper than."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from wsi_ats.nn.encoder import TileEncoder
+from wsi_ats.nn.network import SlideNetwork
+
+
+class ImageClassifier(SlideNetwork):
+    """A backbone with global pooling and a linear classifier.
+
+    Parameters
+    ----------
+    encoder
+        Images (N, h, w, 3) of any size to features (N, D).
+    classes
+        Number of classes, at least 2.
+    """
+
+    def __init__(self, encoder: TileEncoder, *, classes: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Linear(encoder.width, classes)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits (classes,) of one slide, RGB, uint8, shape (h, w, 3)."""
+        return self.classify(self.embed(image[None]))[0]

@@ -1,0 +1,104 @@
+"""How much memory a network needs, counted before it is tried."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from wsi_ats.errors import ModelError
+
+
+def peak_bytes(network: nn.Module, shape: Sequence[int], *, training: bool) -> int:
+    """Bytes of tensors that are alive at once, at most, while a network sees one input.
+
+    The network is run on the device `meta`, whose tensors have shapes but no contents, so it costs
+    neither memory nor much time. Counted are the input, all that layers give and the backward pass keeps,
+    and the gradients; not the weights themselves, which are there already, and not the scratch space of a
+    device's kernels.
+
+    Parameters
+    ----------
+    network
+        Input to logits.
+    shape
+        Of the input, which is of type uint8.
+    training
+        With the backward pass.
+
+    Raises
+    ------
+    ModelError
+        When the network cannot take an input of that shape.
+
+    Examples
+    --------
+    >>> layer = nn.Linear(1000, 10)
+    >>> class Network(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.layer = layer
+    ...     def forward(self, x):
+    ...         return self.layer(x.float())
+    >>> peak_bytes(Network(), [1000], training=False)  # as bytes, as floats, and ten logits
+    5040
+    """
+    state = {
+        name: torch.empty_like(value, device="meta").requires_grad_(value.requires_grad)
+        for name, value in (*network.named_parameters(), *network.named_buffers())
+    }
+    with torch.set_grad_enabled(training), _Ledger(state.values()) as ledger:
+        try:
+            logits = functional_call(network, state, (torch.empty(*shape, dtype=torch.uint8, device="meta"),))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            raise ModelError(
+                f"the network cannot take an input of {tuple(shape)}: {error}; choose another backbone"
+            ) from error
+        if training:
+            logits.logsumexp(-1).sum().backward()
+    peak: int = ledger.peak
+    return peak
+
+
+class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Keeps account of the memory of all tensors that are made while it is active, but of some known ones."""
+
+    def __init__(self, known: Iterable[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.peak = 0
+        self._alive = 0
+        self._known: weakref.WeakSet[Any] = weakref.WeakSet(each.untyped_storage() for each in known)
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        made = function(*args, **(kwargs or {}))
+        for value in tree_leaves(made):
+            if isinstance(value, Tensor):
+                self._note(value.untyped_storage())
+        return made
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        if storage not in self._known:  # a view, or the outcome of an operation in place, takes no more
+            self._known.add(storage)
+            self._alive += storage.nbytes()
+            self.peak = max(self.peak, self._alive)
+            weakref.finalize(storage, self._drop, storage.nbytes())
+
+    def _drop(self, size: int) -> None:
+        self._alive -= size
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that a device has left for tensors."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(psutil.virtual_memory().available)

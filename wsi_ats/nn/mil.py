@@ -1,0 +1,70 @@
+"""Attention-based multiple-instance learning (Ilse, Tomczak & Welling, ICML 2018): every tile is read.
+
+The attention of a tile is a function of its own feature, so all tiles must be encoded to know it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from wsi_ats.nn import expectation
+from wsi_ats.nn.encoder import TileEncoder
+from wsi_ats.nn.network import SlideNetwork
+
+
+class AttentionMIL(SlideNetwork):
+    r"""Attention pooling of the features of all tiles.
+
+    .. math:: a_k = \mathrm{softmax}_k\, w^T \tanh(V h_k) \quad\text{(eq. 8)}, \qquad
+              a_k = \mathrm{softmax}_k\, w^T (\tanh(V h_k) \odot \sigma(U h_k)) \quad\text{(eq. 9)}
+
+    Parameters
+    ----------
+    encoder
+        Tiles (N, h, w, 3) to features (N, D).
+    classes
+        Number of classes, at least 2.
+    gated
+        Equation 9 rather than 8.
+    width
+        Rows of V and U; 128 in the authors' code.
+
+    Examples
+    --------
+    >>> from wsi_ats.nn.encoder import build_encoder
+    >>> model = AttentionMIL(build_encoder("test_resnet", pretrained=False), classes=2, gated=True)
+    >>> features = model.embed(torch.zeros(5, 64, 64, 3, dtype=torch.uint8))
+    >>> attention = model.attend(features)
+    >>> attention.shape, model.classify(model.pool(attention, features)).shape
+    (torch.Size([5]), torch.Size([2]))
+    """
+
+    def __init__(self, encoder: TileEncoder, *, classes: int, gated: bool, width: int = 128) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.value = nn.Linear(encoder.width, width)
+        self.gate = nn.Linear(encoder.width, width) if gated else None
+        # Without a bias: the softmax would not see it.
+        self.score = nn.Linear(width, 1, bias=False)
+        self.head = nn.Linear(encoder.width, classes)
+
+    def attend(self, features: Tensor) -> Tensor:
+        """Attention over all tiles, shape (K,), sums to 1, from their features (K, D)."""
+        hidden = torch.tanh(self.value(features))
+        if self.gate is not None:
+            hidden = hidden * torch.sigmoid(self.gate(features))
+        logits = self.score(hidden)[:, 0]
+        # Half precision is not enough for probabilities that differ by orders of magnitude.
+        return torch.softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=0)
+
+    def pool(self, attention: Tensor, features: Tensor) -> Tensor:
+        """The slide's feature (D,) from the attention (K,) and features (K, D) of all tiles."""
+        return expectation.exact(attention, features)
+
+    def parts(self) -> Mapping[str, Sequence[nn.Module]]:
+        """See :meth:`wsi_ats.nn.network.SlideNetwork.parts`."""
+        attention = [self.value, self.score] if self.gate is None else [self.value, self.gate, self.score]
+        return {"backbone": [self.encoder], "attention": attention, "head": [self.head]}
