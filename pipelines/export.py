@@ -64,7 +64,9 @@ def export(scores: str | Path, out: str | Path, *, to: str, execution: Execution
         )
     predictions, _ = read_parquet(scores / "predictions.parquet")
     statuses = dict(zip(predictions["slide_id"], predictions["status"], strict=True))
-    scored = [name for name, status in statuses.items() if status == Status.DONE]
+    read = dict(zip(predictions["slide_id"], predictions["tiles_read"], strict=True))
+    # A network that sees the whole slide reads no tiles.
+    scored = [name for name, status in statuses.items() if status == Status.DONE and read[name]]
     # Not of the time: scores that have grown since are exported into the same folder again.
     digest = digest_of(str(sorted((record.get("digests") or {}).items())), str(record.get("seed")))
     names = [f"{name}.geojson" for name in statuses]

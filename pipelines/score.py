@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pipelines._records import Row, SlideTask, absolute, complete, pending, write_table
 from pipelines._runs import Execution, Identity, Summary, count, open_run, rooted
 from wsi_ats.artifacts import atomic, save_attention
-from wsi_ats.config import ModelSettings, Settings, TrainingSettings
+from wsi_ats.config import ModelSettings, SamplingSettings, Settings, TrainingSettings
 from wsi_ats.errors import ModelError, SettingsError
 from wsi_ats.exports.tables import write_selection
 from wsi_ats.model_card import read_card
@@ -33,6 +33,10 @@ _FIXED = (
 )
 
 _WITHOUT_EFFECT = tuple(f"training.{each.name}" for each in fields(TrainingSettings))
+
+# Kinds that draw nothing, and what says how tiles are drawn.
+_WITHOUT_DRAWS = ("mil", "image")
+_OF_DRAWS = tuple(f"sampling.{each.name}" for each in fields(SamplingSettings))
 
 
 def score(
@@ -133,7 +137,7 @@ class ScoreTask(SlideTask):
         }
 
     def files(self, slide_id: str) -> tuple[Path, ...]:
-        """The tiles that were read, and the attention they were drawn by."""
+        """The tiles that were read, and the attention to them, where the kind of model has them."""
         return (
             self.out / "selections" / f"{slide_id}.parquet",
             self.out / "attention" / f"{slide_id}.npz",
@@ -209,7 +213,7 @@ def check_settings(settings: Settings, trained: Settings) -> None:
     SettingsError
         Names the setting and both values.
     """
-    for name in (*_FIXED, *_WITHOUT_EFFECT):
+    for name in (*_FIXED, *_WITHOUT_EFFECT, *(_OF_DRAWS if trained.model.kind in _WITHOUT_DRAWS else ())):
         section, key = name.split(".")
         wanted, built = getattr(getattr(settings, section), key), getattr(getattr(trained, section), key)
         if wanted != built and name in _FIXED:

@@ -32,7 +32,10 @@ if TYPE_CHECKING:  # torch takes seconds to import
 # Files without which a run is not finished; checkpoints only serve to get there.
 _WRITTEN = ("config.toml", "splits.csv", "metrics.csv", "slides.parquet", "slides.csv")
 
-_OWN = ("config.toml", "splits.csv", "metrics.csv", "checkpoints", "model.safetensors", "model.json")
+_OWN = (
+    *("config.toml", "splits.csv", "metrics.csv", "checkpoints", "features"),
+    *("model.safetensors", "model.json"),
+)
 
 
 def train(

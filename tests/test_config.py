@@ -34,6 +34,9 @@ OTHER = {  # for every setting, a value that is not its default
         "checkpoint": 'C:\\weights\\"a".pth',
         "attention": "resnet18",
         "pool": "linear",
+        "kind": "mil",
+        "mil_attention": "plain",
+        "scale": 0.25,
     },
     "sampling": {"design": "uniform", "tiles": 1, "draws": 9, "regions": 3, "exploration": 0.5},
     "training": {
@@ -49,6 +52,7 @@ OTHER = {  # for every setting, a value that is not its default
         "validation": 0.0,
         "calibration_tiles": 2,
         "freeze_attention": True,
+        "freeze_backbone": True,
         "seed": 2**40,
     },
 }
@@ -128,6 +132,7 @@ OUT_OF_RANGE = [
     *["tile.size=15", "tile.mpp=0", "tile.mpp=-1.0", "tile.tolerance=1.0", "tile.tolerance=-0.1"],
     *["tile.stride=0.0", "tile.stride=1.01", "thumbnail.pixels_per_cell=0", "thumbnail.tissue=otsu"],
     *["thumbnail.min_tissue=0.0", "thumbnail.min_tissue=1.1", "model.backbone=''", "model.attention=''"],
+    *["model.kind=cnn", "model.mil_attention=soft", "model.scale=0.0"],
     *["model.pool=mean", "sampling.design=best", "sampling.tiles=0", "sampling.draws=0"],
     *["training.epochs=0", "training.slides_per_step=0", "training.learning_rate=-1.0"],
     *["training.attention_learning_rate=0.0", "training.head_learning_rate=0.0", "training.clip=0.0"],
@@ -209,3 +214,21 @@ def test_biased_designs_are_for_scoring_one_draw_only():
             settings.check_trainable()
         with pytest.raises(SettingsError, match="same tiles every time"):
             settings.with_values(["sampling.draws=2"])
+
+
+def test_a_cell_of_an_image_is_a_whole_number_of_pixels():
+    settings = Settings().with_values(["model.kind=image", "tile.size=50", "model.scale=0.62"])
+    assert settings.image_pixels_per_cell == 31
+    settings.with_values(["tile.stride=0.5", "model.scale=0.4"])
+    with pytest.raises(SettingsError, match=r"model\.scale 0\.3 makes .* 19\.2 pixels .* 0\.296875 would"):
+        Settings().with_values(["model.kind=image", "tile.size=64", "model.scale=0.3"])
+    Settings().with_values(["tile.size=64", "model.scale=0.3"])  # no image, no harm
+
+
+@pytest.mark.parametrize("kind", ["uniform", "mil", "image"])
+@pytest.mark.parametrize("only", ["training.freeze_attention=true", "thumbnail.levels=2"])
+def test_what_other_kinds_have_not_got_is_not_trained(kind, only):
+    settings = Settings().with_values([f"model.kind={kind}", only])
+    with pytest.raises(SettingsError, match=f"{only.split('=')[0]} .*{kind}"):
+        settings.check_trainable()
+    settings.with_values(["training.freeze_attention=false", "thumbnail.levels=1"]).check_trainable()

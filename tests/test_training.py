@@ -281,6 +281,62 @@ def test_a_process_interrupted_by_a_signal_and_started_again_ends_the_same(tmp_p
     assert figures(tmp_path) == figures(uninterrupted[1])
 
 
+# Every kind of model
+
+# Settings of each, and how many tiles are read in each epoch of 8 slides that have 20.
+KINDS = [
+    (["model.kind=uniform"], [8 * 3] * 3),
+    (["model.kind=mil"], [8 * 20 * 2] * 3),
+    (["model.kind=mil", "model.mil_attention=plain"], [8 * 20 * 2] * 3),
+    (["model.kind=mil", "training.freeze_backbone=true"], [8 * 20, 0, 0]),
+    (["model.kind=image", "model.scale=1.0"], [0] * 3),
+    (["model.kind=sampling", "training.freeze_backbone=true"], [8 * 3] * 3),
+]
+
+
+@pytest.mark.parametrize(("changes", "tiles"), KINDS, ids=[" ".join(changes) for changes, _ in KINDS])
+def test_every_kind_trains_and_a_stopped_run_ends_the_same(tmp_path, changes, tiles):
+    def stop(row):
+        if row["epoch"] == 0:
+            raise KeyboardInterrupt
+
+    rows = []
+    model = run(tmp_path / "whole", *changes, on_epoch=rows.append)
+    assert [row["tiles"] for row in rows] == tiles
+    draws = changes[0].endswith(("sampling", "uniform"))
+    assert [row["entropy"] is not None for row in rows] == [draws] * 3
+    assert all(math.isfinite(row["loss"]) and row["validation_auc"] is not None for row in rows)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "stopped", *changes, on_epoch=stop)
+    assert_same_weights(run(tmp_path / "stopped", *changes), model)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        start = model_for(SETTINGS.with_values(changes), CLASSES)
+    backbones = zip(model.encoder.parameters(), start.encoder.parameters(), strict=True)
+    learns = "training.freeze_backbone=true" not in changes
+    assert any(not torch.equal(one, other) for one, other in backbones) is learns
+    assert not torch.equal(model.head.weight, start.head.weight)
+
+
+def test_mil_learns_a_class_that_shows_in_half_of_the_cells(tmp_path):
+    rows = []
+    run(
+        tmp_path, "model.kind=mil", "training.epochs=10", "training.learning_rate=0.001", on_epoch=rows.append
+    )
+    assert rows[-1]["loss"] < 0.2
+    assert rows[-1]["validation_auc"] == 1.0
+
+
+def test_an_image_that_does_not_fit_is_refused_before_anything_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 100_000}))
+    with pytest.raises(ModelError, match=r"at model\.scale 1\.0: training would need .* GB on cpu"):
+        run(
+            tmp_path,
+            *("model.kind=image", "model.scale=1.0"),
+            opener=unreadable(*(each.ref.id for each in TRAINING)),
+        )
+
+
 # Refusals and failures
 
 

@@ -18,7 +18,11 @@ from wsi_ats.artifacts import atomic
 from wsi_ats.config import Settings
 from wsi_ats.errors import ArtifactError
 from wsi_ats.model_card import ModelCard, read_card, write_card
-from wsi_ats.nn.model import AttentionSampler, build_model
+from wsi_ats.nn.encoder import build_encoder
+from wsi_ats.nn.image import ImageClassifier
+from wsi_ats.nn.mil import AttentionMIL
+from wsi_ats.nn.model import build_model
+from wsi_ats.nn.network import SlideNetwork
 
 
 @dataclass(frozen=True)
@@ -37,13 +41,13 @@ class LoadedModel:
         Fingerprint of weights, settings and classes.
     """
 
-    model: AttentionSampler
+    model: SlideNetwork
     settings: Settings
     classes: list[str]
     digest: str
 
 
-def model_for(settings: Settings, classes: Sequence[str], *, weights: bool = True) -> AttentionSampler:
+def model_for(settings: Settings, classes: Sequence[str], *, weights: bool = True) -> SlideNetwork:
     """Build the model that settings describe.
 
     Parameters
@@ -56,12 +60,21 @@ def model_for(settings: Settings, classes: Sequence[str], *, weights: bool = Tru
         Load the backbone's weights; not needed where a trained model's own will replace them.
     """
     network, view = settings.model, settings.thumbnail
+    pretrained, checkpoint = network.pretrained and weights, network.checkpoint if weights else ""
+    if network.kind == "image":
+        whole = build_encoder(network.backbone, pretrained=pretrained, checkpoint=checkpoint)
+        return ImageClassifier(whole, classes=len(classes))
+    if network.kind == "mil":
+        encoder = build_encoder(
+            network.backbone, pretrained=pretrained, checkpoint=checkpoint, size=settings.tile.size
+        )
+        return AttentionMIL(encoder, classes=len(classes), gated=network.mil_attention == "gated")
     return build_model(
         classes=len(classes),
         backbone=network.backbone,
-        pretrained=network.pretrained and weights,
-        checkpoint=network.checkpoint if weights else "",
-        attention=network.attention,
+        pretrained=pretrained,
+        checkpoint=checkpoint,
+        attention=None if network.kind == "uniform" else network.attention,
         pool=network.pool,
         tile_size=settings.tile.size,
         pixels_per_cell=view.pixels_per_cell,
@@ -69,7 +82,7 @@ def model_for(settings: Settings, classes: Sequence[str], *, weights: bool = Tru
     )
 
 
-def save_model(folder: Path, model: AttentionSampler, settings: Settings, classes: Sequence[str]) -> str:
+def save_model(folder: Path, model: SlideNetwork, settings: Settings, classes: Sequence[str]) -> str:
     """Write ``model.safetensors`` and ``model.json``, the latter last.
 
     Parameters
@@ -128,7 +141,7 @@ def load_model(folder: str | Path, device: torch.device | None = None) -> Loaded
 
 
 def save_state(
-    path: Path, model: AttentionSampler, optimizer: torch.optim.Optimizer, record: Mapping[str, Any]
+    path: Path, model: SlideNetwork, optimizer: torch.optim.Optimizer, record: Mapping[str, Any]
 ) -> None:
     """Write everything that training needs to go on, atomically.
 
@@ -149,7 +162,7 @@ def save_state(
 
 
 def load_state(
-    path: Path, model: AttentionSampler, optimizer: torch.optim.Optimizer, device: torch.device
+    path: Path, model: SlideNetwork, optimizer: torch.optim.Optimizer, device: torch.device
 ) -> dict[str, Any]:
     """Put a stored state into a model and an optimiser; returns the record stored with it.
 

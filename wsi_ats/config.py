@@ -89,6 +89,10 @@ class ThumbnailSettings:
 class ModelSettings:
     """The networks."""
 
+    kind: str = "sampling"
+    """``sampling`` is attention sampling, what this project is for; ``uniform`` (tiles drawn without
+    attention), ``mil`` (attention-based multiple-instance learning on all tiles) and ``image`` (a CNN on the
+    whole slide) are what it is held against."""
     backbone: str = "resnet18"
     """Any timm name, or ``hf-hub:owner/model``; resnet18 is the smallest that is still common."""
     pretrained: bool = True
@@ -100,8 +104,22 @@ class ModelSettings:
     pool: str = "gated"
     """``linear`` is the paper's unbiased estimate; ``gated`` lets the tile weigh itself, learns faster, and
     has a bias that falls as 1/n."""
+    mil_attention: str = "gated"
+    """Of kind ``mil``: ``gated`` (equation 9 of Ilse et al. 2018), the more common, or ``plain`` (8)."""
+    scale: float = 0.5
+    """Of kind ``image``: resolution of the image relative to that of tiles; the paper has 0.5 and 1, and at
+    0.5 four times as large a slide fits into memory."""
 
     def __post_init__(self) -> None:
+        _require(
+            self.kind in {"sampling", "uniform", "mil", "image"},
+            f"model.kind must be sampling, uniform, mil or image, not {self.kind!r}",
+        )
+        _require(
+            self.mil_attention in {"gated", "plain"},
+            f"model.mil_attention must be gated or plain, not {self.mil_attention!r}",
+        )
+        _require(self.scale > 0, f"model.scale must be positive, not {self.scale}")
         _require(bool(self.backbone), "model.backbone must name a timm network")
         _require(bool(self.attention), "model.attention must be 'small' or name a timm network")
         _require(
@@ -168,6 +186,9 @@ class TrainingSettings:
     """Tiles of all training slides on which the features' whitening is measured; more changed nothing."""
     freeze_attention: bool = False
     """Keep attention as it starts (uniform): a control that shows what learning it gives."""
+    freeze_backbone: bool = False
+    """Keep the backbone as it starts: with kind ``mil`` each tile is then read and encoded once and its
+    feature kept, which makes an epoch cheap; what most pipelines do."""
     seed: int = 0
     """Of weights, order and draws."""
 
@@ -215,6 +236,21 @@ class Settings:
     model: ModelSettings = field(default_factory=ModelSettings)
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
+
+    def __post_init__(self) -> None:
+        if self.model.kind == "image":
+            pitch = self.tile.size * self.tile.stride
+            pixels, whole = pitch * self.model.scale, max(1, round(pitch * self.model.scale))
+            _require(
+                math.isclose(pixels, whole),
+                f"model.scale {self.model.scale} makes a cell of the grid {pixels:.6g} pixels wide, not a "
+                f"whole number; {whole / pitch} would make it {whole}",
+            )
+
+    @property
+    def image_pixels_per_cell(self) -> int:
+        """Side of a cell in pixels of the image that a network of kind ``image`` sees."""
+        return round(self.tile.size * self.tile.stride * self.model.scale)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Self:
@@ -267,8 +303,18 @@ class Settings:
         Raises
         ------
         SettingsError
-            For a biased design.
+            For a biased design, or one that the kind of model has no use for.
         """
+        _require(
+            self.model.kind == "sampling" or self.thumbnail.levels == 1,
+            f"thumbnail.levels is {self.thumbnail.levels}, but a model of kind {self.model.kind} draws no "
+            "regions; leave it 1",
+        )
+        _require(
+            self.model.kind == "sampling" or not self.training.freeze_attention,
+            f"training.freeze_attention is for model.kind sampling; {self.model.kind} has no attention that "
+            "could stay uniform, leave it out",
+        )
         _require(
             self.sampling.design != "top",
             "sampling.design 'top' is biased: it never looks at what attention has not found yet, so nothing "

@@ -15,8 +15,8 @@ from wsi_ats.config import Settings
 from wsi_ats.errors import SettingsError
 from wsi_ats.look import count_tiles, look
 from wsi_ats.methods import method_for
-from wsi_ats.methods.base import DrawLogits, draw_seed
-from wsi_ats.nn.model import AttentionSampler
+from wsi_ats.methods.base import DrawLogits, WeightedTiles, draw_seed
+from wsi_ats.nn.network import SlideNetwork
 from wsi_ats.selection import AttentionMap, Prediction, Selection, Status, TissueMask
 from wsi_ats.slides.base import Slide, SlideRef
 from wsi_ats.slides.wrappers import CountingSlide
@@ -32,7 +32,8 @@ class Scored:
     prediction
         Probabilities, and what it took to get them.
     attention, selection
-        Where the model looked and which tiles were read; ``None`` where there is no tissue.
+        Where the model looked and which tiles were read; ``None`` where there is no tissue, and for a model
+        that has no attention and reads no tiles.
     """
 
     prediction: Prediction
@@ -41,7 +42,7 @@ class Scored:
 
 
 def predict_slide(
-    model: AttentionSampler,
+    model: SlideNetwork,
     ref: SlideRef,
     slide: Slide,
     settings: Settings,
@@ -51,10 +52,11 @@ def predict_slide(
     seed: int,
     device: torch.device | None = None,
 ) -> Scored:
-    """Score a slide from its thumbnail and a few tiles.
+    """Score a slide.
 
-    Nothing else is read of the slide. With several draws, the probability is their mean and
-    ``logit_se`` the standard error of the predicted class's log-odds over them.
+    Attention sampling reads its thumbnail and a few tiles, and nothing else. With several draws, the
+    probability is their mean and ``logit_se`` the standard error of the predicted class's log-odds over
+    them. Other kinds of models read more; see :mod:`wsi_ats.methods`.
 
     Parameters
     ----------
@@ -81,6 +83,8 @@ def predict_slide(
         When the slide's resolution is unknown or a pixel that is needed cannot be read.
     SettingsError
         When the model is in training mode: its scores would depend on dropout.
+    ModelError
+        When the slide would not fit into memory, which can happen with kind ``image``.
     """
     if model.training:
         raise SettingsError("scoring needs a model in evaluation mode; call model.eval() first")
@@ -113,7 +117,7 @@ def predict_slide(
     return Scored(
         prediction,
         _attention_map(draws[0].attention, tissue),
-        _selection(ref, counting, draws, probabilities),
+        _selection(ref, counting, [each.tiles for each in draws if each.tiles], probabilities),
     )
 
 
@@ -137,7 +141,9 @@ def _sampling_error(draws: Sequence[DrawLogits]) -> float | None:
     return (log_odds.std() / math.sqrt(len(logits))).item()
 
 
-def _attention_map(attention: Tensor, tissue: TissueMask) -> AttentionMap:
+def _attention_map(attention: Tensor | None, tissue: TissueMask) -> AttentionMap | None:
+    if attention is None:
+        return None
     on_grid = np.zeros(tissue.grid.shape)
     on_grid.flat[tissue.cells] = attention.double().cpu().numpy()
     return AttentionMap(tissue.grid, on_grid, tissue.mask)
@@ -146,10 +152,12 @@ def _attention_map(attention: Tensor, tissue: TissueMask) -> AttentionMap:
 def _selection(
     ref: SlideRef,
     slide: Slide,
-    draws: Sequence[DrawLogits],
+    tiles: Sequence[WeightedTiles],
     probabilities: dict[str, float],
-) -> Selection:
-    tiles = [each.tiles for each in draws]
+) -> Selection | None:
+    """The tiles of every draw as one record."""
+    if not tiles:
+        return None
     sizes = [len(each.cells) for each in tiles]
     grid = tiles[0].grid
     return Selection(
@@ -162,7 +170,7 @@ def _selection(
         attention=torch.cat([each.attention for each in tiles]).double().cpu().numpy(),
         inclusion=torch.cat([each.inclusion for each in tiles]).cpu().numpy(),
         weight=torch.cat([each.weight for each in tiles]).double().cpu().numpy(),
-        draw=np.repeat(np.arange(len(draws)), sizes),
+        draw=np.repeat(np.arange(len(tiles)), sizes),
         order=np.concatenate([np.arange(size) for size in sizes]),
         probabilities=probabilities,
     )

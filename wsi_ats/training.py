@@ -1,4 +1,4 @@
-"""Train attention, encoder and head together from slide labels.
+"""Train all of a network together from slide labels.
 
 Read from top to bottom: an epoch is a shuffled pass over the slides in small batches; for each batch
 estimate the logits, which is the method's business, and step. Every random choice is a function of the seed,
@@ -25,7 +25,7 @@ from wsi_ats.errors import ArtifactError, ModelError
 from wsi_ats.evaluation import auc
 from wsi_ats.methods import method_for
 from wsi_ats.methods.base import Method, draw_seed
-from wsi_ats.nn.model import AttentionSampler
+from wsi_ats.nn.network import SlideNetwork
 from wsi_ats.tables import write_csv
 
 _LOG = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ def fit(
     device: torch.device,
     on_epoch: OnEpoch,
     reader: TileReader,
-) -> AttentionSampler:
+) -> SlideNetwork:
     """Train a model, or go on where an interrupted run of the same settings and slides stopped.
 
     After every epoch the state is written to ``checkpoints/last.safetensors`` and the figures of all
@@ -60,7 +60,7 @@ def fit(
     classes
         Names of the classes; ``Example.target`` counts in them.
     folder
-        Where checkpoints and metrics go.
+        Where checkpoints, metrics and, where the backbone is frozen, features go.
     device
         Where to compute.
     on_epoch
@@ -70,7 +70,7 @@ def fit(
 
     Returns
     -------
-    AttentionSampler
+    SlideNetwork
         In evaluation mode.
 
     Raises
@@ -78,7 +78,10 @@ def fit(
     SettingsError
         When they suit scoring only.
     ModelError
-        When a network cannot be built, no slide can be read, or the loss is no longer a number.
+        When a network cannot be built, no slide can be read, one does not fit into memory, or the loss is no
+        longer a number.
+    SlideError
+        When a tile cannot be read a second time, where the backward pass reads tiles again.
     ArtifactError
         When the folder holds the state of another run.
     """
@@ -90,7 +93,10 @@ def fit(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = model_for(settings, classes).to(device)
-        method, optimizer = method_for(model, settings, device), _optimizer(model, settings)
+        if settings.training.freeze_backbone:
+            model.encoder.freeze()
+        method, optimizer = method_for(model, settings, device, folder), _optimizer(model, settings)
+        method.check(training, validation)
         rows: list[dict[str, float | None]] = []
         if checkpoint.exists():
             if read_record(checkpoint)["run"] != run:
@@ -123,23 +129,24 @@ def _write_metrics(folder: Path, rows: Sequence[Mapping[str, float | None]]) -> 
         write_csv(temporary, {name: [row[name] for row in rows] for name in rows[0]})
 
 
-def _optimizer(model: AttentionSampler, settings: Settings) -> torch.optim.Optimizer:
+def _optimizer(model: SlideNetwork, settings: Settings) -> torch.optim.Optimizer:
     rates = settings.training
-    linear = [*model.head.parameters(), *(model.gate.parameters() if model.gate is not None else ())]
-    attention = [*model.attention.parameters(), *(model.regions.parameters() if model.regions else ())]
-    groups = [
-        {"params": list(model.encoder.parameters()), "lr": rates.learning_rate},
-        {"params": attention, "lr": rates.attention_learning_rate},
-        {"params": linear, "lr": rates.head_learning_rate},
-    ]
-    for group in groups:
-        group["peak"] = group["lr"]
+    rate_of = {
+        "backbone": rates.learning_rate,
+        "attention": rates.attention_learning_rate,
+        "head": rates.head_learning_rate,
+    }
+    groups = []
+    for name, modules in model.parts().items():
+        weights = [each for module in modules for each in module.parameters() if each.requires_grad]
+        if weights:
+            groups.append({"params": weights, "lr": rate_of[name], "peak": rate_of[name]})
     return torch.optim.AdamW(groups, weight_decay=rates.weight_decay)
 
 
 def _train_epoch(
     method: Method,
-    model: AttentionSampler,
+    model: SlideNetwork,
     optimizer: torch.optim.Optimizer,
     examples: Sequence[Example],
     reader: TileReader,
@@ -167,11 +174,13 @@ def _train_epoch(
             if not len(result.targets):
                 continue
             loss = F.cross_entropy(result.logits, result.targets)
-            share = len(result.targets) / len(batch)
-            total = share * (loss - rates.entropy * result.entropy.mean())
+            total = loss
+            if result.entropy is not None:
+                total = loss - rates.entropy * result.entropy.mean()
+                entropies.append(result.entropy.mean().item())
+            total = total * (len(result.targets) / len(batch))
             total.backward()  # type: ignore[no-untyped-call]
             losses.append(loss.item())
-            entropies.append(result.entropy.mean().item())
             tiles += result.tiles
             read += len(result.targets)
         if not read:
@@ -189,7 +198,7 @@ def _train_epoch(
         raise ModelError("no training slide could be read; see the errors of `wsi-ats prepare`")
     return {
         "loss": float(np.mean(losses)),
-        "entropy": float(np.mean(entropies)),
+        "entropy": float(np.mean(entropies)) if entropies else None,
         "tiles": tiles,
         "failed": failed,
     }

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from wsi_ats.config import Settings
+from wsi_ats.errors import ModelError
 from wsi_ats.methods.base import Method
+from wsi_ats.methods.image import WholeImage
+from wsi_ats.methods.mil import MultipleInstanceLearning
 from wsi_ats.methods.sampling import AttentionSampling
 from wsi_ats.methods.two_level import TwoLevelSampling
+from wsi_ats.nn.image import ImageClassifier
+from wsi_ats.nn.mil import AttentionMIL
 from wsi_ats.nn.model import AttentionSampler
+from wsi_ats.nn.network import SlideNetwork
 
 
-def method_for(model: AttentionSampler, settings: Settings, device: torch.device | None = None) -> Method:
+def method_for(
+    model: SlideNetwork, settings: Settings, device: torch.device | None = None, folder: Path | None = None
+) -> Method:
     """Find the way from slides to logits that goes with a network.
 
     Parameters
@@ -22,6 +32,19 @@ def method_for(model: AttentionSampler, settings: Settings, device: torch.device
         What to use it with.
     device
         Where it is; the CPU by default.
+    folder
+        Of the run, where features of a frozen backbone may be kept.
+
+    Raises
+    ------
+    ModelError
+        When no method goes with the network.
     """
-    kind = TwoLevelSampling if settings.thumbnail.levels == 2 else AttentionSampling
-    return kind(model, settings, device)
+    if isinstance(model, AttentionSampler):
+        kind = TwoLevelSampling if settings.thumbnail.levels == 2 else AttentionSampling
+        return kind(model, settings, device)
+    if isinstance(model, AttentionMIL):
+        return MultipleInstanceLearning(model, settings, device, folder and folder / "features")
+    if isinstance(model, ImageClassifier):
+        return WholeImage(model, settings, device)
+    raise ModelError(f"{type(model).__name__} is no kind of model that is known; see wsi_ats.methods")

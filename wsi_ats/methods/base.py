@@ -25,19 +25,20 @@ class Estimates:
         Shape (B, classes).
     targets
         Shape (B,).
-    entropy
-        Of each slide's attention in nats, shape (B,).
-    tiles
-        Distinct tiles that were read.
     failed
         Message for each slide that could not be read.
+    tiles
+        Distinct tiles that were read; twice as many where the backward pass reads them again.
+    entropy
+        Of the attention that each slide's tiles were drawn by, in nats, shape (B,); ``None`` where none are
+        drawn.
     """
 
     logits: Tensor
     targets: Tensor
-    entropy: Tensor
-    tiles: int
     failed: Mapping[str, str]
+    tiles: int = 0
+    entropy: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -74,17 +75,17 @@ class DrawLogits:
     logits
         Shape (classes,), on the CPU.
     tiles
-        The tiles of the draw.
+        The tiles of the draw; ``None`` where no tiles are read.
     new_tiles
         How many of them no earlier draw had read.
     attention
-        Over the slide's tissue cells, shape (K,); the same for every draw.
+        Over the slide's tissue cells, shape (K,), the same for every draw; ``None`` where there is none.
     """
 
     logits: Tensor
-    tiles: WeightedTiles
-    new_tiles: int
-    attention: Tensor
+    tiles: WeightedTiles | None = None
+    new_tiles: int = 0
+    attention: Tensor | None = None
 
 
 class Method(Protocol):
@@ -92,6 +93,16 @@ class Method(Protocol):
 
     def passes(self, slides: int) -> int:
         """Into how many passes a step over so many slides is cut to fit into memory."""
+        ...
+
+    def check(self, training: Sequence[Example], validation: Sequence[Example]) -> None:
+        """Refuse slides that cannot be trained on or watched.
+
+        Raises
+        ------
+        ModelError
+            When a slide needs more memory than there is.
+        """
         ...
 
     def calibrate(self, examples: Sequence[Example], reader: TileReader) -> None:

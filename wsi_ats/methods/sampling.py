@@ -53,6 +53,9 @@ class AttentionSampling:
         pixels = slides * self.settings.sampling.tiles * self.settings.tile.size**2
         return min(slides, -(-pixels // _PIXELS_AT_A_TIME))
 
+    def check(self, training: Sequence[Example], validation: Sequence[Example]) -> None:
+        """All slides will do: what is held in memory does not depend on their size."""
+
     def calibrate(self, examples: Sequence[Example], reader: TileReader) -> None:
         """Measure the encoder's constants on tiles drawn uniformly from all slides."""
         calibrate(self.model.encoder, examples, reader, self.settings, device=self.device)
@@ -85,9 +88,9 @@ class AttentionSampling:
         return Estimates(
             logits=self._logits(weights, read),
             targets=torch.tensor([each.target for each in kept], dtype=torch.int64, device=self.device),
-            entropy=torch.stack(entropies) if entropies else torch.zeros(0, device=self.device),
-            tiles=sum(len(each) for each in read),
             failed={**unseen, **unread},
+            tiles=sum(len(each) for each in read),
+            entropy=torch.stack(entropies) if entropies else torch.zeros(0, device=self.device),
         )
 
     @torch.inference_mode()

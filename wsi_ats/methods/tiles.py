@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from wsi_ats.batches import Example, TileReader, outcomes
 from wsi_ats.config import Settings
@@ -92,8 +93,15 @@ def embed_in_parts(
     read: Callable[[IntArray], Pixels],
     cells: IntArray,
     device: torch.device | None,
+    *,
+    at_a_time: int = TILES_AT_A_TIME,
+    twice: bool = False,
 ) -> Tensor:
     """Read and encode cells a few at a time, so that pixels of few tiles are in memory at once.
+
+    With gradients, pixels and feature maps of all tiles would be kept for the backward pass. With
+    ``twice`` none are: the backward pass reads and encodes the tiles again, a few at a time
+    (Chen et al. 2016, arXiv 1604.06174). Its gradients are the same.
 
     Parameters
     ----------
@@ -105,10 +113,26 @@ def embed_in_parts(
         Flat cell numbers, shape (N,).
     device
         Where tiles are encoded.
+    at_a_time
+        Most tiles in memory at once.
+    twice
+        Whether the backward pass is to read and encode again.
 
     Returns
     -------
     Tensor, shape (N, D)
+
+    Raises
+    ------
+    SlideError
+        When a tile cannot be read; with ``twice`` the backward pass may raise it, too.
     """
-    parts = np.array_split(cells, -(-len(cells) // TILES_AT_A_TIME))
-    return torch.cat([embed(torch.from_numpy(read(part)).to(device)) for part in parts])
+
+    def embed_part(part: IntArray) -> Tensor:
+        return embed(torch.from_numpy(read(part)).to(device))
+
+    parts = np.array_split(cells, -(-len(cells) // at_a_time))
+    if not twice:
+        return torch.cat([embed_part(part) for part in parts])
+    # Without re-entrance, weights get their gradients although no input of a part has one.
+    return torch.cat([checkpoint(embed_part, part, use_reentrant=False) for part in parts])

@@ -1,0 +1,185 @@
+"""Learning from all tiles: a few in memory at a time, with the gradients of all at once."""
+
+from __future__ import annotations
+
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from wsi_ats.batches import Example, TileReader
+from wsi_ats.checkpoints import model_for
+from wsi_ats.config import Settings
+from wsi_ats.errors import SlideReadError
+from wsi_ats.look import look
+from wsi_ats.methods.mil import MultipleInstanceLearning, fingerprint
+from wsi_ats.slides.base import SlideRef
+from wsi_ats.slides.memory import MemorySlide
+from wsi_ats.tiles import read_tiles
+
+SETTINGS = Settings().with_values(
+    [
+        "tile.size=32",
+        "thumbnail.pixels_per_cell=4",
+        "thumbnail.tissue=none",
+        "model.kind=mil",
+        "model.backbone=test_resnet",
+        "model.pretrained=false",
+        "training.calibration_tiles=12",
+    ]
+)
+CLASSES = ["benign", "malignant", "other"]
+
+
+class Watched(MemorySlide):
+    """Counts tiles: read, and how many of them are in memory at once."""
+
+    read = alive = most = 0
+
+    def read_regions(self, level, corners, width, height):
+        tiles = super().read_regions(level, corners, width, height)
+        self.read += len(tiles)
+        self.alive += len(tiles)
+        self.most = max(self.most, self.alive)
+        weakref.finalize(tiles, self._freed, len(tiles))
+        return tiles
+
+    def close(self):
+        """It is used again."""
+
+    def _freed(self, number):
+        self.alive -= number
+
+
+def slide_of(columns: int = 6) -> Watched:
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 32 * columns, 3), dtype=np.uint8)
+    return Watched([pixels], mpp=0.5, path="memory.svs")
+
+
+def example_of(slide: MemorySlide, target: int = 1) -> Example:
+    return Example(SlideRef("case7", "memory.svs", "patient"), *look(slide, SETTINGS), target)
+
+
+def network(kind: str = "gated", dtype: torch.dtype = torch.float64):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = model_for(SETTINGS.with_values([f"model.mil_attention={kind}"]), CLASSES)
+        model.encoder.calibrate(torch.randint(0, 255, (16, 32, 32, 3), dtype=torch.uint8))
+    return model.to(dtype)
+
+
+def loss_and_gradients(model, slide: Watched, example: Example, at_a_time: int):
+    """By the method, which reads tiles again in the backward pass."""
+    model.train().zero_grad(set_to_none=True)
+    method = MultipleInstanceLearning(model, SETTINGS, at_a_time=at_a_time)
+    slide.read = slide.most = 0
+    with TileReader(1, lambda ref: slide) as reader:
+        found = method.estimate([example], reader, lambda each: 0)
+        loss = F.cross_entropy(found.logits, found.targets)
+        loss.backward()
+    return loss.item(), {name: w.grad.clone() for name, w in model.named_parameters()}, found
+
+
+@pytest.mark.parametrize("kind", ["gated", "plain"])
+@pytest.mark.parametrize("at_a_time", [1, 5, 12])
+def test_tiles_in_parts_give_the_loss_and_gradients_of_all_tiles_at_once(kind, at_a_time):
+    slide, model = slide_of(), network(kind)
+    example = example_of(slide)
+    tiles = torch.from_numpy(read_tiles(slide, example.tissue.grid, example.tissue.cells))
+    features = model.train().embed(tiles)  # all twelve, kept for one backward pass
+    attention = model.attend(features)
+    expected = F.cross_entropy(model.classify(attention @ features)[None], torch.tensor([1]))
+    expected.backward()
+    gradients = {name: weight.grad.clone() for name, weight in model.named_parameters()}
+    for part in (model.value, model.score, model.head, model.encoder.network.conv1[0]):
+        assert part.weight.grad.abs().max() > 0
+
+    loss, found, _ = loss_and_gradients(model, slide, example, at_a_time)
+    assert loss == pytest.approx(expected.item(), abs=1e-12)
+    assert found.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-12, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("columns", [6, 24])
+def test_no_more_tiles_are_in_memory_than_asked_for_however_large_the_slide(columns):
+    slide, model = slide_of(columns), network(dtype=torch.float32)
+    example = example_of(slide)
+    _, _, found = loss_and_gradients(model, slide, example, at_a_time=4)
+    assert slide.most <= 4
+    assert slide.alive == 0
+    assert slide.read == found.tiles == 2 * 2 * columns  # two rows; once forward, once backward
+
+
+def test_watching_reads_each_tile_once():
+    slide, model = slide_of(), network(dtype=torch.float32)
+    example = example_of(slide)
+    slide.read = 0
+    with TileReader(1, lambda ref: slide) as reader, torch.inference_mode():
+        found = MultipleInstanceLearning(model, SETTINGS).estimate([example], reader, lambda each: 0)
+    assert slide.read == found.tiles == 12
+
+
+def test_features_of_a_frozen_backbone_are_computed_once_and_never_reused_for_another(tmp_path):
+    slide, example = slide_of(), example_of(slide_of())
+
+    def logits(model, folder=tmp_path):
+        model.encoder.freeze()
+        slide.read = 0
+        with TileReader(1, lambda ref: slide) as reader:
+            found = MultipleInstanceLearning(model, SETTINGS, folder=folder).estimate(
+                [example], reader, lambda each: 0
+            )
+        assert slide.read == found.tiles
+        found.logits.sum().backward()
+        assert all(weight.grad is None for weight in model.encoder.parameters())
+        assert model.value.weight.grad is not None
+        return found.logits.detach(), found.tiles
+
+    model = network(dtype=torch.float32).train()
+    first, read = logits(model)
+    again, read_again = logits(model)
+    assert (read, read_again) == (12, 0)
+    assert torch.equal(first, again)
+    without, read = logits(model, folder=None)
+    assert torch.equal(first, without)
+    assert read == 12
+    before = fingerprint(model.encoder)
+    model.encoder.centre.add_(0.1)
+    assert fingerprint(model.encoder) != before
+    other, read = logits(model)
+    assert read == 12
+    assert not torch.equal(first, other)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_slide_that_cannot_be_read_is_named_and_left_out():
+    class Damaged(Watched):
+        def read_regions(self, *args):
+            raise SlideReadError(self.path, "tile 3 is damaged")
+
+    slide, example = slide_of(), example_of(slide_of())
+    method = MultipleInstanceLearning(network(dtype=torch.float32), SETTINGS)
+    with TileReader(1, lambda ref: Damaged(slide._pyramid, mpp=0.5, path="memory.svs")) as reader:
+        found = method.estimate([example], reader, lambda each: 0)
+    assert found.failed == {"case7": "memory.svs: tile 3 is damaged"}
+    assert found.logits.shape == (0, 3)
+    assert (len(found.targets), found.tiles) == (0, 0)
+
+
+def test_scoring_selects_all_tissue_tiles_and_weighs_them_by_attention():
+    slide, model = slide_of(), network(dtype=torch.float32).eval()
+    thumbnail, tissue = look(slide, SETTINGS)
+    slide.read = slide.most = 0
+    [found] = MultipleInstanceLearning(model, SETTINGS, at_a_time=4).score(
+        slide, thumbnail, tissue, iter([0, 1])
+    )
+    assert (slide.read, slide.most, found.new_tiles) == (12, 4, 12)
+    assert found.tiles.cells.tolist() == list(range(12))
+    assert torch.equal(found.tiles.weight, found.attention)
+    assert found.attention.sum().item() == pytest.approx(1)
+    assert found.attention.std() > 0
+    assert set(found.tiles.inclusion.tolist()) == {1}
+    assert found.logits.shape == (3,)

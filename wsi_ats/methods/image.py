@@ -1,0 +1,171 @@
+"""A CNN on the whole slide: read it at one scale and classify the image, if it fits into memory."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from wsi_ats.batches import Example, TileReader, outcomes
+from wsi_ats.config import Settings
+from wsi_ats.errors import ModelError
+from wsi_ats.geometry import Grid
+from wsi_ats.methods.base import DrawLogits, Estimates
+from wsi_ats.nn.image import ImageClassifier
+from wsi_ats.nn.memory import free_bytes, peak_bytes
+from wsi_ats.selection import TissueMask
+from wsi_ats.slides.base import Pixels, Slide
+from wsi_ats.tiles import read_thumbnail
+
+# Room for the scratch space of kernels and for what the allocator cannot use again: a CPU was seen to need
+# 3 % to 19 % more than tensors take.
+_MARGIN = 1.2
+
+
+@dataclass(frozen=True)
+class WholeImage:
+    """See :class:`wsi_ats.methods.base.Method`.
+
+    Parameters
+    ----------
+    model
+        Its network.
+    settings
+        Sections ``tile`` and ``model`` are used.
+    device
+        Where the network is; the CPU by default.
+    free
+        Bytes that a device has left.
+    """
+
+    model: ImageClassifier
+    settings: Settings
+    device: torch.device | None = None
+    free: Callable[[torch.device], int] = free_bytes
+
+    def passes(self, slides: int) -> int:
+        """One slide in a pass: they differ in size, and one is as much as memory may hold."""
+        return slides
+
+    def check(self, training: Sequence[Example], validation: Sequence[Example]) -> None:
+        """Refuse slides that would not fit into memory; the largest of each stands for all."""
+        for examples, learn in ((training, True), (validation, False)):
+            if examples:
+                largest = max(examples, key=lambda each: math.prod(each.tissue.grid.shape))
+                self._refuse_too_large(largest.ref.id, largest.tissue.grid, training=learn)
+
+    def calibrate(self, examples: Sequence[Example], reader: TileReader) -> None:
+        """Measure the encoder's constants on the training slides.
+
+        There are fewer of them than features, so the directions in which features vary cannot be told
+        apart: features are centred and scaled, not whitened.
+
+        Raises
+        ------
+        ModelError
+            When fewer than two slides can be read.
+        """
+
+        def images() -> Iterator[Tensor]:
+            errors: list[str] = []
+            for example in examples:
+                [image], failed = self._read([example], reader)
+                errors += failed.values()
+                if image is not None:
+                    yield torch.from_numpy(image)[None].to(self.device)
+            if len(examples) - len(errors) < 2:
+                raise ModelError(f"too few slides could be read for calibration: {'; '.join(errors)}")
+
+        self.model.encoder.calibrate_on(images, shrinkage=1.0)
+
+    def estimate(
+        self,
+        examples: Sequence[Example],
+        reader: TileReader,
+        seed_of: Callable[[Example], int],  # noqa: ARG002  (nothing is drawn)
+    ) -> Estimates:
+        """Compute the logits of some slides."""
+        images, failed = self._read(examples, reader)
+        read = [(each, image) for each, image in zip(examples, images, strict=True) if image is not None]
+        logits = [self.model(torch.from_numpy(image).to(self.device)) for _, image in read]
+        none = torch.zeros(0, self.model.head.out_features, device=self.device)
+        return Estimates(
+            logits=torch.stack(logits) if logits else none,
+            targets=torch.tensor([each.target for each, _ in read], dtype=torch.int64, device=self.device),
+            failed=failed,
+        )
+
+    @torch.inference_mode()
+    def score(
+        self,
+        slide: Slide,
+        thumbnail: Pixels,  # noqa: ARG002  (the image has all that it shows)
+        tissue: TissueMask,
+        seeds: Iterable[int],  # noqa: ARG002  (nothing is drawn)
+    ) -> Iterator[DrawLogits]:
+        """Compute the logits of one slide.
+
+        Raises
+        ------
+        ModelError
+            When it would not fit into memory.
+        """
+        self._refuse_too_large(slide.path, tissue.grid, training=False)
+        image = torch.from_numpy(read_thumbnail(slide, tissue.grid, self._pixels))
+        yield DrawLogits(self.model(image.to(self.device)).float().cpu())
+
+    @property
+    def _pixels(self) -> int:
+        return self.settings.image_pixels_per_cell
+
+    def _read(
+        self, examples: Sequence[Example], reader: TileReader
+    ) -> tuple[list[Pixels | None], Mapping[str, str]]:
+        jobs = [
+            (e.ref, partial(read_thumbnail, grid=e.tissue.grid, pixels_per_cell=self._pixels))
+            for e in examples
+        ]
+        return outcomes(reader.run(jobs), examples)
+
+    def _refuse_too_large(self, name: str, grid: Grid, *, training: bool) -> None:
+        device = self.device or torch.device("cpu")
+        free, needed = self.free(device), self.needed(grid, self._pixels, training=training)
+        if needed <= free:
+            return
+        fits = bisect_left(
+            range(1, self._pixels),
+            True,
+            key=lambda pixels: self.needed(grid, pixels, training=training) > free,
+        )
+        scale = self.settings.model.scale * fits / self._pixels
+        height, width = (count * self._pixels for count in grid.shape)
+        raise ModelError(
+            f"{name} is {width} x {height} pixels at model.scale {self.settings.model.scale}: "
+            f"{'training' if training else 'scoring'} would need {needed / 1e9:.3g} GB on {device.type}, and "
+            f"{free / 1e9:.3g} GB are free; "
+            + (f"train with a model.scale of at most {scale}" if fits else "no model.scale would fit")
+            + ", a smaller backbone, or another model.kind"
+        )
+
+    def needed(self, grid: Grid, pixels_per_cell: int, *, training: bool) -> int:
+        """Bytes that a slide takes, with gradients, the optimiser's two moments of each weight, and a margin.
+
+        Parameters
+        ----------
+        grid
+            The slide's grid.
+        pixels_per_cell
+            Resolution of the image.
+        training
+            With the backward pass.
+        """
+        rows, columns = grid.shape
+        shape = (rows * pixels_per_cell, columns * pixels_per_cell, 3)
+        moments = 2 * sum(each.nbytes for each in self.model.parameters() if each.requires_grad)
+        tensors = peak_bytes(self.model, shape, training=training) + (moments if training else 0)
+        return math.ceil(_MARGIN * tensors)
