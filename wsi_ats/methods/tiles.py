@@ -61,7 +61,17 @@ def calibrate(
 def calibration_slides(
     examples: Sequence[Example], tiles: int, generator: np.random.Generator
 ) -> tuple[list[Example], int]:
-    """Slides that share a number of tiles, all if they can, and the tiles of each."""
+    """Choose the slides that share a number of tiles, and say how many each gives.
+
+    Parameters
+    ----------
+    examples
+        The slides.
+    tiles
+        How many are wanted in all; where there are more slides, one each of as many.
+    generator
+        Which slides, and their order.
+    """
     chosen = [examples[i] for i in generator.permutation(len(examples))[:tiles]]
     return chosen, -(-tiles // len(chosen))
 

@@ -91,6 +91,15 @@ class AttentionSampler(SlideNetwork):
     def attend_to_regions(self, thumbnail: Tensor, regions: Tensor, shape: tuple[int, int]) -> Tensor:
         """Compute the attention over the candidate regions; like :meth:`attend`.
 
+        Parameters
+        ----------
+        thumbnail
+            Coarse thumbnail, RGB, uint8, shape (rows * p, columns * p, 3).
+        regions
+            Flat numbers of the candidate regions, shape (T,).
+        shape
+            Rows and columns of the grid of regions.
+
         Raises
         ------
         ModelError
