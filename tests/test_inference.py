@@ -163,13 +163,13 @@ def test_more_draws_begin_with_the_same_tiles(model):
 
 
 def by_hand(model, settings, *, seed=0, name="case7"):
-    """Logits of every draw, step by step."""
+    """Logits of every draw, and the probabilities of all together, step by step."""
     slide = tissue_slide()
     thumbnail, tissue = look(slide, settings)
     cells = torch.from_numpy(tissue.cells)
     with torch.inference_mode():
         attention = model.attend(torch.from_numpy(thumbnail), cells, tissue.grid.shape)
-        logits = []
+        logits, weights, drawn = [], [], []
         for number in range(settings.sampling.draws):
             one = draw(
                 settings.sampling.design,
@@ -181,19 +181,23 @@ def by_hand(model, settings, *, seed=0, name="case7"):
             )
             tiles = read_tiles(slide, tissue.grid, tissue.cells[one.indices.numpy()])
             features = model.embed(torch.from_numpy(tiles))
-            logits.append(model.classify(model.pool(expectation.weights(attention, one), features)))
-    return torch.stack(logits).double().numpy(), attention, tissue
+            weights.append(expectation.weights(attention, one))
+            drawn.append(features)
+            logits.append(model.classify(model.pool(weights[-1], features)))
+        share = torch.cat(weights) / len(weights)
+        together = torch.softmax(model.classify(model.pool(share, torch.cat(drawn))), 0)
+    return torch.stack(logits).double().numpy(), together.numpy(), attention, tissue
 
 
 @pytest.mark.parametrize("design", [name for name in DESIGNS if name not in BIASED])
-def test_probability_is_the_mean_over_draws_and_its_error_that_of_the_log_odds(model, design):
+def test_probability_is_of_all_draws_together_and_its_error_that_of_their_log_odds(model, design):
     changes = [f"sampling.design={design}", "sampling.draws=4"]
-    logits, _, _ = by_hand(model, SETTINGS.with_values(changes))
+    logits, together, _, _ = by_hand(model, SETTINGS.with_values(changes))
     found = score(model, changes=changes).prediction
     shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     assert list(found.probabilities) == CLASSES
-    np.testing.assert_allclose(list(found.probabilities.values()), shares.mean(0), atol=1e-6)
-    best = shares.mean(0).argmax()
+    np.testing.assert_allclose(list(found.probabilities.values()), together, atol=1e-6)
+    best = together.argmax()
     assert found.predicted == CLASSES[best]
     odds = np.log(shares[:, best] / (1 - shares[:, best]))
     assert found.logit_se == pytest.approx(odds.std(ddof=1) / math.sqrt(4), rel=1e-4)
@@ -206,7 +210,7 @@ def test_one_draw_has_no_sampling_error(model):
 
 @pytest.mark.parametrize("design", ["systematic", "uniform"])
 def test_as_many_tiles_as_there_is_tissue_give_the_exact_model(model, design):
-    _, attention, tissue = by_hand(model, SETTINGS)
+    _, _, attention, tissue = by_hand(model, SETTINGS)
     with torch.inference_mode():
         features = model.embed(torch.from_numpy(read_tiles(tissue_slide(), tissue.grid, tissue.cells)))
         pooled = expectation.exact(attention, features, model.gate(features)[:, 0])
@@ -220,7 +224,7 @@ def test_as_many_tiles_as_there_is_tissue_give_the_exact_model(model, design):
 
 def test_attention_and_selection_say_why_each_tile_was_read(model):
     scored = score(model, changes=["sampling.draws=2"])
-    _, attention, tissue = by_hand(model, SETTINGS)
+    _, _, attention, tissue = by_hand(model, SETTINGS)
     shown, chosen = scored.attention, scored.selection
     assert shown.grid == chosen.grid == tissue.grid
     assert shown.attention.sum() == pytest.approx(1, abs=1e-6)

@@ -55,8 +55,9 @@ def predict_slide(
     """Score a slide.
 
     Attention sampling reads its thumbnail and a few tiles, and nothing else. With several draws, the
-    probability is their mean and ``logit_se`` the standard error of the predicted class's log-odds over
-    them. Other kinds of models read more; see :mod:`wsi_ats.methods`.
+    probability is that of all their tiles pooled into one estimate, and ``logit_se`` the standard error of
+    the predicted class's log-odds over the draws. Other kinds of models read more; see
+    :mod:`wsi_ats.methods`.
 
     Parameters
     ----------
@@ -95,7 +96,7 @@ def predict_slide(
     if len(tissue.cells):
         seeds = (draw_seed(seed, ref.id, number) for number in range(settings.sampling.draws))
         draws = list(method_for(model, settings, device).score(counting, thumbnail, tissue, seeds))
-    probabilities = _probabilities(draws, classes) if draws else {}
+    probabilities = dict(zip(classes, _probabilities(draws).tolist(), strict=True)) if draws else {}
     prediction = Prediction(
         slide_id=ref.id,
         case_id=ref.case,
@@ -121,21 +122,18 @@ def predict_slide(
     )
 
 
-def _logits(draws: Sequence[DrawLogits]) -> Tensor:
-    """Logits of every draw, shape (R, classes)."""
-    return torch.stack([each.logits for each in draws])
-
-
-def _probabilities(draws: Sequence[DrawLogits], classes: list[str]) -> dict[str, float]:
-    return dict(zip(classes, torch.softmax(_logits(draws), dim=1).mean(0).tolist(), strict=True))
+def _probabilities(draws: Sequence[DrawLogits]) -> Tensor:
+    """Of each class, from the tiles of all draws."""
+    last = draws[-1]
+    return torch.softmax(last.logits if last.together is None else last.together, dim=0)
 
 
 def _sampling_error(draws: Sequence[DrawLogits]) -> float | None:
     """Standard error of the predicted class's log-odds over draws."""
     if len(draws) < 2:
         return None
-    logits = _logits(draws)
-    best = torch.softmax(logits, dim=1).mean(0).argmax()
+    logits = torch.stack([each.logits for each in draws])
+    best = _probabilities(draws).argmax()
     others = torch.arange(logits.shape[1]) != best
     log_odds = logits[:, best] - logits[:, others].logsumexp(1)
     return (log_odds.std() / math.sqrt(len(logits))).item()

@@ -101,7 +101,7 @@ class Selection:
     inclusion
         Expected number of draws of each cell (pi), shape (M,).
     weight
-        Weight of the tile in the estimate: draws * attention / inclusion, shape (M,).
+        Weight of the tile in the estimate of its draw: draws * attention / inclusion, shape (M,).
     draw
         Number of the independent draw, from 0, shape (M,).
     order
@@ -162,7 +162,7 @@ class Prediction:
     status
         ``done``, ``failed`` or ``no_tissue``; only ``done`` has probabilities.
     probabilities
-        Mean over draws, by class.
+        By class, from the tiles of all draws pooled into one estimate.
     predicted
         The most probable class.
     logit_se

@@ -80,12 +80,17 @@ class DrawLogits:
         How many of them no earlier draw had read.
     attention
         Over the slide's tissue cells, shape (K,), the same for every draw; ``None`` where there is none.
+    together
+        Logits of this draw and all before it, their tiles pooled into one estimate, shape (classes,). With
+        ``gated`` pooling that is closer to all tiles than the mean of the draws: the bias of a ratio falls
+        with the tiles in it. ``None`` for a model that does not sample.
     """
 
     logits: Tensor
     tiles: WeightedTiles | None = None
     new_tiles: int = 0
     attention: Tensor | None = None
+    together: Tensor | None = None
 
 
 class Method(Protocol):

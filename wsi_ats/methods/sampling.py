@@ -99,15 +99,20 @@ class AttentionSampling:
     ) -> Iterator[DrawLogits]:
         """Estimate the logits of one slide, draw by draw; a tile of several draws is read once."""
         features: dict[int, Tensor] = {}
+        weights: list[Tensor] = []
+        drawn: list[Tensor] = []
         for attention, chosen in self._draws(slide, thumbnail, tissue, seeds):
             read = partial(read_tiles, slide, chosen.grid)
             new = np.array(sorted(set(chosen.cells.tolist()) - features.keys()), dtype=np.int64)
             if len(new):
                 encoded = embed_in_parts(self.model.embed, read, new, self.device)
                 features.update(zip(new.tolist(), encoded, strict=True))
-            drawn = torch.stack([features[cell] for cell in chosen.cells.tolist()])
-            logits = self.model.classify(self.model.pool(chosen.weight, drawn))
-            yield DrawLogits(logits.float().cpu(), chosen, len(new), attention)
+            weights.append(chosen.weight)
+            drawn.append(torch.stack([features[cell] for cell in chosen.cells.tolist()]))
+            logits = self.model.classify(self.model.pool(weights[-1], drawn[-1]))
+            pooled = self.model.pool(torch.cat(weights) / len(weights), torch.cat(drawn))
+            together = self.model.classify(pooled).float().cpu()
+            yield DrawLogits(logits.float().cpu(), chosen, len(new), attention, together)
 
     @property
     def _network(self) -> Callable[[Tensor, Tensor, tuple[int, int]], Tensor]:
