@@ -83,6 +83,14 @@ def score(
         typer.Option("--draws", min=1, help="Independent draws of tiles; from 2 on their error is known."),
     ] = None,
     tiles: Annotated[int | None, typer.Option("--tiles", min=1, help="Tiles in a draw.")] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option("--tolerance", help="Add draws until the standard error of the log-odds is as small."),
+    ] = None,
+    max_tiles: Annotated[
+        int | None,
+        typer.Option("--max-tiles", help="Add draws until another might read more tiles of a slide."),
+    ] = None,
 ) -> Result:
     """Score slides with a model: probabilities, and the tiles they rest on."""
     from pipelines._sources import read_sources
@@ -91,8 +99,9 @@ def score(
 
     refs = read_sources(slides, mpp=options.mpp)
     settings = options.settings(read_card(model).settings)
-    given = {"sampling.draws": draws, "sampling.tiles": tiles}
-    settings = settings.with_values([f"{name}={value}" for name, value in given.items() if value is not None])
+    given = {"draws": draws, "tiles": tiles, "tolerance": tolerance, "max_tiles": max_tiles}
+    changes = [f"sampling.{name}={value}" for name, value in given.items() if value is not None]
+    settings = settings.with_values(changes)
     execution = options.execution()
     return score(refs, model, out, settings=settings, seed=options.seed or 0, execution=execution)
 

@@ -150,11 +150,11 @@ def _look(ref: SlideRef, settings: Settings) -> SlideInfo:
         aligned = None if file_tile is None else native and _fits(settings.tile, file_tile)
         sampling = settings.sampling
         tissue_tiles = count_tiles(tissue, settings)
-        tiles = min(sampling.tiles * sampling.draws, tissue_tiles)
+        tiles = min(sampling.max_tiles or sampling.tiles * sampling.least_draws, tissue_tiles)
         read = _bytes(slide, tissue, level, tiles / max(1, tissue_tiles), counting.stored_bytes_read)
         if settings.thumbnail.levels == 2:
             closer = level_for(levels, cells.pitch / settings.thumbnail.pixels_per_cell)
-            regions = min(sampling.regions * sampling.draws, len(tissue.cells))
+            regions = min(sampling.regions * sampling.least_draws, len(tissue.cells))
             read = _bytes(slide, tissue, closer, regions / max(1, len(tissue.cells)), read)
         size = Path(ref.path).stat().st_size
         return SlideInfo(

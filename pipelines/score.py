@@ -15,7 +15,7 @@ from wsi_ats.config import ModelSettings, SamplingSettings, Settings, TrainingSe
 from wsi_ats.errors import ModelError, SettingsError
 from wsi_ats.exports.tables import write_selection
 from wsi_ats.model_card import read_card
-from wsi_ats.selection import Prediction, Status
+from wsi_ats.selection import Prediction, Status, Stop
 from wsi_ats.slides import open_slide
 from wsi_ats.slides.base import SlideRef
 
@@ -100,7 +100,15 @@ def score(
         if not results.stopped:
             write_table(out, "predictions", results.rows, task.types)
             run.finish(counts)
-    return Summary("score", out, counts, results.failed, results.reused)
+    return Summary("score", out, counts, results.failed, results.reused, notes=_notes(results.rows, settings))
+
+
+def _notes(rows: Sequence[Row], settings: Settings) -> dict[str, int]:
+    """Slides whose draws ended before their error was within the tolerance, where there is one."""
+    if settings.sampling.tolerance == 0:
+        return {}
+    above = (row["status"] == Status.DONE and row["stopped_by"] != Stop.TOLERANCE for row in rows)
+    return {"above_tolerance": sum(above)}
 
 
 @dataclass(frozen=True)
@@ -129,6 +137,7 @@ class ScoreTask(SlideTask):
             **{f"prob_{name}": "double" for name in self.classes},
             "predicted": "string",
             "logit_se": "double",
+            "stopped_by": "string",
             **dict.fromkeys(("draws", "tiles_read", "tiles_total", "bytes_read"), "int64"),
             "seconds": "double",
             "model_digest": "string",
@@ -181,6 +190,7 @@ class ScoreTask(SlideTask):
             probabilities={},
             predicted=None,
             logit_se=None,
+            stopped_by=None,
             draws=0,
             tiles_read=0,
             tiles_total=0,

@@ -17,7 +17,7 @@ LAYERS = {
     "what can go wrong": ["errors"],
     "plain values: places, choices": ["geometry", "regions", "config", "resample"],
     "slides, each format in one file": ["slides"],
-    "records that are kept, and tables": ["selection", "tables"],
+    "records that are kept, and tables; when it is enough": ["selection", "tables", "stopping"],
     "what a slide shows; which slides": ["tissue", "tiles", "manifest"],
     "files and folders of a run; the first look; other programs": [
         "artifacts",

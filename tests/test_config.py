@@ -38,7 +38,15 @@ OTHER = {  # for every setting, a value that is not its default
         "mil_attention": "plain",
         "scale": 0.25,
     },
-    "sampling": {"design": "uniform", "tiles": 1, "draws": 9, "regions": 3, "exploration": 0.5},
+    "sampling": {
+        "design": "uniform",
+        "tiles": 1,
+        "draws": 9,
+        "regions": 3,
+        "exploration": 0.5,
+        "tolerance": 0.5,
+        "max_tiles": 900,
+    },
     "training": {
         "epochs": 1,
         "slides_per_step": 1,
@@ -134,6 +142,7 @@ OUT_OF_RANGE = [
     *["thumbnail.min_tissue=0.0", "thumbnail.min_tissue=1.1", "model.backbone=''", "model.attention=''"],
     *["model.kind=cnn", "model.mil_attention=soft", "model.scale=0.0"],
     *["model.pool=mean", "sampling.design=best", "sampling.tiles=0", "sampling.draws=0"],
+    *["sampling.tolerance=-0.1", "sampling.max_tiles=-1", "sampling.max_tiles=63"],
     *["training.epochs=0", "training.slides_per_step=0", "training.learning_rate=-1.0"],
     *["training.attention_learning_rate=0.0", "training.head_learning_rate=0.0", "training.clip=0.0"],
     *["training.weight_decay=-0.1", "training.entropy=-0.1", "training.warmup=1.0"],
@@ -232,3 +241,27 @@ def test_what_other_kinds_have_not_got_is_not_trained(kind, only):
     with pytest.raises(SettingsError, match=f"{only.split('=')[0]} .*{kind}"):
         settings.check_trainable()
     settings.with_values(["training.freeze_attention=false", "thumbnail.levels=1"]).check_trainable()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["sampling.design=top", "sampling.tolerance=0.1"], "same tiles every time"),
+        (["sampling.design=top", "sampling.max_tiles=640"], "same tiles every time"),
+        (["sampling.draws=3", "sampling.max_tiles=191"], "3 draws of 64 tiles, may read 192"),
+        (["sampling.tiles=10", "sampling.tolerance=0.1", "sampling.max_tiles=79"], "8 draws of 10 tiles"),
+    ],
+)
+def test_limits_of_scoring_that_cannot_be_kept_are_refused(changes, said):
+    with pytest.raises(SettingsError, match=said):
+        Settings().with_values(changes)
+
+
+def test_the_least_number_of_draws():
+    def least(*changes: str) -> int:
+        return Settings().with_values([f"sampling.{change}" for change in changes]).sampling.least_draws
+
+    assert least() == least("max_tiles=640") == 1
+    assert least("draws=3") == least("draws=3", "max_tiles=640") == 3
+    assert least("tolerance=0.1") == least("tolerance=0.1", "draws=2") == config.LEAST_DRAWS
+    assert least("tolerance=0.1", "draws=20") == 20

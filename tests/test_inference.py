@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
 
+from wsi_ats import inference
 from wsi_ats.checkpoints import model_for
-from wsi_ats.config import Settings
+from wsi_ats.config import LEAST_DRAWS, Settings
 from wsi_ats.errors import MppError, SettingsError, SlideReadError
 from wsi_ats.inference import predict_slide
 from wsi_ats.look import look
-from wsi_ats.methods.base import draw_seed
+from wsi_ats.methods import method_for
+from wsi_ats.methods.base import DrawLogits, WeightedTiles, draw_seed
 from wsi_ats.nn import expectation
 from wsi_ats.nn.sampling import BIASED, DESIGNS, draw
-from wsi_ats.selection import Status
+from wsi_ats.selection import Status, Stop
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.memory import MemorySlide
+from wsi_ats.stopping import MOST_DRAWS
 from wsi_ats.tiles import read_tiles
 
 torch.set_num_threads(1)  # tiny networks: on busy cores, threads would only wait for one another
@@ -128,6 +132,117 @@ def test_bytes_read_are_those_of_the_files_tiles(model):
 
     assert score(model, tissue_slide(Stored)).prediction.bytes_read == (1000 + 3) + 5 * 1000
     assert score(model).prediction.bytes_read is None
+
+
+# How many draws
+
+
+def chosen_draws(model, slide):
+    """The iterator that scoring takes its draws from, and the tissue."""
+    thumbnail, tissue = look(slide, SETTINGS)
+    seeds = (draw_seed(0, "case7", number) for number in itertools.count())
+    return method_for(model, SETTINGS).score(slide, thumbnail, tissue, seeds), tissue
+
+
+def test_a_draw_reads_when_it_is_asked_for_and_only_what_none_before_it_has_read(model):
+    slide = tissue_slide(Recording)
+    draws, tissue = chosen_draws(model, slide)
+    known: set[int] = set()
+    for each in itertools.islice(draws, 12):
+        before, new = len(slide.boxes), set(each.tiles.cells.tolist()) - known
+        assert each.new_tiles == len(new)
+        known |= new
+        boxes = [box for box in slide.boxes if box[0] == 0]
+        assert sorted(boxes) == sorted((0, *tissue.grid.region(cell)) for cell in known)
+        assert len(slide.boxes) == before
+    assert len(known) < 12 * 5  # some were drawn again
+
+
+def test_draws_ask_for_no_more_seeds_than_they_need(model):
+    asked = []
+    thumbnail, tissue = look(tissue_slide(), SETTINGS)
+    seeds = (asked.append(number) or number for number in itertools.count())
+    draws = method_for(model, SETTINGS).score(tissue_slide(), thumbnail, tissue, seeds)
+    assert asked == []
+    next(draws)
+    next(draws)
+    assert asked == [0, 1]
+    assert not torch.is_inference_mode_enabled()  # what goes on inside stays there
+
+
+class Scripted:
+    """A method whose draws say what they are told to; it notes how many were taken."""
+
+    def __init__(self, log_odds, new_tiles):
+        self.log_odds, self.new_tiles, self.taken = log_odds, new_tiles, 0
+
+    def score(self, slide, thumbnail, tissue, seeds):
+        attention = torch.full((len(tissue.cells),), 1 / len(tissue.cells))
+        one = torch.ones(1)
+        tiles = WeightedTiles(tissue.grid, tissue.cells[:1], attention[:1], one, one)
+        for _, odds, new in zip(seeds, self.log_odds, self.new_tiles, strict=False):
+            self.taken += 1
+            # Two classes of equal weight beside the first: its log-odds are `odds`.
+            logits = torch.tensor([odds + math.log(2), 0.0, 0.0])
+            yield DrawLogits(logits, tiles, new, attention)
+
+
+def scripted(monkeypatch, model, log_odds, new_tiles, *changes):
+    method = Scripted(log_odds, new_tiles)
+    monkeypatch.setattr(inference, "method_for", lambda *_: method)
+    found = score(model, changes=changes).prediction
+    assert found.draws == method.taken  # none is drawn and then left
+    return found
+
+
+def test_scoring_ends_when_the_error_is_within_the_tolerance(monkeypatch, model):
+    # Standard errors of 1, 2, 1, 2 ... are 0.5 * sqrt(R / (R - 1)) / sqrt(R) = 0.5 / sqrt(R - 1) for even R.
+    odds = [1.0, 2.0] * 100
+    found = scripted(monkeypatch, model, odds, [1] * 200, "sampling.tolerance=0.126")
+    assert (found.draws, found.stopped_by) == (17, Stop.TOLERANCE)
+    assert found.logit_se <= 0.126
+    loose = scripted(monkeypatch, model, odds, [1] * 200, "sampling.tolerance=10")
+    assert (loose.draws, loose.stopped_by) == (LEAST_DRAWS, Stop.TOLERANCE)
+    never = scripted(monkeypatch, model, odds, [1] * 200, "sampling.tolerance=0.001")
+    assert (never.draws, never.stopped_by) == (MOST_DRAWS, Stop.MAX_DRAWS)
+    assert never.logit_se > 0.001
+
+
+def test_a_model_that_does_not_sample_has_one_draw(monkeypatch, model):
+    found = scripted(monkeypatch, model, [1.0], [3], "sampling.tolerance=0.1")
+    assert (found.draws, found.stopped_by, found.logit_se) == (1, Stop.DRAWS, None)
+
+
+@pytest.mark.parametrize("design", [name for name in DESIGNS if name not in BIASED])
+@pytest.mark.parametrize("most", [5, 9, 20, 44, 1000])
+def test_the_budget_is_never_passed_and_larger_ones_append_draws(model, design, most):
+    changes = [f"sampling.design={design}", f"sampling.max_tiles={most}"]
+    scored, more = (
+        score(model, changes=changes),
+        score(model, changes=[*changes[:1], "sampling.max_tiles=50"]),
+    )
+    assert scored.prediction.tiles_read <= most
+    assert scored.prediction.stopped_by in {Stop.MAX_TILES, Stop.MAX_DRAWS}
+    if scored.prediction.stopped_by is Stop.MAX_TILES:
+        assert scored.prediction.tiles_read + 5 > most
+    both = min(len(scored.selection.cells), len(more.selection.cells))
+    assert scored.selection.cells[:both].tolist() == more.selection.cells[:both].tolist()
+
+
+def test_a_slide_that_ends_above_the_tolerance_says_so(model):
+    changes = ["sampling.tolerance=1e-6", f"sampling.max_tiles={5 * LEAST_DRAWS}"]
+    found = score(model, changes=changes).prediction
+    assert found.stopped_by is Stop.MAX_TILES
+    assert found.row(CLASSES)["stopped_by"] == "max_tiles"
+    assert found.logit_se > 1e-6
+
+
+@pytest.mark.parametrize("limit", ["sampling.tolerance=1e-9", "sampling.max_tiles=100000"])
+def test_where_every_draw_takes_all_tiles_no_draw_is_added(model, limit):
+    found = score(model, changes=["sampling.tiles=500", limit]).prediction
+    least = LEAST_DRAWS if "tolerance" in limit else 2
+    assert (found.draws, found.stopped_by, found.logit_se) == (least, Stop.TOLERANCE, 0)
+    assert found.tiles_read == found.tiles_total
 
 
 # Which tiles
@@ -253,6 +368,7 @@ def test_a_row_has_the_columns_that_users_were_promised(model):
         "prob_other",
         "predicted",
         "logit_se",
+        "stopped_by",
         "draws",
         "tiles_read",
         "tiles_total",

@@ -10,7 +10,7 @@ import pytest
 
 from wsi_ats.errors import SettingsError
 from wsi_ats.geometry import Grid, Region
-from wsi_ats.selection import AttentionMap, Prediction, Selection, Status, TissueMask
+from wsi_ats.selection import AttentionMap, Prediction, Selection, Status, Stop, TissueMask
 
 GRID = Grid(1000, 600, cell=256.5, tile_size=128)
 
@@ -42,6 +42,7 @@ def prediction(**changes) -> Prediction:
         "probabilities": {"a": 0.25, "b": 0.75},
         "predicted": "b",
         "logit_se": 0.1,
+        "stopped_by": Stop.DRAWS,
         "draws": 2,
         "tiles_read": 3,
         "tiles_total": 12,

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from wsi_ats.config import Settings
+from wsi_ats.config import SamplingSettings, Settings
 from wsi_ats.errors import SettingsError
 from wsi_ats.look import count_tiles, look
 from wsi_ats.methods import method_for
 from wsi_ats.methods.base import DrawLogits, WeightedTiles, draw_seed
 from wsi_ats.nn.network import SlideNetwork
-from wsi_ats.selection import AttentionMap, Prediction, Selection, Status, TissueMask
+from wsi_ats.selection import AttentionMap, Prediction, Selection, Status, Stop, TissueMask
 from wsi_ats.slides.base import Slide, SlideRef
 from wsi_ats.slides.wrappers import CountingSlide
+from wsi_ats.stopping import stop
 from wsi_ats.tiles import level_for
 
 
@@ -56,8 +58,8 @@ def predict_slide(
 
     Attention sampling reads its thumbnail and a few tiles, and nothing else. With several draws, the
     probability is that of all their tiles pooled into one estimate, and ``logit_se`` the standard error of
-    the predicted class's log-odds over the draws. Other kinds of models read more; see
-    :mod:`wsi_ats.methods`.
+    the predicted class's log-odds over the draws. How many there are, :func:`wsi_ats.stopping.stop` says
+    after each. Other kinds of models read more; see :mod:`wsi_ats.methods`.
 
     Parameters
     ----------
@@ -93,9 +95,11 @@ def predict_slide(
     counting = CountingSlide(slide)
     thumbnail, tissue = look(counting, settings)
     draws: list[DrawLogits] = []
+    stopped: Stop | None = None
     if len(tissue.cells):
-        seeds = (draw_seed(seed, ref.id, number) for number in range(settings.sampling.draws))
-        draws = list(method_for(model, settings, device).score(counting, thumbnail, tissue, seeds))
+        seeds = (draw_seed(seed, ref.id, number) for number in count())
+        method = method_for(model, settings, device)
+        draws, stopped = _enough(method.score(counting, thumbnail, tissue, seeds), settings.sampling)
     probabilities = dict(zip(classes, _probabilities(draws).tolist(), strict=True)) if draws else {}
     prediction = Prediction(
         slide_id=ref.id,
@@ -105,6 +109,7 @@ def predict_slide(
         probabilities=probabilities,
         predicted=max(probabilities, key=probabilities.__getitem__) if probabilities else None,
         logit_se=_sampling_error(draws),
+        stopped_by=stopped,
         draws=len(draws),
         tiles_read=sum(each.new_tiles for each in draws),
         tiles_total=count_tiles(tissue, settings),
@@ -120,6 +125,18 @@ def predict_slide(
         _attention_map(draws[0].attention, tissue),
         _selection(ref, counting, [each.tiles for each in draws if each.tiles], probabilities),
     )
+
+
+def _enough(draws: Iterable[DrawLogits], sampling: SamplingSettings) -> tuple[list[DrawLogits], Stop]:
+    """Take as many draws as are needed, and say why no more."""
+    taken: list[DrawLogits] = []
+    for each in draws:
+        taken.append(each)
+        read = sum(one.new_tiles for one in taken)
+        stopped = stop(sampling, draws=len(taken), error=_sampling_error(taken), read=read)
+        if stopped:
+            return taken, stopped
+    return taken, Stop.DRAWS  # of a model that does not sample there is but one
 
 
 def _probabilities(draws: Sequence[DrawLogits]) -> Tensor:

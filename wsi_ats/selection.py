@@ -23,6 +23,19 @@ class Status(StrEnum):
     NO_TISSUE = "no_tissue"
 
 
+class Stop(StrEnum):
+    """Why no more draws were made of a slide."""
+
+    DRAWS = "draws"
+    """As many were made as were asked for."""
+    TOLERANCE = "tolerance"
+    """The error is within the tolerance."""
+    MAX_TILES = "max_tiles"
+    """Another might have read more tiles than allowed."""
+    MAX_DRAWS = "max_draws"
+    """There is a limit to draws as well: :data:`wsi_ats.stopping.MOST_DRAWS`."""
+
+
 @dataclass(frozen=True)
 class TissueMask:
     """Which cells of a slide's grid hold tissue.
@@ -168,6 +181,9 @@ class Prediction:
     logit_se
         Sampling standard error of the predicted class's log-odds, ``None`` for a single draw. It says
         how much another draw of tiles would differ, nothing of the model's error.
+    stopped_by
+        Why no more draws were made: where a tolerance was set and this is not ``tolerance``, ``logit_se`` is
+        above it. ``None`` where there is no score.
     draws
         Independent draws.
     tiles_read, tiles_total
@@ -190,6 +206,7 @@ class Prediction:
     probabilities: dict[str, float]
     predicted: str | None
     logit_se: float | None
+    stopped_by: Stop | None
     draws: int
     tiles_read: int
     tiles_total: int
@@ -207,5 +224,5 @@ class Prediction:
                 row |= {f"prob_{name}": self.probabilities.get(name) for name in classes}
             else:
                 value = getattr(self, field.name)
-                row[field.name] = str(value) if isinstance(value, Status) else value
+                row[field.name] = str(value) if isinstance(value, StrEnum) else value
         return row

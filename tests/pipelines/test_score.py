@@ -15,15 +15,26 @@ import pytest
 from conftest import ROOT, SETTINGS, files, start, table, without_times
 
 from pipelines._runs import Execution
-from pipelines.score import score
+from pipelines.score import ScoreTask, score
 from wsi_ats.artifacts import load_attention, locked, read_json
 from wsi_ats.exports.tables import read_selection
 from wsi_ats.manifest import read_manifest
+from wsi_ats.model_card import read_card
 from wsi_ats.tables import read_parquet
 
 COLUMNS = [
     *("slide_id", "case_id", "path", "status", "prob_negative", "prob_positive", "predicted", "logit_se"),
-    *("draws", "tiles_read", "tiles_total", "bytes_read", "seconds", "model_digest", "seed", "error"),
+    *(
+        "stopped_by",
+        "draws",
+        "tiles_read",
+        "tiles_total",
+        "bytes_read",
+        "seconds",
+        "model_digest",
+        "seed",
+        "error",
+    ),
 ]
 SELECTION_COLUMNS = [
     *("slide_id", "x", "y", "width", "height", "level", "row", "col", "attention", "inclusion", "weight"),
@@ -85,6 +96,46 @@ def test_the_same_command_does_nothing_and_another_is_refused(scored, run, slide
         assert said in ran.stderr
     assert run(*same, "--seed", 1, "--overwrite").exit_code == 0
     assert {row["seed"] for row in table(scored / "predictions.csv")} == {"1"}
+
+
+def test_draws_are_added_until_the_error_is_small_or_the_tiles_are_spent(run, slides, model, tmp_path):
+    command = ("score", slides, "--model", model, "--tiles", 4, "--json")
+    fixed = run(*command, "--out", tmp_path / "fixed", "--draws", 8)
+    assert "above_tolerance" not in fixed.json["notes"]
+    errors = sorted(float(row["logit_se"]) for row in table(tmp_path / "fixed" / "predictions.csv"))
+    middle = (errors[2] + errors[3]) / 2
+    limits = ("--tolerance", middle, "--max-tiles", 32)
+    ran = run(*command, "--out", tmp_path / "any", *limits)
+    assert ran.exit_code == 0, ran.stderr
+    rows = table(tmp_path / "any" / "predictions.csv")
+    for row in rows:
+        within = float(row["logit_se"]) <= middle
+        assert row["stopped_by"] == ("tolerance" if within else "max_tiles")
+        assert int(row["draws"]) >= 8
+        assert int(row["tiles_read"]) <= 32
+    assert {row["stopped_by"] for row in rows} == {"tolerance", "max_tiles"}
+    above = sum(row["stopped_by"] == "max_tiles" for row in rows)
+    assert ran.json["notes"] == {"above_tolerance": above}
+    settings = read_json(tmp_path / "any" / "run.json")["settings"]["sampling"]
+    assert (settings["tolerance"], settings["max_tiles"]) == (middle, 32)
+
+    again = run(*command, "--out", tmp_path / "any", "--tolerance", middle, "--max-tiles", 33)
+    assert again.exit_code == 2  # another budget may give other scores
+    assert "settings.sampling.max_tiles is 32 there and 33 now" in again.stderr
+
+
+def test_one_worker_or_two_add_the_same_draws(slides, model, client, tmp_path):
+    settings = SETTINGS.with_values(["sampling.tiles=4", "sampling.max_tiles=60"])
+    refs = read_manifest(slides)
+    score(refs, model, tmp_path / "two", settings=settings, execution=Execution(scheduler=client))
+    task = ScoreTask(tmp_path, "x", model, read_card(model).digest, ("negative", "positive"), settings, 0)
+    for ref in reversed(refs):
+        task.files(ref.id)[0].parent.mkdir(exist_ok=True)
+        task.files(ref.id)[1].parent.mkdir(exist_ok=True)
+        here = task.work(ref)
+        assert here["stopped_by"] in {"max_tiles", "max_draws"}
+        there = tmp_path / "two" / "selections" / f"{ref.id}.parquet"
+        assert read_selection(task.files(ref.id)[0]).columns() == read_selection(there).columns()
 
 
 @pytest.mark.parametrize(
@@ -183,6 +234,10 @@ def test_no_tissue_is_a_state(run, slides, model, tmp_path):
         (("--set", "thumbnail.pixels_per_cell=8"), "model was trained with 4"),
         (("--set", "nonsense"), "section.name=value"),
         (("--set", "sampling.tile=3"), "unknown setting"),
+        (("--tolerance", "-1"), "sampling.tolerance must not be negative"),
+        (("--tolerance", "inf"), "sampling.tolerance must be a finite number"),
+        (("--max-tiles", "7"), "sampling.max_tiles is 7, but the least that is made, 1 draws of 8 tiles"),
+        (("--tolerance", "0.1", "--max-tiles", "8"), "8 draws of 8 tiles, may read 64"),
         (("--config", "missing.toml"), "missing.toml"),
     ],
 )
