@@ -1,0 +1,64 @@
+"""The coverage benchmark: its figures are what it says they are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.coverage import Scale, half_width, measure, stopping_time
+from wsi_ats.config import LEAST_DRAWS, SamplingSettings
+from wsi_ats.stopping import MOST_DRAWS, stop
+
+torch.set_num_threads(1)
+
+
+def test_the_whole_of_it_on_few_slides(tmp_path):
+    small = Scale(
+        training=4,
+        held_out=2,
+        side=1024,
+        epochs=1,
+        draws=24,
+        tiles=(4,),
+        repeats=(2, 4),
+        tolerances=(0.5,),
+        least=(2, 8),
+    )
+    rows = measure(tmp_path, small, 0)
+    assert [(row["pool"], row["rule"].split()[0], row["least"]) for row in rows] == [
+        (pool, rule, least)
+        for pool in ("gated", "linear")
+        for rule, least in (("fixed", 2), ("fixed", 4), ("tolerance", 2), ("tolerance", 8))
+    ]
+    for row in rows:
+        assert 0 <= row["covers_exact"] <= 1
+        assert row["half_width"] > 0
+        if row["rule"] == "fixed":
+            assert (row["mean_draws"], row["intervals"]) == (row["least"], 2 * 24 // row["least"])
+            assert row["least"] * 4 >= row["mean_tiles"] > 4
+        else:
+            assert row["mean_draws"] >= row["least"]
+        if row["pool"] == "linear":  # the log-odds of the mean are the mean of the log-odds
+            assert row["rmse_mean"] == pytest.approx(row["rmse_pooled"], rel=1e-4)
+    assert measure(tmp_path, small, 0) == rows  # slides and model that are there are used again
+
+
+def test_intervals_of_normal_draws_cover_nine_times_in_ten():
+    rng = np.random.default_rng(0)
+    hits = [abs(draws.mean()) <= half_width(draws) for draws in rng.normal(size=(4000, 3))]
+    assert np.mean(hits) == pytest.approx(0.9, abs=0.02)
+
+
+def test_it_stops_where_scoring_does():
+    sampling = SamplingSettings(tolerance=0.3)
+    for values in np.random.default_rng(0).normal(size=(20, MOST_DRAWS)):
+        draws = 1
+        while not stop(
+            sampling,
+            draws=draws,
+            error=values[:draws].std(ddof=1) / draws**0.5 if draws > 1 else None,
+            read=0,
+        ):
+            draws += 1
+        assert stopping_time(values, 0.3, LEAST_DRAWS) == draws
