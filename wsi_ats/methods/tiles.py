@@ -83,7 +83,18 @@ def calibrate_on(
     *,
     device: torch.device | None,
 ) -> None:
-    """Measure the encoder's constants on cells of slides, each given with its grid of tiles.
+    """Measure the encoder's constants on given tiles.
+
+    Parameters
+    ----------
+    encoder
+        It is changed.
+    wanted
+        Slides, each with its grid of tiles and flat numbers of cells on it.
+    reader
+        Reads the tiles.
+    device
+        Where the encoder is.
 
     Raises
     ------
