@@ -200,28 +200,12 @@ def demo(
     changes = (*SETTINGS, f"training.epochs={scale.epochs}", f"training.seed={seed}")
     settings = Settings().with_values(changes)
     _claim(out, {"seed": seed, **asdict(scale)}, overwrite=execution.overwrite)
-    clock = _Stopwatch()
+    clock = Stopwatch()
     with connect(execution.scheduler, workers=execution.workers) as client:
         execution = replace(execution, scheduler=client)
         with clock("write slides"):
-            jobs = [
-                client.submit(_write_slides, out / name, count, scale, 3 * seed + number, pure=False)
-                for number, (name, count) in enumerate(
-                    (("training", scale.training), ("held-out", scale.held_out))
-                )
-            ]
-            client.gather(jobs)
-            training, held_out = (read_manifest(out / n / "labels.csv") for n in ("training", "held-out"))
-        arms = {}
-        for name, differences in ARMS.items():
-            run, scores = (out / kind / name.replace(" ", "_") for kind in ("models", "scores"))
-            with clock(f"train: {name}"):
-                _complete(
-                    train(training, run, settings=settings.with_values(differences), execution=execution)
-                )
-            with clock(f"score: {name}"):
-                _complete(score(held_out, run, scores, seed=seed, execution=execution))
-            arms[name] = _measure(scores, held_out, out / "held-out" / "truth")
+            training, held_out = make_slides(out, scale, seed=seed, execution=execution)
+        arms = compare(out, training, held_out, settings, execution=execution, clock=clock)
         with clock("train and score: thumbnail only"):
             model = out / "models" / next(iter(arms)).replace(" ", "_")
             arms["thumbnail only"] = _thumbnail_arm(model, training, held_out, settings, seed)
@@ -232,8 +216,75 @@ def demo(
             _complete(score([slide], model, scores, seed=seed, execution=execution))
             figure = out / "gigapixel.png"
             gigapixel = _draw_gigapixel(figure, slide, scores, truth, settings)
-    ceiling = _ceiling(held_out, out / "held-out" / "truth", settings.sampling.tiles, seed)
-    return Demonstration(arms, ceiling, gigapixel, clock.seconds, figure)
+    best = ceiling(held_out, out / "held-out" / "truth", settings.sampling.tiles, seed)
+    return Demonstration(arms, best, gigapixel, clock.seconds, figure)
+
+
+def make_slides(
+    out: Path, scale: Scale, *, seed: int, execution: Execution, visibility: float = 1.0
+) -> tuple[list[SlideRef], list[SlideRef]]:
+    """Write slides to train on and slides to score, unless they are there.
+
+    Parameters
+    ----------
+    out
+        Folder for both; they go to ``training`` and ``held-out``.
+    scale
+        How many, and how large.
+    seed
+        Of all of them; the two parts share neither tiles nor stains.
+    execution
+        Where; the two parts are written at the same time, if there are workers for both.
+    visibility
+        How much the regions stand out in the thumbnail; see ``wsi_ats.testing.bank.TileBank``.
+    """
+    counts = {"training": scale.training, "held-out": scale.held_out}
+    with connect(execution.scheduler, workers=execution.workers) as client:
+        jobs = [
+            client.submit(_write_slides, out / name, count, scale, 3 * seed + number, visibility, pure=False)
+            for number, (name, count) in enumerate(counts.items())
+        ]
+        client.gather(jobs)
+    training, held_out = (read_manifest(out / name / "labels.csv") for name in counts)
+    return training, held_out
+
+
+def compare(
+    out: Path,
+    training: Sequence[SlideRef],
+    held_out: Sequence[SlideRef],
+    settings: Settings,
+    *,
+    execution: Execution,
+    clock: Stopwatch,
+    arms: Mapping[str, tuple[str, ...]] = ARMS,
+) -> dict[str, Arm]:
+    """Train ways of classifying on some slides, and measure them on others.
+
+    Parameters
+    ----------
+    out
+        The folder that :func:`make_slides` wrote to; models and scores go there, too.
+    training, held_out
+        The slides.
+    settings
+        What all arms have in common; ``training.seed`` decides the draws at scoring, too.
+    execution
+        Where and how; what an earlier call has finished is not done again.
+    clock
+        Told how long each part takes.
+    arms
+        The settings in which each arm differs, by its name.
+    """
+    measured = {}
+    for name, differences in arms.items():
+        run, scores = (out / kind / name.replace(" ", "_") for kind in ("models", "scores"))
+        with clock(f"train: {name}"):
+            _complete(train(training, run, settings=settings.with_values(differences), execution=execution))
+        with clock(f"score: {name}"):
+            _complete(score(held_out, run, scores, seed=settings.training.seed, execution=execution))
+        measured[name] = _measure(scores, held_out, out / "held-out" / "truth")
+    return measured
 
 
 def _claim(out: Path, made: Mapping[str, int], *, overwrite: bool) -> None:
@@ -260,14 +311,21 @@ def _claim(out: Path, made: Mapping[str, int], *, overwrite: bool) -> None:
     write_json(record, made)
 
 
-class _Stopwatch:
-    """Keeps the time of named parts."""
+class Stopwatch:
+    """Keeps the time of named parts.
+
+    Attributes
+    ----------
+    seconds
+        By part.
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
+        """Take the time of the context, under this name."""
         begin = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - begin
@@ -286,7 +344,7 @@ def _complete(summary: Summary) -> None:
         raise ArtifactError(f"the demo's own slides failed: {dict(summary.failed)}; use --overwrite")
 
 
-def _write_slides(folder: Path, count: int, scale: Scale, seed: int) -> None:
+def _write_slides(folder: Path, count: int, scale: Scale, seed: int, visibility: float) -> None:
     # The labels are written last: with them the folder is complete.
     if not (folder / "labels.csv").exists():
         write_collection(
@@ -296,6 +354,7 @@ def _write_slides(folder: Path, count: int, scale: Scale, seed: int) -> None:
             height=scale.side,
             tile_size=_TILE_SIZE,
             seed=seed,
+            visibility=visibility,
             variants=16,
             palettes=1,
             banks=max(1, count // scale.slides_per_bank),
@@ -365,11 +424,27 @@ def _thumbnail_arm(
     return Arm(auc=area)
 
 
-def _ceiling(refs: Sequence[SlideRef], truth: Path, tiles: int, seed: int) -> tuple[float, float]:
-    """Expected AUC when a tile with any lesion in it is told without fail: 1 - P(none is drawn) / 2.
+def ceiling(refs: Sequence[SlideRef], truth: Path, tiles: int, seed: int) -> tuple[float, float]:
+    """Expected AUC of uniform draws when a tile with any lesion in it is told without fail.
 
-    For draws that are spread in space as `uniform` draws them, by trying; for independent draws, (1 - f)^n
-    for a share f of such tiles.
+    That is 1 - P(none is drawn) / 2. For draws that are spread in space as ``uniform`` draws them, by
+    trying; for independent draws, (1 - f)^n for a share f of such tiles.
+
+    Parameters
+    ----------
+    refs
+        Slides with labels.
+    truth
+        Folder of what is known of them.
+    tiles
+        Number of draws.
+    seed
+        Of the trials.
+
+    Returns
+    -------
+    float, float
+        With draws spread in space, and with independent draws.
     """
     import torch
 
