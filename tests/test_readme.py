@@ -1,4 +1,4 @@
-"""The README's examples, run as they stand."""
+"""The examples of the README and of the pages in docs/, run as they stand."""
 
 from __future__ import annotations
 
@@ -16,11 +16,19 @@ from wsi_ats.config import Settings
 from wsi_ats.testing.synthetic import write_collection
 
 ROOT = Path(__file__).parents[1]
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
-PYTHON = [text for language, text in BLOCKS if language == "python"]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCKS = {
+    page.name: re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+    for page in PAGES
+}
+PYTHON = [
+    pytest.param(page, text, id=f"{page}-{number}")
+    for page, blocks in BLOCKS.items()
+    for number, text in enumerate(text for language, text in blocks if language == "python")
+]
 COMMANDS = [
     line
-    for language, text in BLOCKS
+    for language, text in BLOCKS["README.md"]
     if language == ""
     for line in text.splitlines()
     if line.startswith("wsi-ats")
@@ -56,9 +64,16 @@ def _inside(folder, monkeypatch):
     monkeypatch.chdir(folder)
 
 
-@pytest.mark.parametrize("code", PYTHON, ids=range(len(PYTHON)))
-def test_python_blocks_run(code):
-    exec(compile(code, "README.md", "exec"), {})  # the README is ours
+@pytest.mark.parametrize(("page", "code"), PYTHON)
+def test_python_blocks_run(page, code):
+    exec(compile(code, page, "exec"), {})  # the pages are ours
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_to_files_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8"))
+    for link in links:
+        assert link.startswith("https://") or (page.parent / link).exists(), link
 
 
 def test_there_are_commands_to_try():
@@ -85,6 +100,6 @@ def test_scored_slides_can_be_exported():
 
 
 def test_the_tests_are_run_with_the_command_that_ci_runs():
-    commands = [line.split("#")[0].strip() for _, text in BLOCKS for line in text.splitlines()]
+    commands = [line.split("#")[0].strip() for _, text in BLOCKS["README.md"] for line in text.splitlines()]
     assert "make test" in commands
     assert "\nmake test\n" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
