@@ -15,7 +15,13 @@ def report(title: str, name: str, columns: Mapping[str, Sequence[object]], folde
     """Print a table and write it to ``<folder>/<name>.csv``."""
     table = Table(*columns, title=title)
     for row in zip(*columns.values(), strict=True):
-        table.add_row(*(f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row))
+        table.add_row(*(_text(cell) for cell in row))
     Console(width=140).print(table)
     Path(folder).mkdir(parents=True, exist_ok=True)
     write_csv(Path(folder) / f"{name}.csv", {key: list(values) for key, values in columns.items()})
+
+
+def _text(cell: object) -> str:
+    if cell is None:
+        return ""
+    return f"{cell:.3g}" if isinstance(cell, float) else str(cell)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsi_ats.errors import ManifestError
-from wsi_ats.evaluation import auc, split_by_case
+from wsi_ats.evaluation import auc, folds_by_case, split_by_case
 from wsi_ats.slides.base import SlideRef
 
 
@@ -107,3 +107,38 @@ def test_probabilities_in_single_precision_need_not_sum_to_exactly_one():
     logits = generator.normal(0, 5, (30, 3)).astype(np.float32)
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     assert 0 <= auc(np.arange(30) % 3, probabilities) <= 1
+
+
+@pytest.mark.parametrize("folds", [2, 3, 10])
+def test_folds_test_every_slide_once_and_keep_cases_together(folds):
+    slides = refs()
+    made = folds_by_case(slides, folds, seed=1)
+    assert len(made) == folds
+    tested = [s.id for fold in made for s in fold if s.split == "test"]
+    assert sorted(tested) == sorted(ids(slides))
+    for fold in made:
+        assert ids(fold) == ids(slides)
+        assert not {s.case for s in fold if s.split == "test"} & {s.case for s in fold if s.split == "train"}
+        for label in ("class0", "class1"):
+            assert sum(s.label == label for s in fold if s.split == "test") == pytest.approx(
+                30 / folds, abs=3
+            )
+
+
+def test_folds_are_splits_that_training_keeps():
+    [fold, *_] = folds_by_case(refs(), 5, seed=0)
+    training, aside = split_by_case(fold, 0.2, seed=0)
+    assert ids(training) == [s.id for s in fold if s.split == "train"]
+    assert aside == []
+
+
+@pytest.mark.parametrize("folds", [1, 7])
+def test_too_few_or_too_many_folds_are_refused(folds):
+    with pytest.raises(ManifestError, match=f"{folds} folds are asked for"):
+        folds_by_case(refs(3), folds, seed=0)
+
+
+def test_a_fold_that_would_leave_a_class_untrained_is_refused():
+    slides = [*refs(3), *(SlideRef(f"r{i}", "path", "rare", label="rare") for i in range(3))]
+    with pytest.raises(ManifestError, match="none to train on of 'rare'"):
+        folds_by_case(slides, 3, seed=0)

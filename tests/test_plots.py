@@ -11,7 +11,7 @@ from PIL import Image
 
 from wsi_ats.errors import ArtifactError
 from wsi_ats.geometry import Grid, Region
-from wsi_ats.plots import figure_of_slide
+from wsi_ats.plots import ModelView, SlideView, figure_of_models, figure_of_slide
 from wsi_ats.selection import AttentionMap, Selection
 
 
@@ -20,7 +20,8 @@ def pixels_of(path):
         return np.asarray(picture)
 
 
-def figure(path, shape=(4, 6), drawn=3, *, truth=True, seed=0):
+def slide(shape, drawn, seed):
+    """A slide's thumbnail, attention, selection and tiles."""
     generator = np.random.default_rng(seed)
     grid = Grid(shape[1] * 64, shape[0] * 64, cell=64, tile_size=64)
     tissue = np.ones(shape, dtype=bool)
@@ -43,14 +44,22 @@ def figure(path, shape=(4, 6), drawn=3, *, truth=True, seed=0):
         order=np.arange(len(cells)),
         probabilities={},
     )
+    thumbnail = generator.integers(0, 255, (shape[0] * 8, shape[1] * 8, 3), dtype=np.uint8)
+    tiles = generator.integers(0, 255, (len(cells), 64, 64, 3), dtype=np.uint8)
+    truth = generator.integers(0, 4, shape, dtype=np.uint8)
+    return thumbnail, AttentionMap(grid, attention, tissue), selection, tiles, truth
+
+
+def figure(path, shape=(4, 6), drawn=3, *, truth=True, seed=0):
+    thumbnail, attention, selection, tiles, kinds = slide(shape, drawn, seed)
     figure_of_slide(
         path,
-        thumbnail=generator.integers(0, 255, (shape[0] * 8, shape[1] * 8, 3), dtype=np.uint8),
-        attention=AttentionMap(grid, attention, tissue),
+        thumbnail=thumbnail,
+        attention=attention,
         selection=selection,
-        tiles=generator.integers(0, 255, (len(cells), 64, 64, 3), dtype=np.uint8),
+        tiles=tiles,
         title="case µ7: 0.93",
-        truth=generator.integers(0, 4, shape, dtype=np.uint8) if truth else None,
+        truth=kinds if truth else None,
     )
 
 
@@ -85,3 +94,17 @@ def test_a_figure_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ArtifactError, match=r"a\.png"):
         figure(tmp_path / "file" / "a.png")
+
+
+@pytest.mark.parametrize("drawn", [0, 1, 9, 16])
+def test_models_are_drawn_side_by_side_whatever_the_number_of_slides_and_tiles(tmp_path, drawn):
+    views = []
+    for seed, shape in enumerate([(4, 6), (9, 1)]):
+        thumbnail, attention, selection, tiles, truth = slide(shape, drawn, seed)
+        views.append(SlideView(thumbnail, truth, dict.fromkeys("AB", ModelView(attention, selection, tiles))))
+    sizes = []
+    for number in (1, 2):
+        figure_of_models(tmp_path / "a.png", views[:number], title="two models")
+        sizes.append(pixels_of(tmp_path / "a.png").shape)
+    assert sizes[1][0] > sizes[0][0] > 300
+    assert sizes[1][1] == sizes[0][1]

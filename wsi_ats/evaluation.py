@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -68,6 +69,55 @@ def split_by_case(
         aside |= set(fold.tolist())
     kept = [ref for i, ref in enumerate(refs) if i not in aside]
     return kept, [ref for i, ref in enumerate(refs) if i in aside]
+
+
+def folds_by_case(refs: Sequence[SlideRef], folds: int, *, seed: int) -> list[list[SlideRef]]:
+    """Prescribe the splits of a cross-validation: every slide is tested once, all of a case together.
+
+    Parameters
+    ----------
+    refs
+        Labelled slides; splits that they have are replaced.
+    folds
+        How often to train; classes are shared out among the folds as evenly as the cases allow.
+    seed
+        Decides which cases go together.
+
+    Returns
+    -------
+    list of lists of SlideRef
+        All slides once for each fold, with ``split`` set to ``"train"`` or ``"test"``.
+
+    Raises
+    ------
+    ManifestError
+        When there are too few cases, or a class would be left without slides for training.
+
+    Examples
+    --------
+    >>> refs = [SlideRef(f"{case}{i}", "", case, "xy"[i]) for case in "abc" for i in (0, 1)]
+    >>> sorted([ref.id for ref in fold if ref.split == "test"] for fold in folds_by_case(refs, 3, seed=0))
+    [['a0', 'a1'], ['b0', 'b1'], ['c0', 'c1']]
+    """
+    labels, cases = [str(ref.label) for ref in refs], [ref.case for ref in refs]
+    most = min(len(set(cases)), *Counter(labels).values())
+    if not 2 <= folds <= most:
+        raise ManifestError(
+            f"{folds} folds are asked for; there must be at least 2, and at most {most}: there are "
+            f"{len(set(cases))} cases, and the rarest class has {min(Counter(labels).values())} slides"
+        )
+    splitter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
+    made = []
+    for training, held_out in splitter.split(np.zeros(len(refs)), labels, cases):
+        missing = set(labels) - {labels[i] for i in training}
+        if missing or not len(held_out):
+            raise ManifestError(
+                f"a fold of {folds} has {len(held_out)} slides to test on and leaves none to train on of "
+                f"{', '.join(map(repr, sorted(missing))) or 'no class'}; ask for fewer folds"
+            )
+        aside = set(held_out.tolist())
+        made.append([replace(ref, split="test" if i in aside else "train") for i, ref in enumerate(refs)])
+    return made
 
 
 def fewest_cases(refs: Sequence[SlideRef]) -> int:
