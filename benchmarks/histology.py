@@ -161,7 +161,11 @@ def train_folds(job: Job) -> dict[str, Any]:
     watch = _Stopwatch()
     # Thumbnails are prepared by a thread of this process: another would have to import all libraries first.
     client = Client(
-        processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None, set_as_default=False
+        processes=False,
+        n_workers=1,
+        threads_per_worker=1,
+        dashboard_address="127.0.0.1:0",
+        set_as_default=False,
     )
     with client:
         execution = Execution(scheduler=client, overwrite=True, strict=True, reporter=watch)
