@@ -10,7 +10,7 @@ from statistics import mean
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogFormatter
 
 _MARKS = "osD^vP*X<>"
 
@@ -122,7 +122,7 @@ def _against(axes: Axes, results: Sequence[Result], cost: str, unit: float, chan
             axes.annotate(
                 setting,
                 points[-1][:2],
-                xytext=(0, 8),
+                xytext=(0, -14 if number % 2 else 8),  # neighbours' do not cover each other
                 textcoords="offset points",
                 ha="center",
                 fontsize=8,
@@ -134,6 +134,7 @@ def _against(axes: Axes, results: Sequence[Result], cost: str, unit: float, chan
         axes.axhline(chance, color="grey", linestyle=":", linewidth=1, label="guessing")
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
     axes.margins(x=0.15)
     axes.set_ylim(0, 1)
     axes.grid(alpha=0.3)
