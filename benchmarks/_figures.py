@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median_low
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 _MARKS = "osD^vP*X<>"
+_HIGH = 0.8  # errors near the upper edge are named from below
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +25,8 @@ class Result:
     method
         What gets a mark of its own.
     setting
-        Scale, or number of tiles: written beside the mark. Results that agree in method and setting are
-        repetitions, with other seeds or other folds.
+        Scale, or number of tiles: written beside the mark, or empty. Results that agree in method and setting
+        are repetitions, with other seeds or other folds.
     error
         Share of test images that are classified wrongly.
     seconds_per_image
@@ -46,8 +47,8 @@ def figure_of_costs(
 ) -> None:
     """Draw test error against time per image and against peak memory.
 
-    One mark a method; a line joins the settings of a method. Repetitions are one mark at their mean, with a
-    bar from the best to the worst.
+    One kind of mark a method, one mark a repetition: a mean of runs that learned and runs that did not would
+    show neither. A line joins the settings of a method, through the medians of their repetitions.
 
     Parameters
     ----------
@@ -75,7 +76,7 @@ def figure_of_costs(
 
 def figure_of_epochs(
     path: Path,
-    lines: Mapping[str, Sequence[tuple[float, float]]],
+    lines: Mapping[str, Sequence[Sequence[tuple[float, float]]]],
     *,
     title: str,
     levels: Mapping[str, float],
@@ -87,7 +88,7 @@ def figure_of_epochs(
     path
         PNG to write.
     lines
-        Epochs and errors, by name.
+        Epochs and errors of each repetition, by name.
     title
         Above the figure.
     levels
@@ -97,8 +98,16 @@ def figure_of_epochs(
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.set_title(title)
-    for name, points in lines.items():
-        axes.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name)
+    for number, (name, repetitions) in enumerate(lines.items()):
+        for i, points in enumerate(repetitions):
+            label = f"{name}, {len(repetitions)} seeds" if not i else None
+            axes.plot(
+                *zip(*points, strict=True),
+                color=f"C{number}",
+                marker=_MARKS[number],
+                markersize=4,
+                label=label,
+            )
     for (name, error), style in zip(levels.items(), (":", "--", "-."), strict=False):
         axes.axhline(error, color="grey", linestyle=style, linewidth=1, label=name)
     axes.set_xlabel("epoch")
@@ -113,28 +122,32 @@ def figure_of_epochs(
 def _against(axes: Axes, results: Sequence[Result], cost: str, unit: float, chance: float | None) -> None:
     for number, method in enumerate(dict.fromkeys(each.method for each in results)):
         ours = [each for each in results if each.method == method]
+        colour, mark = f"C{number}", _MARKS[number % len(_MARKS)]
         points = []
         for setting in dict.fromkeys(each.setting for each in ours):
             group = [each for each in ours if each.setting == setting]
             errors = [each.error for each in group]
-            points.append((unit * mean(getattr(each, cost) for each in group), mean(errors), setting))
-            axes.vlines(points[-1][0], min(errors), max(errors), color=f"C{number}", linewidth=1)
+            axes.plot([unit * getattr(each, cost) for each in group], errors, mark, color=colour, alpha=0.7)
+            x = unit * mean(getattr(each, cost) for each in group)
+            points.append((x, median_low(errors)))
+            high = max(errors) > _HIGH
             axes.annotate(
                 setting,
-                points[-1][:2],
-                xytext=(0, -14 if number % 2 else 8),  # neighbours' do not cover each other
+                (x, min(errors) if high else max(errors)),
+                xytext=(0, -16 if high else 8),
                 textcoords="offset points",
                 ha="center",
                 fontsize=8,
-                color=f"C{number}",
+                color=colour,
             )
-        x, y, _ = zip(*points, strict=True)
-        axes.plot(x, y, marker=_MARKS[number % len(_MARKS)], color=f"C{number}", label=method, linewidth=1)
+        axes.plot(*zip(*points, strict=True), color=colour, linewidth=1)
+        axes.plot([], [], mark, color=colour, label=method)
     if chance is not None:
         axes.axhline(chance, color="grey", linestyle=":", linewidth=1, label="guessing")
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(x=0.15)
     axes.set_ylim(0, 1)
     axes.grid(alpha=0.3)
