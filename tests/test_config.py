@@ -34,7 +34,7 @@ OTHER = {  # for every setting, a value that is not its default
         "checkpoint": 'C:\\weights\\"a".pth',
         "attention": "resnet18",
         "pool": "linear",
-        "kind": "mil",
+        "kind": "uniform",
         "mil_attention": "plain",
         "scale": 0.25,
     },

@@ -271,6 +271,12 @@ class Settings:
     training: TrainingSettings = field(default_factory=TrainingSettings)
 
     def __post_init__(self) -> None:
+        drawn = self.sampling.draws > 1 or self.sampling.anytime
+        _require(
+            not drawn or self.model.kind not in {"mil", "image"},
+            f"a model of kind {self.model.kind} draws no tiles; leave out sampling.draws, "
+            "sampling.tolerance and sampling.max_tiles",
+        )
         if self.model.kind == "image":
             pitch = self.tile.size * self.tile.stride
             pixels, whole = pitch * self.model.scale, max(1, round(pitch * self.model.scale))

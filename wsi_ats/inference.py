@@ -100,6 +100,7 @@ def predict_slide(
         seeds = (draw_seed(seed, ref.id, number) for number in count())
         method = method_for(model, settings, device)
         draws, stopped = _enough(method.score(counting, thumbnail, tissue, seeds), settings.sampling)
+    read = sum(each.new_tiles for each in draws)
     probabilities = dict(zip(classes, _probabilities(draws).tolist(), strict=True)) if draws else {}
     prediction = Prediction(
         slide_id=ref.id,
@@ -111,8 +112,8 @@ def predict_slide(
         logit_se=_sampling_error(draws),
         stopped_by=stopped,
         draws=len(draws),
-        tiles_read=sum(each.new_tiles for each in draws),
-        tiles_total=count_tiles(tissue, settings),
+        tiles_read=read,
+        tiles_total=max(count_tiles(tissue, settings), read),
         bytes_read=counting.stored_bytes_read,
         seconds=time.perf_counter() - begin,
         model_digest=model_digest,

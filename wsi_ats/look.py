@@ -104,20 +104,40 @@ def count_tiles(tissue: TissueMask, settings: Settings) -> int:
     """Tissue tiles of a slide: the cells of its mask, or as many as the tissue of its regions would fill."""
     if settings.thumbnail.levels == 1:
         return len(tissue.cells)
-    return round(float(tissue.fraction[tissue.mask].sum()) * settings.thumbnail.cells_per_region**2)
+    regions, side = regions_of(tissue, settings), settings.thumbnail.cells_per_region
+    # The regions of the last row and column may have fewer cells.
+    down, across = (
+        np.clip(cells - side * np.arange(count), 0, side)
+        for cells, count in zip(regions.cells.shape, tissue.grid.shape, strict=True)
+    )
+    filled = np.minimum(tissue.fraction * side**2, np.outer(down, across))
+    return int(np.ceil(filled[tissue.mask].sum()))
 
 
 def _look_at_regions(slide: Slide, grid: Grid, settings: Settings) -> tuple[Pixels, TissueMask]:
     pixels = settings.thumbnail.pixels_per_region
     thumbnail = read_thumbnail(slide, grid, pixels)
     rows, columns = grid.shape
-    # In thumbnail pixels, and as if the slide filled its last regions: past its edge is background.
-    parts = Grid(columns * pixels, rows * pixels, pixels // _PARTS, 1)
-    found = find_tissue(
-        thumbnail, parts, method=_method(settings), min_fraction=settings.thumbnail.min_tissue
+    side = pixels // _PARTS
+    # In thumbnail pixels, of which those past the slide's edge are no part of it.
+    width, height = (
+        min(count * pixels, max(1, round(length / grid.pitch * pixels)))
+        for length, count in ((grid.width, columns), (grid.height, rows))
     )
-    fraction = np.where(found.mask, found.fraction, 0).reshape(rows, _PARTS, columns, _PARTS).mean((1, 3))
-    return thumbnail, TissueMask(grid, fraction.astype(np.float32), fraction > 0)
+    parts = Grid(width, height, side, 1)
+    down, across = parts.shape
+    found = find_tissue(
+        thumbnail[: down * side, : across * side],
+        parts,
+        method=_method(settings),
+        min_fraction=settings.thumbnail.min_tissue,
+    )
+    in_parts = np.zeros((rows * _PARTS, columns * _PARTS))
+    in_parts[:down, :across] = np.where(found.mask, found.fraction, 0)
+    fraction = in_parts.reshape(rows, _PARTS, columns, _PARTS).mean((1, 3))
+    # Of a region at the very edge there may be less than half a pixel to see.
+    mask = (fraction > 0) | (settings.thumbnail.tissue == "none")
+    return thumbnail, TissueMask(grid, fraction.astype(np.float32), mask)
 
 
 def _method(settings: Settings) -> Method:

@@ -301,3 +301,26 @@ def test_all_tiles_are_shared_out_and_each_region_gets_its_due(given_):
     for weight, count in zip(weights, counts, strict=True):
         share = weight / total if total else 1 / len(weights)
         assert abs(count - 1 - share * (n - len(weights))) < 1 + 1e-9
+
+
+@pytest.mark.parametrize("tissue", ["auto", "brightfield", "fluorescence"])
+@pytest.mark.parametrize("shade", [0, 250])
+def test_a_slide_without_tissue_has_no_regions_whatever_lies_past_its_edge(tissue, shade):
+    bare = MemorySlide([np.full((500, 500, 3), shade, np.uint8)], mpp=0.5)
+    settings = SETTINGS.with_values([f"thumbnail.tissue={tissue}"])
+    if (tissue, shade) != ("fluorescence", 250):  # there, all of it shines
+        assert not len(look(bare, settings)[1].cells)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "cells"), [(16, 16, 1), (40, 40, 7), (130, 130, 64), (64, 64, 16)]
+)
+def test_tiles_are_not_counted_past_the_edge(width, height, cells):
+    small = MemorySlide([np.full((height, width, 3), 120, np.uint8)], mpp=0.5)
+    settings = SETTINGS.with_values(["thumbnail.tissue=none"])
+    assert count_tiles(look(small, settings)[1], settings) == cells
+
+
+def test_a_model_refuses_settings_of_another_number_of_levels(model):
+    with pytest.raises(ModelError, match=r"2 levels, but thumbnail\.levels is 1"):
+        score(model, changes=["thumbnail.levels=1"])

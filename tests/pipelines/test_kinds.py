@@ -51,7 +51,7 @@ def test_multiple_instance_learning(train_and_score, run, slides, tmp_path, froz
     assert ran.json["counts"] == {"exported": 6, "without_tiles": 0}
     ran = run("score", slides, "--model", out, "--out", tmp_path / "more", "--draws", 2)
     assert ran.exit_code == 2
-    assert "sampling.draws is 2, but it has no effect on scoring" in ran.stderr
+    assert "a model of kind mil draws no tiles" in ran.stderr
 
 
 def test_image(train_and_score, run, tmp_path):

@@ -41,7 +41,13 @@ def method_for(
         When no method goes with the network.
     """
     if isinstance(model, AttentionSampler):
-        kind = TwoLevelSampling if settings.thumbnail.levels == 2 else AttentionSampling
+        levels = 1 if model.regions is None else 2
+        if levels != settings.thumbnail.levels:
+            raise ModelError(
+                f"the model has {levels} levels, but thumbnail.levels is {settings.thumbnail.levels}; use "
+                "the settings that it was trained with"
+            )
+        kind = AttentionSampling if levels == 1 else TwoLevelSampling
         return kind(model, settings, device)
     if isinstance(model, AttentionMIL):
         return MultipleInstanceLearning(model, settings, device, folder and folder / "features")
