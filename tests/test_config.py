@@ -65,6 +65,9 @@ OTHER = {  # for every setting, a value that is not its default
     },
 }
 
+# Kinds other than sampling have one level.
+TOGETHER = OTHER | {"model": OTHER["model"] | {"kind": "sampling"}}
+
 
 def test_the_values_of_these_tests_cover_every_setting():
     for section in SECTIONS:
@@ -82,7 +85,7 @@ def test_every_default_has_its_reason_under_it():
             ), name
 
 
-@pytest.mark.parametrize("settings", [Settings(), Settings.from_mapping(OTHER)], ids=["defaults", "other"])
+@pytest.mark.parametrize("settings", [Settings(), Settings.from_mapping(TOGETHER)], ids=["defaults", "other"])
 def test_settings_come_back_from_a_file_as_they_were(tmp_path, settings):
     path = tmp_path / "ats.toml"
     path.write_text(settings.to_toml(), encoding="utf-8")
@@ -235,12 +238,20 @@ def test_a_cell_of_an_image_is_a_whole_number_of_pixels():
 
 
 @pytest.mark.parametrize("kind", ["uniform", "mil", "image"])
-@pytest.mark.parametrize("only", ["training.freeze_attention=true", "thumbnail.levels=2"])
-def test_what_other_kinds_have_not_got_is_not_trained(kind, only):
-    settings = Settings().with_values([f"model.kind={kind}", only])
-    with pytest.raises(SettingsError, match=f"{only.split('=')[0]} .*{kind}"):
-        settings.check_trainable()
-    settings.with_values(["training.freeze_attention=false", "thumbnail.levels=1"]).check_trainable()
+def test_what_other_kinds_have_not_got_is_refused(kind):
+    settings = Settings().with_values([f"model.kind={kind}"])
+    settings.check_trainable()
+    with pytest.raises(SettingsError, match=rf"thumbnail\.levels is 2, .*{kind}"):
+        settings.with_values(["thumbnail.levels=2"])
+    with pytest.raises(SettingsError, match=rf"training\.freeze_attention .*{kind}"):
+        settings.with_values(["training.freeze_attention=true"]).check_trainable()
+
+
+@pytest.mark.parametrize("kind", ["mil", "image"])
+@pytest.mark.parametrize("only", ["draws=2", "tolerance=0.1", "max_tiles=640"])
+def test_kinds_that_draw_nothing_refuse_settings_of_draws(kind, only):
+    with pytest.raises(SettingsError, match=f"kind {kind} draws no tiles; leave out sampling.draws"):
+        Settings().with_values([f"model.kind={kind}", f"sampling.{only}"])
 
 
 @pytest.mark.parametrize(

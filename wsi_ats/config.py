@@ -271,6 +271,11 @@ class Settings:
     training: TrainingSettings = field(default_factory=TrainingSettings)
 
     def __post_init__(self) -> None:
+        _require(
+            self.model.kind == "sampling" or self.thumbnail.levels == 1,
+            f"thumbnail.levels is {self.thumbnail.levels}, but a model of kind {self.model.kind} draws no "
+            "regions; leave it 1",
+        )
         drawn = self.sampling.draws > 1 or self.sampling.anytime
         _require(
             not drawn or self.model.kind not in {"mil", "image"},
@@ -344,11 +349,6 @@ class Settings:
         SettingsError
             For a biased design, or one that the kind of model has no use for.
         """
-        _require(
-            self.model.kind == "sampling" or self.thumbnail.levels == 1,
-            f"thumbnail.levels is {self.thumbnail.levels}, but a model of kind {self.model.kind} draws no "
-            "regions; leave it 1",
-        )
         _require(
             self.model.kind == "sampling" or not self.training.freeze_attention,
             f"training.freeze_attention is for model.kind sampling; {self.model.kind} has no attention that "

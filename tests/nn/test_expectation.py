@@ -458,3 +458,11 @@ def test_gated_pooling_of_tiles_whose_attention_has_underflowed_is_their_gated_m
     pooled.sum().backward()
     assert logits.grad.isfinite().all()
     assert gate.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gated_pooling_in_half_precision_has_a_value_where_attention_has_underflowed(dtype):
+    features = torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=dtype)
+    pooled = expectation.gated(torch.zeros(2), features, torch.zeros(2, dtype=dtype))
+    assert pooled.dtype == dtype
+    assert pooled.tolist() == [2.0, 3.0]

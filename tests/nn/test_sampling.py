@@ -423,6 +423,11 @@ def test_cells_that_are_no_ascending_numbers_of_the_grid_are_refused(cells):
         drawn_from("systematic", tensor([0.25] * 4), 2, shape=(2, 3), cells=torch.tensor(cells))
 
 
+def test_a_grid_of_negative_size_is_refused():
+    with pytest.raises(SettingsError, match="grid of -2 x -2"):
+        drawn_from("systematic", tensor([0.25] * 4), 2, shape=(-2, -2))
+
+
 @pytest.mark.parametrize("n", [0, -3])
 def test_less_than_one_draw_is_refused(n):
     with pytest.raises(SettingsError, match="at least one tile"):
@@ -504,6 +509,8 @@ def test_exploration_spends_its_share_on_all_candidates():
     assert not explore(attention.requires_grad_(), 0.5).requires_grad
     with pytest.raises(SettingsError, match=r"\[0, 1\], not 1.5"):
         explore(attention, 1.5)
+    with pytest.raises(SettingsError, match="no candidates"):
+        explore(torch.zeros(0), 0.1)
 
 
 # Several slides

@@ -52,6 +52,9 @@ def test_multiple_instance_learning(train_and_score, run, slides, tmp_path, froz
     ran = run("score", slides, "--model", out, "--out", tmp_path / "more", "--draws", 2)
     assert ran.exit_code == 2
     assert "a model of kind mil draws no tiles" in ran.stderr
+    ran = run("score", slides, "--model", out, "--out", tmp_path / "more", "--tiles", 2)
+    assert ran.exit_code == 2
+    assert "sampling.tiles is 2, but it has no effect on scoring" in ran.stderr
 
 
 def test_image(train_and_score, run, tmp_path):

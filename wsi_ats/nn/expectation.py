@@ -115,9 +115,11 @@ def gated(weight: Tensor, features: Tensor, gate: Tensor) -> Tensor:
     -------
     Tensor, shape (D,)
     """
+    # Half precision is not enough for a ratio of sums, nor for the smallest weight.
+    wide = torch.promote_types(features.dtype, torch.float32)
     # Dividing both sums by the largest e^h changes nothing but keeps them finite.
-    scaled = weight.to(features.dtype).clamp(min=_SMALLEST) * (gate - gate.max().detach()).exp()
-    return scaled @ features / scaled.sum()
+    scaled = weight.to(wide).clamp(min=_SMALLEST) * (gate - gate.max().detach()).to(wide).exp()
+    return (scaled @ features.to(wide) / scaled.sum()).to(features.dtype)
 
 
 def exact(attention: Tensor, features: Tensor, gate: Tensor | None = None) -> Tensor:

@@ -115,7 +115,7 @@ def draw(
             f"a proposal over {proposal.numel()} cells is no distribution: its sum is {total}"
         )
     size = shape[0] * shape[1]
-    if not (cells[0] >= 0 and cells[-1] < size and bool((cells[1:] > cells[:-1]).all())):
+    if not (min(shape) > 0 and cells[0] >= 0 and cells[-1] < size and bool((cells[1:] > cells[:-1]).all())):
         raise SettingsError(f"cells must be ascending numbers of a grid of {shape[0]} x {shape[1]} cells")
     return DESIGNS[design](probabilities / total, shape, cells.contiguous(), n, generator)
 
@@ -162,10 +162,12 @@ def explore(attention: Tensor, share: float) -> Tensor:
     Raises
     ------
     SettingsError
-        For a share outside [0, 1].
+        For a share outside [0, 1], and where there is no candidate.
     """
     if not 0 <= share <= 1:
         raise SettingsError(f"the share of exploration must be in [0, 1], not {share}")
+    if not len(attention):
+        raise SettingsError("there are no candidates to explore")
     return (1 - share) * attention.detach() + share / len(attention)
 
 
