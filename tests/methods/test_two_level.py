@@ -287,20 +287,44 @@ def test_a_model_of_one_level_says_what_it_lacks(model):
 # Sharing tiles among regions
 
 
-@given(
-    st.lists(st.floats(0, 1e3), min_size=1, max_size=20).flatmap(
-        lambda weights: st.tuples(st.just(weights), st.integers(len(weights), 200))
-    )
-)
-def test_all_tiles_are_shared_out_and_each_region_gets_its_due(given_):
-    weights, n = given_
-    counts = allocate(weights, n)
-    assert sum(counts) == n
-    assert min(counts) >= 1
+REGIONS = st.lists(st.tuples(st.floats(0, 1e3), st.integers(1, 50)), min_size=1, max_size=20)
+
+
+@given(REGIONS.flatmap(lambda each: st.tuples(st.just(each), st.integers(len(each), 1200))))
+def test_all_tiles_are_shared_out_while_there_is_room(drawn):
+    regions, n = drawn
+    weights, room = zip(*regions, strict=True)
+    counts = allocate(weights, room, n)
+    assert sum(counts) == min(n, sum(room))
+    assert all(1 <= count <= most for count, most in zip(counts, room, strict=True))
+
+
+@given(REGIONS.flatmap(lambda each: st.tuples(st.just(each), st.integers(len(each), 1200))))
+def test_with_room_enough_each_region_gets_its_due(drawn):
+    regions, n = drawn
+    weights = [weight for weight, _ in regions]
     total = sum(weights)
-    for weight, count in zip(weights, counts, strict=True):
+    for weight, count in zip(weights, allocate(weights, [n] * len(weights), n), strict=True):
         share = weight / total if total else 1 / len(weights)
         assert abs(count - 1 - share * (n - len(weights))) < 1 + 1e-9
+
+
+def test_a_small_region_leaves_its_share_to_the_others(model):
+    """130 pixels are 9 x 9 tiles in 3 x 3 regions, the last of which have few."""
+    small = MemorySlide([np.full((130, 130, 3), 120, np.uint8)], mpp=0.5)
+    for seed in range(5):
+        scored = score(
+            model,
+            small,
+            seed=seed,
+            changes=["thumbnail.tissue=none", "sampling.tiles=17", "sampling.regions=2"],
+        )
+        counts = np.unique_counts(scored.selection.cells).counts
+        assert counts.max() == 1
+        assert len(counts) == scored.prediction.tiles_read
+        owners = scored.selection.cells // 9 // 4 * 3 + scored.selection.cells % 9 // 4
+        room = sum({0: 16, 1: 16, 3: 16, 4: 16, 8: 1}.get(owner, 4) for owner in set(owners.tolist()))
+        assert len(counts) == min(17, room)
 
 
 @pytest.mark.parametrize("tissue", ["auto", "brightfield", "fluorescence"])

@@ -15,19 +15,22 @@ import torch
 from torch import Tensor
 
 from wsi_ats.batches import Example, TileReader, outcomes
-from wsi_ats.config import Settings
+from wsi_ats.config import SamplingSettings, Settings
 from wsi_ats.errors import ModelError
 from wsi_ats.methods.base import DrawLogits, Estimates, WeightedTiles
 from wsi_ats.methods.tiles import calibrate, embed_in_parts
 from wsi_ats.nn import expectation
 from wsi_ats.nn.model import AttentionSampler
-from wsi_ats.nn.sampling import draw, explore
+from wsi_ats.nn.sampling import Draw, draw, explore
 from wsi_ats.selection import TissueMask
 from wsi_ats.slides.base import Pixels, Slide
 from wsi_ats.tiles import read_tiles
 
 # Tile pixels in one pass, forward and backward: 64 tiles of 256 pixels hold about 2.5 GB in a resnet18.
 _PIXELS_AT_A_TIME = 64 * 256**2
+
+Looker = Callable[[Tensor, Tensor, tuple[int, int]], Tensor]
+"""From a thumbnail, candidate cells and the grid's shape to attention over the cells."""
 
 
 @dataclass(frozen=True)
@@ -114,16 +117,10 @@ class AttentionSampling:
             together = self.model.classify(pooled).float().cpu()
             yield DrawLogits(logits.float().cpu(), chosen, len(new), attention, together)
 
-    @property
-    def _network(self) -> Callable[[Tensor, Tensor, tuple[int, int]], Tensor]:
-        """What attends to the thumbnail."""
-        return self.model.attend
-
-    def _attend(self, thumbnail: Pixels, tissue: TissueMask, name: str) -> Tensor:
-        """Attention (K,) over a slide's tissue cells; the slide's name is for the error."""
+    def _attend(self, network: Looker, thumbnail: Pixels, tissue: TissueMask, name: str) -> Tensor:
+        """Attention (K,) of a network over the tissue cells; the slide's name is for the error."""
         cells = torch.from_numpy(tissue.cells).to(self.device)
-        seen = torch.from_numpy(thumbnail).to(self.device)
-        attention = self._network(seen, cells, tissue.grid.shape)
+        attention = network(torch.from_numpy(thumbnail).to(self.device), cells, tissue.grid.shape)
         if not attention.isfinite().all():
             raise ModelError(f"the attention of {name} is no number; try lower learning rates")
         return attention
@@ -135,7 +132,7 @@ class AttentionSampling:
         del reader  # the thumbnail is all there is to see
         chosen = {}
         for example in examples:
-            attention = self._attend(example.thumbnail, example.tissue, example.ref.id)
+            attention = self._attend(self.model.attend, example.thumbnail, example.tissue, example.ref.id)
             tiles = choose(attention, example.tissue, self.settings, seed_of(example))
             chosen[example.ref.id] = Chosen(tiles, expectation.entropy(attention))
         return chosen, {}
@@ -144,7 +141,7 @@ class AttentionSampling:
         self, slide: Slide, thumbnail: Pixels, tissue: TissueMask, seeds: Iterable[int]
     ) -> Iterator[tuple[Tensor, WeightedTiles]]:
         """Attention over the tissue mask, and the tiles of each draw."""
-        attention = self._attend(thumbnail, tissue, slide.path)
+        attention = self._attend(self.model.attend, thumbnail, tissue, slide.path)
         for seed in seeds:
             yield attention, choose(attention, tissue, self.settings, seed)
 
@@ -188,14 +185,8 @@ def choose(attention: Tensor, tissue: TissueMask, settings: Settings, seed: int)
     seed
         Of the draw.
     """
-    drawn = draw(
-        settings.sampling.design,
-        explore(attention.cpu(), settings.sampling.exploration),
-        cells=torch.from_numpy(tissue.cells),
-        shape=tissue.grid.shape,
-        n=settings.sampling.tiles,
-        generator=torch.Generator().manual_seed(seed),
-    )
+    generator = torch.Generator().manual_seed(seed)
+    drawn = draw_by(attention, tissue, settings.sampling, settings.sampling.tiles, generator)
     here = drawn.to(attention.device)
     return WeightedTiles(
         grid=tissue.grid,
@@ -203,4 +194,21 @@ def choose(attention: Tensor, tissue: TissueMask, settings: Settings, seed: int)
         attention=attention[here.indices],
         inclusion=drawn.expected,
         weight=expectation.weights(attention, here),
+    )
+
+
+def draw_by(
+    attention: Tensor, tissue: TissueMask, sampling: SamplingSettings, n: int, generator: torch.Generator
+) -> Draw:
+    """Draw ``n`` of the ``tissue`` cells by ``attention`` over them, shape (K,), as ``sampling`` says.
+
+    On the CPU, wherever the attention is; see :func:`wsi_ats.nn.sampling.draw` for the ``generator``.
+    """
+    return draw(
+        sampling.design,
+        explore(attention.cpu(), sampling.exploration),
+        cells=torch.from_numpy(tissue.cells),
+        shape=tissue.grid.shape,
+        n=n,
+        generator=generator,
     )

@@ -24,10 +24,10 @@ from wsi_ats.config import Settings
 from wsi_ats.errors import ModelError
 from wsi_ats.look import look_closer, regions_of
 from wsi_ats.methods.base import WeightedTiles, draw_seed
-from wsi_ats.methods.sampling import AttentionSampling, Chosen
+from wsi_ats.methods.sampling import AttentionSampling, Chosen, draw_by
 from wsi_ats.methods.tiles import calibrate_on, calibration_slides
 from wsi_ats.nn import expectation
-from wsi_ats.nn.sampling import Draw, draw, explore
+from wsi_ats.nn.sampling import Draw
 from wsi_ats.regions import RegionGrid
 from wsi_ats.selection import TissueMask
 from wsi_ats.slides.base import Pixels, Slide
@@ -92,7 +92,14 @@ class TwoLevelSampling(AttentionSampling):
     def _choose(
         self, examples: Sequence[Example], reader: TileReader, seed_of: Callable[[Example], int]
     ) -> tuple[dict[str, Chosen], Mapping[str, str]]:
-        drawn = [self._draw_regions(self._attend_to(each), each.tissue, seed_of(each)) for each in examples]
+        drawn = [
+            self._draw_regions(
+                self._attend(self.model.attend_to_regions, each.thumbnail, each.tissue, each.ref.id),
+                each.tissue,
+                seed_of(each),
+            )
+            for each in examples
+        ]
         jobs = [
             (
                 example.ref,
@@ -108,7 +115,9 @@ class TwoLevelSampling(AttentionSampling):
         ]
         views, failed = outcomes(reader.run(jobs), examples)
         chosen = {
-            example.ref.id: self._draw_cells(each, seen, regions_of(example.tissue, self.settings))
+            example.ref.id: self._draw_cells(
+                each, seen, regions_of(example.tissue, self.settings), example.ref.id
+            )
             for example, each, seen in zip(examples, drawn, views, strict=True)
             if seen is not None
         }
@@ -118,49 +127,40 @@ class TwoLevelSampling(AttentionSampling):
         self, slide: Slide, thumbnail: Pixels, tissue: TissueMask, seeds: Iterable[int]
     ) -> Iterator[tuple[Tensor, WeightedTiles]]:
         regions, views = regions_of(tissue, self.settings), dict[int, View]()
-        attention = self._attend(thumbnail, tissue, slide.path)
+        attention = self._attend(self.model.attend_to_regions, thumbnail, tissue, slide.path)
         for seed in seeds:
             drawn = self._draw_regions(attention, tissue, seed)
             new = [number for number in drawn.numbers if number not in views]
             views.update(zip(new, views_of(slide, thumbnail, regions, new, self.settings), strict=True))
             seen = [views[number] for number in drawn.numbers]
-            yield attention, self._draw_cells(drawn, seen, regions).tiles
-
-    def _attend_to(self, example: Example) -> Tensor:
-        return self._attend(example.thumbnail, example.tissue, example.ref.id)
-
-    @property
-    def _network(self) -> Callable[[Tensor, Tensor, tuple[int, int]], Tensor]:
-        return self.model.attend_to_regions
+            yield attention, self._draw_cells(drawn, seen, regions, slide.path).tiles
 
     def _draw_regions(self, attention: Tensor, tissue: TissueMask, seed: int) -> DrawnRegions:
         sampling, generator = self.settings.sampling, torch.Generator().manual_seed(seed)
-        drawn = draw(
-            sampling.design,
-            explore(attention.cpu(), sampling.exploration),
-            cells=torch.from_numpy(tissue.cells),
-            shape=tissue.grid.shape,
-            n=min(sampling.regions, sampling.tiles),
-            generator=generator,
-        )
+        n = min(sampling.regions, sampling.tiles)
+        drawn = draw_by(attention, tissue, sampling, n, generator)
         return DrawnRegions(attention, drawn, tissue.cells[drawn.indices.numpy()].tolist(), generator)
 
-    def _draw_cells(self, outer: DrawnRegions, views: Sequence[View], regions: RegionGrid) -> Chosen:
+    def _draw_cells(
+        self, outer: DrawnRegions, views: Sequence[View], regions: RegionGrid, name: str
+    ) -> Chosen:
         """Draw the cells of the drawn regions; a region that weighs more gets more of the tiles."""
         here = outer.drawn.to(outer.attention.device)
         weight = expectation.weights(outer.attention, here)
-        counts = allocate(weight.tolist(), self.settings.sampling.tiles)
-        parts = [
-            self._draw_within(view, count, outer.generator) for view, count in zip(views, counts, strict=True)
+        sampling, masks = self.settings.sampling, [mask for _, mask in views]
+        counts = allocate(weight.tolist(), [len(mask.cells) for mask in masks], sampling.tiles)
+        attentions = [self._attend(self.model.attend, *view, name) for view in views]
+        draws = [
+            draw_by(attention, mask, sampling, count, outer.generator)
+            for attention, mask, count in zip(attentions, masks, counts, strict=True)
         ]
-        attentions, draws = [each[0] for each in parts], [each[1] for each in parts]
         inner = [
             expectation.weights(attention, one.to(attention.device))
             for attention, one in zip(attentions, draws, strict=True)
         ]
         cells = [
             regions.numbers(regions.window(number), mask.cells[one.indices.numpy()])
-            for number, (_, mask), one in zip(outer.numbers, views, draws, strict=True)
+            for number, mask, one in zip(outer.numbers, masks, draws, strict=True)
         ]
         within = torch.stack([expectation.entropy(attention) for attention in attentions])
         tiles = WeightedTiles(
@@ -176,24 +176,6 @@ class TwoLevelSampling(AttentionSampling):
         # The entropy of the product of both, of which the second part is known of the drawn regions only.
         return Chosen(tiles, expectation.entropy(outer.attention) + weight @ within)
 
-    def _draw_within(self, view: View, n: int, generator: torch.Generator) -> tuple[Tensor, Draw]:
-        """Attention over the tissue cells of a region, and the cells drawn by it."""
-        thumbnail, mask = view
-        cells = torch.from_numpy(mask.cells)
-        seen = torch.from_numpy(thumbnail).to(self.device)
-        attention = self.model.attend(seen, cells.to(self.device), mask.grid.shape)
-        if not attention.isfinite().all():
-            raise ModelError("the attention within a region is no number; try lower learning rates")
-        proposal = explore(attention.cpu(), self.settings.sampling.exploration)
-        return attention, draw(
-            self.settings.sampling.design,
-            proposal,
-            cells=cells,
-            shape=mask.grid.shape,
-            n=n,
-            generator=generator,
-        )
-
 
 def views_of(
     slide: Slide, coarse: Pixels, regions: RegionGrid, numbers: Sequence[int], settings: Settings
@@ -202,33 +184,40 @@ def views_of(
     return [look_closer(slide, coarse, regions, regions.window(number), settings) for number in numbers]
 
 
-def allocate(weights: Sequence[float], n: int) -> list[int]:
+def allocate(weights: Sequence[float], room: Sequence[int], n: int) -> list[int]:
     """Share out tiles among regions: one for each, the others in proportion to their weights.
 
     The variance within a region falls with its tiles and counts with its weight squared, so that shares
-    in proportion to the weights are best where regions are equally varied (Neyman 1934).
+    in proportion to the weights are best where regions are equally varied (Neyman 1934). What a region
+    has no room for goes to the others.
 
     Parameters
     ----------
     weights
-        Of the regions, not negative; all alike if none is positive.
+        Of the regions, not negative.
+    room
+        Cells of each region, at least one.
     n
         Number of tiles, at least one for each region.
 
     Returns
     -------
     list of int
-        Sum to ``n``; what is left by rounding goes to the largest remainders.
+        Sum to ``n``, or to all the room there is; what is left by rounding goes to the largest remainders.
 
     Examples
     --------
-    >>> allocate([0.7, 0.2, 0.1], 8)
-    [5, 2, 1]
+    >>> allocate([0.7, 0.2, 0.1], [9, 9, 9], 8), allocate([0.7, 0.2, 0.1], [3, 9, 9], 8)
+    ([5, 2, 1], [3, 3, 2])
     """
-    share = np.asarray(weights, dtype=np.float64)
-    share = share / share.sum() if share.sum() > 0 else np.full(len(share), 1 / len(share))
-    exact = share * (n - len(share))
-    whole = np.floor(exact).astype(np.int64)
-    last = np.argsort(whole - exact, kind="stable")[: n - len(share) - int(whole.sum())]
-    whole[last] += 1
-    return [1 + int(each) for each in whole]
+    weight, most = np.asarray(weights, dtype=np.float64), np.asarray(room)
+    counts = np.ones(len(most), dtype=np.int64)
+    while left := min(n, int(most.sum())) - int(counts.sum()):  # each pass fills a region or is the last
+        due = np.where(counts < most, weight, 0)
+        if not due.sum():  # no attention is left where there is room
+            due = (counts < most).astype(np.float64)
+        exact = due / due.sum() * left
+        whole = np.floor(exact).astype(np.int64)
+        whole[np.argsort(whole - exact, kind="stable")[: left - int(whole.sum())]] += 1
+        counts = np.minimum(counts + whole, most)
+    return [int(each) for each in counts]
