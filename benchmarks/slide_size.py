@@ -1,9 +1,9 @@
 """How scoring grows with the size of the slide, on one level and on two.
 
 Run ``python -m benchmarks.slide_size``. Slides of 10,000 to 160,000 pixels a side, 30 % tissue, are scored
-from 64 tiles of 256 pixels by an untrained resnet18 with random attention, each in a new process. What grows
-with the slide on one level is its thumbnail; on two levels 8 regions are looked at instead. Peak memory is
-the whole process's, most of it libraries: compare rows.
+from 64 tiles of 256 pixels by a small untrained network with random attention, each in a new process. What
+grows with the slide on one level is its thumbnail; on two levels 8 regions are looked at instead. Peak memory
+is the whole process's, most of it libraries: compare rows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,12 @@ from benchmarks.report import report
 from wsi_ats.config import Settings
 
 _SIDES = (10_000, 40_000, 160_000)
-_SETTINGS = ("model.pretrained=false", "sampling.tiles=64", "sampling.regions=8")
+_SETTINGS = (
+    "model.backbone=test_resnet",
+    "model.pretrained=false",
+    "sampling.tiles=64",
+    "sampling.regions=8",
+)
 
 
 def write(folder: Path, side: int) -> Path:

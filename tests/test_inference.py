@@ -23,6 +23,7 @@ from wsi_ats.selection import Status, Stop
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.memory import MemorySlide
 from wsi_ats.stopping import MOST_DRAWS
+from wsi_ats.testing.recording import RecordingSlide
 from wsi_ats.tiles import read_tiles
 
 torch.set_num_threads(1)  # tiny networks: on busy cores, threads would only wait for one another
@@ -75,18 +76,6 @@ def score(model, slide=None, *, changes=(), seed=0, name="case7"):
     )
 
 
-class Recording(MemorySlide):
-    """Notes every pixel that is read, as (level, x, y, width, height)."""
-
-    def __init__(self, *args, **options):
-        super().__init__(*args, **options)
-        self.boxes: list[tuple[int, int, int, int, int]] = []
-
-    def read_regions(self, level, corners, width, height):
-        self.boxes += [(level, x, y, width, height) for x, y in corners.tolist()]
-        return super().read_regions(level, corners, width, height)
-
-
 # What is read
 
 
@@ -95,7 +84,7 @@ class Recording(MemorySlide):
     [(name, draws) for name in DESIGNS for draws in (1, 3) if draws == 1 or name != "top"],
 )
 def test_nothing_is_read_but_the_thumbnail_and_each_drawn_tile_once(model, design, draws):
-    slide = tissue_slide(Recording)
+    slide = tissue_slide(RecordingSlide)
     scored = score(model, slide, changes=[f"sampling.design={design}", f"sampling.draws={draws}"])
     thumbnail = [box for box in slide.boxes if box[0] != 0]
     tiles = [box for box in slide.boxes if box[0] == 0]
@@ -145,7 +134,7 @@ def chosen_draws(model, slide):
 
 
 def test_a_draw_reads_when_it_is_asked_for_and_only_what_none_before_it_has_read(model):
-    slide = tissue_slide(Recording)
+    slide = tissue_slide(RecordingSlide)
     draws, tissue = chosen_draws(model, slide)
     known: set[int] = set()
     for each in itertools.islice(draws, 12):
@@ -413,7 +402,7 @@ def test_scoring_leaves_model_and_global_generator_as_they_were(model):
 
 
 def test_a_slide_without_resolution_is_an_error_before_anything_is_read(model):
-    slide = Recording([np.zeros((64, 64, 3), np.uint8)], mpp=None)
+    slide = RecordingSlide([np.zeros((64, 64, 3), np.uint8)], mpp=None)
     with pytest.raises(MppError):
         score(model, slide)
     assert slide.boxes == []

@@ -401,7 +401,5 @@ def _build(kind: type[_Record], values: Mapping[str, Any], prefix: str) -> _Reco
             raise SettingsError(f"{prefix}{name} must be of type {wanted.__name__}, not {value!r}")
         if isinstance(value, float) and not math.isfinite(value):
             raise SettingsError(f"{prefix}{name} must be a finite number, not {value}")
-        if wanted is float and not math.isfinite(value):
-            raise SettingsError(f"{prefix}{name} must be a finite number, not {value}")
         made[name] = value
     return kind(**made)

@@ -21,6 +21,7 @@ from wsi_ats.methods.two_level import TwoLevelSampling, allocate
 from wsi_ats.nn import expectation
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.memory import MemorySlide
+from wsi_ats.testing.recording import RecordingSlide
 from wsi_ats.tiles import read_tiles
 from wsi_ats.training import fit
 
@@ -59,19 +60,7 @@ def pyramid(seed: int) -> list[np.ndarray]:
     ]
 
 
-class Watched(MemorySlide):
-    """Notes every region that is read, as (level, x, y, width, height) in pixels of the level."""
-
-    def __init__(self, *args, **options):
-        super().__init__(*args, **options)
-        self.boxes: list[tuple[int, int, int, int, int]] = []
-
-    def read_regions(self, level, corners, width, height):
-        self.boxes += [(level, x, y, width, height) for x, y in corners.tolist()]
-        return super().read_regions(level, corners, width, height)
-
-
-def slide(seed: int = 0, kind=Watched) -> Watched:
+def slide(seed: int = 0, kind=RecordingSlide) -> RecordingSlide:
     return kind(pyramid(seed), mpp=0.5, path=f"memory{seed}")
 
 
@@ -213,7 +202,7 @@ def test_more_tiles_come_nearer_to_the_exact_model(model):
 # Through training and files
 
 
-def opened(ref: SlideRef, kind=Watched) -> Watched:
+def opened(ref: SlideRef, kind=RecordingSlide) -> RecordingSlide:
     return slide(int(ref.id), kind)
 
 
@@ -246,7 +235,7 @@ def test_both_attention_networks_learn_and_come_back_from_a_file(tmp_path):
 
 
 def test_a_slide_whose_region_cannot_be_read_is_left_out_of_the_step(tmp_path):
-    class Broken(Watched):
+    class Broken(RecordingSlide):
         def read_regions(self, level, corners, width, height):
             if level == 2 and self.path == "memory3":
                 raise SlideReadError(self.path, "damaged")
@@ -258,7 +247,7 @@ def test_a_slide_whose_region_cannot_be_read_is_left_out_of_the_step(tmp_path):
 
 
 def test_nothing_is_trained_where_no_region_can_be_read(tmp_path):
-    class Broken(Watched):
+    class Broken(RecordingSlide):
         def read_regions(self, level, corners, width, height):
             if level == 2:
                 raise SlideReadError(self.path, "damaged")
