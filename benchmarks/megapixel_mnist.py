@@ -31,8 +31,6 @@ from statistics import median
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 from benchmarks._figures import Result, figure_of_costs, figure_of_epochs
@@ -47,6 +45,7 @@ from benchmarks.mnist_canvas import (
     read_digits,
 )
 from benchmarks.mnist_models import LOW, TILE, EveryTile, Recipe, Sampler, Seen, WholeCanvas, grid_corners
+from benchmarks.report import report
 from wsi_ats.nn.expectation import entropy
 from wsi_ats.tables import read_csv, write_csv
 
@@ -467,7 +466,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for outcome in pool.map(run, jobs):
                 outcomes.append(outcome)  # what is done is written, whatever becomes of the rest
                 columns = _write(part, jobs, outcomes, options.out)
-        _print(part, columns)
+        title = f"Megapixel MNIST, {part}: one thread of a {hardware()}"
+        report(title, f"megapixel_mnist_{part}", columns, options.out)
     draw_figures(options.out)
 
 
@@ -500,14 +500,6 @@ def _write(
             columns.setdefault(name, []).append(value)
     write_csv(folder / f"megapixel_mnist_{part}.csv", columns)
     return columns
-
-
-def _print(part: str, columns: dict[str, list[object]]) -> None:
-    shown = {name: cells for name, cells in columns.items() if name != "hardware"}
-    table = Table(*shown, title=f"Megapixel MNIST, {part}: one thread of a {hardware()}")
-    for row in zip(*shown.values(), strict=True):
-        table.add_row(*(f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row))
-    Console().print(table)
 
 
 def draw_figures(folder: Path) -> None:

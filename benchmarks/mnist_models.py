@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.mnist_canvas import CLASSES, SIDE, Canvases, Numbers
-from wsi_ats.nn.curve import Curve, locate
 from wsi_ats.nn.expectation import entropy, gated, linear, weights
-from wsi_ats.nn.sampling import Draw, draw, explore
+from wsi_ats.nn.sampling import Draw, draw_each, explore
 
 TILE = 50
 """Pixels a side of a tile."""
@@ -231,48 +230,22 @@ def teaching(seen: Seen, labels: Tensor, recipe: Recipe) -> Tensor:
 
 def draw_all(recipe: Recipe, attention: Tensor, generator: torch.Generator) -> Draw:
     """Draw tiles of each canvas of a batch from its attention (B, K); fields (B, n)."""
-    proposal = attention.detach().double()
-    if recipe.exploration:
-        proposal = torch.vmap(explore, (0, None))(proposal, recipe.exploration)
-    shape = (math.isqrt(attention.shape[1]),) * 2
-    if recipe.design == "systematic" and (proposal > 0).sum(1).min() > recipe.tiles:
-        return systematic_together(proposal, shape, recipe.tiles, generator)
-    cells = torch.arange(attention.shape[1])
-    draws = []
-    for each in proposal:
-        one = draw(recipe.design, each, cells=cells, shape=shape, n=recipe.tiles, generator=generator)
+    count, cells = attention.shape
+    drawn = draw_each(
+        recipe.design,
+        [explore(each, recipe.exploration) for each in attention],
+        cells=[torch.arange(cells)] * count,
+        shapes=[(math.isqrt(cells),) * 2] * count,
+        n=recipe.tiles,
+        generators=[generator] * count,
+    )
+    padded = []
+    for one in drawn:
         left = (0, recipe.tiles - len(one.indices))
-        padded = (F.pad(one.indices, left), F.pad(one.counts, left), F.pad(one.expected, left, value=1.0))
-        draws.append(padded)
-    return Draw(*(torch.stack(field) for field in zip(*draws, strict=True)))
-
-
-def systematic_together(proposal: Tensor, shape: tuple[int, int], n: int, generator: torch.Generator) -> Draw:
-    """The library's systematic design, of many canvases in a sixth of the time.
-
-    All grids are equal, so one curve, random as ever, serves a whole batch; each canvas has its own offset.
-
-    Parameters
-    ----------
-    proposal
-        Shape (B, K), float64, with more than ``n`` positive in each row.
-    shape, n, generator
-        See :func:`wsi_ats.nn.sampling.draw`.
-    """
-    largest = proposal.topk(n)
-    tail = proposal.scatter(1, largest.indices, 0.0).sum(1, keepdim=True)
-    rest = tail + largest.values.flip(1).cumsum(1).flip(1)
-    left = torch.arange(n, 0, -1)
-    certain = (left * largest.values >= rest).cumprod(1).sum(1, keepdim=True).clamp(max=n - 1)
-    expected = (proposal / rest.gather(1, certain) * left[certain]).clamp(max=1)
-    cells = proposal.shape[1]
-    curve = Curve.random(shape, generator)
-    order = locate(torch.ones(shape, dtype=torch.float64), curve, (torch.arange(cells) + 0.5) / cells)
-    ends = expected[:, order].cumsum(1)
-    offsets = torch.rand(len(proposal), 1, generator=generator, dtype=torch.float64)
-    points = (offsets + torch.arange(n)) / n * ends[:, -1:]
-    indices = order[torch.searchsorted(ends, points, right=True).clamp(max=cells - 1)]
-    return Draw(indices, torch.ones_like(indices), expected.gather(1, indices))
+        padded.append(
+            (F.pad(one.indices, left), F.pad(one.counts, left), F.pad(one.expected, left, value=1.0))
+        )
+    return Draw(*(torch.stack(field) for field in zip(*padded, strict=True)))
 
 
 def encode_distinct(network: Callable[[Tensor], Tensor], tiles: Tensor) -> Tensor:

@@ -11,7 +11,9 @@ from rich.table import Table
 from wsi_ats.tables import write_csv
 
 
-def report(title: str, name: str, columns: Mapping[str, Sequence[object]], folder: str = "results") -> None:
+def report(
+    title: str, name: str, columns: Mapping[str, Sequence[object]], folder: str | Path = "results"
+) -> None:
     """Print a table and write it to ``<folder>/<name>.csv``."""
     table = Table(*columns, title=title)
     for row in zip(*columns.values(), strict=True):

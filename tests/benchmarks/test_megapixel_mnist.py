@@ -18,10 +18,9 @@ from benchmarks.mnist_models import (
     draw_all,
     encode_distinct,
     grid_corners,
-    systematic_together,
     teaching,
 )
-from wsi_ats.nn.sampling import Draw, inclusion
+from wsi_ats.nn.sampling import Draw
 
 
 @pytest.fixture(scope="module")
@@ -107,19 +106,6 @@ def test_a_draw_of_fewer_tiles_than_asked_for_weighs_them_alone(generator):
     assert drawn.indices.shape == (2, 4)
     assert drawn.counts.tolist() == [[1, 1, 0, 0], [1, 1, 1, 1]]
     assert set(drawn.indices[0, :2].tolist()) == {2, 5}
-
-
-def test_canvases_drawn_together_are_drawn_as_one_by_one(generator):
-    spread = torch.tensor([0.0, 1.0, 4.0, 20.0])[:, None]
-    proposal = torch.softmax(spread * torch.randn(4, 81, dtype=torch.float64, generator=generator), 1)
-    expected = torch.stack([inclusion(each, 10)[0] for each in proposal])
-    counts = torch.zeros_like(expected)
-    for _ in range(1000):
-        drawn = systematic_together(proposal, (9, 9), 10, generator)
-        assert drawn.expected.tolist() == expected.gather(1, drawn.indices).tolist()
-        assert (drawn.indices.sort(1).values.diff(dim=1) > 0).all()  # distinct
-        counts.scatter_add_(1, drawn.indices, torch.ones(4, 10, dtype=torch.float64))
-    assert (counts / 1000 - expected).abs().max() < 0.08  # five standard deviations
 
 
 def test_a_step_on_a_mask_of_few_cells_is_finite(generator):
