@@ -15,7 +15,13 @@ ROOT = Path(__file__).parents[1]
 # From the ground up. A module may import from the layers above its own line, and from its own layer.
 LAYERS = {
     "what can go wrong": ["errors"],
-    "plain values: places, choices": ["geometry", "regions", "config", "resample"],
+    "plain values: places, choices, what is predicted": [
+        "geometry",
+        "regions",
+        "config",
+        "resample",
+        "targets",
+    ],
     "slides, each format in one file": ["slides"],
     "records that are kept, and tables; when it is enough": ["selection", "tables", "stopping"],
     "what a slide shows; which slides": ["tissue", "tiles", "manifest"],

@@ -1,0 +1,150 @@
+"""Losses by hand: each formula once more, slide by slide, to 1e-12."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from wsi_ats.nn.losses import activate, cox, losses
+from wsi_ats.targets import TASKS
+
+
+def outputs_and_targets(task, *, slides=5, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    width = {"classification": 3, "multilabel": 3}.get(task, 1)
+    outputs = torch.randn(slides, width, generator=generator, dtype=torch.float64)
+    targets = {
+        "classification": torch.arange(slides)[:, None] % 3,
+        "multilabel": (torch.rand(slides, 3, generator=generator) > 0.5),
+        "regression": torch.randn(slides, 1, generator=generator),
+        "survival": torch.tensor([[3.0, 1], [1, 0], [3, 1], [2, 1], [5, 0]])[:slides],
+    }[task]
+    return outputs.to(dtype).requires_grad_(), targets.double()
+
+
+def test_classification_is_cross_entropy():
+    outputs, targets = outputs_and_targets("classification")
+    for found, row, (target,) in zip(
+        losses("classification", outputs, targets), outputs, targets, strict=True
+    ):
+        expected = math.log(sum(math.exp(x) for x in row.tolist())) - row[int(target)].item()
+        assert found.item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_multilabel_is_binary_cross_entropy_of_what_is_known():
+    outputs, targets = outputs_and_targets("multilabel")
+    targets[0, 1] = targets[2, 0] = targets[2, 2] = targets[4] = math.nan
+    found = losses("multilabel", outputs, targets)
+    for loss, row, truth in zip(found, outputs.tolist(), targets.tolist(), strict=True):
+        known = [(x, y) for x, y in zip(row, truth, strict=True) if not math.isnan(y)]
+        expected = sum(math.log1p(math.exp(-x if y else x)) for x, y in known) / 3
+        assert loss.item() == pytest.approx(expected, abs=1e-12)
+    found.sum().backward()
+    assert outputs.grad.isfinite().all()
+    assert (outputs.grad == 0).equal(targets.isnan())  # what is not known teaches nothing
+
+
+def test_regression_is_the_squared_error():
+    outputs, targets = outputs_and_targets("regression")
+    found = losses("regression", outputs, targets)
+    pairs = zip(outputs[:, 0].tolist(), targets[:, 0].tolist(), strict=True)
+    assert found.tolist() == pytest.approx([(x - y) ** 2 for x, y in pairs], abs=1e-12)
+
+
+def efron(risks, times, events):
+    """Negative log partial likelihood, as in the paper: a sum over times of events."""
+    total = 0.0
+    for time in {t for t, event in zip(times, events, strict=True) if event}:
+        at_risk = sum(math.exp(r) for r, t in zip(risks, times, strict=True) if t >= time)
+        died = [r for r, t, event in zip(risks, times, events, strict=True) if t == time and event]
+        gone = sum(map(math.exp, died))
+        total -= sum(died)
+        total += sum(math.log(at_risk - k / len(died) * gone) for k in range(len(died)))
+    return total
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_shares_sum_to_the_partial_likelihood_with_all_ties_and_all_censoring(size):
+    generator = torch.Generator().manual_seed(size)
+    for times in itertools.product([1.0, 2.0, 3.0], repeat=size):
+        for events in itertools.product([False, True], repeat=size):
+            risks = torch.randn(size, generator=generator, dtype=torch.float64).requires_grad_()
+            shares = cox(risks, torch.tensor(times, dtype=torch.float64), torch.tensor(events))
+            assert shares.sum().item() == pytest.approx(efron(risks.tolist(), times, events), abs=1e-12)
+            assert (shares[~torch.tensor(events)] == 0).all()
+            shares.sum().backward()
+            assert risks.grad.isfinite().all()
+
+
+def test_without_ties_a_share_is_the_odds_of_dying_first_among_those_at_risk():
+    risks, times = torch.tensor([0.3, -1.0, 2.0, 0.5]).double(), torch.tensor([2.0, 4.0, 1.0, 3.0])
+    shares = cox(risks, times, torch.tensor([True, True, False, True]))
+    first = [[0, 1, 3], [1], [], [1, 3]]
+    hazards = risks.exp().tolist()
+    expected = [
+        -math.log(hazards[i] / sum(hazards[j] for j in left)) if left else 0.0 for i, left in enumerate(first)
+    ]
+    assert shares.tolist() == pytest.approx(expected, abs=1e-12)
+
+
+def test_gradients_of_the_likelihood_with_ties_are_those_of_differences():
+    times, events = torch.tensor([1.0, 1, 1, 2, 2]), torch.tensor([True, True, False, True, True])
+    risks = torch.randn(5, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(lambda risk: cox(risk, times, events), risks)
+
+
+def test_shares_do_not_depend_on_the_order_of_slides_nor_on_a_common_factor_of_the_hazards():
+    times, events = torch.tensor([1.0, 1, 1, 2, 1]), torch.tensor([True, True, False, True, True])
+    risks = torch.randn(5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    shares = cox(risks, times, events)
+    for order in itertools.permutations(range(5)):
+        moved = cox(risks[list(order)], times[list(order)], events[list(order)])
+        torch.testing.assert_close(moved, shares[list(order)], atol=1e-12, rtol=0)
+    torch.testing.assert_close(cox(risks + 700, times, events), shares, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_hazards_that_differ_by_orders_of_magnitude_give_numbers(dtype):
+    outputs = torch.tensor([[300.0], [-300.0], [0.0]], dtype=dtype).requires_grad_()
+    found = losses("survival", outputs, torch.tensor([[1.0, 1], [1, 1], [2, 1]]))
+    found.sum().backward()
+    assert found.isfinite().all()
+    assert outputs.grad.isfinite().all()
+
+
+def test_a_batch_without_event_teaches_nothing():
+    outputs, targets = outputs_and_targets("survival")
+    targets[:, 1] = 0
+    found = losses("survival", outputs, targets)
+    found.mean().backward()
+    assert found.tolist() == [0] * 5
+    assert outputs.grad.flatten().tolist() == [0] * 5
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_there_is_one_loss_a_slide_in_single_precision_or_better(task):
+    for dtype in (torch.bfloat16, torch.float32, torch.float64):
+        outputs, targets = outputs_and_targets(task, dtype=dtype)
+        found = losses(task, outputs, targets)
+        assert found.shape == (5,)
+        assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        assert losses(task, outputs[:0], targets[:0]).shape == (0,)
+
+
+@pytest.mark.parametrize("task", ["classification", "multilabel", "regression"])
+def test_slides_have_no_part_in_the_losses_of_others(task):
+    outputs, targets = outputs_and_targets(task)
+    alone = torch.cat([losses(task, outputs[i : i + 1], targets[i : i + 1]) for i in range(5)])
+    torch.testing.assert_close(losses(task, outputs, targets), alone, atol=1e-12, rtol=0)
+
+
+def test_scores():
+    outputs = torch.tensor([[0.0, math.log(3)], [1e4, -1e4]], dtype=torch.float64)
+    assert activate("classification", outputs).tolist() == [pytest.approx([0.25, 0.75]), [1, 0]]
+    assert activate("multilabel", outputs).tolist() == [pytest.approx([0.5, 0.75]), [1, 0]]
+    assert activate("regression", outputs[:, :1]).tolist() == activate("survival", outputs[:, :1]).tolist()
+    assert activate("regression", outputs[:, :1]).tolist() == [[0], [1e4]]
+    assert activate("classification", outputs[0]).tolist() == pytest.approx([0.25, 0.75])
