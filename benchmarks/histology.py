@@ -42,9 +42,10 @@ from benchmarks.report import report
 from pipelines._runs import Execution, Silent
 from wsi_ats.artifacts import digest_of, read_json, write_json
 from wsi_ats.config import Settings
-from wsi_ats.evaluation import auc, folds_by_case
+from wsi_ats.evaluation import auc
 from wsi_ats.manifest import check_classes
 from wsi_ats.slides import SlideRef, open_slide
+from wsi_ats.splits import folds_by_case
 
 _FOLDER = Path("../shared/data/tiles/osteosarcoma_tcia")
 _NAMES = r"(?P<label>.+?)___(?P<case>Case-\d+|P\d+)-"

@@ -181,7 +181,7 @@ def _digest(refs: Sequence[SlideRef]) -> str:
 
 
 def _split(refs: Sequence[SlideRef], settings: Settings) -> tuple[list[SlideRef], list[SlideRef]]:
-    from wsi_ats.evaluation import split_by_case
+    from wsi_ats.splits import split_by_case
 
     return split_by_case(refs, settings.training.validation, seed=settings.training.seed)
 

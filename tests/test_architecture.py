@@ -24,14 +24,14 @@ LAYERS = {
     ],
     "slides, each format in one file": ["slides"],
     "records that are kept, and tables; when it is enough": ["selection", "tables", "stopping"],
-    "what a slide shows; which slides": ["tissue", "tiles", "manifest"],
+    "what a slide shows; which slides": ["tissue", "tiles", "manifest", "splits"],
     "files and folders of a run; the first look; other programs": [
         "artifacts",
         "look",
         "exports",
         "features",
     ],
-    "what is said of a run": ["model_card", "evaluation", "plots"],
+    "what is said of a run": ["model_card", "survival", "curves", "evaluation", "plots"],
     "torch, without slides": ["nn"],
     "torch meets slides: inputs, models on disk": ["batches", "checkpoints"],
     "networks meet slides: each kind of model in one file": ["methods"],
@@ -54,7 +54,8 @@ DOORS = {
         "wsi_ats.testing.synthetic",
         "wsi_ats.testing.textures",
     ],
-    "sklearn": ["wsi_ats.evaluation"],
+    "sklearn": ["wsi_ats.curves", "wsi_ats.evaluation", "wsi_ats.splits"],  # of each what the name says
+    "lifelines": ["wsi_ats.survival"],
     "matplotlib": ["wsi_ats.plots"],
     "timm": ["wsi_ats.nn.backbone"],
     # A model on disk, and the error of a backbone's weights file.
@@ -187,6 +188,8 @@ HEAVY = {
     "scipy",
     "matplotlib",
     "sklearn",
+    "lifelines",
+    "pandas",
     "pyarrow",
 }
 

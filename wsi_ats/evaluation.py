@@ -1,143 +1,25 @@
-"""Splits and figures of merit: the only import of scikit-learn."""
+"""Figures of merit for each task, and how far they can be trusted.
+
+A figure that is not defined, because a class is absent, is ``None``: nothing is put in its place.
+"""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import StratifiedGroupKFold
+from sklearn import config_context, metrics
 
-from wsi_ats.errors import ManifestError
-from wsi_ats.slides.base import SlideRef
+from wsi_ats.curves import events, expected_calibration_error
+from wsi_ats.errors import SettingsError
 
-
-def split_by_case(
-    refs: Sequence[SlideRef], share: float, *, seed: int
-) -> tuple[list[SlideRef], list[SlideRef]]:
-    """Set some cases aside for validation.
-
-    Where the manifest prescribes splits, they are kept: ``val`` is set aside, ``test`` is left out of
-    both. Else about ``share`` of the cases are drawn, stratified by class; all slides of a case go together.
-
-    Parameters
-    ----------
-    refs
-        Labelled slides.
-    share
-        Share of the cases to set aside; 0 sets none aside.
-    seed
-        Decides which.
-
-    Returns
-    -------
-    list of SlideRef, list of SlideRef
-        For training, and set aside.
-
-    Raises
-    ------
-    ManifestError
-        When a case is in two splits, or a class would be left without slides for training.
-    """
-    if any(ref.split for ref in refs):
-        _check_leakage(refs)
-        chosen = [r for r in refs if r.split in {None, "train"}]
-        missing = {str(r.label) for r in refs} - {str(r.label) for r in chosen}
-        if missing:
-            raise ManifestError(
-                "the split column leaves no slide to train on of class "
-                f"{', '.join(map(repr, sorted(missing)))}"
-            )
-        return chosen, [r for r in refs if r.split == "val"]
-    if share == 0:
-        return list(refs), []
-    labels, cases = [str(ref.label) for ref in refs], [ref.case for ref in refs]
-    # A tenth of the cases at a time, stratified, until the share is reached.
-    folds = min(10, fewest_cases(refs))
-    folds_aside = round(share * folds)
-    if not 0 < folds_aside < folds or abs(folds_aside / folds - share) > 0.1:
-        raise ManifestError(
-            f"a class has only {folds} cases, too few to set {share:.0%} of each class aside; give more "
-            "cases, a split column in the manifest, or --set training.validation=0"
-        )
-    splitter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
-    aside: set[int] = set()
-    for _, fold in list(splitter.split(np.zeros(len(refs)), labels, cases))[:folds_aside]:
-        aside |= set(fold.tolist())
-    kept = [ref for i, ref in enumerate(refs) if i not in aside]
-    return kept, [ref for i, ref in enumerate(refs) if i in aside]
-
-
-def folds_by_case(refs: Sequence[SlideRef], folds: int, *, seed: int) -> list[list[SlideRef]]:
-    """Prescribe the splits of a cross-validation: every slide is tested once, all of a case together.
-
-    Parameters
-    ----------
-    refs
-        Labelled slides; splits that they have are replaced.
-    folds
-        How often to train; classes are shared out among the folds as evenly as the cases allow.
-    seed
-        Decides which cases go together.
-
-    Returns
-    -------
-    list of lists of SlideRef
-        All slides once for each fold, with ``split`` set to ``"train"`` or ``"test"``.
-
-    Raises
-    ------
-    ManifestError
-        When there are too few cases, or a class would be left without slides for training.
-
-    Examples
-    --------
-    >>> refs = [SlideRef(f"{case}{i}", "", case, "xy"[i]) for case in "abc" for i in (0, 1)]
-    >>> sorted([ref.id for ref in fold if ref.split == "test"] for fold in folds_by_case(refs, 3, seed=0))
-    [['a0', 'a1'], ['b0', 'b1'], ['c0', 'c1']]
-    """
-    labels, cases = [str(ref.label) for ref in refs], [ref.case for ref in refs]
-    most = min(len(set(cases)), *Counter(labels).values())
-    if not 2 <= folds <= most:
-        raise ManifestError(
-            f"{folds} folds are asked for; there must be at least 2, and at most {most}: there are "
-            f"{len(set(cases))} cases, and the rarest class has {min(Counter(labels).values())} slides"
-        )
-    splitter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
-    made = []
-    for training, held_out in splitter.split(np.zeros(len(refs)), labels, cases):
-        missing = set(labels) - {labels[i] for i in training}
-        if missing or not len(held_out):
-            raise ManifestError(
-                f"a fold of {folds} has {len(held_out)} slides to test on and leaves none to train on of "
-                f"{', '.join(map(repr, sorted(missing))) or 'no class'}; ask for fewer folds"
-            )
-        aside = set(held_out.tolist())
-        made.append([replace(ref, split="test" if i in aside else "train") for i, ref in enumerate(refs)])
-    return made
-
-
-def fewest_cases(refs: Sequence[SlideRef]) -> int:
-    """Number of cases of the class that has fewest."""
-    cases: dict[str, set[str]] = defaultdict(set)
-    for ref in refs:
-        cases[str(ref.label)].add(ref.case)
-    return min(len(of_class) for of_class in cases.values())
-
-
-def _check_leakage(refs: Sequence[SlideRef]) -> None:
-    splits: dict[str, set[str]] = defaultdict(set)
-    for ref in refs:
-        splits[ref.case].add(ref.split or "train")
-    for case, found in splits.items():
-        if len(found) > 1:
-            raise ManifestError(
-                f"case {case!r} is in splits {', '.join(sorted(found))}: its slides would leak from one "
-                "into the other; put all slides of a case into one split"
-            )
+Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.int64]
+Figures = dict[str, float | None]
 
 
 def auc(targets: npt.ArrayLike, probabilities: npt.ArrayLike) -> float | None:
@@ -163,6 +45,277 @@ def auc(targets: npt.ArrayLike, probabilities: npt.ArrayLike) -> float | None:
     true, scores = np.asarray(targets), np.asarray(probabilities, dtype=np.float64)
     if len(np.unique(true)) < scores.shape[1]:
         return None
-    if scores.shape[1] == 2:
-        return float(roc_auc_score(true, scores[:, 1]))
-    return float(roc_auc_score(true, scores, multi_class="ovr", labels=np.arange(scores.shape[1])))
+    # Class by class: for several at once scikit-learn wants rows that sum to one to the last digit.
+    return _mean(metrics.roc_auc_score, [(true == k, scores[:, k]) for k in _shown(scores.shape[1])])
+
+
+def figures(
+    task: str, targets: npt.ArrayLike, scores: npt.ArrayLike, *, names: Sequence[str] = ()
+) -> Figures:
+    """Compare what was predicted with what is true.
+
+    Parameters
+    ----------
+    task
+        As in ``model.task``; decides what the arrays mean and which figures are given.
+    targets
+        Shape (N, T). ``"classification"``: number of the class. ``"multilabel"``: 0 or 1 for each label.
+        ``"regression"``: the value. ``"survival"``: time, and 1 if the event was seen then, else 0.
+    scores
+        Shape (N, C): probability of each class or label, the value, or the risk.
+    names
+        Of classes or labels; if there are more than one to tell from the rest, the area under the ROC curve
+        of each is given as ``auc_<name>``.
+
+    Returns
+    -------
+    dict
+        The first is the task's main figure; for it, larger is better. ``None`` where a figure is not defined.
+
+        ==============  ==========================================================================
+        task            figures
+        ==============  ==========================================================================
+        classification  auc, average_precision, accuracy, balanced_accuracy, f1, brier,
+                        calibration_error; means over the classes where there are more than two
+        multilabel      auc, average_precision, accuracy, f1, brier, calibration_error; means over
+                        the labels
+        regression      r2, mae, rmse, in the unit of the values
+        survival        concordance
+        ==============  ==========================================================================
+
+    Raises
+    ------
+    SettingsError
+        For an unknown task.
+
+    Examples
+    --------
+    >>> figures("regression", [[1.0], [2.0], [3.0]], [[1.0], [2.0], [2.5]])["mae"]
+    0.16666666666666666
+    """
+    true, found = np.asarray(targets, dtype=np.float64), np.asarray(scores, dtype=np.float64)
+    true = true[:, None] if true.ndim == 1 else true
+    if task not in _TASKS:
+        raise SettingsError(f"unknown task {task!r}; choose one of {', '.join(_TASKS)}")
+    # It would check what has been checked here, at ten times the cost of the figures themselves.
+    with config_context(skip_parameter_validation=True):
+        return _TASKS[task](true, found, names)
+
+
+def _classification(true: Floats, scores: Floats, names: Sequence[str]) -> Figures:
+    classes = scores.shape[1]
+    number, predicted = true[:, 0].astype(int), scores.argmax(axis=1)
+    each = [(number == k, scores[:, k]) for k in _shown(classes)]
+    n, whole = len(number), len(np.unique(number)) == classes
+    found: Figures = {
+        "auc": auc(number, scores),
+        "average_precision": _mean(metrics.average_precision_score, each) if whole else None,
+        "accuracy": float(metrics.accuracy_score(number, predicted)) if n else None,
+        "balanced_accuracy": float(metrics.balanced_accuracy_score(number, predicted)) if whole else None,
+        "f1": _mean(_f1, [(number == k, predicted == k) for k in _shown(classes)]) if whole else None,
+        "brier": float(np.mean(((scores - np.eye(classes)[number]) ** 2).sum(axis=1)) / 2) if n else None,
+        "calibration_error": expected_calibration_error(*events("classification", true, scores)),
+    }
+    areas = [_area(*pair) for pair in each] if classes > 2 else []
+    return found | {f"auc_{name}": area for name, area in zip(names, areas, strict=False)}
+
+
+def _multilabel(true: Floats, scores: Floats, names: Sequence[str]) -> Figures:
+    each = [(true[:, k] == 1, scores[:, k]) for k in range(scores.shape[1])]
+    areas = [_area(*pair) for pair in each]
+    n, whole = len(true), None not in areas
+    found: Figures = {
+        "auc": _mean(metrics.roc_auc_score, each) if whole else None,
+        "average_precision": _mean(metrics.average_precision_score, each) if whole else None,
+        "accuracy": float(np.mean((true == 1) == (scores >= 0.5))) if n else None,
+        "f1": _mean(_f1, [(event, probability >= 0.5) for event, probability in each]) if whole else None,
+        "brier": float(metrics.mean_squared_error(true, scores)) if n else None,
+        "calibration_error": expected_calibration_error(*events("multilabel", true, scores)),
+    }
+    return found | {f"auc_{name}": area for name, area in zip(names, areas, strict=False)}
+
+
+def _regression(true: Floats, scores: Floats, names: Sequence[str]) -> Figures:  # noqa: ARG001
+    value, found = true[:, 0], scores[:, 0]
+    if not len(value):
+        return dict.fromkeys(("r2", "mae", "rmse"))
+    return {
+        # Equal values leave nothing to explain.
+        "r2": float(metrics.r2_score(value, found)) if np.ptp(value) > 0 else None,
+        "mae": float(metrics.mean_absolute_error(value, found)),
+        "rmse": float(metrics.root_mean_squared_error(value, found)),
+    }
+
+
+def _survival(true: Floats, scores: Floats, names: Sequence[str]) -> Figures:  # noqa: ARG001
+    from wsi_ats.survival import concordance  # imports pandas, which no other task needs
+
+    return {"concordance": concordance(true[:, 0], true[:, 1], scores[:, 0]) if len(true) else None}
+
+
+_TASKS: Mapping[str, Callable[[Floats, Floats, Sequence[str]], Figures]] = {
+    "classification": _classification,
+    "multilabel": _multilabel,
+    "regression": _regression,
+    "survival": _survival,
+}
+
+
+def _shown(classes: int) -> Sequence[int]:
+    """Classes that are told from the rest: of two the second, of which the first is the mirror image."""
+    return [1] if classes == 2 else range(classes)
+
+
+def _area(event: Bools, probability: Floats) -> float | None:
+    return float(metrics.roc_auc_score(event, probability)) if len(np.unique(event)) == 2 else None
+
+
+def _f1(event: Bools, predicted: Bools) -> float:
+    """F1, and 0 for what is never predicted."""
+    return float(metrics.f1_score(event, predicted, zero_division=0.0))
+
+
+def _mean(figure: Callable[..., float], each: Sequence[tuple[Bools, npt.NDArray[Any]]]) -> float:
+    return float(np.mean([figure(*pair) for pair in each]))
+
+
+def reason(task: str, targets: npt.ArrayLike, names: Sequence[str]) -> str:
+    """Say why figures of a task are not defined; empty where there is no reason.
+
+    Parameters
+    ----------
+    task, targets, names
+        As in :func:`figures`.
+
+    Examples
+    --------
+    >>> reason("classification", [[1], [1]], ["negative", "positive"])
+    "there is none of class 'negative'"
+    """
+    true = np.asarray(targets, dtype=np.float64)
+    if not len(true):
+        return "there is none to evaluate"
+    if task == "classification":
+        absent = [repr(name) for k, name in enumerate(names) if k not in true[:, 0]]
+        return f"there is none of class {', '.join(absent)}" if absent else ""
+    if task == "multilabel":
+        same = [repr(name) for k, name in enumerate(names) if np.ptp(true[:, k]) == 0]
+        return f"all have the same of label {', '.join(same)}" if same else ""
+    if task == "regression":
+        return "all values are the same" if np.ptp(true[:, 0]) == 0 else ""
+    return "" if true[:, 1].any() else "no event was seen"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Where a figure would lie in other samples of cases.
+
+    Parameters
+    ----------
+    low, high
+        Its 2.5 and 97.5 percentile over the resamples in which it is defined; ``None`` if there is none.
+    undefined
+        Resamples in which it is not, because a class is absent.
+    """
+
+    low: float | None
+    high: float | None
+    undefined: int
+
+
+def bootstrap(
+    compute: Callable[[Indices], Figures], cases: Sequence[str], *, resamples: int, seed: int
+) -> dict[str, Interval]:
+    """Resample cases with replacement: percentile intervals of 95 % (Efron & Tibshirani 1993, chapter 13).
+
+    Cases, not slides: those of one case are alike, and resampling them apart would make intervals too narrow.
+
+    Parameters
+    ----------
+    compute
+        Gives the figures of a sample, from the numbers of its slides, shape (M,); some occur more than once.
+    cases
+        Case of each slide, length N.
+    resamples
+        How many samples.
+    seed
+        Decides which.
+
+    Returns
+    -------
+    dict of Interval
+        By figure. Of fewer than two cases nothing is known, and all are ``None``.
+
+    Examples
+    --------
+    >>> values = np.arange(100.0)
+    >>> def mean(sample):
+    ...     return {"mean": float(values[sample].mean())}
+    >>> interval = bootstrap(mean, [str(i) for i in range(100)], resamples=200, seed=0)["mean"]
+    >>> interval.low < 49.5 < interval.high
+    True
+    """
+    names, of = np.unique(np.asarray(cases, dtype=str), return_inverse=True)
+    slides = [np.flatnonzero(of == number) for number in range(len(names))]
+    generator = np.random.default_rng(seed)
+    found: dict[str, list[float | None]] = {name: [] for name in compute(np.arange(len(cases)))}
+    for _ in range(resamples if len(names) > 1 else 0):
+        sample = np.concatenate([slides[i] for i in generator.integers(len(names), size=len(names))])
+        for name, value in compute(sample).items():
+            found[name].append(value)
+    return {name: _interval(values) for name, values in found.items()}
+
+
+def _interval(values: Sequence[float | None]) -> Interval:
+    known = [value for value in values if value is not None]
+    low, high = np.percentile(known, (2.5, 97.5)).tolist() if known else (None, None)
+    return Interval(low, high, len(values) - len(known))
+
+
+def metrics_table(
+    task: str,
+    names: Sequence[str],
+    targets: npt.NDArray[Any],
+    scores: npt.NDArray[Any],
+    cases: Sequence[str],
+    *,
+    resamples: int,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Give the rows of ``metrics.csv``: each figure with its interval.
+
+    Parameters
+    ----------
+    task, names, targets, scores
+        As in :func:`figures`.
+    cases
+        Case of each slide, length N.
+    resamples, seed
+        As in :func:`bootstrap`.
+
+    Returns
+    -------
+    list of dict
+        ``figure``, ``value``, ``low``, ``high``, ``n`` (slides, or cases if each row is one), ``cases``,
+        ``undefined_resamples`` and ``note``, which says why a value is missing.
+    """
+
+    def compute(sample: Indices) -> Figures:
+        return figures(task, targets[sample], scores[sample], names=names)
+
+    found = compute(np.arange(len(targets)))
+    intervals = bootstrap(compute, cases, resamples=resamples, seed=seed)
+    why = reason(task, targets, names)
+    return [
+        {
+            "figure": name,
+            "value": value,
+            "low": intervals[name].low if value is not None else None,
+            "high": intervals[name].high if value is not None else None,
+            "n": len(targets),
+            "cases": len(set(cases)),
+            "undefined_resamples": intervals[name].undefined,
+            "note": f"not defined: {why or 'no two can be compared'}" if value is None else None,
+        }
+        for name, value in found.items()
+    ]

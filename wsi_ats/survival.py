@@ -1,0 +1,70 @@
+"""Risks against times to an event, some only known to be longer: the only import of lifelines."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from lifelines import KaplanMeierFitter
+from lifelines.utils import concordance_index
+
+Floats = npt.NDArray[np.float64]
+
+
+def concordance(times: npt.ArrayLike, events: npt.ArrayLike, risks: npt.ArrayLike) -> float | None:
+    """Harrell's concordance index: how often, of two, the one at greater risk has its event first.
+
+    Equal risks count half. A pair counts where it is known who came first (Harrell et al. 1982,
+    doi:10.1001/jama.1982.03320430047030).
+
+    Parameters
+    ----------
+    times
+        To the event, or to the last time the case was seen without it; shape (N,).
+    events
+        1 where the event was seen, 0 where it was not; shape (N,).
+    risks
+        Larger means an earlier event; shape (N,).
+
+    Returns
+    -------
+    float or None
+        ``None`` where no pair can be compared.
+
+    Examples
+    --------
+    >>> concordance([1, 2, 3], [1, 1, 0], [0.9, 0.5, 0.1])
+    1.0
+    >>> concordance([1, 2, 3], [0, 0, 0], [0.9, 0.5, 0.1]) is None
+    True
+    """
+    risk = np.asarray(risks, dtype=np.float64)
+    try:
+        return float(concordance_index(np.asarray(times, np.float64), -risk, np.asarray(events, np.float64)))
+    except ZeroDivisionError:  # what it raises where there is no pair
+        return None
+
+
+def kaplan_meier(times: npt.ArrayLike, events: npt.ArrayLike) -> tuple[Floats, Floats]:
+    """Estimate the share of cases without event after each time (Kaplan & Meier 1958).
+
+    Parameters
+    ----------
+    times, events
+        As in :func:`concordance`; at least one.
+
+    Returns
+    -------
+    times : array
+        Rising, from 0, shape (M,).
+    shares : array
+        From that time on, shape (M,).
+
+    Examples
+    --------
+    >>> times, shares = kaplan_meier([1, 2, 3, 4], [1, 1, 0, 1])
+    >>> shares.round(3).tolist()
+    [1.0, 0.75, 0.5, 0.5, 0.0]
+    """
+    fitted = KaplanMeierFitter().fit(np.asarray(times, np.float64), np.asarray(events, np.float64))
+    curve = fitted.survival_function_
+    return curve.index.to_numpy(np.float64), curve.to_numpy(np.float64)[:, 0]
