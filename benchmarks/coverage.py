@@ -44,7 +44,7 @@ from wsi_ats.evaluation import auc
 from wsi_ats.look import look
 from wsi_ats.manifest import read_manifest
 from wsi_ats.methods.base import WeightedTiles, draw_seed
-from wsi_ats.methods.sampling import choose
+from wsi_ats.methods.sampling import draw_cells, weigh
 from wsi_ats.methods.tiles import embed_in_parts
 from wsi_ats.nn.model import AttentionSampler
 from wsi_ats.selection import TissueMask
@@ -272,6 +272,11 @@ def anytime(model: AttentionSampler, drawn: Sequence[Draws], tolerance: float, l
     return {"within_tolerance": float(np.mean(met)), **estimates(model, drawn, parts)}
 
 
+def _draw(slide: Encoded, settings: Settings, seed: int) -> WeightedTiles:
+    logits = slide.attention.log()
+    return weigh(logits, slide.tissue, draw_cells(logits, slide.tissue, settings.sampling, seed)).tiles
+
+
 def stopping_time(values: np.ndarray, tolerance: float, least: int) -> int:
     """After how many draws :func:`wsi_ats.stopping.stop` ends them, if it may after ``least``.
 
@@ -316,10 +321,7 @@ def measure(folder: Path, scale: Scale, seed: int) -> list[Row]:
         for tiles in scale.tiles:
             sized = settings.with_values([f"sampling.tiles={tiles}"])
             chosen = [
-                [
-                    choose(slide.attention, slide.tissue, sized, draw_seed(seed, slide.ref.id, number))
-                    for number in range(scale.draws)
-                ]
+                [_draw(slide, sized, draw_seed(seed, slide.ref.id, number)) for number in range(scale.draws)]
                 for slide in slides
             ]
             for pool, model in (("gated", gated), ("linear", without_gate(gated))):

@@ -80,7 +80,7 @@ class Arm:
 
 def arms(tiles: Sequence[int], scales: Sequence[float], mpp: float) -> list[Arm]:
     """List what is compared; scales are relative to tiles of ``mpp`` micrometres a pixel."""
-    mil = {"attention MIL": (), "attention MIL, frozen features": ("training.freeze_backbone=true",)}
+    mil = {"attention MIL": (), "attention MIL, frozen features": ("training.fine_tuning=frozen",)}
     return [
         *(
             Arm(method, f"{n} tiles", (f"model.kind={kind}", f"sampling.tiles={n}", f"tile.mpp={mpp}"))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from pipelines._records import Row, SlideTask, absolute, complete, pending, write_table
 from pipelines._runs import Execution, Identity, Summary, count, open_run, rooted
 from wsi_ats.artifacts import atomic, save_attention
-from wsi_ats.config import ModelSettings, SamplingSettings, Settings, TrainingSettings
+from wsi_ats.config import AugmentationSettings, ModelSettings, SamplingSettings, Settings, TrainingSettings
 from wsi_ats.errors import ModelError, SettingsError
 from wsi_ats.exports.tables import write_selection
 from wsi_ats.model_card import read_card
@@ -32,7 +32,10 @@ _FIXED = (
     *(f"model.{each.name}" for each in fields(ModelSettings)),
 )
 
-_WITHOUT_EFFECT = tuple(f"training.{each.name}" for each in fields(TrainingSettings))
+_WITHOUT_EFFECT = (
+    *(f"training.{each.name}" for each in fields(TrainingSettings)),
+    *(f"augmentation.{each.name}" for each in fields(AugmentationSettings)),
+)
 
 # Kinds that draw nothing, and what says how tiles are drawn.
 _WITHOUT_DRAWS = ("mil", "image")

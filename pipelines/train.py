@@ -86,7 +86,7 @@ def train(
     classes = list(check_classes(refs))
     planned = _split(refs, settings)  # complains before the work rather than after it
     _report_alike(classes, execution)
-    sections = ("tile", "thumbnail", "model", "sampling", "training")
+    sections = ("tile", "thumbnail", "model", "sampling", "training", "augmentation")
     identity = Identity.of("train", settings, *sections, seed=settings.training.seed, slides=_digest(refs))
     task = prepare.PrepareTask.of(out, settings)
     with open_run(out, identity, execution, results=(*_OWN, *prepare.RESULTS)) as run:
@@ -199,6 +199,7 @@ def _fit(
 
     from wsi_ats.batches import TileReader
     from wsi_ats.checkpoints import save_model
+    from wsi_ats.targets import Target
     from wsi_ats.training import fit
 
     training, validation = _split(refs, settings)
@@ -221,7 +222,7 @@ def _fit(
             _examples(training, classes, task),
             _examples(validation, classes, task),
             settings,
-            classes=classes,
+            target=Target("classification", tuple(classes)),
             folder=run.out,
             device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
             on_epoch=on_epoch,
@@ -258,7 +259,9 @@ def _examples(refs: Sequence[SlideRef], classes: list[str], task: prepare.Prepar
     examples = []
     for ref in refs:
         prepared = load_prepared(task.prepared(ref.id))
-        examples.append(Example(ref, prepared.thumbnail, prepared.tissue, classes.index(str(ref.label))))
+        examples.append(
+            Example(ref, prepared.thumbnail, prepared.tissue, (float(classes.index(str(ref.label))),))
+        )
     return examples
 
 

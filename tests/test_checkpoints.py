@@ -6,11 +6,14 @@ import json
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from wsi_ats.checkpoints import load_model, load_state, model_for, read_record, save_model, save_state
+from wsi_ats import checkpoints
+from wsi_ats.checkpoints import StateFolder, load_model, model_for, read_record, save_model
 from wsi_ats.config import Settings
 from wsi_ats.errors import ArtifactError
+from wsi_ats.nn.optimisation import averaged
 
 torch.set_num_threads(1)  # tiny networks: on busy cores, threads would only wait for one another
 
@@ -145,13 +148,18 @@ def test_a_state_brings_back_model_optimiser_and_record_to_the_last_bit(tmp_path
     first = build()
     optimizer = torch.optim.AdamW(first.parameters(), lr=1e-3)
     train(first, optimizer, 2)
-    record = {"run": "abc", "rows": [{"loss": 0.1, "validation_auc": None}]}
-    save_state(tmp_path / "last.safetensors", first, optimizer, record)
+    record = {"step": 2, "rows": [{"loss": 0.1, "validation_auc": None}]}
+    average, others = averaged(first, 0.5), averaged(first, 0.5)
+    train(first, optimizer, 1)
+    average.update_parameters(first)
+    StateFolder(tmp_path, "abc", keep=1).save(2, first, optimizer, average, record)
 
     second = build(seed=1)
     other = torch.optim.AdamW(second.parameters(), lr=1e-3)
-    assert load_state(tmp_path / "last.safetensors", second, other, CPU) == record
-    assert read_record(tmp_path / "last.safetensors") == record
+    assert StateFolder(tmp_path, "abc", keep=1).load(second, other, others, CPU) == record
+    assert read_record(tmp_path / "step_000000002.safetensors") == {"run": "abc", "record": record}
+    for (name, one), its in zip(average.state_dict().items(), others.state_dict().values(), strict=True):
+        assert torch.equal(one, its), name
     train(first, optimizer, 2)
     train(second, other, 2)
     for (name, one), its in zip(first.state_dict().items(), second.state_dict().values(), strict=True):
@@ -166,18 +174,55 @@ def test_a_state_is_read_by_safetensors_alone(tmp_path):
     model = build()
     optimizer = torch.optim.AdamW(model.parameters())
     train(model, optimizer, 1)
-    save_state(tmp_path / "last.safetensors", model, optimizer, {})
-    names = set(load_file(tmp_path / "last.safetensors"))
+    StateFolder(tmp_path, "abc", keep=1).save(1, model, optimizer, None, {})
+    names = set(load_file(tmp_path / "step_000000001.safetensors"))
     assert {f"model.{name}" for name in model.state_dict()} < names
     assert any(name.startswith("optimizer.") for name in names)
 
 
-def test_the_state_of_another_network_is_refused(tmp_path):
-    model = build()
-    save_state(tmp_path / "last.safetensors", model, torch.optim.AdamW(model.parameters()), {})
+def test_the_state_of_another_network_or_run_is_refused(tmp_path):
+    model, states = build(), StateFolder(tmp_path, "abc", keep=1)
+    states.save(1, model, torch.optim.AdamW(model.parameters()), None, {})
     other = build(classes=CLASSES[:2])
+    optimizer = torch.optim.AdamW(other.parameters())
     with pytest.raises(ArtifactError, match="does not fit"):
-        load_state(tmp_path / "last.safetensors", other, torch.optim.AdamW(other.parameters()), CPU)
+        states.load(other, optimizer, None, CPU)
+    with pytest.raises(ArtifactError, match="belongs to a run with other settings"):
+        StateFolder(tmp_path, "abd", keep=1).load(other, optimizer, None, CPU)
+
+
+def test_the_last_states_and_the_best_weights_are_kept(tmp_path):
+    model, states = build(), StateFolder(tmp_path, "abc", keep=2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    assert states.newest() is None
+    assert states.load(model, optimizer, None, CPU) is None
+    states.save_best(model)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for step in (9, 10, 100):
+        train(model, optimizer, 1)
+        states.save(step, model, optimizer, None, {"step": step})
+    found = sorted(path.name for path in tmp_path.iterdir())
+    assert found == ["best.safetensors", "step_000000010.safetensors", "step_000000100.safetensors"]
+    assert states.load(model, optimizer, None, CPU) == {"step": 100}
+    assert not torch.equal(model.head.weight, before["head.weight"])
+    states.load_best(model, CPU)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_full_disk_is_an_error_with_advice_and_the_state_before_stays(tmp_path, monkeypatch):
+    model, states = build(), StateFolder(tmp_path, "abc", keep=1)
+    optimizer = torch.optim.AdamW(model.parameters())
+    states.save(1, model, optimizer, None, {"step": 1})
+
+    def full(tensors, path, metadata):
+        path.write_bytes(b"the beginning")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoints, "save_file", full)
+    with pytest.raises(ArtifactError, match=r"step_000000002.*No space left.*make room"):
+        states.save(2, model, optimizer, None, {"step": 2})
+    assert [path.name for path in tmp_path.iterdir()] == ["step_000000001.safetensors"]
+    assert states.load(model, optimizer, None, CPU) == {"step": 1}
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ OTHER = {  # for every setting, a value that is not its default
         "pool": "linear",
         "kind": "uniform",
         "mil_attention": "plain",
+        "cases": "union",
         "scale": 0.25,
     },
     "sampling": {
@@ -60,9 +61,20 @@ OTHER = {  # for every setting, a value that is not its default
         "validation": 0.0,
         "calibration_tiles": 2,
         "freeze_attention": True,
-        "freeze_backbone": True,
+        "tiles_per_pass": 256,
+        "read_ahead": 0,
+        "precision": "float32",
+        "compile": True,
+        "fine_tuning": "last-2",
+        "ema": 0.99,
+        "balance": "weights",
+        "patience": 5,
+        "monitor": "score",
+        "checkpoint_steps": 7,
+        "keep_checkpoints": 1,
         "seed": 2**40,
     },
+    "augmentation": {"turns": False, "colour": 0.1, "stain": 0.2},
 }
 
 # Kinds other than sampling have one level.
@@ -150,7 +162,10 @@ OUT_OF_RANGE = [
     *["training.attention_learning_rate=0.0", "training.head_learning_rate=0.0", "training.clip=0.0"],
     *["training.weight_decay=-0.1", "training.entropy=-0.1", "training.warmup=1.0"],
     *["training.validation=0.6", "training.validation=-0.1", "training.calibration_tiles=1"],
-    *["training.seed=-1"],
+    *["training.seed=-1", "model.cases=mixed", "training.precision=half", "training.fine_tuning=last-0"],
+    *["training.tiles_per_pass=-1", "training.read_ahead=-1", "training.balance=even", "training.ema=1.0"],
+    *["training.patience=-1", "training.monitor=auc", "training.checkpoint_steps=0"],
+    *["training.keep_checkpoints=0", "augmentation.colour=-0.1", "augmentation.stain=1.1"],
 ]
 
 

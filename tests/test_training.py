@@ -22,14 +22,17 @@ from wsi_ats.checkpoints import model_for, read_record
 from wsi_ats.config import Settings
 from wsi_ats.errors import ArtifactError, ModelError, SlideReadError
 from wsi_ats.look import look
+from wsi_ats.nn.optimisation import share_of_peak
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.memory import MemorySlide
 from wsi_ats.tables import read_csv
+from wsi_ats.targets import Target
 from wsi_ats.training import fit
 
 torch.set_num_threads(1)  # tiny networks, and a subprocess that must round as this process does
 
 CLASSES = ["pink", "violet"]
+TARGET = Target("classification", tuple(CLASSES))
 CPU = torch.device("cpu")
 SETTINGS = Settings().with_values(
     [
@@ -42,6 +45,7 @@ SETTINGS = Settings().with_values(
         "training.epochs=3",
         "training.slides_per_step=3",
         "training.calibration_tiles=40",
+        "training.precision=float32",
     ]
 )
 
@@ -63,7 +67,7 @@ def slide_of(name: str) -> MemorySlide:
 
 def example(name: str, settings: Settings = SETTINGS) -> Example:
     thumbnail, tissue = look(slide_of(name), settings)
-    return Example(SlideRef(name, name, name), thumbnail, tissue, "pv".index(name[-1]))
+    return Example(SlideRef(name, name, name), thumbnail, tissue, (float("pv".index(name[-1])),))
 
 
 TRAINING = [example(f"s{i}{'pv'[i % 2]}") for i in range(8)]
@@ -84,7 +88,7 @@ def run(
             examples,
             validation,
             SETTINGS.with_values(changes),
-            classes=CLASSES,
+            target=TARGET,
             folder=folder,
             device=CPU,
             on_epoch=on_epoch,
@@ -95,6 +99,14 @@ def run(
 def assert_same_weights(one, other) -> None:
     for (name, value), its in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
         assert torch.equal(value, its), name
+
+
+def newest(folder: Path) -> Path:
+    return max((folder / "checkpoints").glob("step_*"))
+
+
+def progress(folder: Path) -> dict:
+    return read_record(newest(folder))["record"]
 
 
 def figures(folder: Path) -> dict[str, list[str]]:
@@ -135,6 +147,8 @@ def test_every_epoch_has_a_row_of_figures(uninterrupted):
         "epoch",
         "loss",
         "entropy",
+        "effective",
+        "staleness",
         "tiles",
         "failed",
         "validation_loss",
@@ -145,8 +159,10 @@ def test_every_epoch_has_a_row_of_figures(uninterrupted):
     assert [float(value) for value in table["tiles"]] == [24, 24, 24]  # 8 slides, 3 tiles each
     assert float(table["entropy"][0]) == pytest.approx(math.log(20), rel=0.01)
     assert sorted(path.name for path in folder.rglob("*") if path.is_file()) == [
-        "last.safetensors",
+        "best.safetensors",
         "metrics.csv",
+        "step_000000006.safetensors",
+        "step_000000009.safetensors",
     ]
 
 
@@ -158,13 +174,13 @@ def test_training_without_validation_slides_leaves_their_figures_empty(tmp_path)
 
 
 def test_the_learning_rate_rises_stays_and_falls_to_nothing():
-    rates = [training._rate(done / 100, 0.2) for done in range(101)]
+    rates = [share_of_peak(done / 100, 0.2) for done in range(101)]
     assert rates[0] == pytest.approx(0.05)
     assert all(a < b for a, b in itertools.pairwise(rates[:21]))
     assert rates[20:51] == pytest.approx([1] * 31)
     assert all(a > b for a, b in itertools.pairwise(rates[50:]))
     assert rates[-1] == pytest.approx(0, abs=1e-12)
-    assert training._rate(0, 0) == 1
+    assert share_of_peak(0, 0) == 1
 
 
 def test_frozen_attention_stays_as_it_starts_while_the_rest_learns(tmp_path):
@@ -216,7 +232,7 @@ def test_a_run_stopped_after_any_epoch_and_started_again_ends_the_same(tmp_path,
 
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, on_epoch=stop)
-    assert len(read_record(tmp_path / "checkpoints" / "last.safetensors")["rows"]) == done
+    assert len(progress(tmp_path)["rows"]) == done
     rows = []
     assert_same_weights(run(tmp_path, on_epoch=rows.append), uninterrupted[0])
     assert [row["epoch"] for row in rows] == list(range(done, 3))
@@ -238,7 +254,7 @@ def test_a_run_stopped_in_the_middle_of_an_epoch_ends_the_same(tmp_path, uninter
 
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, opener=opener, threads=1)
-    assert len(read_record(tmp_path / "checkpoints" / "last.safetensors")["rows"]) == 1
+    assert len(progress(tmp_path)["rows"]) == 1
     assert_same_weights(run(tmp_path), uninterrupted[0])
 
 
@@ -276,7 +292,7 @@ def test_a_process_interrupted_by_a_signal_and_started_again_ends_the_same(tmp_p
     _, errors = child.communicate(timeout=120)
     assert child.returncode != 0
     assert "KeyboardInterrupt" in errors
-    assert len(read_record(tmp_path / "checkpoints" / "last.safetensors")["rows"]) == 1
+    assert len(progress(tmp_path)["rows"]) == 1
     assert_same_weights(run(tmp_path), uninterrupted[0])
     assert figures(tmp_path) == figures(uninterrupted[1])
 
@@ -288,9 +304,9 @@ KINDS = [
     (["model.kind=uniform"], [8 * 3] * 3),
     (["model.kind=mil"], [8 * 20 * 2] * 3),
     (["model.kind=mil", "model.mil_attention=plain"], [8 * 20 * 2] * 3),
-    (["model.kind=mil", "training.freeze_backbone=true"], [8 * 20, 0, 0]),
+    (["model.kind=mil", "training.fine_tuning=frozen"], [8 * 20, 0, 0]),
     (["model.kind=image", "model.scale=1.0"], [0] * 3),
-    (["model.kind=sampling", "training.freeze_backbone=true"], [8 * 3] * 3),
+    (["model.kind=sampling", "training.fine_tuning=frozen"], [8 * 3] * 3),
 ]
 
 
@@ -313,7 +329,7 @@ def test_every_kind_trains_and_a_stopped_run_ends_the_same(tmp_path, changes, ti
         torch.manual_seed(0)
         start = model_for(SETTINGS.with_values(changes), CLASSES)
     backbones = zip(model.encoder.parameters(), start.encoder.parameters(), strict=True)
-    learns = "training.freeze_backbone=true" not in changes
+    learns = "training.fine_tuning=frozen" not in changes
     assert any(not torch.equal(one, other) for one, other in backbones) is learns
     assert not torch.equal(model.head.weight, start.head.weight)
 
@@ -351,8 +367,8 @@ def test_an_image_that_does_not_fit_is_refused_before_anything_is_read(tmp_path,
     ids=["epochs", "tiles", "slides", "validation slides"],
 )
 def test_the_state_of_another_run_is_refused(tmp_path, other):
-    state = tmp_path / "checkpoints" / "last.safetensors"
     run(tmp_path, "training.epochs=1")
+    state = newest(tmp_path)
     before = state.read_bytes()
     changes = ["training.epochs=1", *other.pop("changes", [])]
     with pytest.raises(ArtifactError, match=r"other settings or slides.*--overwrite"):
@@ -362,7 +378,7 @@ def test_the_state_of_another_run_is_refused(tmp_path, other):
 
 def test_a_damaged_state_is_refused_and_not_begun_anew(tmp_path):
     run(tmp_path, "training.epochs=1")
-    state = tmp_path / "checkpoints" / "last.safetensors"
+    state = newest(tmp_path)
     state.write_bytes(state.read_bytes()[:1000])
     with pytest.raises(ArtifactError, match="damaged"):
         run(tmp_path, "training.epochs=1")
@@ -431,24 +447,23 @@ def test_learning_rates_that_are_far_too_high_stop_training_with_advice(tmp_path
 
 @pytest.mark.parametrize("what", ["loss", "gradient's norm"])
 def test_what_is_no_number_is_named_with_epoch_step_and_slides_and_never_stored(tmp_path, monkeypatch, what):
-    real, calls = training.F.cross_entropy, []
+    real, calls = training.losses, []
 
-    def in_the_second_epoch(logits, targets):
+    def in_the_second_epoch(task, outputs, targets):
         calls.append(1)
-        loss = real(logits, targets)
+        loss = real(task, outputs, targets)
         if len(calls) == 6:  # three steps and a validation; then the second step
             if what == "loss":
                 return loss * math.nan
             loss.register_hook(lambda gradient: gradient * math.inf)
         return loss
 
-    monkeypatch.setattr(training.F, "cross_entropy", in_the_second_epoch)
-    with pytest.raises(ModelError, match=rf"{what} is (nan|inf) in epoch 1, step 1 \(slides s\d") as caught:
+    monkeypatch.setattr(training, "losses", in_the_second_epoch)
+    said = rf"{what} is (nan|inf) in step 4, epoch 1 \(slides s\d.*step_000000003.safetensors; try"
+    with pytest.raises(ModelError, match=said):
         run(tmp_path)
-    assert "learning rates" in str(caught.value)
-    state = tmp_path / "checkpoints" / "last.safetensors"
-    assert len(read_record(state)["rows"]) == 1
-    assert all(value.isfinite().all() for value in load_file(state).values())
+    assert len(progress(tmp_path)["rows"]) == 1
+    assert all(value.isfinite().all() for value in load_file(newest(tmp_path)).values())
 
 
 class Announcing(MemorySlide):

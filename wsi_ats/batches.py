@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from threading import Lock
 from types import TracebackType
 from typing import Self, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
-from wsi_ats.errors import SettingsError, SlideError
+from wsi_ats.errors import ManifestError, SettingsError, SlideError
 from wsi_ats.geometry import IntArray
 from wsi_ats.selection import TissueMask
 from wsi_ats.slides import open_slide
@@ -19,6 +22,7 @@ from wsi_ats.slides.base import Pixels, Slide, SlideRef
 from wsi_ats.tiles import read_tiles
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 # Opening a slide costs as much as reading a few tiles, an open one some MB (see its reader's cache).
 _OPEN_SLIDES = 128
@@ -26,7 +30,7 @@ _OPEN_SLIDES = 128
 
 @dataclass(frozen=True)
 class Example:
-    """A slide ready for training: what attention sees of it, and its class.
+    """A slide ready for training: what attention sees of it, and its label.
 
     Parameters
     ----------
@@ -37,13 +41,13 @@ class Example:
     tissue
         Tissue cells and their grid; at least one.
     target
-        Number of the class.
+        What is to be predicted; see :meth:`wsi_ats.targets.Target.encode`.
     """
 
     ref: SlideRef
     thumbnail: Pixels
     tissue: TissueMask
-    target: int
+    target: tuple[float, ...]
 
     def __post_init__(self) -> None:
         if not len(self.tissue.cells):
@@ -71,7 +75,8 @@ class TileReader:
     def __init__(self, threads: int, opener: Callable[[SlideRef], Slide] = open_slide) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="tiles")
         self._opener = opener
-        self._open: dict[str, Slide] = {}
+        self._idle: dict[str, Slide] = {}
+        self._guard = Lock()
 
     def read(self, wanted: Sequence[tuple[Example, IntArray]]) -> list[Future[Pixels]]:
         """Begin to read the cells of each slide.
@@ -99,25 +104,34 @@ class TileReader:
         Parameters
         ----------
         jobs
-            Slides with what is to be done with each while it is open, at most one entry for each slide. All
-            futures of an earlier call must be done: slides that are not in use may be closed.
+            Slides with what is to be done with each while it is open. What was begun by earlier calls goes
+            on; a slide that is in use is opened a second time.
 
         Returns
         -------
         list of futures
             Each may raise :class:`~wsi_ats.errors.SlideError`.
         """
-        while len(self._open) > _OPEN_SLIDES:
-            self._open.pop(next(iter(self._open))).close()
         return [self._pool.submit(self._run, ref, job) for ref, job in jobs]
 
     def _run(self, ref: SlideRef, job: Callable[[Slide], T]) -> T:
-        slide = self._open.pop(ref.id, None) or self._opener(ref)
+        with self._guard:
+            slide = self._idle.pop(ref.id, None)
+        slide = slide or self._opener(ref)
         try:
             return job(slide)
         finally:
-            # Only a slide that is not in use can be closed, and the least recently used comes first.
-            self._open[ref.id] = slide
+            self._put_back(ref.id, slide)
+
+    def _put_back(self, name: str, slide: Slide) -> None:
+        """Keep a slide open until too many are, least recently used first."""
+        with self._guard:
+            surplus = [self._idle.pop(name)] if name in self._idle else []
+            self._idle[name] = slide
+            while len(self._idle) > _OPEN_SLIDES:
+                surplus.append(self._idle.pop(next(iter(self._idle))))
+        for each in surplus:
+            each.close()
 
     def __enter__(self) -> Self:
         return self
@@ -126,29 +140,118 @@ class TileReader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._pool.shutdown(cancel_futures=True)
-        for slide in self._open.values():
+        for slide in self._idle.values():
             slide.close()
 
 
-def epoch_batches(size: int, slides_per_step: int, seed: int) -> list[IntArray]:
-    """Order of the slides in an epoch, in batches that differ in length by at most one.
+def epoch_batches(
+    size: int, per_step: int, seed: int, *, classes: Sequence[float] | None = None
+) -> list[IntArray]:
+    """Order of the slides, or cases, in an epoch, in batches that differ in length by at most one.
 
     Parameters
     ----------
     size
         Number of slides.
-    slides_per_step
+    per_step
         Largest batch.
     seed
         Decides the order.
+    classes
+        Class of each, if all classes are to be shown equally often: an epoch then has as many slides as
+        ever, those of rare classes several times, and not all of the others.
 
     Examples
     --------
     >>> [len(batch) for batch in epoch_batches(10, 4, seed=0)]
     [4, 3, 3]
+    >>> shown = np.concatenate(epoch_batches(8, 4, seed=0, classes=[0, 0, 0, 0, 0, 0, 1, 1]))
+    >>> sum(shown < 6), sum(shown >= 6)
+    (np.int64(4), np.int64(4))
     """
-    order = np.random.default_rng(seed).permutation(size)
-    return np.array_split(order, -(-size // slides_per_step))
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(size)
+    if classes is not None:
+        order = generator.permutation(_balanced(order, np.asarray(classes)))
+    return np.array_split(order, -(-size // per_step))
+
+
+def _balanced(order: IntArray, classes: npt.NDArray[np.float64]) -> IntArray:
+    """As many of each class, give or take one, each class in its given order, again and again."""
+    known = np.unique(classes)
+    quotas = [len(part) for part in np.array_split(order, len(known))]
+    parts = [np.resize(order[classes[order] == each], n) for each, n in zip(known, quotas, strict=True)]
+    return np.concatenate(parts)
+
+
+def units(examples: Sequence[Example], *, by_case: bool) -> list[list[int]]:
+    """Group slides by what has an output of its own: each alone, or all of a case.
+
+    Parameters
+    ----------
+    examples
+        The slides.
+    by_case
+        Whether slides of one case are taken together.
+
+    Returns
+    -------
+    list of list of int
+        Places of the slides of each unit, in order of first appearance.
+
+    Raises
+    ------
+    ManifestError
+        When slides of one case have different labels.
+    """
+    if not by_case:
+        return [[place] for place in range(len(examples))]
+    grouped: dict[str, list[int]] = {}
+    for place, example in enumerate(examples):
+        grouped.setdefault(example.ref.case, []).append(place)
+    for case, places in grouped.items():
+        if len({examples[place].target for place in places}) > 1:
+            named = ", ".join(f"{examples[place].ref.id} {examples[place].ref.label}" for place in places)
+            raise ManifestError(
+                f"the slides of case {case!r} have different labels ({named}); with model.cases=mean or "
+                "union a case has one label, mend them or use model.cases=separate"
+            )
+    return list(grouped.values())
+
+
+def ahead(items: Iterable[T], begin: Callable[[T], U], steps: int) -> Iterator[tuple[T, U]]:
+    """Begin items some steps before they are given out.
+
+    Parameters
+    ----------
+    items
+        In order.
+    begin
+        Called once for each.
+    steps
+        How many more have been begun whenever one is given out; 0 begins each when its turn comes.
+
+    Yields
+    ------
+    item, and what ``begin`` gave for it
+
+    Examples
+    --------
+    >>> for item, _ in ahead("abc", lambda item: print("begin", item), 1):
+    ...     print(item)
+    begin a
+    begin b
+    a
+    begin c
+    b
+    c
+    """
+    waiting: deque[tuple[T, U]] = deque()
+    for item in items:
+        waiting.append((item, begin(item)))
+        if len(waiting) > steps:
+            yield waiting.popleft()
+    yield from waiting
 
 
 def outcomes(

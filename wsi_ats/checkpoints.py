@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from wsi_ats.artifacts import atomic
 from wsi_ats.config import Settings
@@ -140,66 +141,138 @@ def load_model(folder: str | Path, device: torch.device | None = None) -> Loaded
     return LoadedModel(model.to(device).eval(), card.settings, list(card.classes), digest)
 
 
-def save_state(
-    path: Path, model: SlideNetwork, optimizer: torch.optim.Optimizer, record: Mapping[str, Any]
-) -> None:
-    """Write everything that training needs to go on, atomically.
+class StateFolder:
+    """The states of a run: the last few of training, and the weights of the best epoch.
 
     Parameters
     ----------
-    path
-        The file.
-    model, optimizer
-        What to store.
-    record
-        Stored with it, as JSON.
+    folder
+        Where.
+    run
+        Fingerprint of all that a state depends on.
+    keep
+        Number of latest states that are kept.
     """
-    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
-    with atomic(path) as temporary:
-        save_file(_contiguous(tensors), temporary, metadata={"record": json.dumps(record)})
 
+    def __init__(self, folder: Path, run: str, *, keep: int) -> None:
+        self._folder, self._run, self._keep = folder, run, keep
 
-def load_state(
-    path: Path, model: SlideNetwork, optimizer: torch.optim.Optimizer, device: torch.device
-) -> dict[str, Any]:
-    """Put a stored state into a model and an optimiser; returns the record stored with it.
+    def newest(self) -> Path | None:
+        """The latest state."""
+        return max(self._folder.glob("step_*.safetensors"), default=None)
 
-    Parameters
-    ----------
-    path
-        The file.
-    model, optimizer
-        Of the kind that was stored; they are changed.
-    device
-        Where the model is.
+    def save(
+        self,
+        step: int,
+        model: SlideNetwork,
+        optimizer: torch.optim.Optimizer,
+        average: nn.Module | None,
+        record: Mapping[str, Any],
+    ) -> None:
+        """Write everything that training needs to go on, atomically, and delete the oldest state.
 
-    Raises
-    ------
-    ArtifactError
-        When the file is damaged or of another model.
-    """
-    record = read_record(path)
-    try:
-        tensors = load_file(path, device=str(device))
-        weights = {
-            name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")
-        }
-        model.load_state_dict(weights)
-    except (SafetensorError, RuntimeError) as error:
-        raise ArtifactError(f"{path} does not fit the model: {error}; start with --overwrite") from error
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".")
+        Parameters
+        ----------
+        step
+            Steps that were taken; names the file.
+        model, optimizer, average
+            What to store.
+        record
+            Stored with it, as JSON.
+
+        Raises
+        ------
+        ArtifactError
+            When it cannot be written; the states that are there stay as they are.
+        """
+        tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+        if average is not None:
+            tensors |= {f"average.{name}": value for name, value in average.state_dict().items()}
+        for index, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
+        self._write(f"step_{step:09d}", tensors, record)
+        for old in sorted(self._folder.glob("step_*.safetensors"))[: -self._keep]:
+            old.unlink()
+
+    def load(
+        self,
+        model: SlideNetwork,
+        optimizer: torch.optim.Optimizer,
+        average: nn.Module | None,
+        device: torch.device,
+    ) -> dict[str, Any] | None:
+        """Go on from the latest state, if there is any.
+
+        Parameters
+        ----------
+        model, optimizer, average
+            Of the kind that was stored; they are changed.
+        device
+            Where they are.
+
+        Returns
+        -------
+        dict or None
+            The record stored with it.
+
+        Raises
+        ------
+        ArtifactError
+            When the state is damaged or of another run.
+        """
+        path = self.newest()
+        if path is None:
+            return None
+        found = read_record(path)
+        if found["run"] != self._run:
+            raise ArtifactError(
+                f"{path} belongs to a run with other settings or slides, or another number of processes; "
+                "use --overwrite to start anew, or another --out"
+            )
+        with _fitting(path):
+            tensors = load_file(path, device=str(device))
+            model.load_state_dict(_named(tensors, "model."))
+            if average is not None:
+                average.load_state_dict(_named(tensors, "average."))
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in _named(tensors, "optimizer.").items():
+            index, key = name.split(".")
             state.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
-    return record
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+        record: dict[str, Any] = found["record"]
+        return record
+
+    def save_best(self, model: SlideNetwork) -> None:
+        """Keep the weights of the best epoch so far."""
+        self._write("best", {f"model.{name}": value for name, value in model.state_dict().items()}, {})
+
+    def load_best(self, model: SlideNetwork, device: torch.device) -> None:
+        """Put the weights of the best epoch into a model.
+
+        Raises
+        ------
+        ArtifactError
+            When they are missing or damaged.
+        """
+        path = self._folder / "best.safetensors"
+        with _fitting(path):
+            model.load_state_dict(_named(load_file(path, device=str(device)), "model."))
+
+    def _write(self, name: str, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+        text = json.dumps({"run": self._run, "record": record})
+        path = self._folder / f"{name}.safetensors"
+        try:
+            with atomic(path) as temporary:
+                save_file(_contiguous(tensors), temporary, metadata={"state": text})
+        except SafetensorError as error:  # what it makes of a full disk
+            raise ArtifactError(
+                f"{path} cannot be written: {error}; make room on the disk, and the same command goes on "
+                "from the state before"
+            ) from error
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Read the record stored with a training state, without its tensors.
+    """Read what is stored with a state besides tensors: ``run``, whose it is, and ``record``.
 
     Raises
     ------
@@ -208,10 +281,25 @@ def read_record(path: Path) -> dict[str, Any]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            record: dict[str, Any] = json.loads(file.metadata()["record"])
+            found: dict[str, Any] = json.loads(file.metadata()["state"])
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(f"{path} is damaged: {error}; start with --overwrite") from error
-    return record
+        raise ArtifactError(
+            f"{path} is damaged: {error}; delete it to go on from the state before, or start with --overwrite"
+        ) from error
+    return found
+
+
+@contextmanager
+def _fitting(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise ArtifactError(f"{path} does not fit the model: {error}; start with --overwrite") from error
+
+
+def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Tensors whose names begin so, without that beginning."""
+    return {name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)}
 
 
 def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

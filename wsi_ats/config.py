@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -15,6 +16,13 @@ import tomli_w
 from wsi_ats.errors import SettingsError
 
 _Record = TypeVar("_Record")
+
+# Training settings that are one of a few words.
+_CHOICES = {
+    "precision": ("auto", "float32", "bfloat16"),
+    "balance": ("none", "weights", "sampling"),
+    "monitor": ("loss", "score"),
+}
 
 LEAST_DRAWS = 8
 """Draws before a tolerance may end scoring. The error of a few draws is often small by accident: where 2 may
@@ -111,6 +119,9 @@ class ModelSettings:
     has a bias that falls as 1/n."""
     mil_attention: str = "gated"
     """Of kind ``mil``: ``gated`` (equation 9 of Ilse et al. 2018), the more common, or ``plain`` (8)."""
+    cases: str = "separate"
+    """Where a case has several slides: ``separate``, each is an example of its own with the case's label;
+    ``mean``, their outputs are averaged; ``union``, attention is over the cells of all of them together."""
     scale: float = 0.5
     """Of kind ``image``: resolution of the image relative to that of tiles; the paper has 0.5 and 1, and at
     0.5 four times as large a slide fits into memory."""
@@ -123,6 +134,15 @@ class ModelSettings:
         _require(
             self.mil_attention in {"gated", "plain"},
             f"model.mil_attention must be gated or plain, not {self.mil_attention!r}",
+        )
+        _require(
+            self.cases in {"separate", "mean", "union"},
+            f"model.cases must be separate, mean or union, not {self.cases!r}",
+        )
+        _require(
+            self.cases != "union" or self.kind != "image",
+            "model.cases is union, but a model of kind image has no attention that could be over several "
+            "slides; use mean",
         )
         _require(self.scale > 0, f"model.scale must be positive, not {self.scale}")
         _require(bool(self.backbone), "model.backbone must name a timm network")
@@ -198,7 +218,41 @@ class TrainingSettings:
     epochs: int = 30
     """Passes over the training slides."""
     slides_per_step: int = 8
-    """Slides in a step; fewer is noisier, more is slower to start."""
+    """Slides in a step, or cases if their slides are taken together; fewer is noisier, more is slower to
+    start. With several processes each has as many."""
+    tiles_per_pass: int = 0
+    """Tiles that are encoded at once: a step's slides are shared out over passes whose gradients are summed.
+    0: as many as have the pixels of 64 tiles of 256 pixels, which take 2.5 GB in a resnet18; large graphics
+    processors are faster with more."""
+    read_ahead: int = 1
+    """Steps whose tiles are drawn and being read while an earlier one computes; one hides the reading, and
+    attention that is older by more gives weights that vary more."""
+    precision: str = "auto"
+    """``float32`` or ``bfloat16``; ``auto`` is the latter where the device has it and tiles are not tiny:
+    half the time of a ResNet; weights and what attention, gate and head compute stay in single precision."""
+    compile: bool = False
+    """Compile the backbone (torch.compile); it takes minutes to begin with."""
+    fine_tuning: str = "full"
+    """What of the backbone learns: ``full``; ``last-1``, ``last-2``, ... blocks and what follows them; or
+    ``frozen``, with which kind ``mil`` reads and encodes each tile once and keeps its feature, what most
+    pipelines do."""
+    ema: float = 0.0
+    """Decay of an exponential moving average of the weights, such as 0.99, which then is the model; 0: none.
+    Averages are better late in training and lag behind early."""
+    balance: str = "none"
+    """``weights`` lets rare classes count more, ``sampling`` shows their slides more often, so that all
+    classes have the same say; ``none`` keeps probabilities true to how common classes are."""
+    patience: int = 0
+    """Epochs without a better validation figure after which training ends, with the best epoch's weights.
+    0: never, and the last epoch's weights are kept; small validation sets choose epochs by luck."""
+    monitor: str = "loss"
+    """The validation figure that tells the best epoch: ``loss``, which still moves when few slides are sorted
+    without a mistake, or ``score``, the task's own (such as the area under the curve)."""
+    checkpoint_steps: int = 200
+    """Steps after which the state is written, besides each epoch's end; a killed run repeats as many at
+    most."""
+    keep_checkpoints: int = 2
+    """Latest states that are kept; the one before the last is there if the last is damaged."""
     learning_rate: float = 1e-4
     """Of the backbone; usual for fine-tuning, and slow enough for whitening to stay constant."""
     attention_learning_rate: float = 1e-2
@@ -219,9 +273,6 @@ class TrainingSettings:
     """Tiles of all training slides on which the features' whitening is measured; more changed nothing."""
     freeze_attention: bool = False
     """Keep attention as it starts (uniform): a control that shows what learning it gives."""
-    freeze_backbone: bool = False
-    """Keep the backbone as it starts: with kind ``mil`` each tile is then read and encoded once and its
-    feature kept, which makes an epoch cheap; what most pipelines do."""
     seed: int = 0
     """Of weights, order and draws."""
 
@@ -231,6 +282,20 @@ class TrainingSettings:
             self.slides_per_step >= 1,
             f"training.slides_per_step must be at least 1, not {self.slides_per_step}",
         )
+        for name in ("tiles_per_pass", "read_ahead", "patience"):
+            count = getattr(self, name)
+            _require(count >= 0, f"training.{name} must not be negative, not {count}")
+        for name in ("checkpoint_steps", "keep_checkpoints"):
+            count = getattr(self, name)
+            _require(count >= 1, f"training.{name} must be at least 1, not {count}")
+        for name, known in _CHOICES.items():
+            chosen = getattr(self, name)
+            _require(chosen in known, f"training.{name} must be one of {', '.join(known)}, not {chosen!r}")
+        _require(
+            re.fullmatch(r"full|frozen|last-[1-9]\d*", self.fine_tuning) is not None,
+            f"training.fine_tuning must be full, frozen, or last-1, last-2, ..., not {self.fine_tuning!r}",
+        )
+        _require(0 <= self.ema < 1, f"training.ema must be in [0, 1), not {self.ema}")
         for name in ("attention_learning_rate", "head_learning_rate", "clip"):
             value = getattr(self, name)
             _require(value > 0, f"training.{name} must be positive, not {value}")
@@ -247,6 +312,31 @@ class TrainingSettings:
         )
         _require(self.seed >= 0, f"training.seed must not be negative, not {self.seed}")
 
+    @property
+    def learning_blocks(self) -> int | None:
+        """Blocks at the end of the backbone that learn; ``None`` for all of it."""
+        if self.fine_tuning == "full":
+            return None
+        return 0 if self.fine_tuning == "frozen" else int(self.fine_tuning.removeprefix("last-"))
+
+
+@dataclass(frozen=True, slots=True)
+class AugmentationSettings:
+    """How tiles are varied in training."""
+
+    turns: bool = True
+    """Turn by right angles and mirror: tissue has no upper side, and it costs next to nothing."""
+    colour: float = 0.0
+    """Standard deviation of contrast and brightness; not needed where stains are varied."""
+    stain: float = 0.0
+    """Standard deviation of the amount of each stain, such as 0.1 for slides of several laboratories; those
+    of one differ less, and it costs a logarithm a pixel."""
+
+    def __post_init__(self) -> None:
+        for name in ("colour", "stain"):
+            value = getattr(self, name)
+            _require(0 <= value <= 1, f"augmentation.{name} must be in [0, 1], not {value}")
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -254,7 +344,7 @@ class Settings:
 
     Parameters
     ----------
-    tile, thumbnail, model, sampling, training
+    tile, thumbnail, model, sampling, training, augmentation
         One section each; every field of a section has its reason under it.
 
     Examples
@@ -269,12 +359,18 @@ class Settings:
     model: ModelSettings = field(default_factory=ModelSettings)
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
+    augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
 
     def __post_init__(self) -> None:
         _require(
             self.model.kind == "sampling" or self.thumbnail.levels == 1,
             f"thumbnail.levels is {self.thumbnail.levels}, but a model of kind {self.model.kind} draws no "
             "regions; leave it 1",
+        )
+        _require(
+            self.training.precision != "bfloat16" or self.tile.size >= 64,
+            f"training.precision is bfloat16 and tile.size {self.tile.size}; of tiles under 64 pixels some "
+            "processors compute wrong gradients in it, use auto or float32",
         )
         drawn = self.sampling.draws > 1 or self.sampling.anytime
         _require(

@@ -59,7 +59,7 @@ def test_the_image_is_the_slide_at_the_scale(scale, side):
     np.testing.assert_array_equal(image[0], read_thumbnail(slide, tissue.grid, side))
     assert found.tiles is found.attention is None
     assert found.new_tiles == 0
-    assert found.logits.shape == (2,)
+    assert found.outputs.shape == (2,)
 
 
 def test_slides_of_any_size_are_learned_from_and_bad_ones_named():
@@ -71,10 +71,10 @@ def test_slides_of_any_size_are_learned_from_and_bad_ones_named():
     way, examples = method(), [example_of(name, columns) for name, columns in (("a", 4), ("b", 6), ("c", 4))]
     with TileReader(2, opener) as reader:
         way.calibrate(examples, reader)
-        found = way.estimate(examples, reader, lambda each: 0)
-        found.logits.sum().backward()
-    assert found.logits.shape == (2, 2)
-    assert found.targets.tolist() == [1, 0]
+        found = way.begin(examples, reader, [0] * 3)()
+        found.outputs.sum().backward()
+    assert found.outputs.shape == (2, 2)
+    assert found.places == [0, 1]
     assert found.failed == {"c": "c: it is damaged"}
     assert found.tiles == 0
     assert all(weight.grad is not None for weight in way.model.parameters())

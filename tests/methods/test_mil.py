@@ -58,8 +58,8 @@ def slide_of(columns: int = 6) -> Watched:
     return Watched([pixels], mpp=0.5, path="memory.svs")
 
 
-def example_of(slide: MemorySlide, target: int = 1) -> Example:
-    return Example(SlideRef("case7", "memory.svs", "patient"), *look(slide, SETTINGS), target)
+def example_of(slide: MemorySlide, target: float = 1) -> Example:
+    return Example(SlideRef("case7", "memory.svs", "patient"), *look(slide, SETTINGS), (target,))
 
 
 def network(kind: str = "gated", dtype: torch.dtype = torch.float64):
@@ -76,8 +76,8 @@ def loss_and_gradients(model, slide: Watched, example: Example, at_a_time: int):
     method = MultipleInstanceLearning(model, SETTINGS, at_a_time=at_a_time)
     slide.read = slide.most = 0
     with TileReader(1, lambda ref: slide) as reader:
-        found = method.estimate([example], reader, lambda each: 0)
-        loss = F.cross_entropy(found.logits, found.targets)
+        found = method.begin([example], reader, [0])()
+        loss = F.cross_entropy(found.outputs, torch.tensor([int(example.target[0])]))
         loss.backward()
     return loss.item(), {name: w.grad.clone() for name, w in model.named_parameters()}, found
 
@@ -118,7 +118,7 @@ def test_watching_reads_each_tile_once():
     example = example_of(slide)
     slide.read = 0
     with TileReader(1, lambda ref: slide) as reader, torch.inference_mode():
-        found = MultipleInstanceLearning(model, SETTINGS).estimate([example], reader, lambda each: 0)
+        found = MultipleInstanceLearning(model, SETTINGS).begin([example], reader, [0])()
     assert slide.read == found.tiles == 12
 
 
@@ -129,14 +129,12 @@ def test_features_of_a_frozen_backbone_are_computed_once_and_never_reused_for_an
         model.encoder.freeze()
         slide.read = 0
         with TileReader(1, lambda ref: slide) as reader:
-            found = MultipleInstanceLearning(model, SETTINGS, folder=folder).estimate(
-                [example], reader, lambda each: 0
-            )
+            found = MultipleInstanceLearning(model, SETTINGS, folder=folder).begin([example], reader, [0])()
         assert slide.read == found.tiles
-        found.logits.sum().backward()
+        found.outputs.sum().backward()
         assert all(weight.grad is None for weight in model.encoder.parameters())
         assert model.value.weight.grad is not None
-        return found.logits.detach(), found.tiles
+        return found.outputs.detach(), found.tiles
 
     model = network(dtype=torch.float32).train()
     first, read = logits(model)
@@ -163,10 +161,10 @@ def test_a_slide_that_cannot_be_read_is_named_and_left_out():
     slide, example = slide_of(), example_of(slide_of())
     method = MultipleInstanceLearning(network(dtype=torch.float32), SETTINGS)
     with TileReader(1, lambda ref: Damaged(slide._pyramid, mpp=0.5, path="memory.svs")) as reader:
-        found = method.estimate([example], reader, lambda each: 0)
+        found = method.begin([example], reader, [0])()
     assert found.failed == {"case7": "memory.svs: tile 3 is damaged"}
-    assert found.logits.shape == (0, 3)
-    assert (len(found.targets), found.tiles) == (0, 0)
+    assert found.outputs.shape == (0, 3)
+    assert (len(found.places), found.tiles) == (0, 0)
 
 
 def test_scoring_selects_all_tissue_tiles_and_weighs_them_by_attention():
@@ -182,4 +180,4 @@ def test_scoring_selects_all_tissue_tiles_and_weighs_them_by_attention():
     assert found.attention.sum().item() == pytest.approx(1)
     assert found.attention.std() > 0
     assert set(found.tiles.inclusion.tolist()) == {1}
-    assert found.logits.shape == (3,)
+    assert found.outputs.shape == (3,)

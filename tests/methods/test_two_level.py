@@ -92,8 +92,11 @@ def everything(model, of) -> tuple[torch.Tensor, np.ndarray, torch.Tensor]:
     thumbnail, tissue = look(of, SETTINGS)
     regions = regions_of(tissue, SETTINGS)
     with torch.inference_mode():
-        outer = model.attend_to_regions(
-            torch.from_numpy(thumbnail), torch.from_numpy(tissue.cells), tissue.grid.shape
+        outer = torch.softmax(
+            model.score_regions(
+                torch.from_numpy(thumbnail), torch.from_numpy(tissue.cells), tissue.grid.shape
+            ),
+            0,
         )
         numbers, weights = [], []
         for number, share in zip(tissue.cells.tolist(), outer, strict=True):
@@ -262,14 +265,14 @@ def test_entropy_is_that_of_the_product_of_both_attentions(model):
     settings = SETTINGS.with_values(["sampling.tiles=2000", "sampling.regions=100"])
     _, _, weight = everything(model, opened(examples(1)[0].ref))
     with TileReader(1, opened) as reader, torch.inference_mode():
-        found = TwoLevelSampling(model, settings).estimate(examples(1), reader, lambda example: 0)
+        found = TwoLevelSampling(model, settings).begin(examples(1), reader, [0])()
     assert found.entropy.item() == pytest.approx(expectation.entropy(weight.double()).item(), rel=1e-4)
 
 
 def test_a_model_of_one_level_says_what_it_lacks(model):
     one = model_for(SETTINGS.with_values(["thumbnail.levels=1"]), CLASSES)
     with pytest.raises(ModelError, match=r"one level.*thumbnail\.levels=2"):
-        one.attend_to_regions(torch.zeros(8, 8, 3, dtype=torch.uint8), torch.arange(1), (1, 1))
+        one.score_regions(torch.zeros(8, 8, 3, dtype=torch.uint8), torch.arange(1), (1, 1))
     assert not isinstance(AttentionSampling(one, SETTINGS), TwoLevelSampling)
 
 

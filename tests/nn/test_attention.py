@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from wsi_ats.nn.attention import FeatureMapAttention, SmallAttention, masked_softmax, relative_colour
+from wsi_ats.nn.attention import FeatureMapAttention, SmallAttention, candidate_logits, relative_colour
 from wsi_ats.nn.backbone import Backbone, batch_norms, create_backbone
 
 CELL = 8
@@ -68,13 +68,13 @@ def test_every_grid_gets_one_finite_logit_per_cell_and_gradients(name, shape):
 @pytest.mark.parametrize("name", ["small", *BACKBONES])
 def test_attention_is_uniform_at_the_start(name):
     network = small(trained=False) if name == "small" else from_maps(name, trained=False)
-    attention = masked_softmax(network(image((3, 5)), whole((3, 5))), torch.arange(15))
+    attention = torch.softmax(candidate_logits(network(image((3, 5)), whole((3, 5))), torch.arange(15)), 0)
     assert torch.equal(attention, torch.full((15,), 1 / 15))
 
 
 def test_attention_can_be_learned_from_where_it_starts():
     network = small(trained=False)
-    attention = masked_softmax(network(image((3, 5)), whole((3, 5))), torch.arange(15))
+    attention = torch.softmax(candidate_logits(network(image((3, 5)), whole((3, 5))), torch.arange(15)), 0)
     attention[4].backward()
     assert network.logit.weight.grad.abs().max() > 0
 
@@ -82,10 +82,10 @@ def test_attention_can_be_learned_from_where_it_starts():
 # Softmax over the tissue
 
 
-def test_masked_softmax_sums_to_one_over_the_candidates_alone():
+def test_attention_sums_to_one_over_the_candidates_alone():
     logits = torch.randn(4, 5, generator=torch.Generator().manual_seed(0), requires_grad=True)
     cells = torch.tensor([1, 3, 7, 19])
-    attention = masked_softmax(logits, cells)
+    attention = torch.softmax(candidate_logits(logits, cells), 0)
     assert attention.sum().item() == pytest.approx(1)
     torch.testing.assert_close(attention, torch.softmax(logits.flatten()[cells], 0))
     (attention @ torch.arange(4.0)).backward()
@@ -98,7 +98,7 @@ def test_masked_softmax_sums_to_one_over_the_candidates_alone():
 def test_logits_outside_the_tissue_mean_nothing_even_if_not_a_number():
     logits = torch.zeros(2, 2)
     logits[0, 0], logits[0, 1] = torch.nan, torch.inf
-    assert masked_softmax(logits, torch.tensor([2, 3])).tolist() == [0.5, 0.5]
+    assert torch.softmax(candidate_logits(logits, torch.tensor([2, 3])), 0).tolist() == [0.5, 0.5]
 
 
 @pytest.mark.parametrize(
@@ -111,12 +111,12 @@ def test_logits_outside_the_tissue_mean_nothing_even_if_not_a_number():
     ],
 )
 def test_softmax_has_at_least_single_precision_and_keeps_double(given, kept):
-    assert masked_softmax(torch.zeros(2, 2, dtype=given), torch.arange(4)).dtype == kept
+    assert candidate_logits(torch.zeros(2, 2, dtype=given), torch.arange(4)).dtype == kept
 
 
 def test_logits_of_ten_thousand_either_way_give_finite_attention_and_gradients():
     logits = torch.tensor([[1e4, -1e4, 1e4]], requires_grad=True)
-    attention = masked_softmax(logits, torch.arange(3))
+    attention = torch.softmax(candidate_logits(logits, torch.arange(3)), 0)
     assert attention.tolist() == [0.5, 0, 0.5]
     attention[0].backward()
     assert logits.grad.isfinite().all()

@@ -229,7 +229,7 @@ def test_expected_gradients_are_exact_through_both_attention_networks_of_two_lev
     coarse, views = pixels(4, 8, 3, seed=1), [pixels(4, 4, 3, seed=2 + t) for t in range(2)]
     cells = [torch.arange(4), torch.tensor([0, 1, 3])]
     tiles = [pixels(len(each), 8, 8, 3, seed=5 + t) for t, each in enumerate(cells)]
-    regions = model.attend_to_regions(coarse, torch.arange(2), (1, 2))
+    regions = torch.softmax(model.score_regions(coarse, torch.arange(2), (1, 2)), 0)
     within = [model.attend(view, each, (2, 2)) for view, each in zip(views, cells, strict=True)]
     features = [model.embed(each) for each in tiles]
     contrast = torch.tensor([1.0, -0.4], dtype=torch.float64)

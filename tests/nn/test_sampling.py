@@ -378,13 +378,13 @@ def test_attention_in_few_bits_is_accepted_and_pi_still_sums_to_n(design, dtype)
 
 
 def test_attention_computed_under_autocast_is_float32_and_can_be_drawn_from():
-    from wsi_ats.nn.attention import SmallAttention, masked_softmax
+    from wsi_ats.nn.attention import SmallAttention, candidate_logits
 
     network = SmallAttention(4)
     torch.nn.init.normal_(network.logit.weight)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits = network(torch.randint(0, 255, (12, 20, 3), dtype=torch.uint8), torch.ones(3, 5).bool())
-        attention = masked_softmax(logits, torch.arange(15))
+        attention = torch.softmax(candidate_logits(logits, torch.arange(15)), 0)
     assert logits.dtype == torch.bfloat16
     assert attention.dtype == torch.float32
     assert attention.sum().item() == pytest.approx(1, abs=1e-6)

@@ -21,24 +21,60 @@ class Estimates:
 
     Parameters
     ----------
-    logits
-        Shape (B, classes).
-    targets
-        Shape (B,).
+    outputs
+        Of the network, shape (B, outputs).
+    places
+        Which of the batch's slides they are of, in order.
     failed
         Message for each slide that could not be read.
     tiles
         Distinct tiles that were read; twice as many where the backward pass reads them again.
+    log_weight
+        What each slide counts among the slides of its case, shape (B,); see
+        :func:`wsi_ats.nn.cases.pool_slides`.
     entropy
         Of the attention that each slide's tiles were drawn by, in nats, shape (B,); ``None`` where none are
         drawn.
+    drawn
+        The tiles of each slide as the network saw them; empty where none are drawn.
     """
 
-    logits: Tensor
-    targets: Tensor
+    outputs: Tensor
+    places: Sequence[int]
     failed: Mapping[str, str]
+    log_weight: Tensor
     tiles: int = 0
     entropy: Tensor | None = None
+    drawn: Sequence[SeenTiles] = ()
+
+
+@dataclass(frozen=True)
+class SeenTiles:
+    """The drawn tiles of one slide, once they have been read.
+
+    Parameters
+    ----------
+    weight
+        Weights in the estimate, shape (m,), with gradient.
+    attention
+        Attention of each tile's cell, shape (m,), with gradient.
+    features
+        Shape (m, D), with gradient.
+    """
+
+    weight: Tensor
+    attention: Tensor
+    features: Tensor
+
+    @property
+    def effective(self) -> float:
+        """Effective sample size: how many tiles of equal weight would vary as little.
+
+        (Kong 1992.) All of them where they are drawn from the attention that weighs them and none is
+        certain; fewer the more that attention has changed since.
+        """
+        weight = self.weight.detach()
+        return float(weight.sum() ** 2 / weight.square().sum())
 
 
 @dataclass(frozen=True)
@@ -84,6 +120,8 @@ class DrawLogits:
         Logits of this draw and all before it, their tiles pooled into one estimate, shape (classes,). With
         ``gated`` pooling that is closer to all tiles than the mean of the draws: the bias of a ratio falls
         with the tiles in it. ``None`` for a model that does not sample.
+    log_weight
+        What the slide counts among the slides of its case by these tiles, all draws together.
     """
 
     logits: Tensor
@@ -91,6 +129,10 @@ class DrawLogits:
     new_tiles: int = 0
     attention: Tensor | None = None
     together: Tensor | None = None
+    log_weight: float = 0.0
+
+
+Finish = Callable[[], Estimates]
 
 
 class Method(Protocol):
@@ -114,10 +156,12 @@ class Method(Protocol):
         """Measure the constants of the network on slides, once before training."""
         ...
 
-    def estimate(
-        self, examples: Sequence[Example], reader: TileReader, seed_of: Callable[[Example], int]
-    ) -> Estimates:
-        """Compute the logits of some slides, with gradients.
+    def begin(self, examples: Sequence[Example], reader: TileReader, seeds: Sequence[int]) -> Finish:
+        """Decide by the weights as they are what is to be read of some slides, and begin to read it.
+
+        Whatever is called in between, the estimates are those of the weights as they are when the result is
+        called: tiles that were drawn by an older attention weigh what the present one gives them, divided by
+        how often the older one was expected to draw them, which keeps the estimate unbiased.
 
         Parameters
         ----------
@@ -125,18 +169,19 @@ class Method(Protocol):
             The slides.
         reader
             Reads their tiles.
-        seed_of
-            Seed of a slide's draw.
+        seeds
+            One for each slide; all that is random follows from it.
 
         Returns
         -------
-        Estimates
-            Of the slides that could be read; there may be none.
+        function
+            To be called once; waits for the reads and gives the :class:`Estimates` of the slides that could
+            be read, with gradients. There may be none.
 
         Raises
         ------
         ModelError
-            When the network no longer gives numbers.
+            When the network no longer gives numbers; the result may raise it, too.
         """
         ...
 

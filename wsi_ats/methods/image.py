@@ -18,6 +18,7 @@ from wsi_ats.geometry import Grid
 from wsi_ats.methods.base import DrawLogits, Estimates
 from wsi_ats.nn.image import ImageClassifier
 from wsi_ats.nn.memory import free_bytes, peak_bytes
+from wsi_ats.nn.precision import autocast
 from wsi_ats.selection import TissueMask
 from wsi_ats.slides.base import Pixels, Slide
 from wsi_ats.tiles import read_thumbnail
@@ -36,7 +37,7 @@ class WholeImage:
     model
         Its network.
     settings
-        Sections ``tile`` and ``model`` are used.
+        Sections ``tile``, ``model`` and ``training`` are used.
     device
         Where the network is; the CPU by default.
     free
@@ -83,21 +84,34 @@ class WholeImage:
 
         self.model.encoder.calibrate_on(images, shrinkage=1.0)
 
-    def estimate(
+    def begin(
         self,
         examples: Sequence[Example],
         reader: TileReader,
-        seed_of: Callable[[Example], int],  # noqa: ARG002  (nothing is drawn)
-    ) -> Estimates:
-        """Compute the logits of some slides."""
+        seeds: Sequence[int],  # noqa: ARG002  (nothing is drawn)
+    ) -> Callable[[], Estimates]:
+        """Begin nothing: an image may be as much as memory holds."""
+        return partial(self._estimate, examples, reader)
+
+    def _estimate(self, examples: Sequence[Example], reader: TileReader) -> Estimates:
         images, failed = self._read(examples, reader)
-        read = [(each, image) for each, image in zip(examples, images, strict=True) if image is not None]
-        logits = [self.model(torch.from_numpy(image).to(self.device)) for _, image in read]
+        places = [place for place, image in enumerate(images) if image is not None]
+        device, side = (
+            self.device or torch.device("cpu"),
+            min((min(each.shape[:2]) for each in images if each is not None), default=0),
+        )
+        with autocast(self.settings.training.precision, device, side):
+            outputs = [
+                self.model(torch.from_numpy(image).to(self.device)).float()
+                for image in images
+                if image is not None
+            ]
         none = torch.zeros(0, self.model.head.out_features, device=self.device)
         return Estimates(
-            logits=torch.stack(logits) if logits else none,
-            targets=torch.tensor([each.target for each, _ in read], dtype=torch.int64, device=self.device),
+            outputs=torch.stack(outputs) if outputs else none,
+            places=places,
             failed=failed,
+            log_weight=torch.zeros(len(outputs), device=self.device),
         )
 
     @torch.inference_mode()

@@ -22,10 +22,11 @@ from wsi_ats.config import Settings
 from wsi_ats.errors import ModelError, SlideError
 from wsi_ats.features import FeatureFolder
 from wsi_ats.geometry import IntArray
-from wsi_ats.methods.base import DrawLogits, Estimates, WeightedTiles
-from wsi_ats.methods.tiles import TILES_AT_A_TIME, calibrate, embed_in_parts
+from wsi_ats.methods.base import DrawLogits, Estimates, WeightedTiles, draw_seed
+from wsi_ats.methods.tiles import TILES_AT_A_TIME, calibrate, embed_in_parts, varied
 from wsi_ats.nn.encoder import TileEncoder
 from wsi_ats.nn.mil import AttentionMIL
+from wsi_ats.nn.precision import autocast
 from wsi_ats.selection import TissueMask
 from wsi_ats.slides.base import Pixels, Slide
 from wsi_ats.tiles import read_tiles
@@ -40,7 +41,7 @@ class MultipleInstanceLearning:
     model
         Its network.
     settings
-        Section ``training`` is used.
+        Sections ``model``, ``training`` and ``augmentation`` are used.
     device
         Where the network is; the CPU by default.
     folder
@@ -66,34 +67,38 @@ class MultipleInstanceLearning:
         """Measure the encoder's constants on tiles drawn uniformly from all slides."""
         calibrate(self.model.encoder, examples, reader, self.settings, device=self.device)
 
-    def estimate(
-        self,
-        examples: Sequence[Example],
-        reader: TileReader,
-        seed_of: Callable[[Example], int],  # noqa: ARG002  (nothing is drawn)
-    ) -> Estimates:
-        """Compute the logits of some slides from all their tiles; nothing is estimated.
+    def begin(
+        self, examples: Sequence[Example], reader: TileReader, seeds: Sequence[int]
+    ) -> Callable[[], Estimates]:
+        """Begin nothing: so many tiles are read a few at a time, when they are needed."""
+        return partial(self._estimate, examples, reader, seeds)
+
+    def _estimate(self, examples: Sequence[Example], reader: TileReader, seeds: Sequence[int]) -> Estimates:
+        """Compute the outputs of some slides from all their tiles; nothing is estimated.
 
         Raises
         ------
         ModelError
             When attention is no longer a number.
         """
-        logits, targets, failed, read = [], [], {}, 0
-        for example in examples:
+        outputs, places, masses, failed, read = [], [], [], {}, 0
+        for place, (example, seed) in enumerate(zip(examples, seeds, strict=True)):
             try:
-                features, tiles = self._features(example, reader)
+                features, tiles = self._features(example, reader, seed)
             except SlideError as error:
                 failed[example.ref.id] = str(error)
                 continue
-            logits.append(self._classify(features, example.ref.id)[0])
-            targets.append(example.target)
+            output, _, mass = self._classify(features, example.ref.id)
+            outputs.append(output)
+            masses.append(self._log_weight(mass))
+            places.append(place)
             read += tiles
         none = torch.zeros(0, self.model.head.out_features, device=self.device)
         return Estimates(
-            logits=torch.stack(logits) if logits else none,
-            targets=torch.tensor(targets, dtype=torch.int64, device=self.device),
+            outputs=torch.stack(outputs) if outputs else none,
+            places=places,
             failed=failed,
+            log_weight=torch.stack(masses) if masses else none[:, 0],
             tiles=read,
         )
 
@@ -107,7 +112,7 @@ class MultipleInstanceLearning:
     ) -> Iterator[DrawLogits]:
         """Compute the logits of one slide from all its tiles; each weighs what attention gives it."""
         features = self._embed(partial(read_tiles, slide, tissue.grid), tissue.cells)
-        logits, attention = self._classify(features, slide.path)
+        logits, attention, mass = self._classify(features, slide.path)
         tiles = WeightedTiles(
             grid=tissue.grid,
             cells=tissue.cells,
@@ -115,16 +120,27 @@ class MultipleInstanceLearning:
             inclusion=torch.ones(len(attention), dtype=torch.float64),
             weight=attention,
         )
-        yield DrawLogits(logits.float().cpu(), tiles, len(tissue.cells), attention)
+        yield DrawLogits(
+            logits.float().cpu(),
+            tiles,
+            len(tissue.cells),
+            attention,
+            log_weight=self._log_weight(mass).item(),
+        )
 
-    def _classify(self, features: Tensor, name: str) -> tuple[Tensor, Tensor]:
-        """Logits (classes,) and attention (K,) from the features (K, D) of all tiles."""
-        attention = self.model.attend(features)
-        if not attention.isfinite().all():
+    def _classify(self, features: Tensor, name: str) -> tuple[Tensor, Tensor, Tensor]:
+        """Outputs, attention (K,) and what its softmax divides by, from the features (K, D) of all tiles."""
+        logits = self.model.score_tiles(features)
+        if not logits.isfinite().all():
             raise ModelError(f"the attention of {name} is no number; try lower learning rates")
-        return self.model.classify(self.model.pool(attention, features)), attention
+        attention = torch.softmax(logits, 0)
+        return self.model.classify(self.model.pool(attention, features)), attention, logits.logsumexp(0)
 
-    def _features(self, example: Example, reader: TileReader) -> tuple[Tensor, int]:
+    def _log_weight(self, log_mass: Tensor) -> Tensor:
+        """See :class:`wsi_ats.methods.base.Estimates`."""
+        return log_mass if self.settings.model.cases == "union" else torch.zeros_like(log_mass)
+
+    def _features(self, example: Example, reader: TileReader, seed: int) -> tuple[Tensor, int]:
         """Features (K, D) of all tiles of a slide, and how many tiles are read for them.
 
         From disk, if they are there and cannot have changed.
@@ -140,14 +156,35 @@ class MultipleInstanceLearning:
         if stored is not None:
             return torch.from_numpy(stored).to(self.device), 0
         twice = learns and torch.is_grad_enabled()
-        features = self._embed(read, cells, twice=twice)
+        vary_part = partial(self._vary, seed=seed) if self.model.training and store is None else None
+        device = self.device or torch.device("cpu")
+        with autocast(self.settings.training.precision, device, self.settings.tile.size):
+            features = self._embed(read, cells, twice=twice, vary_part=vary_part)
         if store:
             store.save(example.ref, example.tissue, features.cpu().numpy())
         return features, 2 * len(cells) if twice else len(cells)
 
-    def _embed(self, read: Callable[[IntArray], Pixels], cells: IntArray, *, twice: bool = False) -> Tensor:
+    def _vary(self, tiles: Tensor, cells: IntArray, *, seed: int) -> Tensor:
+        # A seed for each part, for the backward pass must see the same tiles again.
+        part = draw_seed(seed, "part", int(cells[0]))
+        return varied(tiles, [len(cells)], [part], self.settings.augmentation)
+
+    def _embed(
+        self,
+        read: Callable[[IntArray], Pixels],
+        cells: IntArray,
+        *,
+        twice: bool = False,
+        vary_part: Callable[[Tensor, IntArray], Tensor] | None = None,
+    ) -> Tensor:
         return embed_in_parts(
-            self.model.embed, read, cells, self.device, at_a_time=self.at_a_time, twice=twice
+            self.model.embed,
+            read,
+            cells,
+            self.device,
+            at_a_time=self.at_a_time,
+            twice=twice,
+            vary_part=vary_part,
         )
 
     @cached_property

@@ -1,7 +1,7 @@
 """Attention sampling: attend to the thumbnail, draw a few tiles, read and encode those, estimate all.
 
-:func:`choose` says which tiles are read and with which weights; what is then done with their pixels is
-the same for training and scoring, and does not depend on how they were chosen.
+:func:`draw_cells` says which tiles are read and :func:`weigh` with which weights; what is then done with
+their pixels is the same for training and scoring, and does not depend on how they were chosen.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from torch import Tensor
 from wsi_ats.batches import Example, TileReader, outcomes
 from wsi_ats.config import SamplingSettings, Settings
 from wsi_ats.errors import ModelError
-from wsi_ats.methods.base import DrawLogits, Estimates, WeightedTiles
-from wsi_ats.methods.tiles import calibrate, embed_in_parts
+from wsi_ats.geometry import Grid, IntArray
+from wsi_ats.methods.base import DrawLogits, Estimates, Finish, SeenTiles, WeightedTiles
+from wsi_ats.methods.tiles import calibrate, embed_in_parts, to_device, varied
 from wsi_ats.nn import expectation
 from wsi_ats.nn.model import AttentionSampler
+from wsi_ats.nn.precision import autocast
 from wsi_ats.nn.sampling import Draw, draw, explore
 from wsi_ats.selection import TissueMask
 from wsi_ats.slides.base import Pixels, Slide
@@ -30,7 +32,7 @@ from wsi_ats.tiles import read_tiles
 _PIXELS_AT_A_TIME = 64 * 256**2
 
 Looker = Callable[[Tensor, Tensor, tuple[int, int]], Tensor]
-"""From a thumbnail, candidate cells and the grid's shape to attention over the cells."""
+"""From a thumbnail, candidate cells and the grid's shape to the attention's logits of the cells."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class AttentionSampling:
     model
         Its network.
     settings
-        Sections ``tile``, ``sampling`` and ``training`` are used.
+        Sections ``model``, ``sampling``, ``training`` and ``augmentation`` are used.
     device
         Where the network is; the CPU by default.
     """
@@ -53,8 +55,9 @@ class AttentionSampling:
 
     def passes(self, slides: int) -> int:
         """Into how many passes a step is cut, so that its tiles fit into memory; gradients are summed."""
-        pixels = slides * self.settings.sampling.tiles * self.settings.tile.size**2
-        return min(slides, -(-pixels // _PIXELS_AT_A_TIME))
+        tiles = self.settings.training.tiles_per_pass or _PIXELS_AT_A_TIME // self.settings.tile.size**2
+        together = max(1, tiles // self.settings.sampling.tiles)
+        return -(-slides // together)
 
     def check(self, training: Sequence[Example], validation: Sequence[Example]) -> None:
         """All slides will do: what is held in memory does not depend on their size."""
@@ -63,38 +66,92 @@ class AttentionSampling:
         """Measure the encoder's constants on tiles drawn uniformly from all slides."""
         calibrate(self.model.encoder, examples, reader, self.settings, device=self.device)
 
-    def estimate(
-        self, examples: Sequence[Example], reader: TileReader, seed_of: Callable[[Example], int]
-    ) -> Estimates:
-        """Estimate the logits of some slides, each from one draw of its tiles.
+    def begin(self, examples: Sequence[Example], reader: TileReader, seeds: Sequence[int]) -> Finish:
+        """Draw the tiles of some slides, once each, and begin to read them.
 
-        Gradients flow into all of the model, but not into its attention if settings freeze that.
+        Gradients will flow into all of the model, but not into its attention if settings freeze that.
 
         Raises
         ------
         ModelError
             When attention is no longer a number.
         """
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.settings.training.freeze_attention):
-            chosen, unseen = self._choose(examples, reader, seed_of)
-        seen = [example for example in examples if example.ref.id in chosen]
-        wanted = [chosen[example.ref.id].tiles for example in seen]
+        with torch.no_grad():
+            plans, unseen = self._plan(examples, reader, seeds)
+        places = [place for place, plan in enumerate(plans) if plan is not None]
+        planned = [plan for plan in plans if plan is not None]
         jobs = [
-            (example.ref, partial(read_tiles, grid=tiles.grid, cells=tiles.cells))
-            for example, tiles in zip(seen, wanted, strict=True)
+            (examples[place].ref, partial(read_tiles, grid=plan.grid, cells=plan.cells))
+            for place, plan in zip(places, planned, strict=True)
         ]
-        tiles, unread = outcomes(reader.run(jobs), seen)
-        kept = [example for example, each in zip(seen, tiles, strict=True) if each is not None]
-        read: list[Pixels] = [each for each in tiles if each is not None]
-        weights = [chosen[example.ref.id].tiles.weight for example in kept]
-        entropies = [chosen[example.ref.id].entropy for example in kept]
+        futures = reader.run(jobs)
+
+        def finish() -> Estimates:
+            tiles, unread = outcomes(futures, [examples[place] for place in places])
+            kept = [
+                (place, plan, pixels)
+                for place, plan, pixels in zip(places, planned, tiles, strict=True)
+                if pixels is not None
+            ]
+            return self._estimate(
+                [place for place, _, _ in kept],
+                [plan for _, plan, _ in kept],
+                [pixels for _, _, pixels in kept],
+                [seeds[place] for place, _, _ in kept],
+                {**unseen, **unread},
+            )
+
+        return finish
+
+    def _estimate(
+        self,
+        places: Sequence[int],
+        plans: Sequence[Plan],
+        pixels: Sequence[Pixels],
+        seeds: Sequence[int],
+        failed: Mapping[str, str],
+    ) -> Estimates:
+        """Weigh the tiles of slides by attention as it is now, and encode and pool them."""
+        if not plans:
+            none = torch.zeros(0, device=self.device)
+            outputs = self.model.classify(torch.zeros(0, self.model.encoder.width, device=self.device))
+            return Estimates(outputs, [], failed, none, entropy=none)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.settings.training.freeze_attention):
+            chosen = [plan.weigh() for plan in plans]
+        counts = [len(each) for each in pixels]
+        features = torch.split(self._embed(np.concatenate(pixels), counts, seeds), counts)
+        weights = [each.tiles.weight for each in chosen]
+        pooled = [self.model.pool(*each) for each in zip(weights, features, strict=True)]
+        log_weight = [
+            self._log_weight(each, weight, part)
+            for each, weight, part in zip(chosen, weights, features, strict=True)
+        ]
         return Estimates(
-            logits=self._logits(weights, read),
-            targets=torch.tensor([each.target for each in kept], dtype=torch.int64, device=self.device),
-            failed={**unseen, **unread},
-            tiles=sum(len(each) for each in read),
-            entropy=torch.stack(entropies) if entropies else torch.zeros(0, device=self.device),
+            outputs=self.model.classify(torch.stack(pooled)),
+            places=places,
+            failed=failed,
+            log_weight=torch.stack(log_weight),
+            tiles=sum(counts),
+            entropy=torch.stack([each.entropy for each in chosen]),
+            drawn=[
+                SeenTiles(each.tiles.weight, each.tiles.attention, part)
+                for each, part in zip(chosen, features, strict=True)
+            ],
         )
+
+    def _embed(self, pixels: Pixels, counts: Sequence[int], seeds: Sequence[int]) -> Tensor:
+        """Features (N, D) of the tiles of several slides, all encoded at once."""
+        tiles = to_device(pixels, self.device)
+        if self.model.training:
+            tiles = varied(tiles, counts, seeds, self.settings.augmentation)
+        with autocast(self.settings.training.precision, tiles.device, self.settings.tile.size):
+            return self.model.embed(tiles)
+
+    def _log_weight(self, chosen: Chosen, weight: Tensor, features: Tensor) -> Tensor:
+        """See :class:`wsi_ats.methods.base.Estimates`."""
+        if self.settings.model.cases != "union":
+            return chosen.log_mass.new_zeros(())
+        return chosen.log_mass + self.model.log_mass(weight, features)
 
     @torch.inference_mode()
     def score(
@@ -105,96 +162,134 @@ class AttentionSampling:
         weights: list[Tensor] = []
         drawn: list[Tensor] = []
         for attention, chosen in self._draws(slide, thumbnail, tissue, seeds):
-            read = partial(read_tiles, slide, chosen.grid)
-            new = np.array(sorted(set(chosen.cells.tolist()) - features.keys()), dtype=np.int64)
+            tiles = chosen.tiles
+            read = partial(read_tiles, slide, tiles.grid)
+            new = np.array(sorted(set(tiles.cells.tolist()) - features.keys()), dtype=np.int64)
             if len(new):
                 encoded = embed_in_parts(self.model.embed, read, new, self.device)
                 features.update(zip(new.tolist(), encoded, strict=True))
-            weights.append(chosen.weight)
-            drawn.append(torch.stack([features[cell] for cell in chosen.cells.tolist()]))
+            weights.append(tiles.weight)
+            drawn.append(torch.stack([features[cell] for cell in tiles.cells.tolist()]))
             logits = self.model.classify(self.model.pool(weights[-1], drawn[-1]))
-            pooled = self.model.pool(torch.cat(weights) / len(weights), torch.cat(drawn))
-            together = self.model.classify(pooled).float().cpu()
-            yield DrawLogits(logits.float().cpu(), chosen, len(new), attention, together)
+            weight, all_drawn = torch.cat(weights) / len(weights), torch.cat(drawn)
+            together = self.model.classify(self.model.pool(weight, all_drawn)).float().cpu()
+            log_weight = self._log_weight(chosen, weight, all_drawn).item()
+            yield DrawLogits(logits.float().cpu(), tiles, len(new), attention, together, log_weight)
 
-    def _attend(self, network: Looker, thumbnail: Pixels, tissue: TissueMask, name: str) -> Tensor:
-        """Attention (K,) of a network over the tissue cells; the slide's name is for the error."""
+    def _logits(self, network: Looker, thumbnail: Pixels, tissue: TissueMask, name: str) -> Tensor:
+        """Attention's logits (K,) of the tissue cells by a network; the slide's name is for the error."""
         cells = torch.from_numpy(tissue.cells).to(self.device)
-        attention = network(torch.from_numpy(thumbnail).to(self.device), cells, tissue.grid.shape)
-        if not attention.isfinite().all():
+        logits = network(torch.from_numpy(thumbnail).to(self.device), cells, tissue.grid.shape)
+        if not logits.isfinite().all():
             raise ModelError(f"the attention of {name} is no number; try lower learning rates")
-        return attention
+        return logits
 
-    def _choose(
-        self, examples: Sequence[Example], reader: TileReader, seed_of: Callable[[Example], int]
-    ) -> tuple[dict[str, Chosen], Mapping[str, str]]:
-        """Choose the tiles of some slides; by slide, with the messages of those that cannot be read."""
+    def _plan(
+        self, examples: Sequence[Example], reader: TileReader, seeds: Sequence[int]
+    ) -> tuple[list[Plan | None], Mapping[str, str]]:
+        """Draw the tiles of some slides, with the messages of those that cannot be read."""
         del reader  # the thumbnail is all there is to see
-        chosen = {}
-        for example in examples:
-            attention = self._attend(self.model.attend, example.thumbnail, example.tissue, example.ref.id)
-            tiles = choose(attention, example.tissue, self.settings, seed_of(example))
-            chosen[example.ref.id] = Chosen(tiles, expectation.entropy(attention))
-        return chosen, {}
+        plans: list[Plan | None] = []
+        for example, seed in zip(examples, seeds, strict=True):
+            look = partial(
+                self._logits, self.model.score_cells, example.thumbnail, example.tissue, example.ref.id
+            )
+            drawn = draw_cells(look(), example.tissue, self.settings.sampling, seed)
+            cells = example.tissue.cells[drawn.indices.numpy()]
+            plans.append(Plan(example.tissue.grid, cells, partial(_weigh_by, look, example.tissue, drawn)))
+        return plans, {}
 
     def _draws(
         self, slide: Slide, thumbnail: Pixels, tissue: TissueMask, seeds: Iterable[int]
-    ) -> Iterator[tuple[Tensor, WeightedTiles]]:
+    ) -> Iterator[tuple[Tensor, Chosen]]:
         """Attention over the tissue mask, and the tiles of each draw."""
-        attention = self._attend(self.model.attend, thumbnail, tissue, slide.path)
+        logits = self._logits(self.model.score_cells, thumbnail, tissue, slide.path)
         for seed in seeds:
-            yield attention, choose(attention, tissue, self.settings, seed)
+            drawn = draw_cells(logits, tissue, self.settings.sampling, seed)
+            yield torch.softmax(logits, 0), weigh(logits, tissue, drawn)
 
-    def _logits(self, weights: Sequence[Tensor], tiles: Sequence[Pixels]) -> Tensor:
-        """Logits (B, classes) of slides from the weights and pixels of their tiles; all encoded at once."""
-        if not tiles:
-            return self.model.classify(torch.zeros(0, self.model.encoder.width, device=self.device))
-        features = self.model.embed(torch.from_numpy(np.concatenate(tiles)).to(self.device))
-        parts = torch.split(features, [len(each) for each in tiles])
-        pooled = [self.model.pool(weight, part) for weight, part in zip(weights, parts, strict=True)]
-        return self.model.classify(torch.stack(pooled))
+
+@dataclass(frozen=True)
+class Plan:
+    """Tiles of a slide that are to be read.
+
+    Parameters
+    ----------
+    grid
+        The slide's grid of tiles.
+    cells
+        Flat numbers on it, shape (m,), distinct.
+    weigh
+        Weighs them by attention as it is when it is called.
+    """
+
+    grid: Grid
+    cells: IntArray
+    weigh: Callable[[], Chosen]
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """Which tiles of a slide are to be read.
+    """Tiles that were drawn, weighed.
 
     Parameters
     ----------
     tiles
         Those of one draw.
     entropy
-        Of the attention that they were drawn by, in nats.
+        Of the attention, in nats.
+    log_mass
+        Logarithm of the sum of the attention's exponentiated logits: what the softmax divides by.
     """
 
     tiles: WeightedTiles
     entropy: Tensor
+    log_mass: Tensor
 
 
-def choose(attention: Tensor, tissue: TissueMask, settings: Settings, seed: int) -> WeightedTiles:
+def draw_cells(logits: Tensor, tissue: TissueMask, sampling: SamplingSettings, seed: int) -> Draw:
     """Draw the tiles of a slide once.
 
     Parameters
     ----------
-    attention
-        Over the tissue cells, shape (K,), with gradient.
+    logits
+        Of the attention to the tissue cells, shape (K,).
     tissue
         The cells that may be drawn; at least one.
-    settings
-        Section ``sampling`` is used.
+    sampling
+        How.
     seed
         Of the draw.
     """
     generator = torch.Generator().manual_seed(seed)
-    drawn = draw_by(attention, tissue, settings.sampling, settings.sampling.tiles, generator)
-    here = drawn.to(attention.device)
-    return WeightedTiles(
+    return draw_by(torch.softmax(logits, 0), tissue, sampling, sampling.tiles, generator)
+
+
+def weigh(logits: Tensor, tissue: TissueMask, drawn: Draw) -> Chosen:
+    """Weigh drawn tiles by an attention, which need not be the one that they were drawn from.
+
+    Parameters
+    ----------
+    logits
+        Of the attention to the tissue cells, shape (K,), with gradient.
+    tissue
+        The cells.
+    drawn
+        The draw, of places among them.
+    """
+    attention, here = torch.softmax(logits, 0), drawn.to(logits.device)
+    tiles = WeightedTiles(
         grid=tissue.grid,
         cells=tissue.cells[drawn.indices.numpy()],
         attention=attention[here.indices],
         inclusion=drawn.expected,
         weight=expectation.weights(attention, here),
     )
+    return Chosen(tiles, expectation.entropy(attention), torch.logsumexp(logits, 0))
+
+
+def _weigh_by(look: Callable[[], Tensor], tissue: TissueMask, drawn: Draw) -> Chosen:
+    return weigh(look(), tissue, drawn)
 
 
 def draw_by(

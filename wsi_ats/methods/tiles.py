@@ -11,13 +11,17 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from wsi_ats.batches import Example, TileReader, outcomes
-from wsi_ats.config import Settings
+from wsi_ats.config import AugmentationSettings, Settings
 from wsi_ats.errors import ModelError
 from wsi_ats.geometry import Grid, IntArray
 from wsi_ats.methods.base import draw_seed
+from wsi_ats.nn.augmentation import draw_variation, join, vary
 from wsi_ats.nn.encoder import TileEncoder
 from wsi_ats.slides.base import Pixels
 from wsi_ats.tiles import read_tiles
+
+# Set apart from draws, which take the same seeds.
+_VARIATION = "variation"
 
 # Pixels and feature maps of more would cost memory and gain no speed.
 TILES_AT_A_TIME = 64
@@ -106,7 +110,43 @@ def calibrate_on(
     read = [each for each in tiles if each is not None]
     if sum(len(each) for each in read) < 2:
         raise ModelError(f"no tiles could be read for calibration: {'; '.join(failed.values())}")
-    encoder.calibrate(torch.from_numpy(np.concatenate(read)).to(device))
+    encoder.calibrate(to_device(np.concatenate(read), device))
+
+
+def to_device(tiles: Pixels, device: torch.device | None) -> Tensor:
+    """Bring tiles to a device as the bytes that they are; a graphics processor need not wait for them."""
+    tensor = torch.from_numpy(tiles)
+    if device is not None and device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def varied(tiles: Tensor, counts: Sequence[int], seeds: Sequence[int], how: AugmentationSettings) -> Tensor:
+    """Vary the tiles of some slides for training.
+
+    Parameters
+    ----------
+    tiles
+        Of all slides, uint8, shape (N, h, w, 3).
+    counts, seeds
+        How many tiles each slide has, and its seed: a slide's tiles are varied in the same way whatever
+        slides they are together with.
+    how
+        By how much.
+    """
+    if not (how.turns or how.colour or how.stain):
+        return tiles
+    parts = [
+        draw_variation(
+            count,
+            torch.Generator().manual_seed(draw_seed(seed, _VARIATION, 0)),
+            turns=how.turns,
+            colour=how.colour,
+            stain=how.stain,
+        )
+        for count, seed in zip(counts, seeds, strict=True)
+    ]
+    return vary(tiles, join(parts))
 
 
 def embed_in_parts(
@@ -117,6 +157,7 @@ def embed_in_parts(
     *,
     at_a_time: int = TILES_AT_A_TIME,
     twice: bool = False,
+    vary_part: Callable[[Tensor, IntArray], Tensor] | None = None,
 ) -> Tensor:
     """Read and encode cells a few at a time, so that pixels of few tiles are in memory at once.
 
@@ -138,6 +179,8 @@ def embed_in_parts(
         Most tiles in memory at once.
     twice
         Whether the backward pass is to read and encode again.
+    vary_part
+        Varies tiles (n, h, w, 3) of given cells (n,) before they are encoded; the same each time.
 
     Returns
     -------
@@ -150,7 +193,8 @@ def embed_in_parts(
     """
 
     def embed_part(part: IntArray) -> Tensor:
-        return embed(torch.from_numpy(read(part)).to(device))
+        tiles = to_device(read(part), device)
+        return embed(tiles if vary_part is None else vary_part(tiles, part))
 
     parts = np.array_split(cells, -(-len(cells) // at_a_time))
     if not twice:

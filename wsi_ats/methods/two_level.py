@@ -22,9 +22,10 @@ from torch import Tensor
 from wsi_ats.batches import Example, TileReader, outcomes
 from wsi_ats.config import Settings
 from wsi_ats.errors import ModelError
+from wsi_ats.geometry import IntArray
 from wsi_ats.look import look_closer, regions_of
 from wsi_ats.methods.base import WeightedTiles, draw_seed
-from wsi_ats.methods.sampling import AttentionSampling, Chosen, draw_by
+from wsi_ats.methods.sampling import AttentionSampling, Chosen, Plan, draw_by
 from wsi_ats.methods.tiles import calibrate_on, calibration_slides
 from wsi_ats.nn import expectation
 from wsi_ats.nn.sampling import Draw
@@ -38,24 +39,24 @@ View = tuple[Pixels, TissueMask]
 
 @dataclass(frozen=True)
 class DrawnRegions:
-    """The regions of one draw.
+    """What one draw of regions, and of cells within each, gave.
 
     Parameters
     ----------
-    attention
-        Over the slide's tissue regions, shape (T,).
-    drawn
-        Places among these.
+    regions
+        Regions that were drawn, as places among those with tissue.
     numbers
-        Flat numbers of the drawn regions, shape (r,).
-    generator
-        What the cells within are drawn with.
+        Their flat numbers, shape (r,).
+    views
+        A closer look at each.
+    cells
+        For each, the cells that were drawn in it, as places among its tissue cells.
     """
 
-    attention: Tensor
-    drawn: Draw
+    regions: Draw
     numbers: Sequence[int]
-    generator: torch.Generator
+    views: Sequence[View]
+    cells: Sequence[Draw]
 
 
 @dataclass(frozen=True)
@@ -79,26 +80,30 @@ class TwoLevelSampling(AttentionSampling):
         chosen, each = calibration_slides(examples, training.calibration_tiles, generator)
         sampling = replace(self.settings.sampling, design="uniform", tiles=each)
         uniform = replace(self, settings=replace(self.settings, sampling=sampling))
+        seeds = [draw_seed(training.seed, example.ref.id, -2) for example in chosen]
         with torch.no_grad():
-            drawn, failed = uniform._choose(
-                chosen, reader, lambda example: draw_seed(training.seed, example.ref.id, -2)
-            )
-        if not drawn:
+            plans, failed = uniform._plan(chosen, reader, seeds)
+        wanted = [
+            (example, plan.grid, plan.cells)
+            for example, plan in zip(chosen, plans, strict=True)
+            if plan is not None
+        ]
+        if not wanted:
             raise ModelError(f"no slide could be read for calibration: {'; '.join(failed.values())}")
-        seen = [(example, drawn[example.ref.id].tiles) for example in chosen if example.ref.id in drawn]
-        wanted = [(example, tiles.grid, tiles.cells) for example, tiles in seen]
         calibrate_on(self.model.encoder, wanted, reader, device=self.device)
 
-    def _choose(
-        self, examples: Sequence[Example], reader: TileReader, seed_of: Callable[[Example], int]
-    ) -> tuple[dict[str, Chosen], Mapping[str, str]]:
-        drawn = [
-            self._draw_regions(
-                self._attend(self.model.attend_to_regions, each.thumbnail, each.tissue, each.ref.id),
-                each.tissue,
-                seed_of(each),
-            )
+    def _plan(
+        self, examples: Sequence[Example], reader: TileReader, seeds: Sequence[int]
+    ) -> tuple[list[Plan | None], Mapping[str, str]]:
+        """Draw regions, look closer at them, draw tiles within."""
+        looks = [
+            partial(self._logits, self.model.score_regions, each.thumbnail, each.tissue, each.ref.id)
             for each in examples
+        ]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        drawn = [
+            self._draw_regions(torch.softmax(look(), 0), example.tissue, generator)
+            for look, example, generator in zip(looks, examples, generators, strict=True)
         ]
         jobs = [
             (
@@ -107,74 +112,116 @@ class TwoLevelSampling(AttentionSampling):
                     views_of,
                     coarse=example.thumbnail,
                     regions=regions_of(example.tissue, self.settings),
-                    numbers=each.numbers,
+                    numbers=_numbers(example.tissue, outer),
                     settings=self.settings,
                 ),
             )
-            for example, each in zip(examples, drawn, strict=True)
+            for example, (_, outer) in zip(examples, drawn, strict=True)
         ]
         views, failed = outcomes(reader.run(jobs), examples)
-        chosen = {
-            example.ref.id: self._draw_cells(
-                each, seen, regions_of(example.tissue, self.settings), example.ref.id
+        plans: list[Plan | None] = []
+        for look, example, (attention, outer), seen, generator in zip(
+            looks, examples, drawn, views, generators, strict=True
+        ):
+            if seen is None:
+                plans.append(None)
+                continue
+            inner = self._draw_within(attention, outer, seen, generator, example.ref.id)
+            both = DrawnRegions(outer, _numbers(example.tissue, outer), seen, inner)
+            regions = regions_of(example.tissue, self.settings)
+            plans.append(
+                Plan(
+                    regions.cells,
+                    _cells(both, regions),
+                    partial(self._weigh_by, look, both, regions, example.ref.id),
+                )
             )
-            for example, each, seen in zip(examples, drawn, views, strict=True)
-            if seen is not None
-        }
-        return chosen, failed
+        return plans, failed
 
     def _draws(
         self, slide: Slide, thumbnail: Pixels, tissue: TissueMask, seeds: Iterable[int]
-    ) -> Iterator[tuple[Tensor, WeightedTiles]]:
+    ) -> Iterator[tuple[Tensor, Chosen]]:
         regions, views = regions_of(tissue, self.settings), dict[int, View]()
-        attention = self._attend(self.model.attend_to_regions, thumbnail, tissue, slide.path)
+        logits = self._logits(self.model.score_regions, thumbnail, tissue, slide.path)
+        attention = torch.softmax(logits, 0)
         for seed in seeds:
-            drawn = self._draw_regions(attention, tissue, seed)
-            new = [number for number in drawn.numbers if number not in views]
+            generator = torch.Generator().manual_seed(seed)
+            _, outer = self._draw_regions(attention, tissue, generator)
+            numbers = _numbers(tissue, outer)
+            new = [number for number in numbers if number not in views]
             views.update(zip(new, views_of(slide, thumbnail, regions, new, self.settings), strict=True))
-            seen = [views[number] for number in drawn.numbers]
-            yield attention, self._draw_cells(drawn, seen, regions, slide.path).tiles
+            seen = [views[number] for number in numbers]
+            inner = self._draw_within(attention, outer, seen, generator, slide.path)
+            both = DrawnRegions(outer, numbers, seen, inner)
+            yield attention, self._weigh(logits, both, regions, slide.path)
 
-    def _draw_regions(self, attention: Tensor, tissue: TissueMask, seed: int) -> DrawnRegions:
-        sampling, generator = self.settings.sampling, torch.Generator().manual_seed(seed)
+    def _draw_regions(
+        self, attention: Tensor, tissue: TissueMask, generator: torch.Generator
+    ) -> tuple[Tensor, Draw]:
+        sampling = self.settings.sampling
         n = min(sampling.regions, sampling.tiles)
-        drawn = draw_by(attention, tissue, sampling, n, generator)
-        return DrawnRegions(attention, drawn, tissue.cells[drawn.indices.numpy()].tolist(), generator)
+        return attention, draw_by(attention, tissue, sampling, n, generator)
 
-    def _draw_cells(
-        self, outer: DrawnRegions, views: Sequence[View], regions: RegionGrid, name: str
-    ) -> Chosen:
+    def _draw_within(
+        self,
+        attention: Tensor,
+        outer: Draw,
+        views: Sequence[View],
+        generator: torch.Generator,
+        name: str,
+    ) -> list[Draw]:
         """Draw the cells of the drawn regions; a region that weighs more gets more of the tiles."""
-        here = outer.drawn.to(outer.attention.device)
-        weight = expectation.weights(outer.attention, here)
+        weight = expectation.weights(attention, outer.to(attention.device))
         sampling, masks = self.settings.sampling, [mask for _, mask in views]
         counts = allocate(weight.tolist(), [len(mask.cells) for mask in masks], sampling.tiles)
-        attentions = [self._attend(self.model.attend, *view, name) for view in views]
-        draws = [
-            draw_by(attention, mask, sampling, count, outer.generator)
-            for attention, mask, count in zip(attentions, masks, counts, strict=True)
+        return [
+            draw_by(torch.softmax(self._look_within(view, name), 0), view[1], sampling, count, generator)
+            for view, count in zip(views, counts, strict=True)
         ]
-        inner = [
-            expectation.weights(attention, one.to(attention.device))
-            for attention, one in zip(attentions, draws, strict=True)
-        ]
-        cells = [
-            regions.numbers(regions.window(number), mask.cells[one.indices.numpy()])
-            for number, mask, one in zip(outer.numbers, masks, draws, strict=True)
-        ]
-        within = torch.stack([expectation.entropy(attention) for attention in attentions])
+
+    def _look_within(self, view: View, name: str) -> Tensor:
+        return self._logits(self.model.score_cells, *view, name)
+
+    def _weigh_by(
+        self, look: Callable[[], Tensor], drawn: DrawnRegions, regions: RegionGrid, name: str
+    ) -> Chosen:
+        return self._weigh(look(), drawn, regions, name)
+
+    def _weigh(self, logits: Tensor, drawn: DrawnRegions, regions: RegionGrid, name: str) -> Chosen:
+        """Weigh the tiles of a draw by the attention to regions and, computed here, to cells within."""
+        attention, here = torch.softmax(logits, 0), drawn.regions.to(logits.device)
+        inner = [torch.softmax(self._look_within(view, name), 0) for view in drawn.views]
+        draws = [draw.to(each.device) for draw, each in zip(drawn.cells, inner, strict=True)]
+        outer = expectation.weights(attention, here)
+        within = torch.stack([expectation.entropy(each) for each in inner])
         tiles = WeightedTiles(
             grid=regions.cells,
-            cells=np.concatenate(cells),
+            cells=_cells(drawn, regions),
             attention=expectation.joint(
-                outer.attention[here.indices],
-                [each[one.indices.to(each.device)] for each, one in zip(attentions, draws, strict=True)],
+                attention[here.indices],
+                [each[draw.indices] for each, draw in zip(inner, draws, strict=True)],
             ),
-            inclusion=expectation.joint(outer.drawn.expected, [one.expected for one in draws]),
-            weight=expectation.joint(weight, inner),
+            inclusion=expectation.joint(drawn.regions.expected, [draw.expected for draw in drawn.cells]),
+            weight=expectation.joint(
+                outer, [expectation.weights(each, draw) for each, draw in zip(inner, draws, strict=True)]
+            ),
         )
         # The entropy of the product of both, of which the second part is known of the drawn regions only.
-        return Chosen(tiles, expectation.entropy(outer.attention) + weight @ within)
+        return Chosen(tiles, expectation.entropy(attention) + outer @ within, torch.logsumexp(logits, 0))
+
+
+def _numbers(tissue: TissueMask, drawn: Draw) -> list[int]:
+    numbers: list[int] = tissue.cells[drawn.indices.numpy()].tolist()
+    return numbers
+
+
+def _cells(drawn: DrawnRegions, regions: RegionGrid) -> IntArray:
+    """Flat numbers of the drawn cells on the slide's grid."""
+    parts = [
+        regions.numbers(regions.window(number), mask.cells[draw.indices.numpy()])
+        for number, (_, mask), draw in zip(drawn.numbers, drawn.views, drawn.cells, strict=True)
+    ]
+    return np.concatenate(parts)
 
 
 def views_of(

@@ -83,8 +83,8 @@ def relative_colour(thumbnail: Tensor, mask: Tensor) -> Tensor:
     return ((thumbnail - mean) / 32).permute(2, 0, 1)
 
 
-def masked_softmax(logits: Tensor, cells: Tensor) -> Tensor:
-    """Attention over the candidate cells alone, shape (K,), sums to 1.
+def candidate_logits(logits: Tensor, cells: Tensor) -> Tensor:
+    """Logits of the candidate cells alone, shape (K,), of which the softmax is the attention.
 
     Parameters
     ----------
@@ -94,8 +94,7 @@ def masked_softmax(logits: Tensor, cells: Tensor) -> Tensor:
         Flat numbers of the candidate cells, shape (K,).
     """
     # Half precision is not enough for probabilities that differ by orders of magnitude.
-    precise = torch.promote_types(logits.dtype, torch.float32)
-    return torch.softmax(logits.flatten()[cells].to(precise), dim=0)
+    return logits.flatten()[cells].to(torch.promote_types(logits.dtype, torch.float32))
 
 
 class FeatureMapAttention(nn.Module):

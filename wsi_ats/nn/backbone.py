@@ -89,6 +89,47 @@ def batch_norms(network: nn.Module) -> Iterator[nn.modules.batchnorm._BatchNorm]
     return (each for each in network.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm))
 
 
+def last_blocks(network: nn.Module, count: int) -> list[nn.Parameter]:
+    """Weights of the last blocks of a network, and of all that follows them.
+
+    Parameters
+    ----------
+    network
+        Made by :func:`create_backbone`.
+    count
+        Number of blocks, as timm counts them: of a ResNet residual blocks, of a transformer layers. The stem
+        is none.
+
+    Raises
+    ------
+    ModelError
+        When the network has not as many, or timm does not know its blocks.
+
+    Examples
+    --------
+    >>> made = create_backbone("test_vit", pretrained=False, size=64)
+    >>> len(last_blocks(made.network, 0)), len(last_blocks(made.network, 1)) > 5
+    (0, True)
+    """
+    if count == 0:
+        return []
+    known: Any = network
+    if not hasattr(network, "group_matcher"):
+        raise ModelError(
+            f"timm does not say what the blocks of {type(network).__name__} are; train all of it or none: "
+            "--set training.fine_tuning=full, or frozen"
+        )
+    groups = timm.models.group_parameters(network, known.group_matcher(coarse=False))
+    blocks = sorted(groups)[1:]  # the first is the stem
+    if count > len(blocks):
+        raise ModelError(
+            f"training.fine_tuning asks for the last {count} blocks, but {type(network).__name__} has "
+            f"{len(blocks)}; use full, or last-{len(blocks)}"
+        )
+    names = {name for block in blocks[-count:] for name in groups[block]}
+    return [weight for name, weight in network.named_parameters() if name in names]
+
+
 def _build(name: str, pretrained: bool, options: dict[str, Any], size: int | None) -> nn.Module:
     """Create the network, told its image size if it is of the kind that must know."""
     if size is not None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from wsi_ats.errors import ModelError
-from wsi_ats.nn.backbone import Backbone, batch_norms, create_backbone
+from wsi_ats.nn.backbone import Backbone, batch_norms, create_backbone, last_blocks
 
 # Tiles in a pass when constants are measured.
 _CALIBRATION_BATCH = 64
@@ -45,7 +45,8 @@ class TileEncoder(nn.Module):
 
     def __init__(self, backbone: Backbone, *, trained: bool) -> None:
         super().__init__()
-        self.network = backbone.network
+        # Tiles come with their colours side by side, and convolutions are faster on them as they are.
+        self.network = backbone.network.to(memory_format=torch.channels_last)
         self.width = backbone.width
         self._trained = trained
         self._frozen = False
@@ -72,18 +73,35 @@ class TileEncoder(nn.Module):
         Tensor, shape (N, width)
             Vectors of length sqrt(width), so that a typical entry is of size 1.
         """
-        white = (self._raw(tiles) - self.centre) @ self.whitening
-        return F.normalize(white, dim=1) * math.sqrt(self.width)
+        raw = self._raw(tiles).to(self.centre.dtype)
+        # Whitening divides by small numbers, for which half precision is not enough.
+        with torch.autocast(raw.device.type, dtype=torch.bfloat16, enabled=False):
+            white = (raw - self.centre) @ self.whitening
+            return F.normalize(white, dim=1) * math.sqrt(self.width)
 
     def _raw(self, tiles: Tensor) -> Tensor:
         images = (tiles.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean) / self.std
         features: Tensor = self.network(images)
         return features
 
-    def freeze(self) -> None:
-        """Keep the network as it is from now on: no gradients, and no dropout in training either."""
-        self._frozen = True
+    def freeze(self, *, but_last: int = 0) -> None:
+        """Keep the network as it is from now on: no gradients.
+
+        Parameters
+        ----------
+        but_last
+            Blocks at the end of the network, with all that follows them, that go on learning; see
+            :func:`wsi_ats.nn.backbone.last_blocks`. With none there is no dropout in training either.
+
+        Raises
+        ------
+        ModelError
+            When the network has no more blocks than that.
+        """
         self.requires_grad_(False)
+        self._frozen = but_last == 0
+        for weight in last_blocks(self.network, but_last):
+            weight.requires_grad_(True)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> TileEncoder:

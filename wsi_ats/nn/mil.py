@@ -53,12 +53,16 @@ class AttentionMIL(SlideNetwork):
 
     def attend(self, features: Tensor) -> Tensor:
         """Attention over all tiles, shape (K,), sums to 1, from their features (K, D)."""
+        return torch.softmax(self.score_tiles(features), dim=0)
+
+    def score_tiles(self, features: Tensor) -> Tensor:
+        """Logits (K,) of the attention from the features (K, D) of all tiles."""
         hidden = torch.tanh(self.value(features))
         if self.gate is not None:
             hidden = hidden * torch.sigmoid(self.gate(features))
-        logits = self.score(hidden)[:, 0]
+        logits: Tensor = self.score(hidden)[:, 0]
         # Half precision is not enough for probabilities that differ by orders of magnitude.
-        return torch.softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=0)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def pool(self, attention: Tensor, features: Tensor) -> Tensor:
         """The slide's feature (D,) from the attention (K,) and features (K, D) of all tiles."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from wsi_ats.errors import ModelError
 from wsi_ats.nn import expectation
-from wsi_ats.nn.attention import FeatureMapAttention, SmallAttention, masked_softmax
+from wsi_ats.nn.attention import FeatureMapAttention, SmallAttention, candidate_logits
 from wsi_ats.nn.backbone import create_backbone
 from wsi_ats.nn.encoder import TileEncoder, build_encoder
 from wsi_ats.nn.network import SlideNetwork
@@ -68,7 +68,11 @@ class AttentionSampler(SlideNetwork):
             nn.init.zeros_(self.gate.weight)  # at the start every tile counts the same
 
     def attend(self, thumbnail: Tensor, cells: Tensor, shape: tuple[int, int]) -> Tensor:
-        """Compute the attention over the candidate cells.
+        """Compute the attention over the candidate cells: shape (K,), sums to 1; see :meth:`score_cells`."""
+        return torch.softmax(self.score_cells(thumbnail, cells, shape), dim=0)
+
+    def score_cells(self, thumbnail: Tensor, cells: Tensor, shape: tuple[int, int]) -> Tensor:
+        """Compute the attention's logits of the candidate cells.
 
         Parameters
         ----------
@@ -82,14 +86,13 @@ class AttentionSampler(SlideNetwork):
         Returns
         -------
         Tensor, shape (K,)
-            Sums to 1.
         """
         if self.attention is None:
-            return torch.full((len(cells),), 1 / len(cells), device=thumbnail.device)
-        return _attend(self.attention, thumbnail, cells, shape)
+            return torch.zeros(len(cells), device=thumbnail.device)
+        return _score(self.attention, thumbnail, cells, shape)
 
-    def attend_to_regions(self, thumbnail: Tensor, regions: Tensor, shape: tuple[int, int]) -> Tensor:
-        """Compute the attention over the candidate regions; like :meth:`attend`.
+    def score_regions(self, thumbnail: Tensor, regions: Tensor, shape: tuple[int, int]) -> Tensor:
+        """Compute the attention's logits of the candidate regions; like :meth:`score_cells`.
 
         Parameters
         ----------
@@ -109,13 +112,18 @@ class AttentionSampler(SlideNetwork):
             raise ModelError(
                 "this model has one level and knows no regions; train one with thumbnail.levels=2"
             )
-        return _attend(self.regions, thumbnail, regions, shape)
+        return _score(self.regions, thumbnail, regions, shape)
 
     def pool(self, weights: Tensor, features: Tensor) -> Tensor:
         """Estimate the slide's feature (D,) from the weights (m,) and features (m, D) of drawn tiles."""
         if self.gate is None:
             return expectation.linear(weights, features)
         return expectation.gated(weights, features, self.gate(features)[:, 0])
+
+    def log_mass(self, weights: Tensor, features: Tensor) -> Tensor:
+        """Logarithm of all that drawn tiles weigh together, the gate included; the weights sum to about 1."""
+        gate = weights.new_zeros(len(weights)) if self.gate is None else self.gate(features)[:, 0]
+        return torch.logsumexp(weights.clamp(min=torch.finfo(weights.dtype).tiny).log() + gate, 0)
 
     def parts(self) -> Mapping[str, Sequence[nn.Module]]:
         """See :meth:`wsi_ats.nn.network.SlideNetwork.parts`; the gate learns as the head does."""
@@ -126,10 +134,10 @@ class AttentionSampler(SlideNetwork):
         }
 
 
-def _attend(network: nn.Module, thumbnail: Tensor, cells: Tensor, shape: tuple[int, int]) -> Tensor:
+def _score(network: nn.Module, thumbnail: Tensor, cells: Tensor, shape: tuple[int, int]) -> Tensor:
     mask = torch.zeros(shape, dtype=torch.bool, device=thumbnail.device)
     mask.view(-1)[cells] = True
-    return masked_softmax(network(thumbnail, mask), cells)
+    return candidate_logits(network(thumbnail, mask), cells)
 
 
 def build_model(

@@ -1,0 +1,50 @@
+r"""Several slides of one case: what the case's outputs are, from those of its slides.
+
+Heads are linear, so the outputs of a weighted mean of slide features are the weighted mean of the outputs:
+
+.. math:: y = \sum_s \omega_s y_s, \qquad \omega = \mathrm{softmax}(\ell)
+
+With all :math:`\ell_s` equal every slide has the same say. With :math:`\ell_s` the logarithm of what the
+attention of slide s sums to before it is normalised, :math:`\log \sum_i e^{z_{si}}` over its cells, times
+what the gate makes of it, y is that of an attention over the *union* of the cells of all slides, of which
+each slide's draw is a stratum. With all tiles drawn that is exact; with fewer, outputs and the gate's part
+are estimated, each slide's own part is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def pool_slides(outputs: Tensor, log_weight: Tensor, case: Sequence[int]) -> tuple[Tensor, list[int]]:
+    """Pool the outputs of slides into those of their cases.
+
+    Parameters
+    ----------
+    outputs
+        Of each slide, shape (B, outputs).
+    log_weight
+        What each slide counts, shape (B,).
+    case
+        Number of each slide's case.
+
+    Returns
+    -------
+    Tensor, shape (C, outputs), and list of int
+        Of each case that has a slide, and its number, in order of first appearance.
+
+    Examples
+    --------
+    >>> pool_slides(torch.tensor([[0.0], [4.0], [7.0]]), torch.zeros(3), [5, 5, 2])
+    (tensor([[2.],
+            [7.]]), [5, 2])
+    """
+    numbers = list(dict.fromkeys(case))
+    pooled = []
+    for number in numbers:
+        own = [place for place, each in enumerate(case) if each == number]
+        pooled.append(torch.softmax(log_weight[own], 0).to(outputs.dtype) @ outputs[own])
+    return torch.stack(pooled) if pooled else outputs, numbers

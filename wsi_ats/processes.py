@@ -1,0 +1,108 @@
+"""Several processes that train one model, as ``torchrun`` starts them; or one alone.
+
+Every process holds the whole model, works on its own share of each step's slides, and adds its gradients to
+those of the others before all take the same step. That is what ``DistributedDataParallel`` does; it is done
+here by hand because a step is not one call of one module: tiles are read between attention and encoder, and a
+step may have several passes. Gradients are summed once a step, and every slide's loss is divided by the
+slides of all processes, so that two processes end where one with twice the slides in a step would, to
+rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Processes:
+    """Those that train together, seen by one of them.
+
+    Parameters
+    ----------
+    rank
+        Number of this process, from 0.
+    count
+        How many there are.
+
+    Examples
+    --------
+    >>> alone = Processes()
+    >>> alone.share("abc"), alone.gather(5)
+    ('abc', [5])
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes files."""
+        return self.rank == 0
+
+    def share(self, items: Sequence[T]) -> Sequence[T]:
+        """Those of some items that this process works on."""
+        return items[self.rank :: self.count]
+
+    def gather(self, value: T) -> list[T]:
+        """What each process has, in order; all must call."""
+        if self.count == 1:
+            return [value]
+        found: list[T | None] = [None] * self.count
+        dist.all_gather_object(found, value)
+        return found  # type: ignore[return-value]  # all of them are filled
+
+    def add_gradients(self, model: nn.Module, count: int) -> int:
+        """Replace gradients by their sums over all processes; all must call.
+
+        Parameters
+        ----------
+        model
+            The network; a gradient that is missing counts as zero.
+        count
+            A number that is summed, too.
+
+        Returns
+        -------
+        int
+            The sum of the counts.
+        """
+        if self.count == 1:
+            return count
+        weights = [each for each in model.parameters() if each.requires_grad]
+        gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in weights]
+        flat = torch.cat([*(each.flatten() for each in gradients), weights[0].new_tensor([count])])
+        dist.all_reduce(flat)
+        *parts, total = torch.split(flat, [*(each.numel() for each in weights), 1])
+        for weight, part in zip(weights, parts, strict=True):
+            weight.grad = part.view_as(weight)
+        return int(total.item())
+
+
+@contextmanager
+def started_by_torchrun(environment: dict[str, str], device: torch.device) -> Iterator[Processes]:
+    """Join the processes that ``torchrun`` started, if it did.
+
+    Parameters
+    ----------
+    environment
+        Such as ``os.environ``.
+    device
+        Where the model will be; decides what the processes talk through (NCCL or Gloo).
+    """
+    if "WORLD_SIZE" not in environment or "RANK" not in environment:
+        yield Processes()
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Processes(dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
