@@ -19,6 +19,7 @@ def read_sources(
     *,
     labels: Path | None = None,
     label_column: str | None = None,
+    task: str = "classification",
     splits: Path | None = None,
     mpp: float | None = None,
 ) -> list[SlideRef]:
@@ -30,7 +31,9 @@ def read_sources(
         Also when slides of two sources have one name.
     """
     if len(sources) == 1:
-        return read_manifest(sources[0], labels=labels, label_column=label_column, splits=splits, mpp=mpp)
+        return read_manifest(
+            sources[0], labels=labels, label_column=label_column, task=task, splits=splits, mpp=mpp
+        )
     named: dict[str, tuple[str, SlideRef]] = {}
     for source in sources:
         for ref in read_manifest(source):
@@ -43,12 +46,14 @@ def read_sources(
     refs = [ref for _, ref in named.values()]
     if labels is None and splits is None:
         return [ref if ref.mpp is not None else replace(ref, mpp=mpp) for ref in refs]
-    # Classes are joined with all slides at once, or each source would miss the others' labels; a table
+    # Labels are joined with all slides at once, or each source would miss the others' labels; a table
     # is how the library takes slides that are known already.
     with TemporaryDirectory() as folder:
         table = Path(folder) / "slides.csv"
         write_csv(table, _columns(absolute(refs)))
-        return read_manifest(table, labels=labels, label_column=label_column, splits=splits, mpp=mpp)
+        return read_manifest(
+            table, labels=labels, label_column=label_column, task=task, splits=splits, mpp=mpp
+        )
 
 
 def _columns(refs: Sequence[SlideRef]) -> dict[str, list[str]]:

@@ -16,6 +16,7 @@ from wsi_ats import config
 from wsi_ats.config import Settings
 from wsi_ats.errors import SettingsError
 from wsi_ats.nn.sampling import BIASED, DESIGNS
+from wsi_ats.targets import TASKS
 
 SECTIONS = [field.name for field in dataclasses.fields(Settings)]
 OTHER = {  # for every setting, a value that is not its default
@@ -29,6 +30,7 @@ OTHER = {  # for every setting, a value that is not its default
         "pixels_per_region": 8,
     },
     "model": {
+        "task": "multilabel",
         "backbone": "hf-hub:owner/model",
         "pretrained": False,
         "checkpoint": 'C:\\weights\\"a".pth',
@@ -155,7 +157,7 @@ OUT_OF_RANGE = [
     *["tile.size=15", "tile.mpp=0", "tile.mpp=-1.0", "tile.tolerance=1.0", "tile.tolerance=-0.1"],
     *["tile.stride=0.0", "tile.stride=1.01", "thumbnail.pixels_per_cell=0", "thumbnail.tissue=otsu"],
     *["thumbnail.min_tissue=0.0", "thumbnail.min_tissue=1.1", "model.backbone=''", "model.attention=''"],
-    *["model.kind=cnn", "model.mil_attention=soft", "model.scale=0.0"],
+    *["model.task=ranking", "model.kind=cnn", "model.mil_attention=soft", "model.scale=0.0"],
     *["model.pool=mean", "sampling.design=best", "sampling.tiles=0", "sampling.draws=0"],
     *["sampling.tolerance=-0.1", "sampling.max_tiles=-1", "sampling.max_tiles=63"],
     *["training.epochs=0", "training.slides_per_step=0", "training.learning_rate=-1.0"],
@@ -229,6 +231,24 @@ def test_settings_and_code_know_the_same_designs():
     with pytest.raises(SettingsError) as caught:
         Settings().with_values(["sampling.design=none"])
     assert all(design in str(caught.value) for design in DESIGNS)
+
+
+def test_settings_and_code_know_the_same_tasks():
+    for task in TASKS:
+        assert Settings().with_values([f"model.task={task}"]).model.task == task
+    with pytest.raises(SettingsError, match=", ".join(TASKS[:-1]) + f" or {TASKS[-1]}, not 'none'"):
+        Settings().with_values(["model.task=none"])
+
+
+def test_survival_needs_several_slides_in_a_step():
+    survival = Settings().with_values(["model.task=survival", "training.slides_per_step=2"])
+    survival.check_trainable()
+    survival.with_values(["model.kind=uniform"])
+    for kind in ("mil", "image"):
+        with pytest.raises(SettingsError, match=f"survival compares .* kind {kind} has one slide at a time"):
+            survival.with_values([f"model.kind={kind}"])
+    with pytest.raises(SettingsError, match=r"survival compares .* training\.slides_per_step is 1;"):
+        survival.with_values(["training.slides_per_step=1"])
 
 
 def test_biased_designs_are_for_scoring_one_draw_only():

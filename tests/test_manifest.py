@@ -7,8 +7,16 @@ import logging
 import pytest
 
 from wsi_ats.errors import ManifestError, MppError
-from wsi_ats.manifest import check_classes, read_labels, read_manifest, read_splits, unlabelled
+from wsi_ats.manifest import (
+    check_classes,
+    check_labels,
+    read_labels,
+    read_manifest,
+    read_splits,
+    unlabelled,
+)
 from wsi_ats.slides.base import SlideRef
+from wsi_ats.targets import Target
 
 
 @pytest.fixture
@@ -316,3 +324,86 @@ def test_a_class_needs_patients_not_slides():
     with pytest.raises(ManifestError, match="2 patients or more, but there are 1 of class 'x'"):
         check_classes(refs)
     assert check_classes(refs, min_cases=1) == {"x": 2, "y": 2}
+
+
+# --- labels of other tasks ---
+
+
+def test_several_columns_are_one_label(folder):
+    text = "slide_id,months,died,her2,er\na,23.5,1,1,\nb,12,,0,0\n"
+    refs = read_manifest(folder, labels=table(folder, text), label_column="months,died", task="survival")
+    assert [r.label for r in refs] == ["23.5;1", None]
+    refs = read_manifest(folder, labels=table(folder, text), label_column="her2", task="multilabel")
+    assert [r.label for r in refs] == ["1", "0"]  # one column holds labels as they are
+    text = "path,her2,er\na.svs,1,\nbelow/b.ndpi,1,1\n"
+    refs = read_manifest(table(folder, text), label_column="her2, er", task="multilabel")
+    assert [r.label for r in refs] == ["her2;?er", "her2;er"]
+
+
+def test_a_column_whose_name_has_a_comma_is_one_column(folder):
+    labels = table(folder, 'slide_id,"stage, grade"\na,x\nb,y\n')
+    assert [r.label for r in read_manifest(folder, labels=labels, label_column="stage, grade")] == ["x", "y"]
+
+
+@pytest.mark.parametrize(
+    ("task", "columns", "message"),
+    [
+        ("survival", "months,dead", "has no column 'dead'; found slide_id, months, died, her2, er"),
+        ("survival", "months,died,er", "row 1: survival needs two columns, time and event"),
+        ("classification", "her2,er", "row 1: classification has its label in one column, not in her2, er"),
+        ("multilabel", "her2,months", "row 1: months is '23.5', expected 1 or 0"),
+        ("multilabel", "her2,er", "no row of column 'er' is 1"),
+    ],
+)
+def test_columns_that_make_no_label_are_refused(folder, task, columns, message):
+    labels = table(folder, "slide_id,months,died,her2,er\na,23.5,1,1,\nb,12,1,0,0\n")
+    with pytest.raises(ManifestError, match=message):
+        read_manifest(folder, labels=labels, label_column=columns, task=task)
+
+
+@pytest.mark.parametrize(
+    ("task", "labels", "target"),
+    [
+        ("classification", "xxyy", Target("classification", ("x", "y"))),
+        ("multilabel", ["a", "b;?a", None, "-"], Target("multilabel", ("a", "b"))),
+        ("regression", ["1", "1", "3", "3"], Target("regression", ("value",), 2.0, 1.0)),
+        ("survival", ["1;0", "1;1", "2;0", None], Target("survival", ("risk",))),
+    ],
+)
+def test_what_is_predicted_is_found_from_slides(task, labels, target):
+    assert (
+        check_labels([ref(n, label=label) for n, label in zip("abcd", labels, strict=True)], task) == target
+    )
+
+
+@pytest.mark.parametrize(
+    ("task", "labels", "message"),
+    [
+        ("classification", "xxxy", "2 patients or more, but there are 1 of class 'y'"),
+        ("regression", [None] * 4, "none of 4 slides has a label"),
+        (
+            "regression",
+            ["1", None, None, None],
+            "2 patients or more are needed, but there are 1; 3 slides have",
+        ),
+        ("regression", ["1", "2", "high", "3"], "slide 'c': label is 'high', expected a number"),
+        ("regression", ["2", "2.0", "2", None], "values that differ are needed"),
+        ("survival", ["1;0", "2;0", "3;0", "4;0"], "none of 4 slides has an event"),
+        ("survival", ["1;0", "2;1", "3", "4;0"], "slide 'c': label is '3', expected time;event"),
+        ("multilabel", ["a", "a;b", "a", None], "3 slides are known to have label 'a' and 0 not to have it"),
+        ("multilabel", ["a", "a;?b", "-", "?b"], "0 slides are known to have label 'b' and 2 not to have it"),
+        ("multilabel", ["a", "a;b", ";", "-"], "slide 'c': label is ';', expected names"),
+        ("multilabel", ["-", "-", "-", "-"], "none of 4 slides has any label"),
+    ],
+)
+def test_labels_that_cannot_be_trained_on_are_refused(task, labels, message):
+    refs = [ref(n, label=label) for n, label in zip("abcd", labels, strict=True)]
+    with pytest.raises(ManifestError, match=message):
+        check_labels(refs, task)
+
+
+def test_a_value_needs_patients_not_slides():
+    refs = [ref("a", "p1", "1"), ref("b", "p1", "2")]
+    with pytest.raises(ManifestError, match=r"2 patients or more are needed, but there are 1$"):
+        check_labels(refs, "regression")
+    assert check_labels(refs, "regression", min_cases=1).scale == 0.5

@@ -100,8 +100,11 @@ class ThumbnailSettings:
 
 @dataclass(frozen=True, slots=True)
 class ModelSettings:
-    """The networks."""
+    """The networks, and what they predict."""
 
+    task: str = "classification"
+    """What labels say: ``classification`` (a class of two or more), ``multilabel`` (any of several labels),
+    ``regression`` (a value) or ``survival`` (time and event); see :mod:`wsi_ats.targets`."""
     kind: str = "sampling"
     """``sampling`` is attention sampling, what this project is for; ``uniform`` (tiles drawn without
     attention), ``mil`` (attention-based multiple-instance learning on all tiles) and ``image`` (a CNN on the
@@ -127,6 +130,10 @@ class ModelSettings:
     0.5 four times as large a slide fits into memory."""
 
     def __post_init__(self) -> None:
+        _require(
+            self.task in {"classification", "multilabel", "regression", "survival"},
+            "model.task must be classification, multilabel, regression or survival, not " + repr(self.task),
+        )
         _require(
             self.kind in {"sampling", "uniform", "mil", "image"},
             f"model.kind must be sampling, uniform, mil or image, not {self.kind!r}",
@@ -170,8 +177,8 @@ class SamplingSettings:
     draws: int = 1
     """Independent draws at scoring; from two on the sampling error is known."""
     tolerance: float = 0.0
-    """Standard error of the log-odds at which scoring a slide ends; draws are added until then. 0: off, all
-    slides cost the same."""
+    """Standard error (column ``logit_se``: of log-odds, or of a value in its own units) at which scoring a
+    slide ends; draws are added until then. 0: off, all slides cost the same."""
     max_tiles: int = 0
     """Most distinct tiles read of a slide over all draws; draws are added while they fit. 0: no limit."""
 
@@ -378,6 +385,17 @@ class Settings:
             f"a model of kind {self.model.kind} draws no tiles; leave out sampling.draws, "
             "sampling.tolerance and sampling.max_tiles",
         )
+        if self.model.task == "survival":
+            _require(
+                self.model.kind not in {"mil", "image"},
+                "model.task survival compares the slides of a step, but a model of kind "
+                f"{self.model.kind} has one slide at a time in memory; use kind sampling or uniform",
+            )
+            _require(
+                self.training.slides_per_step > 1,
+                "model.task survival compares the slides of a step, but training.slides_per_step is "
+                f"{self.training.slides_per_step}; make it 8 or more, so that most steps see an event",
+            )
         if self.model.kind == "image":
             pitch = self.tile.size * self.tile.stride
             pixels, whole = pitch * self.model.scale, max(1, round(pitch * self.model.scale))

@@ -8,12 +8,13 @@ meaning    names                             written by
 slide      slide_id                          this library, CLAM
 file       path, filename, wsi               this library, STAMP's slide table, TRIDENT
 patient    case_id, patient                  this library, CLAM, STAMP's two tables
-class      label (or the one you name)       this library, CLAM, STAMP's clinical table
+label      label (or the one you name)       this library, CLAM, STAMP's clinical table
 split      split                             this library
 mpp        mpp                               this library, TRIDENT
 =========  ================================  ==================================================
 
-A class that is empty or one of ``nan``, ``na``, ``n/a``, ``none``, ``null``, ``<na>`` means: not known.
+A label that is empty or one of ``nan``, ``na``, ``n/a``, ``none``, ``null``, ``<na>`` means: not known.
+:mod:`wsi_ats.targets` tells how labels are written for each task; several columns are joined to one label.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from pathlib import Path, PurePath
 from wsi_ats.errors import ManifestError
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.tables import read_csv
+from wsi_ats.targets import Target, check_label, join_columns
 
 # What folders are searched for: OpenSlide's formats. A file that is named outright may end in anything.
 SLIDE_SUFFIXES = frozenset(
@@ -56,13 +58,14 @@ def read_manifest(
     *,
     labels: str | Path | None = None,
     label_column: str | None = None,
+    task: str = "classification",
     splits: str | Path | None = None,
     mpp: float | None = None,
 ) -> list[SlideRef]:
     r"""List slides.
 
     Slides that have no label keep ``label=None``, and labels that have no slide are left out; both are
-    logged as warnings with their number. :func:`check_classes` decides if enough is left to train.
+    logged as warnings with their number. :func:`check_labels` decides if enough is left to train.
 
     Parameters
     ----------
@@ -71,10 +74,13 @@ def read_manifest(
         are relative to the table; a row without a path names a slide at or below the table's folder.
         A folder that holds DICOM files is one slide, named after the folder.
     labels
-        A table of classes, joined by slide if it names slides, else by patient. It may also give
+        A table of labels, joined by slide if it names slides, else by patient. It may also give
         patient, split and mpp.
     label_column
-        The column that holds the class, where it is not called ``label``.
+        The column that holds the label, where it is not called ``label``. Several, joined by commas, where
+        the task has labels of several columns; see :func:`wsi_ats.targets.join_columns`.
+    task
+        ``model.task`` of the settings: how several columns are joined.
     splits
         CLAM's ``splits_k.csv``: columns ``train``, ``val``, ``test`` of slides.
     mpp
@@ -108,7 +114,7 @@ def read_manifest(
     if label_column is not None and labels is None and not is_table:
         raise ManifestError(f"column {label_column!r} of which table? {source} is none; give --labels too")
     if is_table:
-        refs = _from_table(path, label_column if labels is None else None)
+        refs = _from_table(path, label_column if labels is None else None, task)
     elif path.is_file():
         refs = [SlideRef.from_path(path)]
     elif path.is_dir():
@@ -119,7 +125,7 @@ def read_manifest(
         raise ManifestError(f"{source}: no such file or folder")
     _check_ids(refs, str(source))
     if labels is not None:
-        refs = _join(refs, read_labels(labels, column=label_column), str(labels))
+        refs = _join(refs, read_labels(labels, column=label_column, task=task), str(labels))
     if splits is not None:
         refs = _assign(refs, read_splits(splits), str(splits))
     if mpp is not None:
@@ -132,7 +138,7 @@ def read_manifest(
 
 
 def unlabelled(refs: Iterable[SlideRef]) -> list[SlideRef]:
-    """Slides whose class is not known: they can be scored, not trained on."""
+    """Slides whose label is not known: they can be scored, not trained on."""
     return [ref for ref in refs if ref.label is None]
 
 
@@ -161,13 +167,7 @@ def check_classes(refs: Sequence[SlideRef], *, min_cases: int = 2) -> dict[str, 
     >>> check_classes([SlideRef(n, n, n, label) for n, label in zip("abcd", "xxyy", strict=True)])
     {'x': 2, 'y': 2}
     """
-    labelled = [(ref.label, ref.case) for ref in refs if ref.label is not None]
-    left_out = [ref.id for ref in unlabelled(refs)]
-    without = f"; {len(left_out)} slides have no label: {_list(left_out)}" if left_out else ""
-    if not labelled:
-        raise ManifestError(
-            f"none of {len(refs)} slides has a label; give a table of slide_id,label with --labels"
-        )
+    labelled, without = _labelled(refs)
     slides = Counter(label for label, _ in labelled)
     counts = dict(sorted(slides.items()))
     if len(counts) < 2:
@@ -185,6 +185,74 @@ def check_classes(refs: Sequence[SlideRef], *, min_cases: int = 2) -> dict[str, 
             + f"; add slides, or leave the class out{without}"
         )
     return counts
+
+
+def check_labels(refs: Sequence[SlideRef], task: str, *, min_cases: int = 2) -> Target:
+    """Check that slides can be trained on for a task, and find out what is to be predicted.
+
+    Parameters
+    ----------
+    refs
+        Slides; those without label are passed over.
+    task
+        ``model.task`` of the settings.
+    min_cases
+        Patients that are needed; for classification, of each class.
+
+    Raises
+    ------
+    ManifestError
+        When a label is of a wrong type, there are too few patients, or there is nothing to learn: one class,
+        one value, no event, or a label that all slides have, or none.
+
+    Examples
+    --------
+    >>> refs = [SlideRef(n, n, n, label) for n, label in zip("ab", ["1.5", "2.5"], strict=True)]
+    >>> check_labels(refs, "regression")
+    Target(task='regression', names=('value',), centre=2.0, scale=0.5)
+    """
+    if task == "classification":
+        return Target.of(task, check_classes(refs, min_cases=min_cases))
+    labelled, without = _labelled(refs)
+    for ref in refs:
+        if ref.label is not None:
+            try:
+                check_label(task, ref.label)
+            except ManifestError as error:
+                raise ManifestError(f"slide {ref.id!r}: {error}") from error
+    cases = {case for _, case in labelled}
+    if len(cases) < min_cases:
+        raise ManifestError(
+            f"slides of {min_cases} patients or more are needed, but there are {len(cases)}{without}"
+        )
+    labels = [label for label, _ in labelled]
+    target = Target.of(task, labels)
+    columns = list(zip(*map(target.encode, labels), strict=True))
+    if task == "survival" and not any(columns[1]):
+        raise ManifestError(
+            f"none of {len(labels)} slides has an event, at least one is needed; an event is written as 1, "
+            f"the end of what is known as 0{without}"
+        )
+    if task == "multilabel":
+        for name, column in zip(target.names, columns, strict=True):
+            yes, no = column.count(1.0), column.count(0.0)
+            if not (yes and no):
+                raise ManifestError(
+                    f"{yes} slides are known to have label {name!r} and {no} not to have it, but there must "
+                    f"be some of each; add slides, or leave the label out{without}"
+                )
+    return target
+
+
+def _labelled(refs: Sequence[SlideRef]) -> tuple[list[tuple[str, str]], str]:
+    """Label and case of each slide that has a label, and what to say of the others; there is at least one."""
+    labelled = [(ref.label, ref.case) for ref in refs if ref.label is not None]
+    left_out = [ref.id for ref in unlabelled(refs)]
+    if not labelled:
+        raise ManifestError(
+            f"none of {len(refs)} slides has a label; give a table of slide_id,label with --labels"
+        )
+    return labelled, f"; {len(left_out)} slides have no label: {_list(left_out)}" if left_out else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,26 +287,29 @@ class Labels:
     rows: Mapping[str, Label]
 
 
-def read_labels(path: str | Path, *, column: str | None = None) -> Labels:
-    """Read a table of classes.
+def read_labels(path: str | Path, *, column: str | None = None, task: str = "classification") -> Labels:
+    """Read a table of labels.
 
     Parameters
     ----------
     path
-        CSV with a class and a slide or a patient in each row. Slides may be named with or without
+        CSV with a label and a slide or a patient in each row. Slides may be named with or without
         the file's ending.
     column
-        The column that holds the class; by default ``label``, or the only column that has no other
-        meaning.
+        The column that holds the label, or several joined by commas; by default ``label``, or the only
+        column that has no other meaning.
+    task
+        How several columns are joined.
 
     Raises
     ------
     ManifestError
-        When columns are missing, or two rows say different things of one slide or patient.
+        When columns are missing or cannot be joined, or two rows say different things of one slide or
+        patient.
     """
     table = _Table.read(path)
-    label_column = table.label_column(column)
-    if label_column is None:
+    labels = table.labels(column, task)
+    if labels is None:
         raise ManifestError(
             f"{path}: has no column 'label'; found {table.found}. Rename the column that holds the "
             "class to 'label', or name it with --label-column"
@@ -247,13 +318,13 @@ def read_labels(path: str | Path, *, column: str | None = None) -> Labels:
     if key is None:
         raise ManifestError(f"{path}: needs a column slide_id or case_id; found {table.found}")
     rows: dict[str, Label] = {}
-    for i, text in enumerate(table.rows[label_column]):
+    for i, label in enumerate(labels):
         name = table.value(key, i)
         if name is None:
             raise ManifestError(f"{path}, row {i + 1}: names no slide and no patient")
         if key != "case":
             name = _slide_id(PurePath(name).name if key == "file" else name)
-        row = Label(_known(text), table.value("case", i), table.split(i), table.mpp(i))
+        row = Label(label, table.value("case", i), table.split(i), table.mpp(i))
         if rows.setdefault(name, row) != row:
             raise ManifestError(f"{path}, row {i + 1}: {name!r} is {row} here and {rows[name]} above")
     return Labels(key == "case", rows)
@@ -310,18 +381,41 @@ class _Table:
     def found(self) -> str:
         return ", ".join(self.rows)
 
-    def label_column(self, column: str | None) -> str | None:
-        """Name of the column of classes: the one asked for, ``label``, or the only one left."""
+    def labels(self, column: str | None, task: str) -> list[str | None] | None:
+        """Labels by row from the columns asked for, ``label``, or the only one left; else ``None``."""
         if column is not None:
-            if column not in self.rows:
-                raise ManifestError(f"{self.path}: has no column {column!r}; found {self.found}")
-            return column
+            names = [column] if column in self.rows else [name.strip() for name in column.split(",")]
+            for name in names:
+                if name not in self.rows:
+                    raise ManifestError(f"{self.path}: has no column {name!r}; found {self.found}")
+            return self._joined(names, task) if len(names) > 1 else self._texts(names[0])
         if "label" in self.columns:
-            return next(name for name in self.rows if name.lower() in _NAMES["label"])
+            return [_known(text) for text in self.columns["label"]]
         # An unnamed column is the row number that pandas writes.
         known = {name for names in _NAMES.values() for name in names} | {""}
         others = [name for name in self.rows if name.lower() not in known]
-        return others[0] if len(others) == 1 else None
+        return self._texts(others[0]) if len(others) == 1 else None
+
+    def _texts(self, name: str) -> list[str | None]:
+        return [_known(text) for text in self.rows[name]]
+
+    def _joined(self, names: Sequence[str], task: str) -> list[str | None]:
+        """One label of several columns."""
+        labels = []
+        for i, texts in enumerate(zip(*map(self._texts, names), strict=True)):
+            try:
+                labels.append(join_columns(task, dict(zip(names, texts, strict=True))))
+            except ManifestError as error:
+                raise ManifestError(f"{self.path}, row {i + 1}: {error}") from error
+        if task == "multilabel":
+            # A name that no label mentions would be forgotten, and the model know nothing of it.
+            for name in names:
+                if not any(name in (label or "").split(";") for label in labels):
+                    raise ManifestError(
+                        f"{self.path}: no row of column {name!r} is 1, so nothing can be learnt of it; leave "
+                        "it out of --label-column"
+                    )
+        return labels
 
     def value(self, meaning: str, row: int) -> str | None:
         return _known(self.columns[meaning][row]) if meaning in self.columns else None
@@ -345,13 +439,13 @@ class _Table:
             ) from error
 
 
-def _from_table(path: Path, label_column: str | None) -> list[SlideRef]:
+def _from_table(path: Path, label_column: str | None, task: str) -> list[SlideRef]:
     table = _Table.read(path)
     if not {"slide", "file"} & set(table.columns):
         raise ManifestError(f"{path}: a slide table needs a column path or slide_id; found {table.found}")
     # Only a column that is called so is a label here: slide tables hold all kinds of other columns.
     named = label_column is not None or "label" in table.columns
-    labels = table.rows[str(table.label_column(label_column))] if named else None
+    labels = table.labels(label_column, task) if named else None
     files = _Beside(path)
     refs = []
     for i in range(len(next(iter(table.rows.values())))):
@@ -364,7 +458,7 @@ def _from_table(path: Path, label_column: str | None) -> list[SlideRef]:
             raise ManifestError(f"{path}, row {i + 1}: names neither a path nor a slide_id")
         identity = SlideRef.from_path(location).id if name is None else _slide_id(name)
         case = table.value("case", i) or identity
-        label = None if labels is None else _known(labels[i])
+        label = None if labels is None else labels[i]
         refs.append(SlideRef(identity, location, case, label, table.split(i), table.mpp(i)))
     if files.lost:
         raise ManifestError(

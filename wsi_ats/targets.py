@@ -27,6 +27,7 @@ from wsi_ats.errors import ManifestError, SettingsError
 
 TASKS = ("classification", "multilabel", "regression", "survival")
 
+_NUMBERS = {"regression": "value", "survival": "risk"}
 _FLAGS = {"1": 1.0, "1.0": 1.0, "true": 1.0, "0": 0.0, "0.0": 0.0, "false": 0.0}
 _NONE = "-"  # the set of no labels: an empty text means that nothing is known
 _UNKNOWN = "?"
@@ -114,8 +115,8 @@ class Target:
                 )
             return cls(task, tuple(sorted(names)))
         if task == "survival":
-            return cls(task, ("risk",))
-        target = cls(task, ("value",))
+            return cls(task, (_NUMBERS[task],))
+        target = cls(task, (_NUMBERS[task],))
         values = np.array([target.encode(label)[0] for label in labels])
         if len(set(values)) < 2 or values.std() == 0:
             raise ManifestError(
@@ -193,6 +194,20 @@ class Target:
                 or _NONE
             )
         return str(values[0]) if self.task == "regression" else None
+
+
+def check_label(task: str, label: str) -> None:
+    """Refuse a text that is no label of a task; any text is a class.
+
+    Raises
+    ------
+    ManifestError
+        Says what was expected.
+    """
+    if task == "multilabel":
+        _members(label)
+    elif task != "classification":
+        Target(task, (_NUMBERS[task],)).encode(label)
 
 
 def join_columns(task: str, columns: Mapping[str, str | None]) -> str | None:
