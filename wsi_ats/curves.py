@@ -23,7 +23,7 @@ def events(task: str, targets: Floats, scores: Floats) -> tuple[Bools, Floats]:
     ----------
     task
         ``"classification"``: of two classes the second; of more, that the most probable one is right.
-        ``"multilabel"``: each label of each slide.
+        ``"multilabel"``: each label of each slide, where it is known.
     targets, scores
         As in :func:`wsi_ats.evaluation.figures`, shapes (N, T) and (N, C).
 
@@ -35,7 +35,8 @@ def events(task: str, targets: Floats, scores: Floats) -> tuple[Bools, Floats]:
         Shape (M,).
     """
     if task == "multilabel":
-        return targets.ravel() == 1, scores.ravel()
+        known = ~np.isnan(targets)
+        return targets[known] == 1, scores[known]
     number = targets[:, 0]
     if scores.shape[1] == 2:
         return number == 1, scores[:, 1]

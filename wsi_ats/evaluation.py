@@ -59,7 +59,8 @@ def figures(
     task
         As in ``model.task``; decides what the arrays mean and which figures are given.
     targets
-        Shape (N, T). ``"classification"``: number of the class. ``"multilabel"``: 0 or 1 for each label.
+        Shape (N, T). ``"classification"``: number of the class. ``"multilabel"``: 0 or 1 for each label, nan
+        where it is not known.
         ``"regression"``: the value. ``"survival"``: time, and 1 if the event was seen then, else 0.
     scores
         Shape (N, C): probability of each class or label, the value, or the risk.
@@ -121,15 +122,16 @@ def _classification(true: Floats, scores: Floats, names: Sequence[str]) -> Figur
 
 
 def _multilabel(true: Floats, scores: Floats, names: Sequence[str]) -> Figures:
-    each = [(true[:, k] == 1, scores[:, k]) for k in range(scores.shape[1])]
+    known = ~np.isnan(true)
+    each = [(true[of, k] == 1, scores[of, k]) for k, of in enumerate(known.T)]
     areas = [_area(*pair) for pair in each]
-    n, whole = len(true), None not in areas
+    n, whole = known.sum(), None not in areas
     found: Figures = {
         "auc": _mean(metrics.roc_auc_score, each) if whole else None,
         "average_precision": _mean(metrics.average_precision_score, each) if whole else None,
-        "accuracy": float(np.mean((true == 1) == (scores >= 0.5))) if n else None,
+        "accuracy": float(np.mean((true[known] == 1) == (scores[known] >= 0.5))) if n else None,
         "f1": _mean(_f1, [(event, probability >= 0.5) for event, probability in each]) if whole else None,
-        "brier": float(metrics.mean_squared_error(true, scores)) if n else None,
+        "brier": float(np.mean((true[known] - scores[known]) ** 2)) if n else None,
         "calibration_error": expected_calibration_error(*events("multilabel", true, scores)),
     }
     return found | {f"auc_{name}": area for name, area in zip(names, areas, strict=False)}
@@ -199,8 +201,8 @@ def reason(task: str, targets: npt.ArrayLike, names: Sequence[str]) -> str:
         absent = [repr(name) for k, name in enumerate(names) if k not in true[:, 0]]
         return f"there is none of class {', '.join(absent)}" if absent else ""
     if task == "multilabel":
-        same = [repr(name) for k, name in enumerate(names) if np.ptp(true[:, k]) == 0]
-        return f"all have the same of label {', '.join(same)}" if same else ""
+        same = [repr(name) for k, name in enumerate(names) if not {0, 1} <= set(true[:, k])]
+        return f"there are not both with and without {', '.join(same)}" if same else ""
     if task == "regression":
         return "all values are the same" if np.ptp(true[:, 0]) == 0 else ""
     return "" if true[:, 1].any() else "no event was seen"

@@ -16,6 +16,7 @@ from wsi_ats.errors import ManifestError
 from wsi_ats.manifest import read_splits
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.tables import write_csv
+from wsi_ats.targets import Target
 
 # Parts of a cross-validation as CLAM names them; beside them it writes splits_0_bool.csv and others.
 _FOLD_FILE = re.compile(r"splits_(\d+)\.csv")
@@ -184,19 +185,19 @@ def strata(refs: Sequence[SlideRef], *, task: str) -> list[str]:
     Examples
     --------
     >>> strata([SlideRef(n, "", n, t) for n, t in zip("ab", ["23.5;1", "40;0"])], task="survival")
-    ['1', '0']
+    ['event', 'censored']
     """
     labels = [str(ref.label) for ref in refs]
     if task == "multilabel":
-        numbers = Counter(name for label in labels for name in label.split(";"))
-        return [min(label.split(";"), key=lambda name: (numbers[name], name)) for label in labels]
+        numbers = Counter(name for ref in refs for name in _classes(ref, task))
+        return [min(_classes(ref, task), key=lambda name: (numbers[name], name)) for ref in refs]
     if task == "regression":
-        values = np.array([float(label) for label in labels])
+        values = np.array([Target(task, ("value",)).encode(label)[0] for label in labels])
         quantiles = min(_QUANTILES, len({ref.case for ref in refs}) // _CASES_PER_QUANTILE)
         edges = np.quantile(values, np.arange(1, quantiles) / max(1, quantiles))
         return [str(number) for number in np.searchsorted(edges, values, side="right")]
     if task == "survival":
-        return [label.rpartition(";")[2] for label in labels]
+        return ["event" if Target(task, ("risk",)).encode(label)[1] else "censored" for label in labels]
     return labels
 
 
@@ -214,7 +215,7 @@ def untrained(refs: Sequence[SlideRef], training: Sequence[SlideRef], *, task: s
     if task == "regression":
         return []
     there, here = ({name for ref in part for name in _classes(ref, task)} for part in (refs, training))
-    return sorted(there - here)
+    return sorted(there - here - {"censored"})
 
 
 def check_leakage(refs: Sequence[SlideRef], source: str | None = None) -> None:
@@ -326,9 +327,10 @@ def write_splits(path: str | Path, refs: Sequence[SlideRef]) -> None:
 
 
 def _classes(ref: SlideRef, task: str) -> list[str]:
-    if task == "survival":
-        return ["event"] if strata([ref], task=task) == ["1"] else []
-    return str(ref.label).split(";") if task == "multilabel" else [str(ref.label)]
+    """Classes that a slide is of; of several labels those that it has, "-" for none."""
+    if task == "multilabel":
+        return [name for name in str(ref.label).split(";") if not name.startswith("?")] or ["-"]
+    return strata([ref], task=task)
 
 
 def _fewest_cases(stratum: Sequence[str], cases: Sequence[str]) -> int:
