@@ -106,6 +106,97 @@ def score(
     return score(refs, model, out, settings=settings, seed=options.seed or 0, execution=execution)
 
 
+_Labels = Annotated[
+    Path, typer.Option("--labels", help="Table of slide_id (or case_id) and label; several columns too.")
+]
+_LabelColumn = Annotated[
+    str | None,
+    typer.Option(
+        "--label-column", help="Column of the labels, if not 'label'; several, such as time,event, by commas."
+    ),
+]
+_By = Annotated[str, typer.Option("--by", metavar="slide|case", help="What figures are of.")]
+_Resamples = Annotated[
+    int, typer.Option("--resamples", min=0, help="Samples of cases that intervals are taken from.")
+]
+
+
+@app.command()
+@command
+def evaluate(
+    scores: Annotated[Path, typer.Argument(metavar="SCORES", help="Output folder of score.")],
+    labels: _Labels,
+    out: Out,
+    options: Options,
+    by: _By = "slide",
+    label_column: _LabelColumn = None,
+    splits: Annotated[
+        Path | None,
+        typer.Option("--splits", help="Table with columns train, val and test: evaluate its test slides."),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option("--split", metavar="train|val|test", help="Evaluate slides of this split alone."),
+    ] = None,
+    resamples: _Resamples = 1000,
+) -> Result:
+    """Hold scores against labels: figures with intervals, curves, calibration; without workers."""
+    from pipelines.evaluate import evaluate
+
+    return evaluate(
+        scores,
+        labels,
+        out,
+        by=by,
+        label_column=label_column,
+        splits=splits,
+        split=split,
+        resamples=resamples,
+        seed=options.seed or 0,
+        execution=options.execution(),
+    )
+
+
+@app.command()
+@command
+def crossval(
+    slides: Slides,
+    labels: _Labels,
+    out: Out,
+    options: Options,
+    folds: Annotated[
+        int | None, typer.Option("--folds", min=2, help="How often to train and score; 5 by default.")
+    ] = None,
+    splits: Annotated[
+        Path | None, typer.Option("--splits", help="Folder of splits_0.csv, splits_1.csv ... to use instead.")
+    ] = None,
+    by: _By = "slide",
+    label_column: _LabelColumn = None,
+    resamples: _Resamples = 1000,
+) -> Result:
+    """Train on all folds but one, score that one, in turn; figures of each and of all together."""
+    from pipelines._sources import read_sources
+    from pipelines.crossval import crossval
+
+    settings = options.settings()
+    if options.seed is not None:
+        settings = settings.with_values([f"training.seed={options.seed}"])
+    refs = read_sources(
+        slides, labels=labels, label_column=label_column, task=settings.model.task, mpp=options.mpp
+    )
+    execution = options.execution()
+    return crossval(
+        refs,
+        out,
+        folds=folds,
+        splits=splits,
+        by=by,
+        resamples=resamples,
+        settings=settings,
+        execution=execution,
+    )
+
+
 @app.command()
 @command
 def export(

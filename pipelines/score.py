@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ from wsi_ats.model_card import read_card
 from wsi_ats.selection import Prediction, Status, Stop
 from wsi_ats.slides import open_slide
 from wsi_ats.slides.base import SlideRef
+from wsi_ats.targets import Target
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a worker needs it, not a command line
     from wsi_ats.checkpoints import LoadedModel
@@ -102,7 +103,7 @@ def score(
         counts = count(results.rows)
         if not results.stopped:
             write_table(out, "predictions", results.rows, task.types)
-            run.finish(counts)
+            run.finish(counts, target=asdict(Target("classification", card.classes)))
     return Summary("score", out, counts, results.failed, results.reused, notes=_notes(results.rows, settings))
 
 

@@ -183,7 +183,8 @@ def _digest(refs: Sequence[SlideRef]) -> str:
 def _split(refs: Sequence[SlideRef], settings: Settings) -> tuple[list[SlideRef], list[SlideRef]]:
     from wsi_ats.splits import split_by_case
 
-    return split_by_case(refs, settings.training.validation, seed=settings.training.seed)
+    training = settings.training
+    return split_by_case(refs, training.validation, seed=training.seed, task=settings.model.task)
 
 
 def _fit(

@@ -11,7 +11,7 @@ from sklearn import metrics
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
-Table = dict[str, list[float | None]]
+Curve = dict[str, list[float]]
 
 BINS = 10
 
@@ -43,7 +43,7 @@ def events(task: str, targets: Floats, scores: Floats) -> tuple[Bools, Floats]:
     return number == scores.argmax(axis=1), scores.max(axis=1)
 
 
-def reliability(happened: Bools, probability: Floats, *, bins: int = BINS) -> Table:
+def reliability(happened: Bools, probability: Floats, *, bins: int = BINS) -> dict[str, list[float | None]]:
     """Hold probabilities against frequencies, in equally wide bins.
 
     Parameters
@@ -109,7 +109,7 @@ def expected_calibration_error(happened: Bools, probability: Floats, *, bins: in
     return sum(n * abs(p - f) for n, p, f in rows if n and p is not None and f is not None) / len(happened)
 
 
-def roc(happened: Bools, probability: Floats) -> Table:
+def roc(happened: Bools, probability: Floats) -> Curve:
     """Give the ROC curve: of what did and did not happen, the shares that are at or above each threshold.
 
     Parameters
@@ -131,7 +131,7 @@ def roc(happened: Bools, probability: Floats) -> Table:
     }
 
 
-def precision_recall(happened: Bools, probability: Floats) -> Table:
+def precision_recall(happened: Bools, probability: Floats) -> Curve:
     """Give the precision-recall curve.
 
     Parameters

@@ -124,10 +124,7 @@ def read_manifest(
     else:
         raise ManifestError(f"{source}: no such file or folder")
     _check_ids(refs, str(source))
-    if labels is not None:
-        refs = _join(refs, read_labels(labels, column=label_column, task=task), str(labels))
-    if splits is not None:
-        refs = _assign(refs, read_splits(splits), str(splits))
+    refs = with_tables(refs, labels=labels, label_column=label_column, task=task, splits=splits)
     if mpp is not None:
         refs = [ref if ref.mpp is not None else replace(ref, mpp=mpp) for ref in refs]
     missing = unlabelled(refs)
@@ -135,6 +132,35 @@ def read_manifest(
         names = _list([ref.id for ref in missing])
         _log.warning("%d of %d slides have no label: %s", len(missing), len(refs), names)
     return refs
+
+
+def with_tables(
+    refs: Sequence[SlideRef],
+    *,
+    labels: str | Path | None = None,
+    label_column: str | None = None,
+    task: str = "classification",
+    splits: str | Path | None = None,
+) -> list[SlideRef]:
+    """Give slides that are known already what tables say of them: label, patient, split, mpp.
+
+    Parameters
+    ----------
+    refs
+        The slides; their files need not be there.
+    labels, label_column, task, splits
+        As in :func:`read_manifest`.
+
+    Raises
+    ------
+    ManifestError
+        When a table cannot be understood, or none of its rows belongs to any slide.
+    """
+    if labels is not None:
+        refs = _join(refs, read_labels(labels, column=label_column, task=task), str(labels))
+    if splits is not None:
+        refs = _assign(refs, read_splits(splits), str(splits))
+    return list(refs)
 
 
 def unlabelled(refs: Iterable[SlideRef]) -> list[SlideRef]:

@@ -201,3 +201,147 @@ def _draw_tiles(axes: Axes, view: ModelView, truth: npt.NDArray[np.uint8]) -> No
         axes.add_patch(Rectangle((left, top), size, size, fill=False, edgecolor=frame, linewidth=3))
         axes.text(column + 0.5, row + 0.15, f"{view.selection.weight[number]:.3f}", ha="center", fontsize=7)
     axes.set(xlim=(0, side), ylim=(side, 0))
+
+
+@dataclass(frozen=True)
+class ClassCurves:
+    """What :func:`figure_of_classes` draws; tables are those of :mod:`wsi_ats.curves`.
+
+    Parameters
+    ----------
+    roc, precision_recall
+        By the name of what is told from the rest; empty where nothing can be.
+    reliability
+        Of all probabilities.
+    confusion
+        Rows are true, columns predicted classes; ``None`` where a slide may be of several.
+    names
+        Of the classes of ``confusion``, in order.
+    """
+
+    roc: Mapping[str, Mapping[str, Sequence[float]]]
+    precision_recall: Mapping[str, Mapping[str, Sequence[float]]]
+    reliability: Mapping[str, Sequence[float | None]]
+    confusion: npt.NDArray[np.int64] | None
+    names: Sequence[str]
+
+
+def figure_of_classes(path: Path, curves: ClassCurves, *, title: str) -> None:
+    """Draw how well classes are told apart: ROC and precision-recall curves, confusion, calibration.
+
+    Parameters
+    ----------
+    path
+        PNG to write.
+    curves
+        What to draw.
+    title
+        Above the figure.
+    """
+    panels = 3 if curves.confusion is None else 4
+    figure, axes = _figure(panels, title)
+    axes[0].set(title="ROC", xlabel="false positive rate", ylabel="true positive rate")
+    axes[0].plot((0, 1), (0, 1), color="grey", linewidth=0.8, linestyle=":")
+    axes[1].set(title="precision and recall", xlabel="recall", ylabel="precision")
+    for name in curves.roc:
+        roc, precision = curves.roc[name], curves.precision_recall[name]
+        axes[0].plot(roc["false_positive_rate"], roc["true_positive_rate"], label=name)
+        # A step: average precision counts the precision of the threshold that first reaches a recall.
+        axes[1].step(precision["recall"], precision["precision"], where="post", label=name)
+    for axis in axes[:2]:
+        if curves.roc:
+            axis.legend(loc="lower center", fontsize=8)
+        else:
+            axis.text(0.5, 0.5, "not defined:\na class is absent", ha="center", va="center")
+    _draw_reliability(axes[2], curves.reliability)
+    for axis in axes[:3]:
+        axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+    if curves.confusion is not None:
+        _draw_confusion(axes[3], curves.confusion, curves.names)
+    _save(figure, path)
+
+
+def figure_of_values(path: Path, *, true: Sequence[float], predicted: Sequence[float], title: str) -> None:
+    """Draw predicted against true values.
+
+    Parameters
+    ----------
+    path
+        PNG to write.
+    true, predicted
+        One for each slide, in one unit; at least one.
+    title
+        Above the figure.
+    """
+    figure, (axis,) = _figure(1, title)
+    low, high = min(*true, *predicted), max(*true, *predicted)
+    axis.plot((low, high), (low, high), color="grey", linewidth=0.8, linestyle=":")
+    axis.scatter(true, predicted, s=14, alpha=0.6)
+    axis.set(xlabel="true value", ylabel="predicted value", aspect="equal")
+    _save(figure, path)
+
+
+def figure_of_survival(
+    path: Path, curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, title: str
+) -> None:
+    """Draw survival curves.
+
+    Parameters
+    ----------
+    path
+        PNG to write.
+    curves
+        By group: times, and the share without event from each time on.
+    title
+        Above the figure.
+    """
+    figure, (axis,) = _figure(1, title)
+    for name, (times, shares) in curves.items():
+        axis.step(times, shares, where="post", label=name)
+    axis.set(xlabel="time", ylabel="share without event (Kaplan-Meier)", ylim=(0, 1.02))
+    axis.set_xlim(left=0)
+    axis.legend()
+    _save(figure, path)
+
+
+def _figure(panels: int, title: str) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(4.2 * panels, 4.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title)
+    return figure, list(figure.subplots(1, panels, squeeze=False)[0])
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with atomic(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+
+
+def _draw_reliability(axes: Axes, table: Mapping[str, Sequence[float | None]]) -> None:
+    """Frequencies over probabilities, and below how many there are of each."""
+    rows = list(zip(table["low"], table["n"], table["probability"], table["frequency"], strict=True))
+    width = 1 / len(rows)
+    most = max(n or 0 for _, n, _, _ in rows) or 1
+    axes.bar(
+        [low or 0.0 for low, *_ in rows],
+        [0.25 * (n or 0) / most for _, n, _, _ in rows],
+        width=width,
+        align="edge",
+        color="lightgrey",
+        edgecolor="white",
+    )
+    axes.plot((0, 1), (0, 1), color="grey", linewidth=0.8, linestyle=":")
+    axes.plot([p for _, _, p, _ in rows if p is not None], [f for *_, f in rows if f is not None], marker="o")
+    axes.set(title=f"calibration (bars: how many, up to {most})", xlabel="probability", ylabel="frequency")
+
+
+def _draw_confusion(axes: Axes, counts: npt.NDArray[np.int64], names: Sequence[str]) -> None:
+    """Numbers, over the share of each true class in grey."""
+    total = counts.sum(axis=1, keepdims=True)
+    axes.imshow(counts / np.maximum(total, 1), cmap="Blues", vmin=0, vmax=1)
+    for (row, column), number in np.ndenumerate(counts):
+        dark = number > 0.5 * total[row, 0]
+        axes.text(column, row, str(number), ha="center", va="center", color="white" if dark else "black")
+    places = range(len(names))
+    axes.set(title="confusion", xlabel="predicted", ylabel="true")
+    axes.set_xticks(places, names, rotation=30 if len(names) > 2 else 0)
+    axes.set_yticks(places, names, rotation=90, va="center")

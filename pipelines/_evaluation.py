@@ -1,0 +1,409 @@
+"""Scores beside what is true: collected from the folders of ``score``, judged, and written down.
+
+What :mod:`pipelines.evaluate` does once, :mod:`pipelines.crossval` does for each fold and for all together.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines._records import Row
+from pipelines._runs import RUN_FILE, Summary
+from wsi_ats import curves
+from wsi_ats.artifacts import atomic, digest_of, read_json
+from wsi_ats.errors import ArtifactError, ManifestError, SettingsError
+from wsi_ats.plots import ClassCurves, figure_of_classes, figure_of_survival, figure_of_values
+from wsi_ats.selection import Status
+from wsi_ats.slides.base import SlideRef
+from wsi_ats.tables import read_csv, read_parquet, write_csv
+from wsi_ats.targets import Target
+
+BY = ("slide", "case")
+
+# All that may come of it; which of them depends on the task.
+RESULTS = (
+    *("metrics.csv", "evaluated.csv", "left_out.csv", "roc.csv", "precision_recall.csv", "reliability.csv"),
+    *("confusion.csv", "kaplan_meier.csv", "evaluation.png"),
+)
+
+_METRICS = ("figure", "value", "low", "high", "n", "cases", "undefined_resamples", "note")
+
+
+@dataclass(frozen=True)
+class Evaluation(Summary):
+    """What came of an evaluation.
+
+    Parameters
+    ----------
+    figures
+        Rows of ``metrics.csv`` that a person wants to see first.
+    """
+
+    figures: Sequence[Mapping[str, Any]] = ()
+
+    def sections(self) -> list[tuple[str, list[tuple[str, str]]]]:
+        """What a person reads."""
+        lines = [(str(row["figure"]), _words(row)) for row in self.figures]
+        return [*super().sections(), ("figures", lines)] if lines else super().sections()
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What `score` left in a folder.
+
+    Parameters
+    ----------
+    folder, target
+        Where, and what the model predicts.
+    slides
+        Rows of its predictions.
+    cases
+        Rows of ``cases.csv`` by case, where the stage wrote one.
+    digest
+        Fingerprint of what they were computed from; not of the time.
+    """
+
+    folder: Path
+    target: Target
+    slides: Sequence[Row]
+    cases: Mapping[str, Row] | None
+    digest: str
+
+    @property
+    def refs(self) -> list[SlideRef]:
+        """The slides, without labels."""
+        return [SlideRef(row["slide_id"], row["path"], row["case_id"]) for row in self.slides]
+
+
+def read_scores(folder: Path) -> Scores:
+    """Read finished scores.
+
+    Raises
+    ------
+    ArtifactError
+        When they are not there, not finished or of an older version.
+    """
+    record = read_json(folder / RUN_FILE)
+    if record.get("stage") != "score" or record.get("end") is None:
+        raise ArtifactError(
+            f"{folder} holds no finished scores (stage {record.get('stage')}, end {record.get('end')}); give "
+            "the output folder of `wsi-ats score`, or run that command again to finish it"
+        )
+    found = record.get("target")
+    if not isinstance(found, dict):
+        raise ArtifactError(
+            f"{folder / RUN_FILE} does not say what was predicted; score again with this version"
+        )
+    table, _ = read_parquet(folder / "predictions.parquet")
+    rows = [dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)]
+    target = Target(**found | {"names": tuple(found["names"])})
+    digest = digest_of(str(sorted((record.get("digests") or {}).items())), str(record.get("seed")))
+    return Scores(folder, target, rows, _read_cases(folder / "cases.csv", target), digest)
+
+
+def _read_cases(path: Path, target: Target) -> dict[str, Row] | None:
+    if not path.exists():
+        return None
+    table = read_csv(path)
+    missing = {"case_id", *target.columns} - table.keys()
+    if missing:
+        raise ArtifactError(f"{path} has no column {', '.join(sorted(missing))}; score again")
+    rows = [dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)]
+    # Empty: none of the case's slides has a score.
+    return {row["case_id"]: row for row in rows if all(row[name] for name in target.columns)}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Scores beside the truth, a row for each slide or case.
+
+    Parameters
+    ----------
+    target
+        What is predicted.
+    names, cases, labels
+        Slide or case, its case, and its label as it is written.
+    targets
+        The same in numbers, shape (N, T); see :mod:`wsi_ats.targets`.
+    scores
+        Shape (N, C), in the order of ``target.columns``.
+    left_out
+        Why slides are not among them, by slide.
+    folds
+        Which model gave each row.
+    """
+
+    target: Target
+    names: Sequence[str]
+    cases: Sequence[str]
+    labels: Sequence[str]
+    targets: curves.Floats
+    scores: curves.Floats
+    left_out: Mapping[str, str]
+    folds: Sequence[str]
+
+
+def judge(scores: Scores, refs: Sequence[SlideRef], *, by: str, split: str | None, fold: str = "") -> Judged:
+    """Put scores beside labels.
+
+    Parameters
+    ----------
+    scores
+        The scores.
+    refs
+        The same slides with labels, cases and splits.
+    by
+        ``"slide"``, or ``"case"``: then the scores of a case are those of ``cases.csv``, else the mean of its
+        slides.
+    split
+        Only slides of this split; ``None``: all.
+    fold
+        Name of the model.
+
+    Raises
+    ------
+    ManifestError
+        When a label is none of the task or of the model, or slides of a case have different ones.
+    """
+    left_out: dict[str, str] = {}
+    usable: list[tuple[SlideRef, Row]] = []
+    for ref, row in zip(refs, scores.slides, strict=True):
+        if split is not None and ref.split != split:
+            left_out[ref.id] = f"split is {ref.split or 'not known'}"
+        elif ref.label is None:
+            left_out[ref.id] = "no label"
+        elif row["status"] != Status.DONE:
+            left_out[ref.id] = f"{row['status']}: {row['error']}" if row.get("error") else row["status"]
+        else:
+            usable.append((ref, row))
+    table = _by_case(usable, scores) if by == "case" else _by_slide(usable, scores.target)
+    values = np.array([row for *_, row in table], dtype=np.float64).reshape(-1, len(scores.target.columns))
+    return Judged(
+        scores.target,
+        [name for name, *_ in table],
+        [case for _, case, *_ in table],
+        [label for _, _, label, _ in table],
+        _encode(table, scores.target),
+        values,
+        left_out,
+        [fold] * len(table),
+    )
+
+
+_Entry = tuple[str, str, str, list[float]]
+
+
+def _encode(table: Sequence[_Entry], target: Target) -> curves.Floats:
+    rows = []
+    for name, _, label, _ in table:
+        try:
+            rows.append(target.encode(label))
+        except ManifestError as error:
+            raise ManifestError(f"{name}: {error}") from error
+    width = {"survival": 2, "multilabel": len(target.names)}.get(target.task, 1)
+    return np.array(rows, dtype=np.float64).reshape(-1, width)
+
+
+def _by_slide(usable: Sequence[tuple[SlideRef, Row]], target: Target) -> list[_Entry]:
+    return [
+        (ref.id, ref.case, str(ref.label), [float(row[name]) for name in target.columns])
+        for ref, row in usable
+    ]
+
+
+def _by_case(usable: Sequence[tuple[SlideRef, Row]], scores: Scores) -> list[_Entry]:
+    of: dict[str, list[_Entry]] = defaultdict(list)
+    for entry in _by_slide(usable, scores.target):
+        of[entry[1]].append(entry)
+    made = []
+    for case, entries in of.items():
+        labels = sorted({label for _, _, label, _ in entries})
+        if len(labels) > 1:
+            raise ManifestError(
+                f"slides of case {case!r} have labels {', '.join(map(repr, labels))}; give all slides of a "
+                "case one label, or evaluate --by slide"
+            )
+        values = np.mean([values for *_, values in entries], axis=0).tolist()
+        if scores.cases is not None:
+            if case not in scores.cases:
+                raise ManifestError(
+                    f"{scores.folder / 'cases.csv'} has no scores of case {case!r}; let the slides' cases be "
+                    "the same for score and in the labels, or evaluate --by slide"
+                )
+            values = [float(scores.cases[case][name]) for name in scores.target.columns]
+        made.append((case, case, labels[0], values))
+    return made
+
+
+def together(parts: Sequence[Judged]) -> Judged:
+    """Pool what several models scored."""
+    return Judged(
+        parts[0].target,
+        [name for part in parts for name in part.names],
+        [case for part in parts for case in part.cases],
+        [label for part in parts for label in part.labels],
+        np.concatenate([part.targets for part in parts]),
+        np.concatenate([part.scores for part in parts]),
+        {slide: why for part in parts for slide, why in part.left_out.items()},
+        [fold for part in parts for fold in part.folds],
+    )
+
+
+def check_some(judged: Judged) -> None:
+    """Refuse to go on with nothing."""
+    if not judged.names:
+        raise ManifestError(
+            f"none of {len(judged.left_out)} slides can be evaluated: "
+            + "; ".join(f"{why}: {slides}" for why, slides in reasons(judged).items())
+        )
+
+
+def check_by(by: str) -> None:
+    """Refuse what is neither a slide nor a case."""
+    if by not in BY:
+        raise SettingsError(f"cannot evaluate by {by!r}; choose one of {', '.join(BY)}")
+
+
+def metrics_of(judged: Judged, *, resamples: int, seed: int) -> list[Row]:
+    """Figures with intervals; see :func:`wsi_ats.evaluation.metrics_table`."""
+    from wsi_ats.evaluation import metrics_table
+
+    target = judged.target
+    return metrics_table(
+        target.task,
+        target.names,
+        judged.targets,
+        judged.scores,
+        judged.cases,
+        resamples=resamples,
+        seed=seed,
+    )
+
+
+def write_metrics(out: Path, rows: Sequence[Row], *before: str) -> None:
+    """Write ``metrics.csv``, with columns ``before`` first."""
+    _write(out / "metrics.csv", {name: [row.get(name) for row in rows] for name in (*before, *_METRICS)})
+
+
+def write_details(out: Path, judged: Judged, *, title: str) -> None:
+    """Write all but ``metrics.csv``: what was evaluated, what was not, curves and figure.
+
+    What an earlier evaluation wrote and this one does not is deleted.
+    """
+    for name in RESULTS:
+        if name != "metrics.csv":
+            (out / name).unlink(missing_ok=True)
+    target = judged.target
+    columns = dict(zip(target.columns, judged.scores.T.tolist(), strict=True))
+    same = {"name": judged.names, "case_id": judged.cases, "label": judged.labels}
+    folds = {"fold": judged.folds} if any(judged.folds) else {}
+    _write(out / "evaluated.csv", folds | same | columns)
+    left = judged.left_out
+    _write(out / "left_out.csv", {"slide_id": list(left), "reason": list(left.values())})
+    if target.task == "regression":
+        true, predicted = judged.targets[:, 0].tolist(), judged.scores[:, 0].tolist()
+        figure_of_values(out / "evaluation.png", true=true, predicted=predicted, title=title)
+    elif target.task == "survival":
+        _write_survival(out, judged, title)
+    else:
+        _write_classes(out, judged, title)
+
+
+def _write_survival(out: Path, judged: Judged, title: str) -> None:
+    from wsi_ats.survival import kaplan_meier
+
+    risk, folds = judged.scores[:, 0], np.array(judged.folds)
+    # Each model has a scale of its own, so its half is told by its own median.
+    middle = np.array([np.median(risk[folds == fold]) for fold in judged.folds])
+    halves = {"risk up to the median": risk <= middle, "risk above the median": risk > middle}
+    groups = {
+        f"{name} (n = {of.sum()})": tuple(each.tolist() for each in kaplan_meier(*judged.targets[of].T))
+        for name, of in halves.items()
+        if of.any()
+    }
+    rows = [(name, *point) for name, curve in groups.items() for point in zip(*curve, strict=True)]
+    _write(
+        out / "kaplan_meier.csv", dict(zip(("group", "time", "share"), zip(*rows, strict=True), strict=True))
+    )
+    figure_of_survival(out / "evaluation.png", groups, title=title)
+
+
+def _write_classes(out: Path, judged: Judged, title: str) -> None:
+    target, true, scores = judged.target, judged.targets, judged.scores
+    told = _told_apart(target, true, scores)
+    roc = {name: curves.roc(*event) for name, event in told.items()}
+    precision_recall = {name: curves.precision_recall(*event) for name, event in told.items()}
+    reliability = curves.reliability(*curves.events(target.task, true, scores))
+    _write(out / "roc.csv", _stack(roc, "threshold", "false_positive_rate", "true_positive_rate"))
+    _write(out / "precision_recall.csv", _stack(precision_recall, "threshold", "precision", "recall"))
+    _write(out / "reliability.csv", reliability)
+    confusion = None
+    if target.task == "classification":
+        confusion = curves.confusion(true[:, 0], scores.argmax(axis=1), len(target.names))
+        predicted = {f"predicted_{name}": confusion[:, k].tolist() for k, name in enumerate(target.names)}
+        _write(out / "confusion.csv", {"true": list(target.names)} | predicted)
+    figure_of_classes(
+        out / "evaluation.png",
+        ClassCurves(roc, precision_recall, reliability, confusion, target.names),
+        title=title,
+    )
+
+
+def _told_apart(
+    target: Target, true: curves.Floats, scores: curves.Floats
+) -> dict[str, tuple[curves.Bools, curves.Floats]]:
+    """By class or label: where it is the case, and its probability; of two classes the second alone.
+
+    Left out is what all have or none.
+    """
+    names = dict(enumerate(target.names))
+    if target.task == "multilabel":
+        known = {k: ~np.isnan(true[:, k]) for k in names}
+        told = {k: (true[known[k], k] == 1, scores[known[k], k]) for k in names}
+    else:
+        told = {k: (true[:, 0] == k, scores[:, k]) for k in names if k or len(names) > 2}
+    return {names[k]: event for k, event in told.items() if len(set(event[0].tolist())) == 2}
+
+
+def _stack(tables: Mapping[str, curves.Curve], *columns: str) -> dict[str, list[Any]]:
+    stacked: dict[str, list[Any]] = {name: [] for name in ("class", *columns)}
+    for name, table in tables.items():
+        stacked["class"] += [name] * len(table[columns[0]])
+        for column in columns:
+            stacked[column] += table[column]
+    return stacked
+
+
+def _write(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
+    with atomic(path) as temporary:
+        write_csv(temporary, columns)
+
+
+def reasons(judged: Judged) -> dict[str, str]:
+    """Slides that were left out, by why, as a person reads it; those of other splits are only counted."""
+    by: dict[str, list[str]] = defaultdict(list)
+    for slide, why in judged.left_out.items():
+        by[why.partition(":")[0]].append(slide)
+    return {
+        why: str(len(slides)) if why.startswith("split") else f"{len(slides)} ({_list(slides)})"
+        for why, slides in sorted(by.items())
+    }
+
+
+def _list(names: Sequence[str] | Mapping[str, str], shown: int = 5) -> str:
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(list(names)[:shown]) + more
+
+
+def _words(row: Mapping[str, Any]) -> str:
+    if row["value"] is None:
+        return str(row["note"])
+    if row["low"] is None:
+        return f"{row['value']:.3f}" + (f" ({row['note']})" if row.get("note") else "")
+    return f"{row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f})"

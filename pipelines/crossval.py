@@ -1,0 +1,276 @@
+"""Cross-validate: train and score once for each fold, and judge all scores together.
+
+A fold is the stages ``train`` and ``score`` in folders of their own; each goes on where it was stopped, and
+so does the whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING
+
+from pipelines._records import Row, absolute
+from pipelines._runs import RUN_FILE, Execution, Identity, Summary, open_run, rooted
+from pipelines.evaluate import RESAMPLES
+from pipelines.score import score
+from pipelines.train import train
+from wsi_ats.artifacts import atomic, digest_of, read_json
+from wsi_ats.config import Settings
+from wsi_ats.errors import ManifestError
+from wsi_ats.manifest import check_labels, unlabelled
+from wsi_ats.slides.base import SlideRef
+
+if TYPE_CHECKING:  # scikit-learn and matplotlib take seconds to import
+    from pipelines._evaluation import Evaluation, Judged
+
+FOLDS = 5
+
+Folds = Mapping[str, Sequence[SlideRef]]
+
+
+def crossval(
+    refs: Sequence[SlideRef],
+    out: str | Path,
+    *,
+    folds: int | None = None,
+    splits: str | Path | None = None,
+    by: str = "slide",
+    resamples: int = RESAMPLES,
+    settings: Settings | None = None,
+    execution: Execution | None = None,
+) -> Evaluation | Summary:
+    """Train on all folds but one and score that one, in turn.
+
+    Parameters
+    ----------
+    refs
+        Slides with labels; splits that they have are replaced. Those without label are left out.
+    out
+        Folder for ``fold_k/model`` and ``fold_k/scores``, what ``train`` and ``score`` write;
+        ``splits/splits_k.csv``, in CLAM's form; ``metrics.csv`` of each fold, pooled and mean; and what
+        :func:`pipelines.evaluate.evaluate` writes, of all folds together.
+    folds
+        How many, 5 by default; cases are shared out stratified, and a share ``training.validation`` of those
+        that are left to train on is for validation.
+    splits
+        Folder of CLAM's ``splits_k.csv`` to use instead. Slides that a file does not name are not used in
+        its fold.
+    by
+        Whether figures are of slides or of cases.
+    resamples
+        Of the bootstrap by cases.
+    settings
+        The settings; ``training.seed`` decides folds, weights and draws.
+    execution
+        Where and how slides are prepared and scored.
+
+    Returns
+    -------
+    Evaluation
+        Its figures are those of all folds together. A class that is absent from a fold leaves figures of
+        that fold undefined.
+
+    Raises
+    ------
+    ManifestError
+        Before any work: when a case would be in two splits, a slide is tested in two folds, a fold would
+        train without a class, or the files of splits cannot be used. After it: when no slide has a score.
+    SettingsError, ModelError, ArtifactError
+        As in :func:`pipelines.train.train` and :func:`pipelines.score.score`.
+
+    Examples
+    --------
+    >>> from wsi_ats.manifest import read_manifest
+    >>> crossval(read_manifest("slides", labels="labels.csv"), "cv", folds=5).exit_code  # doctest: +SKIP
+    0
+    """
+    from pipelines import _evaluation as shared
+
+    shared.check_by(by)
+    execution, out, settings = execution or Execution(), rooted(out), settings or Settings()
+    settings.check_trainable()
+    without = {ref.id for ref in unlabelled(refs)}
+    if without and len(without) < len(refs):
+        execution.reporter.message(f"{len(without)} of {len(refs)} slides have no label and are left out")
+    check_labels(refs, settings.model.task)
+    labelled = [ref for ref in absolute(refs) if ref.id not in without]
+    plan = _plan(labelled, settings, folds, splits, execution)
+    sections = ("tile", "thumbnail", "model", "sampling", "training")
+    identity = Identity.of("crossval", settings, *sections, seed=settings.training.seed, splits=_digest(plan))
+    results = [*shared.RESULTS, "splits", *(path.name for path in out.glob("fold_*"))]
+    with open_run(out, identity, execution, results=results) as run:
+        if execution.dry_run:
+            finished = sum(_is_finished(out / name / "scores") for name in plan)
+            return Summary.of_dry_run("crossval", out, finished, len(plan) - finished, notes=_sizes(plan))
+        run.begin()
+        parts: dict[str, Judged] = {}
+        failed: dict[str, str] = {}
+        for number, (name, fold) in enumerate(plan.items(), 1):
+            sizes = ", ".join(f"{n} {split}" for split, n in _count(fold).items())
+            execution.reporter.message(f"{name} ({number} of {len(plan)}): {sizes}")
+            done = _run_fold(fold, out / name, out / "splits" / _file(name), settings, execution)
+            failed |= {slide: why for summary in done for slide, why in summary.failed.items()}
+            if failed and execution.strict:
+                return Summary("crossval", out, {"folds": len(parts)}, failed)
+            tested = {ref.id: ref for ref in fold if ref.split == "test"}
+            scores = shared.read_scores(out / name / "scores")
+            known = [tested[row["slide_id"]] for row in scores.slides]
+            parts[name] = shared.judge(scores, known, by=by, split=None, fold=name)
+        pooled = shared.together(list(parts.values()))
+        shared.check_some(pooled)
+        rows = _metrics(parts, pooled, resamples, settings.training.seed)
+        shared.write_metrics(out, rows, "fold")
+        shared.write_details(out, pooled, title=f"{out.name}: {len(plan)} folds, {len(pooled.names)} {by}s")
+        counts = {"folds": len(plan), "evaluated": len(pooled.names), "left_out": len(pooled.left_out)}
+        run.finish(counts)
+    notes = {"by": by, "task": settings.model.task} | shared.reasons(pooled)
+    shown = [
+        row | {"figure": f"{row['figure']} ({row['fold']})"}
+        for row in rows
+        if row["fold"] in {"pooled", "mean"} or row["figure"] == rows[0]["figure"]
+    ]
+    return shared.Evaluation("crossval", out, counts, failed, notes=notes, figures=shown)
+
+
+def _run_fold(
+    fold: Sequence[SlideRef], folder: Path, splits: Path, settings: Settings, execution: Execution
+) -> list[Summary]:
+    from wsi_ats.splits import write_splits
+
+    # What was there before is deleted already, where that is asked for.
+    execution = replace(execution, overwrite=False)
+    with atomic(splits) as path:
+        write_splits(path, fold)
+    training = [ref for ref in fold if ref.split != "test"]
+    done = [train(training, folder / "model", settings=settings, execution=execution)]
+    if not (done[0].failed and execution.strict):
+        tested = [ref for ref in fold if ref.split == "test"]
+        seed = settings.training.seed
+        done.append(score(tested, folder / "model", folder / "scores", seed=seed, execution=execution))
+    return done
+
+
+def _plan(
+    refs: Sequence[SlideRef],
+    settings: Settings,
+    folds: int | None,
+    splits: str | Path | None,
+    execution: Execution,
+) -> dict[str, list[SlideRef]]:
+    """Splits of each fold, by the name of its folder; complains before the work rather than after it."""
+    from wsi_ats.splits import check_leakage, check_tested_once, folds_by_case, untrained, with_validation
+
+    task, seed = settings.model.task, settings.training.seed
+    if splits is None:
+        made = folds_by_case(refs, FOLDS if folds is None else folds, seed=seed, task=task)
+        plan = {f"fold_{number}": fold for number, fold in enumerate(made)}
+    else:
+        plan = _read_plan(refs, splits, folds, execution)
+    for name, fold in plan.items():
+        source = f"{splits}, {_file(name)}" if splits is not None else name
+        check_leakage(fold, source)
+        try:
+            if not any(ref.split == "val" for ref in fold):
+                plan[name] = with_validation(fold, settings.training.validation, seed=seed, task=task)
+            # A class that no slide of this fold has is unknown to its model, too: scores could not be pooled.
+            missing = untrained(refs, [ref for ref in plan[name] if ref.split == "train"], task=task)
+            if missing:
+                raise ManifestError(f"there is no slide to train on of {', '.join(map(repr, missing))}")
+            check_labels([ref for ref in plan[name] if ref.split != "test"], task)
+        except ManifestError as error:
+            raise ManifestError(f"{source}: {error}") from error
+    check_tested_once(plan)
+    return plan
+
+
+def _read_plan(
+    refs: Sequence[SlideRef], splits: str | Path, folds: int | None, execution: Execution
+) -> dict[str, list[SlideRef]]:
+    from wsi_ats.splits import read_folds
+
+    files = read_folds(splits)
+    if folds is not None and folds != len(files):
+        raise ManifestError(f"{splits} holds {len(files)} folds, not {folds}; leave --folds out")
+    plan = {}
+    for file, split_of in files.items():
+        fold = [replace(ref, split=split_of[ref.id]) for ref in refs if ref.id in split_of]
+        numbers = _count(fold)
+        empty = [split for split in ("train", "test") if not numbers[split]]
+        if empty:
+            raise ManifestError(
+                f"{splits}, {file}: names {len(split_of)} slides, of which {len(fold)} are among the "
+                f"{len(refs)} with labels, and none of these is for {' or '.join(empty)}; named alike?"
+            )
+        if len(fold) < max(len(split_of), len(refs)):
+            execution.reporter.message(
+                f"{file}: {len(split_of) - len(fold)} of its slides are not among those given, and "
+                f"{len(refs) - len(fold)} of those given are not in it; they are not used in this fold"
+            )
+        plan[file.replace("splits_", "fold_").removesuffix(".csv")] = fold
+    return plan
+
+
+def _metrics(parts: Mapping[str, Judged], pooled: Judged, resamples: int, seed: int) -> list[Row]:
+    """Rows of ``metrics.csv``: each fold, all slides together, and the mean over folds."""
+    from pipelines._evaluation import metrics_of
+
+    rows: list[Row] = []
+    for name, judged in parts.items():
+        rows += [{"fold": name} | row for row in metrics_of(judged, resamples=resamples, seed=seed)]
+    whole = [{"fold": "pooled"} | row for row in metrics_of(pooled, resamples=resamples, seed=seed)]
+    if pooled.target.task == "survival":
+        note = "not defined: each fold's model has a scale of risk of its own; see the mean"
+        blank: Row = {"value": None, "low": None, "high": None, "note": note}
+        whole = [{**row, **blank} for row in whole]
+    return [*rows, *whole, *_means(rows, whole)]
+
+
+def _means(rows: Sequence[Row], whole: Sequence[Row]) -> list[Row]:
+    means = []
+    for row in whole:
+        each = [r["value"] for r in rows if r["figure"] == row["figure"] and r["value"] is not None]
+        spread = f", standard deviation {stdev(each):.4f}" if len(each) > 1 else ""
+        means.append(
+            {
+                "fold": "mean",
+                "figure": row["figure"],
+                "value": fmean(each) if each else None,
+                "low": None,
+                "high": None,
+                "n": row["n"],
+                "cases": row["cases"],
+                "note": f"of {len(each)} folds{spread}" if each else "not defined in any fold",
+            }
+        )
+    return means
+
+
+def _is_finished(folder: Path) -> bool:
+    return (folder / RUN_FILE).exists() and read_json(folder / RUN_FILE).get("end") is not None
+
+
+def _count(fold: Sequence[SlideRef]) -> dict[str, int]:
+    return {split: sum(ref.split == split for ref in fold) for split in ("train", "val", "test")}
+
+
+def _sizes(plan: Folds) -> dict[str, str]:
+    return {name: ", ".join(f"{n} {split}" for split, n in _count(f).items()) for name, f in plan.items()}
+
+
+def _file(name: str) -> str:
+    return f"{name.replace('fold_', 'splits_')}.csv"
+
+
+def _digest(plan: Folds) -> str:
+    return digest_of(
+        *(f"{name}:{(r.id, r.case, r.label, r.split, r.mpp)}" for name, fold in plan.items() for r in fold)
+    )
+
+
+if __name__ == "__main__":
+    from pipelines.cli import main
+
+    main("crossval")

@@ -1,0 +1,127 @@
+"""Evaluate scores: figures of merit with intervals, curves, and a picture of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines._runs import Execution, Identity, Summary, open_run, rooted
+from wsi_ats.artifacts import digest_of
+from wsi_ats.errors import ManifestError
+from wsi_ats.manifest import with_tables
+from wsi_ats.slides.base import SlideRef
+
+if TYPE_CHECKING:  # scikit-learn and matplotlib take seconds to import
+    from pipelines._evaluation import Evaluation
+
+RESAMPLES = 1000
+
+
+def evaluate(
+    scores: str | Path,
+    labels: str | Path,
+    out: str | Path,
+    *,
+    by: str = "slide",
+    label_column: str | None = None,
+    splits: str | Path | None = None,
+    split: str | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    execution: Execution | None = None,
+) -> Evaluation | Summary:
+    """Hold scores against what is true.
+
+    Slides that failed, have no tissue or no label are left out, counted, and named in ``left_out.csv``. A
+    figure that is not defined, because a class is absent, is empty and says why; the exit code is 0 then.
+
+    Parameters
+    ----------
+    scores
+        Folder that :func:`pipelines.score.score` wrote.
+    labels
+        Table of labels, by slide or by case; see :func:`wsi_ats.manifest.read_manifest`.
+    out
+        Folder for ``metrics.csv``, the curves as tables, ``evaluated.csv``, ``left_out.csv``,
+        ``evaluation.png`` and ``run.json``.
+    by
+        ``"slide"``; or ``"case"``, whose scores are those of ``cases.csv`` among the scores, else the mean of
+        its slides.
+    label_column
+        The column that holds the label, where it is not called ``label``.
+    splits
+        CLAM's ``splits_k.csv``; only its test slides are evaluated, unless ``split`` says otherwise.
+    split
+        Evaluate slides of this split alone, which ``splits`` or the table of labels must tell.
+    resamples, seed
+        Of the bootstrap by cases, and what decides them.
+    execution
+        Scheduler and workers are not used.
+
+    Returns
+    -------
+    Evaluation
+
+    Raises
+    ------
+    ManifestError
+        When labels do not belong to the scores or are not of the model's classes, a case is in two splits, or
+        nothing is left to evaluate.
+    SettingsError
+        When ``by`` is neither slide nor case.
+    ArtifactError
+        When the scores are not there or incomplete, or the output folder is not to be used.
+
+    Examples
+    --------
+    >>> evaluate("scores", "labels.csv", "evaluation").figures[0]["value"]  # doctest: +SKIP
+    0.93
+    """
+    from pipelines import _evaluation as shared
+
+    shared.check_by(by)
+    execution, scores, out = execution or Execution(), rooted(scores), rooted(out)
+    found = shared.read_scores(scores)
+    task = found.target.task
+    refs = with_tables(found.refs, labels=labels, label_column=label_column, task=task, splits=splits)
+    split = split or ("test" if splits is not None else None)
+    _check_splits(refs, split, source=str(splits or labels))
+    judged = shared.judge(found, refs, by=by, split=split)
+    shared.check_some(judged)
+    options = {"by": by, "split": split or "all", "resamples": resamples}
+    digests = {"settings": digest_of(str(options)), "scores": found.digest, "labels": _digest(refs)}
+    identity = Identity("evaluate", {"evaluate": options}, digests, seed)
+    counts = {"evaluated": len(judged.names), "left_out": len(judged.left_out)}
+    notes = {"by": by, "task": task} | shared.reasons(judged)
+    with open_run(out, identity, execution, results=shared.RESULTS) as run:
+        if execution.dry_run:
+            return Summary.of_dry_run("evaluate", out, 0, len(judged.names), notes=notes)
+        run.begin()
+        rows = shared.metrics_of(judged, resamples=resamples, seed=seed)
+        shared.write_metrics(out, rows)
+        shared.write_details(out, judged, title=f"{scores.name}: {len(judged.names)} {by}s")
+        run.finish(counts)
+    return shared.Evaluation("evaluate", out, counts, notes=notes, figures=rows)
+
+
+def _check_splits(refs: Sequence[SlideRef], split: str | None, *, source: str) -> None:
+    from wsi_ats.splits import check_leakage
+
+    known = [ref for ref in refs if ref.split is not None]
+    check_leakage(known, source)
+    if split is not None and not any(ref.split == split for ref in known):
+        raise ManifestError(
+            f"{source}: none of the {len(refs)} slides that were scored is in split {split!r}; there are "
+            f"{', '.join(sorted({str(ref.split) for ref in known})) or 'no splits'}"
+        )
+
+
+def _digest(refs: Sequence[SlideRef]) -> str:
+    return digest_of(*(str((ref.id, ref.case, ref.label, ref.split)) for ref in refs))
+
+
+if __name__ == "__main__":
+    from pipelines.cli import main
+
+    main("evaluate")
