@@ -52,13 +52,14 @@ from wsi_ats.slides import open_slide
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.stopping import MOST_DRAWS
 from wsi_ats.tables import write_csv
+from wsi_ats.targets import Target
 from wsi_ats.testing.synthetic import write_collection
 from wsi_ats.tiles import read_tiles
 from wsi_ats.training import fit
 
 RESULTS = Path(__file__).parent / "results"
 LEVEL = 0.9
-CLASSES = ["negative", "positive"]
+TARGET = Target("classification", ("negative", "positive"))
 _STRIDE = 20  # draws between the beginnings of two runs of anytime scoring
 
 Row = dict[str, Any]
@@ -335,7 +336,7 @@ def measure(folder: Path, scale: Scale, seed: int) -> list[Row]:
 
 def _about(drawn: Sequence[Draws]) -> Row:
     """What is known of the model and its draws before anything is judged."""
-    targets = [CLASSES.index(str(draws.slide.ref.label)) for draws in drawn]
+    targets = [TARGET.names.index(str(draws.slide.ref.label)) for draws in drawn]
     return {
         "slides": len(drawn),
         "exact_auc": auc(targets, [[-draws.exact, draws.exact] for draws in drawn]),
@@ -382,19 +383,19 @@ def _train(refs: Sequence[SlideRef], settings: Settings, folder: Path) -> Attent
     examples = []
     for ref in refs:
         with open_slide(ref) as slide:
-            examples.append(Example(ref, *look(slide, settings), CLASSES.index(str(ref.label))))
+            examples.append(Example(ref, *look(slide, settings), TARGET.encode(str(ref.label))))
     with TileReader(1) as reader:
         model = fit(
             examples,
             [],
             settings,
-            classes=CLASSES,
+            target=TARGET,
             folder=folder,
             device=torch.device("cpu"),
             on_epoch=lambda _: None,
             reader=reader,
         )
-    save_model(folder, model, settings, CLASSES)
+    save_model(folder, model, settings, TARGET)
     return model
 
 

@@ -199,13 +199,14 @@ def score_folds(job: Job) -> dict[str, Any]:
                     ref,
                     slide,
                     job.settings,
-                    classes=trained.classes,
+                    target=trained.target,
                     model_digest=trained.digest,
                     seed=job.settings.training.seed,
                     device=next(trained.model.parameters()).device,
                 )
             seconds += clock() - begin
-            scores.append({"fold": number, "label": ref.label, **scored.prediction.probabilities})
+            of_class = dict(zip(trained.target.names, scored.prediction.scores.values(), strict=True))
+            scores.append({"fold": number, "label": ref.label, **of_class})
     return {"seconds": seconds / len(scores), "memory": _peak() - (before or 0), "scores": scores}
 
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from benchmarks.report import report
 from wsi_ats.config import Settings
+from wsi_ats.targets import Target
 
 _SIDES = (10_000, 40_000, 160_000)
 _SETTINGS = (
@@ -55,16 +56,15 @@ def measure(path: Path, levels: int, changes: tuple[str, ...]) -> dict[str, Any]
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    target = Target("classification", ("negative", "positive"))
     settings = Settings().with_values([*_SETTINGS, f"thumbnail.levels={levels}", *changes])
-    model = model_for(settings, ["negative", "positive"]).eval()
+    model = model_for(settings, target).eval()
     for name, parameter in model.named_parameters():
         if name.endswith("logit.weight"):
             torch.nn.init.normal_(parameter)
 
     def score(ref: SlideRef, slide: Any) -> Any:
-        return predict_slide(
-            model, ref, slide, settings, classes=["negative", "positive"], model_digest="", seed=0
-        )
+        return predict_slide(model, ref, slide, settings, target=target, model_digest="", seed=0)
 
     # The first use of the libraries takes time and memory of its own, whatever the slide.
     warm = MemorySlide([np.full((2560, 2560, 3), 150, np.uint8)], mpp=0.5)

@@ -54,20 +54,32 @@ def train(
     out: Out,
     options: Options,
     label_column: Annotated[
-        str | None, typer.Option("--label-column", help="Column of the classes, if not 'label'.")
+        str | None,
+        typer.Option(
+            "--label-column",
+            help="Column of the labels, if not 'label'; several, joined by commas, as model.task needs them: "
+            "time,event for survival, a column of 0 and 1 for each label of multilabel.",
+        ),
     ] = None,
     splits: Annotated[
         Path | None, typer.Option("--splits", help="Table with columns train, val and test of slides.")
     ] = None,
 ) -> Result:
-    """Train a model from slides and the class of each."""
+    """Train a model from slides and the label of each."""
     from pipelines._sources import read_sources
     from pipelines.train import train
 
     settings = options.settings()
     if options.seed is not None:
         settings = settings.with_values([f"training.seed={options.seed}"])
-    refs = read_sources(slides, labels=labels, label_column=label_column, splits=splits, mpp=options.mpp)
+    refs = read_sources(
+        slides,
+        labels=labels,
+        label_column=label_column,
+        task=settings.model.task,
+        splits=splits,
+        mpp=options.mpp,
+    )
     return train(refs, out, settings=settings, execution=options.execution())
 
 
@@ -85,14 +97,14 @@ def score(
     tiles: Annotated[int | None, typer.Option("--tiles", min=1, help="Tiles in a draw.")] = None,
     tolerance: Annotated[
         float | None,
-        typer.Option("--tolerance", help="Add draws until the standard error of the log-odds is as small."),
+        typer.Option("--tolerance", help="Add draws until the standard error (logit_se) is as small."),
     ] = None,
     max_tiles: Annotated[
         int | None,
         typer.Option("--max-tiles", help="Add draws until another might read more tiles of a slide."),
     ] = None,
 ) -> Result:
-    """Score slides with a model: probabilities, and the tiles they rest on."""
+    """Score slides with a model: probabilities or values, and the tiles they rest on."""
     from pipelines._sources import read_sources
     from pipelines.score import score
     from wsi_ats.model_card import read_card

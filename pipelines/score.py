@@ -52,7 +52,7 @@ def score(
     seed: int = 0,
     execution: Execution | None = None,
 ) -> Summary:
-    """Score slides and keep, for each, its probabilities, its attention and the tiles that were read.
+    """Score slides and keep, for each, its scores, its attention and the tiles that were read.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ def score(
     settings = settings or card.settings
     check_settings(settings, card.settings)
     identity = Identity.of("score", settings, "tile", "thumbnail", "sampling", seed=seed, model=card.digest)
-    task = ScoreTask(out, identity.digest, model, card.digest, card.classes, settings, seed)
+    task = ScoreTask(out, identity.digest, model, card.digest, card.target, settings, seed)
     refs = absolute(refs)
     with open_run(out, identity, execution, results=RESULTS) as run:
         if execution.dry_run:
@@ -103,7 +103,7 @@ def score(
         counts = count(results.rows)
         if not results.stopped:
             write_table(out, "predictions", results.rows, task.types)
-            run.finish(counts, target=asdict(Target("classification", card.classes)))
+            run.finish(counts, target=asdict(card.target))
     return Summary("score", out, counts, results.failed, results.reused, notes=_notes(results.rows, settings))
 
 
@@ -121,15 +121,15 @@ class ScoreTask(SlideTask):
 
     Parameters
     ----------
-    model, model_digest, classes
-        Folder of the model, its fingerprint, its classes.
+    model, model_digest, target
+        Folder of the model, its fingerprint, what it predicts.
     settings, seed
         See :func:`score`.
     """
 
     model: Path
     model_digest: str
-    classes: tuple[str, ...]
+    target: Target
     settings: Settings
     seed: int
 
@@ -138,7 +138,7 @@ class ScoreTask(SlideTask):
         """Columns of the predictions, in order, with Arrow's types."""
         return {
             **dict.fromkeys(("slide_id", "case_id", "path", "status"), "string"),
-            **{f"prob_{name}": "double" for name in self.classes},
+            **dict.fromkeys(self.target.columns, "double"),
             "predicted": "string",
             "logit_se": "double",
             "stopped_by": "string",
@@ -171,7 +171,7 @@ class ScoreTask(SlideTask):
                 ref,
                 slide,
                 self.settings,
-                classes=list(self.classes),
+                target=self.target,
                 model_digest=self.model_digest,
                 seed=self.seed,
                 device=next(loaded.model.parameters()).device,
@@ -182,7 +182,7 @@ class ScoreTask(SlideTask):
                 write_selection(path, scored.selection)
         if scored.attention is not None:
             save_attention(attention, scored.attention)
-        return scored.prediction.row(list(self.classes))
+        return scored.prediction.row(self.target.columns)
 
     def failed(self, ref: SlideRef, error: str, seconds: float) -> Row:
         """A prediction that says why there is none."""
@@ -191,7 +191,7 @@ class ScoreTask(SlideTask):
             case_id=ref.case,
             path=ref.path,
             status=Status.FAILED,
-            probabilities={},
+            scores={},
             predicted=None,
             logit_se=None,
             stopped_by=None,
@@ -204,7 +204,7 @@ class ScoreTask(SlideTask):
             seed=self.seed,
             error=error,
         )
-        return prediction.row(list(self.classes))
+        return prediction.row(self.target.columns)
 
 
 @lru_cache(maxsize=1)  # a worker scores many slides with one model

@@ -1,4 +1,4 @@
-"""Train a model from slides and the class of each.
+"""Train a model from slides and the label of each.
 
 Slides are prepared on the cluster. The training itself happens in the calling process: it owns the
 graphics processor, so that Ctrl-C, progress and checkpoints stay simple. The tiles of a step are read by
@@ -20,11 +20,12 @@ from pipelines._records import Results, absolute, complete, pending
 from pipelines._runs import Execution, Identity, Run, Summary, count, open_run, rooted
 from wsi_ats.artifacts import atomic, digest_of, load_prepared, slide_digest
 from wsi_ats.config import Settings
-from wsi_ats.errors import ArtifactError
-from wsi_ats.manifest import check_classes, unlabelled
+from wsi_ats.errors import ArtifactError, ManifestError
+from wsi_ats.manifest import check_labels, unlabelled
 from wsi_ats.selection import Status
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.tables import read_csv, read_parquet, write_csv
+from wsi_ats.targets import Target
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from wsi_ats.batches import Example
@@ -69,7 +70,7 @@ def train(
     Raises
     ------
     ManifestError
-        When there are not two classes with enough cases.
+        When a label is of a wrong type, or there is too little to learn from, such as a single class.
     SettingsError, ModelError, ArtifactError
         When settings do not work, the network cannot be had, or the output folder is not to be used.
 
@@ -83,18 +84,20 @@ def train(
     settings.check_trainable()
     without = {ref.id for ref in unlabelled(refs)}
     refs = absolute([ref for ref in refs if ref.id not in without])
-    classes = list(check_classes(refs))
-    planned = _split(refs, settings)  # complains before the work rather than after it
-    _report_alike(classes, execution)
+    target = check_labels(refs, settings.model.task)
+    planned = _plan(refs, target, settings)[:2]  # complains before the work rather than after it
+    _report_alike(target, execution)
     sections = ("tile", "thumbnail", "model", "sampling", "training", "augmentation")
     identity = Identity.of("train", settings, *sections, seed=settings.training.seed, slides=_digest(refs))
     task = prepare.PrepareTask.of(out, settings)
     with open_run(out, identity, execution, results=(*_OWN, *prepare.RESULTS)) as run:
         if execution.dry_run:
             left = (len(part) for part in pending(task, refs))
-            return Summary.of_dry_run("train", out, *left, notes=_notes(*map(_labels, planned)))
+            return Summary.of_dry_run(
+                "train", out, *left, notes=_notes(settings.model.task, *map(_labels, planned))
+            )
         if _finished(run):
-            summary = _finished_summary(out)
+            summary = _finished_summary(out, settings.model.task)
             execution.reporter.message(f"{out} holds this model already; nothing to do{_advice(summary)}")
             return summary
         run.begin()
@@ -105,37 +108,47 @@ def train(
         done = {row["slide_id"] for row in results.rows if row["status"] == Status.DONE}
         _report_empty(results, execution)
         usable = [ref for ref in refs if ref.id in done]
-        check_classes(usable)
-        digest = _fit(usable, classes, run, task, settings, execution)
+        check_labels(usable, target.task)
+        digest = _fit(usable, target, run, task, settings, execution)
         run.finish(count(results.rows), model=digest)
-    return replace(_summary(out, results), notes=_written_notes(out))
+    return replace(_summary(out, results), notes=_written_notes(out, target.task))
 
 
 def _summary(out: Path, results: Results) -> Summary:
     return Summary("train", out, count(results.rows), results.failed, results.reused)
 
 
-def _notes(training: Sequence[str], validation: Sequence[str]) -> dict[str, Any]:
-    """What a model is trained on, from the classes of the slides in each split."""
-    classes = dict(sorted(Counter([*training, *validation]).items()))
-    return {"classes": classes, "training_slides": len(training), "validation_slides": len(validation)}
+def _notes(task: str, training: Sequence[str], validation: Sequence[str]) -> dict[str, Any]:
+    """What a model is trained on, from the labels of the slides in each split."""
+    slides = {"training_slides": len(training), "validation_slides": len(validation)}
+    labels = [*training, *validation]
+    if task == "classification":
+        return {"classes": dict(sorted(Counter(labels).items())), **slides}
+    target = Target.of(task, labels)
+    columns = list(zip(*map(target.encode, labels), strict=True))
+    if task == "multilabel":
+        return {"labels": {n: c.count(1.0) for n, c in zip(target.names, columns, strict=True)}, **slides}
+    if task == "survival":
+        return {"events": columns[1].count(1.0), **slides}
+    return {"values": {"least": min(columns[0]), "most": max(columns[0])}, **slides}
 
 
 def _labels(refs: Sequence[SlideRef]) -> list[str]:
     return [str(ref.label) for ref in refs]
 
 
-def _written_notes(out: Path) -> dict[str, Any]:
+def _written_notes(out: Path, task: str) -> dict[str, Any]:
     table = read_csv(out / "splits.csv")
     rows = list(zip(table["split"], table["label"], strict=True))
-    return _notes(*([label for split, label in rows if split == name] for name in ("train", "val")))
+    return _notes(task, *([label for split, label in rows if split == name] for name in ("train", "val")))
 
 
-def _report_alike(classes: Sequence[str], execution: Execution) -> None:
-    for folded, number in Counter(name.casefold() for name in classes).items():
+def _report_alike(target: Target, execution: Execution) -> None:
+    what = "classes" if target.task == "classification" else "labels"
+    for folded, number in Counter(name.casefold() for name in target.names).items():
         if number > 1:
-            names = " and ".join(repr(name) for name in classes if name.casefold() == folded)
-            execution.reporter.message(f"warning: {names} are different classes; if not, mend the labels")
+            names = " and ".join(repr(name) for name in target.names if name.casefold() == folded)
+            execution.reporter.message(f"warning: {names} are different {what}; if not, mend the labels")
 
 
 def _finished(run: Run) -> bool:
@@ -158,11 +171,11 @@ def _advice(summary: Summary) -> str:
     return f"; {len(summary.failed)} slides failed and are not in it, to try them again use --overwrite"
 
 
-def _finished_summary(out: Path) -> Summary:
+def _finished_summary(out: Path, task: str) -> Summary:
     columns, _ = read_parquet(out / "slides.parquet")
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     failed = {row["slide_id"]: row["error"] for row in rows if row["status"] == Status.FAILED}
-    return Summary("train", out, count(rows), failed, len(rows), notes=_written_notes(out))
+    return Summary("train", out, count(rows), failed, len(rows), notes=_written_notes(out, task))
 
 
 def _report_empty(results: Results, execution: Execution) -> None:
@@ -180,16 +193,26 @@ def _digest(refs: Sequence[SlideRef]) -> str:
     )
 
 
-def _split(refs: Sequence[SlideRef], settings: Settings) -> tuple[list[SlideRef], list[SlideRef]]:
+def _plan(
+    refs: Sequence[SlideRef], target: Target, settings: Settings
+) -> tuple[list[SlideRef], list[SlideRef], Target]:
+    """Slides to train on and to watch, and the target, with the units of the former."""
     from wsi_ats.splits import split_by_case
 
-    training = settings.training
-    return split_by_case(refs, training.validation, seed=training.seed, task=settings.model.task)
+    rates = settings.training
+    training, validation = split_by_case(refs, rates.validation, seed=rates.seed, task=target.task)
+    if target.task == "classification":
+        return training, validation, target
+    found = check_labels(training, target.task)
+    if found.names != target.names:
+        missing = ", ".join(map(repr, sorted(set(target.names) - set(found.names))))
+        raise ManifestError(f"no slide to train on has {missing}; give other splits, or leave the label out")
+    return training, validation, found
 
 
 def _fit(
     refs: Sequence[SlideRef],
-    classes: list[str],
+    target: Target,
     run: Run,
     task: prepare.PrepareTask,
     settings: Settings,
@@ -200,10 +223,9 @@ def _fit(
 
     from wsi_ats.batches import TileReader
     from wsi_ats.checkpoints import save_model
-    from wsi_ats.targets import Target
     from wsi_ats.training import fit
 
-    training, validation = _split(refs, settings)
+    training, validation, target = _plan(refs, target, settings)
     _write_splits(run.out, {"train": training, "val": validation}, execution)
     with atomic(run.out / "config.toml") as path:
         path.write_text(settings.to_toml(), encoding="utf-8")
@@ -220,16 +242,16 @@ def _fit(
                 execution.reporter.message(f"{known['failed']:.0f} slides could not be read in this epoch")
 
         model = fit(
-            _examples(training, classes, task),
-            _examples(validation, classes, task),
+            _examples(training, target, task),
+            _examples(validation, target, task),
             settings,
-            target=Target("classification", tuple(classes)),
+            target=target,
             folder=run.out,
             device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
             on_epoch=on_epoch,
             reader=reader,
         )
-    return save_model(run.out, model, settings, classes)
+    return save_model(run.out, model, settings, target)
 
 
 def _write_splits(out: Path, splits: Mapping[str, Sequence[SlideRef]], execution: Execution) -> None:
@@ -254,15 +276,13 @@ def _write_splits(out: Path, splits: Mapping[str, Sequence[SlideRef]], execution
         write_csv(temporary, columns)
 
 
-def _examples(refs: Sequence[SlideRef], classes: list[str], task: prepare.PrepareTask) -> list[Example]:
+def _examples(refs: Sequence[SlideRef], target: Target, task: prepare.PrepareTask) -> list[Example]:
     from wsi_ats.batches import Example
 
     examples = []
     for ref in refs:
         prepared = load_prepared(task.prepared(ref.id))
-        examples.append(
-            Example(ref, prepared.thumbnail, prepared.tissue, (float(classes.index(str(ref.label))),))
-        )
+        examples.append(Example(ref, prepared.thumbnail, prepared.tissue, target.encode(str(ref.label))))
     return examples
 
 

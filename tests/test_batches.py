@@ -31,7 +31,9 @@ def slide_of(name: str) -> MemorySlide:
 def example(name: str, mask=None) -> Example:
     mask = np.ones(GRID.shape, dtype=bool) if mask is None else mask
     thumbnail = np.zeros((GRID.shape[0] * 4, GRID.shape[1] * 4, 3), np.uint8)
-    return Example(SlideRef(name, name, name), thumbnail, TissueMask(GRID, mask.astype(np.float32), mask), 0)
+    return Example(
+        SlideRef(name, name, name), thumbnail, TissueMask(GRID, mask.astype(np.float32), mask), (0.0,)
+    )
 
 
 class Watched(MemorySlide):

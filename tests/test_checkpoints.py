@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,20 +15,21 @@ from wsi_ats.checkpoints import StateFolder, load_model, model_for, read_record,
 from wsi_ats.config import Settings
 from wsi_ats.errors import ArtifactError
 from wsi_ats.nn.optimisation import averaged
+from wsi_ats.targets import Target
 
 torch.set_num_threads(1)  # tiny networks: on busy cores, threads would only wait for one another
 
-CLASSES = ["benign", "malignant", "other"]
+TARGET = Target("classification", ("benign", "malignant", "other"))
 SETTINGS = Settings().with_values(
     ["tile.size=32", "model.backbone=test_resnet", "model.pretrained=false", "sampling.tiles=5"]
 )
 CPU = torch.device("cpu")
 
 
-def build(seed: int = 0, settings: Settings = SETTINGS, classes=CLASSES):
+def build(seed: int = 0, settings: Settings = SETTINGS, target=TARGET):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = model_for(settings, classes)
+        model = model_for(settings, target)
         model.encoder.calibrate(torch.randint(0, 255, (8, 32, 32, 3), dtype=torch.uint8))
         torch.nn.init.normal_(model.attention.logit.weight)
     return model
@@ -36,14 +38,14 @@ def build(seed: int = 0, settings: Settings = SETTINGS, classes=CLASSES):
 @pytest.fixture
 def saved(tmp_path):
     model = build()
-    return model, save_model(tmp_path, model, SETTINGS, CLASSES), tmp_path
+    return model, save_model(tmp_path, model, SETTINGS, TARGET), tmp_path
 
 
-def test_a_model_comes_back_with_its_weights_settings_classes_and_digest(saved):
+def test_a_model_comes_back_with_its_weights_settings_target_and_digest(saved):
     model, digest, folder = saved
     loaded = load_model(folder)
     assert loaded.settings == SETTINGS
-    assert loaded.classes == CLASSES
+    assert loaded.target == TARGET
     assert loaded.digest == digest
     assert not loaded.model.training
     for (name, one), other in zip(
@@ -59,25 +61,25 @@ def test_the_files_are_safetensors_and_json_and_nothing_else(saved):
     model, _, folder = saved
     assert sorted(path.name for path in folder.iterdir()) == ["model.json", "model.safetensors"]
     assert set(load_file(folder / "model.safetensors")) == set(model.state_dict())
-    assert json.loads((folder / "model.json").read_text())["classes"] == CLASSES
+    assert json.loads((folder / "model.json").read_text())["target"]["names"] == list(TARGET.names)
 
 
 def test_loading_needs_neither_published_weights_nor_the_file_training_started_from(tmp_path):
     """They may have moved since, and the machine may be offline."""
     settings = SETTINGS.with_values(["model.checkpoint=/nowhere/weights.pth", "model.pretrained=true"])
-    digest = save_model(tmp_path, build(), settings, CLASSES)
+    digest = save_model(tmp_path, build(), settings, TARGET)
     assert load_model(tmp_path).digest == digest
 
 
-def test_the_digest_tells_weights_settings_and_classes_apart(tmp_path):
+def test_the_digest_tells_weights_settings_and_target_apart(tmp_path):
     digests = [
-        save_model(tmp_path / "0", build(), SETTINGS, CLASSES),
-        save_model(tmp_path / "1", build(seed=1), SETTINGS, CLASSES),
-        save_model(tmp_path / "2", build(), SETTINGS.with_values(["sampling.tiles=6"]), CLASSES),
-        save_model(tmp_path / "3", build(), SETTINGS, CLASSES[::-1]),
+        save_model(tmp_path / "0", build(), SETTINGS, TARGET),
+        save_model(tmp_path / "1", build(seed=1), SETTINGS, TARGET),
+        save_model(tmp_path / "2", build(), SETTINGS.with_values(["sampling.tiles=6"]), TARGET),
+        save_model(tmp_path / "3", build(), SETTINGS, replace(TARGET, names=TARGET.names[::-1])),
     ]
     assert len(set(digests)) == 4
-    assert save_model(tmp_path / "4", build(), SETTINGS, CLASSES) == digests[0]
+    assert save_model(tmp_path / "4", build(), SETTINGS, TARGET) == digests[0]
 
 
 def test_weights_that_were_tampered_with_are_refused(saved):
@@ -89,10 +91,13 @@ def test_weights_that_were_tampered_with_are_refused(saved):
         load_model(folder)
 
 
-def test_settings_and_classes_that_were_tampered_with_are_refused(saved):
+def test_settings_and_target_that_were_tampered_with_are_refused(saved):
     _, _, folder = saved
     record = json.loads((folder / "model.json").read_text())
-    for change in ({"classes": CLASSES[::-1]}, {"settings": record["settings"] | {"sampling": {"tiles": 6}}}):
+    for change in (
+        {"target": record["target"] | {"names": TARGET.names[::-1]}},
+        {"settings": record["settings"] | {"sampling": {"tiles": 6}}},
+    ):
         (folder / "model.json").write_text(json.dumps(record | change))
         with pytest.raises(ArtifactError, match="do not belong together"):
             load_model(folder)
@@ -115,13 +120,15 @@ def test_weights_without_their_card_are_no_model_yet(tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoints, "write_card", killed)
     with pytest.raises(KeyboardInterrupt):
-        save_model(tmp_path, build(), SETTINGS, CLASSES)
+        save_model(tmp_path, build(), SETTINGS, TARGET)
     with pytest.raises(ArtifactError, match=r"model\.json"):
         load_model(tmp_path)
 
 
 @pytest.mark.parametrize(
-    "change", [{"schema": 0}, {"schema": None}, {"schema": 99}, {"settings": 3}, {"classes": 3}], ids=str
+    "change",
+    [{"schema": 0}, {"schema": None}, {"schema": 99}, {"settings": 3}, {"target": 3}, {"target": {}}],
+    ids=str,
 )
 def test_a_card_of_another_version_or_kind_is_refused(saved, change):
     _, _, folder = saved
@@ -183,7 +190,7 @@ def test_a_state_is_read_by_safetensors_alone(tmp_path):
 def test_the_state_of_another_network_or_run_is_refused(tmp_path):
     model, states = build(), StateFolder(tmp_path, "abc", keep=1)
     states.save(1, model, torch.optim.AdamW(model.parameters()), None, {})
-    other = build(classes=CLASSES[:2])
+    other = build(target=Target("classification", TARGET.names[:2]))
     optimizer = torch.optim.AdamW(other.parameters())
     with pytest.raises(ArtifactError, match="does not fit"):
         states.load(other, optimizer, None, CPU)

@@ -16,6 +16,7 @@ from wsi_ats.nn import expectation
 from wsi_ats.nn.sampling import DESIGNS, draw
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.memory import MemorySlide
+from wsi_ats.targets import Target
 from wsi_ats.training import fit
 
 pytestmark = [
@@ -37,7 +38,7 @@ SETTINGS = Settings().with_values(
         "training.calibration_tiles=64",
     ]
 )
-CLASSES = ["pale", "dark"]
+TARGET = Target("classification", ("pale", "dark"))
 
 
 def slide(ref: SlideRef) -> MemorySlide:
@@ -48,8 +49,8 @@ def slide(ref: SlideRef) -> MemorySlide:
 
 
 def examples() -> list[Example]:
-    refs = [SlideRef(str(i), f"memory{i}", str(i), CLASSES[i % 2]) for i in range(8)]
-    return [Example(ref, *look(slide(ref), SETTINGS), CLASSES.index(str(ref.label))) for ref in refs]
+    refs = [SlideRef(str(i), f"memory{i}", str(i), TARGET.names[i % 2]) for i in range(8)]
+    return [Example(ref, *look(slide(ref), SETTINGS), TARGET.encode(str(ref.label))) for ref in refs]
 
 
 @pytest.mark.parametrize("design", DESIGNS)
@@ -83,7 +84,7 @@ def trained(device: str, folder: Path) -> torch.nn.Module:
             examples(),
             [],
             SETTINGS,
-            classes=CLASSES,
+            target=TARGET,
             folder=folder,
             device=torch.device(device),
             on_epoch=lambda row: None,
@@ -101,16 +102,14 @@ def test_scores_agree_between_devices(tmp_path):
                 example.ref,
                 slide(example.ref),
                 SETTINGS,
-                classes=CLASSES,
+                target=TARGET,
                 model_digest="",
                 seed=0,
                 device=torch.device(device),
             )
             scores.append(scored)
         assert np.array_equal(scores[0].selection.cells, scores[1].selection.cells)
-        assert scores[0].prediction.probabilities == pytest.approx(
-            scores[1].prediction.probabilities, abs=1e-2
-        )
+        assert scores[0].prediction.scores == pytest.approx(scores[1].prediction.scores, abs=1e-2)
 
 
 def test_training_agrees_between_devices(tmp_path):

@@ -23,12 +23,13 @@ from wsi_ats.selection import Status, Stop
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.memory import MemorySlide
 from wsi_ats.stopping import MOST_DRAWS
+from wsi_ats.targets import Target
 from wsi_ats.testing.recording import RecordingSlide
 from wsi_ats.tiles import read_tiles
 
 torch.set_num_threads(1)  # tiny networks: on busy cores, threads would only wait for one another
 
-CLASSES = ["benign", "malignant", "other"]
+TARGET = Target("classification", ("benign", "malignant", "other"))
 SETTINGS = Settings().with_values(
     [
         "tile.size=32",
@@ -44,7 +45,7 @@ SETTINGS = Settings().with_values(
 def model():
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        made = model_for(SETTINGS, CLASSES)
+        made = model_for(SETTINGS, TARGET)
         made.encoder.calibrate(torch.randint(0, 255, (16, 32, 32, 3), dtype=torch.uint8))
         for part in (made.attention.logit, made.gate, made.head):
             torch.nn.init.normal_(part.weight, std=0.5)
@@ -70,7 +71,7 @@ def score(model, slide=None, *, changes=(), seed=0, name="case7"):
         SlideRef(name, "memory.svs", "patient"),
         slide or tissue_slide(),
         SETTINGS.with_values(changes),
-        classes=CLASSES,
+        target=TARGET,
         model_digest="abc",
         seed=seed,
     )
@@ -109,7 +110,7 @@ def test_a_slide_that_reads_no_pixel_outside_what_is_drawn_would_do(model):
             return super().read_regions(level, corners, width, height)
 
     again = score(model, tissue_slide(Damaged))
-    assert again.prediction.probabilities == score(model).prediction.probabilities
+    assert again.prediction.scores == score(model).prediction.scores
     with pytest.raises(SlideReadError):  # and a tile that cannot be read is never made up
         score(model, tissue_slide(Damaged), seed=1)
 
@@ -222,7 +223,7 @@ def test_a_slide_that_ends_above_the_tolerance_says_so(model):
     changes = ["sampling.tolerance=1e-6", f"sampling.max_tiles={5 * LEAST_DRAWS}"]
     found = score(model, changes=changes).prediction
     assert found.stopped_by is Stop.MAX_TILES
-    assert found.row(CLASSES)["stopped_by"] == "max_tiles"
+    assert found.row(TARGET.columns)["stopped_by"] == "max_tiles"
     assert found.logit_se > 1e-6
 
 
@@ -299,10 +300,10 @@ def test_probability_is_of_all_draws_together_and_its_error_that_of_their_log_od
     logits, together, _, _ = by_hand(model, SETTINGS.with_values(changes))
     found = score(model, changes=changes).prediction
     shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    assert list(found.probabilities) == CLASSES
-    np.testing.assert_allclose(list(found.probabilities.values()), together, atol=1e-6)
+    assert tuple(found.scores) == TARGET.columns
+    np.testing.assert_allclose(list(found.scores.values()), together, atol=1e-6)
     best = together.argmax()
-    assert found.predicted == CLASSES[best]
+    assert found.predicted == TARGET.names[best]
     odds = np.log(shares[:, best] / (1 - shares[:, best]))
     assert found.logit_se == pytest.approx(odds.std(ddof=1) / math.sqrt(4), rel=1e-4)
     assert found.logit_se > 0.001
@@ -321,7 +322,7 @@ def test_as_many_tiles_as_there_is_tissue_give_the_exact_model(model, design):
         exact = torch.softmax(model.classify(pooled), 0)
     changes = ["sampling.tiles=500", "sampling.draws=2", f"sampling.design={design}"]
     found = score(model, changes=changes).prediction
-    np.testing.assert_allclose(list(found.probabilities.values()), exact, atol=1e-6)
+    np.testing.assert_allclose(list(found.scores.values()), exact, atol=1e-6)
     assert found.logit_se == pytest.approx(0, abs=1e-6)
     assert found.tiles_read == found.tiles_total == len(tissue.cells)
 
@@ -339,14 +340,14 @@ def test_attention_and_selection_say_why_each_tile_was_read(model):
     np.testing.assert_allclose([chosen.weight[chosen.draw == i].sum() for i in (0, 1)], 1, atol=1e-5)
     assert set(chosen.cells) <= set(tissue.cells)
     assert chosen.level == 0
-    assert chosen.probabilities == scored.prediction.probabilities
+    assert chosen.scores == scored.prediction.scores
 
 
 # Rows
 
 
 def test_a_row_has_the_columns_that_users_were_promised(model):
-    row = score(model).prediction.row(CLASSES)
+    row = score(model).prediction.row(TARGET.columns)
     assert list(row) == [
         "slide_id",
         "case_id",
@@ -370,16 +371,16 @@ def test_a_row_has_the_columns_that_users_were_promised(model):
     assert row["status"] == "done"
     assert (row["slide_id"], row["case_id"], row["path"]) == ("case7", "patient", "memory.svs")
     assert (row["draws"], row["seed"], row["model_digest"], row["error"]) == (1, 0, "abc", None)
-    assert sum(row[f"prob_{name}"] for name in CLASSES) == pytest.approx(1, abs=1e-6)
+    assert sum(row[name] for name in TARGET.columns) == pytest.approx(1, abs=1e-6)
     assert row["seconds"] > 0
 
 
 def test_no_tissue_is_a_state_and_not_a_score(model, no_tissue):
     scored = score(model, no_tissue)
     assert scored.attention is scored.selection is None
-    row = scored.prediction.row(CLASSES)
+    row = scored.prediction.row(TARGET.columns)
     assert row["status"] == scored.prediction.status == Status.NO_TISSUE == "no_tissue"
-    assert [row[f"prob_{name}"] for name in CLASSES] == [None] * 3
+    assert [row[name] for name in TARGET.columns] == [None] * 3
     assert (row["predicted"], row["draws"], row["tiles_read"], row["tiles_total"]) == (None, 0, 0, 0)
 
 

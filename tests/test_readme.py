@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from pipelines.cli import app
 from wsi_ats.checkpoints import model_for, save_model
 from wsi_ats.config import Settings
+from wsi_ats.targets import Target
 from wsi_ats.testing.synthetic import write_collection
 
 ROOT = Path(__file__).parents[1]
@@ -54,8 +55,8 @@ def folder(tmp_path_factory):
         ]
     )
     torch.manual_seed(0)
-    classes = ["negative", "positive"]
-    save_model(folder / "run", model_for(settings, classes), settings, classes)
+    target = Target("classification", ("negative", "positive"))
+    save_model(folder / "run", model_for(settings, target), settings, target)
     return folder
 
 

@@ -13,6 +13,7 @@ from wsi_ats.geometry import Grid, Region
 from wsi_ats.selection import AttentionMap, Prediction, Selection, Status, Stop, TissueMask
 
 GRID = Grid(1000, 600, cell=256.5, tile_size=128)
+COLUMNS = ("prob_a", "prob_b")
 
 
 def selection(**changes) -> Selection:
@@ -28,7 +29,7 @@ def selection(**changes) -> Selection:
         "weight": np.array([0.5, 0.5, 0.5, 0.5]),
         "draw": np.array([0, 0, 0, 1]),
         "order": np.array([0, 1, 2, 0]),
-        "probabilities": {"a": 0.3, "b": 0.7},
+        "scores": {"prob_a": 0.3, "prob_b": 0.7},
     }
     return Selection(**(values | changes))
 
@@ -39,7 +40,7 @@ def prediction(**changes) -> Prediction:
         "case_id": "patient",
         "path": "case7.svs",
         "status": Status.DONE,
-        "probabilities": {"a": 0.25, "b": 0.75},
+        "scores": {"prob_a": 0.25, "prob_b": 0.75},
         "predicted": "b",
         "logit_se": 0.1,
         "stopped_by": Stop.DRAWS,
@@ -86,9 +87,9 @@ def test_columns_of_different_lengths_are_refused(name):
         selection(**{name: np.array([[1], [2], [3], [4]])})
 
 
-def test_a_row_has_a_column_for_every_class_of_the_model_even_without_a_score():
-    failed = prediction(status=Status.FAILED, probabilities={}, predicted=None, logit_se=None, error="why")
-    done, not_done = prediction().row(["a", "b"]), failed.row(["a", "b"])
+def test_a_row_has_every_column_of_the_model_even_without_a_score():
+    failed = prediction(status=Status.FAILED, scores={}, predicted=None, logit_se=None, error="why")
+    done, not_done = prediction().row(COLUMNS), failed.row(COLUMNS)
     assert list(done) == list(not_done)
     assert (done["prob_a"], done["prob_b"], done["status"]) == (0.25, 0.75, "done")
     assert (not_done["prob_a"], not_done["status"], not_done["error"]) == (None, "failed", "why")

@@ -153,6 +153,7 @@ def test_decisions_are_written_like_labels():
     ("task", "columns", "label"),
     [
         ("survival", {"months": "3", "died": "0"}, "3;0"),
+        ("survival", {"months": "3", "died": "TRUE"}, "3;1"),
         ("survival", {"months": "3", "died": None}, None),
         ("survival", {"months": None, "died": "1"}, None),
         ("multilabel", {"a": "1", "b": "0.0", "c": "True"}, "a;c"),
@@ -177,6 +178,7 @@ def test_columns_and_the_label_they_make_say_the_same():
         ("classification", {"a": "1", "b": "0"}, "classification has its label in one column, not in a, b"),
         ("regression", {"a": "1", "b": "0"}, "model.task"),
         ("multilabel", {"a": "yes"}, "a is 'yes', expected 1 or 0"),
+        ("survival", {"months": "3", "died": "7"}, "died is '7', expected 1 or 0"),
         ("multilabel", {"a;b": "1"}, "label 'a;b' cannot be told"),
         ("multilabel", {"?a": "1"}, "rename its column"),
         ("multilabel", {"-": "1"}, "rename its column"),

@@ -31,8 +31,7 @@ from wsi_ats.training import fit
 
 torch.set_num_threads(1)  # tiny networks, and a subprocess that must round as this process does
 
-CLASSES = ["pink", "violet"]
-TARGET = Target("classification", tuple(CLASSES))
+TARGET = Target("classification", ("pink", "violet"))
 CPU = torch.device("cpu")
 SETTINGS = Settings().with_values(
     [
@@ -187,7 +186,7 @@ def test_frozen_attention_stays_as_it_starts_while_the_rest_learns(tmp_path):
     changes = ("training.epochs=2", "training.freeze_attention=true", "model.attention=test_resnet")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        start = model_for(SETTINGS.with_values(changes), CLASSES)
+        start = model_for(SETTINGS.with_values(changes), TARGET)
     end = run(tmp_path, *changes)
     assert_same_weights(end.attention, start.attention)
     assert not torch.equal(end.head.weight, start.head.weight)
@@ -327,7 +326,7 @@ def test_every_kind_trains_and_a_stopped_run_ends_the_same(tmp_path, changes, ti
     assert_same_weights(run(tmp_path / "stopped", *changes), model)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        start = model_for(SETTINGS.with_values(changes), CLASSES)
+        start = model_for(SETTINGS.with_values(changes), TARGET)
     backbones = zip(model.encoder.parameters(), start.encoder.parameters(), strict=True)
     learns = "training.fine_tuning=frozen" not in changes
     assert any(not torch.equal(one, other) for one, other in backbones) is learns
@@ -449,9 +448,9 @@ def test_learning_rates_that_are_far_too_high_stop_training_with_advice(tmp_path
 def test_what_is_no_number_is_named_with_epoch_step_and_slides_and_never_stored(tmp_path, monkeypatch, what):
     real, calls = training.losses, []
 
-    def in_the_second_epoch(task, outputs, targets):
+    def in_the_second_epoch(*arguments):
         calls.append(1)
-        loss = real(task, outputs, targets)
+        loss = real(*arguments)
         if len(calls) == 6:  # three steps and a validation; then the second step
             if what == "loss":
                 return loss * math.nan

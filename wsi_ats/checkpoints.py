@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from wsi_ats.artifacts import atomic
 from wsi_ats.config import Settings
-from wsi_ats.errors import ArtifactError
+from wsi_ats.errors import ArtifactError, SettingsError
 from wsi_ats.model_card import ModelCard, read_card, write_card
 from wsi_ats.nn.encoder import build_encoder
 from wsi_ats.nn.image import ImageClassifier
 from wsi_ats.nn.mil import AttentionMIL
 from wsi_ats.nn.model import build_model
 from wsi_ats.nn.network import SlideNetwork
+from wsi_ats.targets import Target
 
 
 @dataclass(frozen=True)
@@ -36,42 +37,53 @@ class LoadedModel:
         In evaluation mode.
     settings
         Those it was trained with.
-    classes
-        Names of its outputs.
+    target
+        What it predicts.
     digest
-        Fingerprint of weights, settings and classes.
+        Fingerprint of weights, settings and target.
     """
 
     model: SlideNetwork
     settings: Settings
-    classes: list[str]
+    target: Target
     digest: str
 
 
-def model_for(settings: Settings, classes: Sequence[str], *, weights: bool = True) -> SlideNetwork:
+def model_for(settings: Settings, target: Target, *, weights: bool = True) -> SlideNetwork:
     """Build the model that settings describe.
 
     Parameters
     ----------
     settings
         Sections ``model``, ``tile`` and ``thumbnail`` are used.
-    classes
-        Names of the classes.
+    target
+        What it is to predict.
     weights
         Load the backbone's weights; not needed where a trained model's own will replace them.
+
+    Raises
+    ------
+    SettingsError
+        When settings and target are of different tasks.
+    ModelError
+        When a network cannot be built.
     """
+    if target.task != settings.model.task:
+        raise SettingsError(
+            f"model.task is {settings.model.task}, but the target is one of {target.task}; make both the same"
+        )
     network, view = settings.model, settings.thumbnail
     pretrained, checkpoint = network.pretrained and weights, network.checkpoint if weights else ""
     if network.kind == "image":
         whole = build_encoder(network.backbone, pretrained=pretrained, checkpoint=checkpoint)
-        return ImageClassifier(whole, classes=len(classes))
+        return ImageClassifier(whole, classes=target.outputs)
     if network.kind == "mil":
         encoder = build_encoder(
             network.backbone, pretrained=pretrained, checkpoint=checkpoint, size=settings.tile.size
         )
-        return AttentionMIL(encoder, classes=len(classes), gated=network.mil_attention == "gated")
+        return AttentionMIL(encoder, classes=target.outputs, gated=network.mil_attention == "gated")
     return build_model(
-        classes=len(classes),
+        classes=target.outputs,
         backbone=network.backbone,
         pretrained=pretrained,
         checkpoint=checkpoint,
@@ -83,7 +95,7 @@ def model_for(settings: Settings, classes: Sequence[str], *, weights: bool = Tru
     )
 
 
-def save_model(folder: Path, model: SlideNetwork, settings: Settings, classes: Sequence[str]) -> str:
+def save_model(folder: Path, model: SlideNetwork, settings: Settings, target: Target) -> str:
     """Write ``model.safetensors`` and ``model.json``, the latter last.
 
     Parameters
@@ -94,8 +106,8 @@ def save_model(folder: Path, model: SlideNetwork, settings: Settings, classes: S
         The trained model.
     settings
         Those it was trained with.
-    classes
-        Names of its outputs, in order.
+    target
+        What it predicts.
 
     Returns
     -------
@@ -105,8 +117,8 @@ def save_model(folder: Path, model: SlideNetwork, settings: Settings, classes: S
     weights = folder / "model.safetensors"
     with atomic(weights) as temporary:
         save_file(_contiguous(model.state_dict()), temporary)
-    digest = _digest(weights, settings, classes)
-    write_card(folder, ModelCard(settings, tuple(classes), digest))
+    digest = _digest(weights, settings, target)
+    write_card(folder, ModelCard(settings, target, digest))
     return digest
 
 
@@ -127,18 +139,18 @@ def load_model(folder: str | Path, device: torch.device | None = None) -> Loaded
     """
     folder = Path(folder)
     card, weights = read_card(folder), folder / "model.safetensors"
-    digest = _digest(weights, card.settings, card.classes)
+    digest = _digest(weights, card.settings, card.target)
     if digest != card.digest:
         raise ArtifactError(
             f"{weights} and model.json do not belong together (digest {digest}, recorded {card.digest}); "
             "copy the whole folder again"
         )
-    model = model_for(card.settings, card.classes, weights=False)
+    model = model_for(card.settings, card.target, weights=False)
     try:
         model.load_state_dict(load_file(weights))
     except (SafetensorError, RuntimeError) as error:
         raise ArtifactError(f"{weights} does not fit model.json: {error}") from error
-    return LoadedModel(model.to(device).eval(), card.settings, list(card.classes), digest)
+    return LoadedModel(model.to(device).eval(), card.settings, card.target, digest)
 
 
 class StateFolder:
@@ -306,8 +318,8 @@ def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
 
 
-def _digest(weights: Path, settings: Settings, classes: Sequence[str]) -> str:
+def _digest(weights: Path, settings: Settings, target: Target) -> str:
     with weights.open("rb") as file:
         content = hashlib.file_digest(file, "sha256").hexdigest()
-    text = json.dumps([content, settings.digest(), list(classes)])
+    text = json.dumps([content, settings.digest(), asdict(target)])
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -17,11 +17,13 @@ from wsi_ats.errors import SettingsError
 from wsi_ats.look import count_tiles, look
 from wsi_ats.methods import method_for
 from wsi_ats.methods.base import DrawLogits, WeightedTiles, draw_seed
+from wsi_ats.nn.losses import activate
 from wsi_ats.nn.network import SlideNetwork
 from wsi_ats.selection import AttentionMap, Prediction, Selection, Status, Stop, TissueMask
 from wsi_ats.slides.base import Slide, SlideRef
 from wsi_ats.slides.wrappers import CountingSlide
 from wsi_ats.stopping import stop
+from wsi_ats.targets import Target
 from wsi_ats.tiles import level_for
 
 
@@ -32,7 +34,7 @@ class Scored:
     Parameters
     ----------
     prediction
-        Probabilities, and what it took to get them.
+        Scores, and what it took to get them.
     attention, selection
         Where the model looked and which tiles were read; ``None`` where there is no tissue, and for a model
         that has no attention and reads no tiles.
@@ -49,17 +51,17 @@ def predict_slide(
     slide: Slide,
     settings: Settings,
     *,
-    classes: list[str],
+    target: Target,
     model_digest: str,
     seed: int,
     device: torch.device | None = None,
 ) -> Scored:
     """Score a slide.
 
-    Attention sampling reads its thumbnail and a few tiles, and nothing else. With several draws, the
-    probability is that of all their tiles pooled into one estimate, and ``logit_se`` the standard error of
-    the predicted class's log-odds over the draws. How many there are, :func:`wsi_ats.stopping.stop` says
-    after each. Other kinds of models read more; see :mod:`wsi_ats.methods`.
+    Attention sampling reads its thumbnail and a few tiles, and nothing else. With several draws, the scores
+    are those of all their tiles pooled into one estimate, and ``logit_se`` the standard error over the draws;
+    :class:`~wsi_ats.selection.Prediction` says of what. How many there are, :func:`wsi_ats.stopping.stop`
+    says after each. Other kinds of models read more; see :mod:`wsi_ats.methods`.
 
     Parameters
     ----------
@@ -71,8 +73,8 @@ def predict_slide(
         The open slide.
     settings
         Sections ``tile``, ``thumbnail`` and ``sampling`` are used.
-    classes
-        Names of the model's classes, in the order of its outputs.
+    target
+        What the model predicts.
     model_digest
         Recorded in the prediction.
     seed
@@ -99,17 +101,17 @@ def predict_slide(
     if len(tissue.cells):
         seeds = (draw_seed(seed, ref.id, number) for number in count())
         method = method_for(model, settings, device)
-        draws, stopped = _enough(method.score(counting, thumbnail, tissue, seeds), settings.sampling)
+        draws, stopped = _enough(method.score(counting, thumbnail, tissue, seeds), settings.sampling, target)
     read = sum(each.new_tiles for each in draws)
-    probabilities = dict(zip(classes, _probabilities(draws).tolist(), strict=True)) if draws else {}
+    scores = dict(zip(target.columns, _scores(draws, target).tolist(), strict=True)) if draws else {}
     prediction = Prediction(
         slide_id=ref.id,
         case_id=ref.case,
         path=ref.path,
         status=Status.DONE if draws else Status.NO_TISSUE,
-        probabilities=probabilities,
-        predicted=max(probabilities, key=probabilities.__getitem__) if probabilities else None,
-        logit_se=_sampling_error(draws),
+        scores=scores,
+        predicted=target.decide(scores) if draws else None,
+        logit_se=_sampling_error(draws, target),
         stopped_by=stopped,
         draws=len(draws),
         tiles_read=read,
@@ -124,37 +126,40 @@ def predict_slide(
     return Scored(
         prediction,
         _attention_map(draws[0].attention, tissue),
-        _selection(ref, counting, [each.tiles for each in draws if each.tiles], probabilities),
+        _selection(ref, counting, [each.tiles for each in draws if each.tiles], scores),
     )
 
 
-def _enough(draws: Iterable[DrawLogits], sampling: SamplingSettings) -> tuple[list[DrawLogits], Stop]:
+def _enough(
+    draws: Iterable[DrawLogits], sampling: SamplingSettings, target: Target
+) -> tuple[list[DrawLogits], Stop]:
     """Take as many draws as are needed, and say why no more."""
     taken: list[DrawLogits] = []
     for each in draws:
         taken.append(each)
         read = sum(one.new_tiles for one in taken)
-        stopped = stop(sampling, draws=len(taken), error=_sampling_error(taken), read=read)
+        stopped = stop(sampling, draws=len(taken), error=_sampling_error(taken, target), read=read)
         if stopped:
             return taken, stopped
     return taken, Stop.DRAWS  # of a model that does not sample there is but one
 
 
-def _probabilities(draws: Sequence[DrawLogits]) -> Tensor:
-    """Of each class, from the tiles of all draws."""
+def _scores(draws: Sequence[DrawLogits], target: Target) -> Tensor:
+    """By column, from the tiles of all draws."""
     last = draws[-1]
-    return torch.softmax(last.logits if last.together is None else last.together, dim=0)
+    return target.restore(activate(target.task, last.logits if last.together is None else last.together))
 
 
-def _sampling_error(draws: Sequence[DrawLogits]) -> float | None:
-    """Standard error of the predicted class's log-odds over draws."""
+def _sampling_error(draws: Sequence[DrawLogits], target: Target) -> float | None:
+    """Standard error over draws: of the predicted class's log-odds, else the largest of all outputs."""
     if len(draws) < 2:
         return None
     logits = torch.stack([each.logits for each in draws])
-    best = _probabilities(draws).argmax()
-    others = torch.arange(logits.shape[1]) != best
-    log_odds = logits[:, best] - logits[:, others].logsumexp(1)
-    return (log_odds.std() / math.sqrt(len(logits))).item()
+    if target.task == "classification":
+        best = _scores(draws, target).argmax()
+        others = torch.arange(logits.shape[1]) != best
+        logits = (logits[:, best] - logits[:, others].logsumexp(1))[:, None]
+    return (logits.std(0).max() * target.scale / math.sqrt(len(logits))).item()
 
 
 def _attention_map(attention: Tensor | None, tissue: TissueMask) -> AttentionMap | None:
@@ -169,7 +174,7 @@ def _selection(
     ref: SlideRef,
     slide: Slide,
     tiles: Sequence[WeightedTiles],
-    probabilities: dict[str, float],
+    scores: dict[str, float],
 ) -> Selection | None:
     """The tiles of every draw as one record."""
     if not tiles:
@@ -188,5 +193,5 @@ def _selection(
         weight=torch.cat([each.weight for each in tiles]).double().cpu().numpy(),
         draw=np.repeat(np.arange(len(tiles)), sizes),
         order=np.concatenate([np.arange(size) for size in sizes]),
-        probabilities=probabilities,
+        scores=scores,
     )

@@ -8,8 +8,9 @@ from pathlib import Path
 from wsi_ats.artifacts import read_json, write_json
 from wsi_ats.config import Settings
 from wsi_ats.errors import ArtifactError
+from wsi_ats.targets import Target
 
-_SCHEMA = 1
+_SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -20,14 +21,14 @@ class ModelCard:
     ----------
     settings
         Those the model was trained with.
-    classes
-        Names of its outputs, in order.
+    target
+        What it predicts.
     digest
-        Fingerprint of weights, settings and classes.
+        Fingerprint of weights, settings and target.
     """
 
     settings: Settings
-    classes: tuple[str, ...]
+    target: Target
     digest: str
 
 
@@ -55,6 +56,7 @@ def read_card(folder: Path) -> ModelCard:
         raise ArtifactError(f"{folder / 'model.safetensors'} is missing; was the training completed?")
     try:
         settings = Settings.from_mapping(record["settings"])
-        return ModelCard(settings, tuple(record["classes"]), str(record["digest"]))
+        target = Target(**record["target"] | {"names": tuple(record["target"]["names"])})
+        return ModelCard(settings, target, str(record["digest"]))
     except (KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{path} describes no model: {error!r}; train again") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any
@@ -119,8 +120,8 @@ class Selection:
         Number of the independent draw, from 0, shape (M,).
     order
         Place in which the tile came within its draw, from 0, shape (M,).
-    probabilities
-        The slide's probability of each class.
+    scores
+        The slide's scores by column of ``predictions.csv``; see :attr:`wsi_ats.targets.Target.columns`.
     """
 
     slide_id: str
@@ -134,7 +135,7 @@ class Selection:
     weight: FloatArray
     draw: IntArray
     order: IntArray
-    probabilities: dict[str, float]
+    scores: dict[str, float]
 
     def __post_init__(self) -> None:
         columns = ("cells", "attention", "inclusion", "weight", "draw", "order")
@@ -173,13 +174,17 @@ class Prediction:
     slide_id, case_id, path
         The slide.
     status
-        ``done``, ``failed`` or ``no_tissue``; only ``done`` has probabilities.
-    probabilities
-        By class, from the tiles of all draws pooled into one estimate.
+        ``done``, ``failed`` or ``no_tissue``; only ``done`` has scores.
+    scores
+        By column, from the tiles of all draws pooled into one estimate: ``prob_<class>``, ``prob_<label>``,
+        ``value`` or ``risk``; see :attr:`wsi_ats.targets.Target.columns`.
     predicted
-        The most probable class.
+        The most probable class, all labels of probability 1/2 or more joined by ``;`` (``-`` for none), or
+        the value; ``None`` for a risk (the logarithm of a hazard, of which only differences between slides
+        mean anything).
     logit_se
-        Sampling standard error of the predicted class's log-odds, ``None`` for a single draw. It says
+        Sampling standard error, ``None`` for a single draw: of the predicted class's log-odds, of the
+        log-odds of the label for which it is largest, of the value in its own units, or of the risk. It says
         how much another draw of tiles would differ, nothing of the model's error.
     stopped_by
         Why no more draws were made: where a tolerance was set and this is not ``tolerance``, ``logit_se`` is
@@ -203,7 +208,7 @@ class Prediction:
     case_id: str
     path: str
     status: Status
-    probabilities: dict[str, float]
+    scores: dict[str, float]
     predicted: str | None
     logit_se: float | None
     stopped_by: Stop | None
@@ -216,12 +221,12 @@ class Prediction:
     seed: int
     error: str | None = None
 
-    def row(self, classes: list[str]) -> dict[str, Any]:
-        """Return the table row, with one ``prob_<class>`` column for each class of the model."""
+    def row(self, columns: Sequence[str]) -> dict[str, Any]:
+        """Return the table row, with the columns of scores that the model gives."""
         row: dict[str, Any] = {}
         for field in fields(self):
-            if field.name == "probabilities":
-                row |= {f"prob_{name}": self.probabilities.get(name) for name in classes}
+            if field.name == "scores":
+                row |= {name: self.scores.get(name) for name in columns}
             else:
                 value = getattr(self, field.name)
                 row[field.name] = str(value) if isinstance(value, StrEnum) else value

@@ -238,11 +238,11 @@ def join_columns(task: str, columns: Mapping[str, str | None]) -> str | None:
     >>> join_columns("multilabel", {"her2": "1", "er": None, "pr": "0"})
     'her2;?er'
     """
-    known = {name: text for name, text in columns.items() if text is not None}
     if task == "survival":
         if len(columns) != 2:
             raise ManifestError(f"survival needs two columns, time and event, not {', '.join(columns)}")
-        return ";".join(known.values()) if len(known) == 2 else None
+        time, event = columns.values()
+        return None if time is None or event is None else f"{time};{_flag(event, list(columns)[1]):.0f}"
     if task != "multilabel":
         raise ManifestError(
             f"{task} has its label in one column, not in {', '.join(columns)}; name one, or set model.task "
@@ -256,11 +256,15 @@ def join_columns(task: str, columns: Mapping[str, str | None]) -> str | None:
             )
         if text is None:
             label.append(_UNKNOWN + name)
-        elif text.lower() not in _FLAGS:
-            raise ManifestError(f"{name} is {text!r}, expected 1 or 0, or nothing where it is not known")
-        elif _FLAGS[text.lower()]:
+        elif _flag(text, name):
             label.append(name)
-    return (";".join(label) or _NONE) if known else None
+    return None if set(columns.values()) == {None} else ";".join(label) or _NONE
+
+
+def _flag(text: str, column: str) -> float:
+    if text.lower() not in _FLAGS:
+        raise ManifestError(f"{column} is {text!r}, expected 1 or 0, or nothing where it is not known")
+    return _FLAGS[text.lower()]
 
 
 def _members(label: str) -> dict[str, float]:

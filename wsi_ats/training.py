@@ -217,7 +217,7 @@ class _Training:
         """Make the model and all that goes with it, as it is at the start or was when a run was stopped."""
         learning = self.learning
         torch.manual_seed(learning.seed)
-        self.model = model_for(self.settings, self.target.names).to(self.device)
+        self.model = model_for(self.settings, self.target).to(self.device)
         if learning.learning_blocks is not None:
             self.model.encoder.freeze(but_last=learning.learning_blocks)
         if learning.compile:

@@ -22,7 +22,7 @@ def test_the_heaviest_tiles_come_first_and_of_equal_ones_those_of_most_attention
         weight=np.array([0.25, 0.5, 0.25, 0.1]),
         draw=np.zeros(4, int),
         order=np.arange(4),
-        probabilities={"x": 1.0},
+        scores={"prob_x": 1.0},
     )
     shown = heaviest(selection, 3)
     assert shown.cells.tolist() == [5, 7, 3]

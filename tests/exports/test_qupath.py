@@ -31,7 +31,7 @@ def selection():
         weight=np.array([0.5, 0.5, 0.75, 0.25]),
         draw=np.array([0, 0, 1, 1]),
         order=np.array([0, 1, 1, 0]),
-        probabilities={"tumour": 0.9, "normal": 0.1},
+        scores={"prob_tumour": 0.9, "prob_normal": 0.1},
     )
 
 

@@ -36,7 +36,7 @@ def selection(count=7, seed=0, slide_id="s1", grid=None):
         weight=rng.random(count),
         draw=np.sort(rng.integers(0, 3, count)),
         order=np.arange(count),
-        probabilities={"tumour": 1 / 3, "normal ü": 2 / 3},
+        scores={"prob_tumour": 1 / 3, "prob_normal ü": 2 / 3},
     )
 
 
@@ -77,7 +77,7 @@ def test_what_is_no_selection_is_refused(tmp_path):
     with pytest.raises(ArtifactError, match="no such file"):
         read_selection(path)
     write_parquet(path, {"a": [1]})
-    with pytest.raises(ArtifactError, match="is no selection of version 1"):
+    with pytest.raises(ArtifactError, match="is no selection of version 2"):
         read_selection(path)
     good = selection()
     write_selection(path, good)
@@ -86,8 +86,8 @@ def test_what_is_no_selection_is_refused(tmp_path):
         write_parquet(path, columns, metadata=metadata | damaged)
         with pytest.raises(ArtifactError, match="metadata is damaged"):
             read_selection(path)
-    write_parquet(path, columns, metadata=metadata | {"version": 2})
-    with pytest.raises(ArtifactError, match="version 2"):
+    write_parquet(path, columns, metadata=metadata | {"version": 1})
+    with pytest.raises(ArtifactError, match="version 1"):
         read_selection(path)
 
 

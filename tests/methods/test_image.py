@@ -14,6 +14,7 @@ from wsi_ats.look import look
 from wsi_ats.methods.image import WholeImage
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.memory import MemorySlide
+from wsi_ats.targets import Target
 from wsi_ats.tiles import read_thumbnail
 
 SETTINGS = Settings().with_values(
@@ -26,7 +27,7 @@ SETTINGS = Settings().with_values(
         "model.pretrained=false",
     ]
 )
-CLASSES = ["benign", "malignant"]
+TARGET = Target("classification", ("benign", "malignant"))
 
 
 def slide_of(name: str, columns: int = 6) -> MemorySlide:
@@ -35,14 +36,16 @@ def slide_of(name: str, columns: int = 6) -> MemorySlide:
 
 
 def example_of(name: str, columns: int = 6) -> Example:
-    return Example(SlideRef(name, name, name), *look(slide_of(name, columns), SETTINGS), ord(name) % 2)
+    return Example(
+        SlideRef(name, name, name), *look(slide_of(name, columns), SETTINGS), (float(ord(name) % 2),)
+    )
 
 
 def method(*changes: str, free: int = 1 << 40) -> WholeImage:
     settings = SETTINGS.with_values(changes)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = model_for(settings, CLASSES)
+        model = model_for(settings, TARGET)
     return WholeImage(model, settings, free=lambda device: free)
 
 

@@ -17,11 +17,13 @@ from wsi_ats.look import look
 from wsi_ats.methods.mil import MultipleInstanceLearning, fingerprint
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.memory import MemorySlide
+from wsi_ats.targets import Target
 from wsi_ats.tiles import read_tiles
 
 SETTINGS = Settings().with_values(
     [
         "tile.size=32",
+        "augmentation.turns=false",
         "thumbnail.pixels_per_cell=4",
         "thumbnail.tissue=none",
         "model.kind=mil",
@@ -30,7 +32,7 @@ SETTINGS = Settings().with_values(
         "training.calibration_tiles=12",
     ]
 )
-CLASSES = ["benign", "malignant", "other"]
+TARGET = Target("classification", ("benign", "malignant", "other"))
 
 
 class Watched(MemorySlide):
@@ -65,7 +67,7 @@ def example_of(slide: MemorySlide, target: float = 1) -> Example:
 def network(kind: str = "gated", dtype: torch.dtype = torch.float64):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = model_for(SETTINGS.with_values([f"model.mil_attention={kind}"]), CLASSES)
+        model = model_for(SETTINGS.with_values([f"model.mil_attention={kind}"]), TARGET)
         model.encoder.calibrate(torch.randint(0, 255, (16, 32, 32, 3), dtype=torch.uint8))
     return model.to(dtype)
 

@@ -21,13 +21,14 @@ from wsi_ats.methods.two_level import TwoLevelSampling, allocate
 from wsi_ats.nn import expectation
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.memory import MemorySlide
+from wsi_ats.targets import Target
 from wsi_ats.testing.recording import RecordingSlide
 from wsi_ats.tiles import read_tiles
 from wsi_ats.training import fit
 
 torch.set_num_threads(1)  # tiny networks: on busy cores, threads would only wait for one another
 
-CLASSES = ["benign", "malignant"]
+TARGET = Target("classification", ("benign", "malignant"))
 # 16 x 16 pixel tiles in regions of 4 x 4; the slide has 5 x 6 regions, the last of each cut.
 SETTINGS = Settings().with_values(
     [
@@ -68,7 +69,7 @@ def slide(seed: int = 0, kind=RecordingSlide) -> RecordingSlide:
 def model():
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        made = model_for(SETTINGS, CLASSES)
+        made = model_for(SETTINGS, TARGET)
         made.encoder.calibrate(torch.randint(0, 255, (16, 16, 16, 3), dtype=torch.uint8))
         for part in (made.attention.logit, made.regions.logit, made.gate, made.head):
             torch.nn.init.normal_(part.weight, std=0.5)
@@ -81,7 +82,7 @@ def score(model, of=None, *, changes=(), seed=0):
         SlideRef("case7", "memory", "patient"),
         of or slide(),
         SETTINGS.with_values(changes),
-        classes=CLASSES,
+        target=TARGET,
         model_digest="abc",
         seed=seed,
     )
@@ -184,7 +185,7 @@ def test_all_regions_and_tiles_drawn_are_the_exact_model(model, design):
     changes = [f"sampling.design={design}", "sampling.tiles=2000", "sampling.regions=100"]
     scored = score(model, changes=changes)
     assert sorted(scored.selection.cells.tolist()) == sorted(cells.tolist())
-    assert list(scored.prediction.probabilities.values()) == pytest.approx(
+    assert list(scored.prediction.scores.values()) == pytest.approx(
         torch.softmax(exact, 0).tolist(), abs=1e-5
     )
 
@@ -210,8 +211,8 @@ def opened(ref: SlideRef, kind=RecordingSlide) -> RecordingSlide:
 
 
 def examples(count: int = 6) -> list[Example]:
-    refs = [SlideRef(str(i), f"memory{i}", str(i), CLASSES[i % 2]) for i in range(count)]
-    return [Example(ref, *look(opened(ref), SETTINGS), i % 2) for i, ref in enumerate(refs)]
+    refs = [SlideRef(str(i), f"memory{i}", str(i), TARGET.names[i % 2]) for i in range(count)]
+    return [Example(ref, *look(opened(ref), SETTINGS), (float(i % 2),)) for i, ref in enumerate(refs)]
 
 
 def trained(folder, opener=opened, settings=SETTINGS, rows=None):
@@ -220,7 +221,7 @@ def trained(folder, opener=opened, settings=SETTINGS, rows=None):
             examples(),
             [],
             settings,
-            classes=CLASSES,
+            target=TARGET,
             folder=folder,
             device=torch.device("cpu"),
             on_epoch=(lambda row: None) if rows is None else rows.append,
@@ -232,9 +233,9 @@ def test_both_attention_networks_learn_and_come_back_from_a_file(tmp_path):
     model = trained(tmp_path)
     assert model.regions.logit.weight.abs().max() > 0
     assert model.attention.logit.weight.abs().max() > 0
-    save_model(tmp_path, model, SETTINGS, CLASSES)
+    save_model(tmp_path, model, SETTINGS, TARGET)
     again = load_model(tmp_path).model
-    assert score(again).prediction.probabilities == score(model).prediction.probabilities
+    assert score(again).prediction.scores == score(model).prediction.scores
 
 
 def test_a_slide_whose_region_cannot_be_read_is_left_out_of_the_step(tmp_path):
@@ -270,7 +271,7 @@ def test_entropy_is_that_of_the_product_of_both_attentions(model):
 
 
 def test_a_model_of_one_level_says_what_it_lacks(model):
-    one = model_for(SETTINGS.with_values(["thumbnail.levels=1"]), CLASSES)
+    one = model_for(SETTINGS.with_values(["thumbnail.levels=1"]), TARGET)
     with pytest.raises(ModelError, match=r"one level.*thumbnail\.levels=2"):
         one.score_regions(torch.zeros(8, 8, 3, dtype=torch.uint8), torch.arange(1), (1, 1))
     assert not isinstance(AttentionSampling(one, SETTINGS), TwoLevelSampling)

@@ -20,6 +20,7 @@ from pipelines.cli import app
 from wsi_ats.config import Settings
 from wsi_ats.manifest import read_manifest
 from wsi_ats.slides.base import SlideRef
+from wsi_ats.targets import Target
 from wsi_ats.testing.synthetic import write_collection
 
 ROOT = Path(__file__).parents[2]
@@ -67,7 +68,8 @@ def model(tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
-    save_model(folder, model_for(SETTINGS, ["negative", "positive"]), SETTINGS, ["negative", "positive"])
+    target = Target("classification", ("negative", "positive"))
+    save_model(folder, model_for(SETTINGS, target), SETTINGS, target)
     return folder
 
 

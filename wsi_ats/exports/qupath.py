@@ -8,6 +8,7 @@ level-0 pixels counted from the corner of the bounds, which is (0, 0) for most f
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def qupath_features(selection: Selection) -> dict[str, Any]:
     dict
         In the order of cells; ids are UUIDs that stay the same when the export is repeated.
     """
-    shared = {f"probability {name}": value for name, value in selection.probabilities.items()}
+    shared = {re.sub("^prob_", "probability ", name): value for name, value in selection.scores.items()}
     draws = len(np.unique(selection.draw))
     # By cell, then by draw: the first row of each cell is of the first draw that the tile came in.
     rows = np.lexsort((selection.draw, selection.cells))

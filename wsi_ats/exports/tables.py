@@ -14,7 +14,7 @@ from wsi_ats.geometry import Grid, Region
 from wsi_ats.selection import Selection
 from wsi_ats.tables import read_parquet, write_csv, write_parquet
 
-_VERSION = 1  # raised when a stored selection could no longer be read as before
+_VERSION = 2  # raised when a stored selection could no longer be read as before
 _TYPES = {
     "slide_id": "string",
     **dict.fromkeys(("x", "y", "width", "height", "level", "row", "col", "draw", "order"), "int64"),
@@ -34,7 +34,7 @@ def write_selection(path: str | Path, selection: Selection) -> None:
         "grid": asdict(selection.grid),
         "level": selection.level,
         "bounds": selection.bounds,
-        "probabilities": selection.probabilities,
+        "scores": selection.scores,
     }
     write_parquet(path, selection.columns(), types=_TYPES, metadata=metadata)
 
@@ -68,7 +68,7 @@ def read_selection(path: str | Path) -> Selection:
             weight=np.asarray(columns["weight"], dtype=np.float64),
             draw=np.asarray(columns["draw"], dtype=np.int64),
             order=np.asarray(columns["order"], dtype=np.int64),
-            probabilities=metadata["probabilities"],
+            scores=metadata["scores"],
         )
     except (KeyError, TypeError, SettingsError) as error:
         raise ArtifactError(f"{path}: its metadata is damaged: {error!r}; score the slide again") from error
