@@ -128,7 +128,8 @@ def test_one_worker_or_two_add_the_same_draws(slides, model, client, tmp_path):
     settings = SETTINGS.with_values(["sampling.tiles=4", "sampling.max_tiles=60"])
     refs = read_manifest(slides)
     score(refs, model, tmp_path / "two", settings=settings, execution=Execution(scheduler=client))
-    task = ScoreTask(tmp_path, "x", model, read_card(model).digest, ("negative", "positive"), settings, 0)
+    card = read_card(model)
+    task = ScoreTask(tmp_path, "x", model, card.digest, card.target, settings, 0)
     for ref in reversed(refs):
         task.files(ref.id)[0].parent.mkdir(exist_ok=True)
         task.files(ref.id)[1].parent.mkdir(exist_ok=True)

@@ -1,0 +1,150 @@
+"""Each task from a table of labels to a table of scores, by the commands that a user gives."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from conftest import table
+
+HEAD = "slide_id,label,months,died,her2,er\n"
+ROWS = [  # a validation split would leave too few of these; so that each is for training, splits are named
+    "slide_000,1.5,10,1,1,0",
+    "slide_001,2.5,10,1,0,1",
+    "slide_002,9,20.5,0,1,1",
+    "slide_003,-3,4,1,0,",
+    "slide_004,0,31,0,0,0",
+    "slide_005,4,2,0,1,0",
+]
+
+
+@pytest.fixture
+def labels(tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_text(HEAD.replace("\n", ",split\n") + "".join(f"{row},{split(row)}\n" for row in ROWS))
+    return path
+
+
+def split(row: str) -> str:
+    return "val" if row.startswith(("slide_001", "slide_004")) else "train"
+
+
+@pytest.fixture
+def command(run, slides, config, labels, tmp_path):
+    """Train on the labels; words are further options."""
+
+    def command(task, *words, changes=()):
+        options = [word for change in (f"model.task={task}", *changes) for word in ("--set", change)]
+        given = ("--labels", labels, "--out", tmp_path / "run", "--config", config, "--json")
+        return run("train", slides, *given, *options, *words)
+
+    return command
+
+
+@pytest.fixture
+def scores(command, run, slides, tmp_path):
+    """Train, score, and read the rows of ``predictions.csv``."""
+
+    def scores(task, *words, changes=()):
+        ran = command(task, *words, changes=changes)
+        assert ran.exit_code == 0, ran.stderr
+        notes = ran.json["notes"]
+        assert (notes.pop("training_slides"), notes.pop("validation_slides")) == (4, 2)
+        ran = run("score", slides, "--model", tmp_path / "run", "--out", tmp_path / "scores", "--draws", 2)
+        assert ran.exit_code == 0, ran.stderr
+        rows = table(tmp_path / "scores" / "predictions.csv")
+        assert [row["status"] for row in rows] == ["done"] * 6
+        assert all(float(row["logit_se"]) >= 0 for row in rows)
+        return notes, rows
+
+    return scores
+
+
+def after_status(rows) -> list[str]:
+    """Columns of the scores, which come between ``status`` and ``logit_se``."""
+    names = list(rows[0])
+    return names[names.index("status") + 1 : names.index("logit_se")]
+
+
+def test_multilabel(scores, run, tmp_path):
+    notes, rows = scores("multilabel", "--label-column", "her2,er")
+    assert notes == {"labels": {"er": 2, "her2": 3}}
+    assert after_status(rows) == ["prob_er", "prob_her2", "predicted"]
+    for row in rows:
+        each = {name: float(row[f"prob_{name}"]) for name in ("er", "her2")}
+        assert all(0 < value < 1 for value in each.values())
+        assert row["predicted"] == (";".join(n for n, value in each.items() if value >= 0.5) or "-")
+    assert table(tmp_path / "run" / "splits.csv")[3]["label"] == "?er"
+    ran = run("export", tmp_path / "scores", "--to", "qupath", "--out", tmp_path / "qupath")
+    assert ran.exit_code == 0, ran.stderr
+    tile = json.loads((tmp_path / "qupath" / "slide_000.geojson").read_text())["features"][0]
+    assert {"probability er", "probability her2"} < set(tile["properties"]["measurements"])
+
+
+@pytest.mark.parametrize("kind", ["sampling", "uniform", "mil", "image"])
+def test_regression(command, run, slides, tmp_path, kind):
+    changes = [f"model.kind={kind}", *(["model.scale=0.25"] if kind == "image" else [])]
+    ran = command("regression", changes=changes)
+    assert ran.exit_code == 0, ran.stderr
+    assert ran.json["notes"]["values"] == {"least": -3, "most": 9}
+    target = json.loads((tmp_path / "run" / "model.json").read_text())["target"]
+    assert target["centre"] == pytest.approx((1.5 + 9 - 3 + 4) / 4)  # of the slides to train on
+    ran = run("score", slides, "--model", tmp_path / "run", "--out", tmp_path / "scores")
+    assert ran.exit_code == 0, ran.stderr
+    rows = table(tmp_path / "scores" / "predictions.csv")
+    assert after_status(rows) == ["value", "predicted"]
+    for row in rows:
+        assert -20 < float(row["value"]) < 20  # the labels' own units, which two epochs do not leave far
+        assert float(row["predicted"]) == float(row["value"])
+
+
+def test_survival(scores):
+    notes, rows = scores("survival", "--label-column", "months,died")
+    assert notes == {"events": 3}
+    assert after_status(rows) == ["risk", "predicted"]
+    assert len({float(row["risk"]) for row in rows}) > 1
+    assert [row["predicted"] for row in rows] == [""] * 6
+
+
+def test_a_tolerance_is_in_the_units_of_what_is_predicted(command, run, slides, tmp_path):
+    assert command("regression").exit_code == 0
+    given = ("--model", tmp_path / "run", "--out", tmp_path / "scores", "--tolerance", 50)
+    ran = run("score", slides, *given)
+    assert ran.exit_code == 0, ran.stderr
+    rows = table(tmp_path / "scores" / "predictions.csv")
+    assert {(row["stopped_by"], row["draws"]) for row in rows} == {("tolerance", "8")}
+
+
+@pytest.mark.parametrize(
+    ("task", "words", "said"),
+    [
+        ("regression", ["--label-column", "her2,er"], "regression has its label in one column"),
+        ("survival", [], "slide 'slide_000': label is '1.5', expected time;event"),
+        ("survival", ["--label-column", "months,label"], "row 1: label is '1.5', expected 1 or 0"),
+        ("multilabel", ["--label-column", "months,died"], "row 1: months is '10', expected 1 or 0"),
+        ("ranking", [], "model.task must be"),
+    ],
+)
+def test_labels_of_a_wrong_type_are_refused_before_anything_is_done(command, tmp_path, task, words, said):
+    ran = command(task, *words)
+    assert ran.exit_code == 2
+    assert said in ran.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_label_that_no_slide_to_train_on_has_is_refused_before_anything_is_done(command, labels, tmp_path):
+    text = labels.read_text().replace("slide_002,9,20.5,0,1,1,train", "slide_002,9,20.5,0,1,0,train")
+    labels.write_text(text)
+    ran = command("multilabel", "--label-column", "her2,er")
+    assert ran.exit_code == 2
+    assert "er" in ran.stderr
+    assert "leave" in ran.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_task_needs_another_model(command, run, slides, tmp_path):
+    assert command("regression").exit_code == 0
+    given = ("--model", tmp_path / "run", "--out", tmp_path / "scores", "--set", "model.task=survival")
+    ran = run("score", slides, *given)
+    assert ran.exit_code == 2
+    assert "model.task is survival, but the model was trained with regression" in ran.stderr
