@@ -62,7 +62,7 @@ def test_the_image_is_the_slide_at_the_scale(scale, side):
     np.testing.assert_array_equal(image[0], read_thumbnail(slide, tissue.grid, side))
     assert found.tiles is found.attention is None
     assert found.new_tiles == 0
-    assert found.outputs.shape == (2,)
+    assert found.logits.shape == (2,)
 
 
 def test_slides_of_any_size_are_learned_from_and_bad_ones_named():

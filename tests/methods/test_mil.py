@@ -30,6 +30,7 @@ SETTINGS = Settings().with_values(
         "model.backbone=test_resnet",
         "model.pretrained=false",
         "training.calibration_tiles=12",
+        "augmentation.turns=false",
     ]
 )
 TARGET = Target("classification", ("benign", "malignant", "other"))
@@ -182,4 +183,4 @@ def test_scoring_selects_all_tissue_tiles_and_weighs_them_by_attention():
     assert found.attention.sum().item() == pytest.approx(1)
     assert found.attention.std() > 0
     assert set(found.tiles.inclusion.tolist()) == {1}
-    assert found.outputs.shape == (3,)
+    assert found.logits.shape == (3,)

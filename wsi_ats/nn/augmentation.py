@@ -61,10 +61,11 @@ def draw_variation(
     turn = torch.randint(8, (n,), generator=generator) if turns else torch.zeros(n, dtype=torch.int64)
     scale, shift, gain, offset = torch.randn(4, n, 3, dtype=torch.float64, generator=generator)
     unmix = torch.linalg.inv(_STAINS)
-    amounts = torch.diag_embed(1 + stain * scale)
+    # The identity and what is added to it: without any, rounding must not leave a trace.
+    stains = torch.eye(3, dtype=torch.float64) + unmix @ torch.diag_embed(stain * scale) @ _STAINS
     return Variation(
         turn,
-        (unmix @ amounts @ _STAINS).float(),
+        stains.float(),
         (0.1 * stain * shift @ _STAINS).float(),
         (1 + colour * gain).float(),
         (colour * offset).float(),

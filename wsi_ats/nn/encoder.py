@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from wsi_ats.errors import ModelError
 from wsi_ats.nn.backbone import Backbone, batch_norms, create_backbone, last_blocks
+from wsi_ats.nn.precision import in_full
 
 # Tiles in a pass when constants are measured.
 _CALIBRATION_BATCH = 64
@@ -75,7 +76,7 @@ class TileEncoder(nn.Module):
         """
         raw = self._raw(tiles).to(self.centre.dtype)
         # Whitening divides by small numbers, for which half precision is not enough.
-        with torch.autocast(raw.device.type, dtype=torch.bfloat16, enabled=False):
+        with in_full():
             white = (raw - self.centre) @ self.whitening
             return F.normalize(white, dim=1) * math.sqrt(self.width)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, ExitStack
+
 import torch
 
 # oneDNN 3.x computes a wrong gradient, of memory that nobody wrote to, for the weights of a 3 x 3 convolution
@@ -34,6 +36,15 @@ def resolve(precision: str, device: torch.device, side: int) -> torch.dtype:
     else:
         fast = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() and side >= SMALLEST_SIDE
     return torch.bfloat16 if fast else torch.float32
+
+
+def in_full() -> AbstractContextManager[object]:
+    """Context in which tensors keep the type that they have, whatever context it stands in."""
+    stack = ExitStack()
+    for kind in ("cpu", "cuda"):
+        if torch.is_autocast_enabled(kind):
+            stack.enter_context(torch.autocast(kind, enabled=False))
+    return stack
 
 
 def autocast(precision: str, device: torch.device, side: int) -> torch.autocast:
