@@ -210,7 +210,7 @@ def units(examples: Sequence[Example], *, by_case: bool) -> list[list[int]]:
     for place, example in enumerate(examples):
         grouped.setdefault(example.ref.case, []).append(place)
     for case, places in grouped.items():
-        if len({examples[place].target for place in places}) > 1:
+        if len({repr(examples[place].target) for place in places}) > 1:  # as text, for nan is not nan
             named = ", ".join(f"{examples[place].ref.id} {examples[place].ref.label}" for place in places)
             raise ManifestError(
                 f"the slides of case {case!r} have different labels ({named}); with model.cases=mean or "

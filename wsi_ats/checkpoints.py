@@ -205,6 +205,8 @@ class StateFolder:
         self._write(f"step_{step:09d}", tensors, record)
         for old in sorted(self._folder.glob("step_*.safetensors"))[: -self._keep]:
             old.unlink()
+        for part in self._folder.glob(".*.part.safetensors"):  # of a run that was killed while writing
+            part.unlink()
 
     def load(
         self,

@@ -66,7 +66,7 @@ class Processes:
         Parameters
         ----------
         model
-            The network; a gradient that is missing counts as zero.
+            The network; a gradient that some processes lack counts as zero there.
         count
             A number that is summed, too.
 
@@ -79,12 +79,23 @@ class Processes:
             return count
         weights = [each for each in model.parameters() if each.requires_grad]
         gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in weights]
-        flat = torch.cat([*(each.flatten() for each in gradients), weights[0].new_tensor([count])])
+        # What has no gradient anywhere, such as frozen attention, must not decay as if it had one of zero.
+        present = [each.grad is not None for each in weights]
+        flat = torch.cat([*(each.flatten() for each in gradients), weights[0].new_tensor([*present, count])])
         dist.all_reduce(flat)
-        *parts, total = torch.split(flat, [*(each.numel() for each in weights), 1])
-        for weight, part in zip(weights, parts, strict=True):
-            weight.grad = part.view_as(weight)
-        return int(total.item())
+        *parts, found = torch.split(flat, [*(each.numel() for each in weights), len(weights) + 1])
+        *owners, total = found.tolist()
+        for weight, part, owned in zip(weights, parts, owners, strict=True):
+            weight.grad = part.view_as(weight) if owned else None
+        return int(total)
+
+    def share_weights(self, model: nn.Module) -> None:
+        """Give all processes the weights and constants of the first; all must call."""
+        if self.count > 1:
+            for each in model.state_dict().values():
+                contents = each.contiguous()
+                dist.broadcast(contents, 0)
+                each.copy_(contents)
 
 
 @contextmanager
@@ -101,6 +112,8 @@ def started_by_torchrun(environment: dict[str, str], device: torch.device) -> It
     if "WORLD_SIZE" not in environment or "RANK" not in environment:
         yield Processes()
         return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())

@@ -27,7 +27,7 @@ from wsi_ats.artifacts import atomic, digest_of
 from wsi_ats.batches import Example, TileReader, ahead, epoch_batches, units
 from wsi_ats.checkpoints import StateFolder, model_for
 from wsi_ats.config import Settings, TrainingSettings
-from wsi_ats.errors import ModelError
+from wsi_ats.errors import ArtifactError, ModelError, SettingsError
 from wsi_ats.evaluation import figures
 from wsi_ats.methods import method_for
 from wsi_ats.methods.base import Estimates, Finish, draw_seed
@@ -100,7 +100,7 @@ def fit(
     Raises
     ------
     SettingsError
-        When they suit scoring only.
+        When they suit scoring only, or the task or the number of processes has no use for them.
     ManifestError
         When slides of one case, taken together, have different labels.
     ModelError
@@ -177,6 +177,7 @@ class _Training:
         on_bad: OnBad,
     ) -> None:
         self.settings, self.target, self.learning = settings, target, settings.training
+        _check_task(settings, target, processes)
         self.folder, self.device, self.reader = folder, device, reader
         self.processes, self.max_bad, self.on_bad = processes, max_bad, on_bad
         self.training, self.validation = training, validation
@@ -185,7 +186,7 @@ class _Training:
         self.classes = [training[places[0]].target[0] for places in self.units]
         self.unit_weights = _balancing(self.classes) if self.learning.balance == "weights" else None
         slides = (
-            f"{part}/{each.ref.id}={each.target}"
+            f"{part}/{each.ref.id}/{each.ref.case}={each.target}"
             for part, of in enumerate((training, validation))
             for each in of
         )
@@ -232,8 +233,16 @@ class _Training:
         self.optimizer = optimizer_of(self.model, rates, weight_decay=learning.weight_decay)
         self.progress, self.average = Progress(), averaged(self.model, learning.ema)
         record = self.states.load(self.model, self.optimizer, self.average, self.device)
+        found = set(self.processes.gather(record and record["step"]))
+        if len(found) > 1:
+            raise ArtifactError(
+                f"processes found states of different steps ({found}) in {self.folder}; give --out in a "
+                "folder that all machines share"
+            )
         if record is None:
-            self.method.calibrate(self.training, self.reader)
+            if self.processes.first:
+                self.method.calibrate(self.training, self.reader)
+            self.processes.share_weights(self.model)
             self.average = averaged(self.model, learning.ema)
             return
         self.progress = Progress(**record)
@@ -306,7 +315,7 @@ class _Training:
         read = 0
         for each in begun:
             result = each.finish()
-            self._note_failures(result)
+            self._note_failures(result.failed)
             self._add(failed=len(result.failed))
             if not len(result.places):
                 continue
@@ -314,11 +323,13 @@ class _Training:
                 result.outputs, result.log_weight, [each.units[place] for place in result.places]
             )
             loss, kept = self._loss(outputs, shown), len(shown)
-            total = loss
+            # Divided by the slides of the whole step, so that nothing depends on how it is shared out.
+            total = loss * (kept / len(batch))
             if result.entropy is not None:
-                total = loss - self.learning.entropy * result.entropy.mean()
+                slides = sum(len(self.units[unit]) for unit, _ in batch)
+                total = total - self.learning.entropy * result.entropy.sum() / slides
             self._check("loss", total.item(), step, batch)
-            (total * (kept / len(batch))).backward()  # type: ignore[no-untyped-call]
+            total.backward()  # type: ignore[no-untyped-call]
             self._add(loss=loss.item() * kept, units=kept, tiles=result.tiles)
             if result.entropy is not None:
                 self._add(entropy=result.entropy.sum().item(), drawn=len(result.places))
@@ -346,9 +357,14 @@ class _Training:
         targets = torch.tensor([each.target for each in examples], dtype=torch.float64, device=self.device)
         return self.target.normalise(targets)
 
-    def _note_failures(self, result: Estimates) -> None:
-        for slide_id, error in result.failed.items():
+    def _note_failures(self, failed: Mapping[str, str]) -> None:
+        for slide_id, error in failed.items():
             _LOG.warning("step %d goes on without %s: %s", self.progress.step, slide_id, error)
+        self._note_bad(failed)
+
+    def _note_bad(self, slides: Mapping[str, str]) -> None:
+        """Report slides that could not be read, each once, and refuse too many."""
+        for slide_id, error in slides.items():
             if slide_id not in self.progress.bad:
                 self.progress.bad[slide_id] = error
                 self.on_bad(slide_id, error)
@@ -397,7 +413,7 @@ class _Training:
         sums: Counter[str] = Counter()
         for noted, bad in self.processes.gather((self.progress.sums, self.progress.bad)):
             sums.update(noted)
-            self.progress.bad |= bad
+            self._note_bad(bad)
         return sums
 
     def _validate(self) -> dict[str, float | None]:
@@ -419,7 +435,7 @@ class _Training:
         with torch.inference_mode():
             for part, begun in ahead(parts, begin, self.learning.read_ahead):
                 result = begun.finish()
-                self._note_failures(result)
+                self._note_failures(result.failed)
                 numbers = [begun.units[place] for place in result.places]
                 pooled, shown = pool_slides(result.outputs, result.log_weight, numbers)
                 outputs += pooled.double().cpu().tolist()
@@ -463,6 +479,20 @@ class _Training:
     def _last_good(self) -> str:
         newest = self.states.newest()
         return "not there yet" if newest is None else str(newest)
+
+
+def _check_task(settings: Settings, target: Target, processes: Processes) -> None:
+    """Refuse what a task has no use for."""
+    balance = settings.training.balance
+    if balance != "none" and target.task != "classification":
+        raise SettingsError(
+            f"training.balance is {balance}, but {target.task} has no classes that could be balanced; use none"
+        )
+    if target.task == "survival" and processes.count > 1:
+        raise SettingsError(
+            f"survival compares all slides of a step, but {processes.count} processes see a share of them "
+            "each; train with one process"
+        )
 
 
 def _balancing(classes: Sequence[float]) -> list[float]:

@@ -73,8 +73,9 @@ class SeenTiles:
         (Kong 1992.) All of them where they are drawn from the attention that weighs them and none is
         certain; fewer the more that attention has changed since.
         """
-        weight = self.weight.detach()
-        return float(weight.sum() ** 2 / weight.square().sum())
+        weight = self.weight.detach().double()
+        # Attention may have left all of them.
+        return float(weight.sum() ** 2 / weight.square().sum()) if weight.any() else 0.0
 
 
 @dataclass(frozen=True)

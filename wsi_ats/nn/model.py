@@ -121,8 +121,10 @@ class AttentionSampler(SlideNetwork):
         return expectation.gated(weights, features, self.gate(features)[:, 0])
 
     def log_mass(self, weights: Tensor, features: Tensor) -> Tensor:
-        """Logarithm of all that drawn tiles weigh together, the gate included; the weights sum to about 1."""
-        gate = weights.new_zeros(len(weights)) if self.gate is None else self.gate(features)[:, 0]
+        """Logarithm of what :meth:`pool` divides by: 0 with linear pooling, which takes weights as they are."""
+        if self.gate is None:
+            return weights.new_zeros(())
+        gate = self.gate(features)[:, 0].to(weights.dtype)
         return torch.logsumexp(weights.clamp(min=torch.finfo(weights.dtype).tiny).log() + gate, 0)
 
     def parts(self) -> Mapping[str, Sequence[nn.Module]]:
