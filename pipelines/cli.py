@@ -64,6 +64,14 @@ def train(
     splits: Annotated[
         Path | None, typer.Option("--splits", help="Table with columns train, val and test of slides.")
     ] = None,
+    max_bad: Annotated[
+        int | None,
+        typer.Option(
+            "--max-bad",
+            min=0,
+            help="Slides that may become unreadable while training goes on; no limit by default.",
+        ),
+    ] = None,
 ) -> Result:
     """Train a model from slides and the label of each."""
     from pipelines._sources import read_sources
@@ -80,7 +88,7 @@ def train(
         splits=splits,
         mpp=options.mpp,
     )
-    return train(refs, out, settings=settings, execution=options.execution())
+    return train(refs, out, settings=settings, max_bad=max_bad, execution=options.execution())
 
 
 @app.command()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from pipelines._records import Row, SlideTask, absolute, complete, pending, write_table
 from pipelines._runs import Execution, Identity, Summary, count, open_run, rooted
 from wsi_ats.artifacts import atomic, save_attention
+from wsi_ats.cases import case_scores
 from wsi_ats.config import AugmentationSettings, ModelSettings, SamplingSettings, Settings, TrainingSettings
 from wsi_ats.errors import ModelError, SettingsError
 from wsi_ats.exports.tables import write_selection
@@ -23,7 +24,8 @@ from wsi_ats.targets import Target
 if TYPE_CHECKING:  # torch takes seconds to import, and a worker needs it, not a command line
     from wsi_ats.checkpoints import LoadedModel
 
-RESULTS = ("records", "selections", "attention", "predictions.parquet", "predictions.csv")
+_TABLES = ("predictions.parquet", "predictions.csv", "cases.parquet", "cases.csv")
+RESULTS = ("records", "selections", "attention", *_TABLES)
 
 # What a network was built for; scoring with another value would feed it what it has never seen.
 _VIEW = ("pixels_per_cell", "levels", "cells_per_region", "pixels_per_region")
@@ -61,7 +63,8 @@ def score(
     model
         Folder of a trained model.
     out
-        Folder for ``predictions.parquet`` and ``.csv``, ``selections/``, ``attention/``, ``run.json``.
+        Folder for ``predictions.parquet`` and ``.csv``, ``selections/``, ``attention/``, ``run.json``, and,
+        where the model takes the slides of a case together, ``cases.parquet`` and ``.csv``.
     settings
         Those of the model by default. Draws, number of tiles, resolution and tissue may differ from
         them; what the networks were built for may not.
@@ -103,8 +106,42 @@ def score(
         counts = count(results.rows)
         if not results.stopped:
             write_table(out, "predictions", results.rows, task.types)
+            if settings.model.cases != "separate":
+                write_table(out, "cases", _cases(results.rows, card.target), _types_of_cases(card.target))
             run.finish(counts, target=asdict(card.target))
     return Summary("score", out, counts, results.failed, results.reused, notes=_notes(results.rows, settings))
+
+
+def _types_of_cases(target: Target) -> dict[str, str]:
+    return {
+        **dict.fromkeys(("case_id", "status"), "string"),
+        **dict.fromkeys(target.columns, "double"),
+        "predicted": "string",
+        "slides": "int64",
+        "slides_left_out": "string",
+    }
+
+
+def _cases(rows: Sequence[Row], target: Target) -> list[Row]:
+    """Pool the slides of each case; those without a score are left out of it and named."""
+    cases: dict[str, list[Row]] = {}
+    for row in rows:
+        cases.setdefault(row["case_id"], []).append(row)
+    pooled: list[Row] = []
+    for case_id, own in sorted(cases.items()):
+        scored = [row for row in own if row["status"] == Status.DONE]
+        left_out = [str(row["slide_id"]) for row in own if row["status"] != Status.DONE]
+        made: Row = {"case_id": case_id, "slides": len(scored), "slides_left_out": ";".join(left_out)}
+        if scored:
+            each = [[row[column] for column in target.columns] for row in scored]
+            values = case_scores(target.task, each, [row["log_weight"] for row in scored])
+            scores = dict(zip(target.columns, values.tolist(), strict=True))
+            made |= {"status": Status.DONE.value, **scores, "predicted": target.decide(scores)}
+        else:
+            failed = any(row["status"] == Status.FAILED for row in own)
+            made["status"] = (Status.FAILED if failed else Status.NO_TISSUE).value
+        pooled.append(made)
+    return pooled
 
 
 def _notes(rows: Sequence[Row], settings: Settings) -> dict[str, int]:
@@ -147,6 +184,8 @@ class ScoreTask(SlideTask):
             "model_digest": "string",
             "seed": "int64",
             "error": "string",
+            # What is needed to pool the slides of a case, where a model does.
+            **({} if self.settings.model.cases == "separate" else {"log_weight": "double"}),
         }
 
     def files(self, slide_id: str) -> tuple[Path, ...]:

@@ -44,6 +44,7 @@ def train(
     out: str | Path,
     *,
     settings: Settings | None = None,
+    max_bad: int | None = None,
     execution: Execution | None = None,
 ) -> Summary:
     """Train a model.
@@ -60,6 +61,9 @@ def train(
         last checkpoint.
     settings
         The settings; ``training.seed`` decides weights, splits and draws.
+    max_bad
+        Most slides that may turn out to be unreadable in the middle of training, which goes on without them
+        and counts them as failed. No limit by default.
     execution
         Where and how slides are prepared.
 
@@ -97,7 +101,8 @@ def train(
                 "train", out, *left, notes=_notes(settings.model.task, *map(_labels, planned))
             )
         if _finished(run):
-            summary = _finished_summary(out, settings.model.task)
+            earlier = (run.previous or {}).get("unreadable", {})
+            summary = _finished_summary(out, settings.model.task, earlier)
             execution.reporter.message(f"{out} holds this model already; nothing to do{_advice(summary)}")
             return summary
         run.begin()
@@ -109,13 +114,18 @@ def train(
         _report_empty(results, execution)
         usable = [ref for ref in refs if ref.id in done]
         check_labels(usable, target.task)
-        digest = _fit(usable, target, run, task, settings, execution)
-        run.finish(count(results.rows), model=digest)
-    return replace(_summary(out, results), notes=_written_notes(out, target.task))
+        digest, unreadable = _fit(usable, target, run, task, settings, execution, max_bad)
+        run.finish(count(results.rows), model=digest, unreadable=unreadable)
+    summary = _summary(out, results, unreadable)
+    return replace(summary, notes={**summary.notes, **_written_notes(out, target.task)})
 
 
-def _summary(out: Path, results: Results) -> Summary:
-    return Summary("train", out, count(results.rows), results.failed, results.reused)
+def _summary(out: Path, results: Results, unreadable: Mapping[str, str] | None = None) -> Summary:
+    """Slides that could not be prepared have failed, and so have those that could not be read later."""
+    unreadable = unreadable or {}
+    notes = {"unreadable_in_training": len(unreadable)} if unreadable else {}
+    failed = {**results.failed, **unreadable}
+    return Summary("train", out, count(results.rows), failed, results.reused, notes=notes)
 
 
 def _notes(task: str, training: Sequence[str], validation: Sequence[str]) -> dict[str, Any]:
@@ -171,11 +181,12 @@ def _advice(summary: Summary) -> str:
     return f"; {len(summary.failed)} slides failed and are not in it, to try them again use --overwrite"
 
 
-def _finished_summary(out: Path, task: str) -> Summary:
+def _finished_summary(out: Path, task: str, unreadable: Mapping[str, str]) -> Summary:
     columns, _ = read_parquet(out / "slides.parquet")
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     failed = {row["slide_id"]: row["error"] for row in rows if row["status"] == Status.FAILED}
-    return Summary("train", out, count(rows), failed, len(rows), notes=_written_notes(out, task))
+    summary = _summary(out, Results(rows, failed, len(rows), stopped=False), unreadable)
+    return replace(summary, notes={**summary.notes, **_written_notes(out, task)})
 
 
 def _report_empty(results: Results, execution: Execution) -> None:
@@ -217,8 +228,9 @@ def _fit(
     task: prepare.PrepareTask,
     settings: Settings,
     execution: Execution,
-) -> str:
-    """Train on usable slides; returns the model's digest."""
+    max_bad: int | None,
+) -> tuple[str, dict[str, str]]:
+    """Train on usable slides; returns the model's digest, and slides that became unreadable, with reasons."""
     import torch
 
     from wsi_ats.batches import TileReader
@@ -238,8 +250,12 @@ def _fit(
         def on_epoch(metrics: Mapping[str, float | None]) -> None:
             known = {name: value for name, value in metrics.items() if value is not None}
             advance(", ".join(f"{name} {value:.4g}" for name, value in known.items()))
-            if known.get("failed"):
-                execution.reporter.message(f"{known['failed']:.0f} slides could not be read in this epoch")
+
+        unreadable: dict[str, str] = {}
+
+        def on_bad(slide_id: str, error: str) -> None:
+            unreadable[slide_id] = error
+            execution.reporter.message(f"training goes on without {slide_id}: {error}")
 
         model = fit(
             _examples(training, target, task),
@@ -250,8 +266,10 @@ def _fit(
             device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
             on_epoch=on_epoch,
             reader=reader,
+            max_bad=max_bad,
+            on_bad=on_bad,
         )
-    return save_model(run.out, model, settings, target)
+    return save_model(run.out, model, settings, target), unreadable
 
 
 def _write_splits(out: Path, splits: Mapping[str, Sequence[SlideRef]], execution: Execution) -> None:

@@ -21,6 +21,7 @@ LAYERS = {
         "config",
         "resample",
         "targets",
+        "cases",
     ],
     "slides, each format in one file": ["slides"],
     "records that are kept, and tables; when it is enough": ["selection", "tables", "stopping"],

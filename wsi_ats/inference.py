@@ -120,6 +120,7 @@ def predict_slide(
         seconds=time.perf_counter() - begin,
         model_digest=model_digest,
         seed=seed,
+        log_weight=draws[-1].log_weight if draws else None,
     )
     if not draws:
         return Scored(prediction)

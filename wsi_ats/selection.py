@@ -202,6 +202,9 @@ class Prediction:
         What it was computed with.
     error
         Why it failed.
+    log_weight
+        What the slide counts among the slides of its case; see :func:`wsi_ats.nn.cases.pool_slides`. ``None``
+        where there is no score.
     """
 
     slide_id: str
@@ -220,6 +223,7 @@ class Prediction:
     model_digest: str
     seed: int
     error: str | None = None
+    log_weight: float | None = None
 
     def row(self, columns: Sequence[str]) -> dict[str, Any]:
         """Return the table row, with the columns of scores that the model gives."""

@@ -30,7 +30,7 @@ from wsi_ats.config import Settings, TrainingSettings
 from wsi_ats.errors import ArtifactError, ModelError, SettingsError
 from wsi_ats.evaluation import figures
 from wsi_ats.methods import method_for
-from wsi_ats.methods.base import Estimates, Finish, draw_seed
+from wsi_ats.methods.base import Finish, draw_seed
 from wsi_ats.nn.cases import pool_slides
 from wsi_ats.nn.losses import activate, losses
 from wsi_ats.nn.network import SlideNetwork
@@ -486,7 +486,7 @@ def _check_task(settings: Settings, target: Target, processes: Processes) -> Non
     balance = settings.training.balance
     if balance != "none" and target.task != "classification":
         raise SettingsError(
-            f"training.balance is {balance}, but {target.task} has no classes that could be balanced; use none"
+            f"training.balance is {balance}, but {target.task} has no classes to balance; use none"
         )
     if target.task == "survival" and processes.count > 1:
         raise SettingsError(

@@ -16,6 +16,8 @@ from pipelines._console import ConsoleReporter
 from pipelines._runs import Summary
 from wsi_ats.artifacts import read_json
 from wsi_ats.config import Settings
+from wsi_ats.errors import SlideReadError
+from wsi_ats.tiles import read_tiles
 
 RUN_FILES = [
     *("checkpoints", "config.toml", "metrics.csv", "model.json", "model.safetensors", "prepared", "records"),
@@ -193,6 +195,33 @@ def test_a_slide_that_cannot_be_used_is_left_out(train, slides, tmp_path):
     again = train(tmp_path / "run", source=folder, labels=folder / "labels.csv")
     assert "1 slides failed and are not in it, to try them again use --overwrite" in again.stderr
     assert (again.exit_code, again.json["failed"].keys()) == (1, {"text"})
+
+
+def test_a_slide_that_turns_unreadable_in_training_is_left_out_and_has_failed(train, tmp_path, monkeypatch):
+    calls = []
+
+    def turning(slide, grid, cells):
+        calls.append(slide.path)
+        if "slide_000" in slide.path and len(calls) > 6:  # calibration could read it
+            raise SlideReadError(slide.path, "tile 3 is damaged")
+        return read_tiles(slide, grid, cells)
+
+    for module in ("tiles", "sampling"):
+        monkeypatch.setattr(f"wsi_ats.methods.{module}.read_tiles", turning)
+    out = tmp_path / "run"
+    validation = ("--set", "training.validation=0")
+    ran = train(out, *validation)
+    assert ran.exit_code == 1
+    assert ran.json["failed"].keys() == {"slide_000"}
+    assert ran.json["notes"]["unreadable_in_training"] == 1
+    assert ran.stderr.count("training goes on without slide_000") == 1
+    assert (out / "model.json").exists()
+    again = train(out, *validation)
+    assert (again.exit_code, again.json["failed"].keys()) == (1, {"slide_000"})
+    refused = train(tmp_path / "other", *validation, "--max-bad", "0")
+    assert refused.exit_code == 2
+    assert "--max-bad allows 0" in refused.stderr
+    assert "tile 3 is damaged" in refused.stderr
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ class AttentionSampler(SlideNetwork):
         return expectation.gated(weights, features, self.gate(features)[:, 0])
 
     def log_mass(self, weights: Tensor, features: Tensor) -> Tensor:
-        """Logarithm of what :meth:`pool` divides by: 0 with linear pooling, which takes weights as they are."""
+        """Logarithm of what :meth:`pool` divides by; 0 with linear pooling, which does not divide."""
         if self.gate is None:
             return weights.new_zeros(())
         gate = self.gate(features)[:, 0].to(weights.dtype)
