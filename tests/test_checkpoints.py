@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from wsi_ats import checkpoints
 from wsi_ats.checkpoints import StateFolder, load_model, model_for, read_record, save_model
 from wsi_ats.config import Settings
-from wsi_ats.errors import ArtifactError
+from wsi_ats.errors import ArtifactError, SettingsError
 from wsi_ats.nn.optimisation import averaged
+from wsi_ats.targets import Target
 from wsi_ats.targets import Target
 
 torch.set_num_threads(1)  # tiny networks: on busy cores, threads would only wait for one another
@@ -55,6 +56,25 @@ def test_a_model_comes_back_with_its_weights_settings_target_and_digest(saved):
     tiles = torch.randint(0, 255, (3, 32, 32, 3), dtype=torch.uint8)
     with torch.inference_mode():
         assert torch.equal(loaded.model.embed(tiles), model.eval().embed(tiles))
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        Target("multilabel", ("er", "her2")),
+        Target("regression", ("value",), centre=1 / 3, scale=1e-300),
+        Target("survival", ("risk",)),
+    ],
+    ids=lambda target: target.task,
+)
+def test_a_model_of_another_task_comes_back_with_what_it_predicts(tmp_path, target):
+    settings = SETTINGS.with_values([f"model.task={target.task}"])
+    model = build(settings=settings, target=target)
+    assert model.head.out_features == target.outputs
+    save_model(tmp_path, model, settings, target)
+    assert load_model(tmp_path).target == target
+    with pytest.raises(SettingsError, match=f"model.task is classification, .* of {target.task}"):
+        model_for(SETTINGS, target)
 
 
 def test_the_files_are_safetensors_and_json_and_nothing_else(saved):

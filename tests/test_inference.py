@@ -309,6 +309,51 @@ def test_probability_is_of_all_draws_together_and_its_error_that_of_their_log_od
     assert found.logit_se > 0.001
 
 
+OTHER_TARGETS = [
+    Target("multilabel", ("er", "her2", "pr")),
+    Target("regression", ("value",), 100.0, 7.0),
+    Target("survival", ("risk",)),
+]
+
+
+@pytest.mark.parametrize("target", OTHER_TARGETS, ids=lambda target: target.task)
+def test_other_tasks_have_scores_and_errors_in_their_own_units(model, target):
+    logits = torch.tensor([[0.1, -2.0, 3.0], [0.3, -1.0, 3.5], [0.2, -3.0, 2.5]])[:, : target.outputs]
+    together = torch.tensor([0.25, -2.5, 3.0])[: target.outputs]
+    draws = [DrawLogits(each, together=together) for each in logits]
+    scores, error = inference._scores(draws, target), inference._sampling_error(draws, target)
+    expected = {
+        "multilabel": (1 / (1 + np.exp([-0.25, 2.5, -3.0])), 1.0),  # of her2, the most uncertain
+        "regression": ([101.75], 0.7),
+        "survival": ([0.25], 0.1),
+    }
+    values, spread = expected[target.task]
+    np.testing.assert_allclose(scores, values, rtol=1e-6)
+    assert error == pytest.approx(spread / math.sqrt(3), rel=1e-5)
+    assert inference._sampling_error(draws[:1], target) is None
+
+
+@pytest.mark.parametrize("target", OTHER_TARGETS, ids=lambda target: target.task)
+def test_a_model_of_another_task_gives_its_columns(target):
+    settings = SETTINGS.with_values([f"model.task={target.task}"])
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = model_for(settings, target).eval()
+    scored = predict_slide(
+        made,
+        SlideRef("case7", "memory.svs", "patient"),
+        tissue_slide(),
+        settings.with_values(["sampling.draws=3"]),
+        target=target,
+        model_digest="abc",
+        seed=0,
+    )
+    found = scored.prediction
+    assert tuple(found.scores) == target.columns == tuple(scored.selection.scores)
+    assert found.predicted == target.decide(found.scores)
+    assert found.logit_se >= 0
+
+
 def test_one_draw_has_no_sampling_error(model):
     assert score(model).prediction.logit_se is None
 

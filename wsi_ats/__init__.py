@@ -22,7 +22,8 @@ Nouns
 ``Level``, ``Region`` and ``Grid`` say where things are, in level-0 pixels. A cell of the ``Grid`` is one
 place where attention may look and one tile that may be read. ``TissueMask`` and ``AttentionMap`` lie on it.
 ``Draw`` is which cells, and how often each was expected. ``Selection`` (the tiles and why) and ``Prediction``
-are what a user keeps. ``Settings`` are all choices of a run. Every error is a ``WsiAtsError``.
+are what a user keeps. ``Target`` says what is predicted, ``Settings`` are all choices of a run. Every error
+is a ``WsiAtsError``.
 
 Verbs
 -----
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
     from wsi_ats.nn.sampling import Draw, draw
     from wsi_ats.selection import AttentionMap, Prediction, Selection, Status, TissueMask
     from wsi_ats.slides import Slide, SlideRef, open_slide
+    from wsi_ats.targets import Target
     from wsi_ats.tiles import grid_for, read_thumbnail, read_tiles
     from wsi_ats.tissue import find_tissue
     from wsi_ats.training import fit
@@ -94,6 +96,7 @@ __all__ = [
     "Slide",
     "SlideRef",
     "Status",
+    "Target",
     "TileReader",
     "TissueMask",
     "WsiAtsError",
@@ -124,6 +127,7 @@ _HOMES = {
     "nn.sampling": ("Draw", "draw"),
     "selection": ("AttentionMap", "Prediction", "Selection", "Status", "TissueMask"),
     "slides": ("Slide", "SlideRef", "open_slide"),
+    "targets": ("Target",),
     "tiles": ("grid_for", "read_thumbnail", "read_tiles"),
     "tissue": ("find_tissue",),
     "training": ("fit",),

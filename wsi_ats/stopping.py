@@ -24,7 +24,7 @@ def stop(sampling: SamplingSettings, *, draws: int, error: float | None, read: i
     draws
         How many were made.
     error
-        Standard error of the log-odds over them; ``None`` where there is none yet.
+        Standard error over them, see :class:`wsi_ats.selection.Prediction`; ``None`` where there is none yet.
     read
         Distinct tiles that they read.
 

@@ -16,7 +16,7 @@ class ImageClassifier(SlideNetwork):
     encoder
         Images (N, h, w, 3) of any size to features (N, D).
     classes
-        Number of classes, at least 2.
+        Number of outputs: of classes, or what else a task needs.
     """
 
     def __init__(self, encoder: TileEncoder, *, classes: int) -> None:

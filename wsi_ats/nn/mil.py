@@ -26,7 +26,7 @@ class AttentionMIL(SlideNetwork):
     encoder
         Tiles (N, h, w, 3) to features (N, D).
     classes
-        Number of classes, at least 2.
+        Number of outputs: of classes, or what else a task needs.
     gated
         Equation 9 rather than 8.
     width

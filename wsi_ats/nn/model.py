@@ -33,7 +33,7 @@ class AttentionSampler(SlideNetwork):
     encoder
         Tiles (N, h, w, 3) to features (N, D).
     classes
-        Number of classes, at least 2.
+        Number of outputs: of classes, or what else a task needs.
     gated
         Whether a tile has a say in its own weight; see :func:`wsi_ats.nn.expectation.gated`.
     regions
@@ -159,7 +159,7 @@ def build_model(
     Parameters
     ----------
     classes
-        Number of classes.
+        Number of outputs: of classes, or what else a task needs.
     backbone, pretrained, checkpoint
         See :func:`wsi_ats.nn.backbone.create_backbone`.
     attention
