@@ -387,9 +387,9 @@ class Settings:
         )
         if self.model.task == "survival":
             _require(
-                self.model.kind not in {"mil", "image"},
-                "model.task survival compares the slides of a step, but a model of kind "
-                f"{self.model.kind} has one slide at a time in memory; use kind sampling or uniform",
+                self.model.kind != "image",
+                "model.task survival compares the slides of a step, but a model of kind image has one slide "
+                "at a time in memory; use another kind",
             )
             _require(
                 self.training.slides_per_step > 1,

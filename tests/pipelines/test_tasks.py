@@ -98,12 +98,18 @@ def test_regression(command, run, slides, tmp_path, kind):
         assert float(row["predicted"]) == float(row["value"])
 
 
-def test_survival(scores):
-    notes, rows = scores("survival", "--label-column", "months,died")
+@pytest.mark.parametrize("kind", ["sampling", "uniform"])
+def test_survival(scores, kind):
+    notes, rows = scores("survival", "--label-column", "months,died", changes=[f"model.kind={kind}"])
     assert notes == {"events": 3}
     assert after_status(rows) == ["risk", "predicted"]
     assert len({float(row["risk"]) for row in rows}) > 1
     assert [row["predicted"] for row in rows] == [""] * 6
+
+
+def test_survival_with_multiple_instance_learning(command):
+    ran = command("survival", "--label-column", "months,died", changes=["model.kind=mil"])
+    assert ran.exit_code == 0, ran.stderr
 
 
 def test_a_tolerance_is_in_the_units_of_what_is_predicted(command, run, slides, tmp_path):
