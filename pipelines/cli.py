@@ -23,6 +23,16 @@ app = typer.Typer(
 _Model = Annotated[Path, typer.Option("--model", help="Folder of a trained model (the output of train).")]
 
 
+_LabelColumn = Annotated[
+    str | None,
+    typer.Option(
+        "--label-column",
+        help="Column of the labels, if not 'label'; several, joined by commas, as model.task needs them: "
+        "time,event for survival, a column of 0 and 1 for each label of multilabel.",
+    ),
+]
+
+
 @app.command()
 @command
 def info(slides: Slides, options: Reading) -> Result:
@@ -53,14 +63,7 @@ def train(
     labels: Annotated[Path, typer.Option("--labels", help="Table of slide_id (or case_id) and label.")],
     out: Out,
     options: Options,
-    label_column: Annotated[
-        str | None,
-        typer.Option(
-            "--label-column",
-            help="Column of the labels, if not 'label'; several, joined by commas, as model.task needs them: "
-            "time,event for survival, a column of 0 and 1 for each label of multilabel.",
-        ),
-    ] = None,
+    label_column: _LabelColumn = None,
     splits: Annotated[
         Path | None, typer.Option("--splits", help="Table with columns train, val and test of slides.")
     ] = None,
@@ -128,12 +131,6 @@ def score(
 
 _Labels = Annotated[
     Path, typer.Option("--labels", help="Table of slide_id (or case_id) and label; several columns too.")
-]
-_LabelColumn = Annotated[
-    str | None,
-    typer.Option(
-        "--label-column", help="Column of the labels, if not 'label'; several, such as time,event, by commas."
-    ),
 ]
 _By = Annotated[str, typer.Option("--by", metavar="slide|case", help="What figures are of.")]
 _Resamples = Annotated[

@@ -5,6 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 
+import lifelines
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -77,6 +80,20 @@ def test_shares_sum_to_the_partial_likelihood_with_all_ties_and_all_censoring(si
             assert (shares[~torch.tensor(events)] == 0).all()
             shares.sum().backward()
             assert risks.grad.isfinite().all()
+
+
+def test_the_partial_likelihood_is_that_of_lifelines():
+    random = np.random.default_rng(0)
+    covariates = random.normal(size=(60, 2))
+    times = random.integers(1, 12, 60).astype(float)  # about five slides a time
+    events = random.random(60) < 0.6
+    table = pd.DataFrame({"a": covariates[:, 0], "b": covariates[:, 1], "time": times, "event": events})
+    fitted = lifelines.CoxPHFitter().fit(table, "time", "event")
+    risks = torch.from_numpy(covariates @ fitted.params_.to_numpy()).requires_grad_()
+    shares = cox(risks, torch.from_numpy(times), torch.from_numpy(events))
+    assert -shares.sum().item() == pytest.approx(fitted.log_likelihood_, abs=1e-9)
+    (gradient,) = torch.autograd.grad(shares.sum(), risks)
+    assert torch.from_numpy(covariates).T @ gradient == pytest.approx([0, 0], abs=1e-3)  # it is the maximum
 
 
 def test_without_ties_a_share_is_the_odds_of_dying_first_among_those_at_risk():
