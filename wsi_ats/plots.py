@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -252,7 +253,9 @@ def figure_of_classes(path: Path, curves: ClassCurves, *, title: str) -> None:
         if curves.roc:
             axis.legend(loc="lower center", fontsize=8)
         else:
-            axis.text(0.5, 0.5, "not defined:\na class is absent", ha="center", va="center")
+            axis.text(
+                0.5, 0.5, "not defined:\na class is absent", ha="center", va="center", backgroundcolor="white"
+            )
     _draw_reliability(axes[2], curves.reliability)
     for axis in axes[:3]:
         axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
@@ -305,7 +308,7 @@ def figure_of_survival(
 
 
 def _figure(panels: int, title: str) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(4.2 * panels, 4.6), layout="constrained")
+    figure = Figure(figsize=(4.2 * panels, 5.0), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title)
     return figure, list(figure.subplots(1, panels, squeeze=False)[0])
@@ -341,7 +344,7 @@ def _draw_confusion(axes: Axes, counts: npt.NDArray[np.int64], names: Sequence[s
     for (row, column), number in np.ndenumerate(counts):
         dark = number > 0.5 * total[row, 0]
         axes.text(column, row, str(number), ha="center", va="center", color="white" if dark else "black")
-    places = range(len(names))
+    places, wrapped = range(len(names)), [textwrap.fill(name, 16, break_long_words=False) for name in names]
     axes.set(title="confusion", xlabel="predicted", ylabel="true")
-    axes.set_xticks(places, names, rotation=30 if len(names) > 2 else 0)
-    axes.set_yticks(places, names, rotation=90, va="center")
+    axes.set_xticks(places, wrapped, rotation=90 if len(names) > 3 else 0, fontsize=8)
+    axes.set_yticks(places, wrapped, fontsize=8)
