@@ -5,6 +5,8 @@ Each stage is a file with one function of plain arguments, and a command of ``ws
     prepare   slides            -> thumbnails and tissue
     train     slides, labels    -> a model
     score     slides, a model   -> predictions and the tiles they rest on
+    evaluate  scores, labels    -> figures with intervals, curves and a picture
+    crossval  slides, labels    -> train, score and evaluate for each of several folds
     export    scores            -> tables and files for other tools
     info      slides            -> what is known of them before any work
     doctor                      -> what is installed
