@@ -1,4 +1,4 @@
-"""Scores beside what is true: collected from the folders of ``score``, judged, and written down.
+"""Scores beside what is true: collected from the folders of ``score``, joined, and written down.
 
 What :mod:`pipelines.evaluate` does once, :mod:`pipelines.crossval` does for each fold and for all together.
 """
@@ -120,7 +120,7 @@ def _read_cases(path: Path, target: Target) -> dict[str, Row] | None:
 
 
 @dataclass(frozen=True)
-class Judged:
+class LabelledScores:
     """Scores beside the truth, a row for each slide or case.
 
     Parameters
@@ -149,7 +149,9 @@ class Judged:
     folds: Sequence[str]
 
 
-def judge(scores: Scores, refs: Sequence[SlideRef], *, by: str, split: str | None, fold: str = "") -> Judged:
+def join(
+    scores: Scores, refs: Sequence[SlideRef], *, by: str, split: str | None, fold: str = ""
+) -> LabelledScores:
     """Put scores beside labels.
 
     Parameters
@@ -184,7 +186,7 @@ def judge(scores: Scores, refs: Sequence[SlideRef], *, by: str, split: str | Non
             usable.append((ref, row))
     table = _by_case(usable, scores) if by == "case" else _by_slide(usable, scores.target)
     values = np.array([row for *_, row in table], dtype=np.float64).reshape(-1, len(scores.target.columns))
-    return Judged(
+    return LabelledScores(
         scores.target,
         [name for name, *_ in table],
         [case for _, case, *_ in table],
@@ -241,9 +243,9 @@ def _by_case(usable: Sequence[tuple[SlideRef, Row]], scores: Scores) -> list[_En
     return made
 
 
-def together(parts: Sequence[Judged]) -> Judged:
+def together(parts: Sequence[LabelledScores]) -> LabelledScores:
     """Pool what several models scored."""
-    return Judged(
+    return LabelledScores(
         parts[0].target,
         [name for part in parts for name in part.names],
         [case for part in parts for case in part.cases],
@@ -255,12 +257,12 @@ def together(parts: Sequence[Judged]) -> Judged:
     )
 
 
-def check_some(judged: Judged) -> None:
+def check_some(joined: LabelledScores) -> None:
     """Refuse to go on with nothing."""
-    if not judged.names:
+    if not joined.names:
         raise ManifestError(
-            f"none of {len(judged.left_out)} slides can be evaluated: "
-            + "; ".join(f"{why}: {slides}" for why, slides in reasons(judged).items())
+            f"none of {len(joined.left_out)} slides can be evaluated: "
+            + "; ".join(f"{why}: {slides}" for why, slides in reasons(joined).items())
         )
 
 
@@ -270,17 +272,17 @@ def check_by(by: str) -> None:
         raise SettingsError(f"cannot evaluate by {by!r}; choose one of {', '.join(BY)}")
 
 
-def metrics_of(judged: Judged, *, resamples: int, seed: int) -> list[Row]:
+def metrics_of(joined: LabelledScores, *, resamples: int, seed: int) -> list[Row]:
     """Figures with intervals; see :func:`wsi_ats.evaluation.metrics_table`."""
     from wsi_ats.evaluation import metrics_table
 
-    target = judged.target
+    target = joined.target
     return metrics_table(
         target.task,
         target.names,
-        judged.targets,
-        judged.scores,
-        judged.cases,
+        joined.targets,
+        joined.scores,
+        joined.cases,
         resamples=resamples,
         seed=seed,
     )
@@ -291,7 +293,7 @@ def write_metrics(out: Path, rows: Sequence[Row], *before: str) -> None:
     _write(out / "metrics.csv", {name: [row.get(name) for row in rows] for name in (*before, *_METRICS)})
 
 
-def write_details(out: Path, judged: Judged, *, title: str) -> None:
+def write_details(out: Path, joined: LabelledScores, *, title: str) -> None:
     """Write all but ``metrics.csv``: what was evaluated, what was not, curves and figure.
 
     What an earlier evaluation wrote and this one does not is deleted.
@@ -299,31 +301,31 @@ def write_details(out: Path, judged: Judged, *, title: str) -> None:
     for name in RESULTS:
         if name != "metrics.csv":
             (out / name).unlink(missing_ok=True)
-    target = judged.target
-    columns = dict(zip(target.columns, judged.scores.T.tolist(), strict=True))
-    same = {"name": judged.names, "case_id": judged.cases, "label": judged.labels}
-    folds = {"fold": judged.folds} if any(judged.folds) else {}
+    target = joined.target
+    columns = dict(zip(target.columns, joined.scores.T.tolist(), strict=True))
+    same = {"name": joined.names, "case_id": joined.cases, "label": joined.labels}
+    folds = {"fold": joined.folds} if any(joined.folds) else {}
     _write(out / "evaluated.csv", folds | same | columns)
-    left = judged.left_out
+    left = joined.left_out
     _write(out / "left_out.csv", {"slide_id": list(left), "reason": list(left.values())})
     if target.task == "regression":
-        true, predicted = judged.targets[:, 0].tolist(), judged.scores[:, 0].tolist()
+        true, predicted = joined.targets[:, 0].tolist(), joined.scores[:, 0].tolist()
         figure_of_values(out / "evaluation.png", true=true, predicted=predicted, title=title)
     elif target.task == "survival":
-        _write_survival(out, judged, title)
+        _write_survival(out, joined, title)
     else:
-        _write_classes(out, judged, title)
+        _write_classes(out, joined, title)
 
 
-def _write_survival(out: Path, judged: Judged, title: str) -> None:
+def _write_survival(out: Path, joined: LabelledScores, title: str) -> None:
     from wsi_ats.survival import kaplan_meier
 
-    risk, folds = judged.scores[:, 0], np.array(judged.folds)
+    risk, folds = joined.scores[:, 0], np.array(joined.folds)
     # Each model has a scale of its own, so its half is told by its own median.
-    middle = np.array([np.median(risk[folds == fold]) for fold in judged.folds])
+    middle = np.array([np.median(risk[folds == fold]) for fold in joined.folds])
     halves = {"risk up to the median": risk <= middle, "risk above the median": risk > middle}
     groups = {
-        f"{name} (n = {of.sum()})": tuple(each.tolist() for each in kaplan_meier(*judged.targets[of].T))
+        f"{name} (n = {of.sum()})": tuple(each.tolist() for each in kaplan_meier(*joined.targets[of].T))
         for name, of in halves.items()
         if of.any()
     }
@@ -334,8 +336,8 @@ def _write_survival(out: Path, judged: Judged, title: str) -> None:
     figure_of_survival(out / "evaluation.png", groups, title=title)
 
 
-def _write_classes(out: Path, judged: Judged, title: str) -> None:
-    target, true, scores = judged.target, judged.targets, judged.scores
+def _write_classes(out: Path, joined: LabelledScores, title: str) -> None:
+    target, true, scores = joined.target, joined.targets, joined.scores
     told = _told_apart(target, true, scores)
     roc = {name: curves.roc(*event) for name, event in told.items()}
     precision_recall = {name: curves.precision_recall(*event) for name, event in told.items()}
@@ -385,10 +387,10 @@ def _write(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
         write_csv(temporary, columns)
 
 
-def reasons(judged: Judged) -> dict[str, str]:
+def reasons(joined: LabelledScores) -> dict[str, str]:
     """Slides that were left out, by why, as a person reads it; those of other splits are only counted."""
     by: dict[str, list[str]] = defaultdict(list)
-    for slide, why in judged.left_out.items():
+    for slide, why in joined.left_out.items():
         by[why.partition(":")[0]].append(slide)
     return {
         why: str(len(slides)) if why.startswith("split") else f"{len(slides)} ({_list(slides)})"
@@ -406,4 +408,6 @@ def _words(row: Mapping[str, Any]) -> str:
         return str(row["note"])
     if row["low"] is None:
         return f"{row['value']:.3f}" + (f" ({row['note']})" if row.get("note") else "")
-    return f"{row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f})"
+    undefined = row["undefined_resamples"]
+    without = f"; not defined in {undefined} resamples" if undefined else ""
+    return f"{row['value']:.3f} ({row['low']:.3f} to {row['high']:.3f}{without})"

@@ -1,4 +1,4 @@
-"""Cross-validate: train and score once for each fold, and judge all scores together.
+"""Cross-validate: train and score once for each fold, and evaluate all scores together.
 
 A fold is the stages ``train`` and ``score`` in folders of their own; each goes on where it was stopped, and
 so does the whole.
@@ -24,7 +24,7 @@ from wsi_ats.manifest import check_labels, unlabelled
 from wsi_ats.slides.base import SlideRef
 
 if TYPE_CHECKING:  # scikit-learn and matplotlib take seconds to import
-    from pipelines._evaluation import Evaluation, Judged
+    from pipelines._evaluation import Evaluation, LabelledScores
 
 FOLDS = 5
 
@@ -103,10 +103,10 @@ def crossval(
     results = [*shared.RESULTS, "splits", *(path.name for path in out.glob("fold_*"))]
     with open_run(out, identity, execution, results=results) as run:
         if execution.dry_run:
-            finished = sum(_is_finished(out / name / "scores") for name in plan)
+            finished = sum(_is_finished(out / name / "scores") for name in plan if not execution.overwrite)
             return Summary.of_dry_run("crossval", out, finished, len(plan) - finished, notes=_sizes(plan))
         run.begin()
-        parts: dict[str, Judged] = {}
+        parts: dict[str, LabelledScores] = {}
         failed: dict[str, str] = {}
         for number, (name, fold) in enumerate(plan.items(), 1):
             sizes = ", ".join(f"{n} {split}" for split, n in _count(fold).items())
@@ -118,7 +118,7 @@ def crossval(
             tested = {ref.id: ref for ref in fold if ref.split == "test"}
             scores = shared.read_scores(out / name / "scores")
             known = [tested[row["slide_id"]] for row in scores.slides]
-            parts[name] = shared.judge(scores, known, by=by, split=None, fold=name)
+            parts[name] = shared.join(scores, known, by=by, split=None, fold=name)
         pooled = shared.together(list(parts.values()))
         shared.check_some(pooled)
         rows = _metrics(parts, pooled, resamples, settings.training.seed)
@@ -213,13 +213,15 @@ def _read_plan(
     return plan
 
 
-def _metrics(parts: Mapping[str, Judged], pooled: Judged, resamples: int, seed: int) -> list[Row]:
+def _metrics(
+    parts: Mapping[str, LabelledScores], pooled: LabelledScores, resamples: int, seed: int
+) -> list[Row]:
     """Rows of ``metrics.csv``: each fold, all slides together, and the mean over folds."""
     from pipelines._evaluation import metrics_of
 
     rows: list[Row] = []
-    for name, judged in parts.items():
-        rows += [{"fold": name} | row for row in metrics_of(judged, resamples=resamples, seed=seed)]
+    for name, joined in parts.items():
+        rows += [{"fold": name} | row for row in metrics_of(joined, resamples=resamples, seed=seed)]
     whole = [{"fold": "pooled"} | row for row in metrics_of(pooled, resamples=resamples, seed=seed)]
     if pooled.target.task == "survival":
         note = "not defined: each fold's model has a scale of risk of its own; see the mean"

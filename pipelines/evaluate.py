@@ -87,20 +87,20 @@ def evaluate(
     refs = with_tables(found.refs, labels=labels, label_column=label_column, task=task, splits=splits)
     split = split or ("test" if splits is not None else None)
     _check_splits(refs, split, source=str(splits or labels))
-    judged = shared.judge(found, refs, by=by, split=split)
-    shared.check_some(judged)
+    joined = shared.join(found, refs, by=by, split=split)
+    shared.check_some(joined)
     options = {"by": by, "split": split or "all", "resamples": resamples}
     digests = {"settings": digest_of(str(options)), "scores": found.digest, "labels": _digest(refs)}
     identity = Identity("evaluate", {"evaluate": options}, digests, seed)
-    counts = {"evaluated": len(judged.names), "left_out": len(judged.left_out)}
-    notes = {"by": by, "task": task} | shared.reasons(judged)
+    counts = {"evaluated": len(joined.names), "left_out": len(joined.left_out)}
+    notes = {"by": by, "task": task} | shared.reasons(joined)
     with open_run(out, identity, execution, results=shared.RESULTS) as run:
         if execution.dry_run:
-            return Summary.of_dry_run("evaluate", out, 0, len(judged.names), notes=notes)
+            return Summary.of_dry_run("evaluate", out, 0, len(joined.names), notes=notes)
         run.begin()
-        rows = shared.metrics_of(judged, resamples=resamples, seed=seed)
+        rows = shared.metrics_of(joined, resamples=resamples, seed=seed)
         shared.write_metrics(out, rows)
-        shared.write_details(out, judged, title=f"{scores.name}: {len(judged.names)} {by}s")
+        shared.write_details(out, joined, title=f"{scores.name}: {len(joined.names)} {by}s")
         run.finish(counts)
     return shared.Evaluation("evaluate", out, counts, notes=notes, figures=rows)
 

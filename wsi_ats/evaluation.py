@@ -107,9 +107,10 @@ def _classification(true: Floats, scores: Floats, names: Sequence[str]) -> Figur
     classes = scores.shape[1]
     number, predicted = true[:, 0].astype(int), scores.argmax(axis=1)
     each = [(number == k, scores[:, k]) for k in _shown(classes)]
+    areas = [_area(*pair) for pair in each]
     n, whole = len(number), len(np.unique(number)) == classes
     found: Figures = {
-        "auc": auc(number, scores),
+        "auc": float(np.mean([a for a in areas if a is not None])) if whole else None,
         "average_precision": _mean(metrics.average_precision_score, each) if whole else None,
         "accuracy": float(metrics.accuracy_score(number, predicted)) if n else None,
         "balanced_accuracy": float(metrics.balanced_accuracy_score(number, predicted)) if whole else None,
@@ -117,8 +118,7 @@ def _classification(true: Floats, scores: Floats, names: Sequence[str]) -> Figur
         "brier": float(np.mean(((scores - np.eye(classes)[number]) ** 2).sum(axis=1)) / 2) if n else None,
         "calibration_error": expected_calibration_error(*events("classification", true, scores)),
     }
-    areas = [_area(*pair) for pair in each] if classes > 2 else []
-    return found | {f"auc_{name}": area for name, area in zip(names, areas, strict=False)}
+    return found | ({f"auc_{names[k]}": areas[k] for k in range(len(names))} if classes > 2 else {})
 
 
 def _multilabel(true: Floats, scores: Floats, names: Sequence[str]) -> Figures:

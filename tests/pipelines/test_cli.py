@@ -46,7 +46,9 @@ def test_help_imports_nothing_heavy():
     assert ran.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("module", ["prepare", "score", "export", "train", "info", "doctor", "evaluate", "crossval"])
+@pytest.mark.parametrize(
+    "module", ["prepare", "score", "export", "train", "info", "doctor", "evaluate", "crossval"]
+)
 def test_each_stage_is_a_module_too(module):
     command = [sys.executable, "-m", f"pipelines.{module}", "--help"]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

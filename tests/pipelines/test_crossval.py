@@ -136,6 +136,9 @@ def test_a_class_absent_from_a_fold_and_a_slide_that_cannot_be_read(crossval, sl
         {"train": negative + positive[1:], "test": [positive[0], 6]},
     )
     options = ("--splits", splits, "--set", "training.validation=0", "--by", "case")
+    strict = crossval(*options, "--strict", source=folder, labels=folder / "labels.csv")
+    assert (strict.exit_code, strict.json["counts"]) == (1, {"folds": 1})
+    assert not (tmp_path / "cv" / "metrics.csv").exists()
     ran = crossval(*options, source=folder, labels=folder / "labels.csv")
     assert ran.exit_code == 1, ran.stderr
     assert ran.json["failed"].keys() == {"slide_006"}
@@ -150,12 +153,23 @@ def test_a_class_absent_from_a_fold_and_a_slide_that_cannot_be_read(crossval, sl
     assert rows["mean", "accuracy"]["value"] != ""
 
 
-def test_a_value_is_cross_validated_too(crossval, slides, tmp_path):
+def test_a_value_is_cross_validated_too_and_replaces_what_was_there(crossval, done, slides, tmp_path):
+    shutil.copytree(done, tmp_path / "cv")
     rows = [f"{row['slide_id']},{i * 0.7}" for i, row in enumerate(table(slides / "labels.csv"))]
     (tmp_path / "labels.csv").write_text("\n".join(["slide_id,value", *rows, ""]))
     changes = ("--set", "model.task=regression", "--set", "training.validation=0")
-    ran = crossval("--folds", 2, *changes, labels=tmp_path / "labels.csv")
+    options = ("--folds", 2, *changes)
+    assert crossval(*options, labels=tmp_path / "labels.csv").exit_code == 2
+    dry = crossval(*options, "--overwrite", "--dry-run", labels=tmp_path / "labels.csv")
+    assert dry.json["counts"] == {"to_do": 2, "finished": 0}
+    assert (tmp_path / "cv" / "fold_2").exists()
+    ran = crossval(*options, "--overwrite", labels=tmp_path / "labels.csv")
     assert ran.exit_code == 0, ran.stderr
+    assert files(tmp_path / "cv") == [
+        *("evaluated.csv", "evaluation.png", "fold_0", "fold_1", "left_out.csv", "metrics.csv", "run.json"),
+        "splits",
+    ]
+    assert files(tmp_path / "cv" / "splits") == ["splits_0.csv", "splits_1.csv"]
     assert {row["figure"] for row in table(tmp_path / "cv" / "metrics.csv")} == {"r2", "mae", "rmse"}
 
 
