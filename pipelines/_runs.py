@@ -23,7 +23,10 @@ RUN_FILE = "run.json"
 # A disk with less is full for any purpose here; it is better said before the work than after.
 _LEAST_FREE_BYTES = 64 << 20
 
-_PACKAGES = ("wsi-ats", "dask", "distributed", "numpy", "openslide-bin", "openslide-python", "timm", "torch")
+_PACKAGES = (
+    *("wsi-ats", "dask", "distributed", "lifelines", "numpy", "openslide-bin", "openslide-python"),
+    *("scikit-learn", "timm", "torch"),
+)
 
 
 class Reporter(Protocol):

@@ -114,7 +114,7 @@ def _classification(true: Floats, scores: Floats, names: Sequence[str]) -> Figur
         "average_precision": _mean(metrics.average_precision_score, each) if whole else None,
         "accuracy": float(metrics.accuracy_score(number, predicted)) if n else None,
         "balanced_accuracy": float(metrics.balanced_accuracy_score(number, predicted)) if whole else None,
-        "f1": _mean(_f1, [(number == k, predicted == k) for k in _shown(classes)]) if whole else None,
+        "f1": _f1(number, predicted, labels=list(_shown(classes)), average="macro") if whole else None,
         "brier": float(np.mean(((scores - np.eye(classes)[number]) ** 2).sum(axis=1)) / 2) if n else None,
         "calibration_error": expected_calibration_error(*events("classification", true, scores)),
     }
@@ -172,9 +172,9 @@ def _area(event: Bools, probability: Floats) -> float | None:
     return float(metrics.roc_auc_score(event, probability)) if len(np.unique(event)) == 2 else None
 
 
-def _f1(event: Bools, predicted: Bools) -> float:
+def _f1(true: npt.NDArray[Any], predicted: npt.NDArray[Any], **options: Any) -> float:
     """F1, and 0 for what is never predicted."""
-    return float(metrics.f1_score(event, predicted, zero_division=0.0))
+    return float(metrics.f1_score(true, predicted, zero_division=0.0, **options))
 
 
 def _mean(figure: Callable[..., float], each: Sequence[tuple[Bools, npt.NDArray[Any]]]) -> float:
