@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from threading import Lock
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Protocol, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -54,29 +54,11 @@ class Example:
             raise SettingsError(f"{self.ref.id} has no tissue; leave it out of training")
 
 
-class TileReader:
-    """Reads the tiles of many slides in a few threads, keeping recently used slides open.
+class Reader(Protocol):
+    """Whatever reads from slides while something else is computed: threads, or workers near the slides.
 
-    The order in which threads finish has no influence on what is returned.
-
-    Parameters
-    ----------
-    threads
-        Number of threads; OpenSlide and the decoders release Python's lock.
-    opener
-        How a slide is opened.
-
-    Examples
-    --------
-    >>> with TileReader(2) as reader:  # doctest: +SKIP
-    ...     tiles = reader.read([(example, cells)])[0].result()
+    The order in which reads finish has no influence on what is returned.
     """
-
-    def __init__(self, threads: int, opener: Callable[[SlideRef], Slide] = open_slide) -> None:
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="tiles")
-        self._opener = opener
-        self._idle: dict[str, Slide] = {}
-        self._guard = Lock()
 
     def read(self, wanted: Sequence[tuple[Example, IntArray]]) -> list[Future[Pixels]]:
         """Begin to read the cells of each slide.
@@ -112,9 +94,31 @@ class TileReader:
         list of futures
             Each may raise :class:`~wsi_ats.errors.SlideError`.
         """
-        return [self._pool.submit(self._run, ref, job) for ref, job in jobs]
+        ...
 
-    def _run(self, ref: SlideRef, job: Callable[[Slide], T]) -> T:
+
+class OpenSlides:
+    """Slides that were used of late, kept open; may be used by several threads.
+
+    Parameters
+    ----------
+    opener
+        How a slide is opened.
+    """
+
+    def __init__(self, opener: Callable[[SlideRef], Slide] = open_slide) -> None:
+        self._opener = opener
+        self._idle: dict[str, Slide] = {}
+        self._guard = Lock()
+
+    def run(self, ref: SlideRef, job: Callable[[Slide], T]) -> T:
+        """Do something with a slide, which is opened if it is not open or another thread uses it.
+
+        Raises
+        ------
+        SlideError
+            When it cannot be opened, or the job raises it.
+        """
         with self._guard:
             slide = self._idle.pop(ref.id, None)
         slide = slide or self._opener(ref)
@@ -133,6 +137,38 @@ class TileReader:
         for each in surplus:
             each.close()
 
+    def close(self) -> None:
+        """Close them all."""
+        with self._guard:
+            idle, self._idle = self._idle, {}
+        for slide in idle.values():
+            slide.close()
+
+
+class TileReader(Reader):
+    """Reads the tiles of many slides in a few threads, keeping recently used slides open.
+
+    Parameters
+    ----------
+    threads
+        Number of threads; OpenSlide and the decoders release Python's lock.
+    opener
+        How a slide is opened.
+
+    Examples
+    --------
+    >>> with TileReader(2) as reader:  # doctest: +SKIP
+    ...     tiles = reader.read([(example, cells)])[0].result()
+    """
+
+    def __init__(self, threads: int, opener: Callable[[SlideRef], Slide] = open_slide) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="tiles")
+        self._slides = OpenSlides(opener)
+
+    def run(self, jobs: Sequence[tuple[SlideRef, Callable[[Slide], T]]]) -> list[Future[T]]:
+        """See :meth:`Reader.run`."""
+        return [self._pool.submit(self._slides.run, ref, job) for ref, job in jobs]
+
     def __enter__(self) -> Self:
         return self
 
@@ -140,8 +176,7 @@ class TileReader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._pool.shutdown(cancel_futures=True)
-        for slide in self._idle.values():
-            slide.close()
+        self._slides.close()
 
 
 def epoch_batches(

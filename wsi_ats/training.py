@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from wsi_ats.artifacts import atomic, digest_of
-from wsi_ats.batches import Example, TileReader, ahead, epoch_batches, units
+from wsi_ats.batches import Example, Reader, ahead, epoch_batches, units
 from wsi_ats.checkpoints import StateFolder, model_for
 from wsi_ats.config import Settings, TrainingSettings
 from wsi_ats.errors import ArtifactError, ModelError, SettingsError
@@ -57,7 +57,7 @@ def fit(
     folder: Path,
     device: torch.device,
     on_epoch: OnEpoch,
-    reader: TileReader,
+    reader: Reader,
     max_bad: int | None = None,
     on_bad: OnBad = lambda slide_id, error: None,  # noqa: ARG005
     processes: Processes | None = None,
@@ -171,7 +171,7 @@ class _Training:
         *,
         folder: Path,
         device: torch.device,
-        reader: TileReader,
+        reader: Reader,
         processes: Processes,
         max_bad: int | None,
         on_bad: OnBad,

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from wsi_ats.batches import Example, TileReader
+from wsi_ats.batches import Example, Reader
 from wsi_ats.geometry import Grid, IntArray
 from wsi_ats.selection import TissueMask
 from wsi_ats.slides.base import Pixels, Slide
@@ -153,11 +153,11 @@ class Method(Protocol):
         """
         ...
 
-    def calibrate(self, examples: Sequence[Example], reader: TileReader) -> None:
+    def calibrate(self, examples: Sequence[Example], reader: Reader) -> None:
         """Measure the constants of the network on slides, once before training."""
         ...
 
-    def begin(self, examples: Sequence[Example], reader: TileReader, seeds: Sequence[int]) -> Finish:
+    def begin(self, examples: Sequence[Example], reader: Reader, seeds: Sequence[int]) -> Finish:
         """Decide by the weights as they are what is to be read of some slides, and begin to read it.
 
         Whatever is called in between, the estimates are those of the weights as they are when the result is

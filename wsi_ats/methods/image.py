@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from wsi_ats.batches import Example, TileReader, outcomes
+from wsi_ats.batches import Example, Reader, outcomes
 from wsi_ats.config import Settings
 from wsi_ats.errors import ModelError
 from wsi_ats.geometry import Grid
@@ -60,7 +60,7 @@ class WholeImage:
                 largest = max(examples, key=lambda each: math.prod(each.tissue.grid.shape))
                 self._refuse_too_large(largest.ref.id, largest.tissue.grid, training=learn)
 
-    def calibrate(self, examples: Sequence[Example], reader: TileReader) -> None:
+    def calibrate(self, examples: Sequence[Example], reader: Reader) -> None:
         """Measure the encoder's constants on the training slides.
 
         There are fewer of them than features, so the directions in which features vary cannot be told
@@ -87,13 +87,13 @@ class WholeImage:
     def begin(
         self,
         examples: Sequence[Example],
-        reader: TileReader,
+        reader: Reader,
         seeds: Sequence[int],  # noqa: ARG002  (nothing is drawn)
     ) -> Callable[[], Estimates]:
         """Begin nothing: an image may be as much as memory holds."""
         return partial(self._estimate, examples, reader)
 
-    def _estimate(self, examples: Sequence[Example], reader: TileReader) -> Estimates:
+    def _estimate(self, examples: Sequence[Example], reader: Reader) -> Estimates:
         images, failed = self._read(examples, reader)
         places = [place for place, image in enumerate(images) if image is not None]
         device, side = (
@@ -138,7 +138,7 @@ class WholeImage:
         return self.settings.image_pixels_per_cell
 
     def _read(
-        self, examples: Sequence[Example], reader: TileReader
+        self, examples: Sequence[Example], reader: Reader
     ) -> tuple[list[Pixels | None], Mapping[str, str]]:
         jobs = [
             (e.ref, partial(read_thumbnail, grid=e.tissue.grid, pixels_per_cell=self._pixels))

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from wsi_ats.batches import Example, TileReader
+from wsi_ats.batches import Example, Reader
 from wsi_ats.config import Settings
 from wsi_ats.errors import ModelError, SlideError
 from wsi_ats.features import FeatureFolder
@@ -63,17 +63,17 @@ class MultipleInstanceLearning:
     def check(self, training: Sequence[Example], validation: Sequence[Example]) -> None:
         """All slides will do: only features grow with their size, 2 KB a tile in a resnet18."""
 
-    def calibrate(self, examples: Sequence[Example], reader: TileReader) -> None:
+    def calibrate(self, examples: Sequence[Example], reader: Reader) -> None:
         """Measure the encoder's constants on tiles drawn uniformly from all slides."""
         calibrate(self.model.encoder, examples, reader, self.settings, device=self.device)
 
     def begin(
-        self, examples: Sequence[Example], reader: TileReader, seeds: Sequence[int]
+        self, examples: Sequence[Example], reader: Reader, seeds: Sequence[int]
     ) -> Callable[[], Estimates]:
         """Begin nothing: so many tiles are read a few at a time, when they are needed."""
         return partial(self._estimate, examples, reader, seeds)
 
-    def _estimate(self, examples: Sequence[Example], reader: TileReader, seeds: Sequence[int]) -> Estimates:
+    def _estimate(self, examples: Sequence[Example], reader: Reader, seeds: Sequence[int]) -> Estimates:
         """Compute the outputs of some slides from all their tiles; nothing is estimated.
 
         Raises
@@ -140,7 +140,7 @@ class MultipleInstanceLearning:
         """See :class:`wsi_ats.methods.base.Estimates`."""
         return log_mass if self.settings.model.cases == "union" else torch.zeros_like(log_mass)
 
-    def _features(self, example: Example, reader: TileReader, seed: int) -> tuple[Tensor, int]:
+    def _features(self, example: Example, reader: Reader, seed: int) -> tuple[Tensor, int]:
         """Features (K, D) of all tiles of a slide, and how many tiles are read for them.
 
         From disk, if they are there and cannot have changed.

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wsi_ats.batches import Example, TileReader, outcomes
+from wsi_ats.batches import Example, Reader, outcomes
 from wsi_ats.config import SamplingSettings, Settings
 from wsi_ats.errors import ModelError
 from wsi_ats.geometry import Grid, IntArray
@@ -62,11 +62,11 @@ class AttentionSampling:
     def check(self, training: Sequence[Example], validation: Sequence[Example]) -> None:
         """All slides will do: what is held in memory does not depend on their size."""
 
-    def calibrate(self, examples: Sequence[Example], reader: TileReader) -> None:
+    def calibrate(self, examples: Sequence[Example], reader: Reader) -> None:
         """Measure the encoder's constants on tiles drawn uniformly from all slides."""
         calibrate(self.model.encoder, examples, reader, self.settings, device=self.device)
 
-    def begin(self, examples: Sequence[Example], reader: TileReader, seeds: Sequence[int]) -> Finish:
+    def begin(self, examples: Sequence[Example], reader: Reader, seeds: Sequence[int]) -> Finish:
         """Draw the tiles of some slides, once each, and begin to read them.
 
         Gradients will flow into all of the model, but not into its attention if settings freeze that.
@@ -185,7 +185,7 @@ class AttentionSampling:
         return logits
 
     def _plan(
-        self, examples: Sequence[Example], reader: TileReader, seeds: Sequence[int]
+        self, examples: Sequence[Example], reader: Reader, seeds: Sequence[int]
     ) -> tuple[list[Plan | None], Mapping[str, str]]:
         """Draw the tiles of some slides, with the messages of those that cannot be read."""
         del reader  # the thumbnail is all there is to see

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from wsi_ats.batches import Example, TileReader, outcomes
+from wsi_ats.batches import Example, Reader, outcomes
 from wsi_ats.config import AugmentationSettings, Settings
 from wsi_ats.errors import ModelError
 from wsi_ats.geometry import Grid, IntArray
@@ -30,7 +30,7 @@ TILES_AT_A_TIME = 64
 def calibrate(
     encoder: TileEncoder,
     examples: Sequence[Example],
-    reader: TileReader,
+    reader: Reader,
     settings: Settings,
     *,
     device: torch.device | None,
@@ -83,7 +83,7 @@ def calibration_slides(
 def calibrate_on(
     encoder: TileEncoder,
     wanted: Sequence[tuple[Example, Grid, IntArray]],
-    reader: TileReader,
+    reader: Reader,
     *,
     device: torch.device | None,
 ) -> None:

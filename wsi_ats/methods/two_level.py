@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wsi_ats.batches import Example, TileReader, outcomes
+from wsi_ats.batches import Example, Reader, outcomes
 from wsi_ats.config import Settings
 from wsi_ats.errors import ModelError
 from wsi_ats.geometry import IntArray
@@ -73,7 +73,7 @@ class TwoLevelSampling(AttentionSampling):
         Where the network is; the CPU by default.
     """
 
-    def calibrate(self, examples: Sequence[Example], reader: TileReader) -> None:
+    def calibrate(self, examples: Sequence[Example], reader: Reader) -> None:
         """Measure the encoder's constants on tiles drawn uniformly from regions drawn uniformly."""
         training = self.settings.training
         generator = np.random.default_rng(draw_seed(training.seed, "calibration", 0))
@@ -93,7 +93,7 @@ class TwoLevelSampling(AttentionSampling):
         calibrate_on(self.model.encoder, wanted, reader, device=self.device)
 
     def _plan(
-        self, examples: Sequence[Example], reader: TileReader, seeds: Sequence[int]
+        self, examples: Sequence[Example], reader: Reader, seeds: Sequence[int]
     ) -> tuple[list[Plan | None], Mapping[str, str]]:
         """Draw regions, look closer at them, draw tiles within."""
         looks = [
