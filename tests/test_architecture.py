@@ -20,6 +20,7 @@ LAYERS = {
         "regions",
         "config",
         "resample",
+        "jpeg",
         "targets",
         "cases",
     ],
@@ -46,7 +47,7 @@ LAYERS = {
 DOORS = {
     "openslide": ["wsi_ats.slides.openslide"],
     "tifffile": ["wsi_ats.slides.tiff", "wsi_ats.testing.synthetic"],  # the second writes files
-    "imagecodecs": ["wsi_ats.testing.bank"],
+    "imagecodecs": ["wsi_ats.jpeg", "wsi_ats.testing.bank"],  # the second makes slides of JPEG
     "PIL": ["wsi_ats.resample"],
     "skimage": ["wsi_ats.tissue"],
     "scipy": [
@@ -66,9 +67,9 @@ DOORS = {
     "filelock": ["wsi_ats.artifacts"],
     "tomli_w": ["wsi_ats.config"],
     "pytest": ["wsi_ats.testing.contract"],
-    # The client, and what is done with its futures.
+    # The client, and what is done with its futures: of whole slides, and of tiles.
     "dask": ["pipelines._cluster"],
-    "distributed": ["pipelines._cluster", "pipelines._stage"],
+    "distributed": ["pipelines._cluster", "pipelines._readers", "pipelines._stage"],
     # The commands, and the options they share.
     "typer": ["pipelines.cli", "pipelines._options"],
     "rich": ["pipelines._console"],

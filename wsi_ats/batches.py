@@ -110,6 +110,7 @@ class OpenSlides:
         self._opener = opener
         self._idle: dict[str, Slide] = {}
         self._guard = Lock()
+        self._closed = False
 
     def run(self, ref: SlideRef, job: Callable[[Slide], T]) -> T:
         """Do something with a slide, which is opened if it is not open or another thread uses it.
@@ -132,15 +133,15 @@ class OpenSlides:
         with self._guard:
             surplus = [self._idle.pop(name)] if name in self._idle else []
             self._idle[name] = slide
-            while len(self._idle) > _OPEN_SLIDES:
+            while len(self._idle) > (0 if self._closed else _OPEN_SLIDES):
                 surplus.append(self._idle.pop(next(iter(self._idle))))
         for each in surplus:
             each.close()
 
     def close(self) -> None:
-        """Close them all."""
+        """Close them all; those in use when they are put back."""
         with self._guard:
-            idle, self._idle = self._idle, {}
+            idle, self._idle, self._closed = self._idle, {}, True
         for slide in idle.values():
             slide.close()
 

@@ -1,0 +1,233 @@
+"""Who reads the tiles of a training: threads of this process, or Dask workers near the slides.
+
+Workers send tiles as JPEG (:mod:`wsi_ats.jpeg`), a quarter of the bytes, which this process decodes. That is
+the only step of reading which loses anything. Whatever else is read, such as a closer look that decides where
+tiles are drawn, travels as it is. What is drawn, and the order of tiles, are those of threads.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from threading import Event, Lock
+from types import TracebackType
+from typing import Any, Self, TypeVar, cast
+
+import numpy as np
+from distributed import Client, KilledWorker, Worker, WorkerPlugin, get_worker
+from distributed import Future as Read
+
+from pipelines._cluster import connect
+from wsi_ats.batches import OpenSlides, Reader, TileReader
+from wsi_ats.errors import SettingsError, SlideReadError, WsiAtsError
+from wsi_ats.jpeg import JpegTiles
+from wsi_ats.slides import open_slide
+from wsi_ats.slides.base import Slide, SlideRef
+
+T = TypeVar("T")
+
+# How often whoever waits asks whether there are workers, and how long they may be away: a worker that died
+# is started again in a few seconds.
+_ASK_SECONDS = 1.0
+_AWAY_SECONDS = 60.0
+
+# Reads that bring down a worker bring down others that wait for it: each is tried again, one at a time.
+_MORE_TRIES = 2
+
+# Far more than the tiles of a slide need; a worker that died after its work never sends them.
+_TRANSFER_SECONDS = 60.0
+_DEATHS = (KilledWorker, TimeoutError)
+
+_LOST = "the connection to the Dask scheduler was lost; the same command goes on where this one stopped"
+
+_AWAY = (
+    f"the Dask workers that read tiles are gone for {_AWAY_SECONDS:.0f} s; start them again, and the same "
+    "command goes on where this one stopped"
+)
+
+_DIED = (
+    f"{1 + _MORE_TRIES} Dask workers that read it died or gave no answer, most likely for want of memory or "
+    "because of a damaged file; try it with --readers threads"
+)
+
+
+def check_readers(readers: str) -> int | None:
+    """Understand ``--readers``.
+
+    Parameters
+    ----------
+    readers
+        ``threads``, ``threads:N`` or ``dask``.
+
+    Returns
+    -------
+    int or None
+        The number of threads, as many as there are cores by default; ``None`` for Dask.
+
+    Raises
+    ------
+    SettingsError
+        For anything else.
+
+    Examples
+    --------
+    >>> check_readers("threads:8"), check_readers("dask")
+    (8, None)
+    """
+    if readers == "dask":
+        return None
+    known = re.fullmatch(r"threads(?::([1-9]\d*))?", readers)
+    if known is None:
+        raise SettingsError(f"--readers must be threads, threads:N or dask, not {readers!r}")
+    return int(known[1] or os.cpu_count() or 1)
+
+
+@contextmanager
+def open_reader(readers: str, scheduler: Any = "local", workers: int | None = None) -> Iterator[Reader]:
+    """Make the reader that ``--readers`` asks for.
+
+    Parameters
+    ----------
+    readers
+        See :func:`check_readers`.
+    scheduler, workers
+        Of the cluster, with ``dask``; see :func:`pipelines._cluster.connect`.
+    """
+    threads = check_readers(readers)
+    if threads is not None:
+        with TileReader(threads) as local:
+            yield local
+        return
+    with connect(scheduler, workers=workers) as client, DaskReader(client) as remote:
+        yield remote
+
+
+class DaskReader(Reader):
+    """Reads tiles on the workers of a cluster, each of which keeps the slides open that it used of late.
+
+    A drop-in for :class:`wsi_ats.batches.TileReader`. A read whose worker dies is tried again.
+
+    Parameters
+    ----------
+    client
+        The cluster; it is left open.
+    opener
+        How a worker opens a slide; must be importable there.
+    threads
+        That decode tiles, as many as there are cores by default.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        opener: Callable[[SlideRef], Slide] = open_slide,
+        *,
+        threads: int | None = None,
+    ) -> None:
+        self._client = client
+        self._name = f"slides-{uuid.uuid4()}"  # several trainings may share the workers
+        self._pool = ThreadPoolExecutor(threads or os.cpu_count(), thread_name_prefix="tiles")
+        self._suspects = Lock()
+        self._waiting: set[Read[Any]] = set()
+        client.register_plugin(_Slides(opener), name=self._name)
+
+    def run(self, jobs: Sequence[tuple[SlideRef, Callable[[Slide], T]]]) -> list[Future[T]]:
+        """See :meth:`wsi_ats.batches.Reader.run`.
+
+        Returns
+        -------
+        list of futures
+            Each may raise :class:`~wsi_ats.errors.SlideError`, also where workers die of a slide, or
+            :class:`~wsi_ats.errors.WsiAtsError` when the scheduler or all workers are lost.
+        """
+        begun = [(ref, job, self._submit(ref, job)) for ref, job in jobs]
+        return [self._pool.submit(self._receive, ref, job, read) for ref, job, read in begun]
+
+    def _submit(self, ref: SlideRef, job: Callable[[Slide], Any]) -> Read[Any]:
+        return self._client.submit(_read, self._name, ref, job, pure=False)
+
+    def _receive(self, ref: SlideRef, job: Callable[[Slide], Any], read: Read[Any]) -> Any:
+        """Wait for a read, and decode it."""
+        try:
+            return _unpacked(self._result(read))
+        except _DEATHS:
+            pass
+        # One at a time: a read that is not to blame is then not beside the one that is.
+        with self._suspects:
+            for _ in range(_MORE_TRIES):
+                try:
+                    return _unpacked(self._result(self._submit(ref, job)))
+                except _DEATHS as error:
+                    died = error
+        raise SlideReadError(ref.path, _DIED) from died
+
+    def _result(self, read: Read[Any]) -> Any:
+        """What a worker sends; raises what it raised, and never waits for workers that will not come."""
+        ended, seen = Event(), time.monotonic()
+        read.add_done_callback(lambda _: ended.set())
+        self._waiting.add(read)
+        try:
+            # A read whose scheduler is lost ends without calling back.
+            while not ended.wait(_ASK_SECONDS) and read.status == "pending":
+                seen = self._seen(seen)
+            if read.status == "error":
+                raise cast(BaseException, read.exception())
+            if read.status != "finished":
+                raise WsiAtsError(_LOST)
+            return read.result(timeout=_TRANSFER_SECONDS)
+        finally:
+            self._waiting.discard(read)
+
+    def _seen(self, before: float) -> float:
+        """When workers were last seen, given when they were before."""
+        try:
+            there = bool(self._client.nthreads())
+        except OSError as error:
+            raise WsiAtsError(_LOST) from error
+        now = time.monotonic()
+        if not there and now - before > _AWAY_SECONDS:
+            raise WsiAtsError(_AWAY)
+        return now if there else before
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._client.status == "running":
+            self._client.cancel(list(self._waiting))
+            self._client.unregister_worker_plugin(self._name)
+        self._pool.shutdown()
+
+
+class _Slides(WorkerPlugin):
+    """The slides that a worker keeps open."""
+
+    def __init__(self, opener: Callable[[SlideRef], Slide]) -> None:
+        self._opener = opener
+
+    def setup(self, worker: Worker) -> None:  # noqa: ARG002
+        """Begin with none."""
+        self.open = OpenSlides(self._opener)
+
+    def teardown(self, worker: Worker) -> None:  # noqa: ARG002
+        """Close them."""
+        self.open.close()
+
+
+def _read(name: str, ref: SlideRef, job: Callable[[Slide], Any]) -> Any:
+    """What a worker does."""
+    found = cast(_Slides, get_worker().plugins[name]).open.run(ref, job)
+    tiles = isinstance(found, np.ndarray) and found.ndim == 4 and found.dtype == np.uint8
+    return JpegTiles.of(found) if tiles else found
+
+
+def _unpacked(found: Any) -> Any:
+    return found.pixels() if isinstance(found, JpegTiles) else found
