@@ -75,6 +75,15 @@ def train(
             help="Slides that may become unreadable while training goes on; no limit by default.",
         ),
     ] = None,
+    readers: Annotated[
+        str,
+        typer.Option(
+            "--readers",
+            metavar="threads[:N]|dask",
+            help="Who reads tiles: threads, one for each core by default, or the Dask workers of "
+            "--scheduler, which send them as JPEG.",
+        ),
+    ] = "threads",
 ) -> Result:
     """Train a model from slides and the label of each."""
     from pipelines._sources import read_sources
@@ -91,7 +100,8 @@ def train(
         splits=splits,
         mpp=options.mpp,
     )
-    return train(refs, out, settings=settings, max_bad=max_bad, execution=options.execution())
+    execution = options.execution()
+    return train(refs, out, settings=settings, max_bad=max_bad, execution=execution, readers=readers)
 
 
 @app.command()

@@ -7,7 +7,6 @@ several threads, for reading releases Python's lock and needs no processes; the 
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import prepare
+from pipelines._readers import check_readers, open_reader
 from pipelines._records import Results, absolute, complete, pending
 from pipelines._runs import Execution, Identity, Run, Summary, count, open_run, rooted
 from wsi_ats.artifacts import atomic, digest_of, load_prepared, slide_digest
@@ -46,6 +46,7 @@ def train(
     settings: Settings | None = None,
     max_bad: int | None = None,
     execution: Execution | None = None,
+    readers: str = "threads",
 ) -> Summary:
     """Train a model.
 
@@ -66,6 +67,9 @@ def train(
         and counts them as failed. No limit by default.
     execution
         Where and how slides are prepared.
+    readers
+        Who reads tiles: ``threads``, ``threads:N``, or ``dask`` for the workers of ``execution.scheduler``,
+        which send them as JPEG.
 
     Returns
     -------
@@ -86,13 +90,17 @@ def train(
     """
     execution, out, settings = execution or Execution(), rooted(out), settings or Settings()
     settings.check_trainable()
+    # What JPEG loses changes the result; who reads, and how many, does not.
+    sent = {"tiles": "jpeg"} if check_readers(readers) is None else {}
     without = {ref.id for ref in unlabelled(refs)}
     refs = absolute([ref for ref in refs if ref.id not in without])
     target = check_labels(refs, settings.model.task)
     planned = _plan(refs, target, settings)[:2]  # complains before the work rather than after it
     _report_alike(target, execution)
     sections = ("tile", "thumbnail", "model", "sampling", "training", "augmentation")
-    identity = Identity.of("train", settings, *sections, seed=settings.training.seed, slides=_digest(refs))
+    identity = Identity.of(
+        "train", settings, *sections, seed=settings.training.seed, slides=_digest(refs), **sent
+    )
     task = prepare.PrepareTask.of(out, settings)
     with open_run(out, identity, execution, results=(*_OWN, *prepare.RESULTS)) as run:
         if execution.dry_run:
@@ -114,7 +122,7 @@ def train(
         _report_empty(results, execution)
         usable = [ref for ref in refs if ref.id in done]
         check_labels(usable, target.task)
-        digest, unreadable = _fit(usable, target, run, task, settings, execution, max_bad)
+        digest, unreadable = _fit(usable, target, run, task, settings, execution, readers, max_bad)
         run.finish(count(results.rows), model=digest, unreadable=unreadable)
     summary = _summary(out, results, unreadable)
     return replace(summary, notes={**summary.notes, **_written_notes(out, target.task)})
@@ -228,12 +236,12 @@ def _fit(
     task: prepare.PrepareTask,
     settings: Settings,
     execution: Execution,
+    readers: str,
     max_bad: int | None,
 ) -> tuple[str, dict[str, str]]:
     """Train on usable slides; returns the model's digest, and slides that became unreadable, with reasons."""
     import torch
 
-    from wsi_ats.batches import TileReader
     from wsi_ats.checkpoints import save_model
     from wsi_ats.training import fit
 
@@ -243,7 +251,7 @@ def _fit(
         path.write_text(settings.to_toml(), encoding="utf-8")
 
     with (
-        TileReader(os.cpu_count() or 1) as reader,
+        open_reader(readers, execution.scheduler, execution.workers) as reader,
         execution.reporter.progress("train", settings.training.epochs) as advance,
     ):
 

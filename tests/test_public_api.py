@@ -19,7 +19,7 @@ import wsi_ats
 MODULES = ["wsi_ats", *(m.name for m in pkgutil.walk_packages(wsi_ats.__path__, "wsi_ats."))]
 
 # What a slide, a network or a method must do is documented once, at the protocol.
-PROTOCOL = {"tile_shape", "read_regions", "stored_bytes", "close", "train", "forward", "estimate", "score"}
+PROTOCOL = {"tile_shape", "read_regions", "stored_bytes", "close", "train", "forward", "begin", "score"}
 
 
 def public(module_name: str):

@@ -66,6 +66,26 @@ def test_a_trained_model_scores(trained, run, slides, tmp_path):
     assert ran.json["counts"]["done"] == 6
 
 
+def test_who_reads_tiles_changes_nothing_but_by_what_jpeg_loses(train, trained, tmp_path):
+    assert train(tmp_path / "threads", "--readers", "threads:3").exit_code == 0
+    assert model_of(tmp_path / "threads") == model_of(trained)
+    assert train(tmp_path / "dask", "--readers", "dask").exit_code == 0
+    here, there = (table(out / "metrics.csv")[0] for out in (trained, tmp_path / "dask"))
+    assert there["tiles"] == here["tiles"]
+    assert float(there["entropy"]) == pytest.approx(float(here["entropy"]), rel=1e-3)
+    assert float(there["loss"]) == pytest.approx(float(here["loss"]), rel=0.05)
+    again = train(tmp_path / "dask")
+    assert again.exit_code == 2
+    assert "digests.tiles is jpeg there and None now" in again.stderr
+
+
+def test_readers_that_do_not_exist_are_refused_before_the_work(train, tmp_path):
+    ran = train(tmp_path / "run", "--readers", "processes")
+    assert ran.exit_code == 2
+    assert "--readers must be threads, threads:N or dask, not 'processes'" in ran.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_finished_run_is_left_as_it_is(train, trained, tmp_path):
     shutil.copytree(trained, tmp_path / "run")
     before = (tmp_path / "run" / "run.json").read_bytes()

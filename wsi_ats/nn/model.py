@@ -68,7 +68,10 @@ class AttentionSampler(SlideNetwork):
             nn.init.zeros_(self.gate.weight)  # at the start every tile counts the same
 
     def attend(self, thumbnail: Tensor, cells: Tensor, shape: tuple[int, int]) -> Tensor:
-        """Compute the attention over the candidate cells: shape (K,), sums to 1; see :meth:`score_cells`."""
+        """Compute the attention over the candidate ``cells`` of a grid of this ``shape`` from its ``thumbnail``.
+
+        Shape (K,), sums to 1; see :meth:`score_cells`.
+        """
         return torch.softmax(self.score_cells(thumbnail, cells, shape), dim=0)
 
     def score_cells(self, thumbnail: Tensor, cells: Tensor, shape: tuple[int, int]) -> Tensor:
