@@ -1,0 +1,94 @@
+r"""Teaching the attention what the drawn tiles turned out to be worth.
+
+The gradient of the slide's loss reaches attention through the weights of a few tiles, and as long as the
+classifier knows nothing this gradient is noise. Attention that learns from noise drifts, to wherever it has
+already been. Here is a second way from the slide's label to attention, which is silent until some drawn
+tile says more about the label than the others.
+
+Take the slide's label to be told by one tile, unknown which, that attention has guessed beforehand: tile i
+with probability :math:`a_i`, as a *prior*. A tile that was read says how well it explains the label, with
+likelihood :math:`e^{h_i} e^{-\beta l_i}`: its gate, and the loss :math:`l_i` of the classifier on its feature
+alone. The posterior over all cells, and its self-normalised importance estimate from the drawn ones
+(:math:`W_i = a_i / \pi_i`, see :mod:`wsi_ats.nn.expectation`), are
+
+.. math:: r_i = \frac{a_i e^{h_i - \beta l_i}}{\sum_j a_j e^{h_j - \beta l_j}} \approx
+          \frac{W_i e^{h_i - \beta l_i}}{\sum_{j \in S} W_j e^{h_j - \beta l_j}}.
+
+To estimate it is the E step of expectation maximisation (Dempster et al. 1977); the M step, which the
+attention network makes for all slides together, is to lower the cross-entropy :math:`-\sum_i r_i \log a_i`.
+Because :math:`\sum_i a_i \nabla \log a_i = 0`, a multiple of it can be taken away. With
+:math:`w_i = W_i / \sum_S W_j`, what :func:`teaching` gives is
+
+.. math:: -\sum_{i \in S} (r_i - w_i) \log a_i, \qquad r, w \text{ held constant.}
+
+Relation to what is known: it is the score function estimator (Williams 1992) with reward :math:`r_i / w_i`
+and baseline 1; the mixture of tiles is the "one witness" of multiple instance learning (Maron &
+Lozano-Pérez 1998), and to teach where to look by what was seen there is the amortised proposal of
+reweighted wake-sleep (Bornschein & Bengio 2015). Unlike the estimate of the slide's feature, the estimate of
+r is biased, by the ratio, as 1/n.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def worth(weight: Tensor, gate: Tensor, evidence: Tensor) -> Tensor:
+    r"""Posterior of each drawn tile to be the one that tells the label, without gradient.
+
+    Parameters
+    ----------
+    weight
+        Weights of the drawn tiles, not negative, shape (m,); over all cells, their attention.
+    gate
+        Their logits h, shape (m,); zeros with linear pooling.
+    evidence
+        Logarithm of the likelihood of the label given the tile, up to a constant, shape (m,): minus the loss
+        of the classifier on the tile's feature alone, times :math:`\beta`.
+
+    Returns
+    -------
+    Tensor, shape (m,)
+        Sums to 1; zero where the weight is.
+
+    Examples
+    --------
+    >>> said = torch.tensor([0.0, 0.0, 3.0]).log1p()  # the third tile is four times as likely
+    >>> worth(torch.tensor([0.5, 0.25, 0.25]), torch.zeros(3), said).numpy().round(3).tolist()
+    [0.286, 0.143, 0.571]
+    """
+    # Half precision is not enough for the logarithm of the smallest weight.
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    return torch.softmax((weight.to(wide).log() + gate.to(wide) + evidence.to(wide)).detach(), dim=0)
+
+
+def teaching(weight: Tensor, attention: Tensor, gate: Tensor, evidence: Tensor) -> Tensor:
+    r"""Loss whose gradient moves the attention to the tiles that were worth more than it gave them.
+
+    Its value means nothing; its gradient reaches the attention alone, and is exactly zero while all drawn
+    tiles say the same. If all cells were read, it is the gradient of the cross-entropy between the posterior
+    and the attention.
+
+    Parameters
+    ----------
+    weight, gate, evidence
+        See :func:`worth`.
+    attention
+        Attention of the drawn tiles, shape (m,), with gradient. Where the weight is zero it may be, too.
+
+    Returns
+    -------
+    Tensor, shape ()
+
+    Examples
+    --------
+    >>> logits = torch.zeros(4, requires_grad=True)
+    >>> attention = torch.softmax(logits, 0)
+    >>> said = torch.tensor([0.0, 0.0, 0.0, 3.0]).log1p()
+    >>> teaching(attention, attention, torch.zeros(4), said).backward()
+    >>> (-logits.grad).numpy().round(3).tolist()  # posterior minus attention
+    [-0.107, -0.107, -0.107, 0.321]
+    """
+    surprise = worth(weight, gate, evidence) - (weight / weight.sum()).detach()
+    return -(surprise * torch.where(weight > 0, attention, 1).to(surprise.dtype).log()).sum()
