@@ -24,14 +24,20 @@ Because :math:`\sum_i a_i \nabla \log a_i = 0`, a multiple of it can be taken aw
 Relation to what is known: it is the score function estimator (Williams 1992) with reward :math:`r_i / w_i`
 and baseline 1; the mixture of tiles is the "one witness" of multiple instance learning (Maron &
 Lozano-Pérez 1998), and to teach where to look by what was seen there is the amortised proposal of
-reweighted wake-sleep (Bornschein & Bengio 2015). Unlike the estimate of the slide's feature, the estimate of
-r is biased, by the ratio, as 1/n.
+reweighted wake-sleep (Bornschein & Bengio 2015). If all cells are read, the gradient is that of the mixture's
+negative log-likelihood :math:`-\log \sum_i a_i e^{h_i - \beta l_i}` (Fisher's identity). From fewer it is
+biased by the ratio, as 1/n, unlike the estimate of the slide's feature: it decides where is looked, not what
+is estimated.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+# Where tiles are not drawn by attention, that of some may have underflowed to zero: they count next to
+# nothing. Small beside any weight that matters; its reciprocal is a float32.
+_SMALLEST = 1e-20
 
 
 def worth(weight: Tensor, gate: Tensor, evidence: Tensor) -> Tensor:
@@ -40,7 +46,7 @@ def worth(weight: Tensor, gate: Tensor, evidence: Tensor) -> Tensor:
     Parameters
     ----------
     weight
-        Weights of the drawn tiles, not negative, shape (m,); over all cells, their attention.
+        Weights of the drawn tiles, not negative, shape (m,); of all cells, their attention.
     gate
         Their logits h, shape (m,); zeros with linear pooling.
     evidence
@@ -50,32 +56,33 @@ def worth(weight: Tensor, gate: Tensor, evidence: Tensor) -> Tensor:
     Returns
     -------
     Tensor, shape (m,)
-        Sums to 1; zero where the weight is.
+        Sums to 1.
 
     Examples
     --------
-    >>> said = torch.tensor([0.0, 0.0, 3.0]).log1p()  # the third tile is four times as likely
-    >>> worth(torch.tensor([0.5, 0.25, 0.25]), torch.zeros(3), said).numpy().round(3).tolist()
+    >>> said = torch.tensor([1.0, 1.0, 4.0]).log()  # the third tile is four times as likely
+    >>> [round(each, 3) for each in worth(torch.tensor([0.5, 0.25, 0.25]), torch.zeros(3), said).tolist()]
     [0.286, 0.143, 0.571]
     """
-    # Half precision is not enough for the logarithm of the smallest weight.
+    # Half precision is not enough for the smallest weight.
     wide = torch.promote_types(weight.dtype, torch.float32)
-    return torch.softmax((weight.to(wide).log() + gate.to(wide) + evidence.to(wide)).detach(), dim=0)
+    said = (gate.to(wide) + evidence.to(wide)).detach()
+    # Of tiles that all say the same, the largest leaves zeros: then this is exactly the weights' share.
+    return torch.softmax(_logarithm(weight.detach().to(wide)) + (said - said.max()), dim=0)
 
 
 def teaching(weight: Tensor, attention: Tensor, gate: Tensor, evidence: Tensor) -> Tensor:
-    r"""Loss whose gradient moves the attention to the tiles that were worth more than it gave them.
+    r"""Loss whose gradient moves attention to the tiles that were worth more than it gave them.
 
-    Its value means nothing; its gradient reaches the attention alone, and is exactly zero while all drawn
-    tiles say the same. If all cells were read, it is the gradient of the cross-entropy between the posterior
-    and the attention.
+    Its value means nothing. Its gradient reaches the attention alone, and is exactly zero while all drawn
+    tiles say the same.
 
     Parameters
     ----------
     weight, gate, evidence
         See :func:`worth`.
     attention
-        Attention of the drawn tiles, shape (m,), with gradient. Where the weight is zero it may be, too.
+        Attention of the drawn tiles, shape (m,), with gradient.
 
     Returns
     -------
@@ -85,10 +92,14 @@ def teaching(weight: Tensor, attention: Tensor, gate: Tensor, evidence: Tensor) 
     --------
     >>> logits = torch.zeros(4, requires_grad=True)
     >>> attention = torch.softmax(logits, 0)
-    >>> said = torch.tensor([0.0, 0.0, 0.0, 3.0]).log1p()
+    >>> said = torch.tensor([1.0, 1.0, 1.0, 4.0]).log()
     >>> teaching(attention, attention, torch.zeros(4), said).backward()
-    >>> (-logits.grad).numpy().round(3).tolist()  # posterior minus attention
+    >>> [round(each, 3) for each in (-logits.grad).tolist()]  # posterior minus attention
     [-0.107, -0.107, -0.107, 0.321]
     """
-    surprise = worth(weight, gate, evidence) - (weight / weight.sum()).detach()
-    return -(surprise * torch.where(weight > 0, attention, 1).to(surprise.dtype).log()).sum()
+    surprise = worth(weight, gate, evidence) - worth(weight, torch.zeros_like(gate), torch.zeros_like(gate))
+    return -(surprise * _logarithm(attention.to(surprise.dtype))).sum()
+
+
+def _logarithm(weight: Tensor) -> Tensor:
+    return weight.clamp(min=_SMALLEST).log()
