@@ -35,7 +35,11 @@ LAYERS = {
     ],
     "what is said of a run": ["model_card", "survival", "curves", "evaluation", "plots"],
     "torch, without slides": ["nn"],
-    "torch meets slides: inputs, models on disk": ["batches", "checkpoints"],
+    "torch meets slides: inputs, models on disk; processes that share a model": [
+        "batches",
+        "checkpoints",
+        "processes",
+    ],
     "networks meet slides: each kind of model in one file": ["methods"],
     "the verbs": ["inference", "training", "baselines"],
     "the names that users see": ["__init__"],
@@ -76,7 +80,7 @@ DOORS = {
 }
 # Languages that many speak: arrays everywhere; tensors in these.
 TENSORS = ["wsi_ats.nn", "wsi_ats.batches", "wsi_ats.checkpoints", "wsi_ats.methods", "wsi_ats.inference"]
-TENSORS += ["wsi_ats.training", "wsi_ats.baselines", "wsi_ats.testing.enumeration"]
+TENSORS += ["wsi_ats.processes", "wsi_ats.training", "wsi_ats.baselines", "wsi_ats.testing.enumeration"]
 TENSORS += ["pipelines.train", "pipelines.score", "pipelines.demo"]  # where a device is chosen
 
 

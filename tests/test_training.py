@@ -448,9 +448,11 @@ def test_learning_rates_that_are_far_too_high_stop_training_with_advice(tmp_path
 def test_what_is_no_number_is_named_with_epoch_step_and_slides_and_never_stored(tmp_path, monkeypatch, what):
     real, calls = training.losses, []
 
-    def in_the_second_epoch(*arguments):
+    def in_the_second_epoch(task, outputs, targets):
+        loss = real(task, outputs, targets)
+        if not torch.is_grad_enabled() and len(outputs) == 3:  # of the three tiles of a slide
+            return loss
         calls.append(1)
-        loss = real(*arguments)
         if len(calls) == 6:  # three steps and a validation; then the second step
             if what == "loss":
                 return loss * math.nan

@@ -1,7 +1,7 @@
-"""Killed at any moment, a run that is started again ends as if nothing had happened; so it does after a full disk.
+"""Killed at any moment, or on a full disk, a run that is started again ends as if nothing had happened.
 
-One process that has everything imported makes a copy of itself for every attempt. A copy is killed by SIGKILL,
-which no program can catch, at a given place or at any time; the last is left to finish.
+One process that has everything imported makes a copy of itself for every attempt. A copy is killed by
+SIGKILL, which no program can catch, at a given place or at any time; the last is left to finish.
 """
 
 from __future__ import annotations

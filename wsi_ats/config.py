@@ -270,6 +270,12 @@ class TrainingSettings:
     """AdamW's usual."""
     entropy: float = 1e-4
     """Strength of the term that keeps attention spread; the paper's scripts' value."""
+    teaching: float = 1.0
+    """Strength with which attention is taught what drawn tiles turned out to be worth: without, it never
+    found lesions of 1 % (``benchmarks/cold_start.py``). 0: it learns by the slide's loss alone, as it always
+    does for survival, where no tile by itself explains who comes before whom."""
+    evidence: float = 4.0
+    """How much a tile's own loss counts in what it was worth, beside its gate."""
     warmup: float = 0.15
     """Share of the steps over which the learning rate rises: gradients of uniform attention are noisy."""
     clip: float = 1.0
@@ -306,7 +312,7 @@ class TrainingSettings:
         for name in ("attention_learning_rate", "head_learning_rate", "clip"):
             value = getattr(self, name)
             _require(value > 0, f"training.{name} must be positive, not {value}")
-        for name in ("learning_rate", "weight_decay", "entropy"):
+        for name in ("learning_rate", "weight_decay", "entropy", "teaching", "evidence"):
             value = getattr(self, name)
             _require(value >= 0, f"training.{name} must not be negative, not {value}")
         _require(0 <= self.warmup <= 0.5, f"training.warmup must be in [0, 0.5], not {self.warmup}")

@@ -30,11 +30,12 @@ from wsi_ats.config import Settings, TrainingSettings
 from wsi_ats.errors import ArtifactError, ModelError, SettingsError
 from wsi_ats.evaluation import figures
 from wsi_ats.methods import method_for
-from wsi_ats.methods.base import Finish, draw_seed
+from wsi_ats.methods.base import Estimates, Finish, draw_seed
 from wsi_ats.nn.cases import pool_slides
 from wsi_ats.nn.losses import activate, losses
 from wsi_ats.nn.network import SlideNetwork
 from wsi_ats.nn.optimisation import averaged, optimizer_of, set_rates
+from wsi_ats.nn.teaching import teaching
 from wsi_ats.processes import Processes
 from wsi_ats.tables import write_csv
 from wsi_ats.targets import Target
@@ -328,6 +329,7 @@ class _Training:
             if result.entropy is not None:
                 slides = sum(len(self.units[unit]) for unit, _ in batch)
                 total = total - self.learning.entropy * result.entropy.sum() / slides
+                total = total + self.learning.teaching * self._teaching(each, result) / slides
             self._check("loss", total.item(), step, batch)
             total.backward()  # type: ignore[no-untyped-call]
             self._add(loss=loss.item() * kept, units=kept, tiles=result.tiles)
@@ -350,6 +352,19 @@ class _Training:
         if self.unit_weights is not None:
             each = each * each.new_tensor([self.unit_weights[unit] for unit in shown])
         return each.mean()
+
+    def _teaching(self, shown: _Pass, result: Estimates) -> Tensor:
+        """What attention is taught by the drawn tiles of some slides; see :mod:`wsi_ats.nn.teaching`."""
+        taught = result.outputs.new_zeros(())
+        if self.target.task == "survival":  # no tile explains by itself who comes before whom
+            return taught
+        for place, seen in zip(result.places, result.drawn, strict=True):
+            with torch.no_grad():
+                alone = self.model.classify(seen.features)
+                targets = self._targets([shown.examples[place]]).expand(len(alone), -1)
+                evidence = -self.learning.evidence * losses(self.target.task, alone, targets)
+            taught = taught + teaching(seen.weight, seen.attention, seen.gate, evidence)
+        return taught
 
     def _targets(self, examples: Sequence[Example]) -> Tensor:
         """Targets (B, T) of some slides in the units of the network's outputs."""

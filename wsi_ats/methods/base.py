@@ -58,12 +58,15 @@ class SeenTiles:
         Weights in the estimate, shape (m,), with gradient.
     attention
         Attention of each tile's cell, shape (m,), with gradient.
+    gate
+        What each tile says of its own weight, shape (m,), with gradient; zeros with linear pooling.
     features
         Shape (m, D), with gradient.
     """
 
     weight: Tensor
     attention: Tensor
+    gate: Tensor
     features: Tensor
 
     @property

@@ -134,7 +134,7 @@ class AttentionSampling:
             tiles=sum(counts),
             entropy=torch.stack([each.entropy for each in chosen]),
             drawn=[
-                SeenTiles(each.tiles.weight, each.tiles.attention, part)
+                SeenTiles(each.tiles.weight, each.tiles.attention, self.model.gate_logits(part), part)
                 for each, part in zip(chosen, features, strict=True)
             ],
         )

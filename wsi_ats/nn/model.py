@@ -68,7 +68,7 @@ class AttentionSampler(SlideNetwork):
             nn.init.zeros_(self.gate.weight)  # at the start every tile counts the same
 
     def attend(self, thumbnail: Tensor, cells: Tensor, shape: tuple[int, int]) -> Tensor:
-        """Compute the attention over the candidate ``cells`` of a grid of this ``shape`` from its ``thumbnail``.
+        """Compute the attention over the candidate ``cells`` of a grid of a ``shape`` from its ``thumbnail``.
 
         Shape (K,), sums to 1; see :meth:`score_cells`.
         """
@@ -121,13 +121,20 @@ class AttentionSampler(SlideNetwork):
         """Estimate the slide's feature (D,) from the weights (m,) and features (m, D) of drawn tiles."""
         if self.gate is None:
             return expectation.linear(weights, features)
-        return expectation.gated(weights, features, self.gate(features)[:, 0])
+        return expectation.gated(weights, features, self.gate_logits(features))
+
+    def gate_logits(self, features: Tensor) -> Tensor:
+        """What tiles say of their own weights, shape (m,), by features (m, D); 0 with linear pooling."""
+        if self.gate is None:
+            return features.new_zeros(len(features))
+        logits: Tensor = self.gate(features)[:, 0]
+        return logits
 
     def log_mass(self, weights: Tensor, features: Tensor) -> Tensor:
         """Logarithm of what :meth:`pool` divides by; 0 with linear pooling, which does not divide."""
         if self.gate is None:
             return weights.new_zeros(())
-        gate = self.gate(features)[:, 0].to(weights.dtype)
+        gate = self.gate_logits(features).to(weights.dtype)
         return torch.logsumexp(weights.clamp(min=torch.finfo(weights.dtype).tiny).log() + gate, 0)
 
     def parts(self) -> Mapping[str, Sequence[nn.Module]]:
