@@ -204,10 +204,11 @@ class _Training:
             self._train_epoch()
             row = self._row(time.perf_counter() - begin)
             self.progress.rows.append(row)
+            best = _best(self.progress.rows, self.learning) == len(self.progress.rows) - 1
+            if self.processes.first and best:
+                self.states.save_best(self.final)
+            self._save()
             if self.processes.first:
-                if _best(self.progress.rows, self.learning) == len(self.progress.rows) - 1:
-                    self.states.save_best(self.final)
-                self._save()
                 self._write_metrics()
             on_epoch(row)
         self.processes.gather(None)  # the best weights may still be being written
