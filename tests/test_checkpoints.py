@@ -16,7 +16,6 @@ from wsi_ats.config import Settings
 from wsi_ats.errors import ArtifactError, SettingsError
 from wsi_ats.nn.optimisation import averaged
 from wsi_ats.targets import Target
-from wsi_ats.targets import Target
 
 torch.set_num_threads(1)  # tiny networks: on busy cores, threads would only wait for one another
 
