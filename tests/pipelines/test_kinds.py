@@ -36,7 +36,8 @@ def test_uniform(train_and_score):
 
 @pytest.mark.parametrize("frozen", [False, True])
 def test_multiple_instance_learning(train_and_score, run, slides, tmp_path, frozen):
-    out, scores = train_and_score("model.kind=mil", f"training.freeze_backbone={str(frozen).lower()}")
+    fine_tuning = "frozen" if frozen else "full"
+    out, scores = train_and_score("model.kind=mil", f"training.fine_tuning={fine_tuning}")
     assert (out / "features").exists() is frozen
     for row in table(scores / "predictions.csv"):
         assert row["tiles_read"] == row["tiles_total"]
