@@ -412,6 +412,7 @@ def test_a_row_has_the_columns_that_users_were_promised(model):
         "model_digest",
         "seed",
         "error",
+        "log_weight",
     ]
     assert row["status"] == "done"
     assert (row["slide_id"], row["case_id"], row["path"]) == ("case7", "patient", "memory.svs")

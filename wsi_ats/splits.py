@@ -215,7 +215,7 @@ def untrained(refs: Sequence[SlideRef], training: Sequence[SlideRef], *, task: s
     if task == "regression":
         return []
     there, here = ({name for ref in part for name in _classes(ref, task)} for part in (refs, training))
-    return sorted(there - here - {"censored"})
+    return sorted(there - here - {"censored", "-"})  # neither is something to be told
 
 
 def check_leakage(refs: Sequence[SlideRef], source: str | None = None) -> None:
