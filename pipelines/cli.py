@@ -84,6 +84,10 @@ def train(
             "--scheduler, which send them as JPEG.",
         ),
     ] = "threads",
+    tensorboard: Annotated[
+        bool,
+        typer.Option("--tensorboard", help="Write figures for TensorBoard, too, which must be installed."),
+    ] = False,
 ) -> Result:
     """Train a model from slides and the label of each."""
     from pipelines._sources import read_sources
@@ -101,7 +105,15 @@ def train(
         mpp=options.mpp,
     )
     execution = options.execution()
-    return train(refs, out, settings=settings, max_bad=max_bad, execution=execution, readers=readers)
+    return train(
+        refs,
+        out,
+        settings=settings,
+        max_bad=max_bad,
+        execution=execution,
+        readers=readers,
+        tensorboard=tensorboard,
+    )
 
 
 @app.command()

@@ -18,6 +18,8 @@ from pipelines import prepare
 from pipelines._readers import check_readers, open_reader
 from pipelines._records import Results, absolute, complete, pending
 from pipelines._runs import Execution, Identity, Run, Summary, count, open_run, rooted
+from pipelines._tensorboard import FOLDER as EVENTS
+from pipelines._tensorboard import check_tensorboard, writing_events
 from wsi_ats.artifacts import atomic, digest_of, load_prepared, slide_digest
 from wsi_ats.config import Settings
 from wsi_ats.errors import ArtifactError, ManifestError
@@ -34,7 +36,7 @@ if TYPE_CHECKING:  # torch takes seconds to import
 _WRITTEN = ("config.toml", "splits.csv", "metrics.csv", "slides.parquet", "slides.csv")
 
 _OWN = (
-    *("config.toml", "splits.csv", "metrics.csv", "checkpoints", "features"),
+    *("config.toml", "splits.csv", "metrics.csv", "checkpoints", "features", EVENTS),
     *("model.safetensors", "model.json"),
 )
 
@@ -47,6 +49,7 @@ def train(
     max_bad: int | None = None,
     execution: Execution | None = None,
     readers: str = "threads",
+    tensorboard: bool = False,
 ) -> Summary:
     """Train a model.
 
@@ -70,6 +73,8 @@ def train(
     readers
         Who reads tiles: ``threads``, ``threads:N``, or ``dask`` for the workers of ``execution.scheduler``,
         which send them as JPEG.
+    tensorboard
+        Write each epoch's figures for TensorBoard, too.
 
     Returns
     -------
@@ -90,6 +95,8 @@ def train(
     """
     execution, out, settings = execution or Execution(), rooted(out), settings or Settings()
     settings.check_trainable()
+    if tensorboard:
+        check_tensorboard()
     # What JPEG loses changes the result; who reads, and how many, does not.
     sent = {"tiles": "jpeg"} if check_readers(readers) is None else {}
     without = {ref.id for ref in unlabelled(refs)}
@@ -122,7 +129,9 @@ def train(
         _report_empty(results, execution)
         usable = [ref for ref in refs if ref.id in done]
         check_labels(usable, target.task)
-        digest, unreadable = _fit(usable, target, run, task, settings, execution, readers, max_bad)
+        digest, unreadable = _fit(
+            usable, target, run, task, settings, execution, readers, max_bad, tensorboard
+        )
         run.finish(count(results.rows), model=digest, unreadable=unreadable)
     summary = _summary(out, results, unreadable)
     return replace(summary, notes={**summary.notes, **_written_notes(out, target.task)})
@@ -238,6 +247,7 @@ def _fit(
     execution: Execution,
     readers: str,
     max_bad: int | None,
+    tensorboard: bool,
 ) -> tuple[str, dict[str, str]]:
     """Train on usable slides; returns the model's digest, and slides that became unreadable, with reasons."""
     import torch
@@ -253,11 +263,13 @@ def _fit(
     with (
         open_reader(readers, execution.scheduler, execution.workers) as reader,
         execution.reporter.progress("train", settings.training.epochs) as advance,
+        writing_events(run.out, wanted=tensorboard) as write_events,
     ):
 
         def on_epoch(metrics: Mapping[str, float | None]) -> None:
             known = {name: value for name, value in metrics.items() if value is not None}
             advance(", ".join(f"{name} {value:.4g}" for name, value in known.items()))
+            write_events()
 
         unreadable: dict[str, str] = {}
 

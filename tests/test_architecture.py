@@ -81,7 +81,12 @@ DOORS = {
 # Languages that many speak: arrays everywhere; tensors in these.
 TENSORS = ["wsi_ats.nn", "wsi_ats.batches", "wsi_ats.checkpoints", "wsi_ats.methods", "wsi_ats.inference"]
 TENSORS += ["wsi_ats.processes", "wsi_ats.training", "wsi_ats.baselines", "wsi_ats.testing.enumeration"]
-TENSORS += ["pipelines.train", "pipelines.score", "pipelines.demo"]  # where a device is chosen
+TENSORS += [
+    "pipelines._tensorboard",
+    "pipelines.train",
+    "pipelines.score",
+    "pipelines.demo",
+]  # where a device is chosen
 
 
 def modules() -> dict[str, Path]:

@@ -86,6 +86,14 @@ def test_readers_that_do_not_exist_are_refused_before_the_work(train, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_tensorboard_that_is_not_installed_is_missed_before_the_work(train, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipelines._tensorboard.find_spec", lambda name: None)
+    ran = train(tmp_path / "run", "--tensorboard")
+    assert ran.exit_code == 2
+    assert "pip install tensorboard" in ran.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_finished_run_is_left_as_it_is(train, trained, tmp_path):
     shutil.copytree(trained, tmp_path / "run")
     before = (tmp_path / "run" / "run.json").read_bytes()

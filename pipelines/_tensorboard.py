@@ -1,0 +1,70 @@
+"""The figures of a training for TensorBoard, where they are asked for."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+from wsi_ats.errors import SettingsError
+from wsi_ats.tables import read_csv
+
+FOLDER = "tensorboard"
+
+
+def check_tensorboard() -> None:
+    """Refuse ``--tensorboard`` where TensorBoard is not installed.
+
+    Raises
+    ------
+    SettingsError
+        With what to install.
+    """
+    if find_spec("tensorboard") is None:
+        raise SettingsError(
+            "--tensorboard needs a package that is not installed: `pip install tensorboard`; or leave the "
+            "option out, metrics.csv has the same figures"
+        )
+
+
+@contextmanager
+def writing_events(out: Path, *, wanted: bool) -> Iterator[Callable[[], None]]:
+    """Write the rows of a run's ``metrics.csv`` to its folder ``tensorboard``, too.
+
+    Parameters
+    ----------
+    out
+        Folder of the run. What an earlier part of the run wrote is written again, to a folder that is
+        emptied: rows are then there once, wherever the run was stopped.
+    wanted
+        Whether to do anything.
+
+    Yields
+    ------
+    function
+        To be called when rows have been added; an empty cell is left out.
+    """
+    if not wanted:
+        yield lambda: None
+        return
+    from torch.utils.tensorboard import SummaryWriter
+
+    shutil.rmtree(out / FOLDER, ignore_errors=True)
+    written = 0
+
+    def update() -> None:
+        nonlocal written
+        columns = read_csv(out / "metrics.csv")
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        for row in rows[written:]:
+            for name, value in row.items():
+                if value and name != "epoch":
+                    writer.add_scalar(name, float(value), int(float(row["epoch"])))
+        written = len(rows)
+        writer.flush()
+
+    with SummaryWriter(str(out / FOLDER)) as writer:
+        yield update
+        update()
