@@ -114,7 +114,7 @@ class AttentionSampling:
         """Weigh the tiles of slides by attention as it is now, and encode and pool them."""
         if not plans:
             none = torch.zeros(0, device=self.device)
-            outputs = self.model.classify(torch.zeros(0, self.model.encoder.width, device=self.device))
+            outputs = torch.zeros(0, self.model.head.out_features, device=self.device)
             return Estimates(outputs, [], failed, none, entropy=none)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.settings.training.freeze_attention):
             chosen = [plan.weigh() for plan in plans]
