@@ -289,6 +289,12 @@ def test_clam_splits_are_ragged_columns(folder):
     assert [r.split for r in read_manifest(folder, splits=splits)] == ["train", "val"]
 
 
+def test_slides_that_a_table_of_splits_does_not_name_are_left_out(folder, caplog):
+    splits = table(folder, ",train,val,test\n0,a,,\n")
+    assert [(r.id, r.split) for r in read_manifest(folder, splits=splits)] == [("a", "train")]
+    assert "names no split of 1 slides, left out: b" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

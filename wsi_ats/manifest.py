@@ -82,7 +82,8 @@ def read_manifest(
     task
         ``model.task`` of the settings: how several columns are joined.
     splits
-        CLAM's ``splits_k.csv``: columns ``train``, ``val``, ``test`` of slides.
+        CLAM's ``splits_k.csv``: columns ``train``, ``val``, ``test`` of slides. Others are left out, which is
+        logged as a warning.
     mpp
         Micrometres per level-0 pixel of slides for which no table gives a value of its own.
 
@@ -615,7 +616,10 @@ def _assign(refs: Sequence[SlideRef], splits: Mapping[str, str], source: str) ->
             f"{source}: none of its slides is among those given. The table has {_list(splits)}; "
             f"the slides are {_list([ref.id for ref in refs])}"
         )
-    return [replace(ref, split=splits.get(ref.id, ref.split)) for ref in refs]
+    others = [ref.id for ref in refs if ref.id not in splits]
+    if others:
+        _log.warning("%s names no split of %d slides, left out: %s", source, len(others), _list(others))
+    return [replace(ref, split=splits[ref.id]) for ref in refs if ref.id in splits]
 
 
 def _slide_id(text: str) -> str:
