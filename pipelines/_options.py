@@ -202,12 +202,14 @@ def command(body: Callable[..., Result]) -> Callable[..., None]:
 
 def _run(body: Callable[[], Result], options: Basic) -> int:
     from pipelines import _console
+    from pipelines._runs import speaks
     from wsi_ats.errors import WsiAtsError
 
     try:
         with _console.warnings_shown():
             result = body()
-        _console.show(result, as_json=options.json)
+        if speaks():
+            _console.show(result, as_json=options.json)
     except WsiAtsError as error:
         _console.complain(f"error: {error}", trace=options.debug)
         return 2

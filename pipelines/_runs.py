@@ -308,6 +308,16 @@ def versions() -> dict[str, str]:
     return found
 
 
+def together() -> bool:
+    """Whether ``torchrun`` has started this process, and others that do the same."""
+    return {"RANK", "WORLD_SIZE"} <= os.environ.keys()
+
+
+def speaks() -> bool:
+    """Whether this process is alone, or the one of several that speaks for all."""
+    return not together() or os.environ["RANK"] == "0"
+
+
 def count(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """Rows by status, every status named."""
     statuses = [str(row["status"]) for row in rows]

@@ -63,9 +63,7 @@ def train(root: Path, name: str, processes: Processes, *changes: str, opener=Non
     """Train one of the runs; by one process alone with twice the slides in a step."""
     settings = SETTINGS.with_values([*LEARNING, *RUNS[name], *changes])
     if processes.count == 1:
-        settings = settings.with_values(
-            [f"training.slides_per_step={2 * settings.training.slides_per_step}"]
-        )
+        settings = settings.with_values([f"training.slides_per_step={2 * settings.training.slides_per_step}"])
     bad: list[str] = []
     rows: list[dict] = []
     real = training.model_for
@@ -110,6 +108,7 @@ def work(root: Path, processes: Processes) -> None:
     try:
         train(again, "plain", processes, on_epoch=stop)
     except KeyboardInterrupt:
+        processes.gather(None)  # the first may still be writing; torchrun starts none before all have ended
         note("again", *train(again, "plain", processes))
 
     # A slide that one process cannot read, at any time, and the other can.
@@ -149,7 +148,9 @@ def test_two_processes_end_where_one_with_twice_the_slides_does(root, tmp_path, 
     for rank in range(2):
         found = load_file(root / f"{name} of {rank}")
         for key, value in model.state_dict().items():
-            torch.testing.assert_close(found[key], value, **tolerance, msg=lambda text, key=key: f"{key}: {text}")
+            torch.testing.assert_close(
+                found[key], value, **tolerance, msg=lambda text, key=key: f"{key}: {text}"
+            )
         theirs, reported = json.loads((root / f"{name} of {rank}.json").read_text())
         assert sorted(reported) == sorted(bad) == (["s20p", "s3v"] if name == "bad" else [])
         for one, other in zip(theirs, rows, strict=True):
@@ -165,7 +166,7 @@ def test_two_processes_end_where_one_with_twice_the_slides_does(root, tmp_path, 
 def test_what_does_not_learn_stays_as_it_is(root):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        start = model_for(SETTINGS.with_values(RUNS["frozen attention"]), ["pink", "violet"]).double()
+        start = model_for(SETTINGS.with_values(RUNS["frozen attention"]), TARGET).double()
     found = load_file(root / "frozen attention of 0")
     for key, value in start.attention.state_dict().items():
         assert torch.equal(found[f"attention.{key}"], value), key

@@ -13,13 +13,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from wsi_ats.errors import ModelError
+
 T = TypeVar("T")
+
+# The first may prepare slides for hours while the others wait; that one has died `torchrun` notices at once.
+_PATIENCE = timedelta(days=30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +63,8 @@ class Processes:
         if self.count == 1:
             return [value]
         found: list[T | None] = [None] * self.count
-        dist.all_gather_object(found, value)
+        with _answering():
+            dist.all_gather_object(found, value)
         return found  # type: ignore[return-value]  # all of them are filled
 
     def add_gradients(self, model: nn.Module, count: int) -> int:
@@ -82,7 +89,8 @@ class Processes:
         # What has no gradient anywhere, such as frozen attention, must not decay as if it had one of zero.
         present = [each.grad is not None for each in weights]
         flat = torch.cat([*(each.flatten() for each in gradients), weights[0].new_tensor([*present, count])])
-        dist.all_reduce(flat)
+        with _answering():
+            dist.all_reduce(flat)
         *parts, found = torch.split(flat, [*(each.numel() for each in weights), len(weights) + 1])
         *owners, total = found.tolist()
         for weight, part, owned in zip(weights, parts, owners, strict=True):
@@ -94,8 +102,20 @@ class Processes:
         if self.count > 1:
             for each in model.state_dict().values():
                 contents = each.contiguous()
-                dist.broadcast(contents, 0)
+                with _answering():
+                    dist.broadcast(contents, 0)
                 each.copy_(contents)
+
+
+@contextmanager
+def _answering() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise ModelError(
+            f"another of the processes that train together has ended ({error}); its own message says why, and "
+            "the same command goes on where this one stopped"
+        ) from error
 
 
 @contextmanager
@@ -114,7 +134,7 @@ def started_by_torchrun(environment: dict[str, str], device: torch.device) -> It
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
     finally:
