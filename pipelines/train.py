@@ -3,10 +3,14 @@
 Slides are prepared on the cluster. The training itself happens in the calling process: it owns the
 graphics processor, so that Ctrl-C, progress and checkpoints stay simple. The tiles of a step are read by
 several threads, for reading releases Python's lock and needs no processes; the step waits for them.
+
+Several processes that ``torchrun`` has started train one model together. The first holds the output folder,
+prepares, writes and reports; the others wait until it tells them on what to train.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,14 +19,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import prepare
-from pipelines._readers import check_readers, open_reader
+from pipelines._fitting import Fitting, device
+from pipelines._readers import check_readers
 from pipelines._records import Results, absolute, complete, pending
-from pipelines._runs import Execution, Identity, Run, Summary, count, open_run, rooted
+from pipelines._runs import Execution, Identity, Run, Summary, count, open_run, rooted, together
 from pipelines._tensorboard import FOLDER as EVENTS
-from pipelines._tensorboard import check_tensorboard, writing_events
-from wsi_ats.artifacts import atomic, digest_of, load_prepared, slide_digest
+from pipelines._tensorboard import check_tensorboard
+from wsi_ats.artifacts import atomic, digest_of, slide_digest
 from wsi_ats.config import Settings
-from wsi_ats.errors import ArtifactError, ManifestError
+from wsi_ats.errors import ArtifactError
 from wsi_ats.manifest import check_labels, unlabelled
 from wsi_ats.selection import Status
 from wsi_ats.slides.base import SlideRef
@@ -30,7 +35,7 @@ from wsi_ats.tables import read_csv, read_parquet, write_csv
 from wsi_ats.targets import Target
 
 if TYPE_CHECKING:  # torch takes seconds to import
-    from wsi_ats.batches import Example
+    from wsi_ats.processes import Processes
 
 # Files without which a run is not finished; checkpoints only serve to get there.
 _WRITTEN = ("config.toml", "splits.csv", "metrics.csv", "slides.parquet", "slides.csv")
@@ -93,16 +98,56 @@ def train(
     >>> train(read_manifest("slides", labels="labels.csv"), "run").exit_code  # doctest: +SKIP
     0
     """
-    execution, out, settings = execution or Execution(), rooted(out), settings or Settings()
+    fitting = Fitting(
+        rooted(out), settings or Settings(), execution or Execution(), readers, max_bad, tensorboard
+    )
+    if not together():
+        return _train(refs, fitting, _Others(None))
+    from wsi_ats.processes import started_by_torchrun
+
+    with started_by_torchrun(dict(os.environ), device()) as processes:
+        others = _Others(processes)
+        if not processes.first:
+            told = others.ask()
+            if told is not None:
+                fitting.fit(*told, processes)
+            return Summary("train", fitting.out, {})
+        try:
+            return _train(refs, fitting, others)
+        finally:
+            others.tell(None)  # if there was nothing to train
+
+
+class _Others:
+    """The processes that the first tells on what to train, and when; none where it is alone."""
+
+    def __init__(self, processes: Processes | None) -> None:
+        self.processes = processes
+        self._told = processes is None
+
+    def tell(self, what: tuple[Sequence[SlideRef], Target] | None) -> None:
+        """Let the others begin, or go home; once."""
+        if not self._told and self.processes is not None:
+            self._told = True
+            self.processes.gather(what)
+
+    def ask(self) -> tuple[Sequence[SlideRef], Target] | None:
+        """Wait to be told."""
+        waiting: tuple[Sequence[SlideRef], Target] | None = None
+        return None if self.processes is None else self.processes.gather(waiting)[0]
+
+
+def _train(refs: Sequence[SlideRef], fitting: Fitting, others: _Others) -> Summary:
+    out, settings, execution = fitting.out, fitting.settings, fitting.execution
     settings.check_trainable()
-    if tensorboard:
+    if fitting.tensorboard:
         check_tensorboard()
     # What JPEG loses changes the result; who reads, and how many, does not.
-    sent = {"tiles": "jpeg"} if check_readers(readers) is None else {}
+    sent = {"tiles": "jpeg"} if check_readers(fitting.readers) is None else {}
     without = {ref.id for ref in unlabelled(refs)}
     refs = absolute([ref for ref in refs if ref.id not in without])
     target = check_labels(refs, settings.model.task)
-    planned = _plan(refs, target, settings)[:2]  # complains before the work rather than after it
+    planned = fitting.plan(refs, target)[:2]  # complains before the work rather than after it
     _report_alike(target, execution)
     sections = ("tile", "thumbnail", "model", "sampling", "training", "augmentation")
     identity = Identity.of(
@@ -129,11 +174,17 @@ def train(
         _report_empty(results, execution)
         usable = [ref for ref in refs if ref.id in done]
         check_labels(usable, target.task)
-        digest, unreadable = _fit(
-            usable, target, run, task, settings, execution, readers, max_bad, tensorboard
-        )
-        run.finish(count(results.rows), model=digest, unreadable=unreadable)
-    summary = _summary(out, results, unreadable)
+        training, validation, _ = fitting.plan(usable, target)
+        _write_splits(out, {"train": training, "val": validation}, execution)
+        with atomic(out / "config.toml") as path:
+            path.write_text(settings.to_toml(), encoding="utf-8")
+        others.tell((usable, target))
+        fitted = fitting.fit(usable, target, others.processes)
+        from wsi_ats.checkpoints import save_model
+
+        digest = save_model(out, fitted.model, settings, fitted.target)
+        run.finish(count(results.rows), model=digest, unreadable=dict(fitted.unreadable))
+    summary = _summary(out, results, fitted.unreadable)
     return replace(summary, notes={**summary.notes, **_written_notes(out, target.task)})
 
 
@@ -221,77 +272,6 @@ def _digest(refs: Sequence[SlideRef]) -> str:
     )
 
 
-def _plan(
-    refs: Sequence[SlideRef], target: Target, settings: Settings
-) -> tuple[list[SlideRef], list[SlideRef], Target]:
-    """Slides to train on and to watch, and the target, with the units of the former."""
-    from wsi_ats.splits import split_by_case
-
-    rates = settings.training
-    training, validation = split_by_case(refs, rates.validation, seed=rates.seed, task=target.task)
-    if target.task == "classification":
-        return training, validation, target
-    found = check_labels(training, target.task)
-    if found.names != target.names:
-        missing = ", ".join(map(repr, sorted(set(target.names) - set(found.names))))
-        raise ManifestError(f"no slide to train on has {missing}; give other splits, or leave the label out")
-    return training, validation, found
-
-
-def _fit(
-    refs: Sequence[SlideRef],
-    target: Target,
-    run: Run,
-    task: prepare.PrepareTask,
-    settings: Settings,
-    execution: Execution,
-    readers: str,
-    max_bad: int | None,
-    tensorboard: bool,
-) -> tuple[str, dict[str, str]]:
-    """Train on usable slides; returns the model's digest, and slides that became unreadable, with reasons."""
-    import torch
-
-    from wsi_ats.checkpoints import save_model
-    from wsi_ats.training import fit
-
-    training, validation, target = _plan(refs, target, settings)
-    _write_splits(run.out, {"train": training, "val": validation}, execution)
-    with atomic(run.out / "config.toml") as path:
-        path.write_text(settings.to_toml(), encoding="utf-8")
-
-    with (
-        open_reader(readers, execution.scheduler, execution.workers) as reader,
-        execution.reporter.progress("train", settings.training.epochs) as advance,
-        writing_events(run.out, wanted=tensorboard) as write_events,
-    ):
-
-        def on_epoch(metrics: Mapping[str, float | None]) -> None:
-            known = {name: value for name, value in metrics.items() if value is not None}
-            advance(", ".join(f"{name} {value:.4g}" for name, value in known.items()))
-            write_events()
-
-        unreadable: dict[str, str] = {}
-
-        def on_bad(slide_id: str, error: str) -> None:
-            unreadable[slide_id] = error
-            execution.reporter.message(f"training goes on without {slide_id}: {error}")
-
-        model = fit(
-            _examples(training, target, task),
-            _examples(validation, target, task),
-            settings,
-            target=target,
-            folder=run.out,
-            device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
-            on_epoch=on_epoch,
-            reader=reader,
-            max_bad=max_bad,
-            on_bad=on_bad,
-        )
-    return save_model(run.out, model, settings, target), unreadable
-
-
 def _write_splits(out: Path, splits: Mapping[str, Sequence[SlideRef]], execution: Execution) -> None:
     """Write ``splits.csv``; checkpoints of other splits are of no use, training then starts anew."""
     members = sorted(
@@ -312,16 +292,6 @@ def _write_splits(out: Path, splits: Mapping[str, Sequence[SlideRef]], execution
         (out / "metrics.csv").unlink(missing_ok=True)
     with atomic(path) as temporary:
         write_csv(temporary, columns)
-
-
-def _examples(refs: Sequence[SlideRef], target: Target, task: prepare.PrepareTask) -> list[Example]:
-    from wsi_ats.batches import Example
-
-    examples = []
-    for ref in refs:
-        prepared = load_prepared(task.prepared(ref.id))
-        examples.append(Example(ref, prepared.thumbnail, prepared.tissue, target.encode(str(ref.label))))
-    return examples
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ TENSORS = ["wsi_ats.nn", "wsi_ats.batches", "wsi_ats.checkpoints", "wsi_ats.meth
 TENSORS += ["wsi_ats.processes", "wsi_ats.training", "wsi_ats.baselines", "wsi_ats.testing.enumeration"]
 TENSORS += [
     "pipelines._tensorboard",
-    "pipelines.train",
+    "pipelines._fitting",
     "pipelines.score",
     "pipelines.demo",
 ]  # where a device is chosen

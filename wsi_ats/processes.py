@@ -113,8 +113,8 @@ def _answering() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise ModelError(
-            f"another of the processes that train together has ended ({error}); its own message says why, and "
-            "the same command goes on where this one stopped"
+            f"another of the processes that train together has ended ({error}); its own message says why, "
+            "and the same command goes on where this one stopped"
         ) from error
 
 

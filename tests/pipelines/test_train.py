@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 import torch
-from conftest import SETTINGS, files, start, table
+from conftest import ROOT, SETTINGS, files, start, table
 
 from pipelines._console import ConsoleReporter
 from pipelines._runs import Summary
@@ -288,3 +291,49 @@ def test_a_biased_design_is_refused_before_anything_is_written(train, tmp_path):
     assert done.exit_code == 2
     assert "biased" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Start a command in two processes that train together."""
+    return subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+            *("-m", "pipelines", *map(str, arguments)),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+
+
+def test_two_processes_train_one_model_and_one_of_them_speaks(slides, config, address, tmp_path):
+    words = ("train", slides, "--labels", slides / "labels.csv", "--config", config, "--json")
+    out = tmp_path / "run"
+    done = torchrun(*words, "--out", out, "--scheduler", address)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)  # of one
+    assert summary["counts"]["done"] == 6
+    assert files(out) == RUN_FILES
+    assert model_of(out) == read_json(out / "run.json")["model"]
+    assert done.stderr.count("train 1/2") == done.stderr.count("prepare 6/6") == 1
+    assert len(table(out / "metrics.csv")) == 2
+    assert not list(out.glob(".owner*"))
+
+
+@pytest.mark.slow
+def test_two_processes_say_once_that_all_is_done_and_what_is_wrong(
+    trained, slides, config, address, tmp_path
+):
+    words = ("train", slides, "--labels", slides / "labels.csv", "--config", config, "--json")
+    out = tmp_path / "run"
+    shutil.copytree(trained, out)
+    again = torchrun(*words, "--out", out, "--scheduler", address)
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("nothing to do") == 1
+    failed = torchrun(*words, "--out", out, "--set", "training.epochs=3")
+    assert failed.returncode != 0
+    assert failed.stderr.count("training.epochs is 2 there and 3 now") == 1
+    assert "Traceback" not in failed.stderr.split("torch/distributed")[0]

@@ -1,0 +1,148 @@
+"""From prepared slides to a model: what each of the processes that train together does."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines._readers import open_reader
+from pipelines._runs import Execution, Silent, together
+from pipelines._tensorboard import writing_events
+from pipelines.prepare import PrepareTask
+from wsi_ats.artifacts import load_prepared
+from wsi_ats.config import Settings
+from wsi_ats.errors import ManifestError
+from wsi_ats.manifest import check_labels
+from wsi_ats.slides.base import SlideRef
+from wsi_ats.targets import Target
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    import torch
+
+    from wsi_ats.batches import Example
+    from wsi_ats.nn.network import SlideNetwork
+    from wsi_ats.processes import Processes
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What came of it.
+
+    Parameters
+    ----------
+    model
+        The network.
+    target
+        What it predicts.
+    unreadable
+        Slides that turned out to be unreadable, and why.
+    """
+
+    model: SlideNetwork
+    target: Target
+    unreadable: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """How a model is fitted.
+
+    Parameters
+    ----------
+    out
+        Folder of the run.
+    settings
+        All of them.
+    execution
+        Where Dask's workers are, if these read tiles, and who is told how it goes.
+    readers, max_bad, tensorboard
+        See :func:`pipelines.train.train`.
+    """
+
+    out: Path
+    settings: Settings
+    execution: Execution
+    readers: str
+    max_bad: int | None
+    tensorboard: bool
+
+    def plan(self, refs: Sequence[SlideRef], target: Target) -> tuple[list[SlideRef], list[SlideRef], Target]:
+        """Slides to train on and to watch, and the target, with the units of the former.
+
+        Raises
+        ------
+        ManifestError
+            When too little is left to train on.
+        """
+        from wsi_ats.splits import split_by_case
+
+        rates = self.settings.training
+        training, validation = split_by_case(refs, rates.validation, seed=rates.seed, task=target.task)
+        if target.task == "classification":
+            return training, validation, target
+        found = check_labels(training, target.task)
+        if found.names != target.names:
+            missing = ", ".join(map(repr, sorted(set(target.names) - set(found.names))))
+            raise ManifestError(
+                f"no slide to train on has {missing}; give other splits, or leave the label out"
+            )
+        return training, validation, found
+
+    def fit(self, refs: Sequence[SlideRef], target: Target, processes: Processes | None = None) -> Fitted:
+        """Train on prepared slides; of several processes only the first speaks and writes."""
+        from wsi_ats.training import fit
+
+        training, validation, target = self.plan(refs, target)
+        first = processes is None or processes.first
+        reporter = self.execution.reporter if first else Silent()
+        unreadable: dict[str, str] = {}
+        with (
+            open_reader(self.readers, self.execution.scheduler, self.execution.workers) as reader,
+            reporter.progress("train", self.settings.training.epochs) as advance,
+            writing_events(self.out, wanted=self.tensorboard and first) as write_events,
+        ):
+
+            def on_epoch(metrics: Mapping[str, float | None]) -> None:
+                known = {name: value for name, value in metrics.items() if value is not None}
+                advance(", ".join(f"{name} {value:.4g}" for name, value in known.items()))
+                write_events()
+
+            def on_bad(slide_id: str, error: str) -> None:
+                unreadable[slide_id] = error
+                reporter.message(f"training goes on without {slide_id}: {error}")
+
+            model = fit(
+                self._examples(training, target),
+                self._examples(validation, target),
+                self.settings,
+                target=target,
+                folder=self.out,
+                device=device(),
+                on_epoch=on_epoch,
+                reader=reader,
+                max_bad=self.max_bad,
+                on_bad=on_bad,
+                processes=processes,
+            )
+        return Fitted(model, target, unreadable)
+
+    def _examples(self, refs: Sequence[SlideRef], target: Target) -> list[Example]:
+        from wsi_ats.batches import Example
+
+        task, examples = PrepareTask.of(self.out, self.settings), []
+        for ref in refs:
+            prepared = load_prepared(task.prepared(ref.id))
+            examples.append(Example(ref, prepared.thumbnail, prepared.tissue, target.encode(str(ref.label))))
+        return examples
+
+
+def device() -> torch.device:
+    """A graphics processor, if there is one; of several processes each has its own."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if together() else torch.device("cuda")
