@@ -1,4 +1,4 @@
-"""Tiles drawn by an older attention estimate what the present one gives, without bias; so do those of cases."""
+"""Tiles drawn by an older attention estimate without bias what the present one gives; so do those of cases."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def change_attention(model, seed: int, size: float) -> None:
 
 
 def every_outcome(monkeypatch, begin: Callable[[], Finish]) -> list[tuple[float, Finish]]:
-    """Begin once with every outcome of the draws, however many follow on one another; each with its chance."""
+    """Begin once with every outcome of the draws, which may follow on one another; each with its chance."""
 
     def follow(path: list[int], others: list[list[int]]) -> tuple[float, Finish]:
         taken: list[int] = []

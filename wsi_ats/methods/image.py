@@ -101,11 +101,12 @@ class WholeImage:
             min((min(each.shape[:2]) for each in images if each is not None), default=0),
         )
         with autocast(self.settings.training.precision, device, side):
-            outputs = [
-                self.model(torch.from_numpy(image).to(self.device)).float()
+            features = [
+                self.model.embed(torch.from_numpy(image)[None].to(self.device))[0]
                 for image in images
                 if image is not None
             ]
+        outputs = [self.model.classify(each) for each in features]
         none = torch.zeros(0, self.model.head.out_features, device=self.device)
         return Estimates(
             outputs=torch.stack(outputs) if outputs else none,
