@@ -14,6 +14,7 @@ from wsi_ats.checkpoints import model_for
 from wsi_ats.config import Settings
 from wsi_ats.errors import SlideReadError
 from wsi_ats.look import look
+from wsi_ats.methods import mil
 from wsi_ats.methods.mil import MultipleInstanceLearning, fingerprint
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.memory import MemorySlide
@@ -104,6 +105,37 @@ def test_tiles_in_parts_give_the_loss_and_gradients_of_all_tiles_at_once(kind, a
     assert found.keys() == gradients.keys()
     for name, gradient in gradients.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-12, atol=1e-12, msg=name)
+
+
+def test_tiles_are_varied_in_the_same_way_when_they_are_read_again(monkeypatch):
+    """Or gradients would be of other tiles than the loss."""
+    settings = SETTINGS.with_values(
+        ["augmentation.turns=true", "augmentation.stain=0.2", "augmentation.colour=0.1"]
+    )
+    slide, model = slide_of(), network().train()
+    example, real = example_of(slide), mil.embed_in_parts
+
+    def gradients(seed: int, *, again: bool):
+        monkeypatch.setattr(
+            mil, "embed_in_parts", lambda *args, twice, **rest: real(*args, twice=again, **rest)
+        )
+        model.zero_grad(set_to_none=True)
+        method = MultipleInstanceLearning(model, settings, at_a_time=5)
+        with TileReader(1, lambda ref: slide) as reader:
+            outputs = method.begin([example], reader, [seed])().outputs
+            outputs[0, 0].backward()
+        return outputs.detach(), [
+            weight.grad.clone() for weight in model.parameters() if weight.grad is not None
+        ]
+
+    twice, found = gradients(3, again=True)
+    once, expected = gradients(3, again=False)
+    assert torch.equal(twice, once)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    assert not torch.equal(gradients(4, again=False)[0], once)
+    model.eval()
+    assert torch.equal(gradients(3, again=False)[0], gradients(4, again=False)[0])  # only in training
 
 
 @pytest.mark.parametrize("columns", [6, 24])

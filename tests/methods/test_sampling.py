@@ -1,4 +1,4 @@
-"""Tiles drawn by an older attention estimate without bias what the present one gives; so do those of cases."""
+"""Tiles that an older attention drew estimate the present one without bias; so do those of cases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tiles are laid in eight ways, and coloured as another laboratory might have; or left exactly as they are."""
+"""Tiles are laid in eight ways, and coloured as elsewhere; or left exactly as they are."""
 
 from __future__ import annotations
 
