@@ -41,7 +41,6 @@ _MORE_TRIES = 2
 
 # Far more than the tiles of a slide need; a worker that died after its work never sends them.
 _TRANSFER_SECONDS = 60.0
-_DEATHS = (KilledWorker, TimeoutError)
 
 _LOST = "the connection to the Dask scheduler was lost; the same command goes on where this one stopped"
 
@@ -85,6 +84,13 @@ def check_readers(readers: str) -> int | None:
     if known is None:
         raise SettingsError(f"--readers must be threads, threads:N or dask, not {readers!r}")
     return int(known[1] or os.cpu_count() or 1)
+
+
+class _NeverSentError(Exception):
+    """A worker died before it sent what it had read."""
+
+
+_DEATHS = (KilledWorker, TimeoutError, _NeverSentError)
 
 
 @contextmanager
@@ -177,6 +183,9 @@ class DaskReader(Reader):
                 seen = self._seen(seen)
             if read.status == "error":
                 raise cast(BaseException, read.exception())
+            if read.status == "lost":  # with its worker, or with the scheduler
+                self._seen(seen)
+                raise _NeverSentError
             if read.status != "finished":
                 raise WsiAtsError(_LOST)
             return read.result(timeout=_TRANSFER_SECONDS)

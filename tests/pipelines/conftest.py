@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -82,6 +84,34 @@ def client() -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def address(client) -> str:
     return str(client.scheduler.address)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def scheduler(tmp_path):
+    """A real scheduler with a worker, started as a user would."""
+    address = f"tcp://127.0.0.1:{free_port()}"
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'pipelines'}"}
+    quiet = {"cwd": tmp_path, "env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    place = f"--local-directory={tmp_path}"
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", f"distributed.cli.{name}", "--no-dashboard", *options], **quiet
+        )
+        for name, *options in (
+            ("dask_scheduler", "--host", address),
+            ("dask_worker", address, "--nthreads=1", place),
+        )
+    ]
+    yield address, started
+    for process in reversed(started):
+        process.send_signal(signal.SIGTERM)
+        process.wait(20)
 
 
 @dataclass(frozen=True)

@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import os
-import signal
-import socket
-import subprocess
-import sys
 import time
 
 import pytest
 import slide_jobs
-from conftest import ROOT, files, table, without_times
+from conftest import files, free_port, table, without_times
 
 from pipelines import _cluster
 from pipelines._cluster import connect
 from pipelines._stage import for_each_slide
 from wsi_ats.errors import SettingsError, WsiAtsError
 from wsi_ats.slides.base import SlideRef
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:{port}", "127.0.0.1:{port}", "nonsense://x"])
@@ -49,28 +39,6 @@ def test_a_local_cluster_leaves_our_environment_alone():
         assert found[0].result == str(_cluster.CPU_COUNT)  # one slide: one worker with all cores
     changed = {name for name in os.environ if before.get(name) != os.environ[name]}
     assert not {name for name in changed if "THREADS" in name}
-
-
-@pytest.fixture
-def scheduler(tmp_path):
-    """A real scheduler with a worker, started as a user would."""
-    address = f"tcp://127.0.0.1:{free_port()}"
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'pipelines'}"}
-    quiet = {"cwd": tmp_path, "env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    place = f"--local-directory={tmp_path}"
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-m", f"distributed.cli.{name}", "--no-dashboard", *options], **quiet
-        )
-        for name, *options in (
-            ("dask_scheduler", "--host", address),
-            ("dask_worker", address, "--nthreads=1", place),
-        )
-    ]
-    yield address, started
-    for process in reversed(started):
-        process.send_signal(signal.SIGTERM)
-        process.wait(20)
 
 
 def test_a_scheduler_elsewhere_gives_the_same(scheduler, run, slides, config, tmp_path):

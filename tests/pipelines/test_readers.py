@@ -132,6 +132,17 @@ def test_reads_without_workers_end(monkeypatch):
             tiles_of(reader, ["a"])
 
 
+def test_reads_without_a_scheduler_end(scheduler):
+    address, processes = scheduler
+    with connect(address) as client, DaskReader(client, grey_slide) as reader:
+        assert not tiles_of(reader, ["a"])[1]
+        futures = reader.read([(example(f"slow{i}"), CELLS) for i in range(20)])
+        for process in processes:
+            process.kill()
+        with pytest.raises(WsiAtsError, match="connection to the Dask scheduler was lost"):
+            futures[-1].result(60)
+
+
 def test_slides_stay_open_while_the_reader_does(client):
     with DaskReader(client, grey_slide) as reader:
         for _ in range(3):
