@@ -330,7 +330,8 @@ class _Training:
             if result.entropy is not None:
                 slides = sum(len(self.units[unit]) for unit, _ in batch)
                 total = total - self.learning.entropy * result.entropy.sum() / slides
-                total = total + self.learning.teaching * self._teaching(each, result) / slides
+                if self.learning.teaching:
+                    total = total + self.learning.teaching * self._teaching(each, result) / slides
             self._check("loss", total.item(), step, batch)
             total.backward()  # type: ignore[no-untyped-call]
             self._add(loss=loss.item() * kept, units=kept, tiles=result.tiles)
