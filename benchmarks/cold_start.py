@@ -366,10 +366,9 @@ class Training:
         """Features of tiles that were read for this."""
         self.tiles += len(tiles)
         with torch.autocast("cpu", torch.bfloat16):
-            features = self.model.embed(tiles)
+            features: Tensor = self.after(self.model.embed(tiles).float())
         if isinstance(self.after, nn.BatchNorm1d):
-            return F.normalize(self.after(features.float()), dim=1) * math.sqrt(features.shape[1])
-        features = self.after(features.float())
+            features = F.normalize(features, dim=1) * math.sqrt(features.shape[1])
         return features
 
     def teach(self, weight: Tensor, attention: Tensor, features: Tensor, target: int) -> Tensor:
