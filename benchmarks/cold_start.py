@@ -18,7 +18,7 @@ import math
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -31,7 +31,6 @@ from torch.nn import functional as F
 from benchmarks.report import report
 from pipelines.demo import SETTINGS
 from wsi_ats.config import Settings
-from wsi_ats.errors import SettingsError
 from wsi_ats.evaluation import auc
 from wsi_ats.look import look
 from wsi_ats.nn import expectation
@@ -46,7 +45,6 @@ from wsi_ats.testing.layout import Kind
 from wsi_ats.testing.synthetic import SyntheticSlide, write_collection
 from wsi_ats.tiles import read_tiles
 
-SIDE = 4096
 SLIDES_PER_BANK = 4
 TILES_AT_A_TIME = 128
 
@@ -87,7 +85,7 @@ class Recipe:
     frozen
         Whether attention stays as it starts.
     epochs
-        Passes over the slides.
+        Passes over the slides; decided by :class:`Setup`.
     """
 
     teaching: float = 0.0
@@ -179,15 +177,15 @@ class Known:
         return self.distinct[self.place[chosen]]
 
 
-def make(slides: int, *, lesion: float, visibility: float, seed: int) -> list[Known]:
+def make(slides: int, *, side: int, lesion: float, visibility: float, seed: int) -> list[Known]:
     """Make slides of which half are positive, and read all their tissue into memory."""
     settings = Settings().with_values(SETTINGS)
     with tempfile.TemporaryDirectory() as folder:
         written = write_collection(
             folder,
             slides=slides,
-            width=SIDE,
-            height=SIDE,
+            width=side,
+            height=side,
             tile_size=settings.tile.size,
             seed=seed,
             lesion_fraction=lesion,
@@ -314,9 +312,13 @@ class Training:
 
     def step(self, batch: Sequence[int], epoch: int, done: float) -> None:
         """One step on some slides, when a share of all steps is done."""
-        recipe, model = self.recipe, self.model
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * rate(done)
+        self.descend(self.loss(batch, [self.slides[i].target for i in batch], epoch, done))
+
+    def loss(self, batch: Sequence[int], targets: Sequence[int], epoch: int, done: float) -> Tensor:
+        """All that is minimised, of one draw of some slides."""
+        recipe, model = self.recipe, self.model
         slides = [self.slides[i] for i in batch]
         held = recipe.frozen or done < recipe.held
         attentions = [self.attend(slide, held=held) for slide in slides]
@@ -327,17 +329,16 @@ class Training:
         )
         parts = features.split([len(one.indices) for one in draws])
         logits, taught = [], []
-        for i, slide, attention, one, part in zip(batch, slides, attentions, draws, parts, strict=True):
+        for i, target, attention, one, part in zip(batch, targets, attentions, draws, parts, strict=True):
             indices, weight, feature = one.indices, expectation.weights(attention, one), part
             if recipe.earlier_draws:
                 indices, weight, feature = self.pooled(i, attention, one, part)
             logits.append(model.classify(model.pool(weight, feature)))
-            taught.append(self.teach(weight, attention[indices], feature, slide.target))
+            taught.append(self.teach(weight, attention[indices], feature, target))
         spread = torch.stack([expectation.entropy(attention) for attention in attentions]).mean()
         keep = recipe.entropy + recipe.early_entropy * max(0.0, 1 - 2 * done)
-        targets = torch.tensor([slide.target for slide in slides])
-        loss = F.cross_entropy(torch.stack(logits), targets)
-        self.descend(loss + torch.stack(taught).mean() - keep * spread)
+        loss = F.cross_entropy(torch.stack(logits), torch.tensor(targets))
+        return loss + torch.stack(taught).mean() - keep * spread
 
     def descend(self, loss: Tensor) -> None:
         """One step of the optimizer."""
@@ -455,52 +456,104 @@ def measure(training: Training, slides: Sequence[Known]) -> dict[str, float | No
     }
 
 
+def signal_to_noise(training: Training, batches: int = 24) -> float:
+    """Of the gradient that one step gives to the attention, how much comes from the labels.
+
+    The same draws are given the slides' own labels and the same labels in another order; the difference is
+    what the labels say. Its mean over batches (squared, less what is left of the noise) is the signal, its
+    spread the noise.
+    """
+    model, slides, generator = training.model, training.slides, training.generator
+    weights = [each for part in model.parts()["attention"] for each in part.parameters()]
+    targets = [slide.target for slide in slides]
+    differences = []
+    for _ in range(batches):
+        batch = torch.randperm(len(slides), generator=generator)[:8].tolist()
+        other = torch.randperm(len(slides), generator=generator)[:8].tolist()
+        state, gradients = generator.get_state(), []
+        for labelled in (batch, other):
+            generator.set_state(state)
+            loss = training.loss(batch, [targets[i] for i in labelled], epoch=0, done=1.0)
+            parts = torch.autograd.grad(loss, weights, allow_unused=True)
+            gradients.append(torch.cat([p.flatten() for p in parts if p is not None]))
+        differences.append(gradients[0] - gradients[1])
+    every = torch.stack(differences).double()
+    noise = every.var(0).sum()
+    signal = every.mean(0).square().sum() - noise / batches
+    return (signal.clamp(min=0) / noise).sqrt().item()
+
+
 def ceiling(slides: Sequence[Known], n: int) -> float:
     """Expected AUC of a perfect classifier of ``n`` tiles drawn independently and uniformly."""
     missed = mean((1 - slide.lesion.double().mean().item()) ** n for slide in slides if slide.target)
     return 1 - missed / 2
 
 
-def run(
-    arms: Sequence[str], *, lesion: float, visibility: float, seed: int, training: int, held_out: int
-) -> Iterator[dict[str, Any]]:
-    """Train arms on the slides of a seed, one row of the table for each.
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What all arms have in common.
 
     Parameters
     ----------
-    arms
-        Names in :data:`ARMS`.
     lesion
         Part of a positive slide's tissue that is lesion, by tiles at least half covered.
     visibility
         How much regions stand out in the thumbnail, 0 to 1.
-    seed
-        Of slides, weights and draws.
     training, held_out
         Numbers of slides; the two parts share neither tiles nor stains.
+    side
+        Of a slide, pixels.
+    epochs
+        Passes over the slides.
     """
-    known, unknown = (
-        make(count, lesion=lesion, visibility=visibility, seed=2 * seed + part)
-        for part, count in enumerate((training, held_out))
-    )
+
+    lesion: float = 0.01
+    visibility: float = 1.0
+    training: int = 80
+    held_out: int = 60
+    side: int = 4096
+    epochs: int = 16
+
+    def slides(self, seed: int, *, held_out: bool = False) -> list[Known]:
+        """Make those of a seed."""
+        return make(
+            self.held_out if held_out else self.training,
+            side=self.side,
+            lesion=self.lesion,
+            visibility=self.visibility,
+            seed=2 * seed + held_out,
+        )
+
+
+def run(arms: Sequence[str], setup: Setup, seed: int) -> Iterator[dict[str, Any]]:
+    """Train arms, by their names in :data:`ARMS`, on the slides of a seed; one row of the table for each."""
+    known, unknown = (setup.slides(seed, held_out=part) for part in (False, True))
     for arm in arms:
-        one = Training(ARMS[arm], known, seed)
+        one = Training(replace(ARMS[arm], epochs=setup.epochs), known, seed)
         begin = time.process_time()
         one.run()
         seconds = time.process_time() - begin
         yield {
-            "lesion": lesion,
-            "visibility": visibility,
             "seed": seed,
             "arm": arm,
             **measure(one, unknown),
             "uniform_ceiling": ceiling(unknown, ARMS[arm].tiles),
             "cpu_seconds": seconds,
             "tiles_read": one.tiles,
-            "training_slides": training,
-            "held_out_slides": held_out,
-            "epochs": ARMS[arm].epochs,
+            **asdict(setup),
         }
+
+
+def signals(slides: Sequence[Known], seed: int, epochs: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Signal in the gradient of uniform attention, for a classifier that knows more and more."""
+    for count in epochs:
+        one = Training(replace(ARMS["attention frozen"], epochs=count), slides, seed)
+        one.run()
+        quality = measure(one, slides)["auc_of_a_tile"]
+        for arm in ("slide's loss alone", "taught, evidence 1", "taught", "taught, evidence 16"):
+            one.recipe = ARMS[arm]
+            row = {"seed": seed, "epochs": count, "auc_of_a_tile": quality, "arm": arm}
+            yield row | {"signal_to_noise": signal_to_noise(one)}
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -511,19 +564,17 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[object]]:
-    """Means over seeds, and the range of what varies most; one line for each arm at each difficulty."""
+    """Means over seeds, and the range of what varies most; one line for each arm of each setup."""
     columns: dict[str, list[object]] = {}
-    kinds = sorted({(row["lesion"], row["visibility"]) for row in rows})
-    for (lesion, visibility), arm in itertools.product(kinds, ARMS):
-        here = [
-            row for row in rows if (row["lesion"], row["visibility"], row["arm"]) == (lesion, visibility, arm)
-        ]
+    setups = dict.fromkeys(Setup(**{each.name: row[each.name] for each in fields(Setup)}) for row in rows)
+    for setup, arm in itertools.product(setups, ARMS):
+        here = [row for row in rows if {"arm": arm, **asdict(setup)}.items() <= row.items()]
         if not here:
             continue
         areas = [row["auc"] for row in here]
         line = {
-            "lesion": lesion,
-            "visible": visibility,
+            "lesion": setup.lesion,
+            "visible": setup.visibility,
             "arm": arm,
             "seeds": len(here),
             "AUC": mean(areas),
@@ -542,34 +593,39 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[object]]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, print and write."""
+    usual = Setup()
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cold_start", description=__doc__)
-    parser.add_argument("--lesion", type=float, default=0.01, help="part of the tissue of positive slides")
-    parser.add_argument("--visibility", type=float, default=1.0, help="of regions in the thumbnail, 0 to 1")
+    parser.add_argument("--lesion", type=float, default=usual.lesion, help="part of positive tissue")
+    parser.add_argument("--visibility", type=float, default=usual.visibility, help="of regions, 0 to 1")
+    parser.add_argument("--training", type=int, default=usual.training, help="slides to train on")
+    parser.add_argument("--held-out", type=int, default=usual.held_out, help="slides to measure on")
+    parser.add_argument("--side", type=int, default=usual.side, help="of a slide, pixels")
+    parser.add_argument("--epochs", type=int, default=usual.epochs)
     parser.add_argument("--seeds", type=int, nargs="+", default=(1, 2, 3))
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=DEFAULT, metavar="ARM")
-    parser.add_argument("--training", type=int, default=80, help="slides to train on")
-    parser.add_argument("--held-out", type=int, default=60, help="slides to measure on")
+    parser.add_argument(
+        "--signal",
+        type=int,
+        nargs="+",
+        metavar="EPOCHS",
+        help="measure the signal in the gradient of attention instead, after so many epochs of uniform draws",
+    )
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the table")
     chosen = parser.parse_args(arguments)
+    setup = Setup(**{each.name: getattr(chosen, each.name) for each in fields(Setup)})
     torch.set_num_threads(1)
+    if chosen.signal:
+        told = [row for seed in chosen.seeds for row in signals(setup.slides(seed), seed, chosen.signal)]
+        columns = {name: [row[name] for row in told] for name in told[0]}
+        report("attention's gradient in one step", "cold_start_signal", columns, chosen.out)
+        return
     table = chosen.out / "cold_start.csv"
     rows = read(table) if table.exists() else []
-    if any(
-        (row["training_slides"], row["held_out_slides"]) != (chosen.training, chosen.held_out) for row in rows
-    ):
-        raise SettingsError(f"{table} was measured on other numbers of slides; choose another --out")
     for seed in chosen.seeds:
-        difficulty = (chosen.lesion, chosen.visibility, seed)
-        found = {row["arm"] for row in rows if (row["lesion"], row["visibility"], row["seed"]) == difficulty}
+        here = {"seed": seed, **asdict(setup)}
+        found = {row["arm"] for row in rows if here.items() <= row.items()}
         if missing := [arm for arm in chosen.arms if arm not in found]:
-            for row in run(
-                missing,
-                lesion=chosen.lesion,
-                visibility=chosen.visibility,
-                seed=seed,
-                training=chosen.training,
-                held_out=chosen.held_out,
-            ):
+            for row in run(missing, setup, seed):
                 rows.append(row)
                 chosen.out.mkdir(parents=True, exist_ok=True)
                 write_csv(table, {name: [each[name] for each in rows] for name in rows[0]})
