@@ -118,6 +118,7 @@ ARMS: Mapping[str, Recipe] = {
     "uniform draws": Recipe(design="uniform"),
     "taught": TAUGHT,
     "taught, evidence 1": replace(TAUGHT, evidence=1.0),
+    "taught by the gate alone": replace(TAUGHT, evidence=0.0),
     "taught, evidence 16": replace(TAUGHT, evidence=16.0),
     "taught, strength 0.3": replace(TAUGHT, teaching=0.3),
     "taught, exploration 0.2": replace(TAUGHT, exploration=0.2),
