@@ -1,10 +1,9 @@
 """What makes attention learn from slide labels alone, when a hundredth of the tissue decides them.
 
-Run ``python -m benchmarks.cold_start``; one idle core takes 40 seconds for the slides of a seed
-and 20 for each arm. Slides
-are those of the demo, with fewer and smaller lesions, read once through the library and held in memory, each
-distinct tile once; networks, draws, estimates and rates are the library's. The loop is this file's own, so
-that variants that did *not* help can be tried without being settings of the library.
+Run ``python -m benchmarks.cold_start``; one idle core takes 40 seconds for the slides of a seed and 20
+for each arm. Slides are those of the demo, with fewer and smaller lesions, read once through the library and
+held in memory, each distinct tile once; networks, draws, estimates and rates are the library's. The loop is
+this file's own, so that variants that did *not* help can be tried without being settings of the library.
 
 Slides of other tiles and stains are measured after training. Beside their AUC, which a mean over few slides
 cannot tell apart from luck, the table says how much of the attention lies in lesions (all cells are asked, so
