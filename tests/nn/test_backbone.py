@@ -10,7 +10,7 @@ from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError
 
 from wsi_ats.errors import ModelError
 from wsi_ats.nn import backbone as module
-from wsi_ats.nn.backbone import create_backbone
+from wsi_ats.nn.backbone import create_backbone, last_blocks
 
 NAMES = ["test_resnet", "test_convnext", "test_vit"]
 
@@ -233,3 +233,21 @@ def test_weights_for_another_image_size_are_fitted_as_timm_fits_them(tmp_path):
     made = create_backbone("test_vit", pretrained=False, checkpoint=str(path), size=32)
     assert made.network.pos_embed.shape[1] < stored.pos_embed.shape[1]
     assert torch.equal(made.network.blocks[0].attn.qkv.weight, stored.blocks[0].attn.qkv.weight)
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "last"),
+    [
+        ("test_vit", "blocks.5.", "norm.bias"),
+        ("test_resnet", "layer4.0.", "layer4.0.downsample.2.bias"),
+        # What follows the last block is named by none of timm's patterns.
+        ("test_convnext", "stages.3.blocks.1.", "head.norm.bias"),
+        ("mobilenetv3_small_050", "blocks.5.0.", "conv_head.bias"),
+    ],
+)
+def test_what_follows_the_last_block_is_no_block(name, first, last):
+    network = create_backbone(name, pretrained=False, size=64).network
+    found = {id(weight) for weight in last_blocks(network, 1)}
+    names = [each for each, weight in network.named_parameters() if id(weight) in found]
+    assert names[0].startswith(first)
+    assert names[-1] == last

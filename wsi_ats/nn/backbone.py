@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -119,14 +120,23 @@ def last_blocks(network: nn.Module, count: int) -> list[nn.Parameter]:
             f"timm does not say what the blocks of {type(network).__name__} are; train all of it or none: "
             "--set training.fine_tuning=full, or frozen"
         )
-    groups = timm.models.group_parameters(network, known.group_matcher(coarse=False))
-    blocks = sorted(groups)[1:]  # the first is the stem
+    matcher = known.group_matcher(coarse=False)
+    groups = timm.models.group_parameters(network, matcher)
+    parts = [[(each,)] if isinstance(each, str) else each for each in matcher.values() if each]
+    patterns = [pattern for part in parts for pattern, *_ in part]
+    # What no pattern names, such as a norm before the classifier, timm makes a group of its own at the end.
+    blocks = [
+        group
+        for group in sorted(groups)[1:]  # the first is the stem
+        if any(re.match(pattern, name) for pattern in patterns for name in groups[group])
+    ]
+    following = sorted(groups)[1 + len(blocks) :]
     if count > len(blocks):
         raise ModelError(
             f"training.fine_tuning asks for the last {count} blocks, but {type(network).__name__} has "
             f"{len(blocks)}; use full, or last-{len(blocks)}"
         )
-    names = {name for block in blocks[-count:] for name in groups[block]}
+    names = {name for group in [*blocks[-count:], *following] for name in groups[group]}
     return [weight for name, weight in network.named_parameters() if name in names]
 
 
