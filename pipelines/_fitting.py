@@ -76,11 +76,14 @@ class Fitting:
         ------
         ManifestError
             When too little is left to train on.
+        SettingsError
+            When settings wait for better figures of slides to watch, and there are none.
         """
         from wsi_ats.splits import split_by_case
 
         rates = self.settings.training
         training, validation = split_by_case(refs, rates.validation, seed=rates.seed, task=target.task)
+        self.settings.check_watched(len(validation))
         if target.task == "classification":
             return training, validation, target
         found = check_labels(training, target.task)

@@ -283,6 +283,14 @@ def test_what_other_kinds_have_not_got_is_refused(kind):
         settings.with_values(["training.freeze_attention=true"]).check_trainable()
 
 
+def test_patience_needs_slides_to_watch():
+    settings = Settings().with_values(["training.patience=3"])
+    settings.check_watched(1)
+    Settings().check_watched(0)
+    with pytest.raises(SettingsError, match=r"training\.patience is 3, but no slides are set aside"):
+        settings.check_watched(0)
+
+
 @pytest.mark.parametrize("kind", ["mil", "image"])
 @pytest.mark.parametrize("only", ["draws=2", "tolerance=0.1", "max_tiles=640"])
 def test_kinds_that_draw_nothing_refuse_settings_of_draws(kind, only):

@@ -161,6 +161,7 @@ def labelled(*labels: str) -> list[SlideRef]:
 def test_each_task_is_stratified_by_what_must_not_be_missing():
     assert strata(labelled("x", "y"), task="classification") == ["x", "y"]
     assert strata(labelled("a;b", "a", "-", "a;?b"), task="multilabel") == ["b", "a", "-", "a"]
+    assert strata(labelled("a; b", "b ;a", "- ", "c; ?b"), task="multilabel") == ["a", "a", "-", "c"]
     assert strata(labelled("3;1", "4;0"), task="survival") == ["event", "censored"]
     values = [str(value) for value in range(40)]
     assert strata(labelled(*values), task="regression") == [str(value // 10) for value in range(40)]

@@ -327,6 +327,18 @@ def test_patience_ends_training_and_gives_the_best_epochs_weights(
     assert_same_weights(again, model)
 
 
+def test_patience_without_slides_to_watch_is_refused(tmp_path):
+    with pytest.raises(SettingsError, match="no slides are set aside to watch"):
+        run(tmp_path, "training.patience=2", validation=[])
+
+
+def test_training_asks_no_other_processors_for_random_numbers(tmp_path, monkeypatch):
+    asked, real = [], torch.random.fork_rng
+    monkeypatch.setattr(torch.random, "fork_rng", lambda devices: asked.append(devices) or real(devices))
+    run(tmp_path, "training.epochs=1")
+    assert asked == [[]]
+
+
 # Rare classes
 
 

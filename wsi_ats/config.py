@@ -480,6 +480,25 @@ class Settings:
             "can be trained with it; train with another, such as systematic, and score with top",
         )
 
+    def check_watched(self, slides: int) -> None:
+        """Refuse to wait for better validation figures of no slides.
+
+        Parameters
+        ----------
+        slides
+            Number of slides that are set aside to watch.
+
+        Raises
+        ------
+        SettingsError
+            When ``training.patience`` would have nothing to go by.
+        """
+        _require(
+            slides > 0 or not self.training.patience,
+            f"training.patience is {self.training.patience}, but no slides are set aside to watch; set "
+            "training.validation, give a split column with val, or leave patience 0",
+        )
+
     def to_toml(self) -> str:
         """Write as TOML, every value included."""
         return tomli_w.dumps(asdict(self))

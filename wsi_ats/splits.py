@@ -329,7 +329,8 @@ def write_splits(path: str | Path, refs: Sequence[SlideRef]) -> None:
 def _classes(ref: SlideRef, task: str) -> list[str]:
     """Classes that a slide is of; of several labels those that it has, "-" for none."""
     if task == "multilabel":
-        return [name for name in str(ref.label).split(";") if not name.startswith("?")] or ["-"]
+        names = map(str.strip, str(ref.label).split(";"))
+        return [name for name in names if not name.startswith("?")] or ["-"]
     return strata([ref], task=task)
 
 

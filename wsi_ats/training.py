@@ -101,7 +101,8 @@ def fit(
     Raises
     ------
     SettingsError
-        When they suit scoring only, or the task or the number of processes has no use for them.
+        When they suit scoring only, the task or the number of processes has no use for them, or patience has
+        no slides to watch.
     ManifestError
         When slides of one case, taken together, have different labels.
     ModelError
@@ -113,6 +114,7 @@ def fit(
         When the folder holds the state of another run, or a state cannot be written.
     """
     settings.check_trainable()
+    settings.check_watched(len(validation))
     run = _Training(
         training,
         validation,
@@ -125,7 +127,8 @@ def fit(
         max_bad=max_bad,
         on_bad=on_bad,
     )
-    with torch.random.fork_rng():
+    # Of other graphics processors nothing is changed here, and to ask them for their state takes memory there.
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         return run.run(on_epoch)
 
 

@@ -89,6 +89,13 @@ def test_readers_that_do_not_exist_are_refused_before_the_work(train, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_patience_without_slides_to_watch_is_refused_before_the_work(train, tmp_path):
+    ran = train(tmp_path / "run", "--set", "training.patience=2", "--set", "training.validation=0")
+    assert ran.exit_code == 2
+    assert "training.patience is 2, but no slides are set aside to watch" in ran.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_tensorboard_that_is_not_installed_is_missed_before_the_work(train, tmp_path, monkeypatch):
     monkeypatch.setattr("pipelines._tensorboard.find_spec", lambda name: None)
     ran = train(tmp_path / "run", "--tensorboard")
