@@ -442,3 +442,22 @@ def test_a_compiled_backbone_leaves_a_model_that_is_none(tmp_path):
     torch.testing.assert_close(start.eval().embed(tiles), model.embed(tiles))
     plain = run(tmp_path / "plain", "training.epochs=1", "training.ema=0.5")
     torch.testing.assert_close(model.head.weight, plain.head.weight, rtol=0, atol=5e-3)
+
+
+# Networks that no longer give numbers
+
+
+def test_where_attention_ends_to_be_a_number_is_told_with_the_last_good_state(tmp_path, monkeypatch):
+    step = training._Training._step
+
+    def poison(self, number, batch, begun):
+        step(self, number, batch, begun)
+        if number == 5:
+            with torch.no_grad():
+                self.model.attention.logit.weight.fill_(torch.nan)
+
+    monkeypatch.setattr(training._Training, "_step", poison)
+    with pytest.raises(ModelError, match=r"attention of s\d. is no number; .* \(step 6, epoch 1\)") as raised:
+        run(tmp_path, "training.slides_per_step=2", "training.read_ahead=0", "training.checkpoint_steps=5")
+    good = tmp_path / "checkpoints" / "step_000000005.safetensors"
+    assert f"the last good state is {good}" in str(raised.value)

@@ -14,7 +14,8 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import cast
@@ -309,7 +310,8 @@ class _Training:
             ]
             examples = [example for example, _, _ in shown]
             seeds = [draw_seed(self.learning.seed, example.ref.id, place) for example, _, place in shown]
-            finish = self.method.begin(examples, self.reader, seeds)
+            with self._blaming(step):
+                finish = self.method.begin(examples, self.reader, seeds)
             begun.append(_Pass(examples, [unit for _, unit, _ in shown], finish))
         return begun
 
@@ -319,7 +321,8 @@ class _Training:
         self.optimizer.zero_grad(set_to_none=True)
         read = 0
         for each in begun:
-            result = each.finish()
+            with self._blaming(step):
+                result = each.finish()
             self._note_failures(result.failed)
             self._add(failed=len(result.failed))
             if not len(result.places):
@@ -402,6 +405,17 @@ class _Training:
             f"the {what} is {value} in step {step}, epoch {len(self.progress.rows)} (slides {ids}); the last "
             f"good state is {self._last_good()}; try lower learning rates"
         )
+
+    @contextmanager
+    def _blaming(self, step: int) -> Iterator[None]:
+        """Say in which step a network gave no more numbers, and what there is to go back to."""
+        try:
+            yield
+        except ModelError as error:
+            raise ModelError(
+                f"{error} (step {step}, epoch {len(self.progress.rows)}); the last good state is "
+                f"{self._last_good()}"
+            ) from error
 
     def _row(self, seconds: float) -> dict[str, float | None]:
         """Figures of an epoch whose steps are all taken."""
