@@ -23,7 +23,6 @@ TARGET = Target("classification", ("benign", "malignant", "other"))
 SETTINGS = Settings().with_values(
     ["tile.size=32", "model.backbone=test_resnet", "model.pretrained=false", "sampling.tiles=5"]
 )
-CPU = torch.device("cpu")
 
 
 def build(seed: int = 0, settings: Settings = SETTINGS, target=TARGET):
@@ -182,7 +181,7 @@ def test_a_state_brings_back_model_optimiser_and_record_to_the_last_bit(tmp_path
 
     second = build(seed=1)
     other = torch.optim.AdamW(second.parameters(), lr=1e-3)
-    assert StateFolder(tmp_path, "abc", keep=1).load(second, other, others, CPU) == record
+    assert StateFolder(tmp_path, "abc", keep=1).load(second, other, others) == record
     assert read_record(tmp_path / "step_000000002.safetensors") == {"run": "abc", "record": record}
     for (name, one), its in zip(average.state_dict().items(), others.state_dict().values(), strict=True):
         assert torch.equal(one, its), name
@@ -194,6 +193,7 @@ def test_a_state_brings_back_model_optimiser_and_record_to_the_last_bit(tmp_path
     assert states[0].keys() == states[1].keys()
     for key, state in states[0].items():
         assert all(torch.equal(value, states[1][key][name]) for name, value in state.items())
+        assert all(value.stride() == states[1][key][name].stride() for name, value in state.items())
 
 
 def test_a_state_is_read_by_safetensors_alone(tmp_path):
@@ -212,16 +212,16 @@ def test_the_state_of_another_network_or_run_is_refused(tmp_path):
     other = build(target=Target("classification", TARGET.names[:2]))
     optimizer = torch.optim.AdamW(other.parameters())
     with pytest.raises(ArtifactError, match="does not fit"):
-        states.load(other, optimizer, None, CPU)
+        states.load(other, optimizer, None)
     with pytest.raises(ArtifactError, match="belongs to a run with other settings"):
-        StateFolder(tmp_path, "abd", keep=1).load(other, optimizer, None, CPU)
+        StateFolder(tmp_path, "abd", keep=1).load(other, optimizer, None)
 
 
 def test_the_last_states_and_the_best_weights_are_kept(tmp_path):
     model, states = build(), StateFolder(tmp_path, "abc", keep=2)
     optimizer = torch.optim.AdamW(model.parameters())
     assert states.newest() is None
-    assert states.load(model, optimizer, None, CPU) is None
+    assert states.load(model, optimizer, None) is None
     states.save_best(model)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     for step in (9, 10, 100):
@@ -229,9 +229,9 @@ def test_the_last_states_and_the_best_weights_are_kept(tmp_path):
         states.save(step, model, optimizer, None, {"step": step})
     found = sorted(path.name for path in tmp_path.iterdir())
     assert found == ["best.safetensors", "step_000000010.safetensors", "step_000000100.safetensors"]
-    assert states.load(model, optimizer, None, CPU) == {"step": 100}
+    assert states.load(model, optimizer, None) == {"step": 100}
     assert not torch.equal(model.head.weight, before["head.weight"])
-    states.load_best(model, CPU)
+    states.load_best(model)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
@@ -248,7 +248,7 @@ def test_a_full_disk_is_an_error_with_advice_and_the_state_before_stays(tmp_path
     with pytest.raises(ArtifactError, match=r"step_000000002.*No space left.*make room"):
         states.save(2, model, optimizer, None, {"step": 2})
     assert [path.name for path in tmp_path.iterdir()] == ["step_000000001.safetensors"]
-    assert states.load(model, optimizer, None, CPU) == {"step": 1}
+    assert states.load(model, optimizer, None) == {"step": 1}
 
 
 @pytest.mark.parametrize(

@@ -213,16 +213,13 @@ class StateFolder:
         model: SlideNetwork,
         optimizer: torch.optim.Optimizer,
         average: nn.Module | None,
-        device: torch.device,
     ) -> dict[str, Any] | None:
         """Go on from the latest state, if there is any.
 
         Parameters
         ----------
         model, optimizer, average
-            Of the kind that was stored; they are changed.
-        device
-            Where they are.
+            Of the kind that was stored, on whatever device; they are changed.
 
         Returns
         -------
@@ -244,7 +241,9 @@ class StateFolder:
                 "use --overwrite to start anew, or another --out"
             )
         with _fitting(path):
-            tensors = load_file(path, device=str(device))
+            # Through main memory: there AdamW keeps the number of its steps, and would wait for the device
+            # at each weight if it had to be fetched.
+            tensors = load_file(path)
             model.load_state_dict(_named(tensors, "model."))
             if average is not None:
                 average.load_state_dict(_named(tensors, "average."))
@@ -253,6 +252,14 @@ class StateFolder:
             index, key = name.split(".")
             state.setdefault(int(index), {})[key] = value
         optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+        for weight, moments in optimizer.state.items():  # laid out as their weights, channels last, or slower
+            moments.update(
+                {
+                    name: torch.empty_like(weight, requires_grad=False).copy_(each)
+                    for name, each in moments.items()
+                    if each.shape == weight.shape
+                }
+            )
         record: dict[str, Any] = found["record"]
         return record
 
@@ -260,7 +267,7 @@ class StateFolder:
         """Keep the weights of the best epoch so far."""
         self._write("best", {f"model.{name}": value for name, value in model.state_dict().items()}, {})
 
-    def load_best(self, model: SlideNetwork, device: torch.device) -> None:
+    def load_best(self, model: SlideNetwork) -> None:
         """Put the weights of the best epoch into a model.
 
         Raises
@@ -270,7 +277,7 @@ class StateFolder:
         """
         path = self._folder / "best.safetensors"
         with _fitting(path):
-            model.load_state_dict(_named(load_file(path, device=str(device)), "model."))
+            model.load_state_dict(_named(load_file(path), "model."))
 
     def _write(self, name: str, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
         text = json.dumps({"run": self._run, "record": record})

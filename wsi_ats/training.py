@@ -217,7 +217,7 @@ class _Training:
             on_epoch(row)
         self.processes.gather(None)  # the best weights may still be being written
         if self.learning.patience and self.validation:
-            self.states.load_best(self.final, self.device)
+            self.states.load_best(self.final)
         return self.final.eval()
 
     def _start(self) -> None:
@@ -238,7 +238,7 @@ class _Training:
         }
         self.optimizer = optimizer_of(self.model, rates, weight_decay=learning.weight_decay)
         self.progress, self.average = Progress(), averaged(self.model, learning.ema)
-        record = self.states.load(self.model, self.optimizer, self.average, self.device)
+        record = self.states.load(self.model, self.optimizer, self.average)
         found = set(self.processes.gather(record and record["step"]))
         if len(found) > 1:
             raise ArtifactError(
