@@ -128,7 +128,7 @@ def fit(
         max_bad=max_bad,
         on_bad=on_bad,
     )
-    # Of other graphics processors nothing is changed here, and to ask them for their state takes memory there.
+    # Of other graphics processors nothing is changed, and to ask them for their state takes memory there.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         return run.run(on_epoch)
 
