@@ -90,3 +90,35 @@ def test_a_task_is_learnt(tmp_path, task, score, least):
     assert all(math.isfinite(row["loss"]) for row in rows)
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert rows[-1][f"validation_{score}"] > least
+
+
+@pytest.mark.parametrize(
+    ("labels", "task", "score"),
+    [
+        (["x", "y", "x", "z"], "classification", "auc"),
+        (["x;y", "-", "z", "y;?z"], "multilabel", "auc"),
+        (["1", "2", "3", "4"], "regression", "r2"),
+        (["1;1", "2;0", "3;1", "4;1"], "survival", "concordance"),
+    ],
+)
+def test_without_slides_to_watch_figures_are_empty(tmp_path, labels, task, score):
+    settings = SETTINGS.with_values([f"model.task={task}", "training.epochs=1"])
+    target, rows = Target.of(task, labels), []
+    examples = [
+        Example(SlideRef(n, n, n), *look(slide_of(n), settings), target.encode(label))
+        for n, label in zip("0123", labels, strict=True)
+    ]
+    with TileReader(2, lambda ref: slide_of(ref.id)) as reader:
+        fit(
+            examples,
+            [],
+            settings,
+            target=target,
+            folder=tmp_path,
+            device=torch.device("cpu"),
+            on_epoch=rows.append,
+            reader=reader,
+        )
+    [row] = rows
+    assert math.isfinite(row["loss"])
+    assert (row["validation_loss"], row[f"validation_{score}"]) == (None, None)

@@ -484,7 +484,8 @@ class _Training:
         """Loss and the task's main figure, of outputs (N, O) and targets (N, T) in the labels' own units."""
         task, known = self.target.task, len(outputs) > 0
         if not known:
-            outputs, targets = torch.zeros(0, self.target.outputs), torch.zeros(0, 2)
+            outputs = torch.zeros(0, self.target.outputs)
+            targets = torch.zeros(0, len(self.training[0].target))
         if not outputs.isfinite().all():
             raise ModelError(
                 "the model gives scores that are no numbers; the last good state is "
