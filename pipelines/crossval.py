@@ -13,13 +13,13 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
 from pipelines._records import Row, absolute
-from pipelines._runs import RUN_FILE, Execution, Identity, Summary, open_run, rooted
+from pipelines._runs import RUN_FILE, Execution, Identity, Summary, open_run, rooted, together
 from pipelines.evaluate import RESAMPLES
 from pipelines.score import score
 from pipelines.train import train
 from wsi_ats.artifacts import atomic, digest_of, read_json
 from wsi_ats.config import Settings
-from wsi_ats.errors import ManifestError
+from wsi_ats.errors import ManifestError, SettingsError
 from wsi_ats.manifest import check_labels, unlabelled
 from wsi_ats.slides.base import SlideRef
 
@@ -79,7 +79,8 @@ def crossval(
         Before any work: when a case would be in two splits, a slide is tested in two folds, a fold would
         train without a class, or the files of splits cannot be used. After it: when no slide has a score.
     SettingsError, ModelError, ArtifactError
-        As in :func:`pipelines.train.train` and :func:`pipelines.score.score`.
+        As in :func:`pipelines.train.train` and :func:`pipelines.score.score`; also when ``torchrun`` has
+        started this process, for each would do it all.
 
     Examples
     --------
@@ -90,6 +91,11 @@ def crossval(
     from pipelines import _evaluation as shared
 
     shared.check_by(by)
+    if together():
+        raise SettingsError(
+            "crossval trains one model after the other in one process; start it without torchrun, which can "
+            "train a single fold: `train --splits splits_0.csv`"
+        )
     execution, out, settings = execution or Execution(), rooted(out), settings or Settings()
     settings.check_trainable()
     without = {ref.id for ref in unlabelled(refs)}

@@ -250,3 +250,12 @@ def test_options_that_cannot_work_are_refused_before_any_work(crossval, tmp_path
     assert ran.exit_code == 2
     assert said in ran.stderr
     assert not (tmp_path / "cv").exists()
+
+
+def test_several_processes_are_refused(crossval, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    ran = crossval()
+    assert ran.exit_code == 2
+    assert "start it without torchrun" in ran.stderr
+    assert not (tmp_path / "cv").exists()
