@@ -67,8 +67,23 @@ def _fractal(shape: tuple[int, int], rng: np.random.Generator) -> Field:
     return textures.noise(shape, amplitude, rng)
 
 
-def _tissue_field(shape: tuple[int, int], fraction: float, rng: np.random.Generator) -> Field:
-    """Field on the corners of the grid, positive in a part `fraction` of the grid and never at its border."""
+def tissue_field(shape: tuple[int, int], fraction: float, rng: np.random.Generator) -> Field:
+    """Draw where tissue is.
+
+    Parameters
+    ----------
+    shape
+        Corners of the grid of tiles, down and across.
+    fraction
+        Part of the grid that is tissue.
+    rng
+        Source of all randomness.
+
+    Returns
+    -------
+    ndarray of float64, of that shape
+        Positive in the tissue, never at the border of the grid.
+    """
     y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
     lobes = np.zeros(shape)
     for centre in rng.uniform(-0.4, 0.4, size=(3, 2)):
@@ -138,7 +153,7 @@ def draw_layout(
     if not 0 < region_fraction <= 0.3:
         raise SettingsError(f"region_fraction is {region_fraction}; expected more than 0, at most 0.3")
     shape = (rows + 1, columns + 1)
-    tissue = _tissue_field(shape, tissue_fraction * rng.uniform(0.8, 1.2), rng)
+    tissue = tissue_field(shape, tissue_fraction * rng.uniform(0.8, 1.2), rng)
     total = region_fraction * rng.uniform(0.8, 1.2) * np.count_nonzero(tissue > 0)
     regions, owner = np.full(shape, -np.inf), np.full(shape, -1)
     room = ndimage.distance_transform_edt(tissue > 0) - 2  # no tile holds two outlines

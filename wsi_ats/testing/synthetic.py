@@ -166,7 +166,7 @@ def write_slide(
         region_fraction=region_fraction,
     )
     lesions = choose_lesions(layout, lesion_fraction) if positive else []
-    _write_tiff(path, bank, _references(layout, lesions, bank, rng), width, height, mpp)
+    write_tiff(path, bank, _references(layout, lesions, bank, rng), width, height, mpp)
     return SyntheticSlide(
         path.stem,
         path,
@@ -217,10 +217,24 @@ def _references(
     return references
 
 
-def _write_tiff(
+def write_tiff(
     path: Path, bank: TileBank, references: NDArray[np.int64], width: int, height: int, mpp: float
 ) -> None:
-    """Write level 0 from encoded tiles and the lower levels from their averages, tile by tile."""
+    """Write level 0 from encoded tiles and the lower levels from their averages, tile by tile.
+
+    Parameters
+    ----------
+    path
+        File to write; it appears only when it is complete.
+    bank
+        The tiles.
+    references
+        Number of the bank's tile at each place of the grid, (rows, columns); 0 is glass.
+    width, height
+        Of level 0, pixels.
+    mpp
+        Micrometres per pixel of level 0, stored as the TIFF's resolution.
+    """
     size = bank.tile_size
     total = np.array([len(tile) for tile in bank.encoded])[references].sum()
     unfinished = path.with_name(f".{path.name}.unfinished")
