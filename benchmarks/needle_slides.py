@@ -33,7 +33,7 @@ from scipy import ndimage
 from wsi_ats.errors import ManifestError
 from wsi_ats.testing.bank import TileBank, encode, shrink
 from wsi_ats.testing.layout import Kind, Layout, choose_lesions, tissue_field
-from wsi_ats.testing.outlines import INSIDE, OUTSIDE, areas, crossings, forms
+from wsi_ats.testing.outlines import OUTSIDE, areas, crossings, forms
 from wsi_ats.testing.synthetic import write_tiff
 
 Pixels = NDArray[np.uint8]
