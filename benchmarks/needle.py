@@ -450,14 +450,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pretrain(options.data, weights, backbone=BACKBONE, steps=BACKBONE_STEPS)
     settings = Settings().with_values([*SETTINGS, f'model.checkpoint="{weights}"', *options.set])
     records: dict[tuple[bool, float], dict[int, dict[str, dict[str, Any]]]] = {}
-    for visible, lesions in ((True, options.lesions), (False, options.hidden)):
-        for lesion in lesions:
-            for seed in options.seeds:
-                collection = Collection(
-                    seed, lesion, visible, options.training, options.scored, options.split
-                )
-                found = measure(collection, options.arms, settings, data=options.data, work=work)
-                records.setdefault((visible, lesion), {})[seed] = found
+    # A seed after the other: a run that is stopped has something of everything.
+    for seed in options.seeds:
+        for visible, lesion in (*((True, f) for f in options.lesions), *((False, f) for f in options.hidden)):
+            collection = Collection(seed, lesion, visible, options.training, options.scored, options.split)
+            found = measure(collection, options.arms, settings, data=options.data, work=work)
+            records.setdefault((visible, lesion), {})[seed] = found
     rows = summary(records)
     facts = {"hardware": f"{os.cpu_count()}-core {platform.machine()}, one thread"}
     title = f"{options.training} training and {options.scored} {options.split} slides of real tissue"

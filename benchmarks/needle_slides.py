@@ -79,6 +79,21 @@ class Material:
             {kind: [*self.images[kind], *other.images[kind]] for kind in self.images}, self.outlines
         )
 
+    def alike(self) -> Material:
+        """With both kinds of regions scaled to one mean optical density of each colour."""
+        regions = (Kind.LOOKALIKE, Kind.LESION)
+        densities = -np.log((np.arange(256, dtype=np.float64) + 1) / 256)
+        means = {
+            kind: np.mean([densities[pixels].mean((0, 1)) for _, pixels in self.images[kind]], axis=0)
+            for kind in regions
+        }
+        common = np.mean(list(means.values()), axis=0)
+        images = dict(self.images)
+        for kind in regions:
+            scaled = 256 * np.exp(-np.multiply.outer(densities, common / means[kind])) - 1
+            images[kind] = [(name, _mapped(pixels, scaled)) for name, pixels in self.images[kind]]
+        return Material(images, self.outlines)
+
 
 def read_material(data: Path, seed: int) -> dict[str, Material]:
     """Read images and outlines, shared out to splits by image.
@@ -207,6 +222,12 @@ def _region(
     return field
 
 
+def _mapped(pixels: Pixels, values: Floats) -> Pixels:
+    """Replace each of the 256 values of each colour by another, (256, 3)."""
+    table = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+    return np.stack([table[:, colour][pixels[..., colour]] for colour in range(3)], axis=-1)
+
+
 def make_bank(material: Material, rng: np.random.Generator, *, visible: bool = True) -> TileBank:
     """Cut, stain and encode the tiles of a few slides.
 
@@ -221,8 +242,7 @@ def make_bank(material: Material, rng: np.random.Generator, *, visible: bool = T
         each block of 32 x 32 pixels is that of stroma.
     """
     stain = np.exp(rng.normal(0, _STAIN, 3) + rng.normal(0, _STAIN))
-    images = _alike_in_colour(material.images)
-    views = {kind: _views(images[kind], rng) for kind in _CLASSES}
+    views = {kind: _views(material.images[kind], rng) for kind in _CLASSES}
     tiles: dict[Kind, list[NDArray[np.float32]]] = {kind: _cut(views[kind]) for kind in _CLASSES}
     stroma = tiles[Kind.STROMA]
     covers = [_cover(crossing.cover(TILE, np.zeros((TILE, TILE)))) for crossing in crossings().values()]
@@ -245,30 +265,14 @@ def make_bank(material: Material, rng: np.random.Generator, *, visible: bool = T
     return TileBank(TILE, len(stroma), 1, float(visible), tuple(encoded), averages)
 
 
-def _alike_in_colour(
-    images: Mapping[Kind, Sequence[tuple[str, Pixels]]],
-) -> dict[Kind, list[NDArray[np.float32]]]:
-    """Optical density of all images, the two kinds of regions scaled to one mean."""
-    densities = {
-        kind: [-np.log((pixels.astype(np.float32) + 1) / 256) for _, pixels in members]
-        for kind, members in images.items()
-    }
-    regions = (Kind.LOOKALIKE, Kind.LESION)
-    means = {kind: np.mean([density.mean((0, 1)) for density in densities[kind]], axis=0) for kind in regions}
-    common = np.mean(list(means.values()), axis=0)
-    for kind in regions:
-        densities[kind] = [density * (common / means[kind]).astype(np.float32) for density in densities[kind]]
-    return {kind: [256 * np.exp(-d) - 1 for d in members] for kind, members in densities.items()}
-
-
-def _views(images: Sequence[NDArray[np.float32]], rng: np.random.Generator) -> list[NDArray[np.float32]]:
+def _views(images: Sequence[tuple[str, Pixels]], rng: np.random.Generator) -> list[NDArray[np.float32]]:
     """Parts of images, turned and mirrored, three tiles a side."""
     views = []
     for number in range(_VIEWS):
-        image = np.rot90(images[number % len(images)], rng.integers(4))
+        image = np.rot90(images[number % len(images)][1], rng.integers(4))
         image = image[:, ::-1] if rng.integers(2) else image
         top, left = rng.integers(0, np.subtract(image.shape[:2], 3 * TILE) + 1)
-        views.append(image[top : top + 3 * TILE, left : left + 3 * TILE])
+        views.append(image[top : top + 3 * TILE, left : left + 3 * TILE].astype(np.float32))
     return views
 
 
@@ -306,8 +310,9 @@ def _blocks(tile: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _encode(tile: NDArray[np.float32], stain: Floats) -> bytes:
-    stained = 255 * (np.clip(tile, 1, 255) / 255) ** stain
-    return encode(np.clip(np.rint(stained), 0, 255).astype(np.uint8), _QUALITY)
+    pixels = np.clip(np.rint(tile), 0, 255).astype(np.uint8)
+    values = np.maximum(np.arange(256, dtype=np.float64), 1) / 255
+    return encode(_mapped(pixels, 255 * values[:, None] ** stain), _QUALITY)
 
 
 def references(
@@ -401,6 +406,7 @@ def write_slides(
         return
     (folder / "truth").mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
+    material = material.alike()
     for pair in range(pairs):
         if pair % pairs_per_bank == 0:
             bank = make_bank(material, rng, visible=visible)

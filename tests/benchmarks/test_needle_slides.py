@@ -78,7 +78,7 @@ def test_what_is_drawn_does_not_depend_on_the_label():
 @pytest.fixture(scope="module")
 def banks():
     return {
-        visible: needle_slides.make_bank(material(), np.random.default_rng(3), visible=visible)
+        visible: needle_slides.make_bank(material().alike(), np.random.default_rng(3), visible=visible)
         for visible in (True, False)
     }
 
