@@ -86,14 +86,14 @@ def test_arms_are_trained_and_scored_once_and_the_slides_deleted(tmp_path, monke
     settings = Settings().with_values(
         [*needle.SETTINGS, "training.epochs=1", "sampling.tiles=2", "training.calibration_tiles=16"]
     )
-    collection = needle.Collection(0, 0.2, True, 2, 2, "test")
+    collection = needle.Collection(0, 0.2, True, 4, 2, "test")
     arms = ["attention sampling", "MIL on all tiles, tuned features", "baselines"]
     found = needle.measure(collection, arms, settings, data=tmp_path, work=tmp_path)
     assert calls == ["train", "test", *arms]
     assert found.keys() == {*arms[:2], *needle.BASELINES}
     sampling, mil, *others = found.values()
     assert sampling["tiles"] == 2 < mil["tiles"] == mil["tissue"]
-    assert sampling["train_tiles"] == 4
+    assert sampling["train_tiles"] == 8
     assert 0 <= sampling["in_lesion"] <= 1
     assert mil["in_lesion"] is None
     for each in others:
