@@ -87,7 +87,7 @@ def test_arms_are_trained_and_scored_once_and_the_slides_deleted(tmp_path, monke
         [*needle.SETTINGS, "training.epochs=1", "sampling.tiles=2", "training.calibration_tiles=16"]
     )
     collection = needle.Collection(0, 0.2, True, 4, 2, "test")
-    arms = ["attention sampling", "MIL on all tiles, tuned features", "baselines"]
+    arms = ["attention sampling, fine-tuned", "MIL on all tiles, fine-tuned features", "baselines"]
     found = needle.measure(collection, arms, settings, data=tmp_path, work=tmp_path)
     assert calls == ["train", "test", *arms]
     assert found.keys() == {*arms[:2], *needle.BASELINES}
