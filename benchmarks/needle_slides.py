@@ -376,7 +376,7 @@ def write_slides(
     lesion_fraction: float,
     rng: np.random.Generator,
     visible: bool = True,
-    pairs_per_bank: int = 2,
+    pairs_per_bank: int = 3,
     side: int = SIDE,
 ) -> None:
     """Write pairs of slides, one positive and one negative, unless they are there.
