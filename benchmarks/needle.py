@@ -319,7 +319,7 @@ def _alone(function: Callable[[Job], dict[str, Any]], job: Job) -> dict[str, Any
         job.record.parent.mkdir(parents=True, exist_ok=True)
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
             write_json(job.record, pool.submit(function, job).result())
-        shutil.rmtree(job.work)
+        shutil.rmtree(job.work, ignore_errors=True)  # baselines keep nothing
     return read_json(job.record)
 
 
