@@ -44,7 +44,9 @@ MPP = 0.25  # of level 0
 TILE = 128  # of the file; four make a cell
 CELL = 256  # what one tile of 64 pixels at 1 micrometre a pixel covers, level-0 pixels
 SPLITS = {"test": 3, "val": 2, "train": 5}  # images of each class of tissue
-REGIONS = {0.01: 0.04, 0.05: 0.10, 0.20: 0.30}  # part of tissue in regions, by the part that is lesion
+# Part of the tissue in regions, anything between two values, by the part that is lesion. Where lesions take the
+# place of lymphocytes, there are fewer of these; the wider the range, the less that tells.
+REGIONS = {0.01: (0.02, 0.12), 0.05: (0.06, 0.30), 0.20: (0.22, 0.50)}
 
 _CLASSES = {Kind.STROMA: ("MUS", "STR"), Kind.LOOKALIKE: ("LYM",), Kind.LESION: ("TUM",)}
 _MAGNIFIED = 2
@@ -412,7 +414,8 @@ def write_slides(
             bank = make_bank(material, rng, visible=visible)
         for label in rng.permutation(["negative", "positive"]):
             name = f"slide_{len(rows):03d}"
-            layout = draw_slide(material.outlines, rng, region_fraction=REGIONS[lesion_fraction], side=side)
+            share = rng.uniform(*REGIONS[lesion_fraction])
+            layout = draw_slide(material.outlines, rng, region_fraction=share, side=side)
             lesions = choose_lesions(layout, lesion_fraction) if label == "positive" else []
             write_tiff(folder / f"{name}.tif", bank, references(layout, lesions, bank, rng), side, side, MPP)
             truth = Truth.of(layout, lesions)
