@@ -44,8 +44,8 @@ MPP = 0.25  # of level 0
 TILE = 128  # of the file; four make a cell
 CELL = 256  # what one tile of 64 pixels at 1 micrometre a pixel covers, level-0 pixels
 SPLITS = {"test": 3, "val": 2, "train": 5}  # images of each class of tissue
-# Part of the tissue in regions, anything between two values, by the part that is lesion. Where lesions take the
-# place of lymphocytes, there are fewer of these; the wider the range, the less that tells.
+# Part of the tissue in regions, anything between two values, by the part that is lesion. Lesions take the
+# place of lymphocytes; the wider the range, the less the number of these tells.
 REGIONS = {0.01: (0.02, 0.12), 0.05: (0.06, 0.30), 0.20: (0.22, 0.50)}
 
 _CLASSES = {Kind.STROMA: ("MUS", "STR"), Kind.LOOKALIKE: ("LYM",), Kind.LESION: ("TUM",)}
