@@ -56,7 +56,7 @@ from wsi_ats.slides import SlideRef, open_slide
 from wsi_ats.tables import read_csv, read_parquet
 
 BACKBONE = "test_byobnet"
-BACKBONE_STEPS = 600
+BACKBONE_STEPS = 1500
 SETTINGS = (
     f"tile.size={needle_slides.CELL // 4}",
     f"tile.mpp={4 * needle_slides.MPP}",
@@ -65,7 +65,8 @@ SETTINGS = (
     "model.pretrained=false",
     "sampling.tiles=24",
     "training.fine_tuning=frozen",
-    "training.epochs=10",
+    "training.head_learning_rate=1e-3",
+    "training.epochs=15",
     "training.validation=0",
 )
 _TUNED, _ON_TUNED = "attention sampling, fine-tuned", "MIL on all tiles, fine-tuned features"
