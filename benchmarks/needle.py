@@ -50,6 +50,7 @@ from benchmarks.report import report
 from pipelines._runs import Execution, Silent
 from wsi_ats.artifacts import digest_of, read_json, write_json
 from wsi_ats.config import Settings
+from wsi_ats.errors import SettingsError
 from wsi_ats.evaluation import auc
 from wsi_ats.manifest import read_manifest
 from wsi_ats.slides import SlideRef, open_slide
@@ -325,21 +326,52 @@ def _alone(function: Callable[[Job], dict[str, Any]], job: Job) -> dict[str, Any
 
 
 def measure(
-    collection: Collection, arms: Sequence[str], settings: Settings, *, data: Path, work: Path
+    collection: Collection,
+    arms: Sequence[str],
+    settings: Settings,
+    *,
+    data: Path,
+    work: Path,
+    finished: bool = False,
 ) -> dict[str, dict[str, Any]]:
-    """Train and score arms and baselines on one collection; their records, by name."""
+    """Train and score arms and baselines on one collection.
+
+    Parameters
+    ----------
+    collection
+        The slides.
+    arms
+        Names in :data:`ARMS`, and ``baselines``.
+    settings
+        What all arms have in common.
+    data
+        Images and outlines.
+    work
+        For slides, models and records.
+    finished
+        Whether to leave out what an earlier run has not finished.
+
+    Returns
+    -------
+    dict
+        Records by the name of the arm or baseline.
+    """
     folder, records = work / "slides" / collection.name, work / "records" / collection.name
     jobs = []
     for arm in arms:
         changes = [*ARMS.get(arm, ()), f"training.seed={collection.seed}"]
         if arm == _ON_TUNED:
-            [tuned] = [job.record for job in jobs if job.arm == _TUNED]
-            changes.append(f'model.checkpoint="{backbone_of(tuned)}"')
+            tuned = [job.record for job in jobs if job.arm == _TUNED]
+            if not tuned:
+                raise SettingsError(f"{arm} needs the backbone of {_TUNED}; name both in --arms")
+            changes.append(f'model.checkpoint="{backbone_of(tuned[0])}"')
         made = settings.with_values(changes)
         key = digest_of(made.digest(), str((collection.training, collection.scored)))
         name = f"{arm} {key}".replace(" ", "_")
         model = work / "models" / collection.name / name
         jobs.append(Job(arm, folder, model, made, collection.split, records / f"{name}.json"))
+    if finished:
+        jobs = [job for job in jobs if job.record.exists()]
     if any(not job.record.exists() for job in jobs):
         collection.write(folder, data)
     found: dict[str, dict[str, Any]] = {}
@@ -351,7 +383,8 @@ def measure(
             print(f"{collection.name}: {name} {_area(each['scores']):.3f}", end=", ")
         print(f"{time.perf_counter() - begin:.0f} s", flush=True)
         found |= new
-    shutil.rmtree(folder, ignore_errors=True)
+    if not finished:
+        shutil.rmtree(folder, ignore_errors=True)
     return found
 
 
@@ -445,6 +478,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--training", type=int, default=60, help="Slides to train on.")
     parser.add_argument("--scored", type=int, default=40, help="Slides to score.")
     parser.add_argument("--split", choices=["test", "val"], default="test")
+    parser.add_argument("--finished", action="store_true", help="Tell what earlier runs have finished.")
     parser.add_argument("--set", nargs="*", default=[], metavar="section.name=value")
     parser.add_argument("--work", type=Path, default=Path("results/needle"), help="Kept for another run.")
     parser.add_argument("--out", default="results")
@@ -458,7 +492,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for seed in options.seeds:
         for visible, lesion in (*((True, f) for f in options.lesions), *((False, f) for f in options.hidden)):
             collection = Collection(seed, lesion, visible, options.training, options.scored, options.split)
-            found = measure(collection, options.arms, settings, data=options.data, work=work)
+            found = measure(
+                collection, options.arms, settings, data=options.data, work=work, finished=options.finished
+            )
             records.setdefault((visible, lesion), {})[seed] = found
     rows = summary(records)
     facts = {"hardware": f"{os.cpu_count()}-core {platform.machine()}, one thread"}
