@@ -373,6 +373,22 @@ def test_sampling_shows_classes_equally_often(tmp_path, begun):
         assert shown["s1v"] == shown["s3v"] == 2
 
 
+@pytest.mark.parametrize("cases", ["separate", "mean"])
+def test_a_slide_that_is_shown_twice_in_a_step_counts_twice(tmp_path, monkeypatch, cases):
+    counted = []
+
+    def losses(task, outputs, targets):
+        if outputs.requires_grad:  # attention is taught by losses of single tiles
+            counted.append(targets[:, 0].tolist())
+        return real(task, outputs, targets)
+
+    real = training.losses
+    monkeypatch.setattr(training, "losses", losses)
+    changes = ["training.balance=sampling", "training.slides_per_step=8", f"model.cases={cases}"]
+    run(tmp_path, *changes, "training.epochs=2", examples=RARE, validation=[])
+    assert [sorted(each) for each in counted] == [[0, 0, 0, 0, 1, 1, 1, 1]] * 2  # two slides of class 1
+
+
 @pytest.mark.parametrize("balance", ["weights", "sampling"])
 @pytest.mark.parametrize("task", ["regression", "survival", "multilabel"])
 def test_what_has_no_classes_cannot_be_balanced(tmp_path, task, balance):

@@ -157,10 +157,23 @@ class Progress:
 
 @dataclass(frozen=True)
 class _Pass:
-    """Slides of a step that are computed together, of which tiles are being read."""
+    """Slides of a step that are computed together, of which tiles are being read.
+
+    Parameters
+    ----------
+    examples
+        The slides.
+    units
+        Number of what each is, or belongs to: the slide, or its case.
+    shown
+        Number of the occasion: of slides of rare classes there may be several in a step, each of its own.
+    finish
+        Gives their estimates.
+    """
 
     examples: Sequence[Example]
     units: Sequence[int]
+    shown: Sequence[int]
     finish: Finish
 
 
@@ -312,7 +325,8 @@ class _Training:
             seeds = [draw_seed(self.learning.seed, example.ref.id, place) for example, _, place in shown]
             with self._blaming(step):
                 finish = self.method.begin(examples, self.reader, seeds)
-            begun.append(_Pass(examples, [unit for _, unit, _ in shown], finish))
+            of, places = [unit for _, unit, _ in shown], [place for *_, place in shown]
+            begun.append(_Pass(examples, of, places, finish))
         return begun
 
     def _step(self, step: int, batch: Sequence[tuple[int, int]], begun: Sequence[_Pass]) -> None:
@@ -328,9 +342,10 @@ class _Training:
             if not len(result.places):
                 continue
             outputs, shown = pool_slides(
-                result.outputs, result.log_weight, [each.units[place] for place in result.places]
+                result.outputs, result.log_weight, [each.shown[place] for place in result.places]
             )
-            loss, kept = self._loss(outputs, shown), len(shown)
+            unit_of = dict(zip(each.shown, each.units, strict=True))
+            loss, kept = self._loss(outputs, [unit_of[number] for number in shown]), len(shown)
             # Divided by the slides of the whole step, so that nothing depends on how it is shared out.
             total = loss * (kept / len(batch))
             if result.entropy is not None:
@@ -462,7 +477,8 @@ class _Training:
             shown = [(self.validation[slide], unit) for unit, slides in enumerate(part) for slide in slides]
             examples = [example for example, _ in shown]
             seeds = [draw_seed(self.learning.seed, example.ref.id, -1) for example in examples]
-            return _Pass(examples, [u for _, u in shown], method.begin(examples, self.reader, seeds))
+            numbers = [unit for _, unit in shown]
+            return _Pass(examples, numbers, numbers, method.begin(examples, self.reader, seeds))
 
         outputs: list[list[float]] = []
         targets: list[tuple[float, ...]] = []
