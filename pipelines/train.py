@@ -139,7 +139,7 @@ class _Others:
 
 def _train(refs: Sequence[SlideRef], fitting: Fitting, others: _Others) -> Summary:
     out, settings, execution = fitting.out, fitting.settings, fitting.execution
-    settings.check_trainable()
+    settings.check_trainable(processes=1 if others.processes is None else others.processes.count)
     if fitting.tensorboard:
         check_tensorboard()
     # What JPEG loses changes the result; who reads, and how many, does not.

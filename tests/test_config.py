@@ -252,6 +252,18 @@ def test_survival_needs_several_slides_in_a_step():
         survival.with_values(["training.slides_per_step=1"])
 
 
+def test_tasks_refuse_what_they_have_no_use_for():
+    survival = Settings().with_values(["model.task=survival"])
+    survival.check_trainable()
+    Settings().check_trainable(processes=2)
+    with pytest.raises(SettingsError, match="compares all slides of a step, but 2 processes"):
+        survival.check_trainable(processes=2)
+    for balance in ("weights", "sampling"):
+        Settings().with_values([f"training.balance={balance}"]).check_trainable()
+        with pytest.raises(SettingsError, match=f"balance is {balance}, but survival has no classes"):
+            survival.with_values([f"training.balance={balance}"]).check_trainable()
+
+
 def test_biased_designs_are_for_scoring_one_draw_only():
     for design in DESIGNS:
         settings = Settings().with_values([f"sampling.design={design}"])

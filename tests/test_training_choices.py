@@ -394,7 +394,7 @@ def test_a_slide_that_is_shown_twice_in_a_step_counts_twice(tmp_path, monkeypatc
 def test_what_has_no_classes_cannot_be_balanced(tmp_path, task, balance):
     with pytest.raises(SettingsError, match=rf"balance is {balance}, but {task} has no classes"):
         fit(
-            TRAINING, VALIDATION, SETTINGS.with_values([f"training.balance={balance}"]),
+            TRAINING, VALIDATION, SETTINGS.with_values([f"training.balance={balance}", f"model.task={task}"]),
             target=Target(task, ("risk",)), folder=tmp_path, device=torch.device("cpu"), on_epoch=print,
             reader=None,
         )  # fmt: skip

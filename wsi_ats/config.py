@@ -461,14 +461,29 @@ class Settings:
             values[section] = values[section] | {key: _parse(text.strip())}
         return type(self).from_mapping(values)
 
-    def check_trainable(self) -> None:
+    def check_trainable(self, *, processes: int = 1) -> None:
         """Refuse what may be scored with, but not trained with.
+
+        Parameters
+        ----------
+        processes
+            How many train together.
 
         Raises
         ------
         SettingsError
-            For a biased design, or one that the kind of model has no use for.
+            For a biased design, or what kind of model, task or number of processes have no use for.
         """
+        balance, task = self.training.balance, self.model.task
+        _require(
+            balance == "none" or task == "classification",
+            f"training.balance is {balance}, but {task} has no classes to balance; use none",
+        )
+        _require(
+            processes == 1 or task != "survival",
+            f"survival compares all slides of a step, but {processes} processes see a share of them each; "
+            "train with one process",
+        )
         _require(
             self.model.kind == "sampling" or not self.training.freeze_attention,
             f"training.freeze_attention is for model.kind sampling; {self.model.kind} has no attention that "

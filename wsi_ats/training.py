@@ -28,7 +28,7 @@ from wsi_ats.artifacts import atomic, digest_of
 from wsi_ats.batches import Example, Reader, ahead, epoch_batches, units
 from wsi_ats.checkpoints import StateFolder, model_for
 from wsi_ats.config import Settings, TrainingSettings
-from wsi_ats.errors import ArtifactError, ModelError, SettingsError
+from wsi_ats.errors import ArtifactError, ModelError
 from wsi_ats.evaluation import figures
 from wsi_ats.methods import method_for
 from wsi_ats.methods.base import Estimates, Finish, draw_seed
@@ -114,7 +114,7 @@ def fit(
     ArtifactError
         When the folder holds the state of another run, or a state cannot be written.
     """
-    settings.check_trainable()
+    settings.check_trainable(processes=1 if processes is None else processes.count)
     settings.check_watched(len(validation))
     run = _Training(
         training,
@@ -195,7 +195,6 @@ class _Training:
         on_bad: OnBad,
     ) -> None:
         self.settings, self.target, self.learning = settings, target, settings.training
-        _check_task(settings, target, processes)
         self.folder, self.device, self.reader = folder, device, reader
         self.processes, self.max_bad, self.on_bad = processes, max_bad, on_bad
         self.training, self.validation = training, validation
@@ -530,20 +529,6 @@ class _Training:
     def _last_good(self) -> str:
         newest = self.states.newest()
         return "not there yet" if newest is None else str(newest)
-
-
-def _check_task(settings: Settings, target: Target, processes: Processes) -> None:
-    """Refuse what a task has no use for."""
-    balance = settings.training.balance
-    if balance != "none" and target.task != "classification":
-        raise SettingsError(
-            f"training.balance is {balance}, but {target.task} has no classes to balance; use none"
-        )
-    if target.task == "survival" and processes.count > 1:
-        raise SettingsError(
-            f"survival compares all slides of a step, but {processes.count} processes see a share of them "
-            "each; train with one process"
-        )
 
 
 def _balancing(classes: Sequence[float]) -> list[float]:
