@@ -15,7 +15,7 @@ from pipelines.prepare import PrepareTask
 from wsi_ats.artifacts import load_prepared
 from wsi_ats.config import Settings
 from wsi_ats.errors import ManifestError
-from wsi_ats.manifest import check_labels
+from wsi_ats.manifest import check_cases, check_labels
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.targets import Target
 
@@ -75,12 +75,14 @@ class Fitting:
         Raises
         ------
         ManifestError
-            When too little is left to train on.
+            When too little is left to train on, or a case that is taken as one has several labels.
         SettingsError
             When settings wait for better figures of slides to watch, and there are none.
         """
         from wsi_ats.splits import split_by_case
 
+        if self.settings.model.cases != "separate":
+            check_cases(refs)
         rates = self.settings.training
         training, validation = split_by_case(refs, rates.validation, seed=rates.seed, task=target.task)
         self.settings.check_watched(len(validation))

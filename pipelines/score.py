@@ -96,6 +96,11 @@ def score(
     settings = settings or card.settings
     check_settings(settings, card.settings)
     identity = Identity.of("score", settings, "tile", "thumbnail", "sampling", seed=seed, model=card.digest)
+    if card.settings.model.cases != "separate" and all(ref.case == ref.id for ref in refs):
+        execution.reporter.message(
+            "warning: the model takes the slides of a case together, but each of these is a case of its own; "
+            "give a table of slides with the column case_id to score cases"
+        )
     task = ScoreTask(out, identity.digest, model, card.digest, card.target, settings, seed)
     refs = absolute(refs)
     with open_run(out, identity, execution, results=RESULTS) as run:

@@ -193,7 +193,10 @@ def _summary(out: Path, results: Results, unreadable: Mapping[str, str] | None =
     unreadable = unreadable or {}
     notes = {"unreadable_in_training": len(unreadable)} if unreadable else {}
     failed = {**results.failed, **unreadable}
-    return Summary("train", out, count(results.rows), failed, results.reused, notes=notes)
+    counts = count(results.rows)
+    counts[Status.DONE] -= len(unreadable)
+    counts[Status.FAILED] += len(unreadable)
+    return Summary("train", out, counts, failed, results.reused, notes=notes)
 
 
 def _notes(task: str, training: Sequence[str], validation: Sequence[str]) -> dict[str, Any]:

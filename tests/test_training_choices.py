@@ -327,6 +327,12 @@ def test_patience_ends_training_and_gives_the_best_epochs_weights(
     assert_same_weights(again, model)
 
 
+def test_patience_with_a_figure_that_cannot_be_told_ends_after_the_first_epoch(tmp_path):
+    alike = [each for each in VALIDATION if each.target == VALIDATION[0].target]
+    with pytest.raises(ModelError, match=r"validation_auc cannot be told .* a class may be absent"):
+        run(tmp_path, "training.patience=2", "training.monitor=score", validation=alike)
+
+
 def test_patience_without_slides_to_watch_is_refused(tmp_path):
     with pytest.raises(SettingsError, match="no slides are set aside to watch"):
         run(tmp_path, "training.patience=2", validation=[])

@@ -273,7 +273,7 @@ class TrainingSettings:
     teaching: float = 1.0
     """Strength with which attention is taught what drawn tiles turned out to be worth: without, it never
     found lesions of 1 % (``benchmarks/cold_start.py``). 0: it learns by the slide's loss alone, as it always
-    does for survival, where no tile by itself explains who comes before whom."""
+    does for tasks other than classification, where no single tile tells a slide's labels, value or risk."""
     evidence: float = 4.0
     """How much a tile's own loss counts in what it was worth, beside its gate."""
     warmup: float = 0.15

@@ -169,6 +169,29 @@ def unlabelled(refs: Iterable[SlideRef]) -> list[SlideRef]:
     return [ref for ref in refs if ref.label is None]
 
 
+def check_cases(refs: Sequence[SlideRef]) -> None:
+    """Check that a case has one label, for models that take its slides together.
+
+    Raises
+    ------
+    ManifestError
+        When slides of one case have different labels.
+
+    Examples
+    --------
+    >>> check_cases([SlideRef("a", "a", "patient 1", "x"), SlideRef("b", "b", "patient 1", "x")])
+    """
+    first: dict[str, SlideRef] = {}
+    for ref in refs:
+        other = first.setdefault(ref.case, ref)
+        if other.label != ref.label:
+            raise ManifestError(
+                f"the slides of case {ref.case!r} have different labels ({other.id} {other.label}, {ref.id} "
+                f"{ref.label}); with model.cases=mean or union a case has one label, mend them or use "
+                "model.cases=separate"
+            )
+
+
 def check_classes(refs: Sequence[SlideRef], *, min_cases: int = 2) -> dict[str, int]:
     """Check that slides can be trained on and evaluated by patient.
 

@@ -219,6 +219,13 @@ class _Training:
             begin = time.perf_counter()
             self._train_epoch()
             row = self._row(time.perf_counter() - begin)
+            watched = _watched_figure(row, self.learning)
+            if self.learning.patience and row[watched] is None:
+                raise ModelError(
+                    f"training.patience is {self.learning.patience}, but {watched} cannot be told from the "
+                    "validation slides: a class may be absent, or none could be read; give others, set "
+                    "training.monitor=loss, or set training.patience=0"
+                )
             self.progress.rows.append(row)
             best = _best(self.progress.rows, self.learning) == len(self.progress.rows) - 1
             if self.processes.first and best:
@@ -350,7 +357,7 @@ class _Training:
             if result.entropy is not None:
                 slides = sum(len(self.units[unit]) for unit, _ in batch)
                 total = total - self.learning.entropy * result.entropy.sum() / slides
-                if self.learning.teaching:
+                if self.learning.teaching and self.target.task == "classification":
                     total = total + self.learning.teaching * self._teaching(each, result) / slides
             self._check("loss", total.item(), step, batch)
             total.backward()  # type: ignore[no-untyped-call]
@@ -378,8 +385,6 @@ class _Training:
     def _teaching(self, shown: _Pass, result: Estimates) -> Tensor:
         """What attention is taught by the drawn tiles of some slides; see :mod:`wsi_ats.nn.teaching`."""
         taught = result.outputs.new_zeros(())
-        if self.target.task == "survival":  # no tile explains by itself who comes before whom
-            return taught
         for place, seen in zip(result.places, result.drawn, strict=True):
             with torch.no_grad():
                 alone = self.model.classify(seen.features)
@@ -539,12 +544,17 @@ def _balancing(classes: Sequence[float]) -> list[float]:
 
 def _best(rows: Sequence[Row], learning: TrainingSettings) -> int:
     """Number of the epoch with the best validation figure; where none has one, of the last."""
-    name = "validation_loss"
-    if learning.monitor == "score":
-        (name,) = (each for each in rows[0] if each.startswith("validation_") and each != name)
+    name = _watched_figure(rows[0], learning)
     sign = -1 if name == "validation_loss" else 1
     known = [(sign * value, -epoch) for epoch, row in enumerate(rows) if (value := row[name]) is not None]
     return -max(known)[1] if known else len(rows) - 1
+
+
+def _watched_figure(row: Row, learning: TrainingSettings) -> str:
+    """Name of the validation figure that tells the best epoch."""
+    names = [name for name in row if name.startswith("validation_")]
+    (score,) = (name for name in names if name != "validation_loss")
+    return score if learning.monitor == "score" else "validation_loss"
 
 
 def _exhausted(rows: Sequence[Row], learning: TrainingSettings) -> bool:

@@ -252,6 +252,7 @@ def test_a_slide_that_turns_unreadable_in_training_is_left_out_and_has_failed(tr
     assert ran.exit_code == 1
     assert ran.json["failed"].keys() == {"slide_000"}
     assert ran.json["notes"]["unreadable_in_training"] == 1
+    assert ran.json["counts"] == {"done": 5, "failed": 1, "no_tissue": 0}
     assert ran.stderr.count("training goes on without slide_000") == 1
     assert (out / "model.json").exists()
     again = train(out, *validation)
@@ -344,3 +345,19 @@ def test_two_processes_say_once_that_all_is_done_and_what_is_wrong(
     assert failed.returncode != 0
     assert failed.stderr.count("training.epochs is 2 there and 3 now") == 1
     assert "Traceback" not in failed.stderr.split("torch/distributed")[0]
+
+
+def test_a_case_with_two_labels_is_refused_before_work_where_cases_are_taken_as_one(train, slides, tmp_path):
+    rows = table(slides / "labels.csv")
+    text = "".join(f"{row['slide_id']},patient,{row['label']}\n" for row in rows)
+    (tmp_path / "labels.csv").write_text("slide_id,case_id,label\n" + text)
+    options = ("--set", "model.cases=mean", "--set", "training.validation=0")
+    # Two classes need two cases each, so one patient more of each.
+    extra = "".join(f"{row['slide_id']},{row['slide_id']},{row['label']}\n" for row in rows[2:])
+    (tmp_path / "labels.csv").write_text(
+        "slide_id,case_id,label\n" + "".join(text.splitlines(keepends=True)[:2]) + extra
+    )
+    ran = train(tmp_path / "run", *options, labels=tmp_path / "labels.csv")
+    assert ran.exit_code == 2
+    assert "case 'patient' have different labels" in ran.stderr
+    assert not (tmp_path / "run").exists()
