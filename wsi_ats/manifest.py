@@ -126,6 +126,10 @@ def read_manifest(
         raise ManifestError(f"{source}: no such file or folder")
     _check_ids(refs, str(source))
     refs = with_tables(refs, labels=labels, label_column=label_column, task=task, splits=splits)
+    others = [ref.id for ref in refs if splits is not None and ref.split is None]
+    if others:
+        _log.warning("%s names no split of %d slides, left out: %s", splits, len(others), _list(others))
+        refs = [ref for ref in refs if ref.split is not None]
     if mpp is not None:
         refs = [ref if ref.mpp is not None else replace(ref, mpp=mpp) for ref in refs]
     missing = unlabelled(refs)
@@ -639,10 +643,7 @@ def _assign(refs: Sequence[SlideRef], splits: Mapping[str, str], source: str) ->
             f"{source}: none of its slides is among those given. The table has {_list(splits)}; "
             f"the slides are {_list([ref.id for ref in refs])}"
         )
-    others = [ref.id for ref in refs if ref.id not in splits]
-    if others:
-        _log.warning("%s names no split of %d slides, left out: %s", source, len(others), _list(others))
-    return [replace(ref, split=splits[ref.id]) for ref in refs if ref.id in splits]
+    return [replace(ref, split=splits.get(ref.id, ref.split)) for ref in refs]
 
 
 def _slide_id(text: str) -> str:

@@ -220,7 +220,7 @@ class _Training:
             self._train_epoch()
             row = self._row(time.perf_counter() - begin)
             watched = _watched_figure(row, self.learning)
-            if self.learning.patience and row[watched] is None:
+            if self.learning.patience and not self.progress.rows and row[watched] is None:
                 raise ModelError(
                     f"training.patience is {self.learning.patience}, but {watched} cannot be told from the "
                     "validation slides: a class may be absent, or none could be read; give others, set "

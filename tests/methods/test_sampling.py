@@ -41,7 +41,8 @@ SETTINGS = Settings().with_values(
         "augmentation.turns=false",
     ]
 )
-ALL = ["sampling.tiles=100", "sampling.regions=100"]
+# Of which systematic draws are exact, whatever was drawn by before.
+ALL = ["sampling.design=systematic", "sampling.tiles=100", "sampling.regions=100"]
 CONTRAST = torch.tensor([1.0, -0.4], dtype=torch.float64)
 
 
