@@ -70,15 +70,17 @@ SETTINGS = (
     "training.epochs=10",
     "training.validation=0",
 )
+# Otherwise attention ends on a single tile of each training slide, and knows these by heart.
+_ENTROPY = "training.entropy=0.1"
 _TUNED, _ON_TUNED = "attention sampling, fine-tuned", "MIL on all tiles, fine-tuned features"
 ARMS: Mapping[str, tuple[str, ...]] = {
-    "attention sampling": (),
+    "attention sampling": (_ENTROPY,),
     "uniform sampling": ("sampling.design=uniform",),
     "attention frozen at its start": ("training.freeze_attention=true",),
     "MIL on all tiles": ("model.kind=mil",),
-    _TUNED: ("training.fine_tuning=full",),
+    _TUNED: ("training.fine_tuning=full", _ENTROPY),
     _ON_TUNED: ("model.kind=mil",),
-    "shuffled labels": (),
+    "shuffled labels": (_ENTROPY,),
 }
 BASELINES = ("thumbnail CNN", "mean colour", "trivial statistics")
 _THUMBNAIL_EPOCHS = 30
