@@ -471,7 +471,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="Images and outlines.")
-    parser.add_argument("--lesions", type=float, nargs="+", default=list(needle_slides.REGIONS))
+    parser.add_argument("--lesions", type=float, nargs="*", default=list(needle_slides.REGIONS))
     parser.add_argument(
         "--hidden", type=float, nargs="*", default=[0.05, 0.20], help="Thumbnail shows nothing."
     )
