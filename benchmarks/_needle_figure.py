@@ -79,7 +79,8 @@ def figure(
         panel.set_title(f"the thumbnail {thumbnail}", fontsize=10)
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(alpha=0.25)
-    lower.axes[0].legend(frameon=False, fontsize=8, loc="lower right")
+    handles, labels = lower.axes[0].get_legend_handles_labels()
+    lower.legend(handles, labels, frameon=False, fontsize=8, loc="outside right center")
     path.parent.mkdir(parents=True, exist_ok=True)
     drawing.savefig(path, dpi=110)
 

@@ -455,7 +455,7 @@ def summary(
 _KEYS = ("thumbnail", "lesion", "arm")
 _OF_QUALITY = ("AUC", "low", "high", "worst seed", "best seed", "seeds", "in lesion")
 _OF_COST = ("tiles", "reads of MIL's", "MB", "bytes of MIL's", "train tiles", "train s", "train CPU s")
-_OF_COST += ("train peak MB", "hardware")
+_OF_COST += ("train peak MB",)
 _COLUMNS = (
     ("in lesion", "in_lesion", 1),
     ("tiles", "tiles", 1),
@@ -499,10 +499,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
             records.setdefault((visible, lesion), {})[seed] = found
     rows = summary(records)
-    facts = {"hardware": f"{os.cpu_count()}-core {platform.machine()}, one thread"}
-    title = f"{options.training} training and {options.scored} {options.split} slides of real tissue"
+    title = (
+        f"{options.training} training and {options.scored} {options.split} slides of real tissue; one thread "
+        f"of a {os.cpu_count()}-core {platform.machine()}"
+    )
     for name, chosen in (("needle", _OF_QUALITY), ("needle_costs", _OF_COST)):
-        columns = {column: [(row | facts)[column] for row in rows] for column in (*_KEYS, *chosen)}
+        columns = {column: [row[column] for row in rows] for column in (*_KEYS, *chosen)}
         report(title, name, columns, folder=options.out)
     figure(Path(options.out) / "needle.png", rows, settings, data=options.data, seed=options.seeds[0])
 
