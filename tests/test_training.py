@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import os
 import signal
@@ -408,12 +409,13 @@ def unreadable(*names: str, left: int = 0):
 
 def test_a_slide_that_cannot_be_read_is_left_out_counted_and_named(tmp_path, caplog):
     rows = []
-    model = run(tmp_path, opener=unreadable("s2p"), on_epoch=rows.append)
+    with caplog.at_level(logging.WARNING):  # whatever level other tests have left
+        model = run(tmp_path, opener=unreadable("s2p"), on_epoch=rows.append)
     assert [row["failed"] for row in rows] == [1, 1, 1]
     assert [row["tiles"] for row in rows] == [21, 21, 21]
     assert all(math.isfinite(row["loss"]) for row in rows)
     assert all(value.isfinite().all() for value in model.state_dict().values())
-    assert "s2p: tile 3 is damaged" in caplog.text
+    assert caplog.text.count("s2p: tile 3 is damaged") == 1  # not in every epoch
 
 
 def test_a_step_none_of_whose_slides_can_be_read_is_left_out(tmp_path):

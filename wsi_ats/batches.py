@@ -14,8 +14,9 @@ from typing import Protocol, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from wsi_ats.errors import ManifestError, SettingsError, SlideError
+from wsi_ats.errors import SettingsError, SlideError
 from wsi_ats.geometry import IntArray
+from wsi_ats.manifest import check_cases
 from wsi_ats.selection import TissueMask
 from wsi_ats.slides import open_slide
 from wsi_ats.slides.base import Pixels, Slide, SlideRef
@@ -242,16 +243,11 @@ def units(examples: Sequence[Example], *, by_case: bool) -> list[list[int]]:
     """
     if not by_case:
         return [[place] for place in range(len(examples))]
+    # As text, for nan is not nan.
+    check_cases([each.ref for each in examples], [repr(each.target) for each in examples])
     grouped: dict[str, list[int]] = {}
     for place, example in enumerate(examples):
         grouped.setdefault(example.ref.case, []).append(place)
-    for case, places in grouped.items():
-        if len({repr(examples[place].target) for place in places}) > 1:  # as text, for nan is not nan
-            named = ", ".join(f"{examples[place].ref.id} {examples[place].ref.label}" for place in places)
-            raise ManifestError(
-                f"the slides of case {case!r} have different labels ({named}); with model.cases=mean or "
-                "union a case has one label, mend them or use model.cases=separate"
-            )
     return list(grouped.values())
 
 

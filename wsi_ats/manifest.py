@@ -173,8 +173,15 @@ def unlabelled(refs: Iterable[SlideRef]) -> list[SlideRef]:
     return [ref for ref in refs if ref.label is None]
 
 
-def check_cases(refs: Sequence[SlideRef]) -> None:
+def check_cases(refs: Sequence[SlideRef], labels: Sequence[object] | None = None) -> None:
     """Check that a case has one label, for models that take its slides together.
+
+    Parameters
+    ----------
+    refs
+        The slides.
+    labels
+        What must be the same for all slides of a case; their labels by default.
 
     Raises
     ------
@@ -185,10 +192,10 @@ def check_cases(refs: Sequence[SlideRef]) -> None:
     --------
     >>> check_cases([SlideRef("a", "a", "patient 1", "x"), SlideRef("b", "b", "patient 1", "x")])
     """
-    first: dict[str, SlideRef] = {}
-    for ref in refs:
-        other = first.setdefault(ref.case, ref)
-        if other.label != ref.label:
+    first: dict[str, tuple[SlideRef, object]] = {}
+    for ref, label in zip(refs, [ref.label for ref in refs] if labels is None else labels, strict=True):
+        other, known = first.setdefault(ref.case, (ref, label))
+        if label != known:
             raise ManifestError(
                 f"the slides of case {ref.case!r} have different labels ({other.id} {other.label}, {ref.id} "
                 f"{ref.label}); with model.cases=mean or union a case has one label, mend them or use "

@@ -343,7 +343,7 @@ class _Training:
         for each in begun:
             with self._blaming(step):
                 result = each.finish()
-            self._note_failures(result.failed)
+            self._note_bad(result.failed)
             self._add(failed=len(result.failed))
             if not len(result.places):
                 continue
@@ -399,15 +399,11 @@ class _Training:
         targets = torch.tensor([each.target for each in examples], dtype=torch.float64, device=self.device)
         return self.target.normalise(targets)
 
-    def _note_failures(self, failed: Mapping[str, str]) -> None:
-        for slide_id, error in failed.items():
-            _LOG.warning("step %d goes on without %s: %s", self.progress.step, slide_id, error)
-        self._note_bad(failed)
-
     def _note_bad(self, slides: Mapping[str, str]) -> None:
         """Report slides that could not be read, each once, and refuse too many."""
         for slide_id, error in slides.items():
             if slide_id not in self.progress.bad:
+                _LOG.warning("step %d goes on without %s: %s", self.progress.step, slide_id, error)
                 self.progress.bad[slide_id] = error
                 self.on_bad(slide_id, error)
         if self.max_bad is not None and len(self.progress.bad) > self.max_bad:
@@ -489,7 +485,7 @@ class _Training:
         with torch.inference_mode():
             for part, begun in ahead(parts, begin, self.learning.read_ahead):
                 result = begun.finish()
-                self._note_failures(result.failed)
+                self._note_bad(result.failed)
                 numbers = [begun.units[place] for place in result.places]
                 pooled, shown = pool_slides(result.outputs, result.log_weight, numbers)
                 outputs += pooled.double().cpu().tolist()

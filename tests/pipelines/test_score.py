@@ -21,6 +21,7 @@ from wsi_ats.exports.tables import read_selection
 from wsi_ats.manifest import read_manifest
 from wsi_ats.model_card import read_card
 from wsi_ats.tables import read_parquet
+from wsi_ats.targets import Target
 
 COLUMNS = [
     *("slide_id", "case_id", "path", "status", "prob_negative", "prob_positive", "predicted", "logit_se"),
@@ -343,3 +344,25 @@ def test_one_worker_or_two_give_the_same(slides, model, client, tmp_path):
         execution = Execution(scheduler=scheduler, workers=1)
         score(read_manifest(slides), model, tmp_path / name, execution=execution)
     assert_same_results(tmp_path / "one", tmp_path / "two")
+
+
+def test_whoever_scores_slides_without_cases_by_a_model_of_cases_is_told(run, slides, tmp_path):
+    import torch
+
+    from wsi_ats.checkpoints import model_for, save_model
+
+    settings = SETTINGS.with_values(["model.cases=mean"])
+    target = Target("classification", ("negative", "positive"))
+    torch.manual_seed(0)
+    save_model(tmp_path / "model", model_for(settings, target), settings, target)
+    told = "give a table of slides with the column case_id"
+    ran = run("score", slides, "--model", tmp_path / "model", "--out", tmp_path / "alone")
+    assert ran.exit_code == 0
+    assert told in ran.stderr
+    rows = table(slides / "labels.csv")
+    text = "".join(f"{row['slide_id']},{slides / row['path']},patient\n" for row in rows)
+    (tmp_path / "slides.csv").write_text("slide_id,path,case_id\n" + text)
+    ran = run("score", tmp_path / "slides.csv", "--model", tmp_path / "model", "--out", tmp_path / "together")
+    assert told not in ran.stderr
+    [case] = table(tmp_path / "together" / "cases.csv")
+    assert (case["case_id"], case["slides"]) == ("patient", str(len(rows)))

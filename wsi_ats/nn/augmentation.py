@@ -94,13 +94,16 @@ def vary(tiles: Tensor, how: Variation) -> Tensor:
     """
     turned = _turn(tiles, how.turn)
     device, n = tiles.device, len(tiles)
-    if bool((how.stain == torch.eye(3)).all() and (how.density == 0).all()):
-        pixels = turned.float()
-    else:
-        density = -((turned.float() + 1) / _BACKGROUND).log()
+    stained = bool((how.stain != torch.eye(3)).any() or (how.density != 0).any())
+    coloured = bool((how.gain != 1).any() or (how.offset != 0).any())
+    if not (stained or coloured):  # the default, in every step
+        return turned
+    pixels = turned.float()
+    if stained:
+        density = -((pixels + 1) / _BACKGROUND).log()
         varied = density.flatten(1, 2) @ how.stain.to(device) + how.density.to(device)[:, None]
         pixels = ((-varied).exp() * _BACKGROUND - 1).reshape(turned.shape)
-    if bool((how.gain != 1).any() or (how.offset != 0).any()):
+    if coloured:
         gain, offset = (each.to(device).reshape(n, 1, 1, 3) for each in (how.gain, how.offset))
         pixels = (pixels - 127.5) * gain + 127.5 + 255 * offset
     return pixels.round().clamp(0, 255).to(torch.uint8)
