@@ -50,8 +50,10 @@ LAYERS = {
 # Each foreign library and the modules that may import it, with the reason where there are several.
 DOORS = {
     "openslide": ["wsi_ats.slides.openslide"],
-    "tifffile": ["wsi_ats.slides.tiff", "wsi_ats.testing.synthetic"],  # the second writes files
-    "imagecodecs": ["wsi_ats.jpeg", "wsi_ats.testing.bank"],  # the second makes slides of JPEG
+    "tifffile": ["wsi_ats.slides.tiff_index", "wsi_ats.testing.synthetic"],  # the second writes files
+    "imagecodecs": ["wsi_ats.slides.codecs", "wsi_ats.testing.bank"],  # the second makes slides of JPEG
+    "simplejpeg": ["wsi_ats.jpeg"],
+    "fsspec": ["wsi_ats.slides.remote"],
     "PIL": ["wsi_ats.resample"],
     "skimage": ["wsi_ats.tissue"],
     "scipy": [

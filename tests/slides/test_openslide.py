@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,12 @@ from wsi_ats.slides.openslide import OpenSlideSlide
 from wsi_ats.testing.contract import SlideContract
 
 
+def opened(path):
+    """The slide through OpenSlide, also where another reader would be chosen."""
+    ref = path if isinstance(path, SlideRef) else SlideRef.from_path(path)
+    return open_slide(replace(ref, reader="openslide"))
+
+
 class TestWrittenTiff(SlideContract):
     exact = False
 
@@ -23,7 +30,7 @@ class TestWrittenTiff(SlideContract):
 
     @pytest.fixture
     def slide(self, awkward_tiff):
-        with open_slide(awkward_tiff) as slide:
+        with opened(awkward_tiff) as slide:
             yield slide
 
 
@@ -32,7 +39,7 @@ class TestRealSlides(SlideContract):
         params=["aperio_cmu-1-small-region.svs", "hamamatsu_test3-DAPI.ndpi", "tiff_slaid_patch.tif"]
     )
     def slide(self, request, shared_data):
-        with open_slide(shared_data / "slides" / request.param) as slide:
+        with opened(shared_data / "slides" / request.param) as slide:
             yield slide
 
 
@@ -110,19 +117,19 @@ def test_objective_power_alone_is_no_resolution(with_properties):
 )
 def test_resolution_tags_with_a_unit_are_used(pattern, write_tiff, tmp_path, unit, resolution, mpp):
     path = write_tiff(tmp_path / "s.tif", [pattern(99, 80)], resolution=(resolution,) * 2, unit=unit)
-    with open_slide(path) as slide:
+    with opened(path) as slide:
         assert slide.mpp.value == pytest.approx(mpp)
 
 
 def test_resolution_tags_without_a_unit_are_no_resolution(pattern, write_tiff, tmp_path):
     path = write_tiff(tmp_path / "s.tif", [pattern(99, 80)], resolution=(20_000, 20_000), unit="NONE")
-    with open_slide(path) as slide, pytest.raises(MppError, match=r"tiff.ResolutionUnit = none.*--mpp"):
+    with opened(path) as slide, pytest.raises(MppError, match=r"tiff.ResolutionUnit = none.*--mpp"):
         _ = slide.mpp
 
 
 def test_72_dots_per_inch_is_no_resolution(pattern, write_tiff, tmp_path):
     path = write_tiff(tmp_path / "s.tif", [pattern(99, 80)], resolution=(72, 72), unit="INCH")
-    with open_slide(path) as slide, pytest.raises(MppError, match=r"352\.7"):
+    with opened(path) as slide, pytest.raises(MppError, match=r"352\.7"):
         _ = slide.mpp
 
 
@@ -134,7 +141,7 @@ def test_a_resolution_of_zero_is_no_division_error(with_properties):
 
 def test_a_reference_carries_its_resolution_into_the_slide(pattern, write_tiff, tmp_path):
     path = write_tiff(tmp_path / "s.tif", [pattern(99, 80)])
-    with open_slide(SlideRef("s", str(path), "s", mpp=0.3)) as slide:
+    with opened(SlideRef("s", str(path), "s", mpp=0.3)) as slide:
         assert slide.mpp.value == 0.3
 
 
@@ -145,7 +152,7 @@ def test_transparent_pixels_become_background_and_half_transparent_ones_mix(writ
     rgba = np.zeros((64, 64, 4), np.uint8)
     rgba[:32, :, :3], rgba[:32, :, 3] = 200, 255
     rgba[48:, :, :3], rgba[48:, :, 3] = 100, 128
-    with open_slide(write_tiff(tmp_path / "s.tif", [rgba])) as slide:
+    with opened(write_tiff(tmp_path / "s.tif", [rgba])) as slide:
         assert read(slide, 0, 0).min() == read(slide, 0, 0).max() == 200
         assert (read(slide, 0, 32) == slide.background).all()
         mixed = read(slide, 0, 48).astype(int)
@@ -154,7 +161,7 @@ def test_transparent_pixels_become_background_and_half_transparent_ones_mix(writ
 
 def test_no_seams_show_between_tiles_where_the_downsample_is_not_whole(write_tiff, tmp_path):
     pyramid = [np.full((h, w, 3), 50, np.uint8) for w, h in ((3999, 1200), (1000, 300))]
-    with open_slide(write_tiff(tmp_path / "s.tif", pyramid)) as slide:
+    with opened(write_tiff(tmp_path / "s.tif", pyramid)) as slide:
         assert slide.levels[1].downsample == pytest.approx(3.9995)
         for x in (1, 7, 101, 333):
             region = read(slide, x, 1, 600, 290, level=1).astype(int)
@@ -192,7 +199,7 @@ def damaged(pattern, write_tiff, tmp_path):
 
 def test_a_damaged_tile_is_an_error_and_never_pixels(damaged):
     path, _ = damaged
-    with open_slide(path) as slide, pytest.raises(SlideReadError) as caught:
+    with opened(path) as slide, pytest.raises(SlideReadError) as caught:
         read(slide, 0, 0)
     assert str(path) in str(caught.value)
     assert "level 0, 16 x 16 pixels at level-0 (0, 0) cannot be read" in str(caught.value)
@@ -201,7 +208,7 @@ def test_a_damaged_tile_is_an_error_and_never_pixels(damaged):
 
 def test_after_a_failed_read_the_other_tiles_can_still_be_read(damaged):
     path, pixels = damaged
-    with open_slide(path) as slide:
+    with opened(path) as slide:
         for _ in range(3):
             with pytest.raises(SlideReadError):
                 read(slide, 0, 0)
@@ -209,7 +216,7 @@ def test_after_a_failed_read_the_other_tiles_can_still_be_read(damaged):
 
 
 def test_a_batch_with_one_damaged_tile_fails_whole(damaged):
-    with open_slide(damaged[0]) as slide, pytest.raises(SlideReadError):
+    with opened(damaged[0]) as slide, pytest.raises(SlideReadError):
         slide.read_regions(0, np.array([[128, 64], [0, 0]]), 16, 16)
 
 
@@ -218,7 +225,7 @@ def test_a_truncated_file_fails_on_opening_or_on_reading_and_never_gives_pixels(
     for share in (0.02, 0.5, 0.9):
         path = tmp_path / f"cut{share}.tif"
         path.write_bytes(whole[: int(len(whole) * share)])
-        with pytest.raises((SlideOpenError, SlideReadError)), open_slide(path) as slide:
+        with pytest.raises((SlideOpenError, SlideReadError)), opened(path) as slide:
             read(slide, 0, 0, 256, 256)
 
 
@@ -226,29 +233,29 @@ def test_a_real_slide_cut_short_never_gives_pixels_for_what_is_gone(shared_data,
     whole = (shared_data / "slides" / "aperio_cmu-1-small-region.svs").read_bytes()
     path = tmp_path / "cut.svs"
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises((SlideOpenError, SlideReadError)), open_slide(path) as slide:
+    with pytest.raises((SlideOpenError, SlideReadError)), opened(path) as slide:
         read(slide, 0, 0, slide.levels[0].width, slide.levels[0].height)
 
 
 def test_a_text_file_named_as_a_slide_is_refused(tmp_path):
     (tmp_path / "text.svs").write_text("not a slide")
     with pytest.raises(SlideOpenError, match="does not know this format"):
-        open_slide(tmp_path / "text.svs")
+        opened(tmp_path / "text.svs")
 
 
 def test_an_empty_file_a_missing_file_and_a_folder_are_refused(tmp_path):
     (tmp_path / "empty.svs").write_bytes(b"")
     with pytest.raises(SlideOpenError):
-        open_slide(tmp_path / "empty.svs")
+        opened(tmp_path / "empty.svs")
     with pytest.raises(SlideOpenError, match="no such file"):
-        open_slide(tmp_path / "missing.svs")
+        opened(tmp_path / "missing.svs")
     with pytest.raises(SlideOpenError):
-        open_slide(tmp_path)
+        opened(tmp_path)
 
 
 def test_a_file_that_disappears_is_an_error_of_this_library(damaged):
     path, _ = damaged
-    with open_slide(path) as slide:
+    with opened(path) as slide:
         path.unlink()
         with pytest.raises(SlideReadError):
             read(slide, 0, 0)

@@ -1,4 +1,4 @@
-"""What reading costs, from the file's own index."""
+"""What a TIFF file stores where, and what reading costs."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ import numpy as np
 import pytest
 import tifffile
 
-from wsi_ats.geometry import Level
+from wsi_ats.errors import SlideOpenError
 from wsi_ats.slides import open_slide
-from wsi_ats.slides.tiff import TileIndex
+from wsi_ats.slides.storage import LocalFile
+from wsi_ats.slides.tiff_index import TiffIndex
 
 TILE = 64 * 48 * 3
+
+
+def index_of(path):
+    return TiffIndex.of(LocalFile(str(path)))
 
 
 @pytest.fixture
@@ -36,26 +41,43 @@ def uncompressed(pattern, write_tiff, tmp_path):
     ],
 )
 def test_tiles_are_counted_once_each(uncompressed, corners, width, height, tiles):
-    index = TileIndex.of(str(uncompressed))
-    assert index.touched(Level(217, 251, 1.0), np.array(corners), width, height) == tiles * TILE
+    image = index_of(uncompressed).image(217, 251)
+    assert image.touched(np.array(corners), width, height) == tiles * TILE
 
 
-def test_levels_are_told_apart_by_their_size(uncompressed):
-    index = TileIndex.of(str(uncompressed))
-    assert set(index.levels) == {(217, 251), (54, 63)}
-    assert index.touched(Level(54, 63, 4.0), np.array([[0, 0]]), 54, 63) == 2 * TILE
-    assert index.touched(Level(55, 63, 4.0), np.array([[0, 0]]), 54, 63) is None
+def test_images_are_told_apart_by_their_size(uncompressed):
+    index = index_of(uncompressed)
+    assert [(each.width, each.height) for each in index.images] == [(217, 251), (54, 63)]
+    assert index.image(54, 63).touched(np.array([[0, 0]]), 54, 63) == 2 * TILE
+    assert index.image(55, 63) is None
 
 
 def test_other_formats_have_no_index(tmp_path):
     for content in (b"", b"text", b"\x89PNG\r\n\x1a\n" + bytes(50)):
         (tmp_path / "s").write_bytes(content)
-        assert TileIndex.of(str(tmp_path / "s")).levels == {}
+        assert index_of(tmp_path / "s") is None
 
 
-def test_a_file_in_strips_has_no_index(pattern, tmp_path):
-    tifffile.imwrite(tmp_path / "s.tif", pattern(217, 251), photometric="rgb", metadata=None)
-    assert TileIndex.of(str(tmp_path / "s.tif")).levels == {}
+def test_strips_are_tiles_as_wide_as_the_image(pattern, tmp_path):
+    path = tmp_path / "s.tif"
+    tifffile.imwrite(path, pattern(217, 251), photometric="rgb", metadata=None, rowsperstrip=20)
+    (image,) = index_of(path).images
+    assert (image.tile_width, image.tile_height, image.sizes.shape) == (217, 20, (13, 1))
+    assert [image.rows_stored(row) for row in (0, 12)] == [20, 11]
+    assert image.sizes.sum() == 217 * 251 * 3
+
+
+def test_the_index_is_small(pattern, write_tiff, tmp_path):
+    index = index_of(write_tiff(tmp_path / "s.tif", [pattern(640, 640)], tile=(16, 16)))
+    (image,) = index.images
+    assert image.offsets.nbytes + image.sizes.nbytes == 12 * 1600
+
+
+def test_tiles_beyond_the_end_of_the_file_are_found_at_once(uncompressed):
+    content = uncompressed.read_bytes()
+    uncompressed.write_bytes(content[: -len(content) // 2])
+    with pytest.raises(SlideOpenError, match=r"lie beyond the end of the file|index is damaged"):
+        index_of(uncompressed)
 
 
 def test_a_real_slide_is_accounted_to_the_byte(shared_data):
@@ -65,3 +87,5 @@ def test_a_real_slide_is_accounted_to_the_byte(shared_data):
         everything = slide.stored_bytes(0, np.array([[0, 0]]), level.width, level.height)
         assert everything == sum(file.pages[0].databytecounts)
         assert slide.stored_bytes(0, np.array([[240, 240]]), 240, 240) == file.pages[0].databytecounts[11]
+        slide.read_regions(0, np.array([[0, 0], [7, 9]]), level.width, level.height)
+        assert slide.bytes_read == everything

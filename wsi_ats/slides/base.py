@@ -40,6 +40,8 @@ class SlideRef:
         ``"train"``, ``"val"`` or ``"test"`` where the manifest prescribes it.
     mpp
         Micrometres per level-0 pixel; overrides what the file says.
+    reader
+        Who reads it; ``"auto"`` lets :func:`wsi_ats.slides.open_slide` choose.
 
     Examples
     --------
@@ -53,6 +55,7 @@ class SlideRef:
     label: str | None = None
     split: str | None = None
     mpp: float | None = None
+    reader: str = "auto"
 
     def __post_init__(self) -> None:
         if not self.id or "/" in self.id or "\\" in self.id or self.id in {".", ".."}:

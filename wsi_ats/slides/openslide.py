@@ -9,18 +9,18 @@ from pathlib import Path
 import numpy as np
 import openslide
 
-from wsi_ats.errors import MppError, SlideOpenError, SlideReadError
+from wsi_ats.errors import SlideOpenError, SlideReadError
 from wsi_ats.geometry import IntArray, Level, Region
 from wsi_ats.slides.base import Closable, Mpp, Pixels
-from wsi_ats.slides.tiff import TileIndex
+from wsi_ats.slides.resolution import find_mpp
+from wsi_ats.slides.storage import LocalFile
+from wsi_ats.slides.tiff_index import TiffIndex
 
 # Randomly drawn tiles are hardly ever read twice: a larger cache than for neighbouring tiles of one read
 # only costs memory, and training keeps many slides open.
 _CACHE_BYTES = 4 << 20
 
 _OPAQUE = np.array([0, 0, 0, 255], dtype=np.uint8)
-
-_MICROMETRES_PER_UNIT = {"centimeter": 10_000.0, "inch": 25_400.0}
 
 
 class OpenSlideSlide(Closable):
@@ -56,7 +56,8 @@ class OpenSlideSlide(Closable):
                 handle.level_dimensions, handle.level_downsamples, strict=True
             )
         )
-        self._index: TileIndex | None = None
+        self._index: TiffIndex | None = None
+        self._indexed = False
 
     def _open(self) -> openslide.OpenSlide:
         with self._lock:
@@ -88,49 +89,7 @@ class OpenSlideSlide(Closable):
     @property
     def mpp(self) -> Mpp:
         """The override, else the file's own value, else an error that says what was found."""
-        if self._override is not None:
-            return Mpp(self._override, "override").check(self.path)
-        found = self._axes(openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y)
-        unit = _MICROMETRES_PER_UNIT.get(self._properties.get("tiff.ResolutionUnit", ""))
-        if found is None and unit is not None:
-            per_unit = self._axes("tiff.XResolution", "tiff.YResolution")
-            if per_unit is not None and min(per_unit[0]) > 0:
-                found = tuple(unit / each for each in per_unit[0]), per_unit[1]
-        if found is None:
-            keys = ("openslide.mpp-x", "tiff.XResolution", "tiff.ResolutionUnit")
-            looked = ", ".join(f"{key} = {self._properties.get(key, 'absent')}" for key in keys)
-            raise MppError(
-                self.path,
-                f"the file does not say how many micrometres a pixel has ({looked}); "
-                "give it in the manifest's mpp column or with --mpp",
-            )
-        (x, y), source = found
-        for value in (x, y):
-            Mpp(value, source).check(self.path)
-        if max(x, y) > 1.1 * min(x, y):
-            raise MppError(
-                self.path,
-                f"{source} says {x} micrometres per pixel across and {y} down: pixels are not "
-                "square; give one value in the manifest's mpp column or with --mpp",
-            )
-        return Mpp((x + y) / 2, source)
-
-    def _axes(self, key_x: str, key_y: str) -> tuple[tuple[float, ...], str] | None:
-        if not {key_x, key_y} <= self._properties.keys():
-            return None
-        return (self._number(key_x), self._number(key_y)), key_x
-
-    def _number(self, key: str) -> float:
-        text = self._properties[key]
-        try:
-            # Some scanners write the decimal comma of their country.
-            return float(text.replace(",", "."))
-        except ValueError as error:
-            raise MppError(
-                self.path,
-                f"{key} = {text!r} is no number; give the micrometres per pixel in the manifest's "
-                "mpp column or with --mpp",
-            ) from error
+        return find_mpp(self.path, self._properties, self._override)
 
     @property
     def background(self) -> tuple[int, int, int]:
@@ -183,9 +142,11 @@ class OpenSlideSlide(Closable):
 
     def stored_bytes(self, level: int, corners: IntArray, width: int, height: int) -> int | None:
         """See :meth:`wsi_ats.slides.base.Slide.stored_bytes`."""
-        if self._index is None:
-            self._index = TileIndex.of(self.path)
-        return self._index.touched(self.levels[level], corners, width, height)
+        if not self._indexed:
+            self._index = _index(self.path)
+            self._indexed = True
+        image = self._index and self._index.image(self.levels[level].width, self.levels[level].height)
+        return image.touched(corners, width, height) if image else None
 
     def close(self) -> None:
         """Release the file."""
@@ -194,6 +155,25 @@ class OpenSlideSlide(Closable):
             if self._handle is not None:
                 self._handle.close()
                 self._handle = None
+
+
+def _index(path: str) -> TiffIndex | None:
+    """The index of a TIFF file, for what it says of sizes."""
+    try:
+        file = LocalFile(path)
+        try:
+            return TiffIndex.of(file)
+        finally:
+            file.close()
+    except SlideOpenError:
+        # A folder, or an index so damaged that its sizes are not known; whether pixels can be read is for
+        # OpenSlide to say.
+        return None
+
+
+def knows(path: str) -> bool:
+    """Whether OpenSlide takes a file for one of its formats."""
+    return openslide.OpenSlide.detect_format(path) is not None
 
 
 def _over(rgba: Pixels, background: tuple[int, int, int]) -> Pixels:

@@ -1,66 +1,298 @@
-"""What TIFF files store where: the only import of tifffile outside :mod:`wsi_ats.testing`."""
+"""Slides whose tiles we read ourselves: those in TIFF files, on this machine or in a store.
+
+OpenSlide composes regions as a viewer needs them, which costs three times what decoding does. Here the tiles
+under all regions of a batch are found first, announced to the disk at once, decoded once each, and copied to
+where they belong. Pixels are the same (`tests/slides/test_tiff_against_openslide.py`).
+"""
 
 from __future__ import annotations
 
-import struct
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Self
+from itertools import pairwise
 
 import numpy as np
-import tifffile
 
-from wsi_ats.geometry import IntArray, Level
+from wsi_ats.errors import SlideOpenError, SlideReadError
+from wsi_ats.geometry import IntArray, Level, Region
+from wsi_ats.slides.base import Closable, Mpp, Pixels
+from wsi_ats.slides.resolution import find_mpp
+from wsi_ats.slides.storage import Fetch, Storage, open_storage
+from wsi_ats.slides.tiff_index import StoredImage, TiffIndex
+
+_WHITE = (255, 255, 255)
+
+# Whose files are plain pyramids of tiles. Others lay their tiles out by rules that OpenSlide knows.
+_PLAIN = frozenset({"aperio", "generic-tiff", "ome-tiff"})
 
 
-@dataclass(frozen=True)
-class TileIndex:
-    """Compressed size of every tile of a TIFF slide, by level.
+class TiffSlide(Closable):
+    """A slide in a TIFF file: Aperio's SVS, OME-TIFF, any tiled or striped TIFF of RGB or grey pixels.
 
     Parameters
     ----------
-    levels
-        Keyed by the level's ``(width, height)``: the tile's width and height, and the bytes of each tile,
-        shape (rows, columns). Levels that are not tiled are absent; so are all, for other formats.
+    path
+        The file, or a URL.
+    mpp
+        Micrometres per level-0 pixel, where the file's own value is missing or wrong.
+    threads
+        How many decode at a time, for a read of several tiles.
+    storage, index
+        The file and what it holds, where they are known already; the slide closes the file.
+
+    Raises
+    ------
+    SlideOpenError
+        When it is no TIFF file, or one that is damaged or not to be read in this way.
     """
 
-    levels: dict[tuple[int, int], tuple[int, int, IntArray]]
+    def __init__(
+        self,
+        path: str,
+        *,
+        mpp: float | None = None,
+        threads: int = 1,
+        storage: Storage | None = None,
+        index: TiffIndex | None = None,
+    ) -> None:
+        self.path = path
+        self.background = _WHITE
+        self._override = mpp
+        self._storage = storage or open_storage(path)
+        try:
+            index = index or TiffIndex.of(self._storage)
+            if index is None:
+                raise SlideOpenError(path, "it is no TIFF file; leave out --reader to have another tried")
+            refused = why_not(index, like_openslide=False)
+            if refused:
+                raise SlideOpenError(path, f"it cannot be read directly: {refused}; leave out --reader")
+            self._images = levels_of(index)
+        except SlideOpenError:
+            self._storage.close()
+            raise
+        self.vendor = index.vendor
+        self.icc = index.icc
+        self._properties: Mapping[str, str] = index.properties
+        full = self._images[0]
+        self.levels = tuple(
+            Level(each.width, each.height, (full.width / each.width + full.height / each.height) / 2)
+            for each in self._images
+        )
+        self._closed = False
+        self._glass = np.array([[self.background]], dtype=np.uint8)
+        self._count = threads
+        self._threads = ThreadPoolExecutor(threads, "decode") if threads > 1 else None
+
+    @property
+    def mpp(self) -> Mpp:
+        """The override, else the file's own value, else an error that says what was found."""
+        return find_mpp(self.path, self._properties, self._override)
+
+    @property
+    def bounds(self) -> Region:
+        """All of level 0: these formats have no margin."""
+        return Region(0, 0, self.levels[0].width, self.levels[0].height)
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes asked of the disk or the store so far."""
+        return self._storage.bytes_read
+
+    def tile_shape(self, level: int) -> tuple[int, int] | None:
+        """Width and height of the file's tiles or strips."""
+        image = self._images[level]
+        return image.tile_width, image.tile_height
+
+    def read_regions(self, level: int, corners: IntArray, width: int, height: int) -> Pixels:
+        """See :meth:`wsi_ats.slides.base.Slide.read_regions`; exact at every level."""
+        if self._closed:
+            raise _closed(self.path)
+        image = self._images[level]
+        regions = np.empty((len(corners), height, width, 3), dtype=np.uint8)
+        places = _Places.of(image, corners, width, height)
+        regions[places.across_the_edge] = self.background
+        stored = [tile for tile in places.tiles if image.sizes[tile]]
+        for tile in places.tiles.keys() - set(stored):  # left out by the writer, for nothing is there
+            places.paste(regions, tile, self._glass)
+        rows, columns = (np.array([tile[axis] for tile in stored], dtype=np.int64) for axis in (0, 1))
+        fetch = self._storage.fetch(
+            image.offsets[rows, columns].astype(np.int64), image.sizes[rows, columns].astype(np.int64)
+        )
+
+        def decode(first: int, step: int) -> None:
+            for number in range(first, len(stored), step):
+                self._decode(level, stored[number], fetch, number, places, regions)
+
+        if self._threads is None:
+            decode(0, 1)
+        else:
+            # A share for each thread: to hand tiles out one by one would cost a third of decoding them.
+            try:
+                shares = [self._threads.submit(decode, i, self._count) for i in range(self._count)]
+            except RuntimeError as error:  # closed by another thread since it was asked above
+                raise _closed(self.path) from error
+            for share in shares:
+                share.result()
+        return regions
+
+    def _decode(
+        self, level: int, tile: tuple[int, int], fetch: Fetch, number: int, places: _Places, regions: Pixels
+    ) -> None:
+        """Decode one tile to where it belongs."""
+        image, alone = self._images[level], places.alone(tile)
+        shape = image.rows_stored(tile[0]), image.tile_width, 3
+        pixels = regions[alone] if alone is not None else np.empty(shape, dtype=np.uint8)
+        try:
+            assert image.coding is not None
+            image.coding.decode(fetch(number), pixels)
+        except ValueError as error:
+            x, y = (
+                round(place * side * self.levels[level].downsample)
+                for place, side in zip(tile[::-1], (image.tile_width, image.tile_height), strict=True)
+            )
+            raise SlideReadError(
+                self.path,
+                f"level {level}, the tile of {shape[1]} x {shape[0]} pixels at level-0 ({x}, {y}) cannot be "
+                f"read: {error}; is the copy complete?",
+            ) from error
+        if alone is None:
+            places.paste(regions, tile, pixels)
+
+    def stored_bytes(self, level: int, corners: IntArray, width: int, height: int) -> int | None:
+        """See :meth:`wsi_ats.slides.base.Slide.stored_bytes`."""
+        return self._images[level].touched(corners, width, height)
+
+    def close(self) -> None:
+        """Release the file."""
+        self._closed = True
+        if self._threads is not None:
+            self._threads.shutdown(wait=False)
+        self._storage.close()
+
+
+def _closed(path: str) -> SlideReadError:
+    return SlideReadError(path, "the slide is closed; open it again to read")
+
+
+def levels_of(index: TiffIndex) -> tuple[StoredImage, ...]:
+    """Find the pyramid among the images of a file, as OpenSlide does; labels and overviews are left out.
+
+    Unlike OpenSlide, levels are also looked for below the first image, where the file has none beside it.
+
+    Returns
+    -------
+    tuple of StoredImage
+        Finest first. Never empty.
+    """
+    first, *others = index.images
+    beside = [each for each in others if not each.below]
+    below = [each for each in others if each.below and each.tiled == first.tiled]
+    if index.vendor == "aperio":
+        levels = [each for each in beside if each.tiled]
+    elif index.vendor == "hamamatsu":
+        levels = [each for each in beside if _is_smaller(each, first)]
+    elif index.vendor == "ome-tiff":
+        levels = [each for each in below if _is_smaller(each, first)]
+    else:
+        levels = [each for each in beside if each.reduced and each.tiled == first.tiled]
+        levels = levels or [each for each in below if _is_smaller(each, first)]
+    return tuple(sorted([first, *levels], key=lambda each: -each.width))
+
+
+def _is_smaller(image: StoredImage, full: StoredImage) -> bool:
+    """Whether an image may be the whole at a lower resolution, to a pixel of its own."""
+    scale = full.width / image.width
+    return scale > 1 and abs(full.height / scale - image.height) <= 1 + full.height / full.width
+
+
+def why_not(index: TiffIndex, *, like_openslide: bool = True) -> str:
+    """Say why a file is not to be read by :class:`TiffSlide`; empty if nothing speaks against it.
+
+    Parameters
+    ----------
+    index
+        What the file holds.
+    like_openslide
+        Whether its levels, too, must be those that OpenSlide finds.
+    """
+    levels = levels_of(index)
+    refused = next((each.refused for each in levels if each.coding is None), "")
+    if refused:
+        return refused
+    if any(a.width <= b.width or a.height < b.height for a, b in pairwise(levels)):
+        return "its levels are not in order"
+    if index.vendor == "aperio" and any((each.sizes == 0).any() for each in levels):
+        return "some of its tiles are missing, and are to be made of the level below"
+    if index.vendor == "hamamatsu" and like_openslide:
+        return "OpenSlide makes further levels of hamamatsu files"
+    if index.vendor not in {*_PLAIN, "hamamatsu"}:
+        return f"tiles of {index.vendor} files are laid out by rules of their own"
+    return ""
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Which tiles lie under which regions.
+
+    Parameters
+    ----------
+    image
+        The level.
+    corners
+        Top-left ``x, y`` of each region in pixels of the level.
+    width, height
+        Size of each region.
+    tiles
+        Regions by tile (row, column), in the order of the file's grid.
+    across_the_edge
+        Regions that reach beyond the image.
+    """
+
+    image: StoredImage
+    corners: list[tuple[int, int]]
+    width: int
+    height: int
+    tiles: dict[tuple[int, int], list[int]]
+    across_the_edge: list[int]
 
     @classmethod
-    def of(cls, path: str) -> Self:
-        """Read the index of a file; empty where the file is no TIFF or its index is damaged."""
-        try:
-            with tifffile.TiffFile(path) as file:
-                pages = [page for page in file.pages if isinstance(page, tifffile.TiffPage)]
-                return cls({(p.imagewidth, p.imagelength): _tiles(p) for p in pages if p.is_tiled})
-        except (tifffile.TiffFileError, ValueError, LookupError, OSError, struct.error):
-            # No TIFF, or so damaged that its sizes are not known; whether its pixels can be read is
-            # for the reader to say.
-            return cls({})
+    def of(cls, image: StoredImage, corners: IntArray, width: int, height: int) -> _Places:
+        rows, columns = image.sizes.shape
+        tiles: dict[tuple[int, int], list[int]] = {}
+        across: list[int] = []
+        places = [(int(x), int(y)) for x, y in corners.tolist()]
+        for number, (x, y) in enumerate(places):
+            right, bottom = x + width, y + height
+            if x < 0 or y < 0 or right > image.width or bottom > image.height:
+                across.append(number)
+                if right <= 0 or bottom <= 0 or x >= image.width or y >= image.height:
+                    continue
+            for row in range(max(0, y // image.tile_height), min(rows, -(-bottom // image.tile_height))):
+                for column in range(
+                    max(0, x // image.tile_width), min(columns, -(-right // image.tile_width))
+                ):
+                    tiles.setdefault((row, column), []).append(number)
+        return cls(image, places, width, height, dict(sorted(tiles.items())), across)
 
-    def touched(self, level: Level, corners: IntArray, width: int, height: int) -> int | None:
-        """Bytes of the tiles under regions of one level, each tile once; ``None`` if not known.
+    def alone(self, tile: tuple[int, int]) -> int | None:
+        """The one region that shows this tile, if it is just this tile: it is decoded in place."""
+        image, numbers = self.image, self.tiles[tile]
+        x, y = tile[1] * image.tile_width, tile[0] * image.tile_height
+        same = (self.width, self.height) == (image.tile_width, image.tile_height)
+        inside = x + image.tile_width <= image.width and y + image.tile_height <= image.height
+        if same and inside and len(numbers) == 1 and self.corners[numbers[0]] == (x, y):
+            return numbers[0]
+        return None
 
-        Parameters
-        ----------
-        level
-            The level.
-        corners
-            Shape (N, 2): top-left ``x, y`` in pixels of the level.
-        width, height
-            Size of each region in pixels of the level.
-        """
-        if (level.width, level.height) not in self.levels:
-            return None
-        tile_width, tile_height, sizes = self.levels[level.width, level.height]
-        wanted = np.zeros(sizes.shape, dtype=bool)
-        for x, y in corners.tolist():
-            rows = slice(max(0, y // tile_height), max(0, -(-(y + height) // tile_height)))
-            columns = slice(max(0, x // tile_width), max(0, -(-(x + width) // tile_width)))
-            wanted[rows, columns] = True
-        return int(sizes[wanted].sum())
-
-
-def _tiles(page: tifffile.TiffPage) -> tuple[int, int, IntArray]:
-    rows, columns = -(-page.imagelength // page.tilelength), -(-page.imagewidth // page.tilewidth)
-    sizes = np.asarray(page.databytecounts, dtype=np.int64)[: rows * columns]
-    return page.tilewidth, page.tilelength, sizes.reshape(rows, columns)
+    def paste(self, regions: Pixels, tile: tuple[int, int], pixels: Pixels) -> None:
+        """Copy the part of a tile that each region shows; a single pixel is taken for all."""
+        image = self.image
+        left, top = tile[1] * image.tile_width, tile[0] * image.tile_height
+        right, bottom = min(left + image.tile_width, image.width), min(top + image.tile_height, image.height)
+        for number in self.tiles[tile]:
+            x, y = self.corners[number]
+            x0, x1 = max(x, left), min(x + self.width, right)
+            y0, y1 = max(y, top), min(y + self.height, bottom)
+            part = pixels if pixels.size == 3 else pixels[y0 - top : y1 - top, x0 - left : x1 - left]
+            regions[number, y0 - y : y1 - y, x0 - x : x1 - x] = part

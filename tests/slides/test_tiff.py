@@ -1,0 +1,262 @@
+"""Slides in TIFF files, read directly."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+
+import numpy as np
+import pytest
+import tifffile
+
+from wsi_ats.errors import SlideOpenError, SlideReadError
+from wsi_ats.slides import SlideRef, choose_reader, open_slide
+from wsi_ats.slides.tiff import TiffSlide
+from wsi_ats.testing.contract import SlideContract
+
+
+class TestWrittenTiff(SlideContract):
+    @pytest.fixture
+    def pyramid(self, awkward_pyramid):
+        return awkward_pyramid
+
+    @pytest.fixture(params=[1, 3], ids="{} threads".format)
+    def slide(self, awkward_tiff, request):
+        with open_slide(awkward_tiff, threads=request.param) as slide:
+            assert isinstance(slide, TiffSlide)
+            yield slide
+
+
+CODINGS = {
+    "none": {"compression": None},
+    "lzw": {"compression": "lzw"},
+    "lzw, differences": {"compression": "lzw", "predictor": True},
+    "deflate, differences": {"compression": "zlib", "predictor": True},
+    "zstd": {"compression": "zstd"},
+    "adobe deflate, big-endian": {"compression": "adobe_deflate", "byteorder": ">"},
+    "bigtiff": {"compression": "zlib", "bigtiff": True},
+    "jpeg2000": {"compression": "APERIO_JP2000_RGB", "compressionargs": {"level": 0}},
+}
+
+
+class TestCodings(SlideContract):
+    """Everything that keeps pixels as they are, in tiles."""
+
+    @pytest.fixture(params=CODINGS)
+    def coding(self, request):
+        return CODINGS[request.param]
+
+    @pytest.fixture
+    def pyramid(self, pattern):
+        return [pattern(331, 217), pattern(83, 54, 1)]
+
+    @pytest.fixture
+    def slide(self, coding, pyramid, tmp_path):
+        with open_slide(write(tmp_path / "s.tif", pyramid, tile=(64, 48), **coding)) as slide:
+            assert isinstance(slide, TiffSlide)
+            yield slide
+
+
+class TestStrips(TestCodings):
+    """The same in strips, which OpenSlide refuses."""
+
+    @pytest.fixture
+    def slide(self, coding, pyramid, tmp_path):
+        with open_slide(write(tmp_path / "s.tif", pyramid, rowsperstrip=20, **coding)) as slide:
+            assert slide.tile_shape(0) == (331, 20)
+            yield slide
+
+
+class TestOneUncompressedStrip(SlideContract):
+    """A whole image in one piece, of which rows can be read by themselves."""
+
+    @pytest.fixture
+    def pyramid(self, pattern):
+        return [pattern(1500, 1700)]
+
+    @pytest.fixture
+    def slide(self, pyramid, tmp_path):
+        with open_slide(write(tmp_path / "s.tif", pyramid, rowsperstrip=1700)) as slide:
+            assert slide.tile_shape(0) == (1500, 699)  # a million pixels at a time
+            yield slide
+
+
+class TestGrey(SlideContract):
+    @pytest.fixture
+    def grey(self, pattern):
+        return pattern(331, 217)[..., 0]
+
+    @pytest.fixture
+    def pyramid(self, grey):
+        return [np.repeat(grey[..., None], 3, axis=2)]
+
+    @pytest.fixture
+    def slide(self, grey, tmp_path):
+        tifffile.imwrite(tmp_path / "s.tif", grey, tile=(64, 48), compression="zlib", metadata=None)
+        with open_slide(tmp_path / "s.tif") as slide:
+            yield slide
+
+
+class TestOmeTiffWithLevelsBelow(SlideContract):
+    """Levels in SubIFDs, as Bio-Formats, QuPath and libvips write them."""
+
+    @pytest.fixture
+    def pyramid(self, pattern):
+        return [pattern(640, 420), pattern(320, 210, 1), pattern(160, 105, 2)]
+
+    @pytest.fixture
+    def slide(self, pyramid, tmp_path):
+        path = tmp_path / "s.ome.tif"
+        with tifffile.TiffWriter(path, ome=True) as file:
+            facts = {"axes": "YXS", "PhysicalSizeX": 500.0, "PhysicalSizeXUnit": "nm"}
+            facts |= {"PhysicalSizeY": 0.5, "PhysicalSizeYUnit": "µm"}
+            options = {"tile": (64, 64), "photometric": "rgb", "compression": "zlib"}
+            file.write(pyramid[0], subifds=2, metadata=facts, **options)
+            for level in pyramid[1:]:
+                file.write(level, subfiletype=1, **options)
+        with open_slide(path) as slide:
+            assert slide.vendor == "ome-tiff"
+            assert (slide.mpp.value, slide.mpp.source) == (0.5, "ome.PhysicalSizeX")
+            yield slide
+
+
+class TestRealSlides(SlideContract):
+    @pytest.fixture(
+        params=[
+            "aperio_cmu-1-small-region.svs",
+            "hamamatsu_test3-DAPI.ndpi",
+            "ometiff_OS-1-detail_HE.ome.tif",
+            "ometiff_OS-2-ndpi_Ki67.ome.tif",
+        ]
+    )
+    def slide(self, request, shared_data):
+        with TiffSlide(str(shared_data / "slides" / request.param)) as slide:
+            yield slide
+
+
+def write(path, pyramid, *, byteorder=None, bigtiff=False, **options):
+    with tifffile.TiffWriter(path, byteorder=byteorder, bigtiff=bigtiff) as file:
+        for number, pixels in enumerate(pyramid):
+            file.write(pixels, photometric="rgb", subfiletype=1 if number else 0, metadata=None, **options)
+    return path
+
+
+def read(slide, x, y, width=16, height=16, level=0):
+    return slide.read_regions(level, np.array([[x, y]]), width, height)[0]
+
+
+# --- who reads what ---
+
+
+@pytest.mark.parametrize(
+    ("name", "reader", "reason"),
+    [
+        ("aperio_cmu-1-small-region.svs", "direct", "those that OpenSlide gives"),
+        ("hamamatsu_test3-DAPI.ndpi", "openslide", "further levels"),
+        ("ometiff_OS-1-detail_HE.ome.tif", "direct", "those that OpenSlide gives"),
+        ("tiff_slaid_patch.tif", "openslide", "transparency"),
+    ],
+)
+def test_real_slides_go_the_way_that_gives_true_pixels(shared_data, name, reader, reason):
+    choice = choose_reader(shared_data / "slides" / name)
+    assert choice.reader == reader
+    assert reason in choice.reason
+
+
+def test_a_reader_can_be_forced(awkward_tiff, tmp_path):
+    for name, kind in (("direct", "TiffSlide"), ("openslide", "OpenSlideSlide")):
+        with open_slide(SlideRef("s", str(awkward_tiff), "s", reader=name)) as slide:
+            assert type(slide).__name__ == kind
+    assert choose_reader(SlideRef("s", str(awkward_tiff), "s", reader="direct")).reason == "asked for"
+
+
+def test_what_cannot_be_read_directly_says_why(shared_data):
+    path = str(shared_data / "slides" / "tiff_slaid_patch.tif")
+    with pytest.raises(SlideOpenError, match="transparency"):
+        open_slide(SlideRef("s", path, "s", reader="direct"))
+
+
+def test_what_no_reader_reads_names_both_reasons(tmp_path):
+    pixels = np.zeros((64, 64, 3), np.uint16)
+    tifffile.imwrite(tmp_path / "s.tif", pixels, photometric="rgb", metadata=None)
+    with pytest.raises(SlideOpenError, match=r"OpenSlide does not know.*16 bits per colour"):
+        open_slide(tmp_path / "s.tif")
+
+
+def test_labels_and_overviews_are_no_levels(shared_data, pattern, tmp_path):
+    with open_slide(shared_data / "slides" / "aperio_cmu-1-small-region.svs") as slide:
+        assert len(slide.levels) == 1
+    path = tmp_path / "s.tif"
+    with tifffile.TiffWriter(path) as file:
+        file.write(pattern(300, 200), tile=(64, 64), photometric="rgb", metadata=None)
+        file.write(pattern(90, 40, 1), photometric="rgb", metadata=None)  # a label
+        file.write(pattern(80, 60, 1), tile=(64, 64), photometric="rgb", metadata=None)  # not reduced
+    with open_slide(path) as slide:
+        assert [(level.width, level.height) for level in slide.levels] == [(300, 200)]
+
+
+# --- reading ---
+
+
+def test_places_without_a_tile_are_background(pattern, tmp_path):
+    pixels = pattern(192, 128)
+    path = write(tmp_path / "s.tif", [pixels], tile=(64, 64))
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        file.pages[0].tags["TileByteCounts"].overwrite((0, *file.pages[0].databytecounts[1:]))
+    expected = pixels.copy()
+    expected[:64, :64] = 255
+    for reader in ("direct", "openslide"):
+        with open_slide(SlideRef("s", str(path), "s", reader=reader)) as slide:
+            np.testing.assert_array_equal(read(slide, 0, 0, 192, 128), expected)
+
+
+def test_a_tile_under_several_regions_is_read_once(pattern, tmp_path):
+    path = write(tmp_path / "s.tif", [pattern(192, 128)], tile=(64, 64))
+    with open_slide(path) as slide:
+        corners = np.array([[0, 0], [3, 5], [0, 0], [10, 10]])
+        regions = slide.read_regions(0, corners, 20, 20)
+        assert slide.bytes_read == slide.stored_bytes(0, corners, 20, 20) == 64 * 64 * 3
+        for region, (x, y) in zip(regions, corners.tolist(), strict=True):
+            np.testing.assert_array_equal(region, pattern(192, 128)[y : y + 20, x : x + 20])
+
+
+def test_a_slide_closed_while_it_is_read_from_ends_the_read_and_not_another_file(pattern, tmp_path):
+    """The number of a closed file is given to the next that is opened."""
+    path = write(tmp_path / "s.tif", [pattern(640, 640)], tile=(64, 64))
+    expected = pattern(640, 640)
+    for _ in range(20):
+        slide = open_slide(path, threads=2)
+        results = []
+
+        def whole(slide=slide, results=results):
+            try:
+                results.append(read(slide, 0, 0, 640, 640))
+            except SlideReadError:
+                results.append(None)
+
+        reader = threading.Thread(target=whole)
+        reader.start()
+        slide.close()
+        others = [(tmp_path / f"{i}").open("w+b") for i in range(8)]
+        for other in others:
+            other.write(bytes(1 << 16))
+        reader.join()
+        for other in others:
+            other.close()
+        (result,) = results
+        assert result is None or (result == expected).all()
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts the open files of Linux")  # noqa: PTH112
+def test_closed_slides_and_failed_openings_leave_no_file_open(awkward_tiff, tmp_path):
+    (tmp_path / "bad.tif").write_bytes(awkward_tiff.read_bytes()[:100])
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    for _ in range(10):
+        open_slide(awkward_tiff).close()
+        choose_reader(awkward_tiff)
+        with pytest.raises(SlideOpenError):
+            open_slide(tmp_path / "bad.tif")
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) <= before  # noqa: PTH208

@@ -1,0 +1,130 @@
+"""Decoding of stored tiles: the only import of imagecodecs. JPEG, the commonest, is another library's."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+from wsi_ats import jpeg
+from wsi_ats.slides.base import Pixels
+
+# Of a JPEG 2000 codestream: markers of its start and of its size, width, height, and the offsets of both.
+_CODESTREAM = struct.Struct(">I4xIIII")
+_CODESTREAM_START = 0xFF4FFF51
+
+
+class Compression(StrEnum):
+    """How tiles are stored."""
+
+    NONE = "none"
+    JPEG = "jpeg"
+    JPEG_2000 = "jpeg2000"
+    DEFLATE = "deflate"
+    LZW = "lzw"
+    ZSTD = "zstd"
+
+
+@dataclass(frozen=True, slots=True)
+class Coding:
+    """How the tiles of one image are stored.
+
+    Parameters
+    ----------
+    compression
+        Of each tile by itself.
+    samples
+        Colours of a pixel: 3 for RGB, 1 for grey.
+    differences
+        Whether pixels are stored as differences from their left neighbour (TIFF's predictor 2).
+    prefix
+        What comes before a JPEG stream, in place of its first ``skipped`` bytes.
+    skipped
+        See ``prefix``.
+    suffix
+        What stands in place of the last bytes of a JPEG stream.
+    """
+
+    compression: Compression
+    samples: int
+    differences: bool = False
+    prefix: bytes = b""
+    skipped: int = 0
+    suffix: bytes = b""
+
+    def decode(self, data: bytes | memoryview, out: Pixels) -> None:
+        """Decode one tile.
+
+        Parameters
+        ----------
+        data
+            As stored.
+        out
+            Where to: contiguous, shape (height, width, 3).
+
+        Raises
+        ------
+        ValueError
+            When the data are damaged or not a tile of that size.
+
+        Examples
+        --------
+        >>> out = np.empty((2, 1, 3), np.uint8)
+        >>> Coding(Compression.NONE, samples=1).decode(bytes([7, 9]), out)
+        >>> out.tolist()
+        [[[7, 7, 7]], [[9, 9, 9]]]
+        """
+        if self.compression is Compression.JPEG:
+            stream = data[self.skipped : len(data) - len(self.suffix)]
+            jpeg.decode(b"".join((self.prefix, stream, self.suffix)), out)
+            return
+        height, width = out.shape[:2]
+        if self.compression is Compression.JPEG_2000:
+            tile = _decode_jpeg_2000(bytes(data), height, width, self.samples)
+        else:
+            expected = height * width * self.samples
+            stored = _decompress(self.compression, data, expected)
+            if len(stored) != expected:
+                raise ValueError(f"{len(stored)} bytes when decoded, expected {expected}")
+            tile = np.frombuffer(stored, dtype=np.uint8).reshape(height, width, self.samples)
+        # A sum of bytes wraps around as the differences did.
+        out[:] = np.cumsum(tile, axis=1, dtype=np.uint8) if self.differences else tile
+
+
+def _decompress(
+    compression: Compression, data: bytes | memoryview, expected: int
+) -> bytes | bytearray | memoryview:
+    if compression is Compression.NONE:
+        return data
+    import imagecodecs
+
+    decoders = {
+        Compression.DEFLATE: imagecodecs.deflate_decode,
+        Compression.LZW: imagecodecs.lzw_decode,
+        Compression.ZSTD: imagecodecs.zstd_decode,
+    }
+    try:
+        # Told how much there may be, a decoder does not fill the memory with what a few bytes claim.
+        decoded: bytes | bytearray = decoders[compression](bytes(data), out=expected)
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
+    return decoded
+
+
+def _decode_jpeg_2000(data: bytes, height: int, width: int, samples: int) -> Pixels:
+    import imagecodecs
+
+    if len(data) < _CODESTREAM.size:
+        raise ValueError(f"{len(data)} bytes are no JPEG 2000 codestream")
+    start, right, bottom, left, top = _CODESTREAM.unpack_from(data)
+    if start != _CODESTREAM_START or (right - left, bottom - top) != (width, height):
+        raise ValueError(f"no JPEG 2000 codestream of {width} x {height} pixels")
+    try:
+        tile: Pixels = imagecodecs.jpeg2k_decode(data)
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
+    if tile.shape != (height, width, samples)[: 2 + (samples > 1)] or tile.dtype != np.uint8:
+        raise ValueError(f"JPEG 2000 gave {tile.dtype} {tile.shape}, expected {samples} colours of 8 bits")
+    return tile.reshape(height, width, samples)

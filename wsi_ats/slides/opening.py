@@ -1,0 +1,141 @@
+"""Which reader reads which slide, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast, get_args
+
+from wsi_ats.errors import SettingsError, SlideOpenError
+from wsi_ats.slides.base import Slide, SlideRef
+from wsi_ats.slides.storage import is_remote, open_storage
+
+if TYPE_CHECKING:
+    from wsi_ats.slides.storage import Storage
+    from wsi_ats.slides.tiff_index import TiffIndex
+
+ReaderName = Literal["auto", "direct", "openslide", "zarr"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A reader, chosen for one slide.
+
+    Parameters
+    ----------
+    reader
+        ``direct``: :class:`wsi_ats.slides.tiff.TiffSlide`; ``openslide``:
+        :class:`wsi_ats.slides.openslide.OpenSlideSlide`; ``zarr``: :class:`wsi_ats.slides.zarr.ZarrSlide`.
+    reason
+        Why.
+    """
+
+    reader: ReaderName
+    reason: str
+
+
+def choose_reader(ref: SlideRef | str | Path) -> Choice:
+    """Say which reader :func:`open_slide` takes for a slide, and why.
+
+    Raises
+    ------
+    SlideOpenError
+        When the slide is missing or its index is damaged.
+
+    Examples
+    --------
+    >>> choose_reader("scans/case7.mrxs")  # doctest: +SKIP
+    Choice(reader='openslide', reason='it is no TIFF file')
+    """
+    choice, storage, _ = _choose(_reference(ref))
+    if storage is not None:
+        storage.close()
+    return choice
+
+
+def open_slide(ref: SlideRef | str | Path, *, threads: int = 1) -> Slide:
+    """Open a slide; pixels are read only when asked for.
+
+    TIFF files whose pixels are provably those that OpenSlide would give are read directly, at a third of the
+    cost; OME-Zarr by zarr; all else by OpenSlide.
+
+    Parameters
+    ----------
+    ref
+        A reference, or the path or URL of a file. Its ``reader`` forces one.
+    threads
+        How many decode at a time where tiles are read directly: for a program that reads one slide. The
+        stages read several slides at once instead.
+
+    Raises
+    ------
+    SlideOpenError
+        When the file is missing, damaged or of a format no reader knows.
+
+    Examples
+    --------
+    >>> with open_slide("scans/case7.svs") as slide:  # doctest: +SKIP
+    ...     slide.levels[0].width
+    """
+    ref = _reference(ref)
+    choice, storage, index = _choose(ref)
+    if choice.reader == "direct":
+        from wsi_ats.slides.tiff import TiffSlide
+
+        return TiffSlide(ref.path, mpp=ref.mpp, threads=threads, storage=storage, index=index)
+    if storage is not None:
+        storage.close()
+    if choice.reader == "zarr":
+        from wsi_ats.slides.zarr import ZarrSlide
+
+        return ZarrSlide(ref.path, mpp=ref.mpp)
+    from wsi_ats.slides.openslide import OpenSlideSlide
+
+    try:
+        return OpenSlideSlide(ref.path, mpp=ref.mpp)
+    except SlideOpenError as error:
+        if ref.reader != "auto":
+            raise
+        raise SlideOpenError(ref.path, f"{error.problem} (and not read directly: {choice.reason})") from error
+
+
+def _reference(ref: SlideRef | str | Path) -> SlideRef:
+    return ref if isinstance(ref, SlideRef) else SlideRef.from_path(ref)
+
+
+def _choose(ref: SlideRef) -> tuple[Choice, Storage | None, TiffIndex | None]:
+    """Choose, and hand on what had to be opened for it."""
+    if ref.reader not in get_args(ReaderName):
+        raise SettingsError(f"reader is {ref.reader!r}, expected one of {', '.join(get_args(ReaderName))}")
+    if ref.reader == "openslide" and is_remote(ref.path):
+        raise SlideOpenError(
+            ref.path, "OpenSlide reads files of this machine alone; copy it, or leave out --reader"
+        )
+    if ref.reader != "auto":
+        return Choice(cast(ReaderName, ref.reader), "asked for"), None, None
+    if ref.path.rstrip("/").endswith(".zarr"):
+        return Choice("zarr", "it is OME-Zarr"), None, None
+    if Path(ref.path).is_dir() and not is_remote(ref.path):
+        return Choice("openslide", "it is a folder"), None, None
+    from wsi_ats.slides.tiff import why_not
+    from wsi_ats.slides.tiff_index import TiffIndex
+
+    storage = open_storage(ref.path)
+    try:
+        index = TiffIndex.of(storage)
+    except SlideOpenError:
+        storage.close()
+        raise
+    reason = "it is no TIFF file" if index is None else why_not(index)
+    if not reason:
+        return Choice("direct", "its pixels are those that OpenSlide gives"), storage, index
+    if not is_remote(ref.path):
+        return Choice("openslide", reason), storage, None
+    if index is None or why_not(index, like_openslide=False):
+        storage.close()
+        raise SlideOpenError(
+            ref.path,
+            f"only OME-Zarr and plain TIFF pyramids are read from a store, and {reason}; copy it to this "
+            "machine, or convert it with `wsi-ats convert`",
+        )
+    return Choice("direct", f"OpenSlide reads no store, although {reason}"), storage, index

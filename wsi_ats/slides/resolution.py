@@ -1,0 +1,116 @@
+"""Micrometres per pixel, from what a file says of itself.
+
+Files say it in many ways, and some say it wrong. It is never guessed: what is missing or cannot be true is an
+error that names everything that was looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from wsi_ats.errors import MppError
+from wsi_ats.slides.base import Mpp
+
+# In this order: what the scanner says, then what a format says, then what every TIFF file may say.
+_KEYS = (
+    ("aperio.MPP", "aperio.MPP", None),
+    ("openslide.mpp-x", "openslide.mpp-y", None),
+    ("ome.PhysicalSizeX", "ome.PhysicalSizeY", ("ome.PhysicalSizeXUnit", "ome.PhysicalSizeYUnit")),
+)
+_TAGS = ("tiff.XResolution", "tiff.YResolution", "tiff.ResolutionUnit")
+
+_MICROMETRES = {
+    "nm": 1e-3,
+    "µm": 1.0,
+    "μm": 1.0,  # the Greek letter, where the other is the sign of its own
+    "um": 1.0,
+    "micron": 1.0,
+    "micrometer": 1.0,
+    "mm": 1e3,
+    "cm": 1e4,
+    "centimeter": 1e4,
+    "inch": 25_400.0,
+    "m": 1e6,
+}
+
+# A magnification is that of a lens, and says little of the camera behind it.
+_POWER = ("openslide.objective-power", "aperio.AppMag")
+
+# One value serves both axes, so they may differ only by as much as a network does not notice.
+_SQUARE = 1.1
+
+_ADVICE = "give the micrometres per pixel in the manifest's mpp column or with --mpp"
+
+
+def find_mpp(path: str, properties: Mapping[str, str], override: float | None) -> Mpp:
+    """Find a slide's resolution.
+
+    Parameters
+    ----------
+    path
+        What errors call the slide.
+    properties
+        What the file says, by OpenSlide's names.
+    override
+        Micrometres per level-0 pixel, where the caller knows better.
+
+    Raises
+    ------
+    MppError
+        When nothing gives a plausible value.
+
+    Examples
+    --------
+    >>> find_mpp("a.svs", {"aperio.MPP": "0,25"}, None)
+    Mpp(value=0.25, source='aperio.MPP')
+    """
+    if override is not None:
+        return Mpp(override, "override").check(path)
+    for key_x, key_y, units in _KEYS:
+        if {key_x, key_y} <= properties.keys():
+            scales = [_scale(path, properties, unit) for unit in units] if units else [1.0, 1.0]
+            x, y = _number(path, properties, key_x), _number(path, properties, key_y)
+            return _square(path, x * scales[0], y * scales[1], key_x)
+    unit = _MICROMETRES.get(properties.get(_TAGS[2], ""))
+    if unit is not None and set(_TAGS) <= properties.keys():
+        x, y = (_number(path, properties, key) for key in _TAGS[:2])
+        if min(x, y) > 0:
+            return _square(path, unit / x, unit / y, _TAGS[0])
+    raise MppError(
+        path, f"the file does not say how many micrometres a pixel has ({_looked_at(properties)}); {_ADVICE}"
+    )
+
+
+def _looked_at(properties: Mapping[str, str]) -> str:
+    keys = [*(key for key, _, _ in _KEYS), *_TAGS]
+    looked = [f"{key} = {properties.get(key, 'absent')}" for key in keys]
+    power = {key: value for key, value in properties.items() if key in _POWER}
+    return ", ".join(looked + [f"{key} = {value} is no resolution" for key, value in power.items()])
+
+
+def _square(path: str, x: float, y: float, source: str) -> Mpp:
+    for value in (x, y):
+        Mpp(value, source).check(path)
+    if max(x, y) > _SQUARE * min(x, y):
+        raise MppError(
+            path,
+            f"{source} says {x} micrometres per pixel across and {y} down: pixels are not square; give one "
+            "value in the manifest's mpp column or with --mpp",
+        )
+    return Mpp((x + y) / 2, source)
+
+
+def _scale(path: str, properties: Mapping[str, str], key: str) -> float:
+    unit = properties.get(key, "µm")  # the default of OME-XML
+    if unit not in _MICROMETRES:
+        raise MppError(path, f"{key} = {unit!r} is no unit of length that is known here; {_ADVICE}")
+    return _MICROMETRES[unit]
+
+
+def _number(path: str, properties: Mapping[str, str], key: str) -> float:
+    text = properties[key]
+    try:
+        # Some scanners write the decimal comma of their country.
+        return float(text.replace(",", "."))
+    except ValueError as error:
+        raise MppError(path, f"{key} = {text!r} is no number; {_ADVICE}") from error

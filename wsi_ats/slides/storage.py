@@ -1,0 +1,194 @@
+"""Bytes of a file, some at a time: what a reader that decodes tiles by itself needs of a disk or a store.
+
+A batch of tiles is announced before it is read. A disk then fetches all of it at once instead of one tile
+after the other, and a store gets few large requests instead of many small ones.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import BinaryIO, Protocol
+
+from wsi_ats.errors import SlideOpenError, SlideReadError
+from wsi_ats.geometry import IntArray
+
+Fetch = Callable[[int], bytes | memoryview]
+
+# Neighbours on the disk that are so close are announced as one: their gap costs less than another call.
+_GAP = 4096
+
+
+class Storage(Protocol):
+    """A file that can be read at any place, by several threads.
+
+    Attributes
+    ----------
+    path : str
+        What errors call it.
+    size : int
+        Bytes.
+    """
+
+    path: str
+    size: int
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes asked of the disk or the store so far, those between coalesced ranges too."""
+        ...
+
+    def fetch(self, offsets: IntArray, sizes: IntArray) -> Fetch:
+        """Announce ranges of bytes.
+
+        Parameters
+        ----------
+        offsets, sizes
+            Shape (N,): where each begins, and its bytes.
+
+        Returns
+        -------
+        function
+            Gives the bytes of the i-th range; may be called from several threads.
+
+        Raises
+        ------
+        SlideReadError
+            Here or when the function is called: for a range beyond the end of the file, or one that
+            cannot be read.
+        """
+        ...
+
+    def open(self) -> BinaryIO:
+        """Open the file for a library that seeks and reads by itself; for small, scattered reads."""
+        ...
+
+    def close(self) -> None:
+        """Release the file; reads that are under way end as they would have."""
+        ...
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path is a URL, so that only :mod:`wsi_ats.slides.remote` can read it.
+
+    Examples
+    --------
+    >>> is_remote("s3://bucket/a.svs"), is_remote("scans/a.svs"), is_remote("C:/scans/a.svs")
+    (True, False, False)
+    """
+    return "://" in path
+
+
+def open_storage(path: str) -> Storage:
+    """Open a file of this machine, or of a store if the path is a URL.
+
+    Raises
+    ------
+    SlideOpenError
+        When there is no such file, or it cannot be opened.
+    """
+    if is_remote(path):
+        from wsi_ats.slides.remote import RemoteFile
+
+        return RemoteFile(path)
+    return LocalFile(path)
+
+
+class LocalFile:
+    """A file of this machine.
+
+    Parameters
+    ----------
+    path
+        The file.
+
+    Raises
+    ------
+    SlideOpenError
+        When it cannot be opened.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._bytes_read = 0
+        try:
+            self._descriptor: _Descriptor | None = _Descriptor(path)
+            self.size = os.fstat(self._descriptor.number).st_size
+        except FileNotFoundError as error:
+            raise SlideOpenError(path, "no such file; check the path in the manifest") from error
+        except OSError as error:
+            raise SlideOpenError(path, f"cannot be opened: {error.strerror}") from error
+
+    @property
+    def bytes_read(self) -> int:
+        """See :class:`Storage`."""
+        return self._bytes_read
+
+    def fetch(self, offsets: IntArray, sizes: IntArray) -> Fetch:
+        """See :meth:`Storage.fetch`."""
+        descriptor = self._descriptor
+        if descriptor is None:
+            raise SlideReadError(self.path, "the slide is closed; open it again to read")
+        starts, counts = offsets.tolist(), sizes.tolist()
+        self._bytes_read += sum(counts)
+        descriptor.announce(starts, counts)
+
+        def read(i: int) -> bytes:
+            try:
+                data = os.pread(descriptor.number, counts[i], starts[i])
+            except OSError as error:
+                raise SlideReadError(
+                    self.path, f"{counts[i]} bytes at {starts[i]} cannot be read: {error.strerror}"
+                ) from error
+            if len(data) != counts[i]:
+                raise SlideReadError(
+                    self.path,
+                    f"{counts[i]} bytes at {starts[i]} are beyond its end; is the copy complete?",
+                )
+            return data
+
+        return read
+
+    def open(self) -> BinaryIO:
+        """See :meth:`Storage.open`."""
+        try:
+            return open(self.path, "rb")  # noqa: PTH123  (who asks for it closes it)
+        except OSError as error:
+            raise SlideOpenError(self.path, f"cannot be opened: {error.strerror}") from error
+
+    def close(self) -> None:
+        """See :meth:`Storage.close`."""
+        self._descriptor = None
+
+
+class _Descriptor:
+    """An open file that is closed when nobody holds it any more.
+
+    Closed any earlier, its number could be another file's while a thread still reads by it.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.number = -1
+        self.number = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
+        self._advises = hasattr(os, "posix_fadvise")
+        if self._advises:
+            # Or the kernel reads on after each tile: seven times the wanted bytes.
+            os.posix_fadvise(self.number, 0, 0, os.POSIX_FADV_RANDOM)
+
+    def announce(self, starts: list[int], counts: list[int]) -> None:
+        """Have the kernel fetch ranges, all at once."""
+        if not self._advises or not starts:
+            return
+        first = end = -1
+        for start, count in sorted(zip(starts, counts, strict=True)):
+            if first >= 0 and start - end <= _GAP:
+                end = max(end, start + count)
+                continue
+            if first >= 0:
+                os.posix_fadvise(self.number, first, end - first, os.POSIX_FADV_WILLNEED)
+            first, end = start, start + count
+        os.posix_fadvise(self.number, first, end - first, os.POSIX_FADV_WILLNEED)
+
+    def __del__(self) -> None:
+        if self.number >= 0:
+            os.close(self.number)

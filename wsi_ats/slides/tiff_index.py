@@ -1,0 +1,334 @@
+"""What TIFF files store where: the only import of tifffile outside :mod:`wsi_ats.testing`.
+
+A file's index is read once, whole, and kept in arrays: 12 bytes for each tile of the file.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+from xml.etree import ElementTree as ET
+
+import numpy as np
+import numpy.typing as npt
+
+from wsi_ats import jpeg
+from wsi_ats.errors import SlideOpenError
+from wsi_ats.geometry import IntArray
+from wsi_ats.slides.codecs import Coding, Compression
+from wsi_ats.slides.storage import Storage
+
+# How TIFF numbers what we decode. Of Aperio's two kinds of JPEG 2000 the other stores luma and chroma, which
+# OpenSlide turns into colours by a rule of its own.
+_COMPRESSIONS = {
+    1: Compression.NONE,
+    5: Compression.LZW,
+    7: Compression.JPEG,
+    8: Compression.DEFLATE,
+    32946: Compression.DEFLATE,
+    33005: Compression.JPEG_2000,
+    50000: Compression.ZSTD,
+}
+_NO_PREDICTOR, _DIFFERENCES = 1, 2
+_GREY, _RGB, _YCBCR = 1, 2, 6
+
+# A tile or strip is decoded whole. What is larger is no tile but an image, or a claim to fill the memory.
+_LARGEST_TILE = 1 << 26
+
+# Of an uncompressed image in one strip, any rows can be read by themselves: so many pixels at a time.
+_STRIP = 1 << 20
+
+# Pages in sequence are what a file with a damaged index seems to have without end.
+_MOST_PAGES = 10_000
+
+_UNITS = {1: "none", 2: "inch", 3: "centimeter"}
+
+_DAMAGED = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    OSError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredImage:
+    """One image of a TIFF file.
+
+    Parameters
+    ----------
+    width, height
+        Size in pixels.
+    tile_width, tile_height
+        Size of its tiles in pixels. Strips are tiles as wide as the image.
+    tiled
+        Whether they are tiles indeed: those at the right and bottom edge are whole, the last strip is not.
+    offsets, sizes
+        Where in the file each tile begins, and its compressed bytes, shape (rows, columns).
+    coding
+        How tiles are decoded; ``None`` if not by us.
+    refused
+        Why not.
+    reduced
+        Whether the file says that it is another image at a lower resolution.
+    below
+        Whether it is kept below another image (in a SubIFD) and not in the file's own sequence.
+    """
+
+    width: int
+    height: int
+    tile_width: int
+    tile_height: int
+    tiled: bool
+    offsets: npt.NDArray[np.uint64]
+    sizes: npt.NDArray[np.uint32]
+    coding: Coding | None
+    refused: str = ""
+    reduced: bool = False
+    below: bool = False
+
+    def rows_stored(self, row: int) -> int:
+        """Rows of pixels in the tiles of one row."""
+        return self.tile_height if self.tiled else min(self.tile_height, self.height - row * self.tile_height)
+
+    def touched(self, corners: IntArray, width: int, height: int) -> int:
+        """Bytes of the tiles under regions, each tile once.
+
+        Parameters
+        ----------
+        corners
+            Shape (N, 2): top-left ``x, y`` in pixels of the image.
+        width, height
+            Size of each region in pixels of the image.
+        """
+        wanted = np.zeros(self.sizes.shape, dtype=bool)
+        for x, y in corners.tolist():
+            rows = slice(max(0, y // self.tile_height), max(0, -(-(y + height) // self.tile_height)))
+            columns = slice(max(0, x // self.tile_width), max(0, -(-(x + width) // self.tile_width)))
+            wanted[rows, columns] = True
+        return int(self.sizes[wanted].sum(dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class TiffIndex:
+    """What a TIFF file holds.
+
+    Parameters
+    ----------
+    vendor
+        Whose kind of file it is, in OpenSlide's words where it has one: ``aperio``, ``hamamatsu``,
+        ``generic-tiff`` ...; ``ome-tiff``.
+    images
+        The images, in the file's order; those below another one follow it.
+    properties
+        What the file says of itself, by OpenSlide's names where it has one.
+    icc
+        Its colour profile, if it has one.
+    """
+
+    vendor: str
+    images: tuple[StoredImage, ...]
+    properties: Mapping[str, str] = field(default_factory=dict)
+    icc: bytes | None = None
+
+    @classmethod
+    def of(cls, storage: Storage) -> Self | None:
+        """Read the index of a file; ``None`` where the file is no TIFF.
+
+        Raises
+        ------
+        SlideOpenError
+            When the index is damaged.
+        """
+        import tifffile
+
+        try:
+            with storage.open() as file:
+                if not _is_tiff(file.read(4)):
+                    return None
+                file.seek(0)
+                with tifffile.TiffFile(file, name=storage.path) as tiff:
+                    pages = _pages(tiff)
+                    first, _ = pages[0]
+                    vendor, properties = _vendor(first), dict(_properties(first))
+                    icc = first.tags.valueof(34675)
+                    images = tuple(_images(pages))
+        except (*_DAMAGED, tifffile.TiffFileError) as error:
+            raise SlideOpenError(
+                storage.path, f"its TIFF index is damaged ({error!r:.200}); is the copy complete?"
+            ) from error
+        index = cls(vendor, images, properties, bytes(icc) if icc else None)
+        index._check(storage)
+        return index
+
+    def image(self, width: int, height: int) -> StoredImage | None:
+        """Find a tiled image by its size."""
+        found = (each for each in self.images if each.tiled and (each.width, each.height) == (width, height))
+        return next(found, None)
+
+    def _check(self, storage: Storage) -> None:
+        for image in (each for i, each in enumerate(self.images) if each.tiled or i == 0):
+            ends = image.offsets + image.sizes
+            beyond = int(np.count_nonzero((ends > storage.size) | (image.offsets > ends)))
+            if beyond:
+                raise SlideOpenError(
+                    storage.path,
+                    f"{beyond} of the {ends.size} tiles of its level of {image.width} x {image.height} "
+                    f"pixels lie beyond the end of the file, {storage.size} bytes; is the copy complete?",
+                )
+
+
+def _is_tiff(start: bytes) -> bool:
+    return start in {b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"}
+
+
+def _pages(tiff: Any) -> list[tuple[Any, bool]]:
+    """All pages, and whether they are below another one."""
+    pages: list[tuple[Any, bool]] = []
+    for page in tiff.pages:
+        pages += [(page, False), *((each, True) for each in (page.pages or ()) if page.subifds)]
+        if len(pages) > _MOST_PAGES:
+            raise ValueError(f"more than {_MOST_PAGES} images")
+    if not pages:
+        raise ValueError("no image")
+    return pages
+
+
+def _vendor(page: Any) -> str:
+    """As OpenSlide tells them apart, by what the first page says."""
+    description, software = str(page.description), str(page.software)
+    if page.is_tiled and description.startswith("Aperio"):
+        return "aperio"
+    vendors = {
+        "hamamatsu": page.is_ndpi,
+        "ome-tiff": page.is_ome,
+        "philips": software.startswith("Philips") or page.is_philips,
+        "leica": page.is_scn,
+        "ventana": page.is_bif,
+        "trestle": software.startswith("MedScan"),
+    }
+    return next((name for name, found in vendors.items() if found), "generic-tiff")
+
+
+def _properties(page: Any) -> Iterator[tuple[str, str]]:
+    for name, tag in (("tiff.XResolution", 282), ("tiff.YResolution", 283)):
+        value = page.tags.valueof(tag)
+        if value is not None and value[1]:
+            # As libtiff has it, so that other readers find the same resolution to the last bit.
+            yield name, repr(float(np.float32(value[0] / value[1])))
+    unit = page.tags.valueof(296)
+    yield "tiff.ResolutionUnit", _UNITS.get(2 if unit is None else int(unit), "unknown")
+    description = str(page.description)
+    if description.startswith("Aperio"):
+        for part in description.split("|")[1:]:
+            name, equals, value = part.partition("=")
+            if equals:
+                yield f"aperio.{name.strip()}", value.strip()
+    if page.is_ome:
+        yield from _ome_properties(description)
+
+
+def _ome_properties(text: str) -> Iterator[tuple[str, str]]:
+    try:
+        root = ET.fromstring(text)
+    except ET.ParseError as error:
+        raise ValueError(f"its OME-XML cannot be read: {error}") from error
+    pixels = next((each for each in root.iter() if each.tag.rpartition("}")[2] == "Pixels"), None)
+    if pixels is not None:
+        for name in ("PhysicalSizeX", "PhysicalSizeY", "PhysicalSizeXUnit", "PhysicalSizeYUnit"):
+            if name in pixels.attrib:
+                yield f"ome.{name}", pixels.attrib[name]
+
+
+def _images(pages: list[tuple[Any, bool]]) -> Iterator[StoredImage]:
+    for number, (page, below) in enumerate(pages):
+        try:
+            yield replace(_image(page), below=below)
+        except ValueError:
+            # Labels and overviews come in many forms, and are not what is read.
+            if number == 0 or page.is_tiled:
+                raise
+
+
+def _image(page: Any) -> StoredImage:
+    width, height, tiled = int(page.imagewidth), int(page.imagelength), bool(page.is_tiled)
+    if width < 1 or height < 1:
+        raise ValueError(f"an image of {width} x {height} pixels")
+    tile_width = int(page.tilewidth) if tiled else width
+    tile_height = int(page.tilelength) if tiled else min(int(page.rowsperstrip) or height, height)
+    if tile_width < 1 or tile_height < 1:
+        raise ValueError(f"tiles of {tile_width} x {tile_height} pixels")
+    coding, refused = _coding(page)
+    offsets = np.asarray(page.dataoffsets, dtype=np.uint64)
+    sizes = np.asarray(page.databytecounts, dtype=np.uint64)
+    if coding is not None and not tiled and coding.compression is Compression.NONE and len(offsets) == 1:
+        row = width * coding.samples
+        tile_height = min(height, max(1, _STRIP // width))
+        starts = np.arange(0, height, tile_height, dtype=np.uint64)
+        offsets, sizes = offsets[0] + starts * np.uint64(row), np.full(len(starts), tile_height * row)
+        sizes[-1] = (height - int(starts[-1])) * row
+    rows, columns = -(-height // tile_height), -(-width // tile_width)
+    if coding is not None and tile_width * tile_height > _LARGEST_TILE:
+        kind = "tiles" if tiled else "strips"
+        coding, refused = None, f"its {kind} of {tile_width} x {tile_height} pixels must be decoded whole"
+    if coding is not None and len(offsets) == len(sizes) > rows * columns and tiled:
+        # Of several layers or planes: the first is not all that there is to see.
+        coding, refused = None, f"it has {len(sizes)} tiles for {rows} x {columns} places"
+    if min(len(offsets), len(sizes)) < rows * columns:
+        raise ValueError(f"{min(len(offsets), len(sizes))} tiles for {rows} x {columns} places")
+    shape, count = (rows, columns), rows * columns
+    if sizes.max(initial=0) > np.iinfo(np.uint32).max:
+        raise ValueError(f"a tile of {sizes.max()} bytes")
+    return StoredImage(
+        width,
+        height,
+        tile_width,
+        tile_height,
+        tiled,
+        offsets[:count].reshape(shape),
+        sizes[:count].astype(np.uint32).reshape(shape),
+        coding,
+        refused,
+        reduced=bool(int(page.subfiletype) & 1),
+    )
+
+
+def _coding(page: Any) -> tuple[Coding | None, str]:
+    """How the tiles of a page are decoded, or why they are not."""
+    number, photometric, samples = int(page.compression), int(page.photometric), int(page.samplesperpixel)
+    compression = _COMPRESSIONS.get(number)
+    if compression is None:
+        return None, f"its compression {_name(page.compression)} is not one that is decoded directly"
+    depth = page.bitspersample
+    if depth != 8 or int(page.imagedepth) != 1:
+        return None, f"it has {depth} bits per colour, not 8" if depth != 8 else "it has several layers"
+    if int(page.sampleformat) != 1:
+        return None, "its pixels are not whole numbers"
+    if samples > 1 and int(page.planarconfig) != 1:
+        return None, "it stores each colour by itself"
+    if page.extrasamples:
+        return None, "its pixels have transparency or further channels"
+    expected = {1: {_GREY}, 3: {_RGB, _YCBCR} if compression is Compression.JPEG else {_RGB}}
+    if photometric not in expected.get(samples, set()):
+        return None, f"its colours are {samples} of {_name(page.photometric)}"
+    predictor = int(page.predictor)
+    if predictor not in {_NO_PREDICTOR, _DIFFERENCES} or int(page.fillorder) != 1:
+        return None, "its pixels are stored in an order that is not decoded directly"
+    if compression is not Compression.JPEG:
+        return Coding(compression, samples, predictor == _DIFFERENCES), ""
+    if page.jpegheader is not None:
+        # NDPI: one image, whose parts are tiles; each has a restart marker where a tile has an end.
+        return Coding(compression, samples, prefix=bytes(page.jpegheader), suffix=b"\xff\xd9"), ""
+    tables = page.jpegtables
+    start = jpeg.prefix(None if tables is None else bytes(tables), rgb=photometric == _RGB, grey=samples == 1)
+    return Coding(compression, samples, prefix=start, skipped=2), ""
+
+
+def _name(value: Any) -> str:
+    return str(getattr(value, "name", value))
