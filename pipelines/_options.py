@@ -19,6 +19,7 @@ import typer
 if TYPE_CHECKING:
     from pipelines._runs import Execution
     from wsi_ats.config import Settings
+    from wsi_ats.slides.base import SlideRef
 
 _SETTINGS = "Settings"
 _RUNNING = "How it runs"
@@ -68,6 +69,35 @@ class Reading(Basic):
             rich_help_panel=_SETTINGS,
         ),
     ] = None
+
+    reader: Annotated[
+        str,
+        typer.Option(
+            "--reader",
+            metavar="auto|direct|openslide|zarr",
+            help="Who reads slides; `wsi-ats info` says which is chosen, and why.",
+            rich_help_panel=_SETTINGS,
+        ),
+    ] = "auto"
+
+    def refs(self, sources: Sequence[str], **tables: Any) -> list[SlideRef]:
+        """List the slides of sources, to be opened as the options say.
+
+        Parameters
+        ----------
+        sources
+            As the command names them.
+        **tables
+            Further arguments of :func:`pipelines._sources.read_sources`.
+
+        Raises
+        ------
+        ManifestError, SettingsError
+            When slides cannot be listed, or there is no such reader.
+        """
+        from pipelines._sources import read_sources
+
+        return [replace(ref, reader=self.reader) for ref in read_sources(sources, mpp=self.mpp, **tables)]
 
     def settings(self, base: Settings | None = None) -> Settings:
         """Settle the settings: ``base`` or the defaults, then ``--config``, then ``--set``.

@@ -16,6 +16,7 @@ from typing import Any
 
 from pipelines._runs import Execution, rooted
 from wsi_ats.artifacts import atomic, digest_of, read_json, slide_digest, write_json
+from wsi_ats.config import Settings
 from wsi_ats.errors import ArtifactError
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.tables import write_csv, write_parquet
@@ -102,6 +103,11 @@ class Results:
 def absolute(refs: Sequence[SlideRef]) -> list[SlideRef]:
     """Refer to slides from the root: a worker on another machine has another current folder."""
     return [ref if "://" in ref.path else replace(ref, path=str(rooted(ref.path))) for ref in refs]
+
+
+def settled(refs: Sequence[SlideRef], settings: Settings) -> list[SlideRef]:
+    """Refer to slides from the root, in the colours that settings ask for."""
+    return [replace(ref, colour=settings.tile.colour) for ref in absolute(refs)]
 
 
 def pending(task: SlideTask, refs: Sequence[SlideRef]) -> tuple[dict[str, Row], list[SlideRef]]:

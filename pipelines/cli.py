@@ -37,22 +37,20 @@ _LabelColumn = Annotated[
 @command
 def info(slides: Slides, options: Reading) -> Result:
     """Show what is known of slides, and what scoring them would cost."""
-    from pipelines._sources import read_sources
     from pipelines.info import info
 
     settings = options.settings()
-    return info(read_sources(slides, mpp=options.mpp), settings=settings)
+    return info(options.refs(slides), settings=settings)
 
 
 @app.command()
 @command
 def prepare(slides: Slides, out: Out, options: Options) -> Result:
     """Read thumbnails and find tissue: one record for each slide."""
-    from pipelines._sources import read_sources
     from pipelines.prepare import prepare
 
     settings = options.settings()
-    refs = read_sources(slides, mpp=options.mpp)
+    refs = options.refs(slides)
     return prepare(refs, out, settings=settings, execution=options.execution())
 
 
@@ -90,19 +88,13 @@ def train(
     ] = False,
 ) -> Result:
     """Train a model from slides and the label of each."""
-    from pipelines._sources import read_sources
     from pipelines.train import train
 
     settings = options.settings()
     if options.seed is not None:
         settings = settings.with_values([f"training.seed={options.seed}"])
-    refs = read_sources(
-        slides,
-        labels=labels,
-        label_column=label_column,
-        task=settings.model.task,
-        splits=splits,
-        mpp=options.mpp,
+    refs = options.refs(
+        slides, labels=labels, label_column=label_column, task=settings.model.task, splits=splits
     )
     execution = options.execution()
     return train(
@@ -138,11 +130,10 @@ def score(
     ] = None,
 ) -> Result:
     """Score slides with a model: probabilities or values, and the tiles they rest on."""
-    from pipelines._sources import read_sources
     from pipelines.score import score
     from wsi_ats.model_card import read_card
 
-    refs = read_sources(slides, mpp=options.mpp)
+    refs = options.refs(slides)
     settings = options.settings(read_card(model).settings)
     given = {"draws": draws, "tiles": tiles, "tolerance": tolerance, "max_tiles": max_tiles}
     changes = [f"sampling.{name}={value}" for name, value in given.items() if value is not None]
@@ -214,15 +205,12 @@ def crossval(
     resamples: _Resamples = 1000,
 ) -> Result:
     """Train on all folds but one, score that one, in turn; figures of each and of all together."""
-    from pipelines._sources import read_sources
     from pipelines.crossval import crossval
 
     settings = options.settings()
     if options.seed is not None:
         settings = settings.with_values([f"training.seed={options.seed}"])
-    refs = read_sources(
-        slides, labels=labels, label_column=label_column, task=settings.model.task, mpp=options.mpp
-    )
+    refs = options.refs(slides, labels=labels, label_column=label_column, task=settings.model.task)
     execution = options.execution()
     return crossval(
         refs,

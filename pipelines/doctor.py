@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import platform
 from collections.abc import Sequence
@@ -10,6 +11,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipelines._runs import versions
+
+# What a URL begins with, and the package that fsspec needs for it.
+_STORES = {"s3://": "s3fs", "https://": "aiohttp", "gs://": "gcsfs", "az://": "adlfs"}
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,19 @@ def _openslide() -> Check:
 def _readers() -> list[Check]:
     from wsi_ats.manifest import SLIDE_SUFFIXES
 
-    return [Check("reader OpenSlide", " ".join(sorted(SLIDE_SUFFIXES)))]
+    stores = [name for name, module in _STORES.items() if importlib.util.find_spec(module) is not None]
+    missing = [_STORES[name] for name in ("s3://", "https://") if name not in stores]
+    return [
+        Check("reader direct", "plain TIFF pyramids (svs, tif, ome.tif), also in stores"),
+        Check("reader OpenSlide", " ".join(sorted(SLIDE_SUFFIXES))),
+        Check("reader zarr", "OME-Zarr, also in stores"),
+        Check(
+            "stores",
+            " ".join(stores) or "none",
+            f"pip install {' '.join(missing)}" if missing else "",
+            needed=False,
+        ),
+    ]
 
 
 def _graphics_processor() -> Check:

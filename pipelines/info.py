@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from wsi_ats.config import Settings, TileSettings
 from wsi_ats.errors import WsiAtsError
 from wsi_ats.look import count_tiles, look, regions_of
 from wsi_ats.selection import TissueMask
-from wsi_ats.slides import open_slide
+from wsi_ats.slides import choose_reader, open_slide
 from wsi_ats.slides.base import Slide, SlideRef
 from wsi_ats.slides.wrappers import CountingSlide
 from wsi_ats.tiles import level_for
@@ -31,6 +31,10 @@ class SlideInfo:
     ----------
     slide_id, path, vendor
         The slide and its format.
+    reader, reader_reason
+        Who reads it, and why.
+    colour_profile
+        Whether the file says how its colours look; see ``tile.colour``.
     mpp, mpp_source
         Micrometres per level-0 pixel, and who says so.
     levels
@@ -54,6 +58,9 @@ class SlideInfo:
     slide_id: str
     path: str
     vendor: str
+    reader: str
+    reader_reason: str
+    colour_profile: bool
     mpp: float
     mpp_source: str
     levels: list[dict[str, Any]]
@@ -77,6 +84,7 @@ class SlideInfo:
         cost = "" if self.share is None else f", {_megabytes(self.bytes_read)} ({_share(self.share)})"
         lines = [
             ("format", self.vendor),
+            ("reader", f"{self.reader}: {self.reader_reason}"),
             ("levels", "; ".join(sizes)),
             ("mpp", f"{self.mpp:g} ({self.mpp_source})"),
             ("file's tiles", "unknown" if file_tile is None else f"{file_tile[0]} x {file_tile[1]}"),
@@ -138,7 +146,8 @@ def info(refs: Iterable[SlideRef], *, settings: Settings | None = None) -> Infos
 
 
 def _look(ref: SlideRef, settings: Settings) -> SlideInfo:
-    with open_slide(ref) as slide:
+    choice = choose_reader(ref)
+    with open_slide(replace(ref, colour=settings.tile.colour)) as slide:
         counting = CountingSlide(slide)
         _, tissue = look(counting, settings)
         grid, levels, mpp = tissue.grid, slide.levels, slide.mpp
@@ -161,6 +170,9 @@ def _look(ref: SlideRef, settings: Settings) -> SlideInfo:
             slide_id=ref.id,
             path=ref.path,
             vendor=slide.vendor,
+            reader=choice.reader,
+            reader_reason=choice.reason,
+            colour_profile=slide.icc is not None,
             mpp=mpp.value,
             mpp_source=mpp.source,
             levels=[asdict(each) | {"tile": slide.tile_shape(i)} for i, each in enumerate(levels)],

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines._records import Row, SlideTask, absolute, complete, pending, write_table
+from pipelines._records import Row, SlideTask, complete, pending, settled, write_table
 from pipelines._runs import Execution, Identity, Summary, count, open_run, rooted
 from wsi_ats.artifacts import Prepared, atomic, save_prepared
 from wsi_ats.config import Settings
@@ -75,7 +75,7 @@ def prepare(
     """
     execution, out, settings = execution or Execution(), rooted(out), settings or Settings()
     identity = Identity.of("prepare", settings, *SECTIONS)
-    task, refs = PrepareTask.of(out, settings), absolute(refs)
+    task, refs = PrepareTask.of(out, settings), settled(refs, settings)
     with open_run(out, identity, execution, results=RESULTS) as run:
         if execution.dry_run:
             return Summary.of_dry_run("prepare", out, *(len(part) for part in pending(task, refs)))

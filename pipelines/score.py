@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines._records import Row, SlideTask, absolute, complete, pending, write_table
+from pipelines._records import Row, SlideTask, complete, pending, settled, write_table
 from pipelines._runs import Execution, Identity, Summary, count, open_run, rooted
 from wsi_ats.artifacts import atomic, save_attention
 from wsi_ats.cases import case_scores
@@ -102,7 +102,7 @@ def score(
             "give a table of slides with the column case_id to score cases"
         )
     task = ScoreTask(out, identity.digest, model, card.digest, card.target, settings, seed)
-    refs = absolute(refs)
+    refs = settled(refs, settings)
     with open_run(out, identity, execution, results=RESULTS) as run:
         if execution.dry_run:
             return Summary.of_dry_run("score", out, *(len(part) for part in pending(task, refs)))

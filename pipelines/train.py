@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines import prepare
 from pipelines._fitting import Fitting, device
 from pipelines._readers import check_readers
-from pipelines._records import Results, absolute, complete, pending
+from pipelines._records import Results, complete, pending, settled
 from pipelines._runs import Execution, Identity, Run, Summary, count, open_run, rooted, together
 from pipelines._tensorboard import FOLDER as EVENTS
 from pipelines._tensorboard import check_tensorboard
@@ -145,7 +145,7 @@ def _train(refs: Sequence[SlideRef], fitting: Fitting, others: _Others) -> Summa
     # What JPEG loses changes the result; who reads, and how many, does not.
     sent = {"tiles": "jpeg"} if check_readers(fitting.readers) is None else {}
     without = {ref.id for ref in unlabelled(refs)}
-    refs = absolute([ref for ref in refs if ref.id not in without])
+    refs = settled([ref for ref in refs if ref.id not in without], settings)
     target = check_labels(refs, settings.model.task)
     planned = fitting.plan(refs, target)[:2]  # complains before the work rather than after it
     _report_alike(target, execution)

@@ -54,7 +54,7 @@ DOORS = {
     "imagecodecs": ["wsi_ats.slides.codecs", "wsi_ats.testing.bank"],  # the second makes slides of JPEG
     "simplejpeg": ["wsi_ats.jpeg"],
     "fsspec": ["wsi_ats.slides.remote"],
-    "PIL": ["wsi_ats.resample"],
+    "PIL": ["wsi_ats.resample", "wsi_ats.slides.colour"],  # the second turns colours by a profile
     "skimage": ["wsi_ats.tissue"],
     "scipy": [
         "wsi_ats.tissue",

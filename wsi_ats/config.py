@@ -48,12 +48,18 @@ class TileSettings:
     as much (0.46 to 0.55), and resampling costs a second pass over four times the pixels."""
     stride: float = 1.0
     """Distance of neighbouring cells as a share of a tile; 0.5 for objects about as large as a tile."""
+    colour: str = "stored"
+    """``stored``: pixels as the file has them, as published backbones were trained; ``srgb``: as its colour
+    profile says they look, which brings scanners closer; files without a profile stay as they are."""
 
     def __post_init__(self) -> None:
         _require(self.size >= 16, f"tile.size must be at least 16 pixels, not {self.size}")
         _require(self.mpp > 0, f"tile.mpp must be positive, not {self.mpp}")
         _require(0 <= self.tolerance < 1, f"tile.tolerance must be in [0, 1), not {self.tolerance}")
         _require(0 < self.stride <= 1, f"tile.stride must be in (0, 1], not {self.stride}")
+        _require(
+            self.colour in {"stored", "srgb"}, f"tile.colour must be stored or srgb, not {self.colour!r}"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
-from wsi_ats.errors import ManifestError, MppError
+from wsi_ats.errors import ManifestError, MppError, SettingsError
 from wsi_ats.geometry import IntArray, Level, Region
 
 Pixels = npt.NDArray[np.uint8]
@@ -20,6 +20,9 @@ Pixels = npt.NDArray[np.uint8]
 # Light microscopy scans lie between 0.1 and 4 um per pixel and thumbnails of them below 100; 352.8
 # (72 dots per inch) and 0 are what broken writers leave behind.
 _PLAUSIBLE_MPP = (0.01, 100.0)
+
+READERS = ("auto", "direct", "openslide", "zarr")
+COLOURS = ("stored", "srgb")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,10 @@ class SlideRef:
     mpp
         Micrometres per level-0 pixel; overrides what the file says.
     reader
-        Who reads it; ``"auto"`` lets :func:`wsi_ats.slides.open_slide` choose.
+        Who reads it: ``"direct"``, ``"openslide"`` or ``"zarr"``; ``"auto"`` lets
+        :func:`wsi_ats.slides.open_slide` choose.
+    colour
+        ``"stored"``: pixels as they are; ``"srgb"``: as the file's colour profile says they look.
 
     Examples
     --------
@@ -56,8 +62,12 @@ class SlideRef:
     split: str | None = None
     mpp: float | None = None
     reader: str = "auto"
+    colour: str = "stored"
 
     def __post_init__(self) -> None:
+        for name, value, known in (("reader", self.reader, READERS), ("colour", self.colour, COLOURS)):
+            if value not in known:
+                raise SettingsError(f"{self.path}: {name} is {value!r}, expected one of {', '.join(known)}")
         if not self.id or "/" in self.id or "\\" in self.id or self.id in {".", ".."}:
             raise ManifestError(
                 f"{self.path}: slide_id {self.id!r} names output files, so it cannot be empty or "
@@ -164,6 +174,11 @@ class Slide(Protocol):
     @property
     def vendor(self) -> str:
         """Format of the file, in the reader's own word."""
+        ...
+
+    @property
+    def icc(self) -> bytes | None:
+        """The file's colour profile, if it has one; pixels are as stored all the same."""
         ...
 
     def tile_shape(self, level: int) -> tuple[int, int] | None:

@@ -38,6 +38,7 @@ class MemorySlide(Closable):
     """
 
     vendor = "memory"
+    icc = None
 
     def __init__(
         self,

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast, get_args
+from typing import TYPE_CHECKING
 
-from wsi_ats.errors import SettingsError, SlideOpenError
+from wsi_ats.errors import SlideOpenError
 from wsi_ats.slides.base import Slide, SlideRef
 from wsi_ats.slides.storage import is_remote, open_storage
 
 if TYPE_CHECKING:
     from wsi_ats.slides.storage import Storage
     from wsi_ats.slides.tiff_index import TiffIndex
-
-ReaderName = Literal["auto", "direct", "openslide", "zarr"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class Choice:
         Why.
     """
 
-    reader: ReaderName
+    reader: str
     reason: str
 
 
@@ -62,7 +60,8 @@ def open_slide(ref: SlideRef | str | Path, *, threads: int = 1) -> Slide:
     Parameters
     ----------
     ref
-        A reference, or the path or URL of a file. Its ``reader`` forces one.
+        A reference, or the path or URL of a file. Its ``reader`` forces one; with its ``colour`` "srgb",
+        pixels are as the file's colour profile says, and as stored where it has none.
     threads
         How many decode at a time where tiles are read directly: for a program that reads one slide. The
         stages read several slides at once instead.
@@ -78,6 +77,19 @@ def open_slide(ref: SlideRef | str | Path, *, threads: int = 1) -> Slide:
     ...     slide.levels[0].width
     """
     ref = _reference(ref)
+    slide = _open(ref, threads)
+    if ref.colour == "stored" or slide.icc is None:
+        return slide
+    from wsi_ats.slides.colour import SrgbSlide
+
+    try:
+        return SrgbSlide(slide)
+    except SlideOpenError:
+        slide.close()
+        raise
+
+
+def _open(ref: SlideRef, threads: int) -> Slide:
     choice, storage, index = _choose(ref)
     if choice.reader == "direct":
         from wsi_ats.slides.tiff import TiffSlide
@@ -105,14 +117,12 @@ def _reference(ref: SlideRef | str | Path) -> SlideRef:
 
 def _choose(ref: SlideRef) -> tuple[Choice, Storage | None, TiffIndex | None]:
     """Choose, and hand on what had to be opened for it."""
-    if ref.reader not in get_args(ReaderName):
-        raise SettingsError(f"reader is {ref.reader!r}, expected one of {', '.join(get_args(ReaderName))}")
     if ref.reader == "openslide" and is_remote(ref.path):
         raise SlideOpenError(
             ref.path, "OpenSlide reads files of this machine alone; copy it, or leave out --reader"
         )
     if ref.reader != "auto":
-        return Choice(cast(ReaderName, ref.reader), "asked for"), None, None
+        return Choice(ref.reader, "asked for"), None, None
     if ref.path.rstrip("/").endswith(".zarr"):
         return Choice("zarr", "it is OME-Zarr"), None, None
     if Path(ref.path).is_dir() and not is_remote(ref.path):

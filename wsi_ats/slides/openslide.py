@@ -87,6 +87,12 @@ class OpenSlideSlide(Closable):
         return self._properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
 
     @property
+    def icc(self) -> bytes | None:
+        """The file's colour profile, if it has one."""
+        profile = self._open().color_profile
+        return None if profile is None else bytes(profile.tobytes())
+
+    @property
     def mpp(self) -> Mpp:
         """The override, else the file's own value, else an error that says what was found."""
         return find_mpp(self.path, self._properties, self._override)

@@ -1,4 +1,4 @@
-"""Slides that watch other slides."""
+"""Slides around other slides: what all have in common, and one that keeps account."""
 
 from __future__ import annotations
 
@@ -28,30 +28,17 @@ class Request:
     stored_bytes: int | None
 
 
-class CountingSlide(Closable):
-    """A slide that keeps account of what is read from it.
+class WrappedSlide(Closable):
+    """A slide that passes everything on to another one; what subclasses change, they override.
 
     Parameters
     ----------
     inner
         The slide that does the reading.
-
-    Attributes
-    ----------
-    requests : list of Request
-        Every read, in order.
     """
 
     def __init__(self, inner: Slide) -> None:
         self._inner = inner
-        self.requests: list[Request] = []
-
-    @property
-    def stored_bytes_read(self) -> int | None:
-        """Compressed bytes under all that was read; ``None`` where the format does not tell."""
-        sizes = [request.stored_bytes for request in self.requests]
-        known = [size for size in sizes if size is not None]
-        return sum(known) if len(known) == len(sizes) else None
 
     @property
     def path(self) -> str:
@@ -79,6 +66,11 @@ class CountingSlide(Closable):
         return self._inner.bounds
 
     @property
+    def icc(self) -> bytes | None:
+        """The inner slide's."""
+        return self._inner.icc
+
+    @property
     def vendor(self) -> str:
         """The inner slide's."""
         return self._inner.vendor
@@ -88,11 +80,8 @@ class CountingSlide(Closable):
         return self._inner.tile_shape(level)
 
     def read_regions(self, level: int, corners: IntArray, width: int, height: int) -> Pixels:
-        """Read from the inner slide and note the request."""
-        pixels = self._inner.read_regions(level, corners, width, height)
-        stored = self._inner.stored_bytes(level, corners, width, height)
-        self.requests.append(Request(level, len(corners), len(corners) * width * height, stored))
-        return pixels
+        """The inner slide's."""
+        return self._inner.read_regions(level, corners, width, height)
 
     def stored_bytes(self, level: int, corners: IntArray, width: int, height: int) -> int | None:
         """The inner slide's."""
@@ -101,3 +90,36 @@ class CountingSlide(Closable):
     def close(self) -> None:
         """Close the inner slide."""
         self._inner.close()
+
+
+class CountingSlide(WrappedSlide):
+    """A slide that keeps account of what is read from it.
+
+    Parameters
+    ----------
+    inner
+        The slide that does the reading.
+
+    Attributes
+    ----------
+    requests : list of Request
+        Every read, in order.
+    """
+
+    def __init__(self, inner: Slide) -> None:
+        super().__init__(inner)
+        self.requests: list[Request] = []
+
+    @property
+    def stored_bytes_read(self) -> int | None:
+        """Compressed bytes under all that was read; ``None`` where the format does not tell."""
+        sizes = [request.stored_bytes for request in self.requests]
+        known = [size for size in sizes if size is not None]
+        return sum(known) if len(known) == len(sizes) else None
+
+    def read_regions(self, level: int, corners: IntArray, width: int, height: int) -> Pixels:
+        """Read from the inner slide and note the request."""
+        pixels = self._inner.read_regions(level, corners, width, height)
+        stored = self._inner.stored_bytes(level, corners, width, height)
+        self.requests.append(Request(level, len(corners), len(corners) * width * height, stored))
+        return pixels
