@@ -18,6 +18,9 @@ Floats = npt.NDArray[np.float32]
 
 _ONE = 1 << 20
 
+# Sides of squares whose sums fit 16 bits and whose averages are exact in floating point.
+_WHOLE = {1, 2, 4, 8, 16}
+
 
 def resample(
     pixels: Pixels, width: int, height: int, box: tuple[float, float, float, float] | None = None
@@ -44,9 +47,25 @@ def resample(
     [7, 7, 7]
     """
     left, top, right, bottom = box or (0, 0, pixels.shape[1], pixels.shape[0])
+    step = (right - left) / width
+    if step in _WHOLE and (bottom - top) / height == step and left == int(left) and top == int(top):
+        return _halve(pixels[int(top) : int(bottom), int(left) : int(right)], int(step))
     rows = _average(pixels, top, bottom, height)
     averaged = _average(rows.swapaxes(0, 1), left, right, width).swapaxes(0, 1)
     return np.rint(averaged).astype(np.uint8)
+
+
+def _halve(pixels: Pixels, step: int) -> Pixels:
+    """Average whole squares: what :func:`_average` gives, to the last bit and in a fraction of its time."""
+    height, width = pixels.shape[0] // step, pixels.shape[1] // step
+    rows = np.zeros((height, width * step, 3), dtype=np.uint16)
+    for i in range(step):
+        rows += pixels[i::step]
+    sums = np.zeros((height, width, 3), dtype=np.uint16)
+    for i in range(step):
+        for colour in range(3):  # one at a time: numpy is slow along an axis of three
+            sums[..., colour] += rows[:, i::step, colour]
+    return np.rint(sums / np.float32(step * step)).astype(np.uint8)
 
 
 def _average(pixels: npt.NDArray[Any], start: float, stop: float, count: int) -> Floats:

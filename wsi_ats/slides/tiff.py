@@ -111,7 +111,7 @@ class TiffSlide(Closable):
         image = self._images[level]
         regions = np.empty((len(corners), height, width, 3), dtype=np.uint8)
         places = _Places.of(image, corners, width, height)
-        regions[places.across_the_edge] = self.background
+        places.fill_outside(regions, self.background)
         stored = [tile for tile in places.tiles if image.sizes[tile]]
         for tile in places.tiles.keys() - set(stored):  # left out by the writer, for nothing is there
             places.paste(regions, tile, self._glass)
@@ -274,6 +274,17 @@ class _Places:
                 ):
                     tiles.setdefault((row, column), []).append(number)
         return cls(image, places, width, height, dict(sorted(tiles.items())), across)
+
+    def fill_outside(self, regions: Pixels, colour: tuple[int, int, int]) -> None:
+        """Give its colour to what lies beyond the image, and to nothing else: a thumbnail is large."""
+        image = self.image
+        for number in self.across_the_edge:
+            x, y = self.corners[number]
+            top, bottom = (min(max(edge - y, 0), self.height) for edge in (0, image.height))
+            left, right = (min(max(edge - x, 0), self.width) for edge in (0, image.width))
+            region = regions[number]
+            for part in (region[:top], region[bottom:], region[:, :left], region[:, right:]):
+                part[:] = colour
 
     def alone(self, tile: tuple[int, int]) -> int | None:
         """The one region that shows this tile, if it is just this tile: it is decoded in place."""
