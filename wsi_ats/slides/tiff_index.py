@@ -220,8 +220,7 @@ def _properties(page: Any) -> Iterator[tuple[str, str]]:
     for name, tag in (("tiff.XResolution", 282), ("tiff.YResolution", 283)):
         value = page.tags.valueof(tag)
         if value is not None and value[1]:
-            # As libtiff has it, so that other readers find the same resolution to the last bit.
-            yield name, repr(float(np.float32(value[0] / value[1])))
+            yield name, repr(value[0] / value[1])
     unit = page.tags.valueof(296)
     yield "tiff.ResolutionUnit", _UNITS.get(2 if unit is None else int(unit), "unknown")
     description = str(page.description)
