@@ -74,7 +74,7 @@ if TYPE_CHECKING:
     from wsi_ats.nn.model import AttentionSampler, build_model
     from wsi_ats.nn.sampling import Draw, draw
     from wsi_ats.selection import AttentionMap, Prediction, Selection, Status, TissueMask
-    from wsi_ats.slides import Slide, SlideRef, open_slide
+    from wsi_ats.slides import Slide, SlideRef, choose_reader, open_slide
     from wsi_ats.targets import Target
     from wsi_ats.tiles import grid_for, read_thumbnail, read_tiles
     from wsi_ats.tissue import find_tissue
@@ -101,6 +101,7 @@ __all__ = [
     "TissueMask",
     "WsiAtsError",
     "build_model",
+    "choose_reader",
     "draw",
     "find_tissue",
     "fit",
@@ -126,7 +127,7 @@ _HOMES = {
     "nn.model": ("AttentionSampler", "build_model"),
     "nn.sampling": ("Draw", "draw"),
     "selection": ("AttentionMap", "Prediction", "Selection", "Status", "TissueMask"),
-    "slides": ("Slide", "SlideRef", "open_slide"),
+    "slides": ("Slide", "SlideRef", "choose_reader", "open_slide"),
     "targets": ("Target",),
     "tiles": ("grid_for", "read_thumbnail", "read_tiles"),
     "tissue": ("find_tissue",),

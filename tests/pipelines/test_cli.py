@@ -147,3 +147,25 @@ def test_doctor_says_what_to_install(run, monkeypatch):
     ran = run("doctor")
     assert ran.exit_code == 1
     assert "pip install timm" in ran.stdout
+
+
+def test_a_reader_is_chosen_said_and_forced(run, slides, config, tmp_path):
+    path = slides / "slide_000.tif"
+    ran = run("info", path, "--config", config)
+    assert "direct: its pixels are those that OpenSlide gives" in " ".join(ran.stdout.split())
+    (forced,) = run("info", path, "--config", config, "--reader", "openslide", "--json").json["slides"]
+    assert (forced["reader"], forced["reader_reason"]) == ("openslide", "asked for")
+    ran = run("prepare", path, "--config", config, "--reader", "nonsense", "--out", tmp_path / "out")
+    assert ran.exit_code == 2
+    assert "expected one of auto, direct, openslide, zarr" in " ".join(ran.stderr.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_both_readers_prepare_the_same(run, slides, config, tmp_path):
+    for reader in ("direct", "openslide"):
+        ran = run("prepare", slides, "--config", config, "--reader", reader, "--out", tmp_path / reader)
+        assert ran.exit_code == 0
+    pictures = sorted((tmp_path / "direct" / "thumbnails").iterdir())
+    assert pictures
+    for picture in pictures:
+        assert picture.read_bytes() == (tmp_path / "openslide" / "thumbnails" / picture.name).read_bytes()

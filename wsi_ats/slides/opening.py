@@ -35,6 +35,11 @@ class Choice:
 def choose_reader(ref: SlideRef | str | Path) -> Choice:
     """Say which reader :func:`open_slide` takes for a slide, and why.
 
+    Parameters
+    ----------
+    ref
+        A reference, or the path or URL of a file.
+
     Raises
     ------
     SlideOpenError
