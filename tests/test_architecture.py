@@ -26,7 +26,7 @@ LAYERS = {
     ],
     "slides, each format in one file": ["slides"],
     "records that are kept, and tables; when it is enough": ["selection", "tables", "stopping"],
-    "what a slide shows; which slides": ["tissue", "tiles", "manifest", "splits"],
+    "what a slide shows; which slides": ["tissue", "quality", "tiles", "manifest", "splits"],
     "files and folders of a run; the first look; other programs": [
         "artifacts",
         "look",

@@ -28,6 +28,8 @@ OTHER = {  # for every setting, a value that is not its default
         "levels": 2,
         "cells_per_region": 8,
         "pixels_per_region": 8,
+        "exclude": "pen",
+        "max_artefact": 0.5,
     },
     "model": {
         "task": "multilabel",
@@ -159,6 +161,8 @@ OUT_OF_RANGE = [
     *["tile.size=15", "tile.mpp=0", "tile.mpp=-1.0", "tile.tolerance=1.0", "tile.tolerance=-0.1"],
     *["tile.stride=0.0", "tile.stride=1.01", "thumbnail.pixels_per_cell=0", "thumbnail.tissue=otsu"],
     *["thumbnail.min_tissue=0.0", "thumbnail.min_tissue=1.1", "model.backbone=''", "model.attention=''"],
+    *["thumbnail.exclude=fold", "thumbnail.exclude=pen,pen", "thumbnail.exclude=pen,"],
+    *["thumbnail.max_artefact=1.0", "thumbnail.max_artefact=-0.1"],
     *["model.task=ranking", "model.kind=cnn", "model.mil_attention=soft", "model.scale=0.0"],
     *["model.pool=mean", "sampling.design=best", "sampling.tiles=0", "sampling.draws=0"],
     *["sampling.tolerance=-0.1", "sampling.max_tiles=-1", "sampling.max_tiles=63"],
@@ -293,6 +297,16 @@ def test_what_other_kinds_have_not_got_is_refused(kind):
         settings.with_values(["thumbnail.levels=2"])
     with pytest.raises(SettingsError, match=rf"training\.freeze_attention .*{kind}"):
         settings.with_values(["training.freeze_attention=true"]).check_trainable()
+
+
+def test_artefacts_that_can_be_left_out():
+    both = ["thumbnail.exclude=pen, blur", "thumbnail.pixels_per_cell=32"]
+    assert Settings().thumbnail.excluded == ()
+    assert Settings().with_values(both).thumbnail.excluded == config.ARTEFACTS
+    with pytest.raises(SettingsError, match=r"16 micrometres wide, .* set thumbnail\.pixels_per_cell=32"):
+        Settings().with_values(["thumbnail.exclude=blur"])
+    with pytest.raises(SettingsError, match=r"exclude is pen, but a model of kind image sees the whole"):
+        Settings().with_values(["thumbnail.exclude=pen", "model.kind=image"])
 
 
 def test_patience_needs_slides_to_watch():

@@ -9,9 +9,9 @@ import platform
 import uuid
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from wsi_ats.errors import ArtifactError, LockedError, SettingsError
 from wsi_ats.geometry import Grid
-from wsi_ats.selection import AttentionMap, TissueMask
+from wsi_ats.selection import AttentionMap, Quality, TissueMask
 from wsi_ats.slides.base import Pixels
 
 # Long enough to tell slides apart that a scanner wrote with one size in one second.
@@ -172,20 +172,24 @@ class Prepared:
         RGB, uint8, shape (rows * p, columns * p, 3).
     tissue
         Tissue cells and their grid.
+    quality
+        What spoils them, as far as it was told.
     """
 
     thumbnail: Pixels
     tissue: TissueMask
+    quality: Quality = field(default_factory=Quality)
 
 
 def save_prepared(path: Path, prepared: Prepared) -> None:
-    """Write a thumbnail with its tissue, atomically."""
+    """Write a thumbnail with its tissue and quality, atomically."""
     _save_arrays(
         path,
         prepared.tissue.grid,
         thumbnail=prepared.thumbnail,
         fraction=prepared.tissue.fraction,
         mask=prepared.tissue.mask,
+        **prepared.quality.maps,
     )
 
 
@@ -197,8 +201,13 @@ def load_prepared(path: Path) -> Prepared:
     ArtifactError
         When the file is missing or damaged.
     """
-    grid, arrays = _load_arrays(path, "thumbnail", "fraction", "mask")
-    return Prepared(arrays["thumbnail"], TissueMask(grid, arrays["fraction"], arrays["mask"]))
+    maps = [each.name for each in fields(Quality)]
+    grid, arrays = _load_arrays(path, "thumbnail", "fraction", "mask", optional=maps)
+    return Prepared(
+        arrays["thumbnail"],
+        TissueMask(grid, arrays["fraction"], arrays["mask"]),
+        Quality(**{name: arrays[name] for name in maps if name in arrays}),
+    )
 
 
 def save_attention(path: Path, attention: AttentionMap) -> None:
@@ -237,10 +246,11 @@ _DAMAGE = (
 )
 
 
-def _load_arrays(path: Path, *names: str) -> tuple[Grid, dict[str, Any]]:
+def _load_arrays(path: Path, *names: str, optional: Sequence[str] = ()) -> tuple[Grid, dict[str, Any]]:
     try:
         # Opened here: numpy leaves a file open that it finds damaged.
         with path.open("rb") as stored, np.load(stored, allow_pickle=False) as file:
-            return Grid(**json.loads(str(file["grid"]))), {name: file[name] for name in names}
+            there = [name for name in optional if name in file]
+            return Grid(**json.loads(str(file["grid"]))), {name: file[name] for name in (*names, *there)}
     except _DAMAGE as error:
         raise ArtifactError(f"{path} is missing or damaged: {error}; make it again") from error

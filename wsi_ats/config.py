@@ -24,6 +24,13 @@ _CHOICES = {
     "monitor": ("loss", "score"),
 }
 
+ARTEFACTS = ("pen", "blur")
+"""What can be told of a slide's quality; see :func:`wsi_ats.quality.find_artefacts`."""
+
+COARSEST_FOCUS = 4.0
+"""Micrometres per pixel from which on nothing is said of focus: a blur is seen from about one pixel on, and
+one of 4 um makes cells unreadable while a thumbnail of 16 um per pixel looks as it ever did."""
+
 LEAST_DRAWS = 8
 """Draws before a tolerance may end scoring. The error of a few draws is often small by accident: where 2 may
 end it, intervals of 90 % held the truth in 81 to 87 % of cases, where 8 may, in 87 to 89 %; 16 gained a
@@ -79,6 +86,12 @@ class ThumbnailSettings:
     """Cells a side of a region of two-level sampling: 256 cells are looked at to read a few of them."""
     pixels_per_region: int = 16
     """Pixels a side of a region in the coarse thumbnail: 4096 pixels of 0.5 um a side are 128 um a pixel."""
+    exclude: str = ""
+    """Artefacts whose cells are left out, ``pen`` or ``blur`` or both, joined by a comma; none by default:
+    whoever scores slides decides what is not worth reading, and every slide shows what would be."""
+    max_artefact: float = 0.25
+    """Most of a cell that an artefact may spoil (see :class:`wsi_ats.selection.Quality`); a line of ink along
+    the edge of a tile does no harm, and as little of a cell as this is enough to call it tissue."""
 
     def __post_init__(self) -> None:
         _require(
@@ -102,6 +115,20 @@ class ThumbnailSettings:
             self.pixels_per_region >= 4 and self.pixels_per_region % 4 == 0,
             f"thumbnail.pixels_per_region must be a multiple of 4, not {self.pixels_per_region}",
         )
+        names = self.excluded
+        _require(
+            set(names) <= set(ARTEFACTS) and len(set(names)) == len(names),
+            f"thumbnail.exclude names some of {', '.join(ARTEFACTS)}, each once and joined by a comma, not "
+            f"{self.exclude!r}",
+        )
+        _require(
+            0 <= self.max_artefact < 1, f"thumbnail.max_artefact must be in [0, 1), not {self.max_artefact}"
+        )
+
+    @property
+    def excluded(self) -> tuple[str, ...]:
+        """Names of the artefacts whose cells are left out."""
+        return tuple(each.strip() for each in self.exclude.split(",")) if self.exclude else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -391,6 +418,18 @@ class Settings:
             f"training.precision is bfloat16 and tile.size {self.tile.size}; of tiles under 64 pixels some "
             "processors compute wrong gradients in it, use auto or float32",
         )
+        _require(
+            self.model.kind != "image" or not self.thumbnail.exclude,
+            f"thumbnail.exclude is {self.thumbnail.exclude}, but a model of kind image sees the whole slide; "
+            "leave it out",
+        )
+        pixel = self.thumbnail_mpp
+        enough = math.ceil(pixel / COARSEST_FOCUS * self.thumbnail.pixels_per_cell)
+        _require(
+            "blur" not in self.thumbnail.excluded or pixel <= COARSEST_FOCUS,
+            f"thumbnail.exclude names blur, but a pixel of the thumbnail is {pixel:g} micrometres wide, too "
+            f"coarse to tell it; set thumbnail.pixels_per_cell={enough}, or leave blur out",
+        )
         drawn = self.sampling.draws > 1 or self.sampling.anytime
         _require(
             not drawn or self.model.kind not in {"mil", "image"},
@@ -416,6 +455,11 @@ class Settings:
                 f"model.scale {self.model.scale} makes a cell of the grid {pixels:.6g} pixels wide, not a "
                 f"whole number; {whole / pitch} would make it {whole}",
             )
+
+    @property
+    def thumbnail_mpp(self) -> float:
+        """Micrometres per pixel of the thumbnail, or of the closer look at a region."""
+        return self.tile.size * self.tile.mpp * self.tile.stride / self.thumbnail.pixels_per_cell
 
     @property
     def image_pixels_per_cell(self) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from wsi_ats.config import SamplingSettings, Settings
 from wsi_ats.errors import SettingsError
-from wsi_ats.look import count_tiles, look
+from wsi_ats.look import count_tiles, inspect
 from wsi_ats.methods import method_for
 from wsi_ats.methods.base import DrawLogits, WeightedTiles, draw_seed
 from wsi_ats.nn.losses import activate
@@ -95,7 +95,8 @@ def predict_slide(
         raise SettingsError("scoring needs a model in evaluation mode; call model.eval() first")
     begin = time.perf_counter()
     counting = CountingSlide(slide)
-    thumbnail, tissue = look(counting, settings)
+    view = inspect(counting, settings)
+    thumbnail, tissue = view.thumbnail, view.tissue
     draws: list[DrawLogits] = []
     stopped: Stop | None = None
     if len(tissue.cells):
@@ -120,6 +121,7 @@ def predict_slide(
         seconds=time.perf_counter() - begin,
         model_digest=model_digest,
         seed=seed,
+        error=view.nothing_left,
         log_weight=draws[-1].log_weight if draws else None,
     )
     if not draws:

@@ -5,20 +5,121 @@ Apart from the networks, so that whoever only looks does not wait the seconds th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import cast
 
 import numpy as np
+import numpy.typing as npt
 
-from wsi_ats.config import Settings
+from wsi_ats.config import ARTEFACTS, Settings
 from wsi_ats.geometry import Grid
+from wsi_ats.quality import find_artefacts
 from wsi_ats.regions import RegionGrid, Window
-from wsi_ats.selection import TissueMask
+from wsi_ats.selection import Quality, TissueMask
 from wsi_ats.slides.base import Pixels, Slide
 from wsi_ats.tiles import grid_for, read_thumbnail
 from wsi_ats.tissue import Method, find_tissue, is_fluorescence
 
 # Tissue of a region is looked for in parts of it: a small biopsy is a speck in a region, but not in these.
 _PARTS = 4
+
+
+@dataclass(frozen=True)
+class View:
+    """What the first look at a slide shows.
+
+    Parameters
+    ----------
+    thumbnail
+        RGB, uint8, shape (rows * p, columns * p, 3).
+    found
+        All tissue there is, also what is left out.
+    settings
+        Section ``thumbnail`` is used.
+    mpp
+        Micrometres per pixel of the thumbnail, as the settings want it.
+    parts
+        With two levels, the tissue of a quarter of a region's side each; ``found`` is of regions then.
+    """
+
+    thumbnail: Pixels
+    found: TissueMask
+    settings: Settings
+    mpp: float
+    parts: TissueMask | None = None
+
+    @cached_property
+    def quality(self) -> Quality:
+        """What spoils the cells; with two levels, the means over a region's parts."""
+        if self.parts is None:
+            return self._quality
+        shape = self.found.grid.shape
+        return Quality(**{name: _of_regions(each, *shape) for name, each in self._quality.maps.items()})
+
+    @cached_property
+    def beyond(self) -> dict[str, npt.NDArray[np.bool_]]:
+        """Tissue cells of which an artefact spoils too much, by its name; what cannot be told is not named.
+
+        With two levels, regions of which it spoils every part that has tissue.
+        """
+        return {name: self._spoilt([name]) for name in self._quality.maps}
+
+    @cached_property
+    def tissue(self) -> TissueMask:
+        """The tissue that may be read: without what ``thumbnail.exclude`` names."""
+        excluded = self.settings.thumbnail.excluded
+        if not excluded:
+            return self.found  # the quality need not be known
+        names = [name for name in excluded if name in self._quality.maps]
+        return replace(self.found, mask=self.found.mask & ~self._spoilt(names))
+
+    @property
+    def spoilt_shares(self) -> dict[str, float | None]:
+        """Share of the tissue cells in :attr:`beyond` by artefact; ``None`` where it cannot be told."""
+        count = len(self.found.cells)
+        return {
+            name: float(self.beyond[name].sum() / count) if count and name in self.beyond else None
+            for name in ARTEFACTS
+        }
+
+    @property
+    def nothing_left(self) -> str | None:
+        """Why no tissue may be read although there is some; ``None`` where that is not so."""
+        if len(self.tissue.cells) or not len(self.found.cells):
+            return None
+        what = "cells" if self.parts is None else "regions"
+        each = ", ".join(
+            f"{name} {np.count_nonzero(mask)}"
+            for name, mask in self.beyond.items()
+            if name in self.settings.thumbnail.excluded
+        )
+        return (
+            f"all {len(self.found.cells)} tissue {what} were left out: {each}; see thumbnail.exclude and "
+            "thumbnail.max_artefact"
+        )
+
+    @cached_property
+    def _quality(self) -> Quality:
+        """Of the cells, or of the parts of regions."""
+        if self.settings.thumbnail.tissue == "fluorescence":
+            return Quality()
+        tissue = self.parts or self.found
+        side = len(self.thumbnail) // self.found.grid.shape[0] // (_PARTS if self.parts else 1)
+        rows, columns = tissue.grid.shape
+        return find_artefacts(self.thumbnail[: rows * side, : columns * side], tissue, mpp=self.mpp)
+
+    def _spoilt(self, names: Sequence[str]) -> npt.NDArray[np.bool_]:
+        """Tissue cells of which any of these artefacts spoils too much."""
+        limit, tissue = self.settings.thumbnail.max_artefact, (self.parts or self.found).mask
+        over = np.zeros(tissue.shape, dtype=bool)
+        for name in names:
+            over |= self._quality.maps[name] > limit
+        if self.parts is None:
+            return tissue & over
+        spoilt, left = (_of_regions(tissue & each, *self.found.grid.shape) > 0 for each in (over, ~over))
+        return self.found.mask & spoilt & ~left
 
 
 def look(slide: Slide, settings: Settings) -> tuple[Pixels, TissueMask]:
@@ -34,19 +135,27 @@ def look(slide: Slide, settings: Settings) -> tuple[Pixels, TissueMask]:
     Returns
     -------
     ndarray of uint8, shape (rows * p, columns * p, 3), and TissueMask
-        The mask carries the grid: of cells, or of regions where there are two levels.
+        The mask carries the grid: of cells, or of regions where there are two levels. It lacks the cells that
+        ``thumbnail.exclude`` leaves out; their fraction stays.
 
     Raises
     ------
     SlideError
         When the resolution is unknown or the thumbnail cannot be read.
     """
+    view = inspect(slide, settings)
+    return view.thumbnail, view.tissue
+
+
+def inspect(slide: Slide, settings: Settings) -> View:
+    """Look as :func:`look` does, and tell what spoils the tissue as well; the parameters are the same."""
     tile, view = settings.tile, settings.thumbnail
     grid = grid_for(slide, tile_size=tile.size, mpp=tile.mpp, tolerance=tile.tolerance, stride=tile.stride)
-    if settings.thumbnail.levels == 2:
-        return _look_at_regions(slide, RegionGrid(grid, view.cells_per_region).grid, settings)
+    if view.levels == 2:
+        return _inspect_regions(slide, RegionGrid(grid, view.cells_per_region).grid, settings)
     thumbnail = read_thumbnail(slide, grid, view.pixels_per_cell)
-    return thumbnail, find_tissue(thumbnail, grid, method=_method(settings), min_fraction=view.min_tissue)
+    found = find_tissue(thumbnail, grid, method=_method(settings), min_fraction=view.min_tissue)
+    return View(thumbnail, found, settings, settings.thumbnail_mpp)
 
 
 def look_closer(
@@ -72,7 +181,8 @@ def look_closer(
     ndarray of uint8, shape (rows * p, columns * p, 3), and TissueMask
         Of the region's cells alone; the mask's grid counts in thumbnail pixels from the region's corner.
         All cells count as tissue where none is: the coarse look saw some, and whatever attention the region
-        has must fall on one of its cells.
+        has must fall on one of its cells. For the same reason none is left out where all would be; the coarse
+        look has left out regions that are spoilt throughout.
 
     Raises
     ------
@@ -89,6 +199,9 @@ def look_closer(
     found = find_tissue(thumbnail, grid, method=method, min_fraction=view.min_tissue)
     if not len(found.cells):
         found = find_tissue(thumbnail, grid, method="none")
+    if view.exclude and method != "fluorescence":
+        left = View(thumbnail, found, settings, settings.thumbnail_mpp).tissue
+        found = left if len(left.cells) else found
     return thumbnail, found
 
 
@@ -114,7 +227,7 @@ def count_tiles(tissue: TissueMask, settings: Settings) -> int:
     return int(np.ceil(filled[tissue.mask].sum()))
 
 
-def _look_at_regions(slide: Slide, grid: Grid, settings: Settings) -> tuple[Pixels, TissueMask]:
+def _inspect_regions(slide: Slide, grid: Grid, settings: Settings) -> View:
     pixels = settings.thumbnail.pixels_per_region
     thumbnail = read_thumbnail(slide, grid, pixels)
     rows, columns = grid.shape
@@ -132,12 +245,21 @@ def _look_at_regions(slide: Slide, grid: Grid, settings: Settings) -> tuple[Pixe
         method=_method(settings),
         min_fraction=settings.thumbnail.min_tissue,
     )
-    in_parts = np.zeros((rows * _PARTS, columns * _PARTS))
-    in_parts[:down, :across] = np.where(found.mask, found.fraction, 0)
-    fraction = in_parts.reshape(rows, _PARTS, columns, _PARTS).mean((1, 3))
+    fraction = _of_regions(np.where(found.mask, found.fraction, 0), rows, columns)
     # Of a region at the very edge there may be less than half a pixel to see.
     mask = (fraction > 0) | (settings.thumbnail.tissue == "none")
-    return thumbnail, TissueMask(grid, fraction.astype(np.float32), mask)
+    view = settings.thumbnail
+    mpp = settings.thumbnail_mpp * view.pixels_per_cell * view.cells_per_region / view.pixels_per_region
+    return View(thumbnail, TissueMask(grid, fraction, mask), settings, mpp, found)
+
+
+def _of_regions(parts: npt.NDArray[np.generic], rows: int, columns: int) -> npt.NDArray[np.float32]:
+    """Means of regions over their parts, of which the last row and column may have fewer."""
+    padded = np.zeros((rows * _PARTS, columns * _PARTS), dtype=np.float32)
+    down, across = parts.shape
+    padded[:down, :across] = parts
+    means: npt.NDArray[np.float32] = padded.reshape(rows, _PARTS, columns, _PARTS).mean((1, 3))
+    return means
 
 
 def _method(settings: Settings) -> Method:

@@ -69,6 +69,35 @@ class TissueMask:
 
 
 @dataclass(frozen=True)
+class Quality:
+    """What spoils a slide, cell by cell; see :func:`wsi_ats.quality.find_artefacts`.
+
+    Parameters
+    ----------
+    pen
+        Share of each cell that ink covers, in [0, 1], shape (rows, columns), float32.
+    blur
+        Share of the fine detail that each tissue cell lacks, likewise; 0 where there is no tissue.
+
+    Each is ``None`` where it cannot be told.
+    """
+
+    pen: npt.NDArray[np.float32] | None = None
+    blur: npt.NDArray[np.float32] | None = None
+
+    def __post_init__(self) -> None:
+        for name, values in self.maps.items():
+            if values.ndim != 2 or not ((values >= 0) & (values <= 1)).all():
+                raise SettingsError(f"a map of {name} has two axes and values in [0, 1], not {values}")
+
+    @property
+    def maps(self) -> dict[str, npt.NDArray[np.float32]]:
+        """Those that could be told, by name."""
+        each = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {name: values for name, values in each.items() if values is not None}
+
+
+@dataclass(frozen=True)
 class AttentionMap:
     """Attention over the cells of a slide.
 
@@ -201,7 +230,7 @@ class Prediction:
     model_digest, seed
         What it was computed with.
     error
-        Why it failed.
+        Why it failed, or why no tissue was left to score.
     log_weight
         What the slide counts among the slides of its case; see :func:`wsi_ats.nn.cases.pool_slides`. ``None``
         where there is no score.

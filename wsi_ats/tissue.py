@@ -79,37 +79,24 @@ def find_tissue(
     >>> find_tissue(thumbnail, grid).cells.tolist()
     [6, 7]
     """
-    rows, columns = grid.shape
-    side = thumbnail.shape[0] // rows
-    if thumbnail.dtype != np.uint8 or thumbnail.shape != (rows * side, columns * side, 3) or not side:
-        raise SettingsError(
-            f"a thumbnail of {rows} x {columns} cells is uint8 ({rows} p, {columns} p, 3), "
-            f"not {thumbnail.dtype} {thumbnail.shape}"
-        )
+    seen, side = within(thumbnail, grid)
     if method not in get_args(Method):
         raise SettingsError(f"tissue method is {method!r}, expected one of {', '.join(get_args(Method))}")
     if not 0 < min_fraction <= 1:
         raise SettingsError(f"min_fraction must be in (0, 1], not {min_fraction}")
 
-    down, across = (
-        _overlaps(length, grid, count, side)
-        for length, count in zip((grid.height, grid.width), grid.shape, strict=True)
-    )
+    down, across = _axes(grid, side)
     possible = np.minimum(np.outer(down.sum(axis=1), across.sum(axis=1)), 1)
     if method == "none":
         return TissueMask(grid, possible, np.ones(grid.shape, dtype=bool))
-    # Past the slide's edge is padding, which is no background to learn from.
-    height, width = (max(1, round(length / grid.pitch * side)) for length in (grid.height, grid.width))
-    seen = thumbnail[:height, :width]
     if method == "auto":
         method = "fluorescence" if is_fluorescence(seen) else "brightfield"
-    signal = _blurred(_absorbed(seen) if method == "brightfield" else _emitted(seen), _BLUR * side)
+    signal = blurred(_absorbed(seen) if method == "brightfield" else _emitted(seen), _BLUR * side)
     tissue = signal > _threshold(signal, method)
     area = min(side**2, tissue.size)  # of a cell, or of a slide that is smaller
-    tissue = _without_small(tissue, _SMALLEST_SPECK * area)
-    tissue |= _enclosed(~tissue & ~_without_small(~tissue, _SMALLEST_HOLE * area))
-    height, width = tissue.shape
-    fraction = np.minimum((across[:, :width] @ (down[:, :height] @ tissue.astype(np.float32)).T).T, 1)
+    tissue = without_small(tissue, _SMALLEST_SPECK * area)
+    tissue |= _enclosed(~tissue & ~without_small(~tissue, _SMALLEST_HOLE * area))
+    fraction = np.minimum(shares(tissue, grid, side), 1)
     # A slide smaller than a cell fills none; its share counts of what a cell could hold.
     return TissueMask(grid, fraction, fraction >= min_fraction * possible.max())
 
@@ -134,12 +121,87 @@ def is_fluorescence(pixels: Pixels) -> bool:
     return dark > max(bright, darkest.size / 4)
 
 
+def within(thumbnail: Pixels, grid: Grid) -> tuple[Pixels, int]:
+    """Cut a thumbnail to the slide: past the edge is padding, which is no background to learn from.
+
+    Parameters
+    ----------
+    thumbnail
+        See :func:`find_tissue`.
+    grid
+        The slide's grid.
+
+    Returns
+    -------
+    ndarray of uint8, shape (h, w, 3), and int
+        The part that shows the slide, and the pixels a side of a cell.
+
+    Raises
+    ------
+    SettingsError
+        When the thumbnail is not one of the grid.
+    """
+    rows, columns = grid.shape
+    side = thumbnail.shape[0] // rows
+    if thumbnail.dtype != np.uint8 or thumbnail.shape != (rows * side, columns * side, 3) or not side:
+        raise SettingsError(
+            f"a thumbnail of {rows} x {columns} cells is uint8 ({rows} p, {columns} p, 3), "
+            f"not {thumbnail.dtype} {thumbnail.shape}"
+        )
+    height, width = (max(1, round(length / grid.pitch * side)) for length in (grid.height, grid.width))
+    return thumbnail[:height, :width], side
+
+
+def lamp(pixels: Pixels) -> np.float32:
+    """Grey value of the light that nothing took away from, of a brightfield slide's pixels (..., 3).
+
+    Stains leave one colour nearly untouched, so its level is the lamp's even where all is tissue.
+    """
+    return np.float32(np.clip(np.percentile(_extreme(np.maximum, pixels), 95), 200, 255))
+
+
+def shares(pixels: npt.NDArray[np.generic], grid: Grid, side: int) -> Floats:
+    """Sum up pixels over the tiles of cells, each by the share of the tile that it covers.
+
+    Parameters
+    ----------
+    pixels
+        Shape (h, w), of the slide alone as :func:`within` gives it: a mask, or numbers.
+    grid
+        The slide's grid.
+    side
+        Pixels a side of a cell.
+
+    Returns
+    -------
+    ndarray of float32, shape (rows, columns)
+        Of a mask the share of each cell, of numbers their mean where the whole cell lies in the slide.
+    """
+    down, across = _axes(grid, side)
+    height, width = pixels.shape
+    summed: Floats = (across[:, :width] @ (down[:, :height] @ pixels.astype(np.float32)).T).T
+    return summed
+
+
+def without_small(mask: Mask, pixels: float) -> Mask:
+    """Drop connected parts of fewer pixels."""
+    parts = _parts(mask)
+    keep = np.bincount(parts.ravel()) >= pixels
+    keep[0] = False
+    kept: Mask = keep[parts]
+    return kept
+
+
+def blurred(signal: Floats, sigma: float) -> Floats:
+    """Blur by a Gaussian of ``sigma`` pixels; what is past the edge is as at the edge."""
+    smooth: Floats = filters.gaussian(signal, sigma, mode="nearest")  # type: ignore[no-untyped-call]
+    return smooth
+
+
 def _absorbed(pixels: Pixels) -> Floats:
     """How much light is gone from the colour that lost most."""
     brightest = _extreme(np.maximum, pixels)
-    # Stains leave one colour nearly untouched, so its level is the lamp's even where all is tissue.
-    white = np.float32(np.clip(np.percentile(brightest, 95), 200, 255))
-    absorbed: Floats = np.clip(white - _extreme(np.minimum, pixels), 0, _SIGNAL_MAX)
+    absorbed: Floats = np.clip(lamp(pixels) - _extreme(np.minimum, pixels), 0, _SIGNAL_MAX)
     absorbed[brightest < _UNSCANNED] = 0
     return absorbed
 
@@ -165,24 +227,10 @@ def _threshold(signal: Floats, method: str) -> float:
     return min(max(otsu, low), high)
 
 
-def _blurred(signal: Floats, sigma: float) -> Floats:
-    blurred: Floats = filters.gaussian(signal, sigma, mode="nearest")  # type: ignore[no-untyped-call]
-    return blurred
-
-
 def _parts(mask: Mask) -> IntArray:
     """Number the connected parts from 1, the rest 0."""
     parts: IntArray = measure.label(mask, connectivity=1)  # type: ignore[no-untyped-call]
     return parts
-
-
-def _without_small(mask: Mask, pixels: float) -> Mask:
-    """Drop connected parts of fewer pixels."""
-    parts = _parts(mask)
-    keep = np.bincount(parts.ravel()) >= pixels
-    keep[0] = False
-    kept: Mask = keep[parts]
-    return kept
 
 
 def _enclosed(mask: Mask) -> Mask:
@@ -194,6 +242,12 @@ def _enclosed(mask: Mask) -> Mask:
     keep[0] = False
     kept: Mask = keep[parts]
     return kept
+
+
+def _axes(grid: Grid, side: int) -> tuple[sparse.csr_array, sparse.csr_array]:
+    """See :func:`_overlaps`, of rows and of columns."""
+    (height, width), (rows, columns) = (grid.height, grid.width), grid.shape
+    return _overlaps(height, grid, rows, side), _overlaps(width, grid, columns, side)
 
 
 def _overlaps(length: int, grid: Grid, count: int, side: int) -> sparse.csr_array:
