@@ -61,6 +61,15 @@ class Reading(Basic):
             rich_help_panel=_SETTINGS,
         ),
     ] = None
+    qc: Annotated[
+        str | None,
+        typer.Option(
+            "--qc",
+            metavar="pen,blur",
+            help="Leave out cells with these artefacts: --set thumbnail.exclude in short.",
+            rich_help_panel=_SETTINGS,
+        ),
+    ] = None
     mpp: Annotated[
         float | None,
         typer.Option(
@@ -100,7 +109,7 @@ class Reading(Basic):
         return [replace(ref, reader=self.reader) for ref in read_sources(sources, mpp=self.mpp, **tables)]
 
     def settings(self, base: Settings | None = None) -> Settings:
-        """Settle the settings: ``base`` or the defaults, then ``--config``, then ``--set``.
+        """Settle the settings: ``base`` or the defaults, then ``--config``, then ``--qc`` and ``--set``.
 
         Raises
         ------
@@ -119,7 +128,8 @@ class Reading(Basic):
             for section, table in loads(self.config.read_text(encoding="utf-8")).items():
                 values[section] = values[section] | table
             base = Settings.from_mapping(values)
-        return base.with_values(self.set or [])
+        short = [] if self.qc is None else [f"thumbnail.exclude={self.qc}"]
+        return base.with_values([*short, *(self.set or [])])
 
 
 @dataclass(frozen=True)

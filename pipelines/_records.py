@@ -18,6 +18,7 @@ from pipelines._runs import Execution, rooted
 from wsi_ats.artifacts import atomic, digest_of, read_json, slide_digest, write_json
 from wsi_ats.config import Settings
 from wsi_ats.errors import ArtifactError
+from wsi_ats.selection import Status
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.tables import write_csv, write_parquet
 
@@ -169,6 +170,13 @@ def complete(task: SlideTask, refs: Sequence[SlideRef], execution: Execution, *,
                 for_each_slide(task, todo, client, on_result=note, strict=execution.strict)
     in_order = [rows[name] for name in sorted(rows)]
     return Results(in_order, dict(sorted(failed.items())), reused, stopped=len(rows) < len(refs))
+
+
+def report_left_out(rows: Sequence[Row], execution: Execution) -> None:
+    """Name slides that have tissue of which nothing is left to read, and say why."""
+    for row in rows:
+        if row["status"] == Status.NO_TISSUE and row["error"]:
+            execution.reporter.message(f"warning: {row['slide_id']} has nothing to read: {row['error']}")
 
 
 def write_table(folder: Path, name: str, rows: Sequence[Row], types: Mapping[str, str]) -> None:

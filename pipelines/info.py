@@ -12,7 +12,7 @@ import numpy as np
 
 from wsi_ats.config import Settings, TileSettings
 from wsi_ats.errors import WsiAtsError
-from wsi_ats.look import count_tiles, look, regions_of
+from wsi_ats.look import count_tiles, inspect, regions_of
 from wsi_ats.selection import TissueMask
 from wsi_ats.slides import choose_reader, open_slide
 from wsi_ats.slides.base import Slide, SlideRef
@@ -49,7 +49,10 @@ class SlideInfo:
     advice
         What would make reading cheaper; empty when nothing would.
     rows, cols, tissue_tiles
-        The grid, and its cells with tissue.
+        The grid, and its cells with tissue, without those left out.
+    pen, blur, excluded_tiles
+        Shares of the tissue cells that are spoilt, ``None`` where that cannot be told, and how many are left
+        out.
     tiles, bytes_read, bytes_file, share
         Estimate of what scoring reads: tiles, bytes with the thumbnail, and these bytes as a share of the
         file; bytes are ``None`` where the format does not tell.
@@ -71,6 +74,9 @@ class SlideInfo:
     rows: int
     cols: int
     tissue_tiles: int
+    pen: float | None
+    blur: float | None
+    excluded_tiles: int
     tiles: int
     bytes_read: int | None
     bytes_file: int
@@ -93,9 +99,18 @@ class SlideInfo:
                 f"level {self.level}, {'native' if self.native else 'resampled'}, {alignment[self.aligned]}",
             ),
             ("grid", f"{self.rows} x {self.cols} cells, {self.tissue_tiles} with tissue"),
+            ("quality", self._quality()),
             ("scoring reads", f"{self.tiles} tiles{cost}"),
         ]
         return [*lines, ("advice", self.advice)] if self.advice else lines
+
+    def _quality(self) -> str:
+        told = {"pen": self.pen, "blur": self.blur}
+        shares = [
+            f"{name} cannot be told" if share is None else f"{name} in {share:.1%} of tissue"
+            for name, share in told.items()
+        ]
+        return "; ".join([*shares, f"{self.excluded_tiles} tiles left out"])
 
 
 @dataclass(frozen=True)
@@ -149,7 +164,8 @@ def _look(ref: SlideRef, settings: Settings) -> SlideInfo:
     choice = choose_reader(ref)
     with open_slide(replace(ref, colour=settings.tile.colour)) as slide:
         counting = CountingSlide(slide)
-        _, tissue = look(counting, settings)
+        view = inspect(counting, settings)
+        tissue = view.tissue
         grid, levels, mpp = tissue.grid, slide.levels, slide.mpp
         cells = regions_of(tissue, settings).cells if settings.thumbnail.levels == 2 else grid
         level = level_for(levels, cells.cell / cells.tile_size)
@@ -183,6 +199,8 @@ def _look(ref: SlideRef, settings: Settings) -> SlideInfo:
             rows=cells.shape[0],
             cols=cells.shape[1],
             tissue_tiles=tissue_tiles,
+            **view.spoilt_shares,
+            excluded_tiles=count_tiles(view.found, settings) - tissue_tiles,
             tiles=tiles,
             bytes_read=read,
             bytes_file=size,

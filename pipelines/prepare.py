@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines._records import Row, SlideTask, complete, pending, settled, write_table
+from pipelines._records import Row, SlideTask, complete, pending, report_left_out, settled, write_table
 from pipelines._runs import Execution, Identity, Summary, count, open_run, rooted
 from wsi_ats.artifacts import Prepared, atomic, save_prepared
-from wsi_ats.config import Settings
-from wsi_ats.look import count_tiles, look
+from wsi_ats.config import ARTEFACTS, Settings
+from wsi_ats.look import count_tiles, inspect
+from wsi_ats.quality import mark
 from wsi_ats.resample import write_png
 from wsi_ats.selection import Status
 from wsi_ats.slides import open_slide
@@ -19,7 +20,7 @@ from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.wrappers import CountingSlide
 from wsi_ats.tiles import level_for
 
-RESULTS = ("records", "prepared", "thumbnails", "slides.parquet", "slides.csv")
+RESULTS = ("records", "prepared", "thumbnails", "quality", "slides.parquet", "slides.csv")
 SECTIONS = ("tile", "thumbnail")
 
 _TYPES = {
@@ -27,9 +28,11 @@ _TYPES = {
     "mpp": "double",
     "mpp_source": "string",
     **dict.fromkeys(
-        ("width", "height", "levels", "level", "tile_size", "rows", "cols", "tissue_tiles", "bytes_read"),
+        ("width", "height", "levels", "level", "tile_size", "rows", "cols", "tissue_tiles"),
         "int64",
     ),
+    **dict.fromkeys(ARTEFACTS, "double"),
+    **dict.fromkeys(("excluded_tiles", "bytes_read"), "int64"),
     "seconds": "double",
     "error": "string",
 }
@@ -42,7 +45,7 @@ def prepare(
     settings: Settings | None = None,
     execution: Execution | None = None,
 ) -> Summary:
-    """Look at slides: read their thumbnails and find their tissue.
+    """Look at slides: read their thumbnails, find their tissue and what spoils it.
 
     Parameters
     ----------
@@ -50,7 +53,10 @@ def prepare(
         The slides.
     out
         Folder for ``prepared/<slide_id>.npz`` (see :func:`wsi_ats.artifacts.load_prepared`),
-        ``thumbnails/<slide_id>.png``, ``slides.parquet`` and ``.csv``, ``run.json``.
+        ``thumbnails/<slide_id>.png``, ``quality/<slide_id>.png`` (the thumbnail with spoilt tissue cells
+        framed: cyan under ink, yellow out of focus; where there are any), ``slides.parquet`` and ``.csv``,
+        ``run.json``. Columns ``pen`` and ``blur`` of the table are the shares of the tissue cells that are
+        spoilt, left out or not, empty where that cannot be told; ``excluded_tiles`` are those left out.
     settings
         Sections ``tile`` and ``thumbnail`` are used.
     execution
@@ -82,6 +88,7 @@ def prepare(
         run.begin()
         results = complete(task, refs, execution, title="prepare")
         counts = count(results.rows)
+        report_left_out(results.rows, execution)
         if not results.stopped:
             task.write_tables(results.rows)
             run.finish(counts)
@@ -110,20 +117,29 @@ class PrepareTask(SlideTask):
         return self.out / "prepared" / f"{slide_id}.npz"
 
     def files(self, slide_id: str) -> tuple[Path, ...]:
-        """The thumbnail with its tissue, and the thumbnail as a picture."""
-        return self.prepared(slide_id), self.out / "thumbnails" / f"{slide_id}.png"
+        """The thumbnail with its tissue; the thumbnail as a picture, and with what spoils it framed."""
+        return (
+            self.prepared(slide_id),
+            self.out / "thumbnails" / f"{slide_id}.png",
+            self.out / "quality" / f"{slide_id}.png",
+        )
 
     def work(self, ref: SlideRef) -> Row:
-        """Read the thumbnail, find the tissue."""
+        """Read the thumbnail, find the tissue and what spoils it."""
         begin = time.perf_counter()
         with open_slide(ref) as slide:
             counting = CountingSlide(slide)
-            thumbnail, tissue = look(counting, self.settings)
-            levels, mpp, grid = slide.levels, slide.mpp, tissue.grid
-        prepared, picture = self.files(ref.id)
-        save_prepared(prepared, Prepared(thumbnail, tissue))
+            view = inspect(counting, self.settings)
+            levels, mpp, grid = slide.levels, slide.mpp, view.found.grid
+        tissue, beyond = view.tissue, view.beyond
+        prepared, picture, quality = self.files(ref.id)
+        save_prepared(prepared, Prepared(view.thumbnail, tissue, view.quality))
         with atomic(picture) as path:
-            write_png(path, thumbnail)
+            write_png(path, view.thumbnail)
+        if any(mask.any() for mask in beyond.values()):
+            with atomic(quality) as path:
+                write_png(path, mark(view.thumbnail, beyond))
+        tiles = count_tiles(tissue, self.settings)
         return {
             "slide_id": ref.id,
             "case_id": ref.case,
@@ -138,10 +154,12 @@ class PrepareTask(SlideTask):
             "tile_size": grid.tile_size,
             "rows": grid.shape[0],
             "cols": grid.shape[1],
-            "tissue_tiles": count_tiles(tissue, self.settings),
+            "tissue_tiles": tiles,
+            **view.spoilt_shares,
+            "excluded_tiles": count_tiles(view.found, self.settings) - tiles,
             "bytes_read": counting.stored_bytes_read,
             "seconds": time.perf_counter() - begin,
-            "error": None,
+            "error": view.nothing_left,
         }
 
     def failed(self, ref: SlideRef, error: str, seconds: float) -> Row:

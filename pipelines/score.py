@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines._records import Row, SlideTask, complete, pending, settled, write_table
+from pipelines._records import Row, SlideTask, complete, pending, report_left_out, settled, write_table
 from pipelines._runs import Execution, Identity, Summary, count, open_run, rooted
 from wsi_ats.artifacts import atomic, save_attention
 from wsi_ats.cases import case_scores
@@ -109,6 +109,7 @@ def score(
         run.begin()
         results = complete(task, refs, execution, title="score")
         counts = count(results.rows)
+        report_left_out(results.rows, execution)
         if not results.stopped:
             write_table(out, "predictions", results.rows, task.types)
             if settings.model.cases != "separate":

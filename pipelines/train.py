@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines import prepare
 from pipelines._fitting import Fitting, device
 from pipelines._readers import check_readers
-from pipelines._records import Results, complete, pending, settled
+from pipelines._records import Results, complete, pending, report_left_out, settled
 from pipelines._runs import Execution, Identity, Run, Summary, count, open_run, rooted, together
 from pipelines._tensorboard import FOLDER as EVENTS
 from pipelines._tensorboard import check_tensorboard
@@ -264,6 +264,7 @@ def _report_empty(results: Results, execution: Execution) -> None:
     empty = [row["slide_id"] for row in results.rows if row["status"] == Status.NO_TISSUE]
     if empty:
         execution.reporter.message(f"left out, no tissue: {', '.join(empty)}")
+    report_left_out(results.rows, execution)
 
 
 def _digest(refs: Sequence[SlideRef]) -> str:

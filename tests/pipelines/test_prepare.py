@@ -29,6 +29,9 @@ COLUMNS = [
     "rows",
     "cols",
     "tissue_tiles",
+    "pen",
+    "blur",
+    "excluded_tiles",
     "bytes_read",
     "seconds",
     "error",
@@ -58,6 +61,64 @@ def test_what_it_writes(work):
     assert files(work / "thumbnails") == [f"slide_{i:03d}.png" for i in range(6)]
     record = read_json(work / "run.json")
     assert (record["stage"], record["counts"]) == ("prepare", {"done": 6, "failed": 0, "no_tissue": 0})
+
+
+def inked(slides, folder, columns):
+    """A slide of which the columns in a range are under blue ink."""
+    import tifffile
+
+    folder.mkdir()
+    pixels = tifffile.imread(slides / "slide_000.tif")
+    pixels[:, columns] = (pixels[:, columns] * np.array([0.12, 0.24, 0.64])).astype(np.uint8)
+    options = {"tile": (64, 64), "photometric": "rgb", "compression": "zlib"}
+    tifffile.imwrite(folder / "inked.tif", pixels, **options, resolution=(20000, 20000), resolutionunit=3)
+    return folder
+
+
+def test_cells_under_ink_are_counted_and_left_out_if_asked(run, slides, config, tmp_path):
+    folder = inked(slides, tmp_path / "inked", slice(512, 768))
+    common = ("prepare", folder, "--config", config, "--out")
+    assert run(*common, tmp_path / "all").exit_code == 0
+    assert run(*common, tmp_path / "less", "--qc", "pen").exit_code == 0
+    (everything,), (less,) = (table(tmp_path / name / "slides.csv") for name in ("all", "less"))
+    assert everything["pen"] == less["pen"]
+    assert (everything["blur"], everything["excluded_tiles"]) == ("", "0")
+    assert float(less["pen"]) * int(everything["tissue_tiles"]) == pytest.approx(int(less["excluded_tiles"]))
+    assert int(less["excluded_tiles"]) == 4 * 16  # ink on glass is no tissue either
+    assert int(less["tissue_tiles"]) + int(less["excluded_tiles"]) == int(everything["tissue_tiles"])
+    prepared = load_prepared(tmp_path / "less" / "prepared" / "inked.npz")
+    assert prepared.quality.blur is None
+    assert (prepared.quality.pen[:, 8:12] == 1).all()
+    assert not prepared.quality.pen[:, :8].any()
+    assert not prepared.tissue.mask[:, 8:12].any()
+    for name in ("all", "less"):
+        assert files(tmp_path / name / "quality") == ["inked.png"]
+
+
+def test_a_slide_of_which_nothing_is_left_is_reported(run, slides, model, config, tmp_path):
+    folder = inked(slides, tmp_path / "inked", slice(None))
+    out = tmp_path / "out"
+    ran = run("prepare", folder, "--config", config, "--out", out, "--qc", "pen", "--json")
+    assert ran.exit_code == 0
+    assert ran.json["counts"] == {"done": 0, "failed": 0, "no_tissue": 1}
+    assert "warning: inked has nothing to read: all 384 tissue cells were left out: pen 384" in ran.stderr
+    (row,) = table(out / "slides.csv")
+    assert (row["status"], row["tissue_tiles"], row["excluded_tiles"]) == ("no_tissue", "0", "384")
+    assert "pen 384" in row["error"]
+    scored = run("score", folder, "--model", model, "--out", tmp_path / "scores", "--qc", "pen")
+    assert scored.exit_code == 0, scored.stderr
+    assert "inked has nothing to read" in scored.stderr
+    (row,) = table(tmp_path / "scores" / "predictions.csv")
+    assert row["status"] == "no_tissue"
+    assert "pen 384" in row["error"]
+    (looked,) = run("info", folder, "--config", config, "--qc", "pen", "--json").json["slides"]
+    assert (looked["pen"], looked["blur"], looked["excluded_tiles"]) == (1, None, 384)
+
+
+def test_artefacts_that_nobody_looks_for_are_refused(run, slides, tmp_path):
+    ran = run("prepare", slides, "--out", tmp_path / "out", "--qc", "fold")
+    assert ran.exit_code == 2
+    assert "thumbnail.exclude names some of pen, blur" in ran.stderr
 
 
 def test_again_does_nothing(work, run, slides, config):
