@@ -162,7 +162,8 @@ def _sampling_error(draws: Sequence[DrawLogits], target: Target) -> float | None
         best = _scores(draws, target).argmax()
         others = torch.arange(logits.shape[1]) != best
         logits = (logits[:, best] - logits[:, others].logsumexp(1))[:, None]
-    return (logits.std(0).max() * target.scale / math.sqrt(len(logits))).item()
+    # From the first: of draws that are the same, the mean need not be the same to the last bit.
+    return ((logits - logits[0]).std(0).max() * target.scale / math.sqrt(len(logits))).item()
 
 
 def _attention_map(attention: Tensor | None, tissue: TissueMask) -> AttentionMap | None:
