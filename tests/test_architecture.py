@@ -73,6 +73,8 @@ DOORS = {
     "filelock": ["wsi_ats.artifacts"],
     "tomli_w": ["wsi_ats.config"],
     "pytest": ["wsi_ats.testing.contract"],
+    # Reading, writing, and what is missing in Zarr itself.
+    "zarr": ["wsi_ats.slides.pyramid", "wsi_ats.slides.zarr", "wsi_ats.slides.zarr_jpeg"],
     # The client, and what is done with its futures: of whole slides, and of tiles.
     "dask": ["pipelines._cluster"],
     "distributed": ["pipelines._cluster", "pipelines._readers", "pipelines._stage"],
@@ -204,6 +206,7 @@ HEAVY = {
     "lifelines",
     "pandas",
     "pyarrow",
+    "zarr",
 }
 
 

@@ -23,6 +23,9 @@ from wsi_ats.geometry import Grid
 from wsi_ats.selection import AttentionMap, Quality, TissueMask
 from wsi_ats.slides.base import Pixels
 
+# What of a folder of Zarr tells it from others: its own metadata, and those of its levels.
+_ZARR_METADATA = ("zarr.json", ".zattrs", "*/zarr.json", "*/.zarray")
+
 # Long enough to tell slides apart that a scanner wrote with one size in one second.
 _HEADER_BYTES = 1 << 16
 
@@ -148,12 +151,15 @@ def digest_of(*parts: str) -> str:
 def slide_digest(path: str) -> str:
     """Fingerprint of a slide's file: its size, time of change and first bytes.
 
-    Reading a whole slide to recognise it would cost more than scoring it. A missing file has a
-    fingerprint too, so that its absence can be recorded.
+    Of a folder of Zarr, the same of all its metadata, which are written last. Reading a whole slide to recognise
+    it would cost more than scoring it. A missing file has a fingerprint too, so that its absence can be recorded.
     """
     try:
         facts = Path(path).stat()
         if not Path(path).is_file():
+            metadata = sorted(file for name in _ZARR_METADATA for file in Path(path).glob(name))
+            if metadata:
+                return digest_of("zarr", *(slide_digest(str(file)) for file in metadata))
             return digest_of("folder", str(facts.st_mtime_ns))
         with Path(path).open("rb") as file:
             header = hashlib.sha256(file.read(_HEADER_BYTES)).hexdigest()

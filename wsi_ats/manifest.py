@@ -36,6 +36,8 @@ from wsi_ats.targets import Target, check_label, join_columns
 SLIDE_SUFFIXES = frozenset(
     {".bif", ".czi", ".dcm", ".mrxs", ".ndpi", ".scn", ".svs", ".svslide", ".tif", ".tiff", ".vms", ".vmu"}
 )
+# A folder that is one slide: an OME-Zarr image.
+_ZARR = ".zarr"
 # Tables. Excel files are among them to be refused as tables, with advice, not as damaged slides.
 _TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".xls", ".xlsx"})
 _NAMES = {
@@ -72,7 +74,8 @@ def read_manifest(
     source
         A slide, a folder (searched with all below it), a glob (``**`` too) or a table. Paths in a table
         are relative to the table; a row without a path names a slide at or below the table's folder.
-        A folder that holds DICOM files is one slide, named after the folder.
+        A folder that holds DICOM files is one slide, named after the folder. So is a folder whose name ends
+        in ``.zarr``, without that ending or ``.ome.zarr``.
     labels
         A table of labels, joined by slide if it names slides, else by patient. It may also give
         patient, split and mpp.
@@ -116,7 +119,7 @@ def read_manifest(
         raise ManifestError(f"column {label_column!r} of which table? {source} is none; give --labels too")
     if is_table:
         refs = _from_table(path, label_column if labels is None else None, task)
-    elif path.is_file():
+    elif path.is_file() or _is_zarr(path):
         refs = [SlideRef.from_path(path)]
     elif path.is_dir():
         refs = _from_files(_walk(path), str(source))
@@ -562,7 +565,8 @@ def _from_files(files: Iterable[Path], source: str) -> list[SlideRef]:
     refs = _refs(files)
     if not refs:
         raise ManifestError(
-            f"{source}: no slides found; looked for files ending in {', '.join(sorted(SLIDE_SUFFIXES))}"
+            f"{source}: no slides found; looked for files ending in {', '.join(sorted(SLIDE_SUFFIXES))} "
+            f"and folders ending in {_ZARR}"
         )
     return refs
 
@@ -573,7 +577,7 @@ def _refs(files: Iterable[Path]) -> list[SlideRef]:
     series: dict[Path, list[Path]] = defaultdict(list)
     for file in set(files):
         # macOS leaves a "._name.svs" beside each file that it copies to a foreign disk.
-        if file.name.startswith(".") or file.suffix.lower() not in SLIDE_SUFFIXES:
+        if file.name.startswith(".") or file.suffix.lower() not in {*SLIDE_SUFFIXES, _ZARR}:
             continue
         if file.suffix.lower() == ".dcm":
             series[file.parent].append(file)
@@ -592,14 +596,24 @@ def _walk(folder: Path) -> list[Path]:
     def refuse(error: OSError) -> None:
         raise ManifestError(f"{error.filename}: cannot be searched: {error.strerror}") from error
 
-    return [Path(parent, name) for parent, _, names in os.walk(folder, onerror=refuse) for name in names]
+    files: list[Path] = []
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        files += [Path(parent, name) for name in names]
+        files += [Path(parent, name) for name in folders if _is_zarr(Path(parent, name))]
+        folders[:] = [name for name in folders if not _is_zarr(Path(parent, name))]
+    return files
+
+
+def _is_zarr(path: Path) -> bool:
+    """Whether it is a folder that is one slide; of the thousands of files in it, none is another."""
+    return path.suffix.lower() == _ZARR and path.is_dir()
 
 
 def _expand(pattern: str) -> list[Path]:
     files: list[Path] = []
     matches = glob.glob(pattern, recursive=True)  # noqa: PTH207  (Path.glob takes no absolute pattern)
     for match in map(Path, matches):
-        files += _walk(match) if match.is_dir() else [match]
+        files += _walk(match) if match.is_dir() and not _is_zarr(match) else [match]
     return files
 
 
@@ -655,7 +669,7 @@ def _assign(refs: Sequence[SlideRef], splits: Mapping[str, str], source: str) ->
 
 def _slide_id(text: str) -> str:
     """Slide that a table names, with or without the file's ending."""
-    return SlideRef.from_path(text).id if PurePath(text).suffix.lower() in SLIDE_SUFFIXES else text
+    return SlideRef.from_path(text).id if PurePath(text).suffix.lower() in {*SLIDE_SUFFIXES, _ZARR} else text
 
 
 def _known(text: str) -> str | None:

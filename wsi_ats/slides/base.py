@@ -84,7 +84,7 @@ class SlideRef:
 
     @classmethod
     def from_path(cls, path: str | Path, *, mpp: float | None = None) -> Self:
-        """Name a slide after its file."""
+        """Name a slide after its file, or its folder: without ``.svs``, ``.ome.tif``, ``.ome.zarr``."""
         name = Path(path).stem.removesuffix(".ome")
         return cls(id=name, path=str(path), case=name, mpp=mpp)
 

@@ -1,0 +1,83 @@
+"""JPEG as a codec of Zarr 3, under the name and in the form of the package imagecodecs-zarr.
+
+Zarr has no JPEG codec of its own. What is written here is read by every Zarr library that knows
+``imagecodecs_jpeg``: in Python 3.12 and later, ``pip install imagecodecs-zarr`` is enough. This file makes
+the same codec known where that package is not installed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from zarr.abc.codec import ArrayBytesCodec
+from zarr.core.array_spec import ArraySpec
+from zarr.core.buffer import Buffer, NDBuffer
+from zarr.registry import get_codec_class, register_codec
+
+from wsi_ats.jpeg import decode_jpeg, encode_jpeg
+
+NAME = "imagecodecs_jpeg"
+
+
+@dataclass(frozen=True)
+class JpegCodec(ArrayBytesCodec):
+    """Chunks of shape (height, width, 3), uint8, as JPEG with colour at full resolution.
+
+    A codec ``transpose`` before it brings the channels to the end, and a codec ``crc32c`` after it finds the
+    damage that JPEG decoders pass over.
+
+    Parameters
+    ----------
+    level
+        Quality, 1 to 100.
+    """
+
+    is_fixed_size = False
+
+    level: int = 90
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """Read the codec's entry of ``zarr.json``.
+
+        Raises
+        ------
+        ValueError
+            When it asks for more than quality and colour at full resolution.
+        """
+        configuration = dict(data.get("configuration") or {})
+        level, subsampling = configuration.pop("level", 90), configuration.pop("subsampling", "444")
+        if configuration or not isinstance(level, int):
+            raise ValueError(
+                f"codec {NAME} with {data.get('configuration')} is not known here; install imagecodecs-zarr"
+            )
+        del subsampling  # a JPEG image says it itself
+        return cls(level)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the codec's entry of ``zarr.json``."""
+        return {"name": NAME, "configuration": {"level": self.level, "subsampling": "444"}}
+
+    async def _decode_single(self, chunk_data: Buffer, chunk_spec: ArraySpec) -> NDBuffer:
+        pixels = await asyncio.to_thread(decode_jpeg, chunk_data.to_bytes(), chunk_spec.shape)
+        return chunk_spec.prototype.nd_buffer.from_numpy_array(pixels)
+
+    async def _encode_single(self, chunk_data: NDBuffer, chunk_spec: ArraySpec) -> Buffer:
+        pixels = np.ascontiguousarray(chunk_data.as_numpy_array())
+        stream = await asyncio.to_thread(encode_jpeg, pixels, self.level)
+        return chunk_spec.prototype.buffer.from_bytes(stream)
+
+    def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
+        """Not known before it is done."""
+        raise NotImplementedError
+
+
+def register_jpeg() -> None:
+    """Make the codec known to Zarr, unless another package has done so."""
+    try:
+        get_codec_class(NAME)
+    except (LookupError, ValueError):
+        register_codec(NAME, JpegCodec)
