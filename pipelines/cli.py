@@ -56,6 +56,38 @@ def prepare(slides: Slides, out: Out, options: Options) -> Result:
 
 @app.command()
 @command
+def convert(
+    slides: Slides,
+    out: Out,
+    options: Options,
+    codec: Annotated[
+        str,
+        typer.Option(
+            "--codec", metavar="zstd|jpeg", help="zstd keeps every pixel; jpeg is smaller and does not."
+        ),
+    ] = "zstd",
+    quality: Annotated[
+        int | None, typer.Option("--quality", min=1, max=100, help="Of jpeg; 90 by default.")
+    ] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to",
+            metavar="FOLDER|URL",
+            help="Where the pyramids go, if not to --out: a folder, or a URL such as s3://bucket/slides.",
+        ),
+    ] = None,
+) -> Result:
+    """Write slides as OME-Zarr 0.5 pyramids, one folder for each."""
+    from pipelines._sources import read_sources
+    from pipelines.convert import convert
+
+    refs = read_sources(slides, mpp=options.mpp)
+    return convert(refs, out, codec=codec, quality=quality, to=to, execution=options.execution())
+
+
+@app.command()
+@command
 def train(
     slides: Slides,
     labels: Annotated[Path, typer.Option("--labels", help="Table of slide_id (or case_id) and label.")],

@@ -151,8 +151,9 @@ def digest_of(*parts: str) -> str:
 def slide_digest(path: str) -> str:
     """Fingerprint of a slide's file: its size, time of change and first bytes.
 
-    Of a folder of Zarr, the same of all its metadata, which are written last. Reading a whole slide to recognise
-    it would cost more than scoring it. A missing file has a fingerprint too, so that its absence can be recorded.
+    Of a folder of Zarr, the same of all its metadata, which are written last. Reading a whole slide to
+    recognise it would cost more than scoring it. A missing file has a fingerprint too, so that its absence
+    can be recorded.
     """
     try:
         facts = Path(path).stat()

@@ -141,6 +141,17 @@ def write_pyramid(
     return Pyramid(region, sizes, stored, reused)
 
 
+def check_form(codec: str, quality: int | None) -> int | None:
+    """Check a codec and its quality, and give the quality; ``None`` where there is none.
+
+    Raises
+    ------
+    SettingsError
+        For what cannot be.
+    """
+    return _Form.of(codec, quality).quality
+
+
 def is_complete(target: str) -> bool:
     """Whether a whole pyramid of this library is there.
 

@@ -1,0 +1,830 @@
+"""OME-Zarr: pyramids written by hand and by this library, read by this library and by others; and damage."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from unittest import mock
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given
+from hypothesis import settings as profile
+from hypothesis import strategies as st
+from zarr.storage import LocalStore
+
+from wsi_ats.errors import ArtifactError, MppError, SettingsError, SlideError, SlideOpenError, SlideReadError
+from wsi_ats.geometry import Region
+from wsi_ats.slides import pyramid as writing
+from wsi_ats.slides.memory import MemorySlide
+from wsi_ats.slides.pyramid import halved, is_complete, remove_pyramid, write_pyramid
+from wsi_ats.slides.zarr import ZarrSlide
+from wsi_ats.testing.contract import SlideContract
+
+CHANNELS = [{"color": colour, "window": {"start": 0, "end": 255, "min": 0, "max": 255}} for colour in
+            ("FF0000", "00FF00", "0000FF")]  # fmt: skip
+
+
+def write_by_hand(
+    path, pyramid, *, axes="cyx", mpp=0.5, unit="micrometer", version="0.5", shards=None, **extra
+):
+    """Write a pyramid as another program might, by the zarr package alone."""
+    zarr_format = 3 if version == "0.5" else 2
+    group = zarr.open_group(LocalStore(path), mode="w", zarr_format=zarr_format)
+    kinds = {"t": "time", "c": "channel"}
+    described = [{"name": name, "type": kinds.get(name, "space")} for name in axes]
+    for axis in described:
+        if axis["type"] == "space" and unit is not None:
+            axis["unit"] = unit
+    datasets = []
+    for number, pixels in enumerate(pyramid):
+        height, width, _ = pixels.shape
+        sizes = {"y": height, "x": width, "c": 3}
+        chunks = {"y": 64, "x": 48, "c": 3}
+        options = {"dimension_names": list(axes)} if zarr_format == 3 else {}
+        if shards:
+            options["shards"] = [{"y": 256, "x": 192, "c": 3}.get(name, 1) for name in axes]
+        array = group.create_array(
+            str(number),
+            shape=[sizes.get(name, 1) for name in axes],
+            chunks=[chunks.get(name, 1) for name in axes],
+            dtype="uint8",
+            fill_value=7,
+            **options,
+        )
+        order = ["yxc".index(name) for name in axes if name in "yxc"]
+        array[:] = pixels.transpose(order).reshape(array.shape)
+        first = pyramid[0].shape
+        steps = {"y": mpp * first[0] / height, "x": mpp * first[1] / width}
+        scale = [steps.get(name, 1.0) for name in axes]
+        datasets.append(
+            {"path": str(number), "coordinateTransformations": [{"type": "scale", "scale": scale}]}
+        )
+    multiscales = [{"name": "by hand", "axes": described, "datasets": datasets}]
+    ome = {"multiscales": multiscales, "omero": {"channels": CHANNELS}, **extra}
+    if zarr_format == 3:
+        group.attrs.update({"ome": {"version": version, **ome}})
+    else:
+        multiscales[0]["version"] = version
+        group.attrs.update(ome)
+    return str(path)
+
+
+def averages(pixels):
+    """Averages of 2 x 2 pixels, of fewer where there are no more, another way."""
+    height, width, _ = pixels.shape
+    rows, columns = np.arange(0, height, 2), np.arange(0, width, 2)
+    total = np.add.reduceat(np.add.reduceat(pixels.astype(np.float64), rows, axis=0), columns, axis=1)
+    counts = np.minimum(2, height - rows)[:, None] * np.minimum(2, width - columns)
+    return np.rint(total / counts[..., None]).astype(np.uint8)
+
+
+def averaged_pyramid(pixels, smallest=512):
+    levels = [pixels]
+    while max(levels[-1].shape[:2]) > smallest:
+        levels.append(averages(levels[-1]))
+    return levels
+
+
+def noise(width, height, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def whole(slide, level=0):
+    size = slide.levels[level]
+    return slide.read_regions(level, np.zeros((1, 2), dtype=np.int64), size.width, size.height)[0]
+
+
+def tree(folder):
+    """Every file of a folder and what is in it."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture
+def small_shards():
+    """Shards, chunks and last levels so small that small slides have many."""
+    with mock.patch.multiple(writing, _CHUNK=16, _SHARD=64, _SMALLEST=40):
+        yield
+
+
+# --- the contract ---
+
+
+@pytest.fixture(scope="session", params=[None, "sharded"])
+def by_hand(request, awkward_pyramid, tmp_path_factory):
+    return write_by_hand(tmp_path_factory.mktemp("hand") / "s.zarr", awkward_pyramid, shards=request.param)
+
+
+@pytest.fixture(scope="session")
+def ours(awkward_pyramid, tmp_path_factory):
+    path = str(tmp_path_factory.mktemp("ours") / "s.ome.zarr")
+    write_pyramid(MemorySlide(awkward_pyramid[:1], mpp=0.5), path)
+    return path
+
+
+class TestWrittenByHand(SlideContract):
+    @pytest.fixture
+    def pyramid(self, awkward_pyramid):
+        return awkward_pyramid
+
+    @pytest.fixture
+    def slide(self, by_hand):
+        with ZarrSlide(by_hand) as slide:
+            yield slide
+
+
+class TestAxesInAnotherOrder(SlideContract):
+    @pytest.fixture
+    def pyramid(self, pattern):
+        return [pattern(331, 217), pattern(83, 54, 1)]
+
+    @pytest.fixture(params=[("yxc", "0.5", None), ("tczyx", "0.4", None), ("yxc", "0.5", "sharded"),
+                            ("cxy", "0.5", "sharded"), ("tczyx", "0.5", "sharded")], ids=str)  # fmt: skip
+    def slide(self, request, pyramid, tmp_path):
+        axes, version, shards = request.param
+        path = write_by_hand(tmp_path / "s.zarr", pyramid, axes=axes, version=version, shards=shards)
+        with ZarrSlide(path) as slide:
+            yield slide
+
+
+class TestWrittenByThisLibrary(SlideContract):
+    @pytest.fixture
+    def pyramid(self, awkward_pyramid):
+        return averaged_pyramid(awkward_pyramid[0])
+
+    @pytest.fixture
+    def slide(self, ours):
+        with ZarrSlide(ours) as slide:
+            yield slide
+
+
+class TestJpegInMemory(SlideContract):
+    @pytest.fixture
+    def slide(self, pattern):
+        write_pyramid(MemorySlide([pattern(700, 900)], mpp=0.5), "memory://contract/s.ome.zarr", codec="jpeg")
+        with ZarrSlide("memory://contract/s.ome.zarr") as slide:
+            yield slide
+        remove_pyramid("memory://contract/s.ome.zarr")
+
+
+# --- what is written ---
+
+
+@profile(max_examples=60)
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 1000))
+def test_an_average_is_that_of_the_pixels_that_exist(width, height, seed):
+    pixels = noise(width, height, seed)
+    np.testing.assert_array_equal(halved(pixels), averages(pixels))
+
+
+def test_many_levels_do_not_become_brighter():
+    pixels = noise(1024, 1024)
+    mean = pixels.mean()
+    for _ in range(8):
+        pixels = halved(pixels)
+    assert abs(pixels.mean() - mean) < 0.3
+
+
+@profile(max_examples=15)
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 3))
+def test_levels_are_averages_of_the_finer_one_whatever_the_size(width, height, threads):
+    target = "memory://sizes/s.ome.zarr"
+    pixels = noise(width, height)
+    with mock.patch.multiple(writing, _CHUNK=16, _SHARD=64, _SMALLEST=40):
+        written = write_pyramid(MemorySlide([pixels], mpp=0.25), target, threads=threads)
+    expected = averaged_pyramid(pixels, 40)
+    with ZarrSlide(target) as slide:
+        assert [(level.width, level.height) for level in slide.levels] == list(written.sizes)
+        assert [level.downsample for level in slide.levels] == [2**k for k in range(len(expected))]
+        for number, level in enumerate(expected):
+            np.testing.assert_array_equal(whole(slide, number), level)
+    remove_pyramid(target)
+
+
+@pytest.fixture
+def converted(pattern, tmp_path):
+    """A pyramid of 331 x 217 pixels and its source's pixels, with many shards."""
+    pixels = pattern(1331, 1217)
+    path = tmp_path / "scan.ome.zarr"
+    written = write_pyramid(MemorySlide([pixels], mpp=0.4990), str(path), source="abc")
+    return path, pixels, written
+
+
+def test_other_programs_read_the_same_pixels_places_and_axes(converted):
+    from ome_zarr.io import parse_url
+    from ome_zarr.reader import Reader
+
+    path, pixels, written = converted
+    [image] = list(Reader(parse_url(path, mode="r"))())
+    assert [axis["name"] for axis in image.metadata["axes"]] == ["c", "y", "x"]
+    assert [axis.get("unit") for axis in image.metadata["axes"]] == [None, "micrometer", "micrometer"]
+    assert image.metadata["name"] == "scan"
+    assert len(image.data) == len(written.sizes) == 3
+    for number, (data, level) in enumerate(zip(image.data, averaged_pyramid(pixels), strict=True)):
+        np.testing.assert_array_equal(np.asarray(data).transpose(1, 2, 0), level)
+        scale, translation = image.metadata["coordinateTransformations"][number]
+        mpp = 0.4990 * 2**number
+        assert scale == {"type": "scale", "scale": [1.0, mpp, mpp]}
+        # The centre of an average of 2 x 2 pixels lies half a pixel further.
+        middle = pytest.approx((mpp - 0.4990) / 2)
+        assert translation == {"type": "translation", "translation": [0.0, middle, middle]}
+
+
+def test_the_models_of_the_format_find_nothing_wrong(converted):
+    from ome_zarr_models.v05 import Image
+
+    image = Image.from_zarr(zarr.open_group(converted[0], mode="r"))
+    assert [axis.name for axis in image.ome_attributes.multiscales[0].axes] == ["c", "y", "x"]
+    channels = image.ome_attributes.omero["channels"]
+    assert [channel["color"] for channel in channels] == ["FF0000", "00FF00", "0000FF"]
+
+
+def test_zarr_alone_reads_shards_and_names_of_the_axes(converted):
+    path, pixels, _ = converted
+    array = zarr.open_array(path / "0", mode="r")
+    np.testing.assert_array_equal(array[:].transpose(1, 2, 0), pixels)
+    assert (array.chunks, array.shards) == ((3, 256, 256), (3, 2048, 2048))
+    assert array.metadata.dimension_names == ("c", "y", "x")
+
+
+def test_it_notes_where_it_comes_from(converted):
+    own = json.loads((converted[0] / "zarr.json").read_text())["attributes"]["wsi_ats"]
+    assert own["source"] == {
+        "name": "memory", "digest": "abc", "mpp": 0.4990, "mpp_source": "given", "vendor": "memory",
+    }  # fmt: skip
+    assert own["region"] == [0, 0, 1331, 1217]
+
+
+def test_the_shards_are_all_that_is_stored_and_their_index_says_how_much(converted):
+    path, _, written = converted
+    files = [file.stat().st_size for file in path.rglob("c/*/*/*")]
+    assert written.stored_bytes == sum(files)
+    with ZarrSlide(str(path)) as slide:
+        known = [
+            slide.stored_bytes(k, np.zeros((1, 2), dtype=np.int64), level.width, level.height)
+            for k, level in enumerate(slide.levels)
+        ]
+    assert sum(known) == sum(files) - len(files) * (64 * 16 + 4)
+
+
+def test_only_the_scanned_part_is_written_and_its_place_is_noted(pattern, tmp_path):
+    class Margin(MemorySlide):
+        bounds = Region(100, 50, 400, 300)
+
+    pixels = pattern(600, 500)
+    target = str(tmp_path / "s.ome.zarr")
+    written = write_pyramid(Margin([pixels], mpp=0.5), target)
+    assert written.region == (100, 50, 400, 300)
+    with ZarrSlide(target) as slide:
+        np.testing.assert_array_equal(whole(slide), pixels[50:350, 100:500])
+    own = json.loads((tmp_path / "s.ome.zarr" / "zarr.json").read_text())["attributes"]["wsi_ats"]
+    assert own["region"] == [100, 50, 400, 300]
+    everything = write_pyramid(
+        Margin([pixels], mpp=0.5), str(tmp_path / "all"), region=Region(0, 0, 600, 500)
+    )
+    assert everything.sizes[0] == (600, 500)
+
+
+def test_jpeg_is_close_and_levels_are_averages_of_what_is_stored(shared_data, tmp_path):
+    from wsi_ats.slides.openslide import OpenSlideSlide
+
+    target = str(tmp_path / "s.ome.zarr")
+    with OpenSlideSlide(str(shared_data / "slides" / "aperio_cmu-1-small-region.svs")) as source:
+        part = Region(500, 600, 1100, 900)
+        write_pyramid(source, target, codec="jpeg", quality=90, region=part)
+        pixels = source.read_regions(0, np.array([part[:2]]), 1100, 900)[0]
+    with ZarrSlide(target) as slide:
+        stored = [whole(slide, number) for number in range(len(slide.levels))]
+    difference = np.abs(stored[0].astype(int) - pixels)
+    assert 0 < difference.mean() < 3
+    for finer, coarser in zip(stored, stored[1:], strict=False):
+        assert np.abs(coarser.astype(int) - averages(finer)).mean() < 3
+
+
+def test_the_codec_is_written_as_the_package_imagecodecs_zarr_expects_it(pattern, tmp_path):
+    write_pyramid(MemorySlide([pattern(90, 80)], mpp=0.5), str(tmp_path / "s"), codec="jpeg", quality=80)
+    [sharding] = json.loads((tmp_path / "s" / "0" / "zarr.json").read_text())["codecs"]
+    assert sharding["configuration"]["codecs"] == [
+        {"name": "transpose", "configuration": {"order": [1, 2, 0]}},
+        {"name": "imagecodecs_jpeg", "configuration": {"level": 80, "subsampling": "444"}},
+        {"name": "crc32c"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"codec": "png"}, "codec is 'png', expected one of zstd, jpeg"),
+        ({"quality": 90}, "zstd loses nothing"),
+        ({"codec": "jpeg", "quality": 0}, "quality is 0, expected 1 to 100"),
+        ({"region": Region(0, 0, 50, 100)}, "not within the slide's 40 x 30 pixels"),
+        ({"region": Region(-1, 0, 5, 5)}, "not within the slide"),
+        ({"threads": 0}, "threads must be at least 1"),
+    ],
+)
+def test_what_cannot_be_is_refused(tmp_path, options, message):
+    with pytest.raises(SettingsError, match=message):
+        write_pyramid(MemorySlide([noise(40, 30)], mpp=0.5), str(tmp_path / "s"), **options)
+    assert not (tmp_path / "s").exists()
+
+
+def test_without_mpp_nothing_is_written(tmp_path):
+    with pytest.raises(MppError):
+        write_pyramid(MemorySlide([noise(40, 30)], mpp=None), str(tmp_path / "s"))
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_place_that_cannot_be_written_to_is_an_error_of_this_library(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArtifactError, match="cannot be written"):
+        write_pyramid(MemorySlide([noise(40, 30)], mpp=0.5), str(tmp_path / "file" / "s"))
+
+
+# --- going on ---
+
+
+class Failing(MemorySlide):
+    """A slide that cannot be read any more after some regions."""
+
+    def __init__(self, pixels, reads):
+        super().__init__([pixels], mpp=0.5)
+        self.reads = reads
+
+    def read_regions(self, level, corners, width, height):
+        self.reads -= 1
+        if self.reads < 0:
+            raise SlideReadError(self.path, "gone")
+        return super().read_regions(level, corners, width, height)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_what_was_stopped_goes_on_to_the_same_bytes(small_shards, tmp_path, threads):
+    pixels = noise(300, 200)
+    uninterrupted, target = tmp_path / "a" / "s.ome.zarr", tmp_path / "b" / "s.ome.zarr"
+    assert write_pyramid(MemorySlide([pixels], mpp=0.5), str(uninterrupted)).reused == 0
+    with pytest.raises(SlideReadError, match="gone"):
+        write_pyramid(Failing(pixels, 7), str(target), threads=threads)
+    assert not (target / "zarr.json").exists()
+    assert not is_complete(str(target))
+    with pytest.raises(SlideOpenError, match="was not completed; the same `wsi-ats convert` goes on"):
+        ZarrSlide(str(target))
+    # What a killed process leaves: a file under another name, a shard cut off, one of rubbish, one of nothing.
+    shards = sorted(target.rglob("c/*/*/*"))
+    assert len(shards) == 7
+    (shards[0].parent / "0.0123.partial").write_bytes(b"half")
+    shards[0].write_bytes(shards[0].read_bytes()[:-9])
+    shards[1].write_bytes(b"rubbish")
+    shards[2].write_bytes(b"")
+    written = write_pyramid(Failing(pixels, 5 * 4 - 4), str(target))
+    assert written.reused == 4
+    assert is_complete(str(target))
+    assert tree(target) == tree(uninterrupted)
+
+
+def test_what_is_complete_is_checked_and_mended(small_shards, tmp_path):
+    source, target = Failing(noise(200, 100), 100), tmp_path / "s.ome.zarr"
+    write_pyramid(source, str(target))
+    before = tree(target)
+    source.reads = 0
+    assert write_pyramid(source, str(target)).reused == sum("/c/" in f"/{name}" for name in before)
+    lost = target / "1" / "c" / "0" / "0" / "0"
+    lost.unlink()
+    write_pyramid(source, str(target))
+    assert tree(target) == before
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_another_source_or_form_is_refused(small_shards, tmp_path, stopped):
+    pixels, target = noise(300, 200), tmp_path / "s.ome.zarr"
+    write_pyramid(MemorySlide([pixels], mpp=0.5), str(target), source="one")
+    if stopped:
+        (target / "zarr.json").unlink()
+    before = tree(target)
+    for options in (
+        {"source": "two"},
+        {"source": "one", "codec": "jpeg"},
+        {"source": "one", "region": (0, 0, 9, 9)},
+    ):
+        options["region"] = Region(*options.get("region", (0, 0, 300, 200)))
+        with pytest.raises(ArtifactError, match="made of another slide or with other settings"):
+            write_pyramid(MemorySlide([pixels], mpp=0.5), str(target), **options)
+    assert tree(target) == before
+
+
+def test_pyramids_of_others_are_neither_written_over_nor_deleted(pattern, tmp_path):
+    path = tmp_path / "s.zarr"
+    write_by_hand(path, [pattern(60, 50)])
+    before = tree(path)
+    with pytest.raises(ArtifactError, match="holds something else"):
+        write_pyramid(MemorySlide([noise(60, 50)], mpp=0.5), str(path))
+    with pytest.raises(ArtifactError, match="holds something else"):
+        remove_pyramid(str(path))
+    assert tree(path) == before
+
+
+def test_own_pyramids_are_deleted_whole_and_nothing_is_no_error(converted):
+    path = converted[0]
+    remove_pyramid(str(path))
+    assert tree(path) == {}
+    remove_pyramid(str(path))
+    remove_pyramid(str(path / "never"))
+
+
+def test_a_shard_that_is_read_back_otherwise_is_noticed(small_shards, tmp_path):
+    class Forgetful(LocalStore):
+        async def set(self, key, value):
+            if key.endswith("/1") and "/c/" in key:
+                value = type(value).from_bytes(value.to_bytes()[:-1] + b"?")
+            await super().set(key, value)
+
+    with (
+        mock.patch.object(writing, "open_store", lambda path, read_only: Forgetful(path)),
+        pytest.raises(ArtifactError, match=r"0/c/0/0/1 is read back otherwise"),
+    ):
+        write_pyramid(MemorySlide([noise(100, 60)], mpp=0.5), str(tmp_path / "s"))
+
+
+# --- damage ---
+
+
+@pytest.fixture(scope="session", params=["zstd", "jpeg"])
+def whole_pyramid(request, tmp_path_factory):
+    """A pyramid and its pixels, in shards of 4 x 4 chunks."""
+    path = tmp_path_factory.mktemp(request.param) / "s.ome.zarr"
+    with mock.patch.multiple(writing, _CHUNK=16, _SHARD=64, _SMALLEST=40):
+        write_pyramid(MemorySlide([noise(150, 100)], mpp=0.5), str(path), codec=request.param)
+    with ZarrSlide(str(path)) as slide:
+        return path, whole(slide)
+
+
+@pytest.fixture
+def damaged(whole_pyramid, tmp_path):
+    """A copy to be damaged, its first shard, and the pixels it had."""
+    path = tmp_path / "s.ome.zarr"
+    shutil.copytree(whole_pyramid[0], path)
+    return path, path / "0" / "c" / "0" / "0" / "0", whole_pyramid[1]
+
+
+def reads(path, x=0, y=0, width=40, height=40):
+    with ZarrSlide(str(path)) as slide:
+        return slide.read_regions(0, np.array([[x, y]]), width, height)[0]
+
+
+def test_a_missing_shard_of_ours_is_an_error_and_never_pixels(damaged):
+    path, shard, pixels = damaged
+    shard.unlink()
+    with pytest.raises(SlideReadError) as caught:
+        reads(path)
+    assert str(path) in str(caught.value)
+    assert "level 0, 40 x 40 pixels at (0, 0) of that level cannot be read: 0/c/0/0/0 is missing" in str(
+        caught.value
+    )
+    np.testing.assert_array_equal(reads(path, 64, 0), pixels[:40, 64:104])  # the others stay readable
+    with ZarrSlide(str(path)) as slide, pytest.raises(SlideReadError, match="is missing"):
+        slide.stored_bytes(0, np.zeros((1, 2), dtype=np.int64), 9, 9)
+
+
+@pytest.mark.parametrize("size", [0, 1, 100, 0.3, 0.9, -1, -4, -200])
+@pytest.mark.parametrize("side", [9, 64])
+def test_a_shard_that_is_cut_off_is_an_error(damaged, size, side):
+    path, shard, _ = damaged
+    content = shard.read_bytes()
+    shard.write_bytes(content[: int(size * len(content)) if isinstance(size, float) else size])
+    with pytest.raises(SlideReadError, match="cannot be read"):
+        reads(path, 0, 0, side, side)  # one chunk, or all of the shard
+
+
+def test_a_changed_index_is_an_error(damaged):
+    path, shard, _ = damaged
+    content = bytearray(shard.read_bytes())
+    for place in (-1, -4, -5, -16 * 16 - 4):
+        changed = content.copy()
+        changed[place] ^= 1
+        shard.write_bytes(changed)
+        for side in (9, 64):
+            with pytest.raises(SlideReadError, match="cannot be read"):
+                reads(path, 0, 0, side, side)
+
+
+def test_any_changed_byte_is_an_error_or_changes_nothing(whole_pyramid, tmp_path_factory):
+    path = tmp_path_factory.mktemp("changed") / "s.ome.zarr"
+    shutil.copytree(whole_pyramid[0], path)
+    shard, pixels = path / "0" / "c" / "0" / "0" / "0", whole_pyramid[1]
+    content = shard.read_bytes()
+    errors = []
+
+    @profile(max_examples=80)
+    @given(st.integers(0, len(content) - 1), st.integers(1, 255))
+    def change(place, difference):
+        changed = bytearray(content)
+        changed[place] ^= difference
+        shard.write_bytes(changed)
+        try:
+            np.testing.assert_array_equal(reads(path, 0, 0, 64, 64), pixels[:64, :64])
+        except SlideReadError:
+            errors.append(place)
+
+    change()
+    assert len(errors) > 60
+
+
+def test_missing_chunks_of_others_are_what_zarr_says(pattern, tmp_path):
+    pixels = pattern(100, 90)
+    path = tmp_path / "s.zarr"
+    write_by_hand(path, [pixels])
+    (path / "0" / "c" / "0" / "0" / "0").unlink()
+    expected = pixels.copy()
+    expected[:64, :48] = 7
+    with ZarrSlide(str(path)) as slide:
+        np.testing.assert_array_equal(whole(slide), expected)
+
+
+@pytest.mark.parametrize("name", ["zarr.json", "0/zarr.json", "1/zarr.json"])
+def test_metadata_cut_off_anywhere_is_an_error_of_opening(whole_pyramid, tmp_path_factory, name):
+    path = tmp_path_factory.mktemp("cut") / "s.ome.zarr"
+    shutil.copytree(whole_pyramid[0], path)
+    content = (path / name).read_bytes().rstrip()
+
+    @profile(max_examples=40)
+    @given(st.integers(0, len(content) - 1))
+    def cut(size):
+        (path / name).write_bytes(content[:size])
+        with pytest.raises(SlideOpenError) as caught:
+            ZarrSlide(str(path))
+        assert str(path) in str(caught.value)
+
+    cut()
+
+
+VALUES = st.one_of(st.none(), st.booleans(), st.integers(-3, 300), st.floats(), st.text(max_size=3),
+                   st.just([]), st.just({}), st.just([1]), st.just([None]), st.just({"a": 1}))  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["zarr.json", "0/zarr.json"])
+def test_metadata_that_say_anything_else_are_errors_of_this_library(whole_pyramid, tmp_path_factory, name):
+    path = tmp_path_factory.mktemp("else") / "s.ome.zarr"
+    shutil.copytree(whole_pyramid[0], path)
+    record = json.loads((path / name).read_text())
+    places = list(_places(record))
+
+    @profile(max_examples=150)
+    @given(st.sampled_from(places), VALUES)
+    def change(place, value):
+        changed = json.loads(json.dumps(record))
+        inner = changed
+        for key in place[:-1]:
+            inner = inner[key]
+        inner[place[-1]] = value
+        (path / name).write_text(json.dumps(changed))
+        try:
+            with ZarrSlide(str(path)) as slide:
+                slide.read_regions(0, np.zeros((1, 2), dtype=np.int64), 20, 20)
+                assert slide.mpp.value > 0
+        except SlideError as error:
+            assert str(path) in str(error)
+
+    change()
+
+
+def _places(value, before=()):
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield (*before, key)
+        yield from _places(inner, (*before, key))
+
+
+@pytest.mark.parametrize("what", ["missing", "empty", "text", "group"])
+def test_what_is_no_image_is_refused(tmp_path, what):
+    path = tmp_path / "s.zarr"
+    if what == "text":
+        path.write_text("no folder")
+    elif what == "empty":
+        path.mkdir()
+    elif what == "group":
+        zarr.open_group(path, mode="w")
+    message = {"missing": "no such folder", "group": "no multiscales"}.get(what, "no Zarr group")
+    with pytest.raises(SlideOpenError, match=message):
+        ZarrSlide(str(path))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": "0.3"}, "version is '0.3', expected 0.5 or 0.4"),
+        ({"omero": {"channels": [{"color": c} for c in ("0000FF", "00FF00", "FF0000")]}}, "no RGB image"),
+        ({"omero": {"channels": [{"color": "FFFFFF"}]}}, "no RGB image"),
+    ],
+)
+def test_what_is_no_rgb_of_a_known_version_is_refused(pattern, tmp_path, change, message):
+    path = write_by_hand(tmp_path / "s.zarr", [pattern(60, 50)])
+    group = zarr.open_group(path, mode="r+")
+    group.attrs["ome"] = {**group.attrs["ome"], **change}
+    with pytest.raises(SlideOpenError, match=message):
+        ZarrSlide(path)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "message"),
+    [
+        ((3, 40, 50), "uint16", "of uint16, expected uint8"),
+        ((4, 40, 50), "uint8", "expected 3 channels"),
+        ((40, 50), "uint8", "has 2 axes, expected 3"),
+    ],
+)
+def test_levels_that_are_no_rgb_are_refused(pattern, tmp_path, shape, dtype, message):
+    path = write_by_hand(tmp_path / "s.zarr", [pattern(60, 50)])
+    zarr.open_group(path, mode="r+").create_array("0", shape=shape, dtype=dtype, overwrite=True)
+    with pytest.raises(SlideOpenError, match=message):
+        ZarrSlide(path)
+
+
+def test_the_images_below_a_folder_of_images_are_pointed_to(pattern, tmp_path):
+    group = zarr.open_group(tmp_path / "s.zarr", mode="w")
+    group.attrs["ome"] = {"version": "0.5", "bioformats2raw.layout": 3}
+    with pytest.raises(SlideOpenError, match="the images are in folders below it"):
+        ZarrSlide(str(tmp_path / "s.zarr"))
+
+
+def test_levels_that_do_not_get_smaller_are_refused(pattern, tmp_path):
+    path = write_by_hand(tmp_path / "s.zarr", [pattern(60, 50), pattern(60, 50)])
+    with pytest.raises(SlideOpenError, match="expected each smaller than before"):
+        ZarrSlide(path)
+
+
+def test_a_damaged_slide_elsewhere_does_not_close_this_one(damaged):
+    path, shard, pixels = damaged
+    shard.write_bytes(b"")
+    with ZarrSlide(str(path)) as slide:
+        for _ in range(3):
+            with pytest.raises(SlideReadError):
+                slide.read_regions(0, np.array([[0, 0], [64, 0]]), 10, 10)
+            read = slide.read_regions(0, np.array([[64, 0]]), 10, 10)[0]
+            np.testing.assert_array_equal(read, pixels[:10, 64:74])
+
+
+# --- resolution ---
+
+
+@pytest.mark.parametrize(
+    ("unit", "value"),
+    [("micrometer", 0.5), ("nanometer", 500.0), ("millimeter", 5e-4), ("meter", 5e-7), ("angstrom", 5000.0)],
+)
+def test_the_unit_is_converted(pattern, tmp_path, unit, value):
+    path = write_by_hand(tmp_path / "s.zarr", [pattern(60, 50)], unit=unit, mpp=value)
+    with ZarrSlide(path) as slide:
+        assert slide.mpp.value == pytest.approx(0.5)
+        assert slide.mpp.source == "coordinateTransformations"
+    with ZarrSlide(path, mpp=0.3) as slide:
+        assert (slide.mpp.value, slide.mpp.source) == (0.3, "override")
+
+
+@pytest.mark.parametrize("unit", [None, "parsec", "pixel"])
+def test_without_a_known_unit_there_is_no_resolution(pattern, tmp_path, unit):
+    path = write_by_hand(tmp_path / "s.zarr", [pattern(60, 50)], unit=unit)
+    with ZarrSlide(path) as slide, pytest.raises(MppError, match=rf"units = .*'x': {unit!r}.*--mpp"):
+        _ = slide.mpp
+
+
+def with_transformations(path, own, whole=()):
+    group = zarr.open_group(path, mode="r+")
+    ome = dict(group.attrs["ome"])
+    ome["multiscales"][0]["datasets"][0]["coordinateTransformations"] = own
+    ome["multiscales"][0]["coordinateTransformations"] = list(whole)
+    group.attrs["ome"] = ome
+
+
+def test_without_a_scale_there_is_no_resolution(pattern, tmp_path):
+    path = write_by_hand(tmp_path / "s.zarr", [pattern(60, 50)])
+    with_transformations(path, [])
+    with ZarrSlide(path) as slide, pytest.raises(MppError, match=r"scale = None.*--mpp"):
+        _ = slide.mpp
+
+
+def test_scales_of_all_levels_multiply_those_of_each(pattern, tmp_path):
+    path = write_by_hand(tmp_path / "s.zarr", [pattern(60, 50)])
+    with_transformations(
+        path, [{"type": "scale", "scale": [1, 0.25, 0.25]}], [{"type": "scale", "scale": [1, 2, 2]}]
+    )
+    with ZarrSlide(path) as slide:
+        assert slide.mpp.value == 0.5
+
+
+def test_slightly_different_axes_are_averaged_and_very_different_ones_are_an_error(pattern, tmp_path):
+    path = write_by_hand(tmp_path / "s.zarr", [pattern(60, 50)])
+    with_transformations(path, [{"type": "scale", "scale": [1, 0.52, 0.50]}])
+    with ZarrSlide(path) as slide:
+        assert slide.mpp.value == pytest.approx(0.51)
+    with_transformations(path, [{"type": "scale", "scale": [1, 0.5, 0.25]}])
+    with (
+        ZarrSlide(path) as slide,
+        pytest.raises(MppError, match=r"0.25 micrometres per pixel across and 0.5 down"),
+    ):
+        _ = slide.mpp
+
+
+def test_an_implausible_scale_is_no_resolution(pattern, tmp_path):
+    path = write_by_hand(tmp_path / "s.zarr", [pattern(60, 50)], mpp=352.8)
+    with ZarrSlide(path) as slide, pytest.raises(MppError, match=r"352\.8"):
+        _ = slide.mpp
+
+
+# --- elsewhere ---
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """A bucket of a server on this machine that speaks S3."""
+    from moto.server import ThreadedMotoServer
+
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()
+    s3fs.S3FileSystem(skip_instance_cache=True).mkdir("slides")
+    yield "s3://slides"
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
+
+
+def test_an_object_store_is_written_to_and_read_from(bucket, small_shards):
+    pixels, target = noise(200, 150), f"{bucket}/below/s.ome.zarr"
+    with pytest.raises(SlideOpenError, match="no Zarr group"):
+        ZarrSlide(target)
+    with pytest.raises(SlideReadError):
+        write_pyramid(Failing(pixels, 5), target)
+    assert write_pyramid(MemorySlide([pixels], mpp=0.5), target, threads=2).reused == 5
+    with ZarrSlide(target) as slide:
+        for number, level in enumerate(averaged_pyramid(pixels, 40)):
+            np.testing.assert_array_equal(whole(slide, number), level)
+        import s3fs
+
+        s3fs.S3FileSystem(skip_instance_cache=True).rm("slides/below/s.ome.zarr/0/c/0/0/0")
+        with pytest.raises(SlideReadError, match="0/c/0/0/0 is missing"):
+            whole(slide)
+    remove_pyramid(target)
+    assert not is_complete(target)
+
+
+def test_a_bucket_that_is_not_there_is_an_error_of_this_library(bucket):
+    with pytest.raises(SlideOpenError, match="s3://nowhere"):
+        ZarrSlide("s3://nowhere/s.ome.zarr")
+
+
+def test_an_unknown_kind_of_url_is_an_error_of_this_library():
+    with pytest.raises(SlideOpenError, match="cannot be opened"):
+        ZarrSlide("nonsense://s.ome.zarr")
+
+
+# --- memory ---
+
+
+CONVERT = """
+import resource, sys
+import numpy as np
+from wsi_ats.slides.memory import MemorySlide
+from wsi_ats.slides.pyramid import write_pyramid
+
+class Endless(MemorySlide):
+    # A slide that is larger than memory: its pixels are made when they are read.
+    def __init__(self, width, height):
+        super().__init__([np.broadcast_to(np.uint8(0), (height, width, 3))], mpp=0.5)
+
+    def read_regions(self, level, corners, width, height):
+        x, y = np.arange(width) + corners[0, 0], np.arange(height) + corners[0, 1]
+        pixels = np.empty((1, height, width, 3), np.uint8)
+        pixels[0] = ((x[None, :] * y[:, None]) >> 7).astype(np.uint8)[..., None]
+        return pixels
+
+width, height, target = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+write_pyramid(Endless(width, height), target)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+"""
+
+
+@pytest.mark.slow
+def test_a_larger_slide_needs_no_more_memory(tmp_path):
+    import subprocess
+    import sys
+
+    def peak(width, height):
+        target = tmp_path / f"{width}x{height}.ome.zarr"
+        command = [sys.executable, "-c", CONVERT, str(width), str(height), str(target)]
+        ran = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
+        shutil.rmtree(target)
+        return int(ran.stdout)
+
+    small = peak(4096, 4096)
+    assert peak(8192, 8192) <= small + 32
+    assert peak(16384, 4096) <= small + 32  # neither by height nor by width
