@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipelines._records import Row, SlideTask, absolute, complete, pending, write_table
 from pipelines._runs import Execution, Identity, Summary, count, open_run, rooted
-from wsi_ats.artifacts import slide_digest
+from wsi_ats.artifacts import digest_of, slide_digest
 from wsi_ats.errors import SettingsError
 from wsi_ats.selection import Status
 from wsi_ats.slides import open_slide
@@ -80,7 +80,8 @@ def convert(
     execution, out = execution or Execution(), rooted(out)
     quality = check_form(codec, quality)
     place = str(out) if to is None else to.rstrip("/") if "://" in to else str(rooted(to))
-    identity = Identity("convert", {"pyramid": {"codec": codec, "quality": quality, "to": place}})
+    form = {"codec": codec, "quality": quality, "to": place}
+    identity = Identity("convert", {"pyramid": form}, {"settings": digest_of(*map(str, form.values()))})
     task, refs = ConvertTask(out, identity.digest, place, codec, quality), absolute(refs)
     for ref in refs:
         if ref.path.rstrip("/") == task.target(ref.id):

@@ -225,6 +225,22 @@ def test_the_digest_of_a_slide_changes_with_content_size_and_time(tmp_path):
     assert len({first, second, third, fourth, folder, missing}) == 6
 
 
+def test_the_digest_of_a_folder_of_zarr_is_that_of_its_metadata(tmp_path):
+    for name in ("zarr.json", "0/zarr.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+        os.utime(tmp_path / name, ns=(1, 10**18))
+    first = slide_digest(str(tmp_path))
+    (tmp_path / "beside").write_text("")  # changes the folder's time and nothing else
+    assert slide_digest(str(tmp_path)) == first
+    for name in ("zarr.json", "0/zarr.json"):
+        (tmp_path / name).write_text("[]")
+        os.utime(tmp_path / name, ns=(1, 10**18))
+        second = slide_digest(str(tmp_path))
+        assert second != first
+        first = second
+
+
 # Arrays
 
 

@@ -48,6 +48,25 @@ def test_a_folder_is_searched_for_slides_and_what_else_lies_there_is_ignored(fol
     ]
 
 
+def test_a_folder_of_zarr_is_one_slide_however_it_is_named(folder):
+    for name in ("c.ome.zarr", "below/d.zarr"):
+        inner = folder / name / "0" / "c"
+        inner.mkdir(parents=True)
+        (folder / name / "zarr.json").write_text("{}")
+        (inner / "0.tif").write_text("")  # whatever is in it, it is no slide
+    names = ["a", "b", "c", "d"]
+    assert sorted(r.id for r in read_manifest(folder)) == names
+    assert sorted(r.id for r in read_manifest(f"{folder}/**")) == names
+    assert [r.id for r in read_manifest(f"{folder}/*.zarr")] == ["c"]
+    [ref] = read_manifest(folder / "c.ome.zarr")
+    assert (ref.id, ref.path) == ("c", str(folder / "c.ome.zarr"))
+    found = read_manifest(table(folder, "slide_id,label\nc.ome.zarr,x\nd,y\n"))
+    assert [(r.id, r.path) for r in found] == [
+        ("c", str(folder / "c.ome.zarr")),
+        ("d", str(folder / "below/d.zarr")),
+    ]
+
+
 def test_a_file_is_a_slide_whatever_it_ends_in(folder):
     assert [r.id for r in read_manifest(folder / "a.jpg")] == ["a"]
 

@@ -133,7 +133,7 @@ def run(request) -> Callable[..., Ran]:
 
     def run(*arguments: object, scheduler: str | None = "shared") -> Ran:
         words = [str(each) for each in arguments]
-        if scheduler == "shared" and words[0] in {"prepare", "train", "score"}:
+        if scheduler == "shared" and words[0] in {"prepare", "convert", "train", "score"}:
             scheduler = request.getfixturevalue("address")
         if scheduler not in {None, "shared"}:
             words += ["--scheduler", str(scheduler)]

@@ -22,7 +22,7 @@ STAGE_OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("stage", ["prepare", "train", "score", "export", "evaluate", "crossval"])
+@pytest.mark.parametrize("stage", ["prepare", "convert", "train", "score", "export", "evaluate", "crossval"])
 def test_every_stage_has_the_shared_options(run, stage, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     text = run(stage, "--help", scheduler=None).stdout
@@ -47,7 +47,7 @@ def test_help_imports_nothing_heavy():
 
 
 @pytest.mark.parametrize(
-    "module", ["prepare", "score", "export", "train", "info", "doctor", "evaluate", "crossval"]
+    "module", ["prepare", "convert", "score", "export", "train", "info", "doctor", "evaluate", "crossval"]
 )
 def test_each_stage_is_a_module_too(module):
     command = [sys.executable, "-m", f"pipelines.{module}", "--help"]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -13,16 +16,19 @@ import zarr
 from hypothesis import given
 from hypothesis import settings as profile
 from hypothesis import strategies as st
-from zarr.storage import LocalStore
+from zarr.core.sync import sync
+from zarr.storage import FsspecStore, LocalStore
 
 from wsi_ats.errors import ArtifactError, MppError, SettingsError, SlideError, SlideOpenError, SlideReadError
 from wsi_ats.geometry import Region
+from wsi_ats.jpeg import decode_jpeg, encode_jpeg
 from wsi_ats.slides import pyramid as writing
 from wsi_ats.slides.memory import MemorySlide
 from wsi_ats.slides.pyramid import halved, is_complete, remove_pyramid, write_pyramid
 from wsi_ats.slides.zarr import ZarrSlide
 from wsi_ats.testing.contract import SlideContract
 
+ROOT = Path(__file__).parents[2]
 CHANNELS = [{"color": colour, "window": {"start": 0, "end": 255, "min": 0, "max": 255}} for colour in
             ("FF0000", "00FF00", "0000FF")]  # fmt: skip
 
@@ -191,8 +197,8 @@ def test_many_levels_do_not_become_brighter():
     assert abs(pixels.mean() - mean) < 0.3
 
 
-@profile(max_examples=15)
-@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 3))
+@profile(max_examples=10)
+@given(st.integers(1, 200), st.integers(1, 200), st.integers(1, 3))
 def test_levels_are_averages_of_the_finer_one_whatever_the_size(width, height, threads):
     target = "memory://sizes/s.ome.zarr"
     pixels = noise(width, height)
@@ -291,6 +297,18 @@ def test_only_the_scanned_part_is_written_and_its_place_is_noted(pattern, tmp_pa
     assert everything.sizes[0] == (600, 500)
 
 
+def through_jpeg(pixels, quality, side=256):
+    """Pixels as they come out of JPEG, chunk by chunk; chunks are filled up with white."""
+    height, width, _ = pixels.shape
+    padded = np.full((-(-height // side) * side, -(-width // side) * side, 3), 255, np.uint8)
+    padded[:height, :width] = pixels
+    for y in range(0, height, side):
+        for x in range(0, width, side):
+            chunk = np.ascontiguousarray(padded[y : y + side, x : x + side])
+            padded[y : y + side, x : x + side] = decode_jpeg(encode_jpeg(chunk, quality), chunk.shape)
+    return padded[:height, :width]
+
+
 def test_jpeg_is_close_and_levels_are_averages_of_what_is_stored(shared_data, tmp_path):
     from wsi_ats.slides.openslide import OpenSlideSlide
 
@@ -303,8 +321,8 @@ def test_jpeg_is_close_and_levels_are_averages_of_what_is_stored(shared_data, tm
         stored = [whole(slide, number) for number in range(len(slide.levels))]
     difference = np.abs(stored[0].astype(int) - pixels)
     assert 0 < difference.mean() < 3
-    for finer, coarser in zip(stored, stored[1:], strict=False):
-        assert np.abs(coarser.astype(int) - averages(finer)).mean() < 3
+    for level, expected in zip(stored, [pixels, *map(averages, stored)], strict=False):
+        np.testing.assert_array_equal(level, through_jpeg(expected, 90))
 
 
 def test_the_codec_is_written_as_the_package_imagecodecs_zarr_expects_it(pattern, tmp_path):
@@ -374,7 +392,7 @@ def test_what_was_stopped_goes_on_to_the_same_bytes(small_shards, tmp_path, thre
     assert not is_complete(str(target))
     with pytest.raises(SlideOpenError, match="was not completed; the same `wsi-ats convert` goes on"):
         ZarrSlide(str(target))
-    # What a killed process leaves: a file under another name, a shard cut off, one of rubbish, one of nothing.
+    # What may be left: a file under a temporary name, a shard that is cut off, one of rubbish, an empty one.
     shards = sorted(target.rglob("c/*/*/*"))
     assert len(shards) == 7
     (shards[0].parent / "0.0123.partial").write_bytes(b"half")
@@ -582,12 +600,9 @@ def test_metadata_that_say_anything_else_are_errors_of_this_library(whole_pyrami
             inner = inner[key]
         inner[place[-1]] = value
         (path / name).write_text(json.dumps(changed))
-        try:
-            with ZarrSlide(str(path)) as slide:
-                slide.read_regions(0, np.zeros((1, 2), dtype=np.int64), 20, 20)
-                assert slide.mpp.value > 0
-        except SlideError as error:
-            assert str(path) in str(error)
+        with suppress(SlideError), ZarrSlide(str(path)) as slide:
+            slide.read_regions(0, np.zeros((1, 2), dtype=np.int64), 20, 20)
+            assert slide.mpp.value > 0
 
     change()
 
@@ -633,7 +648,7 @@ def test_what_is_no_rgb_of_a_known_version_is_refused(pattern, tmp_path, change,
     ("shape", "dtype", "message"),
     [
         ((3, 40, 50), "uint16", "of uint16, expected uint8"),
-        ((4, 40, 50), "uint8", "expected 3 channels"),
+        ((4, 40, 50), "uint8", "expected three channels"),
         ((40, 50), "uint8", "has 2 axes, expected 3"),
     ],
 )
@@ -653,7 +668,7 @@ def test_the_images_below_a_folder_of_images_are_pointed_to(pattern, tmp_path):
 
 def test_levels_that_do_not_get_smaller_are_refused(pattern, tmp_path):
     path = write_by_hand(tmp_path / "s.zarr", [pattern(60, 50), pattern(60, 50)])
-    with pytest.raises(SlideOpenError, match="expected each smaller than before"):
+    with pytest.raises(SlideOpenError, match="expected each smaller than the last"):
         ZarrSlide(path)
 
 
@@ -752,8 +767,15 @@ def bucket(monkeypatch):
     import s3fs
 
     s3fs.S3FileSystem.clear_instance_cache()
-    s3fs.S3FileSystem(skip_instance_cache=True).mkdir("slides")
+    s3fs.S3FileSystem().makedirs("slides", exist_ok=True)
     yield "s3://slides"
+    # Zarr's own way to the server, which is kept for all that is there, and ends with this one.
+    files = FsspecStore.from_url("s3://slides").fs
+
+    async def close():
+        await (await files.set_session()).close()
+
+    sync(close())
     s3fs.S3FileSystem.clear_instance_cache()
     server.stop()
 
@@ -770,7 +792,7 @@ def test_an_object_store_is_written_to_and_read_from(bucket, small_shards):
             np.testing.assert_array_equal(whole(slide, number), level)
         import s3fs
 
-        s3fs.S3FileSystem(skip_instance_cache=True).rm("slides/below/s.ome.zarr/0/c/0/0/0")
+        s3fs.S3FileSystem().rm("slides/below/s.ome.zarr/0/c/0/0/0")
         with pytest.raises(SlideReadError, match="0/c/0/0/0 is missing"):
             whole(slide)
     remove_pyramid(target)
@@ -780,6 +802,8 @@ def test_an_object_store_is_written_to_and_read_from(bucket, small_shards):
 def test_a_bucket_that_is_not_there_is_an_error_of_this_library(bucket):
     with pytest.raises(SlideOpenError, match="s3://nowhere"):
         ZarrSlide("s3://nowhere/s.ome.zarr")
+    with pytest.raises(ArtifactError, match=r"s3://nowhere/s.ome.zarr cannot be written"):
+        write_pyramid(MemorySlide([noise(40, 30)], mpp=0.5), "s3://nowhere/s.ome.zarr")
 
 
 def test_an_unknown_kind_of_url_is_an_error_of_this_library():
@@ -813,18 +837,12 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 
 
-@pytest.mark.slow
 def test_a_larger_slide_needs_no_more_memory(tmp_path):
-    import subprocess
-    import sys
-
     def peak(width, height):
         target = tmp_path / f"{width}x{height}.ome.zarr"
         command = [sys.executable, "-c", CONVERT, str(width), str(height), str(target)]
-        ran = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
+        ran = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
         shutil.rmtree(target)
         return int(ran.stdout)
 
-    small = peak(4096, 4096)
-    assert peak(8192, 8192) <= small + 32
-    assert peak(16384, 4096) <= small + 32  # neither by height nor by width
+    assert peak(8192, 4096) <= peak(4096, 2048) + 32  # MiB, for four times the pixels

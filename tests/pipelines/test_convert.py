@@ -1,0 +1,237 @@
+"""Converting slides, through the command line: what it leaves, and going on after every kind of end."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+import tifffile
+from conftest import files, start, table, without_times
+
+from wsi_ats.artifacts import read_json
+from wsi_ats.slides import open_slide
+from wsi_ats.slides.zarr import ZarrSlide
+from wsi_ats.tables import read_parquet
+
+COLUMNS = [
+    *("slide_id", "path", "status", "pyramid", "x", "y", "width", "height", "levels", "mpp", "mpp_source"),
+    *("bytes", "seconds", "error"),
+]
+
+
+@pytest.fixture(scope="session")
+def two(slides, tmp_path_factory):
+    """A folder of two slides."""
+    folder = tmp_path_factory.mktemp("two")
+    for name in ("slide_000.tif", "slide_001.tif"):
+        shutil.copy2(slides / name, folder / name)
+    return folder
+
+
+@pytest.fixture
+def out(run, two, tmp_path):
+    ran = run("convert", two, "--out", tmp_path / "out", "--json")
+    assert ran.exit_code == 0, ran.stderr
+    return tmp_path / "out"
+
+
+def whole(slide):
+    size = slide.levels[0]
+    return slide.read_regions(0, np.zeros((1, 2), dtype=np.int64), size.width, size.height)[0]
+
+
+def tree(folder):
+    """Every file of a folder and what is in it."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_it_writes(out, two):
+    names = [f"slide_{i:03d}.ome.zarr" for i in range(2)]
+    assert files(out) == ["conversions.csv", "conversions.parquet", "records", "run.json", *names]
+    rows = table(out / "conversions.csv")
+    assert list(rows[0]) == COLUMNS
+    assert [row["status"] for row in rows] == ["done", "done"]
+    assert list(read_parquet(out / "conversions.parquet")[0]) == COLUMNS
+    for row, name in zip(rows, names, strict=True):
+        assert row["pyramid"] == str(out / name)
+        with open_slide(row["path"]) as source, ZarrSlide(row["pyramid"]) as slide:
+            np.testing.assert_array_equal(whole(slide), whole(source))
+            assert slide.mpp.value == source.mpp.value == float(row["mpp"])
+            assert (slide.levels[0].width, slide.levels[0].height) == (int(row["width"]), int(row["height"]))
+            assert len(slide.levels) == int(row["levels"])
+        assert int(row["bytes"]) == sum(path.stat().st_size for path in (out / name).rglob("c/*/*/*"))
+    assert read_json(out / "run.json")["counts"]["done"] == 2
+
+
+def test_again_does_nothing_and_a_deleted_pyramid_is_made_again(out, run, two):
+    before = tree(out / "slide_000.ome.zarr")
+    ran = run("convert", two, "--out", out, "--json")
+    assert (ran.exit_code, ran.json["reused"]) == (0, 2)
+    shutil.rmtree(out / "slide_000.ome.zarr")
+    ran = run("convert", two, "--out", out, "--json")
+    assert (ran.exit_code, ran.json["reused"]) == (0, 1)
+    assert tree(out / "slide_000.ome.zarr") == before
+
+
+def test_other_settings_into_the_same_folder_are_refused(out, run, two):
+    other = ("convert", two, "--out", out, "--codec", "jpeg", "--quality", 70)
+    ran = run(*other)
+    assert ran.exit_code == 2
+    assert "settings.pyramid.codec is zstd there and jpeg now" in ran.stderr
+    assert run(*other, "--overwrite").exit_code == 0
+    record = json.loads((out / "slide_000.ome.zarr" / "zarr.json").read_text())["attributes"]["wsi_ats"]
+    assert (record["codec"], record["quality"]) == ("jpeg", 70)
+
+
+def test_another_slide_of_the_same_name_is_refused_and_the_pyramid_stays(out, run, two, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(two / "slide_001.tif", other / "slide_000.tif")
+    before = tree(out / "slide_000.ome.zarr")
+    ran = run("convert", other, "--out", out, "--json")
+    assert ran.exit_code == 1
+    assert "made of another slide or with other settings" in ran.json["failed"]["slide_000"]
+    assert "--overwrite" in ran.json["failed"]["slide_000"]
+    assert tree(out / "slide_000.ome.zarr") == before
+    assert run("convert", other, "--out", out, "--overwrite").exit_code == 0
+    assert tree(out / "slide_000.ome.zarr") != before
+
+
+def test_a_slide_is_not_written_over_itself(run, pyramids_as_slides):
+    ran = run(
+        "convert", pyramids_as_slides / "slide_000.ome.zarr", "--out", pyramids_as_slides, "--overwrite"
+    )
+    assert ran.exit_code == 2
+    assert "would be written over itself" in ran.stderr
+    assert (pyramids_as_slides / "slide_000.ome.zarr" / "zarr.json").exists()
+
+
+@pytest.fixture
+def pyramids_as_slides(out):
+    return out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--codec", "png"), "codec is 'png', expected one of zstd, jpeg"),
+        (("--quality", 80), "zstd loses nothing"),
+    ],
+)
+def test_a_form_that_cannot_be_is_refused(run, two, tmp_path, words, message):
+    ran = run("convert", two, "--out", tmp_path / "out", *words)
+    assert ran.exit_code == 2
+    assert message in ran.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_writes_nothing(run, two, tmp_path):
+    ran = run("convert", two, "--out", tmp_path / "out", "--dry-run", "--json")
+    assert (ran.exit_code, ran.json["counts"]) == (0, {"to_do": 2, "finished": 0})
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_slides_fail_by_themselves_and_a_given_mpp_helps(run, two, tmp_path):
+    folder = tmp_path / "mixed"
+    shutil.copytree(two, folder)
+    (folder / "text.svs").write_text("this is no slide")
+    pixels = np.full((300, 400, 3), 200, np.uint8)
+    tifffile.imwrite(folder / "no_mpp.tif", pixels, tile=(64, 64), photometric="rgb")
+    ran = run("convert", folder, "--out", tmp_path / "out", "--json")
+    assert ran.exit_code == 1
+    assert ran.json["counts"] == {"done": 2, "failed": 2, "no_tissue": 0}
+    assert "--mpp" in ran.json["failed"]["no_mpp"]
+    assert not (tmp_path / "out" / "no_mpp.ome.zarr").exists()
+    ran = run("convert", folder / "no_mpp.tif", "--out", tmp_path / "given", "--mpp", 0.5, "--json")
+    assert ran.exit_code == 0
+    with ZarrSlide(str(tmp_path / "given" / "no_mpp.ome.zarr")) as slide:
+        assert slide.mpp.value == 0.5
+
+
+def test_pyramids_may_go_elsewhere(run, two, tmp_path):
+    command = ("convert", two, "--out", tmp_path / "out", "--to", tmp_path / "there", "--json")
+    assert run(*command).exit_code == 0
+    assert files(tmp_path / "there") == ["slide_000.ome.zarr", "slide_001.ome.zarr"]
+    assert files(tmp_path / "out") == ["conversions.csv", "conversions.parquet", "records", "run.json"]
+    assert run(*command).json["reused"] == 2
+
+
+def test_pyramids_may_go_to_an_object_store(run, two, tmp_path, monkeypatch):
+    from moto.server import ThreadedMotoServer
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        import s3fs
+
+        s3fs.S3FileSystem.clear_instance_cache()
+        bucket = s3fs.S3FileSystem()
+        bucket.makedirs("converted", exist_ok=True)
+        where = ("--out", tmp_path / "out", "--to", "s3://converted/here/")
+        process = start("convert", two / "slide_000.tif", *where, "--workers", 1, "--json")
+        ended, complaints = process.communicate(timeout=120)
+        assert process.returncode == 0, complaints
+        assert json.loads(ended)["notes"] == {"pyramids": "s3://converted/here"}
+        bucket.get("converted/here/slide_000.ome.zarr", str(tmp_path / "fetched.ome.zarr"), recursive=True)
+        s3fs.S3FileSystem.clear_instance_cache()
+    finally:
+        server.stop()
+    with open_slide(two / "slide_000.tif") as source, ZarrSlide(str(tmp_path / "fetched.ome.zarr")) as slide:
+        np.testing.assert_array_equal(whole(slide), whole(source))
+
+
+@pytest.fixture(scope="session")
+def large(tmp_path_factory):
+    """A slide of nine shards."""
+    path = tmp_path_factory.mktemp("large") / "large.tif"
+    pixels = np.random.default_rng(0).integers(0, 256, (4300, 4500, 3), dtype=np.uint8)
+    tifffile.imwrite(
+        path, pixels, tile=(256, 256), photometric="rgb", resolution=(20000, 20000), resolutionunit=3
+    )
+    return path
+
+
+def kill(process, pyramid, shards):
+    """Kill a conversion when more than so many shards are there; whether it came in time."""
+    while process.poll() is None and len(list(pyramid.rglob("c/*/*/?"))) <= shards:
+        time.sleep(0.002)
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    return process.returncode == -signal.SIGKILL and not (pyramid / "zarr.json").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX")
+def test_killed_in_the_middle_of_a_slide_it_goes_on_to_the_same_bytes(large, run, tmp_path):
+    for attempt in range(8):
+        out = tmp_path / f"out{attempt}"
+        pyramid = out / "large.ome.zarr"
+        command = ("convert", large, "--out", out, "--workers", 1)
+        # In the finest level, and again in the one after it.
+        if all(kill(start(*command), pyramid, shards) for shards in (2, 10)):
+            break
+    else:
+        pytest.fail("all was done before the signals came")
+    there = {path: path.stat().st_mtime_ns for path in pyramid.rglob("c/*/*/?")}
+    assert len(there) > 10
+    assert run("convert", large, "--out", out).exit_code == 0
+    assert {path: path.stat().st_mtime_ns for path in there} == there  # they were not made again
+    assert run("convert", large, "--out", tmp_path / "whole").exit_code == 0
+    assert tree(pyramid) == tree(tmp_path / "whole" / "large.ome.zarr")
+    assert without_places(out) == without_places(tmp_path / "whole")
+
+
+def without_places(out):
+    """The table but for places and times."""
+    rows = without_times(table(out / "conversions.csv"))
+    return [{name: value for name, value in row.items() if name != "pyramid"} for row in rows]
