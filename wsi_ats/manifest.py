@@ -612,7 +612,10 @@ def _is_zarr(path: Path) -> bool:
 def _expand(pattern: str) -> list[Path]:
     files: list[Path] = []
     matches = glob.glob(pattern, recursive=True)  # noqa: PTH207  (Path.glob takes no absolute pattern)
+    slides = {match for match in map(Path, matches) if _is_zarr(match)}
     for match in map(Path, matches):
+        if slides.intersection(match.parents):
+            continue  # a part of one
         files += _walk(match) if match.is_dir() and not _is_zarr(match) else [match]
     return files
 

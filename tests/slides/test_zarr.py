@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import subprocess
 import sys
+import threading
 from contextlib import suppress
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import pytest
 import zarr
+from fsspec.implementations.http import HTTPFileSystem
 from hypothesis import given
 from hypothesis import settings as profile
 from hypothesis import strategies as st
@@ -446,6 +451,18 @@ def test_pyramids_of_others_are_neither_written_over_nor_deleted(pattern, tmp_pa
     assert tree(path) == before
 
 
+def test_a_pyramid_whose_metadata_are_damaged_is_not_complete_and_is_mended(converted):
+    path, pixels, written = converted
+    before = tree(path)
+    for content in (b"", b"{", b"[]", b"{}", b'{"attributes": 3}'):
+        (path / "zarr.json").write_bytes(content)
+        assert not is_complete(str(path))
+    again = write_pyramid(MemorySlide([pixels], mpp=0.4990), str(path), source="abc")
+    assert again.reused == len(written.sizes)
+    assert is_complete(str(path))
+    assert tree(path) == before
+
+
 def test_own_pyramids_are_deleted_whole_and_nothing_is_no_error(converted):
     path = converted[0]
     remove_pyramid(str(path))
@@ -804,6 +821,63 @@ def test_a_bucket_that_is_not_there_is_an_error_of_this_library(bucket):
         ZarrSlide("s3://nowhere/s.ome.zarr")
     with pytest.raises(ArtifactError, match=r"s3://nowhere/s.ome.zarr cannot be written"):
         write_pyramid(MemorySlide([noise(40, 30)], mpp=0.5), "s3://nowhere/s.ome.zarr")
+
+
+class WithRanges(SimpleHTTPRequestHandler):
+    """A server of files and of parts of them."""
+
+    def send_head(self):
+        path, part = Path(self.translate_path(self.path)), self.headers.get("Range")
+        if part is None or not path.is_file():
+            return super().send_head()
+        start, end = part.removeprefix("bytes=").split("-")
+        content = path.read_bytes()
+        content = content[int(start) : int(end) + 1] if start else content[-int(end) :]
+        self.send_response(206)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        return io.BytesIO(content)
+
+    def log_message(self, *arguments):
+        pass
+
+
+class WithoutRanges(WithRanges):
+    def send_head(self):
+        return SimpleHTTPRequestHandler.send_head(self)
+
+
+@pytest.mark.parametrize("handler", [WithRanges, WithoutRanges])
+def test_a_web_server_gives_the_same_pixels_or_an_error(whole_pyramid, handler):
+    path, pixels = whole_pyramid
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(path.parent)))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    url = f"http://127.0.0.1:{server.server_port}/{path.name}"
+    try:
+        with ZarrSlide(url) as slide:
+            assert slide.mpp.value == 0.5
+            if handler is WithRanges:
+                np.testing.assert_array_equal(whole(slide), pixels)
+                corners = np.array([[3, 4], [70, 20]])
+                for region, (x, y) in zip(slide.read_regions(0, corners, 9, 8), corners, strict=True):
+                    np.testing.assert_array_equal(region, pixels[y : y + 8, x : x + 9])
+            else:
+                with pytest.raises(SlideReadError, match="were asked for"):
+                    slide.read_regions(0, np.array([[3, 4]]), 9, 8)
+        with pytest.raises(SlideOpenError, match="no Zarr group"):
+            ZarrSlide(f"{url}/nothing")
+        files = FsspecStore.from_url(url).fs
+
+        async def close():
+            await (await files.set_session()).close()
+
+        sync(close())
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+    HTTPFileSystem.clear_instance_cache()
 
 
 def test_an_unknown_kind_of_url_is_an_error_of_this_library():

@@ -161,11 +161,13 @@ def is_complete(target: str) -> bool:
         When that cannot be found out.
     """
     try:
-        return OWN in zarr.open_group(open_store(target, read_only=True), mode="r").attrs
-    except FileNotFoundError:
-        return False
+        text = _get(open_store(target, read_only=True), "zarr.json")
     except zarr_errors() as error:
-        raise ArtifactError(f"{target} cannot be read: {error}; delete it to have it made again") from error
+        raise ArtifactError(f"{target} cannot be read: {error}") from error
+    try:
+        return text is not None and OWN in json.loads(text)["attributes"]
+    except (ValueError, LookupError, TypeError):
+        return False  # damaged: it is written again
 
 
 def remove_pyramid(target: str) -> None:
