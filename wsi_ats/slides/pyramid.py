@@ -26,7 +26,7 @@ from zarr.storage import MemoryStore
 from wsi_ats.errors import ArtifactError, SettingsError
 from wsi_ats.geometry import Region
 from wsi_ats.slides.base import Pixels, Slide
-from wsi_ats.slides.zarr import OWN, open_store, zarr_errors
+from wsi_ats.slides.zarr import OWN, open_store, text_of, zarr_errors
 from wsi_ats.slides.zarr_jpeg import JpegCodec, register_jpeg
 
 CODECS = ("zstd", "jpeg")
@@ -163,7 +163,7 @@ def is_complete(target: str) -> bool:
     try:
         text = _get(open_store(target, read_only=True), "zarr.json")
     except zarr_errors() as error:
-        raise ArtifactError(f"{target} cannot be read: {error}") from error
+        raise ArtifactError(f"{target} cannot be read: {text_of(error)}") from error
     try:
         return text is not None and OWN in json.loads(text)["attributes"]
     except (ValueError, LookupError, TypeError):
@@ -550,5 +550,5 @@ def _writing(target: str) -> Iterator[None]:
         yield
     except zarr_errors() as error:
         raise ArtifactError(
-            f"{target} cannot be written: {error}; check the free space and the permissions there"
+            f"{target} cannot be written: {text_of(error)}; check the free space and the permissions there"
         ) from error

@@ -39,6 +39,7 @@ _MICROMETRES = {
     "meter": 1e6,
     "inch": 25_400.0,
 }
+_TOO_MANY = 1 << 31  # pixels along a side; what says so is damaged
 _METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
 
 # The errors of networks that are no OSError, by module. Looked up only where the module was loaded.
@@ -56,9 +57,11 @@ def zarr_errors() -> tuple[type[Exception], ...]:
         if module in sys.modules
         for name in names
     ]
+    # All that changed metadata and chunks were seen to raise, in Zarr 3.1 and 3.4; and ImportError by fsspec,
+    # where the package for a kind of URL is missing.
     return (
-        *(OSError, EOFError, ImportError, ValueError, TypeError, LookupError),
-        *(AttributeError, AssertionError, ArithmeticError, RuntimeError, NotImplementedError),
+        *(OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError),
+        *(RuntimeError, MemoryError, ExceptionGroup, ImportError),
         *network,
     )
 
@@ -112,7 +115,7 @@ class ZarrSlide(Closable):
             self._arrays = [_Array.of(self._store, name, image.axes) for name in image.paths]
         except zarr_errors() as error:
             raise SlideOpenError(
-                path, f"cannot be opened as OME-Zarr: {_text(error)}; is the copy complete?"
+                path, f"cannot be opened as OME-Zarr: {text_of(error)}; is the copy complete?"
             ) from error
         self._image = image
         self.levels = _levels(path, self._arrays, image.scales)
@@ -174,7 +177,7 @@ class ZarrSlide(Closable):
                     raise SlideReadError(
                         self.path,
                         f"level {level}, {width} x {height} pixels at ({x}, {y}) of that level cannot be "
-                        f"read: {_text(error)}; is the copy complete?",
+                        f"read: {text_of(error)}; is the copy complete?",
                     ) from error
             regions[i, top - y : bottom - y, left - x : right - x] = pixels
 
@@ -207,7 +210,7 @@ class ZarrSlide(Closable):
         except zarr_errors() as error:
             raise SlideReadError(
                 self.path,
-                f"level {level}: an index of chunks cannot be read: {_text(error)}; is the copy complete?",
+                f"level {level}: an index of chunks cannot be read: {text_of(error)}; is the copy complete?",
             ) from error
 
     def close(self) -> None:
@@ -236,9 +239,12 @@ def is_unfinished(store: Store) -> bool:
         return False
 
 
-def _text(error: Exception) -> str:
-    """What an error says, in one line; some say nothing but their name."""
-    return " ".join(f"{error}".split()) or type(error).__name__
+def text_of(error: Exception) -> str:
+    """What an error says, in one line; some say nothing without their name."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    text = " ".join(f"{error}".split())
+    return f"{type(error).__name__}: {text}" if isinstance(error, LookupError) or not text else text
 
 
 @dataclass(frozen=True)
@@ -341,8 +347,8 @@ class _Array:
             raise ValueError(
                 f"level {path} is of size {sizes}, expected three channels and 1 of all but x and y"
             )
-        if min(array.chunks) < 1:
-            raise ValueError(f"level {path} has chunks of {array.chunks}")
+        if min(array.chunks) < 1 or max(shape) >= _TOO_MANY:
+            raise ValueError(f"level {path} is of {shape} pixels in chunks of {array.chunks}")
         return cls(array, (y, x, c), (array.chunks[x], array.chunks[y]), _ShardIndex.of(array, (y, x, c)))
 
     @property
