@@ -469,6 +469,8 @@ def test_own_pyramids_are_deleted_whole_and_nothing_is_no_error(converted):
     assert tree(path) == {}
     remove_pyramid(str(path))
     remove_pyramid(str(path / "never"))
+    assert not is_complete(str(path))
+    assert not is_complete(str(path / "not even a folder"))
 
 
 def test_a_shard_that_is_read_back_otherwise_is_noticed(small_shards, tmp_path):

@@ -162,6 +162,8 @@ def is_complete(target: str) -> bool:
     """
     try:
         text = _get(open_store(target, read_only=True), "zarr.json")
+    except FileNotFoundError:
+        return False
     except zarr_errors() as error:
         raise ArtifactError(f"{target} cannot be read: {text_of(error)}") from error
     try:
