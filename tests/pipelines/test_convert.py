@@ -104,18 +104,11 @@ def test_another_slide_of_the_same_name_is_refused_and_the_pyramid_stays(out, ru
     assert tree(out / "slide_000.ome.zarr") != before
 
 
-def test_a_slide_is_not_written_over_itself(run, pyramids_as_slides):
-    ran = run(
-        "convert", pyramids_as_slides / "slide_000.ome.zarr", "--out", pyramids_as_slides, "--overwrite"
-    )
+def test_a_slide_is_not_written_over_itself(run, out):
+    ran = run("convert", out / "slide_000.ome.zarr", "--out", out, "--overwrite")
     assert ran.exit_code == 2
     assert "would be written over itself" in ran.stderr
-    assert (pyramids_as_slides / "slide_000.ome.zarr" / "zarr.json").exists()
-
-
-@pytest.fixture
-def pyramids_as_slides(out):
-    return out
+    assert (out / "slide_000.ome.zarr" / "zarr.json").exists()
 
 
 @pytest.mark.parametrize(
