@@ -17,7 +17,7 @@ from zarr.core.array_spec import ArraySpec
 from zarr.core.buffer import Buffer, NDBuffer
 from zarr.registry import get_codec_class, register_codec
 
-from wsi_ats.jpeg import decode_jpeg, encode_jpeg
+from wsi_ats import jpeg
 
 NAME = "imagecodecs_jpeg"
 
@@ -62,12 +62,13 @@ class JpegCodec(ArrayBytesCodec):
         return {"name": NAME, "configuration": {"level": self.level, "subsampling": "444"}}
 
     async def _decode_single(self, chunk_data: Buffer, chunk_spec: ArraySpec) -> NDBuffer:
-        pixels = await asyncio.to_thread(decode_jpeg, chunk_data.to_bytes(), chunk_spec.shape)
+        pixels = np.empty(chunk_spec.shape, dtype=np.uint8)
+        await asyncio.to_thread(jpeg.decode, chunk_data.to_bytes(), pixels)
         return chunk_spec.prototype.nd_buffer.from_numpy_array(pixels)
 
     async def _encode_single(self, chunk_data: NDBuffer, chunk_spec: ArraySpec) -> Buffer:
         pixels = np.ascontiguousarray(chunk_data.as_numpy_array())
-        stream = await asyncio.to_thread(encode_jpeg, pixels, self.level)
+        stream = await asyncio.to_thread(jpeg.encode, pixels, self.level)
         return chunk_spec.prototype.buffer.from_bytes(stream)
 
     def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
