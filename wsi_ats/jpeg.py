@@ -6,8 +6,9 @@ libjpeg only warns about: damage becomes an error and not grey or smeared pixels
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +20,15 @@ Pixels = npt.NDArray[np.uint8]
 # loses: a quarter of the bytes, 2 grey levels on average and 9 for a value in a hundred, under a millisecond.
 QUALITY = 95
 
+Colours = Literal["RGB", "YCbCr", "Gray"]
+
 _START = b"\xff\xd8"
+_MARKER, _END, _SCAN = 0xFF, 0xD9, 0xDA
+_TABLES = {0xC4, 0xCC, 0xDB, 0xDD}
+# What programs say of a stream: JFIF, that it has luma and chroma; Adobe, which of both it has.
+_JFIF, _ADOBE = 0xE0, 0xEE
 # Says whether three colours are stored as they are (0) or as luma and chroma (1); decoders guess otherwise.
-_ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
+_SAYS = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
 
 
 def encode(pixels: Pixels, quality: int = QUALITY) -> bytes:
@@ -29,7 +36,7 @@ def encode(pixels: Pixels, quality: int = QUALITY) -> bytes:
     return bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality, "RGB", "444", fastdct=False))
 
 
-def decode(stream: bytes | memoryview, out: Pixels) -> None:
+def decode(stream: bytes | memoryview, out: Pixels, colours: Colours | None = None) -> None:
     """Decode an image into an array.
 
     Parameters
@@ -38,11 +45,13 @@ def decode(stream: bytes | memoryview, out: Pixels) -> None:
         The JPEG.
     out
         Where to: contiguous, shape (height, width, 3); grey images become grey RGB.
+    colours
+        How colours are stored, whatever the stream says of it; by default it is believed.
 
     Raises
     ------
     ValueError
-        When the stream is damaged, or an image of another size.
+        When the stream is damaged, or an image of another size or number of colours.
 
     Examples
     --------
@@ -51,27 +60,68 @@ def decode(stream: bytes | memoryview, out: Pixels) -> None:
     >>> out[0, 0].tolist()
     [90, 90, 90]
     """
-    height, width, _, _ = simplejpeg.decode_jpeg_header(stream)
+    height, width, said, _ = simplejpeg.decode_jpeg_header(stream)
     if (height, width) != out.shape[:2]:
         # Before anything is decoded: a few bytes can claim 65,535 x 65,535 pixels.
         raise ValueError(f"a JPEG of {width} x {height} pixels, expected {out.shape[1]} x {out.shape[0]}")
+    if colours is not None and said != colours:
+        stream = _saying(colours, bytes(stream))
+        said = simplejpeg.decode_jpeg_header(stream)[2]
+        if said != colours:
+            raise ValueError(f"a JPEG of {said} pixels, expected {colours}")
     simplejpeg.decode_jpeg(stream, "RGB", fastdct=False, fastupsample=False, buffer=out)
 
 
-def prefix(tables: bytes | None, *, rgb: bool, grey: bool = False) -> bytes:
+def prefix(tables: bytes | None, colours: Colours) -> bytes:
     """What turns an abbreviated stream of a TIFF file into a whole one, in place of its first two bytes.
 
     Parameters
     ----------
     tables
         The file's tables for all of its tiles: a JPEG stream without image.
-    rgb
-        Whether colours are stored as they are, not as luma and chroma.
-    grey
-        Whether there is but one colour.
+    colours
+        How colours are stored.
+
+    Raises
+    ------
+    ValueError
+        When the tables are damaged.
     """
-    colours = b"" if grey else _ADOBE + bytes([0 if rgb else 1])
-    return _START + colours + (b"" if tables is None else tables[2:-2])
+    kept = (part for marker, part in _parts(tables or _START) if marker in _TABLES)
+    return b"".join((_START, _says(colours), *kept))
+
+
+def _says(colours: Colours) -> bytes:
+    return b"" if colours == "Gray" else _SAYS + bytes([1 if colours == "YCbCr" else 0])
+
+
+def _saying(colours: Colours, stream: bytes) -> bytes:
+    """A stream that says of its colours what is true, and nothing else."""
+    kept = (part for marker, part in _parts(stream) if marker not in {_JFIF, _ADOBE})
+    return b"".join((_START, _says(colours), *kept))
+
+
+def _parts(stream: bytes) -> Iterator[tuple[int, bytes]]:
+    """Markers and the bytes that belong to them, but for those of start and end; pixels are the last."""
+    if stream[:2] != _START:
+        raise ValueError("not the start of a JPEG")
+    at = 2
+    while at < len(stream):
+        if stream[at] != _MARKER or at + 1 == len(stream):
+            raise ValueError(f"no JPEG marker after {at} of {len(stream)} bytes")
+        marker = stream[at + 1]
+        if marker == _MARKER:  # a filling byte
+            at += 1
+            continue
+        if marker == _END:
+            return
+        end = at + 2 + int.from_bytes(stream[at + 2 : at + 4], "big")
+        if not at + 4 <= end <= len(stream):
+            raise ValueError(f"a JPEG marker reaches from {at} to {end} of {len(stream)} bytes")
+        if marker == _SCAN:
+            end = len(stream)
+        yield marker, stream[at:end]
+        at = end
 
 
 @dataclass(frozen=True, slots=True)

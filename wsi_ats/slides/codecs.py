@@ -11,8 +11,9 @@ import numpy as np
 from wsi_ats import jpeg
 from wsi_ats.slides.base import Pixels
 
-# Of a JPEG 2000 codestream: markers of its start and of its size, width, height, and the offsets of both.
-_CODESTREAM = struct.Struct(">I4xIIII")
+# Of a JPEG 2000 codestream: markers of its start and of its size, width, height, the offsets of both, the
+# same of its tiles, and the number of colours.
+_CODESTREAM = struct.Struct(">I4xIIIIIIIIH")
 _CODESTREAM_START = 0xFF4FFF51
 
 
@@ -45,6 +46,8 @@ class Coding:
         See ``prefix``.
     suffix
         What stands in place of the last bytes of a JPEG stream.
+    colours
+        How JPEG stores colours, by what the file says; ``None`` to believe the stream.
     """
 
     compression: Compression
@@ -53,6 +56,7 @@ class Coding:
     prefix: bytes = b""
     skipped: int = 0
     suffix: bytes = b""
+    colours: jpeg.Colours | None = None
 
     def decode(self, data: bytes | memoryview, out: Pixels) -> None:
         """Decode one tile.
@@ -78,7 +82,7 @@ class Coding:
         """
         if self.compression is Compression.JPEG:
             stream = data[self.skipped : len(data) - len(self.suffix)]
-            jpeg.decode(b"".join((self.prefix, stream, self.suffix)), out)
+            jpeg.decode(b"".join((self.prefix, stream, self.suffix)), out, self.colours)
             return
         height, width = out.shape[:2]
         if self.compression is Compression.JPEG_2000:
@@ -118,9 +122,10 @@ def _decode_jpeg_2000(data: bytes, height: int, width: int, samples: int) -> Pix
 
     if len(data) < _CODESTREAM.size:
         raise ValueError(f"{len(data)} bytes are no JPEG 2000 codestream")
-    start, right, bottom, left, top = _CODESTREAM.unpack_from(data)
-    if start != _CODESTREAM_START or (right - left, bottom - top) != (width, height):
-        raise ValueError(f"no JPEG 2000 codestream of {width} x {height} pixels")
+    start, right, bottom, left, top, *_, colours = _CODESTREAM.unpack_from(data)
+    # Before anything is decoded: a few bytes can claim 2^32 x 2^32 pixels of 16,384 colours.
+    if start != _CODESTREAM_START or (right - left, bottom - top, colours) != (width, height, samples):
+        raise ValueError(f"no JPEG 2000 codestream of {width} x {height} pixels of {samples} colours")
     try:
         tile: Pixels = imagecodecs.jpeg2k_decode(data)
     except RuntimeError as error:

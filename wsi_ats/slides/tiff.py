@@ -79,6 +79,7 @@ class TiffSlide(Closable):
             Level(each.width, each.height, (full.width / each.width + full.height / each.height) / 2)
             for each in self._images
         )
+        self._bounds = _bounds(full)
         self._closed = False
         self._glass = np.array([[self.background]], dtype=np.uint8)
         self._count = threads
@@ -91,8 +92,8 @@ class TiffSlide(Closable):
 
     @property
     def bounds(self) -> Region:
-        """All of level 0: these formats have no margin."""
-        return Region(0, 0, self.levels[0].width, self.levels[0].height)
+        """Around the tiles that are not left out; all of level 0 where all are."""
+        return self._bounds
 
     @property
     def bytes_read(self) -> int:
@@ -146,15 +147,16 @@ class TiffSlide(Closable):
         try:
             assert image.coding is not None
             image.coding.decode(fetch(number), pixels)
-        except ValueError as error:
+        except (SlideReadError, ValueError) as error:
             x, y = (
                 round(place * side * self.levels[level].downsample)
                 for place, side in zip(tile[::-1], (image.tile_width, image.tile_height), strict=True)
             )
+            problem = error.problem if isinstance(error, SlideReadError) else error
             raise SlideReadError(
                 self.path,
                 f"level {level}, the tile of {shape[1]} x {shape[0]} pixels at level-0 ({x}, {y}) cannot be "
-                f"read: {error}; is the copy complete?",
+                f"read: {problem}; is the copy complete?",
             ) from error
         if alone is None:
             places.paste(regions, tile, pixels)
@@ -189,15 +191,24 @@ def levels_of(index: TiffIndex) -> tuple[StoredImage, ...]:
     beside = [each for each in others if not each.below]
     below = [each for each in others if each.below and each.tiled == first.tiled]
     if index.vendor == "aperio":
-        levels = [each for each in beside if each.tiled]
-    elif index.vendor == "hamamatsu":
+        return first, *(each for each in beside if each.tiled)  # in any other order it is no level
+    if index.vendor == "hamamatsu":
         levels = [each for each in beside if _is_smaller(each, first)]
-    elif index.vendor == "ome-tiff":
-        levels = [each for each in below if _is_smaller(each, first)]
     else:
         levels = [each for each in beside if each.reduced and each.tiled == first.tiled]
         levels = levels or [each for each in below if _is_smaller(each, first)]
     return tuple(sorted([first, *levels], key=lambda each: -each.width))
+
+
+def _bounds(image: StoredImage) -> Region:
+    there = image.sizes > 0
+    rows, columns = np.flatnonzero(there.any(axis=1)).tolist(), np.flatnonzero(there.any(axis=0)).tolist()
+    if not rows:
+        return Region(0, 0, image.width, image.height)
+    left, top = columns[0] * image.tile_width, rows[0] * image.tile_height
+    right = min((columns[-1] + 1) * image.tile_width, image.width)
+    bottom = min((rows[-1] + 1) * image.tile_height, image.height)
+    return Region(left, top, right - left, bottom - top)
 
 
 def _is_smaller(image: StoredImage, full: StoredImage) -> bool:

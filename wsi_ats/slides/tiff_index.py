@@ -5,10 +5,12 @@ A file's index is read once, whole, and kept in arrays: 12 bytes for each tile o
 
 from __future__ import annotations
 
+import logging
 import struct
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, Self, cast
 from xml.etree import ElementTree as ET
 
 import numpy as np
@@ -31,7 +33,9 @@ _COMPRESSIONS = {
     33005: Compression.JPEG_2000,
     50000: Compression.ZSTD,
 }
+_DIFFERENCED = {Compression.DEFLATE, Compression.LZW, Compression.ZSTD}
 _NO_PREDICTOR, _DIFFERENCES = 1, 2
+_ROWS_FROM_THE_TOP = 1
 _GREY, _RGB, _YCBCR = 1, 2, 6
 
 # A tile or strip is decoded whole. What is larger is no tile but an image, or a claim to fill the memory.
@@ -44,6 +48,10 @@ _STRIP = 1 << 20
 _MOST_PAGES = 10_000
 
 _UNITS = {1: "none", 2: "inch", 3: "centimeter"}
+_RATIONAL, _REAL = {5, 10}, {11, 12}
+
+# Of a text that tells whose file it is, so much is looked at.
+_MOST_TEXT = 1 << 20
 
 _DAMAGED = (
     ArithmeticError,
@@ -153,12 +161,14 @@ class TiffIndex:
                 if not _is_tiff(file.read(4)):
                     return None
                 file.seek(0)
-                with tifffile.TiffFile(file, name=storage.path) as tiff:
+                with _Complaints() as complaints, tifffile.TiffFile(file, name=storage.path) as tiff:
                     pages = _pages(tiff)
                     first, _ = pages[0]
-                    vendor, properties = _vendor(first), dict(_properties(first))
+                    vendor = _vendor(first)
+                    properties = dict(_properties(first, vendor))
                     icc = first.tags.valueof(34675)
-                    images = tuple(_images(pages))
+                    images = tuple(_images(pages, vendor))
+                    complaints.check()
         except (*_DAMAGED, tifffile.TiffFileError) as error:
             raise SlideOpenError(
                 storage.path, f"its TIFF index is damaged ({error!r:.200}); is the copy complete?"
@@ -175,13 +185,42 @@ class TiffIndex:
     def _check(self, storage: Storage) -> None:
         for image in (each for i, each in enumerate(self.images) if each.tiled or i == 0):
             ends = image.offsets + image.sizes
-            beyond = int(np.count_nonzero((ends > storage.size) | (image.offsets > ends)))
+            outside = (ends > storage.size) | (image.offsets > ends)
+            beyond = int(np.count_nonzero(outside & (image.sizes > 0)))
             if beyond:
                 raise SlideOpenError(
                     storage.path,
                     f"{beyond} of the {ends.size} tiles of its level of {image.width} x {image.height} "
                     f"pixels lie beyond the end of the file, {storage.size} bytes; is the copy complete?",
                 )
+
+
+class _Complaints(logging.Handler):
+    """What tifffile logs about the file that this thread reads, which else goes to the user's terminal.
+
+    It leaves out tags and pages that it cannot read and logs an error. Without them other pixels would be
+    shown, or fewer levels. Its warnings are of no concern: that a number has no name, for instance.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._thread = threading.get_ident()
+        self._errors: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.ERROR and record.thread == self._thread:
+            self._errors.append(record.getMessage())
+
+    def check(self) -> None:
+        if self._errors:
+            raise ValueError(self._errors[0])
+
+    def __enter__(self) -> Self:
+        logging.getLogger("tifffile").addHandler(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger("tifffile").removeHandler(self)
 
 
 def _is_tiff(start: bytes) -> bool:
@@ -191,8 +230,8 @@ def _is_tiff(start: bytes) -> bool:
 def _pages(tiff: Any) -> list[tuple[Any, bool]]:
     """All pages, and whether they are below another one."""
     pages: list[tuple[Any, bool]] = []
-    for page in tiff.pages:
-        pages += [(page, False), *((each, True) for each in (page.pages or ()) if page.subifds)]
+    for each in _pages_and_below(tiff):
+        pages.append(each)
         if len(pages) > _MOST_PAGES:
             raise ValueError(f"more than {_MOST_PAGES} images")
     if not pages:
@@ -200,37 +239,56 @@ def _pages(tiff: Any) -> list[tuple[Any, bool]]:
     return pages
 
 
+def _pages_and_below(tiff: Any) -> Iterator[tuple[Any, bool]]:
+    for page in tiff.pages:
+        yield page, False
+        if page.subifds:
+            yield from ((each, True) for each in page.pages or ())
+
+
 def _vendor(page: Any) -> str:
-    """As OpenSlide tells them apart, by what the first page says."""
-    description, software = str(page.description), str(page.software)
-    if page.is_tiled and description.startswith("Aperio"):
-        return "aperio"
+    """As OpenSlide tells them apart, in its order, by what the first page says."""
+    description, software = _text(page, 270), _text(page, 305)
     vendors = {
-        "hamamatsu": page.is_ndpi,
+        "hamamatsu": 65420 in page.tags,
+        "trestle": software.startswith(b"MedScan"),
+        "aperio": page.is_tiled and description.startswith(b"Aperio"),
+        "leica": b"leica-microsystems.com/scn" in description,
+        "philips": software.startswith(b"Philips"),
+        "ventana": page.is_bif or b"iScan" in _text(page, 700),
+        "huron": _text(page, 271).startswith(b"Huron"),
+        "argos": b"Argos.Scan.Metadata" in _text(page, 65000),
         "ome-tiff": page.is_ome,
-        "philips": software.startswith("Philips") or page.is_philips,
-        "leica": page.is_scn,
-        "ventana": page.is_bif,
-        "trestle": software.startswith("MedScan"),
     }
     return next((name for name, found in vendors.items() if found), "generic-tiff")
 
 
-def _properties(page: Any) -> Iterator[tuple[str, str]]:
-    for name, tag in (("tiff.XResolution", 282), ("tiff.YResolution", 283)):
-        value = page.tags.valueof(tag)
-        if value is not None and value[1]:
-            yield name, repr(value[0] / value[1])
+def _text(page: Any, code: int) -> bytes:
+    """The beginning of a text as it is stored."""
+    tag = page.tags.get(code)
+    if tag is None:
+        return b""
+    file = page.parent.filehandle
+    file.seek(tag.valueoffset)
+    return cast(bytes, file.read(min(tag.valuebytecount, _MOST_TEXT))).partition(b"\0")[0]
+
+
+def _properties(page: Any, vendor: str) -> Iterator[tuple[str, str]]:
+    for name, code in (("tiff.XResolution", 282), ("tiff.YResolution", 283)):
+        tag = page.tags.get(code)
+        if tag is not None and tag.dtype in _RATIONAL and tag.value[1]:
+            yield name, repr(tag.value[0] / tag.value[1])
+        elif tag is not None and tag.dtype in _REAL:
+            yield name, repr(tag.value[0])
     unit = page.tags.valueof(296)
     yield "tiff.ResolutionUnit", _UNITS.get(2 if unit is None else int(unit), "unknown")
-    description = str(page.description)
-    if description.startswith("Aperio"):
-        for part in description.split("|")[1:]:
+    if vendor == "aperio":
+        for part in _text(page, 270).decode(errors="replace").split("|")[1:]:
             name, equals, value = part.partition("=")
             if equals:
                 yield f"aperio.{name.strip()}", value.strip()
     if page.is_ome:
-        yield from _ome_properties(description)
+        yield from _ome_properties(str(page.description))
 
 
 def _ome_properties(text: str) -> Iterator[tuple[str, str]]:
@@ -245,17 +303,17 @@ def _ome_properties(text: str) -> Iterator[tuple[str, str]]:
                 yield f"ome.{name}", pixels.attrib[name]
 
 
-def _images(pages: list[tuple[Any, bool]]) -> Iterator[StoredImage]:
+def _images(pages: list[tuple[Any, bool]], vendor: str) -> Iterator[StoredImage]:
     for number, (page, below) in enumerate(pages):
         try:
-            yield replace(_image(page), below=below)
+            yield replace(_image(page, vendor), below=below)
         except ValueError:
             # Labels and overviews come in many forms, and are not what is read.
             if number == 0 or page.is_tiled:
                 raise
 
 
-def _image(page: Any) -> StoredImage:
+def _image(page: Any, vendor: str) -> StoredImage:
     width, height, tiled = int(page.imagewidth), int(page.imagelength), bool(page.is_tiled)
     if width < 1 or height < 1:
         raise ValueError(f"an image of {width} x {height} pixels")
@@ -263,11 +321,13 @@ def _image(page: Any) -> StoredImage:
     tile_height = int(page.tilelength) if tiled else min(int(page.rowsperstrip) or height, height)
     if tile_width < 1 or tile_height < 1:
         raise ValueError(f"tiles of {tile_width} x {tile_height} pixels")
-    coding, refused = _coding(page)
+    coding, refused = _coding(page, vendor)
     offsets = np.asarray(page.dataoffsets, dtype=np.uint64)
     sizes = np.asarray(page.databytecounts, dtype=np.uint64)
     if coding is not None and not tiled and coding.compression is Compression.NONE and len(offsets) == 1:
         row = width * coding.samples
+        if row * height > page.parent.filehandle.size:
+            raise ValueError(f"an image of {width} x {height} pixels in a file of fewer bytes")
         tile_height = min(height, max(1, _STRIP // width))
         starts = np.arange(0, height, tile_height, dtype=np.uint64)
         offsets, sizes = offsets[0] + starts * np.uint64(row), np.full(len(starts), tile_height * row)
@@ -294,11 +354,16 @@ def _image(page: Any) -> StoredImage:
         sizes[:count].astype(np.uint32).reshape(shape),
         coding,
         refused,
-        reduced=bool(int(page.subfiletype) & 1),
+        reduced=_is_reduced(page),
     )
 
 
-def _coding(page: Any) -> tuple[Coding | None, str]:
+def _is_reduced(page: Any) -> bool:
+    value = page.tags.valueof(254)
+    return isinstance(value, int) and bool(value & 1)
+
+
+def _coding(page: Any, vendor: str) -> tuple[Coding | None, str]:
     """How the tiles of a page are decoded, or why they are not."""
     number, photometric, samples = int(page.compression), int(page.photometric), int(page.samplesperpixel)
     compression = _COMPRESSIONS.get(number)
@@ -317,16 +382,25 @@ def _coding(page: Any) -> tuple[Coding | None, str]:
     if photometric not in expected.get(samples, set()):
         return None, f"its colours are {samples} of {_name(page.photometric)}"
     predictor = int(page.predictor)
-    if predictor not in {_NO_PREDICTOR, _DIFFERENCES} or int(page.fillorder) != 1:
+    differences = predictor == _DIFFERENCES
+    understood = {_NO_PREDICTOR, _DIFFERENCES} if compression in _DIFFERENCED else {_NO_PREDICTOR}
+    if predictor not in understood and compression is not Compression.JPEG:
+        # Where a compression is not meant to have them, readers do not agree on what they mean.
+        return None, f"its pixels are stored as differences of a kind ({predictor}) that is not read directly"
+    orientation = page.tags.valueof(274)
+    if int(page.fillorder) != 1 or int(orientation or _ROWS_FROM_THE_TOP) != _ROWS_FROM_THE_TOP:
         return None, "its pixels are stored in an order that is not decoded directly"
     if compression is not Compression.JPEG:
-        return Coding(compression, samples, predictor == _DIFFERENCES), ""
+        return Coding(compression, samples, differences), ""
     if page.jpegheader is not None:
         # NDPI: one image, whose parts are tiles; each has a restart marker where a tile has an end.
         return Coding(compression, samples, prefix=bytes(page.jpegheader), suffix=b"\xff\xd9"), ""
-    tables = page.jpegtables
-    start = jpeg.prefix(None if tables is None else bytes(tables), rgb=photometric == _RGB, grey=samples == 1)
-    return Coding(compression, samples, prefix=start, skipped=2), ""
+    colours: jpeg.Colours = "Gray" if samples == 1 else "RGB" if photometric == _RGB else "YCbCr"
+    start = jpeg.prefix(None if page.jpegtables is None else bytes(page.jpegtables), colours)
+    # OpenSlide believes the file, whatever a stream says. Bio-Formats writes files of which only its streams
+    # are to be believed, where they say anything.
+    believed = None if vendor == "ome-tiff" else colours
+    return Coding(compression, samples, prefix=start, skipped=2, colours=believed), ""
 
 
 def _name(value: Any) -> str:
