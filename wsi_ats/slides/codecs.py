@@ -15,6 +15,7 @@ from wsi_ats.slides.base import Pixels
 # same of its tiles, and the number of colours.
 _CODESTREAM = struct.Struct(">I4xIIIIIIIIH")
 _CODESTREAM_START = 0xFF4FFF51
+_TILE_PART = b"\xff\x90"
 
 
 class Compression(StrEnum):
@@ -122,10 +123,16 @@ def _decode_jpeg_2000(data: bytes, height: int, width: int, samples: int) -> Pix
 
     if len(data) < _CODESTREAM.size:
         raise ValueError(f"{len(data)} bytes are no JPEG 2000 codestream")
-    start, right, bottom, left, top, *_, colours = _CODESTREAM.unpack_from(data)
+    start, *box, colours = _CODESTREAM.unpack_from(data)
+    right, bottom, left, top, across, down, first_left, first_top = box
     # Before anything is decoded: a few bytes can claim 2^32 x 2^32 pixels of 16,384 colours.
     if start != _CODESTREAM_START or (right - left, bottom - top, colours) != (width, height, samples):
         raise ValueError(f"no JPEG 2000 codestream of {width} x {height} pixels of {samples} colours")
+    # Where one of its own tiles is missing, the decoder leaves black.
+    expected = -((first_left - right) // max(across, 1)) * -((first_top - bottom) // max(down, 1))
+    found = _count_tiles(data)
+    if found != expected:
+        raise ValueError(f"{found} of {expected} tiles of a JPEG 2000 codestream")
     try:
         tile: Pixels = imagecodecs.jpeg2k_decode(data)
     except RuntimeError as error:
@@ -133,3 +140,15 @@ def _decode_jpeg_2000(data: bytes, height: int, width: int, samples: int) -> Pix
     if tile.shape != (height, width, samples)[: 2 + (samples > 1)] or tile.dtype != np.uint8:
         raise ValueError(f"JPEG 2000 gave {tile.dtype} {tile.shape}, expected {samples} colours of 8 bits")
     return tile.reshape(height, width, samples)
+
+
+def _count_tiles(data: bytes) -> int:
+    """Tiles of which a JPEG 2000 codestream has a part."""
+    at, end, seen = 2, len(data), set()
+    while at < end and data[at : at + 2] != _TILE_PART:
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    while data[at : at + 2] == _TILE_PART:
+        seen.add(data[at + 4 : at + 6])
+        length = int.from_bytes(data[at + 6 : at + 10], "big")
+        at += length if length else end  # without a length it is the last
+    return len(seen)

@@ -49,7 +49,9 @@ class OpenSlideSlide(Closable):
         self._handle: openslide.OpenSlide | None = None
         self._closed = False
         handle = self._open()
-        self._properties: Mapping[str, str] = dict(handle.properties)
+        # A name that is no UTF-8 is listed, and has no value.
+        values = {name: handle.properties.get(name) for name in handle.properties}
+        self._properties: Mapping[str, str] = {name: v for name, v in values.items() if v is not None}
         self.levels = tuple(
             Level(width, height, downsample)
             for (width, height), downsample in zip(
@@ -64,8 +66,11 @@ class OpenSlideSlide(Closable):
             if self._closed:
                 raise SlideReadError(self.path, "the slide is closed; open it again to read")
             if self._handle is None:
-                if not Path(self.path).exists():
+                path = Path(self.path)
+                if not path.exists():
                     raise SlideOpenError(self.path, "no such file; check the path in the manifest")
+                if not (path.is_file() or path.is_dir()):  # a pipe would be waited for without end
+                    raise SlideOpenError(self.path, "it is a device and no file")
                 try:
                     self._handle = openslide.OpenSlide(self.path)
                 except openslide.OpenSlideUnsupportedFormatError as error:
@@ -179,7 +184,7 @@ def _index(path: str) -> TiffIndex | None:
 
 def knows(path: str) -> bool:
     """Whether OpenSlide takes a file for one of its formats."""
-    return openslide.OpenSlide.detect_format(path) is not None
+    return Path(path).is_file() and openslide.OpenSlide.detect_format(path) is not None
 
 
 def _over(rgba: Pixels, background: tuple[int, int, int]) -> Pixels:

@@ -7,6 +7,7 @@ after the other, and a store gets few large requests instead of many small ones.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable
 from typing import BinaryIO, Protocol
 
@@ -113,11 +114,14 @@ class LocalFile:
         self._bytes_read = 0
         try:
             self._descriptor: _Descriptor | None = _Descriptor(path)
-            self.size = os.fstat(self._descriptor.number).st_size
+            status = os.fstat(self._descriptor.number)
         except FileNotFoundError as error:
             raise SlideOpenError(path, "no such file; check the path in the manifest") from error
         except OSError as error:
             raise SlideOpenError(path, f"cannot be opened: {error.strerror}") from error
+        if not stat.S_ISREG(status.st_mode):
+            raise SlideOpenError(path, "it is a folder or a device and no file")
+        self.size = status.st_size
 
     @property
     def bytes_read(self) -> int:
@@ -143,7 +147,7 @@ class LocalFile:
             if len(data) != counts[i]:
                 raise SlideReadError(
                     self.path,
-                    f"{counts[i]} bytes at {starts[i]} are beyond its end; is the copy complete?",
+                    f"{counts[i]} bytes at {starts[i]} are beyond its end",
                 )
             return data
 
@@ -169,7 +173,9 @@ class _Descriptor:
 
     def __init__(self, path: str) -> None:
         self.number = -1
-        self.number = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
+        # Not to be blocked: a pipe in place of a file would be waited for without end.
+        flags = (getattr(os, name, 0) for name in ("O_CLOEXEC", "O_BINARY", "O_NONBLOCK"))
+        self.number = os.open(path, sum(flags, os.O_RDONLY))
         self._advises = hasattr(os, "posix_fadvise")
         if self._advises:
             # Or the kernel reads on after each tile: seven times the wanted bytes.

@@ -48,7 +48,7 @@ _STRIP = 1 << 20
 _MOST_PAGES = 10_000
 
 _UNITS = {1: "none", 2: "inch", 3: "centimeter"}
-_RATIONAL, _REAL = {5, 10}, {11, 12}
+_BYTES, _RATIONAL, _REAL = {1, 2, 7}, {5, 10}, {11, 12}
 
 # Of a text that tells whose file it is, so much is looked at.
 _MOST_TEXT = 1 << 20
@@ -230,20 +230,21 @@ def _is_tiff(start: bytes) -> bool:
 def _pages(tiff: Any) -> list[tuple[Any, bool]]:
     """All pages, and whether they are below another one."""
     pages: list[tuple[Any, bool]] = []
-    for each in _pages_and_below(tiff):
-        pages.append(each)
-        if len(pages) > _MOST_PAGES:
+    if len(tiff.pages) > _MOST_PAGES:
+        raise ValueError(f"{len(tiff.pages)} images, at most {_MOST_PAGES} are looked at")
+    for page in tiff.pages:
+        pages.append((page, False))
+        below = len(page.subifds or ())
+        if len(pages) + below > _MOST_PAGES:
             raise ValueError(f"more than {_MOST_PAGES} images")
+        if below:
+            found = list(page.pages or ())
+            if len(found) < below:
+                raise ValueError(f"{len(found)} of {below} images below another one")
+            pages += [(each, True) for each in found]
     if not pages:
         raise ValueError("no image")
     return pages
-
-
-def _pages_and_below(tiff: Any) -> Iterator[tuple[Any, bool]]:
-    for page in tiff.pages:
-        yield page, False
-        if page.subifds:
-            yield from ((each, True) for each in page.pages or ())
 
 
 def _vendor(page: Any) -> str:
@@ -266,7 +267,7 @@ def _vendor(page: Any) -> str:
 def _text(page: Any, code: int) -> bytes:
     """The beginning of a text as it is stored."""
     tag = page.tags.get(code)
-    if tag is None:
+    if tag is None or tag.dtype not in _BYTES:
         return b""
     file = page.parent.filehandle
     file.seek(tag.valueoffset)
@@ -333,14 +334,18 @@ def _image(page: Any, vendor: str) -> StoredImage:
         offsets, sizes = offsets[0] + starts * np.uint64(row), np.full(len(starts), tile_height * row)
         sizes[-1] = (height - int(starts[-1])) * row
     rows, columns = -(-height // tile_height), -(-width // tile_width)
-    if coding is not None and tile_width * tile_height > _LARGEST_TILE:
-        kind = "tiles" if tiled else "strips"
-        coding, refused = None, f"its {kind} of {tile_width} x {tile_height} pixels must be decoded whole"
+    if tile_width * tile_height > _LARGEST_TILE:
+        size = f"{tile_width} x {tile_height}"
+        if tiled:
+            # Nobody is to try: OpenSlide ends the whole process where memory does not suffice.
+            raise ValueError(f"tiles of {size} pixels, at most {_LARGEST_TILE} are decoded")
+        if coding is not None:
+            coding, refused = None, f"its strips of {size} pixels must be decoded whole"
     if coding is not None and len(offsets) == len(sizes) > rows * columns and tiled:
         # Of several layers or planes: the first is not all that there is to see.
         coding, refused = None, f"it has {len(sizes)} tiles for {rows} x {columns} places"
-    if min(len(offsets), len(sizes)) < rows * columns:
-        raise ValueError(f"{min(len(offsets), len(sizes))} tiles for {rows} x {columns} places")
+    if len(offsets) != len(sizes) or len(sizes) < rows * columns:
+        raise ValueError(f"{len(offsets)} offsets and {len(sizes)} sizes of {rows} x {columns} tiles")
     shape, count = (rows, columns), rows * columns
     if sizes.max(initial=0) > np.iinfo(np.uint32).max:
         raise ValueError(f"a tile of {sizes.max()} bytes")
