@@ -24,6 +24,9 @@ Colours = Literal["RGB", "YCbCr", "Gray"]
 
 _START = b"\xff\xd8"
 _MARKER, _END, _SCAN = 0xFF, 0xD9, 0xDA
+# Each scan of a progressive image goes over all its pixels. Encoders write ten or so; a few bytes are enough
+# to write one without pixels.
+_MOST_SCANS = 200
 _TABLES = {0xC4, 0xCC, 0xDB, 0xDD}
 # What programs say of a stream: JFIF, that it has luma and chroma; Adobe, which of both it has.
 _JFIF, _ADOBE = 0xE0, 0xEE
@@ -69,6 +72,9 @@ def decode(stream: bytes | memoryview, out: Pixels, colours: Colours | None = No
         said = simplejpeg.decode_jpeg_header(stream)[2]
         if said != colours:
             raise ValueError(f"a JPEG of {said} pixels, expected {colours}")
+    scans = bytes(stream).count(bytes([_MARKER, _SCAN]))
+    if scans > _MOST_SCANS:
+        raise ValueError(f"a JPEG of {scans} scans, at most {_MOST_SCANS} are decoded")
     simplejpeg.decode_jpeg(stream, "RGB", fastdct=False, fastupsample=False, buffer=out)
 
 

@@ -302,6 +302,16 @@ def test_a_part_of_jpeg_2000_that_is_missing_is_noticed(handmade, pattern, tmp_p
         everything(damaged)
 
 
+@pytest.mark.parametrize(
+    "damaged", [b"", b"\xff\xd8\xff", b"\xff\xd8\xff\xdb\x10\x00\xff\xd9", b"\xff\xd8tables"]
+)
+def test_damaged_jpeg_tables_are_noticed_on_opening(handmade, pattern, tmp_path, damaged):
+    tags = {347: (7, damaged + bytes(5))}
+    one = image(pattern(*SIZES[0]), jpeg, compression=7, photometric=6, tags=tags)
+    with pytest.raises(SlideOpenError, match="JPEG"):
+        open_slide(handmade().write(tmp_path / "s.tif", [one]))
+
+
 # --- claims ---
 
 CHILD = """
@@ -344,8 +354,17 @@ def strip(size, **tags):
 
 def claiming(stream, width, height):
     """A JPEG that says it has another size."""
-    at = stream.index(b"\xff\xc0")
+    at = max(stream.find(marker) for marker in (b"\xff\xc0", b"\xff\xc2"))
     return stream[: at + 5] + struct.pack(">HH", height, width) + stream[at + 9 :]
+
+
+def scans(tile, number):
+    """A progressive JPEG with scans of nothing after those of its pixels."""
+    stream = BytesIO()
+    Image.fromarray(tile).save(stream, "JPEG", progressive=True)
+    data = stream.getvalue()
+    last = data.rindex(b"\xff\xda")
+    return data[:-2] + data[last : last + 12] * number + data[-2:]
 
 
 def patched(stream, **values):
@@ -393,6 +412,8 @@ def bombs(pattern):
             "photometric": 6,
             "tiles": [claiming(picture, 65_500, 65_500)],
         },
+        "jpeg of 100,000 scans": large
+        | {"compression": 7, "photometric": 6, "tiles": [claiming(scans(tile, 100_000), 8_000, 8_000)]},
         "jpeg of 8,000": large
         | {"compression": 7, "photometric": 6, "tiles": [claiming(picture, 8_000, 8_000)]},
         "jpeg 2000 of 2^31": base
@@ -637,7 +658,7 @@ def test_openslide_survives_what_changed(slides, tmp_path):
     assert {said.split(":")[0] for said, _ in done} <= {"read", "SlideOpenError", "SlideReadError"}
 
 
-@damage
+@settings(damage, derandomize=True)
 @given(share=anywhere, bit=st.integers(0, 7))
 @pytest.mark.parametrize("kind", ["none", "big, deflate", "jpeg"])
 def test_changed_files_that_both_read_are_the_same_to_both(slides, tmp_path, kind, share, bit):

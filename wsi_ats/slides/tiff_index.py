@@ -47,8 +47,9 @@ _STRIP = 1 << 20
 # Pages in sequence are what a file with a damaged index seems to have without end.
 _MOST_PAGES = 10_000
 
-_UNITS = {1: "none", 2: "inch", 3: "centimeter"}
-_BYTES, _RATIONAL, _REAL = {1, 2, 7}, {5, 10}, {11, 12}
+_INCH = 2
+_UNITS = {1: "none", _INCH: "inch", 3: "centimeter"}
+_BYTES, _WHOLE, _RATIONAL, _REAL = {1, 2, 7}, {1, 3, 4, 13, 16, 18}, {5, 10}, {11, 12}
 
 # Of a text that tells whose file it is, so much is looked at.
 _MOST_TEXT = 1 << 20
@@ -274,6 +275,15 @@ def _text(page: Any, code: int) -> bytes:
     return cast(bytes, file.read(min(tag.valuebytecount, _MOST_TEXT))).partition(b"\0")[0]
 
 
+def _number(page: Any, code: int, default: int) -> int:
+    """The first of the whole numbers that a tag has."""
+    tag = page.tags.get(code)
+    if tag is None or tag.dtype not in _WHOLE or not tag.count:
+        return default
+    value = tag.value
+    return int(value[0] if isinstance(value, bytes | tuple) else value)
+
+
 def _properties(page: Any, vendor: str) -> Iterator[tuple[str, str]]:
     for name, code in (("tiff.XResolution", 282), ("tiff.YResolution", 283)):
         tag = page.tags.get(code)
@@ -281,8 +291,7 @@ def _properties(page: Any, vendor: str) -> Iterator[tuple[str, str]]:
             yield name, repr(tag.value[0] / tag.value[1])
         elif tag is not None and tag.dtype in _REAL:
             yield name, repr(tag.value[0])
-    unit = page.tags.valueof(296)
-    yield "tiff.ResolutionUnit", _UNITS.get(2 if unit is None else int(unit), "unknown")
+    yield "tiff.ResolutionUnit", _UNITS.get(_number(page, 296, _INCH), "unknown")
     if vendor == "aperio":
         for part in _text(page, 270).decode(errors="replace").split("|")[1:]:
             name, equals, value = part.partition("=")
@@ -359,13 +368,8 @@ def _image(page: Any, vendor: str) -> StoredImage:
         sizes[:count].astype(np.uint32).reshape(shape),
         coding,
         refused,
-        reduced=_is_reduced(page),
+        reduced=bool(_number(page, 254, 0) & 1),
     )
-
-
-def _is_reduced(page: Any) -> bool:
-    value = page.tags.valueof(254)
-    return isinstance(value, int) and bool(value & 1)
 
 
 def _coding(page: Any, vendor: str) -> tuple[Coding | None, str]:
@@ -392,8 +396,7 @@ def _coding(page: Any, vendor: str) -> tuple[Coding | None, str]:
     if predictor not in understood and compression is not Compression.JPEG:
         # Where a compression is not meant to have them, readers do not agree on what they mean.
         return None, f"its pixels are stored as differences of a kind ({predictor}) that is not read directly"
-    orientation = page.tags.valueof(274)
-    if int(page.fillorder) != 1 or int(orientation or _ROWS_FROM_THE_TOP) != _ROWS_FROM_THE_TOP:
+    if int(page.fillorder) != 1 or _number(page, 274, _ROWS_FROM_THE_TOP) != _ROWS_FROM_THE_TOP:
         return None, "its pixels are stored in an order that is not decoded directly"
     if compression is not Compression.JPEG:
         return Coding(compression, samples, differences), ""
