@@ -68,6 +68,10 @@ def jpeg(subsampling="444", *, colour="YCbCr", progressive=False):
     return encode
 
 
+def twelve_bits(tile):
+    return imagecodecs.jpeg_encode(tile.astype(np.uint16) * 16, 90, bitspersample=12)
+
+
 def grey_jpeg(tile):
     return simplejpeg.encode_jpeg(tile[..., :1].copy(), 90, "GRAY", "Gray")
 
@@ -253,6 +257,38 @@ def test_progressive_jpeg(handmade, same, tmp_path):
     same(handmade().write(tmp_path / "s.tif", [one]))
 
 
+def restarts(tile):
+    stream = io.BytesIO()
+    Image.fromarray(tile).save(stream, "JPEG", quality=90, restart_marker_blocks=2, subsampling=2)
+    return stream.getvalue()
+
+
+def lossless(tile):
+    return imagecodecs.jpeg8_encode(tile, lossless=True, predictor=1)
+
+
+def optimised(tile):
+    return imagecodecs.jpeg8_encode(tile, 60, optimize=True, subsampling="420", smoothing=30)
+
+
+@pytest.mark.parametrize(("encode", "photometric"), [(restarts, 6), (lossless, 2), (optimised, 6)])
+def test_less_common_jpeg(handmade, same, tmp_path, encode, photometric):
+    one = image(encode, size=(300, 200), compression=7, photometric=photometric)
+    same(handmade().write(tmp_path / "s.tif", [one]))
+
+
+@pytest.mark.parametrize("photometric", [6, 2], ids=["YCbCr", "RGB"])
+@pytest.mark.parametrize(
+    "marker",
+    [b"\xff\xfe\x00\x06abcd", b"\xff\xe1\x00\x08Exif\0\0", b"\xff\xee\x00\x07Adobe"],
+    ids=["comment", "Exif", "Adobe without a transform"],
+)
+def test_other_markers_say_nothing(handmade, jpeg_parts, same, tmp_path, photometric, marker):
+    encode = marked(jpeg(), jpeg_parts, marker)
+    one = image(encode, size=(300, 200), compression=7, photometric=photometric)
+    same(handmade().write(tmp_path / "s.tif", [one]), regions=8)
+
+
 def test_grey_jpeg(handmade, same, tmp_path):
     one = image(grey_jpeg, compression=7, photometric=1, samples=1)
     same(handmade().write(tmp_path / "s.tif", [one]))
@@ -266,8 +302,16 @@ def test_grey_jpeg(handmade, same, tmp_path):
         (jpeg(), {"photometric": 1, "samples": 1}, "a JPEG of YCbCr pixels, expected Gray"),
         (lambda tile: jpeg()(tile[:48]), {"photometric": 6}, "a JPEG of 96 x 48 pixels, expected 96 x 64"),
         (lambda tile: jpeg()(np.tile(tile, (2, 1, 1))), {"photometric": 6}, "a JPEG of 96 x 128 pixels"),
+        (twelve_bits, {"photometric": 6}, "data precision 12"),
     ],
-    ids=["grey as YCbCr", "grey as RGB", "YCbCr as grey", "smaller than the tile", "larger than the tile"],
+    ids=[
+        "grey as YCbCr",
+        "grey as RGB",
+        "YCbCr as grey",
+        "smaller than the tile",
+        "larger than the tile",
+        "12 bits",
+    ],
 )
 def test_jpeg_that_contradicts_the_file_is_refused_as_by_openslide(
     handmade, tmp_path, encode, options, problem
