@@ -312,6 +312,17 @@ def test_damaged_jpeg_tables_are_noticed_on_opening(handmade, pattern, tmp_path,
         open_slide(handmade().write(tmp_path / "s.tif", [one]))
 
 
+@pytest.mark.parametrize(("place", "value"), [(42, 15), (42, 0x87), (43, 2), (46, 2), (50, 2)])
+def test_jpeg_2000_of_other_pixels_is_not_taken_for_colours(handmade, pattern, tmp_path, capfd, place, value):
+    """The decoder would take them for luma and chroma, and prints what it thinks of them."""
+    stream = bytearray(jpeg_2000(tiles_of(pattern(*SIZES[0]))[0]))
+    stream[place] = value
+    content = {"size": TILE, "tile": TILE, "compression": 33005, "tags": APERIO, "tiles": [bytes(stream)]}
+    with pytest.raises(SlideReadError, match="not of 8 bits, or has colours at a lower resolution"):
+        everything(handmade().write(tmp_path / "s.tif", [content]))
+    assert capfd.readouterr() == ("", "")
+
+
 # --- claims ---
 
 CHILD = """

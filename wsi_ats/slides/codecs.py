@@ -16,6 +16,8 @@ from wsi_ats.slides.base import Pixels
 _CODESTREAM = struct.Struct(">I4xIIIIIIIIH")
 _CODESTREAM_START = 0xFF4FFF51
 _TILE_PART = b"\xff\x90"
+# A colour of 8 bits, of which there is one at each pixel. Others the decoder takes for luma and chroma.
+_EIGHT_BITS = b"\x07\x01\x01"
 
 
 class Compression(StrEnum):
@@ -128,6 +130,8 @@ def _decode_jpeg_2000(data: bytes, height: int, width: int, samples: int) -> Pix
     # Before anything is decoded: a few bytes can claim 2^32 x 2^32 pixels of 16,384 colours.
     if start != _CODESTREAM_START or (right - left, bottom - top, colours) != (width, height, samples):
         raise ValueError(f"no JPEG 2000 codestream of {width} x {height} pixels of {samples} colours")
+    if not data.startswith(_EIGHT_BITS * samples, _CODESTREAM.size):
+        raise ValueError("its JPEG 2000 codestream is not of 8 bits, or has colours at a lower resolution")
     # Where one of its own tiles is missing, the decoder leaves black.
     expected = -((first_left - right) // max(across, 1)) * -((first_top - bottom) // max(down, 1))
     found = _count_tiles(data)
