@@ -610,6 +610,21 @@ def test_a_tag_that_cannot_be_read_is_an_error_and_not_left_out(damaged_tag):
         open_slide(damaged_tag)
 
 
+@pytest.mark.parametrize("wrong", ["no place", "no size", "too many strips", "no pixels at all"])
+def test_a_label_that_cannot_be_read_keeps_no_slide_from_being_opened(handmade, pattern, tmp_path, wrong):
+    label = strip((10, 10), _279=(4, [300]), _278=(4, [10]))
+    label |= {"tile": (1, 1), "tiles": [b""]}
+    label["tags"] |= {
+        "no place": {273: None},
+        "no size": {279: None},
+        "too many strips": {273: (4, [8] * 3), 279: (4, [300] * 3)},
+        "no pixels at all": dict.fromkeys([256, 257, 258, 273, 279]),
+    }[wrong]
+    pixels = pattern(*SIZES[0])
+    path = handmade().write(tmp_path / "s.tif", [image(pixels), label])
+    np.testing.assert_array_equal(everything(path), [pixels])
+
+
 def test_nothing_but_the_error_reaches_the_terminal(damaged_tag, handmade, pattern, tmp_path):
     odd = handmade().write(tmp_path / "odd.tif", [image(pattern(*SIZES[0]), tags={296: (3, [9])})])
     code = f"""

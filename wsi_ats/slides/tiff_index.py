@@ -200,7 +200,8 @@ class _Complaints(logging.Handler):
     """What tifffile logs about the file that this thread reads, which else goes to the user's terminal.
 
     It leaves out tags and pages that it cannot read and logs an error. Without them other pixels would be
-    shown, or fewer levels. Its warnings are of no concern: that a number has no name, for instance.
+    shown, or fewer levels. What it finds wrong with a page that it has read is for :func:`_image` to judge,
+    and its warnings are of no concern: that a number has no name, for instance.
     """
 
     def __init__(self) -> None:
@@ -210,7 +211,9 @@ class _Complaints(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno >= logging.ERROR and record.thread == self._thread:
-            self._errors.append(record.getMessage())
+            message = record.getMessage()
+            if not message.startswith("<tifffile.TiffPage "):
+                self._errors.append(message)
 
     def check(self) -> None:
         if self._errors:
