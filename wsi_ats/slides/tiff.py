@@ -191,7 +191,7 @@ def levels_of(index: TiffIndex) -> tuple[StoredImage, ...]:
     beside = [each for each in others if not each.below]
     below = [each for each in others if each.below and each.tiled == first.tiled]
     if index.vendor == "aperio":
-        return first, *(each for each in beside if each.tiled)  # in any other order it is no level
+        return first, *(each for each in beside if each.tiled)  # in the file's order, as OpenSlide
     if index.vendor == "hamamatsu":
         levels = [each for each in beside if _is_smaller(each, first)]
     else:
