@@ -79,10 +79,9 @@ def convert(
     ] = None,
 ) -> Result:
     """Write slides as OME-Zarr 0.5 pyramids, one folder for each."""
-    from pipelines._sources import read_sources
     from pipelines.convert import convert
 
-    refs = read_sources(slides, mpp=options.mpp)
+    refs = options.refs(slides)
     return convert(refs, out, codec=codec, quality=quality, to=to, execution=options.execution())
 
 

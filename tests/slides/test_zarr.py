@@ -24,9 +24,9 @@ from hypothesis import strategies as st
 from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore
 
+from wsi_ats import jpeg
 from wsi_ats.errors import ArtifactError, MppError, SettingsError, SlideError, SlideOpenError, SlideReadError
 from wsi_ats.geometry import Region
-from wsi_ats.jpeg import decode_jpeg, encode_jpeg
 from wsi_ats.slides import pyramid as writing
 from wsi_ats.slides.memory import MemorySlide
 from wsi_ats.slides.pyramid import halved, is_complete, remove_pyramid, write_pyramid
@@ -309,8 +309,10 @@ def through_jpeg(pixels, quality, side=256):
     padded[:height, :width] = pixels
     for y in range(0, height, side):
         for x in range(0, width, side):
-            chunk = np.ascontiguousarray(padded[y : y + side, x : x + side])
-            padded[y : y + side, x : x + side] = decode_jpeg(encode_jpeg(chunk, quality), chunk.shape)
+            chunk = padded[y : y + side, x : x + side].copy()
+            stream = jpeg.encode(chunk, quality)
+            jpeg.decode(stream, chunk)
+            padded[y : y + side, x : x + side] = chunk
     return padded[:height, :width]
 
 

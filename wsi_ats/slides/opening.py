@@ -143,7 +143,12 @@ def _choose(ref: SlideRef) -> tuple[Choice, Storage | None, TiffIndex | None]:
         raise
     reason = "it is no TIFF file" if index is None else why_not(index)
     if not reason:
-        return Choice("direct", "its pixels are those that OpenSlide gives"), storage, index
+        assert index is not None
+        strange = (
+            "OME-TIFF" if index.vendor == "ome-tiff" else "" if index.images[0].tiled else "TIFF in strips"
+        )
+        why = f"OpenSlide reads no {strange}" if strange else "its pixels are those that OpenSlide gives"
+        return Choice("direct", why), storage, index
     if not is_remote(ref.path):
         return Choice("openslide", reason), storage, None
     if index is None or why_not(index, like_openslide=False):

@@ -154,11 +154,15 @@ class LocalFile:
         return read
 
     def open(self) -> BinaryIO:
-        """See :meth:`Storage.open`."""
+        """See :meth:`Storage.open`; the very file that tiles are read from, whatever has its name by now."""
+        if self._descriptor is None:
+            raise SlideReadError(self.path, "the slide is closed; open it again to read")
         try:
-            return open(self.path, "rb")  # noqa: PTH123  (who asks for it closes it)
+            file = os.fdopen(os.dup(self._descriptor.number), "rb")
+            file.seek(0)
         except OSError as error:
-            raise SlideOpenError(self.path, f"cannot be opened: {error.strerror}") from error
+            raise SlideOpenError(self.path, f"cannot be read: {error.strerror}") from error
+        return file
 
     def close(self) -> None:
         """See :meth:`Storage.close`."""

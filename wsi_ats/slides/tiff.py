@@ -156,7 +156,7 @@ class TiffSlide(Closable):
             raise SlideReadError(
                 self.path,
                 f"level {level}, the tile of {shape[1]} x {shape[0]} pixels at level-0 ({x}, {y}) cannot be "
-                f"read: {problem}; is the copy complete?",
+                f"read: {problem}; is the copy complete, or does --reader openslide read it?",
             ) from error
         if alone is None:
             places.paste(regions, tile, pixels)
