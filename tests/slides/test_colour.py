@@ -64,3 +64,24 @@ def test_what_is_no_profile_is_an_error(pattern):
     slide.icc = b"rubbish"
     with pytest.raises(SlideOpenError, match="cannot be used"):
         SrgbSlide(slide)
+
+
+def test_a_pyramid_keeps_the_profile_and_the_pixels_as_stored(ref, tmp_path):
+    from dataclasses import replace
+
+    from wsi_ats.slides.pyramid import write_pyramid
+
+    target = str(tmp_path / "s.ome.zarr")
+    corner = np.array([[50, 60]])
+    with open_slide(replace(ref, colour="stored", mpp=0.5)) as slide:
+        write_pyramid(slide, target)
+        profile = slide.icc
+        stored = slide.read_regions(0, corner, 90, 80)
+    with open_slide(ref) as slide:
+        shown = slide.read_regions(0, corner, 90, 80)
+    with open_slide(target) as slide:
+        assert slide.icc == profile
+        np.testing.assert_array_equal(slide.read_regions(0, corner, 90, 80), stored)
+    with open_slide(SlideRef("s", target, "s", colour="srgb")) as slide:
+        np.testing.assert_array_equal(slide.read_regions(0, corner, 90, 80), shown)
+    assert (stored != shown).any()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from zarr.storage import MemoryStore
 from wsi_ats.errors import ArtifactError, SettingsError
 from wsi_ats.geometry import Region
 from wsi_ats.slides.base import Pixels, Slide
-from wsi_ats.slides.zarr import OWN, open_store, text_of, zarr_errors
+from wsi_ats.slides.zarr import ICC, OWN, open_store, text_of, zarr_errors
 from wsi_ats.slides.zarr_jpeg import JpegCodec, register_jpeg
 
 CODECS = ("zstd", "jpeg")
@@ -477,7 +478,7 @@ def _attributes(
                 "rdefs": {"model": "color"},
             },
         },
-        OWN: record,
+        OWN: record if slide.icc is None else {**record, ICC: b64encode(slide.icc).decode()},
     }
 
 

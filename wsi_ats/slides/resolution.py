@@ -39,7 +39,7 @@ _POWER = ("openslide.objective-power", "aperio.AppMag")
 # One value serves both axes, so they may differ only by as much as a network does not notice.
 _SQUARE = 1.1
 
-_ADVICE = "give the micrometres per pixel in the manifest's mpp column or with --mpp"
+ADVICE = "give the micrometres per pixel in the manifest's mpp column or with --mpp"
 
 
 def find_mpp(path: str, properties: Mapping[str, str], override: float | None) -> Mpp:
@@ -65,19 +65,19 @@ def find_mpp(path: str, properties: Mapping[str, str], override: float | None) -
     Mpp(value=0.25, source='aperio.MPP')
     """
     if override is not None:
-        return Mpp(override, "override").check(path)
+        return given_mpp(path, override)
     for key_x, key_y, units in _KEYS:
         if {key_x, key_y} <= properties.keys():
             scales = [_scale(path, properties, unit) for unit in units] if units else [1.0, 1.0]
             x, y = _number(path, properties, key_x), _number(path, properties, key_y)
-            return _square(path, x * scales[0], y * scales[1], key_x)
+            return square_mpp(path, x * scales[0], y * scales[1], key_x)
     unit = _MICROMETRES.get(properties.get(_TAGS[2], ""))
     if unit is not None and set(_TAGS) <= properties.keys():
         x, y = (_number(path, properties, key) for key in _TAGS[:2])
         if min(x, y) > 0:
-            return _square(path, unit / x, unit / y, _TAGS[0])
+            return square_mpp(path, unit / x, unit / y, _TAGS[0])
     raise MppError(
-        path, f"the file does not say how many micrometres a pixel has ({_looked_at(properties)}); {_ADVICE}"
+        path, f"the file does not say how many micrometres a pixel has ({_looked_at(properties)}); {ADVICE}"
     )
 
 
@@ -88,7 +88,19 @@ def _looked_at(properties: Mapping[str, str]) -> str:
     return ", ".join(looked + [f"{key} = {value} is no resolution" for key, value in power.items()])
 
 
-def _square(path: str, x: float, y: float, source: str) -> Mpp:
+def given_mpp(path: str, override: float) -> Mpp:
+    """Take the caller's word for a slide's resolution, if it can be true."""
+    return Mpp(override, "override").check(path)
+
+
+def square_mpp(path: str, x: float, y: float, source: str) -> Mpp:
+    """Make one resolution of those across and down, which may differ a little.
+
+    Raises
+    ------
+    MppError
+        When they differ by more than a tenth, or cannot be true.
+    """
     for value in (x, y):
         Mpp(value, source).check(path)
     if max(x, y) > _SQUARE * min(x, y):
@@ -103,7 +115,7 @@ def _square(path: str, x: float, y: float, source: str) -> Mpp:
 def _scale(path: str, properties: Mapping[str, str], key: str) -> float:
     unit = properties.get(key, "µm")  # the default of OME-XML
     if unit not in _MICROMETRES:
-        raise MppError(path, f"{key} = {unit!r} is no unit of length that is known here; {_ADVICE}")
+        raise MppError(path, f"{key} = {unit!r} is no unit of length that is known here; {ADVICE}")
     return _MICROMETRES[unit]
 
 
@@ -113,4 +125,4 @@ def _number(path: str, properties: Mapping[str, str], key: str) -> float:
         # Some scanners write the decimal comma of their country.
         return float(text.replace(",", "."))
     except ValueError as error:
-        raise MppError(path, f"{key} = {text!r} is no number; {_ADVICE}") from error
+        raise MppError(path, f"{key} = {text!r} is no number; {ADVICE}") from error

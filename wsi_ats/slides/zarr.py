@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import sys
+from base64 import b64decode
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,10 +22,13 @@ from zarr.storage import FsspecStore, LocalStore, WrapperStore
 from wsi_ats.errors import MppError, SlideOpenError, SlideReadError
 from wsi_ats.geometry import IntArray, Level, Region
 from wsi_ats.slides.base import Closable, Mpp, Pixels
+from wsi_ats.slides.resolution import ADVICE, given_mpp, square_mpp
 from wsi_ats.slides.zarr_jpeg import register_jpeg
 
 # Key of what this library says about its own pyramids, among the attributes of the image.
 OWN = "wsi_ats"
+# And there, the source's colour profile in base 64; OME-Zarr has no place for one.
+ICC = "icc_profile"
 
 # Regions of one batch that are read at a time: enough to hide the way to an object store.
 _READ_TOGETHER = 16
@@ -110,7 +114,9 @@ class ZarrSlide(Closable):
             attributes = _attributes(path, store)
             image = _Image.of(attributes)
             own = attributes.get(OWN)
-            complete = isinstance(own, Mapping) and own.get("every_chunk_is_stored") is True
+            own = own if isinstance(own, Mapping) else {}
+            complete = own.get("every_chunk_is_stored") is True
+            self.icc = b64decode(own[ICC], validate=True) if ICC in own else None
             self._store = _Checked(store, complete=complete)
             self._arrays = [_Array.of(self._store, name, image.axes) for name in image.paths]
         except zarr_errors() as error:
@@ -124,7 +130,7 @@ class ZarrSlide(Closable):
     def mpp(self) -> Mpp:
         """The override, else what the scale of level 0 says, else an error that says what was found."""
         if self._override is not None:
-            return Mpp(self._override, "override").check(self.path)
+            return given_mpp(self.path, self._override)
         source = "coordinateTransformations"
         units = {name: self._image.units.get(name) for name in ("x", "y")}
         scales = self._image.scales[0]
@@ -132,19 +138,10 @@ class ZarrSlide(Closable):
             raise MppError(
                 self.path,
                 f"the file does not say how many micrometres a pixel has ({source} scale = {scales}, "
-                f"units = {units}, known units are {', '.join(_MICROMETRES)}); give it in the manifest's mpp "
-                "column or with --mpp",
+                f"units = {units}, known units are {', '.join(_MICROMETRES)}); {ADVICE}",
             )
         x, y = (scales[name] * _MICROMETRES[str(units[name])] for name in ("x", "y"))
-        for value in (x, y):
-            Mpp(value, source).check(self.path)
-        if max(x, y) > 1.1 * min(x, y):
-            raise MppError(
-                self.path,
-                f"{source} says {x} micrometres per pixel across and {y} down: pixels are not "
-                "square; give one value in the manifest's mpp column or with --mpp",
-            )
-        return Mpp((x + y) / 2, source)
+        return square_mpp(self.path, x, y, source)
 
     @property
     def bounds(self) -> Region:
