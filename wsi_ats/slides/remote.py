@@ -1,77 +1,595 @@
 """Files in object stores and on web servers: the only import of fsspec.
 
-Only the ranges of bytes that are needed are asked for; neighbours are joined, and all are fetched at once.
+Only the ranges of bytes that are needed are asked for: neighbours are joined, and all ranges of a batch are
+fetched at once. What arrives is checked: a tile has exactly its bytes, of the very file whose index was read.
+
+``s3://`` needs the package s3fs, ``https://`` and ``http://`` need aiohttp: ``pip install "wsi-ats[remote]"``.
+Other stores that fsspec knows (``gs://``, ``abfs://`` ...) need the package that it names.
+
+Credentials come from where the store's own library looks for them, never from the URL's text: for S3 the variables
+``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_SESSION_TOKEN`` and ``AWS_PROFILE``, the files in ``~/.aws``,
+or the role of the machine. ``AWS_ENDPOINT_URL`` names another server than Amazon's, such as MinIO. Any option of
+an fsspec file system can be set by a variable, ``FSSPEC_S3_ANON=true`` for public buckets for example, or in
+``~/.config/fsspec/``. Workers on other machines need them there.
 """
 
 from __future__ import annotations
 
-from typing import BinaryIO, cast
+import asyncio
+import errno
+import io
+import os
+import re
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, BinaryIO, TypeVar, cast
 
 import fsspec
+import numpy as np
+from fsspec.asyn import get_loop, sync
 
-from wsi_ats.errors import SlideOpenError, SlideReadError
+from wsi_ats.errors import ManifestError, SlideError, SlideOpenError, SlideReadError
 from wsi_ats.geometry import IntArray
 from wsi_ats.slides.storage import Fetch
 
-# What a request costs in time, a store delivers about so many bytes meanwhile: nearer ranges are one.
+T = TypeVar("T")
+
+# The wait for the first byte, some 20 ms, is shared by all requests that are under way. A connection delivers
+# about so much in one's share of it: to read on over a gap then costs no more than to ask anew.
 _GAP = 32 << 10
 
-# Of the index, read piece by piece, so many bytes at a time.
-_BLOCK = 256 << 10
+# As Amazon advises, 8 to 16 MB: larger ones gain nothing, and are fetched again whole when a connection drops.
+_LARGEST = 8 << 20
+
+# Under way at once, for one read: as many connections as botocore keeps to a host.
+_AT_ONCE = 10
+
+# Of the index, read piece by piece, so many bytes at a time. Pieces lie far apart, and with four times as many
+# bytes only one request in five is saved (docs/remote.md).
+_BLOCK = 64 << 10
+
+# Ten million tiles need 160 MB. More is what a damaged index claims, up to the whole file.
+_LARGEST_INDEX = 256 << 20
+
+# A listing of a million files takes minutes.
+_LISTING_SECONDS = 600.0
+
+_PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "http": "aiohttp", "https": "aiohttp"}
+
+_COPY = "copy the slide to this machine, or to a server that gives ranges"
+
+# Libraries of stores raise errors of their own, some of which may pass. Whoever raised one has been imported.
+_PASSING = (
+    ("aiohttp", "ClientConnectionError"),
+    ("aiohttp", "ClientPayloadError"),
+    ("botocore.exceptions", "ConnectionError"),
+    ("botocore.exceptions", "HTTPClientError"),
+    ("botocore.exceptions", "IncompleteReadError"),
+)
+_LASTING = (
+    ("aiohttp", "ClientError"),
+    ("botocore.exceptions", "BotoCoreError"),
+    ("gcsfs.retry", "HttpError"),
+    ("google.auth.exceptions", "GoogleAuthError"),
+    ("azure.core.exceptions", "AzureError"),
+)
+_NO_CREDENTIALS = (
+    ("botocore.exceptions", "NoCredentialsError"),
+    ("botocore.exceptions", "PartialCredentialsError"),
+    ("botocore.exceptions", "ProfileNotFound"),
+)
+_BUSY = {408, 425, 429, 500, 502, 503, 504}
+
+# File systems that are not asynchronous have one connection, or one position in a file, for all threads.
+_ONE_AT_A_TIME = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a store is waited for.
+
+    Parameters
+    ----------
+    tries
+        How often a range is asked for whose connection drops or whose server is busy or silent. File systems
+        try again by themselves too, within the time of one try.
+    pause
+        Seconds before the second try; each further pause is twice as long.
+    seconds
+        That an empty answer may take: a busy store answers in a few.
+    bytes_per_second
+        Slower than this, an answer takes too long: a slide would take hours.
+
+    Examples
+    --------
+    >>> Patience().limit(8 << 20)
+    158.0
+    """
+
+    tries: int = 3
+    pause: float = 0.5
+    seconds: float = 30.0
+    bytes_per_second: int = 64 << 10
+
+    def limit(self, size: int) -> float:
+        """Seconds that a request of so many bytes may take."""
+        return self.seconds + size / self.bytes_per_second
+
+
+PATIENCE = Patience()
 
 
 class RemoteFile:
-    """A file behind a URL.
+    """A file behind a URL; a :class:`wsi_ats.slides.storage.Storage`.
 
     Parameters
     ----------
     path
         Its URL.
+    patience
+        How long its store is waited for.
+
+    Attributes
+    ----------
+    size : int
+        Bytes.
+    mark : str
+        What the store gives a file anew with each change, its ETag or the time of it; empty if it tells neither.
 
     Raises
     ------
     SlideOpenError
-        When there is no such file, or the server does not give it.
+        When there is no such file, the store does not give it or not in ranges, or a package is missing.
+
+    Examples
+    --------
+    >>> import fsspec
+    >>> fsspec.filesystem("memory").pipe_file("/a.svs", b"0123456789")
+    >>> file = RemoteFile("memory://a.svs")
+    >>> bytes(file.fetch(np.array([3]), np.array([2]))(0))
+    b'34'
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, patience: Patience = PATIENCE) -> None:
         self.path = path
+        self._patience = patience
         self._bytes_read = 0
         self._closed = False
+        self._process = os.getpid()
         try:
-            self._files, self._name = fsspec.core.url_to_fs(path)
-            self.size = int(self._files.info(self._name)["size"])
-        except FileNotFoundError as error:
-            raise SlideOpenError(path, "no such file; check the URL in the manifest") from error
-        except (OSError, ValueError, ImportError) as error:
-            raise SlideOpenError(path, f"cannot be opened: {error}") from error
+            self._files, self._name = _files_of(path)
+        except ValueError as error:
+            raise SlideOpenError(path, str(error)) from error
+        self._loop = self._files.loop if self._files.async_impl else get_loop()
+        self._ask = _asking(self._files)
+        self.size, self.mark, self._start = self._run(self._opened, SlideOpenError)
 
     @property
     def bytes_read(self) -> int:
-        """See :class:`wsi_ats.slides.storage.Storage`."""
+        """Bytes that the store has sent so far: the index, and what lies between joined ranges, too."""
         return self._bytes_read
 
     def fetch(self, offsets: IntArray, sizes: IntArray) -> Fetch:
-        """See :meth:`wsi_ats.slides.storage.Storage.fetch`."""
+        """See :meth:`wsi_ats.slides.storage.Storage.fetch`; all bytes are there when it returns."""
+        return self._fetch(offsets.tolist(), sizes.tolist(), SlideReadError)
+
+    def open(self) -> BinaryIO:
+        """See :meth:`wsi_ats.slides.storage.Storage.open`; keeps what it has read."""
+
+        def fetch(offsets: list[int], sizes: list[int]) -> Fetch:
+            return self._fetch(offsets, sizes, SlideOpenError)
+
+        return cast(BinaryIO, _Blocks(self.path, self.size, self._start, fetch))
+
+    def close(self) -> None:
+        """See :meth:`wsi_ats.slides.storage.Storage.close`. Connections are kept for other files."""
+        self._closed = True
+
+    def _fetch(self, offsets: list[int], sizes: list[int], kind: type[SlideError]) -> Fetch:
         if self._closed:
             raise SlideReadError(self.path, "the slide is closed; open it again to read")
-        starts = offsets.tolist()
-        ends = (offsets + sizes).tolist()
-        try:
-            parts = self._files.cat_ranges([self._name] * len(starts), starts, ends, max_gap=_GAP)
-        except OSError as error:
-            raise SlideReadError(self.path, f"cannot be read: {error}") from error
-        self._bytes_read += sum(map(len, parts))
+        if os.getpid() != self._process:
+            raise kind(self.path, "it was opened by another process; open it again in this one")
+        requests, places = _joined(offsets, sizes)
+        bodies = self._run(lambda: self._all(requests), kind)
 
-        def part(i: int) -> bytes:
-            return cast(bytes, parts[i])
+        def part(i: int) -> memoryview:
+            if not sizes[i]:
+                return memoryview(b"")
+            begin = offsets[i] - requests[places[i]][0]
+            return bodies[places[i]][begin : begin + sizes[i]]
 
         return part
 
-    def open(self) -> BinaryIO:
-        """See :meth:`wsi_ats.slides.storage.Storage.open`."""
-        return cast(BinaryIO, self._files.open(self._name, block_size=_BLOCK))
+    def _run(self, work: Callable[[], Coroutine[Any, Any, T]], kind: type[SlideError]) -> T:
+        """Have fsspec's own thread do it."""
+        try:
+            return cast(T, sync(self._loop, work))
+        except _FailedError as error:
+            raise kind(self.path, str(error)) from error
 
-    def close(self) -> None:
-        """See :meth:`wsi_ats.slides.storage.Storage.close`."""
-        self._closed = True
+    async def _opened(self) -> tuple[int, str, memoryview]:
+        """Size, mark and first bytes; web servers and S3 give all three in one answer."""
+        size, mark = (None, "") if self._ask in {_ask_http, _ask_s3} else await self._about()
+        stop = _BLOCK if size is None else min(_BLOCK, size)
+        if not stop:
+            return 0, mark, memoryview(b"")
+        answer, body = await self._request(0, stop)
+        size = answer.size if size is None else size
+        if size is None:
+            raise _FailedError(f"its server does not say how many bytes it has; {_COPY}")
+        if len(body) != min(size, stop):
+            raise _FailedError(f"{len(body)} bytes came of {min(size, stop)}; is its server at fault?")
+        return size, answer.mark or mark, body
+
+    async def _about(self) -> tuple[int, str]:
+        """Size and mark, from stores that do not tell with each answer."""
+
+        async def ask() -> dict[str, Any]:
+            async with asyncio.timeout(self._patience.limit(0)):
+                if self._files.async_impl:
+                    return cast(dict[str, Any], await self._files._info(self._name))
+                return await asyncio.to_thread(_alone, self._files.info, self._name)
+
+        info = await self._several_tries(ask, 0)
+        if info.get("type") == "directory":
+            raise _FailedError("it is a folder, not a file; check the URL in the manifest")
+        if info.get("size") is None:
+            raise _FailedError(f"its server does not say how many bytes it has; {_COPY}")
+        names = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "mtime", "modified", "created")
+        return int(info["size"]), next((str(info[name]) for name in names if info.get(name)), "")
+
+    async def _all(self, requests: list[tuple[int, int]]) -> list[memoryview]:
+        """Fetch ranges, several at a time; the first that fails ends the others."""
+        limit = asyncio.Semaphore(_AT_ONCE)
+
+        async def one(start: int, stop: int) -> memoryview:
+            if stop > self.size:
+                raise _FailedError(f"bytes {start} to {stop} are beyond its end; is the copy complete?")
+            async with limit:
+                answer, body = await self._request(start, stop)
+            if len(body) != stop - start:
+                raise _FailedError(f"{len(body)} bytes came of {stop - start}; has the file changed?")
+            return body
+
+        tasks = [asyncio.ensure_future(one(*request)) for request in requests]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _request(self, start: int, stop: int) -> tuple[_Answer, memoryview]:
+        async def ask() -> tuple[_Answer, memoryview]:
+            async with (
+                asyncio.timeout(self._patience.limit(stop - start)),
+                self._ask(self._files, self._name, start, stop) as answer,
+            ):
+                self._check(answer)
+                body = bytearray()
+                async for chunk in answer.chunks:
+                    self._bytes_read += len(chunk)
+                    body += chunk
+                    if len(body) > stop - start:
+                        raise _FailedError(f"its server sends more bytes than were asked for; {_COPY}")
+            expected = stop - start if answer.size is None else min(stop, answer.size) - start
+            if len(body) < expected:
+                raise _FailedError(f"only {len(body)} of {expected} bytes came", passing=True)
+            return answer, memoryview(body)
+
+        return await self._several_tries(ask, stop - start)
+
+    def _check(self, answer: _Answer) -> None:
+        """Whether it is still the file that was opened."""
+        known = getattr(self, "size", None)  # of a file that is being opened, nothing is known
+        if known is None:
+            return
+        if answer.size not in {None, known} or (answer.mark and self.mark and answer.mark != self.mark):
+            raise _FailedError(
+                f"it has changed since it was opened: it had {known} bytes and the mark {self.mark}, now it has "
+                f"{answer.size} and {answer.mark}; open it again"
+            )
+
+    async def _several_tries(self, ask: Callable[[], Coroutine[Any, Any, T]], size: int) -> T:
+        tries = self._patience.tries
+        for number in range(tries):
+            try:
+                return await ask()
+            except _FailedError as error:
+                failure = error
+            except _raised() as error:
+                failure = _failure(error, self._patience.limit(size))
+            if not failure.passing:
+                raise failure
+            if number + 1 < tries:
+                await asyncio.sleep(self._patience.pause * 2**number)
+        raise _FailedError(f"{failure} (tried {tries} times); check the network and the server") from failure
+
+
+def find_files(url: str) -> list[str]:
+    """List files in a store.
+
+    Parameters
+    ----------
+    url
+        Of a file; of a folder, for all files at or below it; or with ``*``, ``?``, ``[...]`` or ``**`` in it.
+
+    Returns
+    -------
+    list of str
+        URLs, sorted; the given one alone if it is a file's.
+
+    Raises
+    ------
+    ManifestError
+        When the store cannot be asked or has no such file, or is a web server, which lists no folders.
+
+    Examples
+    --------
+    >>> import fsspec
+    >>> fsspec.filesystem("memory").pipe_file("/scans/a.svs", b"")
+    >>> find_files("memory://scans/")
+    ['memory:///scans/a.svs']
+    """
+    try:
+        files, name = _files_of(url)
+    except ValueError as error:
+        raise ManifestError(f"{url}: {error}") from error
+    if _asking(files) is _ask_http:
+        if "*" in url.partition("?")[0] or url.endswith("/"):
+            raise ManifestError(
+                f"{url}: web servers do not list their files; name each slide, or give a table of slides with "
+                "the URLs in a column path"
+            )
+        return [url]
+    magic = any(each in name for each in "*?[")
+
+    async def look() -> dict[str, dict[str, Any]]:
+        async with asyncio.timeout(_LISTING_SECONDS):
+            if files.async_impl:
+                work = files._glob(name, detail=True) if magic else files._find(name, detail=True)
+                return cast(dict[str, dict[str, Any]], await work)
+            work = files.glob if magic else files.find
+            return await asyncio.to_thread(_alone, work, name, detail=True)
+
+    try:
+        files.invalidate_cache()
+        found = sync(files.loop if files.async_impl else get_loop(), look)
+    except _raised() as error:
+        raise ManifestError(f"{url}: {_failure(error, _LISTING_SECONDS)}") from error
+    names = sorted(each for each, info in found.items() if info["type"] == "file" and not each.endswith("/"))
+    if not names:
+        raise ManifestError(f"{url}: no such file or folder in the store, or nothing in it")
+    return [url] if names == [name] else [str(files.unstrip_protocol(each)) for each in names]
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What a store says of a file before it sends a part of it."""
+
+    size: int | None
+    mark: str
+    chunks: AsyncIterator[bytes]
+
+
+class _FailedError(Exception):
+    """Why a request failed, and whether that may pass."""
+
+    def __init__(self, problem: str, *, passing: bool = False) -> None:
+        super().__init__(problem)
+        self.passing = passing
+
+
+class _Blocks(io.RawIOBase):
+    """A file for a library that seeks and reads by itself."""
+
+    def __init__(
+        self, path: str, size: int, start: memoryview, fetch: Callable[[list[int], list[int]], Fetch]
+    ) -> None:
+        self._path = path
+        self._size = size
+        self._fetch = fetch
+        self._blocks: dict[int, bytes | memoryview] = {0: start}
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        if base + offset < 0:
+            raise ValueError(f"a place {base + offset} before the beginning")
+        self._at = base + offset
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        begin, end = self._at, min(self._size, self._at + len(buffer))
+        if begin >= end:
+            return 0
+        wanted = range(begin // _BLOCK, -(-end // _BLOCK))
+        missing = [block for block in wanted if block not in self._blocks]
+        if (len(missing) + len(self._blocks)) * _BLOCK > _LARGEST_INDEX:
+            raise SlideOpenError(
+                self._path, f"its index has more than {_LARGEST_INDEX} bytes, so it is damaged; copy it anew"
+            )
+        sizes = [min(_BLOCK, self._size - block * _BLOCK) for block in missing]
+        part = self._fetch([block * _BLOCK for block in missing], sizes)
+        self._blocks |= {block: part(i) for i, block in enumerate(missing)}
+        for block in wanted:
+            low, high = max(begin, block * _BLOCK), min(end, (block + 1) * _BLOCK)
+            buffer[low - begin : high - begin] = self._blocks[block][
+                low - block * _BLOCK : high - block * _BLOCK
+            ]
+        self._at = end
+        return end - begin
+
+
+def _joined(offsets: list[int], sizes: list[int]) -> tuple[list[tuple[int, int]], list[int]]:
+    """Join neighbouring ranges: what is to be asked for, and in which answer each range is."""
+    requests: list[tuple[int, int]] = []
+    places = [0] * len(offsets)
+    for i in np.argsort(np.array(offsets, dtype=np.int64), kind="stable").tolist():
+        start, stop = offsets[i], offsets[i] + sizes[i]
+        if not sizes[i]:
+            continue
+        if requests:
+            first, last = requests[-1]
+            if start - last <= _GAP and max(stop, last) - first <= _LARGEST:
+                requests[-1] = first, max(stop, last)
+                places[i] = len(requests) - 1
+                continue
+        requests.append((start, stop))
+        places[i] = len(requests) - 1
+    return requests, places
+
+
+def _files_of(url: str) -> tuple[Any, str]:
+    """Find the file system of a URL and the file's name in it; a ``ValueError`` says why there is none."""
+    protocol = url.partition("://")[0]
+    try:
+        files, name = fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        package = _PACKAGES.get(protocol)
+        advice = f'{package} is not there; pip install "wsi-ats[remote]"' if package else str(error)
+        raise ValueError(f"what reads {protocol}:// is missing: {advice}") from error
+    except ValueError as error:
+        raise ValueError(
+            f"no store is reached by {protocol}:// ({error}); expected s3://, https://, http:// or another "
+            "protocol of fsspec"
+        ) from error
+    return files, name
+
+
+_Ask = Callable[[Any, str, int, int], AbstractAsyncContextManager[_Answer]]
+
+
+def _asking(files: Any) -> _Ask:
+    """How ranges are asked for."""
+    protocols = {files.protocol} if isinstance(files.protocol, str) else set(files.protocol)
+    if "s3" in protocols:
+        return _ask_s3
+    return _ask_http if "http" in protocols else _ask_any
+
+
+@asynccontextmanager
+async def _ask_http(files: Any, url: str, start: int, stop: int) -> AsyncIterator[_Answer]:
+    # Not by fsspec's own function, which takes whole bodies and pages of errors for the bytes of a range.
+    headers = dict(files.kwargs.get("headers", {}))
+    headers |= {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
+    session = await files.set_session()
+    async with session.get(files.encode_url(url), **{**files.kwargs, "headers": headers}) as answer:
+        given = answer.headers
+        if answer.status == 206:
+            size = _size_of(given.get("Content-Range"), start)
+        elif answer.status == 200:
+            size = _whole(given.get("Content-Length"), start, stop)
+        else:
+            raise _refused(answer.status, str(answer.reason), start, stop)
+        mark = given.get("ETag", "").removeprefix("W/") or given.get("Last-Modified", "")
+        yield _Answer(size, mark, answer.content.iter_any())
+
+
+@asynccontextmanager
+async def _ask_s3(files: Any, name: str, start: int, stop: int) -> AsyncIterator[_Answer]:
+    # Not by fsspec's own function, which tells neither size nor ETag.
+    bucket, key, version = files.split_path(name)
+    options = {"VersionId": version} if version else {}
+    answer = await files._call_s3(
+        "get_object", Bucket=bucket, Key=key, Range=f"bytes={start}-{stop - 1}", **options
+    )
+    async with answer["Body"] as body:
+        given = answer.get("ContentRange")
+        size = _size_of(given, start) if given else _whole(answer.get("ContentLength"), start, stop)
+        yield _Answer(size, answer.get("ETag", ""), body.iter_chunks(_BLOCK))
+
+
+@asynccontextmanager
+async def _ask_any(files: Any, name: str, start: int, stop: int) -> AsyncIterator[_Answer]:
+    if files.async_impl:
+        body = await files._cat_file(name, start=start, end=stop)
+    else:
+        body = await asyncio.to_thread(_alone, files.cat_file, name, start=start, end=stop)
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield body
+
+    yield _Answer(None, "", chunks())
+
+
+def _alone(work: Callable[..., T], *arguments: Any, **options: Any) -> T:
+    with _ONE_AT_A_TIME:
+        return work(*arguments, **options)
+
+
+def _size_of(content_range: str | None, start: int) -> int | None:
+    """Size of the file by the header of a part of it, which must be the part asked for."""
+    known = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", content_range or "")
+    if known is None or int(known[1]) != start:
+        raise _FailedError(f"bytes from {start} were asked for, its server sent {content_range!r}; {_COPY}")
+    return None if known[2] == "*" else int(known[2])
+
+
+def _whole(length: Any, start: int, stop: int) -> int:
+    """Size of a file that was sent whole: only one that is smaller than what was asked for is taken."""
+    if length is None or start or int(length) > stop:
+        size = "its bytes" if length is None else f"{length} bytes"
+        raise _FailedError(f"a range of bytes was asked for, its server would send all {size}; {_COPY}")
+    return int(length)
+
+
+def _refused(status: int, reason: str, start: int, stop: int) -> _FailedError:
+    """What an error of a web server means."""
+    told = f"{status} {reason}".strip()
+    if status in {404, 410}:
+        return _FailedError(f"no such file ({told}); check the URL in the manifest")
+    if status in {401, 403}:
+        return _FailedError(_no_access(told))
+    if status == 416:
+        return _FailedError(f"bytes {start} to {stop} are beyond its end ({told}); is the file complete?")
+    return _FailedError(f"its server answers {told}", passing=status in _BUSY)
+
+
+def _no_access(told: str) -> str:
+    return f"access is refused ({told}); check the credentials and, of a signed URL, until when it is valid"
+
+
+def _failure(error: Exception, seconds: float) -> _FailedError:
+    """What an error of a file system means."""
+    code = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code")
+    busy = isinstance(error, OSError) and error.errno in {errno.EBUSY, getattr(errno, "EREMOTEIO", errno.EIO)}
+    text = " ".join(str(error).split())[:300]
+    if isinstance(error, FileNotFoundError):
+        failure = _FailedError(f"no such file ({text}); check the URL in the manifest")
+    elif isinstance(error, PermissionError):
+        failure = _FailedError(_no_access(text))
+    elif isinstance(error, _loaded(_NO_CREDENTIALS)):
+        failure = _FailedError(
+            f"no credentials ({text}); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, or "
+            "FSSPEC_S3_ANON=true for a public bucket"
+        )
+    elif code in {"InvalidRange", "416"}:
+        failure = _FailedError(f"the bytes asked for are beyond its end ({text}); is the file complete?")
+    elif isinstance(error, TimeoutError):
+        failure = _FailedError(f"no answer within {seconds:g} s", passing=True)
+    else:
+        passing = busy or isinstance(error, (ConnectionError, *_loaded(_PASSING)))
+        failure = _FailedError(f"it cannot be read: {type(error).__name__}: {text}", passing=passing)
+    failure.__cause__ = error
+    return failure
+
+
+def _raised() -> tuple[type[Exception], ...]:
+    """What file systems raise; a ``ValueError`` for names that their store does not allow."""
+    return (OSError, ValueError, *_loaded(_PASSING), *_loaded(_LASTING))
+
+
+def _loaded(names: tuple[tuple[str, str], ...]) -> tuple[type[Exception], ...]:
+    """Classes of the libraries that are imported already."""
+    return tuple(getattr(sys.modules[module], name) for module, name in names if module in sys.modules)
