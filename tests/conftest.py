@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
 from hypothesis import settings
+from web import WebServer, web_server
 
 from wsi_ats.slides.memory import MemorySlide
 
@@ -108,3 +110,35 @@ def no_tissue() -> MemorySlide:
     """Glass with a little noise."""
     glass = np.random.default_rng(0).normal(240, 2, (600, 900, 3))
     return MemorySlide([glass.astype(np.uint8)], mpp=0.5)
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """A real S3 endpoint, which processes find by their environment; gives the URL of a bucket in it."""
+    import fsspec
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+            "AWS_ACCESS_KEY_ID": "reader",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }.items():
+            patch.setenv(name, value)
+        files = fsspec.filesystem("s3")
+        files.clear_instance_cache()
+        fsspec.filesystem("s3").mkdir("slides")
+        yield "s3://slides"
+    server.stop()
+
+
+@pytest.fixture
+def web() -> Iterator[WebServer]:
+    """A real web server."""
+    with web_server() as server:
+        yield server
