@@ -15,9 +15,9 @@ from pathlib import Path
 class WebServer(ThreadingHTTPServer):
     """Serves ``files``, by path; each is bytes or a file on the disk.
 
-    ``trouble`` is what goes wrong with the next ``times`` requests: a status; ``drop`` the connection after half
-    of the body; be ``silent``; ``drip`` a few bytes a second; send the ``whole`` file, or the ``endless`` one of
-    no known size; a range of ``no size``, ``shifted``, ``short`` or too ``long``.
+    ``trouble`` is what goes wrong with the next ``times`` requests: a status; ``drop`` the connection after
+    half of the body; be ``silent``; ``drip`` a few bytes a second; send the ``whole`` file, or it ``endless``,
+    without a size; a range of ``no size``, ``shifted``, ``short`` or too ``long``.
     """
 
     daemon_threads = True
@@ -60,7 +60,7 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *arguments: object) -> None:
         pass
 
-    def do_GET(self) -> None:  # noqa: N802  (the name that http.server calls)
+    def do_GET(self) -> None:
         server, asked = self.server, self.headers.get("Range")
         server.requests.append((self.path, asked))
         trouble = server.trouble if server.times > 0 else None

@@ -3,14 +3,15 @@
 Only the ranges of bytes that are needed are asked for: neighbours are joined, and all ranges of a batch are
 fetched at once. What arrives is checked: a tile has exactly its bytes, of the very file whose index was read.
 
-``s3://`` needs the package s3fs, ``https://`` and ``http://`` need aiohttp: ``pip install "wsi-ats[remote]"``.
-Other stores that fsspec knows (``gs://``, ``abfs://`` ...) need the package that it names.
+``s3://`` needs the package s3fs, ``https://`` and ``http://`` need aiohttp; both come with
+``pip install "wsi-ats[remote]"``. Other stores that fsspec knows (``gs://``, ``abfs://`` ...) need the package that it names; they are
+not tested.
 
-Credentials come from where the store's own library looks for them, never from the URL's text: for S3 the variables
-``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_SESSION_TOKEN`` and ``AWS_PROFILE``, the files in ``~/.aws``,
-or the role of the machine. ``AWS_ENDPOINT_URL`` names another server than Amazon's, such as MinIO. Any option of
-an fsspec file system can be set by a variable, ``FSSPEC_S3_ANON=true`` for public buckets for example, or in
-``~/.config/fsspec/``. Workers on other machines need them there.
+Credentials come from where the store's own library looks for them: for S3 the variables
+``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_SESSION_TOKEN`` and ``AWS_PROFILE``, the files in
+``~/.aws``, or the role of the machine. ``AWS_ENDPOINT_URL`` names another server than Amazon's, such as
+MinIO. Any option of an fsspec file system can be set by a variable, ``FSSPEC_S3_ANON=true`` for public buckets
+for example, or in ``~/.config/fsspec/``. Workers on other machines need them there.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ T = TypeVar("T")
 # about so much in one's share of it: to read on over a gap then costs no more than to ask anew.
 _GAP = 32 << 10
 
-# As Amazon advises, 8 to 16 MB: larger ones gain nothing, and are fetched again whole when a connection drops.
+# As Amazon advises, 8 to 16 MB: larger ones gain nothing, and are fetched again when a connection drops.
 _LARGEST = 8 << 20
 
 # Under way at once, for one read: as many connections as botocore keeps to a host.
@@ -62,12 +63,18 @@ _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "http": "aiohttp", "https": "aiohttp"}
 _COPY = "copy the slide to this machine, or to a server that gives ranges"
 
 # Libraries of stores raise errors of their own, some of which may pass. Whoever raised one has been imported.
-_PASSING = (
-    ("aiohttp", "ClientConnectionError"),
+_DROPPED = (
     ("aiohttp", "ClientPayloadError"),
+    ("aiohttp", "ServerDisconnectedError"),
+    ("botocore.exceptions", "ConnectionClosedError"),
+    ("botocore.exceptions", "IncompleteReadError"),
+    ("botocore.exceptions", "ResponseStreamingError"),
+)
+_PASSING = (
+    *_DROPPED,
+    ("aiohttp", "ClientConnectionError"),
     ("botocore.exceptions", "ConnectionError"),
     ("botocore.exceptions", "HTTPClientError"),
-    ("botocore.exceptions", "IncompleteReadError"),
 )
 _LASTING = (
     ("aiohttp", "ClientError"),
@@ -137,7 +144,7 @@ class RemoteFile:
     size : int
         Bytes.
     mark : str
-        What the store gives a file anew with each change, its ETag or the time of it; empty if it tells neither.
+        What the store changes with the file, its ETag or the time of the change; empty if it tells neither.
 
     Raises
     ------
@@ -250,7 +257,7 @@ class RemoteFile:
             if stop > self.size:
                 raise _FailedError(f"bytes {start} to {stop} are beyond its end; is the copy complete?")
             async with limit:
-                answer, body = await self._request(start, stop)
+                _, body = await self._request(start, stop)
             if len(body) != stop - start:
                 raise _FailedError(f"{len(body)} bytes came of {stop - start}; has the file changed?")
             return body
@@ -290,8 +297,8 @@ class RemoteFile:
             return
         if answer.size not in {None, known} or (answer.mark and self.mark and answer.mark != self.mark):
             raise _FailedError(
-                f"it has changed since it was opened: it had {known} bytes and the mark {self.mark}, now it has "
-                f"{answer.size} and {answer.mark}; open it again"
+                f"it has changed since it was opened: it had {known} bytes and the mark {self.mark}, now it "
+                f"has {answer.size} and {answer.mark}; open it again"
             )
 
     async def _several_tries(self, ask: Callable[[], Coroutine[Any, Any, T]], size: int) -> T:
@@ -342,8 +349,8 @@ def find_files(url: str) -> list[str]:
     if _asking(files) is _ask_http:
         if "*" in url.partition("?")[0] or url.endswith("/"):
             raise ManifestError(
-                f"{url}: web servers do not list their files; name each slide, or give a table of slides with "
-                "the URLs in a column path"
+                f"{url}: web servers do not list their files; name each slide, or give a table of slides "
+                "with the URLs in a column path"
             )
         return [url]
     magic = any(each in name for each in "*?[")
@@ -577,7 +584,9 @@ def _failure(error: Exception, seconds: float) -> _FailedError:
     elif code in {"InvalidRange", "416"}:
         failure = _FailedError(f"the bytes asked for are beyond its end ({text}); is the file complete?")
     elif isinstance(error, TimeoutError):
-        failure = _FailedError(f"no answer within {seconds:g} s", passing=True)
+        failure = _FailedError(f"no answer within {seconds:.3g} s", passing=True)
+    elif isinstance(error, _loaded(_DROPPED)):
+        failure = _FailedError(f"its server dropped the connection ({type(error).__name__})", passing=True)
     else:
         passing = busy or isinstance(error, (ConnectionError, *_loaded(_PASSING)))
         failure = _FailedError(f"it cannot be read: {type(error).__name__}: {text}", passing=passing)
