@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from wsi_ats.look import count_tiles, inspect, regions_of
 from wsi_ats.selection import TissueMask
 from wsi_ats.slides import choose_reader, open_slide
 from wsi_ats.slides.base import Slide, SlideRef
+from wsi_ats.slides.storage import file_size
 from wsi_ats.slides.wrappers import CountingSlide
 from wsi_ats.tiles import level_for
 
@@ -181,7 +181,7 @@ def _look(ref: SlideRef, settings: Settings) -> SlideInfo:
             closer = level_for(levels, cells.pitch / settings.thumbnail.pixels_per_cell)
             regions = min(sampling.regions * sampling.least_draws, len(tissue.cells))
             read = _bytes(slide, tissue, closer, regions / max(1, len(tissue.cells)), read)
-        size = Path(ref.path).stat().st_size
+        size = file_size(ref.path)
         return SlideInfo(
             slide_id=ref.id,
             path=ref.path,

@@ -17,7 +17,7 @@ from wsi_ats.resample import write_png
 from wsi_ats.selection import Status
 from wsi_ats.slides import open_slide
 from wsi_ats.slides.base import SlideRef
-from wsi_ats.slides.wrappers import CountingSlide
+from wsi_ats.slides.wrappers import CountingSlide, bytes_read
 from wsi_ats.tiles import level_for
 
 RESULTS = ("records", "prepared", "thumbnails", "quality", "slides.parquet", "slides.csv")
@@ -131,6 +131,7 @@ class PrepareTask(SlideTask):
             counting = CountingSlide(slide)
             view = inspect(counting, self.settings)
             levels, mpp, grid = slide.levels, slide.mpp, view.found.grid
+            read = bytes_read(slide)
         tissue, beyond = view.tissue, view.beyond
         prepared, picture, quality = self.files(ref.id)
         save_prepared(prepared, Prepared(view.thumbnail, tissue, view.quality))
@@ -157,7 +158,7 @@ class PrepareTask(SlideTask):
             "tissue_tiles": tiles,
             **view.spoilt_shares,
             "excluded_tiles": count_tiles(view.found, self.settings) - tiles,
-            "bytes_read": counting.stored_bytes_read,
+            "bytes_read": counting.stored_bytes_read if read is None else read,
             "seconds": time.perf_counter() - begin,
             "error": view.nothing_left,
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ from wsi_ats.model_card import read_card
 from wsi_ats.selection import Prediction, Status, Stop
 from wsi_ats.slides import open_slide
 from wsi_ats.slides.base import SlideRef
+from wsi_ats.slides.wrappers import bytes_read
 from wsi_ats.targets import Target
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a worker needs it, not a command line
@@ -221,13 +222,15 @@ class ScoreTask(SlideTask):
                 seed=self.seed,
                 device=next(loaded.model.parameters()).device,
             )
+            read = bytes_read(slide)
         selections, attention = self.files(ref.id)
         if scored.selection is not None:
             with atomic(selections) as path:
                 write_selection(path, scored.selection)
         if scored.attention is not None:
             save_attention(attention, scored.attention)
-        return scored.prediction.row(self.target.columns)
+        prediction = scored.prediction if read is None else replace(scored.prediction, bytes_read=read)
+        return prediction.row(self.target.columns)
 
     def failed(self, ref: SlideRef, error: str, seconds: float) -> Row:
         """A prediction that says why there is none."""

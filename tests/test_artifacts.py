@@ -251,6 +251,20 @@ def prepared() -> Prepared:
     return Prepared(thumbnail, TissueMask(GRID, fraction, fraction > 0.5))
 
 
+def test_a_slide_in_a_store_is_known_by_its_size_mark_and_first_bytes(web):
+    web.files["/a.svs"] = b"one"
+    digests = [slide_digest(f"{web.address}/a.svs")]
+    assert slide_digest(f"{web.address}/a.svs") == digests[0]
+    assert len(web.requests) == 2
+    for content in (b"two", b"three"):
+        web.files["/a.svs"] = content
+        digests.append(slide_digest(f"{web.address}/a.svs"))
+    digests.append(slide_digest(f"{web.address}/absent.svs"))
+    web.files["/c.zarr/zarr.json"] = b"{}"
+    digests.append(slide_digest(f"{web.address}/c.zarr/"))
+    assert len(set(digests)) == 5
+
+
 def test_prepared_slides_round_trip_to_the_last_bit(tmp_path):
     saved = prepared()
     save_prepared(tmp_path / "a.npz", saved)

@@ -433,3 +433,83 @@ def test_a_value_needs_patients_not_slides():
     with pytest.raises(ManifestError, match=r"2 patients or more are needed, but there are 1$"):
         check_labels(refs, "regression")
     assert check_labels(refs, "regression", min_cases=1).scale == 0.5
+
+
+# --- stores ---
+
+
+@pytest.fixture
+def store():
+    """Files in memory, of which some are slides."""
+    import fsspec
+
+    files = fsspec.filesystem("memory")
+    names = (
+        "a.svs",
+        "below/b.ome.tif",
+        "below/c.zarr/zarr.json",
+        "below/c.zarr/0/c/0/0",
+        "._a.svs",
+        "note.txt",
+    )
+    for name in names:
+        files.pipe_file(f"/store/{name}", b"x")
+    yield "memory://store"
+    files.rm("/store", recursive=True)
+
+
+def test_a_folder_of_a_store_is_searched_as_one_of_this_machine(store):
+    refs = read_manifest(f"{store}/")
+    assert [(r.id, r.path, r.case) for r in refs] == [
+        ("a", "memory:///store/a.svs", "a"),
+        ("b", "memory:///store/below/b.ome.tif", "b"),
+        ("c", "memory:///store/below/c.zarr", "c"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("what", "ids"),
+    [
+        ("*.svs", ["a"]),
+        ("**/*.tif", ["b"]),
+        ("a.svs", ["a"]),
+        ("note.txt", ["note"]),
+        ("below/c.zarr", ["c"]),
+    ],
+)
+def test_a_file_or_glob_of_a_store(store, what, ids):
+    assert [r.id for r in read_manifest(f"{store}/{what}")] == ids
+
+
+def test_urls_of_a_table_stay_as_they_are(tmp_path):
+    urls = ["s3://bucket/a.svs", "https://host/b.ome.tif?X-Amz-Date=1&X-Amz-Signature=a/b.c"]
+    refs = read_manifest(table(tmp_path, "path\n" + "\n".join(urls)))
+    assert [(r.id, r.path) for r in refs] == [("a", urls[0]), ("b", urls[1])]
+    labels = read_labels(table(tmp_path, f"path,label\n{urls[0]},x\n{urls[1]},y\n", "labels.csv"))
+    assert {name: row.label for name, row in labels.rows.items()} == {"a": "x", "b": "y"}
+
+
+def test_labels_are_joined_with_slides_of_a_store(store, tmp_path):
+    labels = table(tmp_path, "slide_id,label\na,x\nb,y\nc,x\n")
+    assert [r.label for r in read_manifest(f"{store}/", labels=labels)] == ["x", "y", "x"]
+
+
+def test_a_signed_url_is_a_slide_without_being_asked_for():
+    url = "https://no.such.host.invalid/scans/a.svs?" + "X-Amz-Signature=" + "0" * 1000
+    [slide] = read_manifest(url)
+    assert (slide.id, slide.path) == ("a", url)
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("memory://store/nothing/", "no such file or folder"),
+        ("memory://store/*.txt", "no slides found; looked for"),
+        ("memory://store/table.csv", "tables are read from this machine"),
+        ("https://host/scans/", "web servers do not list"),
+        ("nosuch://store/", "no store is reached by nosuch://"),
+    ],
+)
+def test_what_a_store_does_not_have(store, what, said):
+    with pytest.raises(ManifestError, match=said):
+        read_manifest(what)

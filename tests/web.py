@@ -16,8 +16,8 @@ class WebServer(ThreadingHTTPServer):
     """Serves ``files``, by path; each is bytes or a file on the disk.
 
     ``trouble`` is what goes wrong with the next ``times`` requests: a status; ``drop`` the connection after
-    half of the body; be ``silent``; ``drip`` a few bytes a second; send the ``whole`` file, or it ``endless``,
-    without a size; a range of ``no size``, ``shifted``, ``short`` or too ``long``.
+    half of the body; be ``silent``; ``drip`` a few bytes a second; send the ``whole`` file, or it
+    ``endless``, without a size; a range of ``no size``, ``shifted``, ``short`` or too ``long``.
     """
 
     daemon_threads = True

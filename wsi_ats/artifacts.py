@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 from filelock import FileLock, Timeout
 
-from wsi_ats.errors import ArtifactError, LockedError, SettingsError
+from wsi_ats.errors import ArtifactError, LockedError, SettingsError, SlideOpenError
 from wsi_ats.geometry import Grid
 from wsi_ats.selection import AttentionMap, Quality, TissueMask
 from wsi_ats.slides.base import Pixels
+from wsi_ats.slides.storage import is_remote
 
 # What of a folder of Zarr tells it from others: its own metadata, and those of its levels.
 _ZARR_METADATA = ("zarr.json", ".zattrs", "*/zarr.json", "*/.zarray")
@@ -155,6 +156,8 @@ def slide_digest(path: str) -> str:
     recognise it would cost more than scoring it. A missing file has a fingerprint too, so that its absence
     can be recorded.
     """
+    if is_remote(path):
+        return _remote_digest(path)
     try:
         facts = Path(path).stat()
         if not Path(path).is_file():
@@ -167,6 +170,25 @@ def slide_digest(path: str) -> str:
     except OSError as error:
         return digest_of("unreadable", type(error).__name__)
     return digest_of(str(facts.st_size), str(facts.st_mtime_ns), header)
+
+
+def _remote_digest(url: str) -> str:
+    """Fingerprint of a slide in a store: its size, ETag or time of change, and first bytes; one request."""
+    from wsi_ats.slides.remote import RemoteFile
+
+    folder = url.rstrip("/")
+    names = [f"{folder}/zarr.json", f"{folder}/.zattrs"] if folder.endswith(".zarr") else [url]
+    reason = ""
+    for name in names:
+        try:
+            file = RemoteFile(name)
+            with file.open() as opened:
+                header = hashlib.sha256(opened.read(_HEADER_BYTES)).hexdigest()
+        except SlideOpenError as error:
+            reason = type(error).__name__
+        else:
+            return digest_of(str(file.size), file.mark, header)
+    return digest_of("unreadable", reason)
 
 
 @dataclass(frozen=True)

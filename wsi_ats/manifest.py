@@ -29,6 +29,7 @@ from pathlib import Path, PurePath
 
 from wsi_ats.errors import ManifestError
 from wsi_ats.slides.base import SlideRef
+from wsi_ats.slides.storage import is_remote
 from wsi_ats.tables import read_csv
 from wsi_ats.targets import Target, check_label, join_columns
 
@@ -75,7 +76,8 @@ def read_manifest(
         A slide, a folder (searched with all below it), a glob (``**`` too) or a table. Paths in a table
         are relative to the table; a row without a path names a slide at or below the table's folder.
         A folder that holds DICOM files is one slide, named after the folder. So is a folder whose name ends
-        in ``.zarr``, without that ending or ``.ome.zarr``.
+        in ``.zarr``, without that ending or ``.ome.zarr``. Slides, folders and globs may be URLs, such as
+        ``s3://bucket/scans/``; web servers list no folders.
     labels
         A table of labels, joined by slide if it names slides, else by patient. It may also give
         patient, split and mpp.
@@ -114,11 +116,14 @@ def read_manifest(
     ('a', 'patient 1', 'tumour', 0.5)
     """
     path = Path(source)
-    is_table = path.is_file() and path.suffix.lower() in _TABLE_SUFFIXES
+    remote = is_remote(str(source))
+    is_table = not remote and path.is_file() and path.suffix.lower() in _TABLE_SUFFIXES
     if label_column is not None and labels is None and not is_table:
         raise ManifestError(f"column {label_column!r} of which table? {source} is none; give --labels too")
     if is_table:
         refs = _from_table(path, label_column if labels is None else None, task)
+    elif remote:
+        refs = _from_store(str(source))
     elif path.is_file() or _is_zarr(path):
         refs = [SlideRef.from_path(path)]
     elif path.is_dir():
@@ -387,7 +392,7 @@ def read_labels(path: str | Path, *, column: str | None = None, task: str = "cla
         if name is None:
             raise ManifestError(f"{path}, row {i + 1}: names no slide and no patient")
         if key != "case":
-            name = _slide_id(PurePath(name).name if key == "file" else name)
+            name = _file_id(name) if key == "file" else _slide_id(name)
         row = Label(label, table.value("case", i), table.split(i), table.mpp(i))
         if rows.setdefault(name, row) != row:
             raise ManifestError(f"{path}, row {i + 1}: {name!r} is {row} here and {rows[name]} above")
@@ -571,6 +576,37 @@ def _from_files(files: Iterable[Path], source: str) -> list[SlideRef]:
     return refs
 
 
+def _from_store(url: str) -> list[SlideRef]:
+    """Slides behind a URL; nothing is read of them."""
+    from wsi_ats.slides.remote import find_files
+
+    file = PurePath(url.partition("?")[0])
+    if file.suffix.lower() in _TABLE_SUFFIXES:
+        raise ManifestError(f"{url}: tables are read from this machine; copy it, its paths may be URLs")
+    if file.suffix == _ZARR:
+        return [SlideRef.from_path(url)]
+    files = find_files(url)
+    if files == [url]:
+        return [SlideRef.from_path(url)]
+    # Of the thousands of files in a folder of Zarr, none is another slide.
+    slides = {
+        head + _ZARR if inside else each
+        for each in files
+        for head, inside, _ in [each.partition(f"{_ZARR}/")]
+    }
+    refs = [
+        SlideRef.from_path(each)
+        for each in sorted(slides)
+        if PurePath(each).suffix.lower() in {*SLIDE_SUFFIXES, _ZARR}
+        and not PurePath(each).name.startswith(".")
+    ]
+    if not refs:
+        raise ManifestError(
+            f"{url}: no slides found; looked for {', '.join(sorted(SLIDE_SUFFIXES))}, {_ZARR}"
+        )
+    return refs
+
+
 def _refs(files: Iterable[Path]) -> list[SlideRef]:
     """Slides among files, sorted by path."""
     refs: list[SlideRef] = []
@@ -668,6 +704,11 @@ def _assign(refs: Sequence[SlideRef], splits: Mapping[str, str], source: str) ->
             f"the slides are {_list([ref.id for ref in refs])}"
         )
     return [replace(ref, split=splits.get(ref.id, ref.split)) for ref in refs]
+
+
+def _file_id(text: str) -> str:
+    """Slide of a file that a table names."""
+    return SlideRef.from_path(text).id if is_remote(text) else _slide_id(PurePath(text).name)
 
 
 def _slide_id(text: str) -> str:

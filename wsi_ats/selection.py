@@ -224,7 +224,8 @@ class Prediction:
         Distinct tiles read, and tissue tiles of the slide.
     bytes_read
         Compressed bytes of the file's tiles under all that was read, thumbnail included; a tile that was
-        needed for both counts twice, for it is read twice. ``None`` where the format does not tell.
+        needed for both counts twice, for it is read twice. ``None`` where the format does not tell. In the
+        tables of stages, where a slide comes from a store, all that the store has sent, its index too.
     seconds
         Wall time.
     model_digest, seed

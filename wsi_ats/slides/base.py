@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from wsi_ats.errors import ManifestError, MppError, SettingsError
 from wsi_ats.geometry import IntArray, Level, Region
+from wsi_ats.slides.storage import is_remote
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -53,6 +54,8 @@ class SlideRef:
     --------
     >>> SlideRef.from_path("scans/case7.svs").id
     'case7'
+    >>> SlideRef.from_path("https://host/scans/case7.ome.tif?X-Amz-Signature=1/2").id
+    'case7'
     """
 
     id: str
@@ -84,8 +87,14 @@ class SlideRef:
 
     @classmethod
     def from_path(cls, path: str | Path, *, mpp: float | None = None) -> Self:
-        """Name a slide after its file, or its folder: without ``.svs``, ``.ome.tif``, ``.ome.zarr``."""
-        name = Path(path).stem.removesuffix(".ome")
+        """Name a slide after its file, or its folder: without ``.svs``, ``.ome.tif``, ``.ome.zarr``.
+
+        What comes after ``?`` in a URL is no part of the name.
+        """
+        file = Path(path)
+        if is_remote(str(path)):
+            file = Path(str(path).partition("://")[2].partition("?")[0])
+        name = file.stem.removesuffix(".ome")
         return cls(id=name, path=str(path), case=name, mpp=mpp)
 
 

@@ -4,14 +4,14 @@ Only the ranges of bytes that are needed are asked for: neighbours are joined, a
 fetched at once. What arrives is checked: a tile has exactly its bytes, of the very file whose index was read.
 
 ``s3://`` needs the package s3fs, ``https://`` and ``http://`` need aiohttp; both come with
-``pip install "wsi-ats[remote]"``. Other stores that fsspec knows (``gs://``, ``abfs://`` ...) need the package that it names; they are
-not tested.
+``wsi-ats[remote]``. Other stores that fsspec knows (``gs://``, ``abfs://`` ...) need the package that it
+names; they are not tested.
 
 Credentials come from where the store's own library looks for them: for S3 the variables
 ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_SESSION_TOKEN`` and ``AWS_PROFILE``, the files in
 ``~/.aws``, or the role of the machine. ``AWS_ENDPOINT_URL`` names another server than Amazon's, such as
-MinIO. Any option of an fsspec file system can be set by a variable, ``FSSPEC_S3_ANON=true`` for public buckets
-for example, or in ``~/.config/fsspec/``. Workers on other machines need them there.
+MinIO. Any option of an fsspec file system can be set by a variable, ``FSSPEC_S3_ANON=true`` for public
+buckets for example, or in ``~/.config/fsspec/``. Workers on other machines need them there.
 """
 
 from __future__ import annotations

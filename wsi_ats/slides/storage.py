@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
+from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from wsi_ats.errors import SlideOpenError, SlideReadError
@@ -93,6 +94,22 @@ def open_storage(path: str) -> Storage:
 
         return RemoteFile(path)
     return LocalFile(path)
+
+
+def file_size(path: str) -> int:
+    """Bytes of a file on this machine or behind a URL.
+
+    Raises
+    ------
+    SlideOpenError
+        When there is no such file, or its store does not give it.
+    """
+    if is_remote(path):
+        return open_storage(path).size
+    try:
+        return Path(path).stat().st_size
+    except OSError as error:
+        raise SlideOpenError(path, f"cannot be opened: {error.strerror}") from error
 
 
 class LocalFile:

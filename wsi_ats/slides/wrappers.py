@@ -28,6 +28,14 @@ class Request:
     stored_bytes: int | None
 
 
+def bytes_read(slide: Slide) -> int | None:
+    """All bytes that were read of a slide since it was opened; ``None`` where its reader does not count them.
+
+    Of a slide in a store, those that the store has sent: of its index, and between joined tiles, too.
+    """
+    return getattr(slide, "bytes_read", None)
+
+
 class WrappedSlide(Closable):
     """A slide that passes everything on to another one; what subclasses change, they override.
 
@@ -39,6 +47,11 @@ class WrappedSlide(Closable):
 
     def __init__(self, inner: Slide) -> None:
         self._inner = inner
+
+    @property
+    def bytes_read(self) -> int | None:
+        """The inner slide's."""
+        return bytes_read(self._inner)
 
     @property
     def path(self) -> str:
