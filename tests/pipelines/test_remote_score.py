@@ -53,7 +53,6 @@ def test_scores_are_those_of_the_files(run, s3, stored, some, model, tmp_path):
     for row, local in zip(rows, here, strict=True):
         assert row["path"] == f"{s3}/collection/{row['slide_id']}.tif"
         # The index too, and what lies between tiles: of a slide as small as these that is most of it.
-        print(local["bytes_read"], row["bytes_read"])
         assert int(local["bytes_read"]) + BLOCK <= int(row["bytes_read"]) <= 2_000_000
     assert files(tmp_path / "there" / "attention") == files(tmp_path / "here" / "attention")
     one, other = (
@@ -80,7 +79,6 @@ def test_prepared_slides_are_those_of_the_files(run, stored, some, config, tmp_p
     assert run("prepare", some, *command, "--out", tmp_path / "here").exit_code == 0
     there, here = (table(tmp_path / name / "slides.csv") for name in ("there", "here"))
     assert without_places(there) == without_places(here)
-    print([(a["bytes_read"], b["bytes_read"]) for a, b in zip(there, here)])
     assert all(int(row["bytes_read"]) > BLOCK for row in there)
     one, other = (load_prepared(tmp_path / name / "prepared" / "slide_000.npz") for name in ("there", "here"))
     assert (one.thumbnail == other.thumbnail).all()
