@@ -338,9 +338,9 @@ def find_files(url: str) -> list[str]:
     Examples
     --------
     >>> import fsspec
-    >>> fsspec.filesystem("memory").pipe_file("/scans/a.svs", b"")
-    >>> find_files("memory://scans/")
-    ['memory:///scans/a.svs']
+    >>> fsspec.filesystem("memory").pipe_file("/listed/a.svs", b"")
+    >>> find_files("memory://listed/")
+    ['memory:///listed/a.svs']
     """
     try:
         files, name = _files_of(url)
