@@ -172,6 +172,7 @@ class RemoteFile:
             raise SlideOpenError(path, str(error)) from error
         self._loop = self._files.loop if self._files.async_impl else get_loop()
         self._ask = _asking(self._files)
+        self.size, self.mark = -1, ""  # not known yet
         self.size, self.mark, self._start = self._run(self._opened, SlideOpenError)
 
     @property
@@ -292,13 +293,12 @@ class RemoteFile:
 
     def _check(self, answer: _Answer) -> None:
         """Whether it is still the file that was opened."""
-        known = getattr(self, "size", None)  # of a file that is being opened, nothing is known
-        if known is None:
+        if self.size < 0:
             return
-        if answer.size not in {None, known} or (answer.mark and self.mark and answer.mark != self.mark):
+        if answer.size not in {None, self.size} or (answer.mark and self.mark and answer.mark != self.mark):
             raise _FailedError(
-                f"it has changed since it was opened: it had {known} bytes and the mark {self.mark}, now it "
-                f"has {answer.size} and {answer.mark}; open it again"
+                f"it has changed since it was opened: it had {self.size} bytes and the mark {self.mark}, now "
+                f"it has {answer.size} and {answer.mark}; open it again"
             )
 
     async def _several_tries(self, ask: Callable[[], Coroutine[Any, Any, T]], size: int) -> T:
