@@ -79,7 +79,7 @@ class SlideInfo:
     excluded_tiles: int
     tiles: int
     bytes_read: int | None
-    bytes_file: int
+    bytes_file: int | None
     share: float | None
 
     def lines(self) -> list[tuple[str, str]]:
@@ -87,7 +87,9 @@ class SlideInfo:
         sizes = [f"{each['width']} x {each['height']}" for each in self.levels]
         file_tile = self.levels[self.level]["tile"]
         alignment = {None: "alignment unknown", True: "aligned with the file's", False: "not aligned"}
-        cost = "" if self.share is None else f", {_megabytes(self.bytes_read)} ({_share(self.share)})"
+        cost = "" if self.bytes_read is None else f", {_megabytes(self.bytes_read)}"
+        if self.share is not None:
+            cost += f" ({_share(self.share)})"
         lines = [
             ("format", self.vendor),
             ("reader", f"{self.reader}: {self.reader_reason}"),
@@ -181,7 +183,7 @@ def _look(ref: SlideRef, settings: Settings) -> SlideInfo:
             closer = level_for(levels, cells.pitch / settings.thumbnail.pixels_per_cell)
             regions = min(sampling.regions * sampling.least_draws, len(tissue.cells))
             read = _bytes(slide, tissue, closer, regions / max(1, len(tissue.cells)), read)
-        size = file_size(ref.path)
+        size = None if choice.reader == "zarr" else file_size(ref.path)  # of a folder of many files, unknown
         return SlideInfo(
             slide_id=ref.id,
             path=ref.path,
@@ -204,7 +206,7 @@ def _look(ref: SlideRef, settings: Settings) -> SlideInfo:
             tiles=tiles,
             bytes_read=read,
             bytes_file=size,
-            share=None if read is None else read / size,
+            share=None if read is None or size is None else read / size,
         )
 
 

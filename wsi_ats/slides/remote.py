@@ -17,14 +17,9 @@ buckets for example, or in ``~/.config/fsspec/``. Workers on other machines need
 from __future__ import annotations
 
 import asyncio
-import errno
 import io
 import os
-import re
-import sys
-import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeVar, cast
 
@@ -34,6 +29,17 @@ from fsspec.asyn import get_loop, sync
 
 from wsi_ats.errors import ManifestError, SlideError, SlideOpenError, SlideReadError
 from wsi_ats.geometry import IntArray
+from wsi_ats.slides.answers import (
+    COPY,
+    Answer,
+    FailedError,
+    alone,
+    ask_http,
+    ask_s3,
+    asking,
+    failure_of,
+    raised,
+)
 from wsi_ats.slides.storage import Fetch
 
 T = TypeVar("T")
@@ -59,39 +65,6 @@ _LARGEST_INDEX = 256 << 20
 _LISTING_SECONDS = 600.0
 
 _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "http": "aiohttp", "https": "aiohttp"}
-
-_COPY = "copy the slide to this machine, or to a server that gives ranges"
-
-# Libraries of stores raise errors of their own, some of which may pass. Whoever raised one has been imported.
-_DROPPED = (
-    ("aiohttp", "ClientPayloadError"),
-    ("aiohttp", "ServerDisconnectedError"),
-    ("botocore.exceptions", "ConnectionClosedError"),
-    ("botocore.exceptions", "IncompleteReadError"),
-    ("botocore.exceptions", "ResponseStreamingError"),
-)
-_PASSING = (
-    *_DROPPED,
-    ("aiohttp", "ClientConnectionError"),
-    ("botocore.exceptions", "ConnectionError"),
-    ("botocore.exceptions", "HTTPClientError"),
-)
-_LASTING = (
-    ("aiohttp", "ClientError"),
-    ("botocore.exceptions", "BotoCoreError"),
-    ("gcsfs.retry", "HttpError"),
-    ("google.auth.exceptions", "GoogleAuthError"),
-    ("azure.core.exceptions", "AzureError"),
-)
-_NO_CREDENTIALS = (
-    ("botocore.exceptions", "NoCredentialsError"),
-    ("botocore.exceptions", "PartialCredentialsError"),
-    ("botocore.exceptions", "ProfileNotFound"),
-)
-_BUSY = {408, 425, 429, 500, 502, 503, 504}
-
-# File systems that are not asynchronous have one connection, or one position in a file, for all threads.
-_ONE_AT_A_TIME = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +144,7 @@ class RemoteFile:
         except ValueError as error:
             raise SlideOpenError(path, str(error)) from error
         self._loop = self._files.loop if self._files.async_impl else get_loop()
-        self._ask = _asking(self._files)
+        self._ask = asking(self._files)
         self.size, self.mark = -1, ""  # not known yet
         self.size, self.mark, self._start = self._run(self._opened, SlideOpenError)
 
@@ -216,21 +189,21 @@ class RemoteFile:
         """Have fsspec's own thread do it."""
         try:
             return cast(T, sync(self._loop, work))
-        except _FailedError as error:
+        except FailedError as error:
             raise kind(self.path, str(error)) from error
 
     async def _opened(self) -> tuple[int, str, memoryview]:
         """Size, mark and first bytes; web servers and S3 give all three in one answer."""
-        size, mark = (None, "") if self._ask in {_ask_http, _ask_s3} else await self._about()
+        size, mark = (None, "") if self._ask in {ask_http, ask_s3} else await self._about()
         stop = _BLOCK if size is None else min(_BLOCK, size)
         if not stop:
             return 0, mark, memoryview(b"")
         answer, body = await self._request(0, stop)
         size = answer.size if size is None else size
         if size is None:
-            raise _FailedError(f"its server does not say how many bytes it has; {_COPY}")
+            raise FailedError(f"its server does not say how many bytes it has; {COPY}")
         if len(body) != min(size, stop):
-            raise _FailedError(f"{len(body)} bytes came of {min(size, stop)}; is its server at fault?")
+            raise FailedError(f"{len(body)} bytes came of {min(size, stop)}; is its server at fault?")
         return size, answer.mark or mark, body
 
     async def _about(self) -> tuple[int, str]:
@@ -240,13 +213,13 @@ class RemoteFile:
             async with asyncio.timeout(self._patience.limit(0)):
                 if self._files.async_impl:
                     return cast(dict[str, Any], await self._files._info(self._name))
-                return await asyncio.to_thread(_alone, self._files.info, self._name)
+                return await asyncio.to_thread(alone, self._files.info, self._name)
 
         info = await self._several_tries(ask, 0)
         if info.get("type") == "directory":
-            raise _FailedError("it is a folder, not a file; check the URL in the manifest")
+            raise FailedError("it is a folder, not a file; check the URL in the manifest")
         if info.get("size") is None:
-            raise _FailedError(f"its server does not say how many bytes it has; {_COPY}")
+            raise FailedError(f"its server does not say how many bytes it has; {COPY}")
         names = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "mtime", "modified", "created")
         return int(info["size"]), next((str(info[name]) for name in names if info.get(name)), "")
 
@@ -256,11 +229,11 @@ class RemoteFile:
 
         async def one(start: int, stop: int) -> memoryview:
             if stop > self.size:
-                raise _FailedError(f"bytes {start} to {stop} are beyond its end; is the copy complete?")
+                raise FailedError(f"bytes {start} to {stop} are beyond its end; is the copy complete?")
             async with limit:
                 _, body = await self._request(start, stop)
             if len(body) != stop - start:
-                raise _FailedError(f"{len(body)} bytes came of {stop - start}; has the file changed?")
+                raise FailedError(f"{len(body)} bytes came of {stop - start}; has the file changed?")
             return body
 
         tasks = [asyncio.ensure_future(one(*request)) for request in requests]
@@ -271,8 +244,8 @@ class RemoteFile:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _request(self, start: int, stop: int) -> tuple[_Answer, memoryview]:
-        async def ask() -> tuple[_Answer, memoryview]:
+    async def _request(self, start: int, stop: int) -> tuple[Answer, memoryview]:
+        async def ask() -> tuple[Answer, memoryview]:
             async with (
                 asyncio.timeout(self._patience.limit(stop - start)),
                 self._ask(self._files, self._name, start, stop) as answer,
@@ -283,20 +256,20 @@ class RemoteFile:
                     self._bytes_read += len(chunk)
                     body += chunk
                     if len(body) > stop - start:
-                        raise _FailedError(f"its server sends more bytes than were asked for; {_COPY}")
+                        raise FailedError(f"its server sends more bytes than were asked for; {COPY}")
             expected = stop - start if answer.size is None else min(stop, answer.size) - start
             if len(body) < expected:
-                raise _FailedError(f"only {len(body)} of {expected} bytes came", passing=True)
+                raise FailedError(f"only {len(body)} of {expected} bytes came", passing=True)
             return answer, memoryview(body)
 
         return await self._several_tries(ask, stop - start)
 
-    def _check(self, answer: _Answer) -> None:
+    def _check(self, answer: Answer) -> None:
         """Whether it is still the file that was opened."""
         if self.size < 0:
             return
         if answer.size not in {None, self.size} or (answer.mark and self.mark and answer.mark != self.mark):
-            raise _FailedError(
+            raise FailedError(
                 f"it has changed since it was opened: it had {self.size} bytes and the mark {self.mark}, now "
                 f"it has {answer.size} and {answer.mark}; open it again"
             )
@@ -306,15 +279,15 @@ class RemoteFile:
         for number in range(tries):
             try:
                 return await ask()
-            except _FailedError as error:
+            except FailedError as error:
                 failure = error
-            except _raised() as error:
-                failure = _failure(error, self._patience.limit(size))
+            except raised() as error:
+                failure = failure_of(error, self._patience.limit(size))
             if not failure.passing:
                 raise failure
             if number + 1 < tries:
                 await asyncio.sleep(self._patience.pause * 2**number)
-        raise _FailedError(f"{failure} (tried {tries} times); check the network and the server") from failure
+        raise FailedError(f"{failure} (tried {tries} times); check the network and the server") from failure
 
 
 def find_files(url: str) -> list[str]:
@@ -346,7 +319,7 @@ def find_files(url: str) -> list[str]:
         files, name = _files_of(url)
     except ValueError as error:
         raise ManifestError(f"{url}: {error}") from error
-    if _asking(files) is _ask_http:
+    if asking(files) is ask_http:
         if "*" in url.partition("?")[0] or url.endswith("/"):
             raise ManifestError(
                 f"{url}: web servers do not list their files; name each slide, or give a table of slides "
@@ -361,34 +334,17 @@ def find_files(url: str) -> list[str]:
                 work = files._glob(name, detail=True) if magic else files._find(name, detail=True)
                 return cast(dict[str, dict[str, Any]], await work)
             work = files.glob if magic else files.find
-            return await asyncio.to_thread(_alone, work, name, detail=True)
+            return await asyncio.to_thread(alone, work, name, detail=True)
 
     try:
         files.invalidate_cache()
         found = sync(files.loop if files.async_impl else get_loop(), look)
-    except _raised() as error:
-        raise ManifestError(f"{url}: {_failure(error, _LISTING_SECONDS)}") from error
+    except raised() as error:
+        raise ManifestError(f"{url}: {failure_of(error, _LISTING_SECONDS)}") from error
     names = sorted(each for each, info in found.items() if info["type"] == "file" and not each.endswith("/"))
     if not names:
         raise ManifestError(f"{url}: no such file or folder in the store, or nothing in it")
     return [url] if names == [name] else [str(files.unstrip_protocol(each)) for each in names]
-
-
-@dataclass(frozen=True)
-class _Answer:
-    """What a store says of a file before it sends a part of it."""
-
-    size: int | None
-    mark: str
-    chunks: AsyncIterator[bytes]
-
-
-class _FailedError(Exception):
-    """Why a request failed, and whether that may pass."""
-
-    def __init__(self, problem: str, *, passing: bool = False) -> None:
-        super().__init__(problem)
-        self.passing = passing
 
 
 class _Blocks(io.RawIOBase):
@@ -472,133 +428,3 @@ def _files_of(url: str) -> tuple[Any, str]:
             "protocol of fsspec"
         ) from error
     return files, name
-
-
-_Ask = Callable[[Any, str, int, int], AbstractAsyncContextManager[_Answer]]
-
-
-def _asking(files: Any) -> _Ask:
-    """How ranges are asked for."""
-    protocols = {files.protocol} if isinstance(files.protocol, str) else set(files.protocol)
-    if "s3" in protocols:
-        return _ask_s3
-    return _ask_http if "http" in protocols else _ask_any
-
-
-@asynccontextmanager
-async def _ask_http(files: Any, url: str, start: int, stop: int) -> AsyncIterator[_Answer]:
-    # Not by fsspec's own function, which takes whole bodies and pages of errors for the bytes of a range.
-    headers = dict(files.kwargs.get("headers", {}))
-    headers |= {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
-    session = await files.set_session()
-    async with session.get(files.encode_url(url), **{**files.kwargs, "headers": headers}) as answer:
-        given = answer.headers
-        if answer.status == 206:
-            size = _size_of(given.get("Content-Range"), start)
-        elif answer.status == 200:
-            size = _whole(given.get("Content-Length"), start, stop)
-        else:
-            raise _refused(answer.status, str(answer.reason), start, stop)
-        mark = given.get("ETag", "").removeprefix("W/") or given.get("Last-Modified", "")
-        yield _Answer(size, mark, answer.content.iter_any())
-
-
-@asynccontextmanager
-async def _ask_s3(files: Any, name: str, start: int, stop: int) -> AsyncIterator[_Answer]:
-    # Not by fsspec's own function, which tells neither size nor ETag.
-    bucket, key, version = files.split_path(name)
-    options = {"VersionId": version} if version else {}
-    answer = await files._call_s3(
-        "get_object", Bucket=bucket, Key=key, Range=f"bytes={start}-{stop - 1}", **options
-    )
-    async with answer["Body"] as body:
-        given = answer.get("ContentRange")
-        size = _size_of(given, start) if given else _whole(answer.get("ContentLength"), start, stop)
-        yield _Answer(size, answer.get("ETag", ""), body.iter_chunks(_BLOCK))
-
-
-@asynccontextmanager
-async def _ask_any(files: Any, name: str, start: int, stop: int) -> AsyncIterator[_Answer]:
-    if files.async_impl:
-        body = await files._cat_file(name, start=start, end=stop)
-    else:
-        body = await asyncio.to_thread(_alone, files.cat_file, name, start=start, end=stop)
-
-    async def chunks() -> AsyncIterator[bytes]:
-        yield body
-
-    yield _Answer(None, "", chunks())
-
-
-def _alone(work: Callable[..., T], *arguments: Any, **options: Any) -> T:
-    with _ONE_AT_A_TIME:
-        return work(*arguments, **options)
-
-
-def _size_of(content_range: str | None, start: int) -> int | None:
-    """Size of the file by the header of a part of it, which must be the part asked for."""
-    known = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", content_range or "")
-    if known is None or int(known[1]) != start:
-        raise _FailedError(f"bytes from {start} were asked for, its server sent {content_range!r}; {_COPY}")
-    return None if known[2] == "*" else int(known[2])
-
-
-def _whole(length: Any, start: int, stop: int) -> int:
-    """Size of a file that was sent whole: only one that is smaller than what was asked for is taken."""
-    if length is None or start or int(length) > stop:
-        size = "its bytes" if length is None else f"{length} bytes"
-        raise _FailedError(f"a range of bytes was asked for, its server would send all {size}; {_COPY}")
-    return int(length)
-
-
-def _refused(status: int, reason: str, start: int, stop: int) -> _FailedError:
-    """What an error of a web server means."""
-    told = f"{status} {reason}".strip()
-    if status in {404, 410}:
-        return _FailedError(f"no such file ({told}); check the URL in the manifest")
-    if status in {401, 403}:
-        return _FailedError(_no_access(told))
-    if status == 416:
-        return _FailedError(f"bytes {start} to {stop} are beyond its end ({told}); is the file complete?")
-    return _FailedError(f"its server answers {told}", passing=status in _BUSY)
-
-
-def _no_access(told: str) -> str:
-    return f"access is refused ({told}); check the credentials and, of a signed URL, until when it is valid"
-
-
-def _failure(error: Exception, seconds: float) -> _FailedError:
-    """What an error of a file system means."""
-    code = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code")
-    busy = isinstance(error, OSError) and error.errno in {errno.EBUSY, getattr(errno, "EREMOTEIO", errno.EIO)}
-    text = " ".join(str(error).split())[:300]
-    if isinstance(error, FileNotFoundError):
-        failure = _FailedError(f"no such file ({text}); check the URL in the manifest")
-    elif isinstance(error, PermissionError):
-        failure = _FailedError(_no_access(text))
-    elif isinstance(error, _loaded(_NO_CREDENTIALS)):
-        failure = _FailedError(
-            f"no credentials ({text}); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, or "
-            "FSSPEC_S3_ANON=true for a public bucket"
-        )
-    elif code in {"InvalidRange", "416"}:
-        failure = _FailedError(f"the bytes asked for are beyond its end ({text}); is the file complete?")
-    elif isinstance(error, TimeoutError):
-        failure = _FailedError(f"no answer within {seconds:.3g} s", passing=True)
-    elif isinstance(error, _loaded(_DROPPED)):
-        failure = _FailedError(f"its server dropped the connection ({type(error).__name__})", passing=True)
-    else:
-        passing = busy or isinstance(error, (ConnectionError, *_loaded(_PASSING)))
-        failure = _FailedError(f"it cannot be read: {type(error).__name__}: {text}", passing=passing)
-    failure.__cause__ = error
-    return failure
-
-
-def _raised() -> tuple[type[Exception], ...]:
-    """What file systems raise; a ``ValueError`` for names that their store does not allow."""
-    return (OSError, ValueError, *_loaded(_PASSING), *_loaded(_LASTING))
-
-
-def _loaded(names: tuple[tuple[str, str], ...]) -> tuple[type[Exception], ...]:
-    """Classes of the libraries that are imported already."""
-    return tuple(getattr(sys.modules[module], name) for module, name in names if module in sys.modules)

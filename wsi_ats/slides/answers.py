@@ -1,0 +1,204 @@
+"""How stores are asked for a part of a file, and what their answers and errors mean.
+
+Web servers and S3 are asked by the functions of their own libraries, with the connections of fsspec's file
+systems. Those of fsspec take whatever comes for the range that was asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import re
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+# A part of an answer that is handed on at a time.
+_PIECE = 64 << 10
+
+COPY = "copy the slide to this machine, or to a server that gives ranges"
+
+# Libraries of stores raise errors of their own, some of which may pass. Whoever raised one has been imported.
+_DROPPED = (
+    ("aiohttp", "ClientPayloadError"),
+    ("aiohttp", "ServerDisconnectedError"),
+    ("botocore.exceptions", "ConnectionClosedError"),
+    ("botocore.exceptions", "IncompleteReadError"),
+    ("botocore.exceptions", "ResponseStreamingError"),
+)
+_PASSING = (
+    *_DROPPED,
+    ("aiohttp", "ClientConnectionError"),
+    ("botocore.exceptions", "ConnectionError"),
+    ("botocore.exceptions", "HTTPClientError"),
+)
+_LASTING = (
+    ("aiohttp", "ClientError"),
+    ("botocore.exceptions", "BotoCoreError"),
+    ("gcsfs.retry", "HttpError"),
+    ("google.auth.exceptions", "GoogleAuthError"),
+    ("azure.core.exceptions", "AzureError"),
+)
+_NO_CREDENTIALS = (
+    ("botocore.exceptions", "NoCredentialsError"),
+    ("botocore.exceptions", "PartialCredentialsError"),
+    ("botocore.exceptions", "ProfileNotFound"),
+)
+_BUSY = {408, 425, 429, 500, 502, 503, 504}
+
+# File systems that are not asynchronous have one connection, or one position in a file, for all threads.
+_ONE_AT_A_TIME = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a store says of a file before it sends a part of it."""
+
+    size: int | None
+    mark: str
+    chunks: AsyncIterator[bytes]
+
+
+class FailedError(Exception):
+    """Why a request failed, and whether that may pass."""
+
+    def __init__(self, problem: str, *, passing: bool = False) -> None:
+        super().__init__(problem)
+        self.passing = passing
+
+
+Ask = Callable[[Any, str, int, int], AbstractAsyncContextManager[Answer]]
+
+
+def asking(files: Any) -> Ask:
+    """How ranges are asked for."""
+    protocols = {files.protocol} if isinstance(files.protocol, str) else set(files.protocol)
+    if "s3" in protocols:
+        return ask_s3
+    return ask_http if "http" in protocols else ask_any
+
+
+@asynccontextmanager
+async def ask_http(files: Any, url: str, start: int, stop: int) -> AsyncIterator[Answer]:
+    """Ask a web server; not by fsspec's function, which takes whole bodies and error pages for a range."""
+    headers = dict(files.kwargs.get("headers", {}))
+    headers |= {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
+    session = await files.set_session()
+    async with session.get(files.encode_url(url), **{**files.kwargs, "headers": headers}) as answer:
+        given = answer.headers
+        if answer.status == 206:
+            size = _size_of(given.get("Content-Range"), start)
+        elif answer.status == 200:
+            size = _whole(given.get("Content-Length"), start, stop)
+        else:
+            raise _refused(answer.status, str(answer.reason), start, stop)
+        mark = given.get("ETag", "").removeprefix("W/") or given.get("Last-Modified", "")
+        yield Answer(size, mark, answer.content.iter_any())
+
+
+@asynccontextmanager
+async def ask_s3(files: Any, name: str, start: int, stop: int) -> AsyncIterator[Answer]:
+    """Ask S3; not by fsspec's own function, which tells neither size nor ETag."""
+    bucket, key, version = files.split_path(name)
+    options = {"VersionId": version} if version else {}
+    answer = await files._call_s3(
+        "get_object", Bucket=bucket, Key=key, Range=f"bytes={start}-{stop - 1}", **options
+    )
+    async with answer["Body"] as body:
+        given = answer.get("ContentRange")
+        size = _size_of(given, start) if given else _whole(answer.get("ContentLength"), start, stop)
+        yield Answer(size, answer.get("ETag", ""), body.iter_chunks(_PIECE))
+
+
+@asynccontextmanager
+async def ask_any(files: Any, name: str, start: int, stop: int) -> AsyncIterator[Answer]:
+    """Ask any other store, of which neither size nor mark is known by its answer."""
+    if files.async_impl:
+        body = await files._cat_file(name, start=start, end=stop)
+    else:
+        body = await asyncio.to_thread(alone, files.cat_file, name, start=start, end=stop)
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield body
+
+    yield Answer(None, "", chunks())
+
+
+def alone(work: Callable[..., T], *arguments: Any, **options: Any) -> T:
+    """Use a file system that only one thread may use at a time."""
+    with _ONE_AT_A_TIME:
+        return work(*arguments, **options)
+
+
+def _size_of(content_range: str | None, start: int) -> int | None:
+    """Size of the file by the header of a part of it, which must be the part asked for."""
+    known = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", content_range or "")
+    if known is None or int(known[1]) != start:
+        raise FailedError(f"bytes from {start} were asked for, its server sent {content_range!r}; {COPY}")
+    return None if known[2] == "*" else int(known[2])
+
+
+def _whole(length: Any, start: int, stop: int) -> int:
+    """Size of a file that was sent whole: only one that is smaller than what was asked for is taken."""
+    if length is None or start or int(length) > stop:
+        size = "its bytes" if length is None else f"{length} bytes"
+        raise FailedError(f"a range of bytes was asked for, its server would send all {size}; {COPY}")
+    return int(length)
+
+
+def _refused(status: int, reason: str, start: int, stop: int) -> FailedError:
+    """What an error of a web server means."""
+    told = f"{status} {reason}".strip()
+    if status in {404, 410}:
+        return FailedError(f"no such file ({told}); check the URL in the manifest")
+    if status in {401, 403}:
+        return FailedError(_no_access(told))
+    if status == 416:
+        return FailedError(f"bytes {start} to {stop} are beyond its end ({told}); is the file complete?")
+    return FailedError(f"its server answers {told}", passing=status in _BUSY)
+
+
+def _no_access(told: str) -> str:
+    return f"access is refused ({told}); check the credentials and, of a signed URL, until when it is valid"
+
+
+def failure_of(error: Exception, seconds: float) -> FailedError:
+    """What an error of a file system means."""
+    code = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code")
+    busy = isinstance(error, OSError) and error.errno in {errno.EBUSY, getattr(errno, "EREMOTEIO", errno.EIO)}
+    text = " ".join(str(error).split())[:300]
+    if isinstance(error, FileNotFoundError):
+        failure = FailedError(f"no such file ({text}); check the URL in the manifest")
+    elif isinstance(error, PermissionError):
+        failure = FailedError(_no_access(text))
+    elif isinstance(error, _loaded(_NO_CREDENTIALS)):
+        failure = FailedError(
+            f"no credentials ({text}); set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE, or "
+            "FSSPEC_S3_ANON=true for a public bucket"
+        )
+    elif code in {"InvalidRange", "416"}:
+        failure = FailedError(f"the bytes asked for are beyond its end ({text}); is the file complete?")
+    elif isinstance(error, TimeoutError):
+        failure = FailedError(f"no answer within {seconds:.3g} s", passing=True)
+    elif isinstance(error, _loaded(_DROPPED)):
+        failure = FailedError(f"its server dropped the connection ({type(error).__name__})", passing=True)
+    else:
+        passing = busy or isinstance(error, (ConnectionError, *_loaded(_PASSING)))
+        failure = FailedError(f"it cannot be read: {type(error).__name__}: {text}", passing=passing)
+    failure.__cause__ = error
+    return failure
+
+
+def raised() -> tuple[type[Exception], ...]:
+    """What file systems raise; a ``ValueError`` for names that their store does not allow."""
+    return (OSError, ValueError, *_loaded(_PASSING), *_loaded(_LASTING))
+
+
+def _loaded(names: tuple[tuple[str, str], ...]) -> tuple[type[Exception], ...]:
+    """Classes of the libraries that are imported already."""
+    return tuple(getattr(sys.modules[module], name) for module, name in names if module in sys.modules)
