@@ -57,7 +57,17 @@ _ONE_AT_A_TIME = threading.Lock()
 
 @dataclass(frozen=True)
 class Answer:
-    """What a store says of a file before it sends a part of it."""
+    """What a store says of a file before it sends a part of it.
+
+    Parameters
+    ----------
+    size
+        Bytes of the whole file, if the store tells.
+    mark
+        What the store changes with the file; empty if it does not tell.
+    chunks
+        The part, piece by piece.
+    """
 
     size: int | None
     mark: str
@@ -85,7 +95,10 @@ def asking(files: Any) -> Ask:
 
 @asynccontextmanager
 async def ask_http(files: Any, url: str, start: int, stop: int) -> AsyncIterator[Answer]:
-    """Ask a web server; not by fsspec's function, which takes whole bodies and error pages for a range."""
+    """Ask a web server for the bytes from start to stop of a url, through the connections of files.
+
+    Not by fsspec's own function, which takes whole bodies and pages of errors for the bytes of a range.
+    """
     headers = dict(files.kwargs.get("headers", {}))
     headers |= {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
     session = await files.set_session()
@@ -103,7 +116,10 @@ async def ask_http(files: Any, url: str, start: int, stop: int) -> AsyncIterator
 
 @asynccontextmanager
 async def ask_s3(files: Any, name: str, start: int, stop: int) -> AsyncIterator[Answer]:
-    """Ask S3; not by fsspec's own function, which tells neither size nor ETag."""
+    """Ask S3 for the bytes from start to stop of a name, through the connections of files.
+
+    Not by fsspec's own function, which tells neither size nor ETag.
+    """
     bucket, key, version = files.split_path(name)
     options = {"VersionId": version} if version else {}
     answer = await files._call_s3(
@@ -117,7 +133,7 @@ async def ask_s3(files: Any, name: str, start: int, stop: int) -> AsyncIterator[
 
 @asynccontextmanager
 async def ask_any(files: Any, name: str, start: int, stop: int) -> AsyncIterator[Answer]:
-    """Ask any other store, of which neither size nor mark is known by its answer."""
+    """Ask any other of files for the bytes from start to stop of a name; it tells neither size nor mark."""
     if files.async_impl:
         body = await files._cat_file(name, start=start, end=stop)
     else:

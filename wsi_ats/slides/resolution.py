@@ -96,6 +96,15 @@ def given_mpp(path: str, override: float) -> Mpp:
 def square_mpp(path: str, x: float, y: float, source: str) -> Mpp:
     """Make one resolution of those across and down, which may differ a little.
 
+    Parameters
+    ----------
+    path
+        What errors call the slide.
+    x, y
+        Micrometres per level-0 pixel, across and down.
+    source
+        Where the file says so.
+
     Raises
     ------
     MppError
