@@ -146,7 +146,7 @@ async def ask_any(files: Any, name: str, start: int, stop: int) -> AsyncIterator
 
 
 def alone(work: Callable[..., T], *arguments: Any, **options: Any) -> T:
-    """Use a file system that only one thread may use at a time."""
+    """Do some work, with its arguments and options, on a file system that serves one thread at a time."""
     with _ONE_AT_A_TIME:
         return work(*arguments, **options)
 
