@@ -610,6 +610,21 @@ def test_a_tag_that_cannot_be_read_is_an_error_and_not_left_out(damaged_tag):
         open_slide(damaged_tag)
 
 
+@pytest.mark.parametrize("silenced", ["its level", "all"])
+def test_it_is_an_error_too_where_a_program_has_silenced_the_log(damaged_tag, silenced):
+    logger = logging.getLogger("tifffile")
+    try:
+        if silenced == "all":
+            logging.disable(logging.CRITICAL)
+        else:
+            logger.setLevel(logging.CRITICAL)
+        with pytest.raises(SlideOpenError, match="1 of 12 tags of an image cannot be read"):
+            open_slide(damaged_tag)
+    finally:
+        logging.disable(logging.NOTSET)
+        logger.setLevel(logging.NOTSET)
+
+
 @pytest.mark.parametrize("wrong", ["no place", "no size", "too many strips", "no pixels at all"])
 def test_a_label_that_cannot_be_read_keeps_no_slide_from_being_opened(handmade, pattern, tmp_path, wrong):
     label = strip((10, 10), _279=(4, [300]), _278=(4, [10]))

@@ -164,6 +164,7 @@ class TiffIndex:
                 file.seek(0)
                 with _Complaints() as complaints, tifffile.TiffFile(file, name=storage.path) as tiff:
                     pages = _pages(tiff)
+                    complaints.check()
                     first, _ = pages[0]
                     vendor = _vendor(first)
                     properties = dict(_properties(first, vendor))
@@ -172,7 +173,9 @@ class TiffIndex:
                     complaints.check()
         except (*_DAMAGED, tifffile.TiffFileError) as error:
             raise SlideOpenError(
-                storage.path, f"its TIFF index is damaged ({error!r:.200}); is the copy complete?"
+                storage.path,
+                f"its TIFF index is damaged ({error!r:.200}); is the copy complete? If it is, try "
+                "--reader openslide",
             ) from error
         index = cls(vendor, images, properties, bytes(icc) if icc else None)
         index._check(storage)
@@ -326,8 +329,18 @@ def _images(pages: list[tuple[Any, bool]], vendor: str) -> Iterator[StoredImage]
                 raise
 
 
+def _check_tags(page: Any) -> None:
+    """Miss tags that tifffile could not read: it only logs this, and a program may have silenced its log."""
+    tiff, file = page.parent.tiff, page.parent.filehandle
+    file.seek(page.offset)
+    (count,) = struct.unpack(tiff.tagnoformat, file.read(tiff.tagnosize))
+    if len(page.tags) != count:
+        raise ValueError(f"{count - len(page.tags)} of {count} tags of an image cannot be read")
+
+
 def _image(page: Any, vendor: str) -> StoredImage:
     width, height, tiled = int(page.imagewidth), int(page.imagelength), bool(page.is_tiled)
+    _check_tags(page)
     if width < 1 or height < 1:
         raise ValueError(f"an image of {width} x {height} pixels")
     tile_width = int(page.tilewidth) if tiled else width
