@@ -322,9 +322,8 @@ def memory(path: Path, side: int) -> dict[str, Any]:
 
 def copy_as_zarr(path: Path, codec: str) -> Path:
     """Convert a slide, unless that was done."""
-    from pipelines.convert import convert
-
     from pipelines._runs import Execution
+    from pipelines.convert import convert
 
     out = path.parent / f"zarr-{codec}"
     convert([SlideRef.from_path(path)], out, codec=codec, execution=Execution(workers=1))
