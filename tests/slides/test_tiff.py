@@ -154,7 +154,7 @@ def read(slide, x, y, width=16, height=16, level=0):
     [
         ("aperio_cmu-1-small-region.svs", "direct", "those that OpenSlide gives"),
         ("hamamatsu_test3-DAPI.ndpi", "openslide", "further levels"),
-        ("ometiff_OS-1-detail_HE.ome.tif", "direct", "OpenSlide reads no OME-TIFF"),
+        ("ometiff_OS-1-detail_HE.ome.tif", "direct", "or its finest level alone"),
         ("tiff_slaid_patch.tif", "openslide", "transparency"),
     ],
 )
@@ -194,6 +194,46 @@ def test_labels_and_overviews_are_no_levels(shared_data, pattern, tmp_path):
         file.write(pattern(80, 60, 1), tile=(64, 64), photometric="rgb", metadata=None)  # not reduced
     with open_slide(path) as slide:
         assert [(level.width, level.height) for level in slide.levels] == [(300, 200)]
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes", "options", "planes"),
+    [
+        ((3, 96, 128), "CYX", {"photometric": "minisblack"}, 3),
+        ((2, 96, 128, 3), "ZYXS", {"photometric": "rgb"}, 2),
+        ((2, 3, 96, 128), "TCYX", {"photometric": "minisblack"}, 6),
+    ],
+)
+def test_of_several_channels_or_depths_none_is_taken_for_the_slide(tmp_path, shape, axes, options, planes):
+    pixels = np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)
+    path = tmp_path / "s.ome.tif"
+    tifffile.imwrite(path, pixels, tile=(32, 32), metadata={"axes": axes}, **options)
+    for reader in ("auto", "direct"):
+        with pytest.raises(SlideOpenError, match=f"{planes} channels, depths or times"):
+            open_slide(SlideRef("s", str(path), "s", reader=reader))
+
+
+def test_levels_of_another_picture_are_not_those_of_the_slide(pattern, tmp_path):
+    path = tmp_path / "s.ome.tif"
+    with tifffile.TiffWriter(path, ome=True) as file:
+        for seed in (0, 1):
+            pixels = pattern(256, 192, seed)
+            file.write(pixels, tile=(64, 64), photometric="rgb", subifds=1, metadata={"axes": "YXS"})
+            file.write(pixels[::2, ::2], tile=(64, 64), photometric="rgb", subfiletype=1)
+    with open_slide(path) as slide:
+        assert [(level.width, level.height) for level in slide.levels] == [(256, 192), (128, 96)]
+        np.testing.assert_array_equal(read(slide, 0, 0, 128, 96, level=1), pattern(256, 192)[::2, ::2])
+
+
+def test_levels_that_openslide_does_not_see_are_told(pattern, tmp_path):
+    path, pixels = tmp_path / "s.tif", pattern(256, 192)
+    with tifffile.TiffWriter(path) as file:
+        file.write(pixels, tile=(64, 64), photometric="rgb", subifds=1, metadata=None)
+        file.write(pixels[::2, ::2], tile=(64, 64), photometric="rgb", subfiletype=1, metadata=None)
+    assert choose_reader(path).reason == "OpenSlide does not see its coarser levels, which are in SubIFDs"
+    for reader, levels in (("auto", 2), ("openslide", 1)):
+        with open_slide(SlideRef("s", str(path), "s", reader=reader)) as slide:
+            assert len(slide.levels) == levels
 
 
 # --- reading ---

@@ -132,7 +132,7 @@ def _choose(ref: SlideRef) -> tuple[Choice, Storage | None, TiffIndex | None]:
         return Choice("zarr", "it is OME-Zarr"), None, None
     if Path(ref.path).is_dir() and not is_remote(ref.path):
         return Choice("openslide", "it is a folder"), None, None
-    from wsi_ats.slides.tiff import why_not
+    from wsi_ats.slides.tiff import levels_of, why_not
     from wsi_ats.slides.tiff_index import TiffIndex
 
     storage = open_storage(ref.path)
@@ -144,11 +144,19 @@ def _choose(ref: SlideRef) -> tuple[Choice, Storage | None, TiffIndex | None]:
     reason = "it is no TIFF file" if index is None else why_not(index)
     if not reason:
         assert index is not None
-        strange = (
-            "OME-TIFF" if index.vendor == "ome-tiff" else "" if index.images[0].tiled else "TIFF in strips"
-        )
-        why = f"OpenSlide reads no {strange}" if strange else "its pixels are those that OpenSlide gives"
+        why = "its pixels are those that OpenSlide gives"
+        if not index.images[0].tiled:
+            why = "OpenSlide reads no TIFF in strips"
+        elif index.vendor == "ome-tiff":
+            why = "OpenSlide reads no OME-TIFF, or its finest level alone"
+        elif any(each.below for each in levels_of(index)):
+            why = "OpenSlide does not see its coarser levels, which are in SubIFDs"
         return Choice("direct", why), storage, index
+    if index is not None and index.planes > 1:
+        storage.close()
+        raise SlideOpenError(
+            ref.path, f"{reason}, and a slide is one picture; --reader openslide takes the first, if it can"
+        )
     if not is_remote(ref.path):
         return Choice("openslide", reason), storage, None
     if index is None or why_not(index, like_openslide=False):

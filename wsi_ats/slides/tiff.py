@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, takewhile
 
 import numpy as np
 
@@ -189,7 +189,8 @@ def levels_of(index: TiffIndex) -> tuple[StoredImage, ...]:
     """
     first, *others = index.images
     beside = [each for each in others if not each.below]
-    below = [each for each in others if each.below and each.tiled == first.tiled]
+    # Those below other images, which follow them, are levels of these.
+    below = [each for each in takewhile(lambda each: each.below, others) if each.tiled == first.tiled]
     if index.vendor == "aperio":
         return first, *(each for each in beside if each.tiled)  # in the file's order, as OpenSlide
     if index.vendor == "hamamatsu":
@@ -227,6 +228,8 @@ def why_not(index: TiffIndex, *, like_openslide: bool = True) -> str:
     like_openslide
         Whether its levels, too, must be those that OpenSlide finds.
     """
+    if index.planes > 1:
+        return f"it has {index.planes} channels, depths or times of the same place"
     levels = levels_of(index)
     refused = next((each.refused for each in levels if each.coding is None), "")
     if refused:

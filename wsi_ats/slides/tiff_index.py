@@ -44,6 +44,9 @@ _LARGEST_TILE = 1 << 26
 # Of an uncompressed image in one strip, any rows can be read by themselves: so many pixels at a time.
 _STRIP = 1 << 20
 
+# How many images of different channels, depths or times an OME-TIFF has of the same place.
+_PLANES = "ome.planes"
+
 # Pages in sequence are what a file with a damaged index seems to have without end.
 _MOST_PAGES = 10_000
 
@@ -181,6 +184,11 @@ class TiffIndex:
         index._check(storage)
         return index
 
+    @property
+    def planes(self) -> int:
+        """Images of the same place, in other channels, depths or times, as far as the file tells."""
+        return int(self.properties.get(_PLANES, 1))
+
     def image(self, width: int, height: int) -> StoredImage | None:
         """Find a tiled image by its size."""
         found = (each for each in self.images if each.tiled and (each.width, each.height) == (width, height))
@@ -304,10 +312,10 @@ def _properties(page: Any, vendor: str) -> Iterator[tuple[str, str]]:
             if equals:
                 yield f"aperio.{name.strip()}", value.strip()
     if page.is_ome:
-        yield from _ome_properties(str(page.description))
+        yield from _ome_properties(str(page.description), int(page.samplesperpixel))
 
 
-def _ome_properties(text: str) -> Iterator[tuple[str, str]]:
+def _ome_properties(text: str, samples: int) -> Iterator[tuple[str, str]]:
     try:
         root = ET.fromstring(text)
     except ET.ParseError as error:
@@ -317,6 +325,8 @@ def _ome_properties(text: str) -> Iterator[tuple[str, str]]:
         for name in ("PhysicalSizeX", "PhysicalSizeY", "PhysicalSizeXUnit", "PhysicalSizeYUnit"):
             if name in pixels.attrib:
                 yield f"ome.{name}", pixels.attrib[name]
+        colours, depths, times = (int(pixels.attrib.get(f"Size{axis}", 1)) for axis in "CZT")
+        yield _PLANES, str(max(1, colours // samples) * depths * times)
 
 
 def _images(pages: list[tuple[Any, bool]], vendor: str) -> Iterator[StoredImage]:
