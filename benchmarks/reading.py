@@ -5,7 +5,8 @@ reader in turn, so that a busy machine is busy for all; figures are medians over
 
 ``reading``: warm (the file is in memory), time of the processor and of the clock, as ratios to the floor's;
 cold (dropped from memory before each read), bytes that came from the disk, by those compressed in the touched
-tiles. ``equal`` is the share of regions that are the same as ours, pixel by pixel.
+tiles of the TIFF file; nothing where the file cannot be dropped. ``equal`` is the share of regions that are
+the same as ours, pixel by pixel.
 ``opening``: what opening and the thumbnail cost per pixel of the thumbnail, by size of the slide.
 ``memory``: the whole process's peak when a slide is prepared and scored with 0.4 megapixels of thumbnail.
 
@@ -222,6 +223,8 @@ def compare(path: Path, copies: dict[str, Path], count: int, rounds: int) -> lis
                     cold[name].append((from_disk() - before, time.perf_counter() - clock))
         least = median(cpu for cpu, _ in warm["floor"])
         clock_least = median(clock for _, clock in warm["floor"])
+        # A file that lies in memory, as in /dev/shm, or that the system keeps there all the same.
+        forgotten = median(size for size, _ in cold["floor"]) > 0
         for name in named:
             cpu = median(cpu for cpu, _ in warm[name])
             clock = median(clock for _, clock in warm[name])
@@ -233,8 +236,12 @@ def compare(path: Path, copies: dict[str, Path], count: int, rounds: int) -> lis
                     "cpu_ms_a_region": 1e3 * cpu / count,
                     "cpu_by_floor": cpu / least,
                     "clock_by_floor": clock / clock_least,
-                    "cold_bytes_by_stored": median(size for size, _ in cold[name]) / stored,
-                    "cold_clock_by_warm_floor": median(clock for _, clock in cold[name]) / clock_least,
+                    "cold_bytes_by_stored": median(size for size, _ in cold[name]) / stored
+                    if forgotten
+                    else None,
+                    "cold_clock_by_warm_floor": median(clock for _, clock in cold[name]) / clock_least
+                    if forgotten
+                    else None,
                     "equal": same[name],
                 }
             )
@@ -290,13 +297,14 @@ def opening(path: Path, rounds: int) -> dict[str, Any]:
 
 def look_alone(path: Path, pixels_per_cell: int) -> dict[str, Any]:
     """Prepare a slide in this process; see ``memory``."""
-    from wsi_ats.look import look
+    from wsi_ats.look import inspect
 
     settings = Settings().with_values([f"thumbnail.pixels_per_cell={pixels_per_cell}"])
     with open_slide(path) as slide:
-        thumbnail, _ = look(slide, settings)
+        view = inspect(slide, settings)
+        _ = view.tissue, view.beyond  # found when asked for
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-    return {"peak_mb": peak, "pixels": thumbnail.shape[0] * thumbnail.shape[1]}
+    return {"peak_mb": peak, "pixels": view.thumbnail.shape[0] * view.thumbnail.shape[1]}
 
 
 def memory(path: Path, side: int) -> dict[str, Any]:
