@@ -182,11 +182,6 @@ def _index(path: str) -> TiffIndex | None:
         return None
 
 
-def knows(path: str) -> bool:
-    """Whether OpenSlide takes a file for one of its formats."""
-    return Path(path).is_file() and openslide.OpenSlide.detect_format(path) is not None
-
-
 def _over(rgba: Pixels, background: tuple[int, int, int]) -> Pixels:
     """Composite (h, w, 4) pixels on a colour."""
     colour, alpha = rgba[..., :3], rgba[..., 3:]
