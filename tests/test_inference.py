@@ -430,6 +430,11 @@ def test_no_tissue_is_a_state_and_not_a_score(model, no_tissue):
     assert (row["predicted"], row["draws"], row["tiles_read"], row["tiles_total"]) == (None, 0, 0, 0)
 
 
+def test_a_slide_in_other_colours_than_the_model_s_is_refused(model):
+    with pytest.raises(SettingsError, match=r"its colour is 'stored', but tile\.colour is 'srgb'"):
+        score(model, changes=["tile.colour=srgb"])
+
+
 def test_a_model_in_training_mode_is_refused(model):
     model.train()
     try:

@@ -21,7 +21,7 @@ from wsi_ats import training
 from wsi_ats.batches import Example, TileReader
 from wsi_ats.checkpoints import model_for, read_record
 from wsi_ats.config import Settings
-from wsi_ats.errors import ArtifactError, ModelError, SlideReadError
+from wsi_ats.errors import ArtifactError, ModelError, SettingsError, SlideReadError
 from wsi_ats.look import look
 from wsi_ats.nn.optimisation import share_of_peak
 from wsi_ats.slides.base import SlideRef
@@ -478,6 +478,11 @@ class Announcing(MemorySlide):
         if Announcing.reads == INTERRUPTED_READ:
             time.sleep(3)  # long enough for a signal to arrive on a busy machine
         return super().read_regions(*args)
+
+
+def test_slides_in_other_colours_than_the_settings_ask_for_are_refused(tmp_path):
+    with pytest.raises(SettingsError, match=r"s0p: its colour is 'stored', but tile\.colour is 'srgb'"):
+        run(tmp_path, "tile.colour=srgb")
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def predict_slide(
     model
         In evaluation mode.
     ref
-        The slide's name.
+        The slide's name, and the colours that it was opened in.
     slide
         The open slide.
     settings
@@ -87,12 +87,14 @@ def predict_slide(
     SlideError
         When the slide's resolution is unknown or a pixel that is needed cannot be read.
     SettingsError
-        When the model is in training mode: its scores would depend on dropout.
+        When the model is in training mode, for its scores would depend on dropout; when the slide's colours
+        are not those of ``tile.colour``.
     ModelError
         When the slide would not fit into memory, which can happen with kind ``image``.
     """
     if model.training:
         raise SettingsError("scoring needs a model in evaluation mode; call model.eval() first")
+    ref.check_colour(settings.tile.colour)
     begin = time.perf_counter()
     counting = CountingSlide(slide)
     view = inspect(counting, settings)

@@ -102,8 +102,8 @@ def fit(
     Raises
     ------
     SettingsError
-        When they suit scoring only, the task or the number of processes has no use for them, or patience has
-        no slides to watch.
+        When they suit scoring only, the task or the number of processes has no use for them, patience has
+        no slides to watch, or a slide's colours are not those of ``tile.colour``.
     ManifestError
         When slides of one case, taken together, have different labels.
     ModelError
@@ -116,6 +116,8 @@ def fit(
     """
     settings.check_trainable(processes=1 if processes is None else processes.count)
     settings.check_watched(len(validation))
+    for example in (*training, *validation):
+        example.ref.check_colour(settings.tile.colour)
     run = _Training(
         training,
         validation,

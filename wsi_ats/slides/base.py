@@ -97,6 +97,20 @@ class SlideRef:
         name = file.stem.removesuffix(".ome")
         return cls(id=name, path=str(path), case=name, mpp=mpp)
 
+    def check_colour(self, wanted: str) -> None:
+        """Miss a slide that would be opened in other colours than a model is used with.
+
+        Raises
+        ------
+        SettingsError
+            When ``colour`` is not the wanted one.
+        """
+        if self.colour != wanted:
+            raise SettingsError(
+                f"{self.path}: its colour is {self.colour!r}, but tile.colour is {wanted!r}; open it by "
+                f"SlideRef(..., colour={wanted!r})"
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class Mpp:
