@@ -191,6 +191,7 @@ class Identity:
         names = [name for name in sorted(there.keys() | here.keys()) if there.get(name) != here.get(name)]
         if any(name.startswith("settings.") for name in names):
             names.remove("digests.settings")
+        there, here = ({k: "empty" if v == "" else v for k, v in each.items()} for each in (there, here))
         return [f"{name} is {there.get(name)} there and {here.get(name)} now" for name in names]
 
 

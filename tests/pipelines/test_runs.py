@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import UTC, datetime
 
 import pytest
@@ -42,6 +43,14 @@ def test_an_unfinished_run_has_no_end(tmp_path):
     assert read_json(tmp_path / "run.json")["end"] is None
     with open_run(tmp_path, IDENTITY, Execution(), results=()) as run:
         assert run.previous is not None
+
+
+def test_a_setting_that_is_empty_is_named_so():
+    one, other = (
+        Identity.of("prepare", Settings().with_values([f"thumbnail.exclude={value}"]), "thumbnail")
+        for value in ("", "pen")
+    )
+    assert other.differences(asdict(one)) == ["settings.thumbnail.exclude is empty there and pen now"]
 
 
 @pytest.mark.parametrize(

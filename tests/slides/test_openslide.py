@@ -261,3 +261,10 @@ def test_a_file_that_disappears_is_an_error_of_this_library(damaged):
             read(slide, 0, 0)
         with pytest.raises((SlideOpenError, SlideReadError)):
             read(slide, 128, 64)
+
+
+def test_a_mirax_slide_without_its_folder_says_what_is_missing(tmp_path):
+    path = tmp_path / "case7.mrxs"
+    path.write_bytes(b"")
+    with pytest.raises(SlideOpenError, match=r"case7\.mrxs: .* folder 'case7' beside it"):
+        open_slide(path)

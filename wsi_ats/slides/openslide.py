@@ -71,6 +71,12 @@ class OpenSlideSlide(Closable):
                     raise SlideOpenError(self.path, "no such file; check the path in the manifest")
                 if not (path.is_file() or path.is_dir()):  # a pipe would be waited for without end
                     raise SlideOpenError(self.path, "it is a device and no file")
+                if path.suffix.lower() == ".mrxs" and not path.with_suffix("").is_dir():
+                    raise SlideOpenError(
+                        self.path,
+                        f"its pixels are missing: MIRAX keeps them in a folder {path.stem!r} beside it; copy "
+                        "both",
+                    )
                 try:
                     self._handle = openslide.OpenSlide(self.path)
                 except openslide.OpenSlideUnsupportedFormatError as error:
