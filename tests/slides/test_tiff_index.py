@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
+
 import numpy as np
 import pytest
 import tifffile
@@ -71,6 +74,26 @@ def test_the_index_is_small(pattern, write_tiff, tmp_path):
     index = index_of(write_tiff(tmp_path / "s.tif", [pattern(640, 640)], tile=(16, 16)))
     (image,) = index.images
     assert image.offsets.nbytes + image.sizes.nbytes == 12 * 1600
+
+
+def test_nothing_else_is_kept_until_garbage_is_collected(handmade, tmp_path):
+    count = 300 * 300
+    tags = {324: (4, range(1000, 1000 + count)), 325: (4, range(1000, 1000 + count))}
+    content = {"size": (4800, 4800), "tile": (16, 16), "tiles": [], "tags": tags}
+    path = handmade().write(tmp_path / "s.tif", [content])
+    with path.open("ab") as file:
+        file.truncate(1 << 20)
+    index_of(path)  # imports what it needs
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        index = index_of(path)
+        assert tracemalloc.get_traced_memory()[0] < 13 * count
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+    assert index.images[0].sizes.size == count
 
 
 def test_tiles_beyond_the_end_of_the_file_are_found_at_once(uncompressed):

@@ -174,6 +174,10 @@ class TiffIndex:
                     icc = first.tags.valueof(34675)
                     images = tuple(_images(pages, vendor))
                     complaints.check()
+                    for page, _ in pages:
+                        # Pages refer to each other, and with them four times the bytes of the index would
+                        # stay until the garbage collector next looks at everything.
+                        page.tags, page.dataoffsets, page.databytecounts = None, (), ()
         except (*_DAMAGED, tifffile.TiffFileError) as error:
             raise SlideOpenError(
                 storage.path,
