@@ -57,7 +57,8 @@ class SlideTask(ABC):
 
     def key(self, ref: SlideRef) -> str:
         """Fingerprint of everything that the row depends on."""
-        return digest_of(self.identity, slide_digest(ref.path), ref.id, ref.case, ref.path, str(ref.mpp))
+        said = (ref.id, ref.case, ref.path, str(ref.mpp), ref.reader)
+        return digest_of(self.identity, slide_digest(ref.path), *said)
 
     def __call__(self, ref: SlideRef) -> Row:
         """Do the work and record it."""

@@ -128,6 +128,11 @@ def test_again_does_nothing(work, run, slides, config):
     assert (work / "slides.csv").read_bytes() == before
 
 
+def test_another_reader_reads_again_for_it_may_see_other_levels(run, slides, config, work):
+    ran = run("prepare", slides, "--out", work, "--config", config, "--reader", "openslide", "--json")
+    assert (ran.exit_code, ran.json["reused"]) == (0, 0)
+
+
 def test_other_settings_into_the_same_folder_are_refused(work, run, slides, config):
     other = ("prepare", slides, "--out", work, "--config", config, "--set", "tile.size=128")
     ran = run(*other)
