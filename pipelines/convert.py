@@ -15,6 +15,7 @@ from wsi_ats.errors import SettingsError
 from wsi_ats.selection import Status
 from wsi_ats.slides import open_slide
 from wsi_ats.slides.base import SlideRef
+from wsi_ats.slides.storage import is_remote
 
 RESULTS = ("records", "conversions.parquet", "conversions.csv")
 
@@ -84,7 +85,7 @@ def convert(
     identity = Identity("convert", {"pyramid": form}, {"settings": digest_of(*map(str, form.values()))})
     task, refs = ConvertTask(out, identity.digest, place, codec, quality), absolute(refs)
     for ref in refs:
-        if ref.path.rstrip("/") == task.target(ref.id):
+        if _same(ref.path, task.target(ref.id)):
             raise SettingsError(f"{ref.path} would be written over itself; choose another --out or --to")
     with open_run(out, identity, execution, results=RESULTS) as run:
         if execution.dry_run:
@@ -171,6 +172,13 @@ class ConvertTask(SlideTask):
         """A row that says why."""
         known = {"slide_id": ref.id, "path": ref.path, "status": Status.FAILED.value}
         return dict.fromkeys(_TYPES) | known | {"seconds": seconds, "error": error}
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two paths or URLs lead to one place, through whatever links."""
+    if is_remote(one) or is_remote(other):
+        return one.rstrip("/") == other
+    return Path(one).resolve() == Path(other).resolve()
 
 
 def _cores() -> int:

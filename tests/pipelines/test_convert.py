@@ -111,6 +111,14 @@ def test_a_slide_is_not_written_over_itself(run, out):
     assert (out / "slide_000.ome.zarr" / "zarr.json").exists()
 
 
+def test_nor_through_a_link(run, out, tmp_path):
+    (tmp_path / "link").symlink_to(out)
+    ran = run("convert", tmp_path / "link" / "slide_000.ome.zarr", "--out", out, "--overwrite")
+    assert ran.exit_code == 2
+    assert "would be written over itself" in ran.stderr
+    assert (out / "slide_000.ome.zarr" / "zarr.json").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
