@@ -442,9 +442,14 @@ def test_another_source_or_form_is_refused(small_shards, tmp_path, stopped):
     assert tree(target) == before
 
 
-def test_pyramids_of_others_are_neither_written_over_nor_deleted(pattern, tmp_path):
+@pytest.mark.parametrize("what", ["0.5", "0.4", "a note"])
+def test_pyramids_of_others_are_neither_written_over_nor_deleted(pattern, tmp_path, what):
     path = tmp_path / "s.zarr"
-    write_by_hand(path, [pattern(60, 50)])
+    if what == "a note":
+        path.mkdir()
+        (path / "read me.txt").write_text("kept for the audit")
+    else:
+        write_by_hand(path, [pattern(60, 50)], version=what)
     before = tree(path)
     with pytest.raises(ArtifactError, match="holds something else"):
         write_pyramid(MemorySlide([noise(60, 50)], mpp=0.5), str(path))
@@ -473,6 +478,28 @@ def test_own_pyramids_are_deleted_whole_and_nothing_is_no_error(converted):
     remove_pyramid(str(path / "never"))
     assert not is_complete(str(path))
     assert not is_complete(str(path / "not even a folder"))
+
+
+def test_what_others_put_into_a_pyramid_is_not_deleted_with_it(converted):
+    path, pixels, _ = converted
+    (path / "labels").mkdir()
+    (path / "labels" / "zarr.json").write_text("{}")
+    before = tree(path)
+    with pytest.raises(ArtifactError, match=r"none of the pyramid's, such as labels/zarr\.json"):
+        remove_pyramid(str(path))
+    assert tree(path) == before
+    write_pyramid(MemorySlide([pixels], mpp=0.4990), str(path), source="abc")  # it may be gone on with
+    assert tree(path) == before
+
+
+def test_a_pyramid_behind_a_link_is_not_deleted(converted, tmp_path):
+    path = converted[0]
+    link = tmp_path / "link.ome.zarr"
+    link.symlink_to(path)
+    before = tree(path)
+    with pytest.raises(ArtifactError, match="is a link"):
+        remove_pyramid(str(link))
+    assert tree(path) == before
 
 
 def test_a_shard_that_is_read_back_otherwise_is_noticed(small_shards, tmp_path):

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from zarr.storage import MemoryStore
 from wsi_ats.errors import ArtifactError, SettingsError
 from wsi_ats.geometry import Region
 from wsi_ats.slides.base import Pixels, Slide
+from wsi_ats.slides.storage import is_remote
 from wsi_ats.slides.zarr import ICC, OWN, open_store, text_of, zarr_errors
 from wsi_ats.slides.zarr_jpeg import JpegCodec, register_jpeg
 
@@ -37,6 +39,8 @@ _CHUNK = 256
 _SHARD = 2048
 _SMALLEST = 512  # levels are made until the longer side has no more pixels
 _ONLY = "c/0/0/0"  # the shard of an array that has one
+_FILES = re.compile(r"zarr\.json|\d+/(zarr\.json|c/0/\d+/\d+)")  # of a pyramid, and no others
+_UNFINISHED = ".partial"  # what a killed process leaves in a folder under a temporary name
 _COLOURS = {"red": "FF0000", "green": "00FF00", "blue": "0000FF"}
 
 
@@ -179,11 +183,22 @@ def remove_pyramid(target: str) -> None:
     Raises
     ------
     ArtifactError
-        When something else is there, or it cannot be deleted.
+        When something else is there, or in it, or it cannot be deleted; then nothing is.
     """
     with _writing(target):
         store = open_store(target, read_only=False)
         if _digest_there(store, target) is not None:
+            if not is_remote(target) and Path(target).is_symlink():
+                raise ArtifactError(
+                    f"{target} is a link, and what it leads to is not deleted; delete the link, or choose "
+                    "another place"
+                )
+            others = _other_files(store)
+            if others:
+                raise ArtifactError(
+                    f"{target} holds files that are none of the pyramid's, such as {others[0]}, so it is not "
+                    "deleted; move them, or choose another place"
+                )
             # The image's own file first, so that no half-emptied pyramid passes for a whole one.
             sync(store.delete("zarr.json"))
             sync(store.delete_dir(""))
@@ -493,8 +508,9 @@ def _begin(
             "(--overwrite)"
         )
     if there is not None:
-        for key in _unfinished_files(store):
-            sync(store.delete(key))
+        for key in _files(store):
+            if key.endswith(_UNFINISHED):
+                sync(store.delete(key))
     # Whatever is looked at is checked again before the image counts as complete.
     sync(store.delete("zarr.json"))
     for level, size in enumerate(sizes):
@@ -507,7 +523,10 @@ def _begin(
 
 
 def _digest_there(store: Store, target: str) -> str | None:
-    """Fingerprint of the conversion that a place holds; ``None`` for an empty place."""
+    """Fingerprint of the conversion that a place holds; ``None`` for an empty place.
+
+    Anything else is an ArtifactError: files of others among a pyramid's could not be told apart later.
+    """
     for key in ("0/zarr.json", "zarr.json"):
         text = _get(store, key)
         if text is not None:
@@ -518,17 +537,26 @@ def _digest_there(store: Store, target: str) -> str | None:
                     f"{target} holds something else than a pyramid of wsi-ats, which is left as it is; "
                     "choose another place"
                 ) from error
+    others = _other_files(store)
+    if others:
+        raise ArtifactError(
+            f"{target} holds something else than a pyramid of wsi-ats ({others[0]}), which is left as it is; "
+            "choose another place"
+        )
     return None
 
 
-def _unfinished_files(store: Store) -> list[str]:
-    """What a killed process leaves in a folder under a temporary name."""
-
+def _files(store: Store) -> list[str]:
     async def find() -> list[str]:
-        return [key async for key in store.list() if key.endswith(".partial")]
+        return [key async for key in store.list()]
 
     names: list[str] = sync(find())
-    return names
+    return sorted(names)
+
+
+def _other_files(store: Store) -> list[str]:
+    """What no conversion writes."""
+    return [key for key in _files(store) if not (_FILES.fullmatch(key) or key.endswith(_UNFINISHED))]
 
 
 def _get(store: Store, key: str) -> bytes | None:
