@@ -476,6 +476,28 @@ def test_files_are_found(scans, what, names):
     assert find_files(scans + what) == [f"{scans}/{name}" for name in names]
 
 
+def test_a_file_whose_name_looks_like_a_pattern_is_that_file(s3):
+    store = fsspec.filesystem("s3")
+    for name in ("odd[1].svs", "odd1.svs"):
+        store.pipe_file(f"{s3}/odd/{name}", b"x")
+    assert find_files(f"{s3}/odd/odd[1].svs") == [f"{s3}/odd/odd[1].svs"]
+    assert find_files(f"{s3}/odd/odd[12].svs") == [f"{s3}/odd/odd1.svs"]
+
+
+def test_an_older_version_of_an_object(s3, large):
+    import boto3
+
+    client = boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"])
+    client.create_bucket(Bucket="versions")
+    client.put_bucket_versioning(Bucket="versions", VersioningConfiguration={"Status": "Enabled"})
+    older = client.put_object(Bucket="versions", Key="a.tif", Body=large.read_bytes())["VersionId"]
+    client.put_object(Bucket="versions", Key="a.tif", Body=b"another")
+    url = f"s3://versions/a.tif?versionId={older}"
+    assert find_files(url) == [url]
+    with open_slide(url) as slide, open_slide(large) as same:
+        assert slide.levels == same.levels
+
+
 def test_a_listing_is_never_that_of_before(scans):
     before = find_files(scans)
     fsspec.filesystem("s3").pipe_file(f"{scans}/new.svs", b"x")

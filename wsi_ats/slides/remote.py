@@ -296,7 +296,8 @@ def find_files(url: str) -> list[str]:
     Parameters
     ----------
     url
-        Of a file; of a folder, for all files at or below it; or with ``*``, ``?``, ``[...]`` or ``**`` in it.
+        Of a file; of a folder, for all files at or below it; or with ``*``, ``?``, ``[...]`` or ``**`` in it,
+        unless a file is called so (``slide[1].svs``, ``slide.svs?versionId=...``).
 
     Returns
     -------
@@ -330,6 +331,8 @@ def find_files(url: str) -> list[str]:
 
     async def look() -> dict[str, dict[str, Any]]:
         async with asyncio.timeout(_LISTING_SECONDS):
+            if magic and await _is_there(files, name):
+                return {name: {"type": "file"}}
             if files.async_impl:
                 work = files._glob(name, detail=True) if magic else files._find(name, detail=True)
                 return cast(dict[str, dict[str, Any]], await work)
@@ -411,6 +414,15 @@ def _joined(offsets: list[int], sizes: list[int]) -> tuple[list[tuple[int, int]]
         requests.append((start, stop))
         places[i] = len(requests) - 1
     return requests, places
+
+
+async def _is_there(files: Any, name: str) -> bool:
+    """Whether a name that looks like a pattern is a file's; asks for a byte of it."""
+    try:
+        async with asking(files)(files, name, 0, 1):
+            return True
+    except (FailedError, *raised()):
+        return False
 
 
 def _files_of(url: str) -> tuple[Any, str]:
