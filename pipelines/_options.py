@@ -168,12 +168,13 @@ class Running(Basic):
         """How the command is to be carried out."""
         from pipelines._console import reporter
         from pipelines._runs import Execution
+        from wsi_ats.errors import without_secrets
 
         return Execution(
             scheduler=self.scheduler,
             workers=self.workers,
             overwrite=self.overwrite,
-            command=shlex.join(["wsi-ats", *sys.argv[1:]]),
+            command=without_secrets(shlex.join(["wsi-ats", *sys.argv[1:]])),
             reporter=reporter(debug=self.debug),
         )
 

@@ -30,3 +30,29 @@ def test_an_error_of_a_slide_names_it():
     error = errors.MppError("scans/a.svs", "0 micrometres per pixel")
     assert str(error) == "scans/a.svs: 0 micrometres per pixel"
     assert (error.path, error.problem) == ("scans/a.svs", "0 micrometres per pixel")
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        (
+            "https://h/a.svs?X-Amz-Date=1&X-Amz-Signature=ab",
+            "https://h/a.svs?X-Amz-Date=1&X-Amz-Signature=***",
+        ),
+        ("https://h/a.svs?sv=1&sig=a%2Fb%3D", "https://h/a.svs?sv=1&sig=***"),
+        ("https://h/a.svs?X-Amz-Credential=me/1/s3&x=1", "https://h/a.svs?X-Amz-Credential=***&x=1"),
+        (
+            "https://h/a.svs?AWSAccessKeyId=me&Signature=a+b=",
+            "https://h/a.svs?AWSAccessKeyId=***&Signature=***",
+        ),
+        ("https://me:se:cret@h:80/a.svs", "https://***@h:80/a.svs"),
+        ("s3://b/a.svs?versionId=1", "s3://b/a.svs?versionId=1"),
+        ("/scans/me:1@home.svs", "/scans/me:1@home.svs"),
+    ],
+)
+def test_messages_do_not_hand_on_what_gives_access(url, told):
+    assert str(errors.SlideOpenError(url, f"no such file ({url}), or {url!r}.")) == (
+        f"{told}: no such file ({told}), or '{told}'."
+    )
+    assert str(errors.ManifestError(f"{url}: no such file")) == f"{told}: no such file"
+    assert errors.SlideOpenError(url, "no such file").path == url

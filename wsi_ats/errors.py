@@ -14,14 +14,39 @@
         └── LockedError      ... an output folder that another run holds
 
 A message names the value found, what was expected and what to do next. Errors of other libraries
-are translated where that library is called, with ``raise ... from``.
+are translated where that library is called, with ``raise ... from``. None tells a password or signature of
+a URL: messages end in tables and logs that are handed on.
 """
 
 from __future__ import annotations
 
+import re
+
+_PASSWORD = re.compile(r"(?<=://)[^/\s@]+:[^/\s@]*(?=@)")
+# The values of signed URLs (Amazon, Google, Azure, CloudFront), up to the comma or colon of a message.
+_SIGNATURE = re.compile(
+    r"""([?&][^=&\s'"]*(?:sig|token|credential|key|password|secret|policy)[^=&\s'"]*=)"""
+    r"""[^&\s'"]+?(?=[:;,.)]*(?:[&\s'"]|$))""",
+    re.IGNORECASE,
+)
+
+
+def without_secrets(text: str) -> str:
+    """Replace what gives access, in URLs within a text, by ``***``.
+
+    Examples
+    --------
+    >>> without_secrets("https://me:1234@host/a.svs?X-Amz-Date=2026&X-Amz-Signature=ab: not there")
+    'https://***@host/a.svs?X-Amz-Date=2026&X-Amz-Signature=***: not there'
+    """
+    return _SIGNATURE.sub(r"\1***", _PASSWORD.sub("***", text))
+
 
 class WsiAtsError(Exception):
     """Base of every error raised on purpose by this library."""
+
+    def __str__(self) -> str:
+        return without_secrets(super().__str__())
 
 
 class SettingsError(WsiAtsError):
@@ -49,7 +74,7 @@ class SlideError(WsiAtsError):
         self.problem = problem
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.problem}"
+        return without_secrets(f"{self.path}: {self.problem}")
 
 
 class SlideOpenError(SlideError):

@@ -272,6 +272,15 @@ def test_it_notes_where_it_comes_from(converted):
     assert own["region"] == [0, 0, 1331, 1217]
 
 
+def test_it_notes_no_signature_of_a_url_and_goes_on_under_another(tmp_path):
+    path, pixels = tmp_path / "s.ome.zarr", noise(60, 50)
+    for signature in ("one", "two"):
+        url = f"https://host/scans/s.svs?X-Amz-Signature={signature}"
+        write_pyramid(MemorySlide([pixels], mpp=0.5, path=url), str(path), source="abc")
+    own = json.loads((path / "zarr.json").read_text())["attributes"]["wsi_ats"]
+    assert own["source"]["name"] == "s.svs"
+
+
 def test_the_shards_are_all_that_is_stored_and_their_index_says_how_much(converted):
     path, _, written = converted
     files = [file.stat().st_size for file in path.rglob("c/*/*/*")]

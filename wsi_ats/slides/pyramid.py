@@ -435,9 +435,11 @@ def _sizes(width: int, height: int) -> list[tuple[int, int]]:
 
 def _record(slide: Slide, region: Region, form: _Form, source: str) -> dict[str, Any]:
     """What is said of a conversion: all that its bytes depend on, and a fingerprint of it."""
+    # What follows "?" in a URL may be a signature, which is neither the slide's name nor to be handed on.
+    path = slide.path.partition("?")[0] if is_remote(slide.path) else slide.path
     facts = {
         "source": {
-            "name": PurePath(slide.path).name,
+            "name": PurePath(path).name,
             "digest": source,
             "mpp": slide.mpp.value,
             "mpp_source": slide.mpp.source,
