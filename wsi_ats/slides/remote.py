@@ -421,7 +421,9 @@ async def _is_there(files: Any, name: str) -> bool:
     try:
         async with asking(files)(files, name, 0, 1):
             return True
-    except (FailedError, *raised()):
+    except FailedError:
+        return False
+    except raised():
         return False
 
 
