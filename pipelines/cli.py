@@ -79,8 +79,9 @@ def convert(
     ] = None,
 ) -> Result:
     """Write slides as OME-Zarr 0.5 pyramids, one folder for each."""
-    from pipelines.convert import convert
+    from pipelines.convert import check_apart, convert
 
+    check_apart(slides, out, to)
     refs = options.refs(slides)
     return convert(refs, out, codec=codec, quality=quality, to=to, execution=options.execution())
 

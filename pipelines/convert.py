@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from pipelines._records import Row, SlideTask, absolute, complete, pending, write_table
 from pipelines._runs import Execution, Identity, Summary, count, open_run, rooted
@@ -101,6 +101,31 @@ def convert(
             run.finish(counts)
     notes = {} if place == str(out) else {"pyramids": place}
     return Summary("convert", out, counts, results.failed, results.reused, notes=notes)
+
+
+def check_apart(sources: Sequence[str], out: str | Path, to: str | None) -> None:
+    """Check that pyramids do not go into a folder that is searched for slides.
+
+    The same command would find them when it is given again, and each slide twice.
+
+    Raises
+    ------
+    SettingsError
+        When they do.
+    """
+    place = str(out) if to is None else to
+    for source in sources:
+        if is_remote(source) != is_remote(place) or not (is_remote(source) or Path(source).is_dir()):
+            continue
+        folder, inner = (
+            PurePath(each) if is_remote(each) else Path(each).resolve() for each in (source, place)
+        )
+        if inner.is_relative_to(folder):
+            raise SettingsError(
+                f"{place} is in {source}, which is searched for slides: the pyramids would be found there, "
+                "too, and each slide twice; choose another place, or name the slides by a glob such as "
+                f"'{source.rstrip('/')}/*.svs'"
+            )
 
 
 @dataclass(frozen=True)

@@ -119,6 +119,23 @@ def test_nor_through_a_link(run, out, tmp_path):
     assert (out / "slide_000.ome.zarr" / "zarr.json").exists()
 
 
+@pytest.mark.parametrize("where", [["--out", "."], ["--out", "below"], ["--out", "../out", "--to", "below"]])
+def test_not_into_the_folder_that_is_searched_for_slides(run, two, monkeypatch, where):
+    monkeypatch.chdir(two)
+    before = tree(two)
+    ran = run("convert", ".", *where)
+    assert ran.exit_code == 2
+    assert "is searched for slides" in ran.stderr
+    assert "'./*.svs'" in ran.stderr
+    assert tree(two) == before
+
+
+def test_nor_below_a_url_that_is(run, tmp_path):
+    ran = run("convert", "memory://scans/", "--out", tmp_path / "out", "--to", "memory://scans/zarr")
+    assert ran.exit_code == 2
+    assert "is searched for slides" in ran.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
