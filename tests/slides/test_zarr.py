@@ -501,6 +501,16 @@ def test_what_others_put_into_a_pyramid_is_not_deleted_with_it(converted):
     assert tree(path) == before
 
 
+@pytest.mark.parametrize("name", ["scan[1]", "scan*", "scan?", "memory::scan"])
+def test_a_name_that_stores_take_for_a_pattern_is_refused_and_harms_nobody(name):
+    slide = MemorySlide([noise(60, 50)], mpp=0.5)
+    write_pyramid(slide, "memory://patterns/scan1.ome.zarr")
+    for work in (partial(write_pyramid, slide), remove_pyramid):
+        with pytest.raises(ArtifactError, match="give the slide another slide_id"):
+            work(f"memory://patterns/{name}.ome.zarr")
+    assert is_complete("memory://patterns/scan1.ome.zarr")
+
+
 def test_a_pyramid_behind_a_link_is_not_deleted(converted, tmp_path):
     path = converted[0]
     link = tmp_path / "link.ome.zarr"

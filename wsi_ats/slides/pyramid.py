@@ -134,7 +134,7 @@ def write_pyramid(
     sizes = _sizes(width, height)
     register_jpeg()
     with _writing(target):
-        store = open_store(target, read_only=False)
+        store = _open_target(target)
         began = _begin(store, target, sizes, form, record)
     writer = _Writer(slide, store, target, region, form, sizes, began=began)
     stored, reused = writer.write(threads)
@@ -186,7 +186,7 @@ def remove_pyramid(target: str) -> None:
         When something else is there, or in it, or it cannot be deleted; then nothing is.
     """
     with _writing(target):
-        store = open_store(target, read_only=False)
+        store = _open_target(target)
         if _digest_there(store, target) is not None:
             if not is_remote(target) and Path(target).is_symlink():
                 raise ArtifactError(
@@ -497,6 +497,20 @@ def _attributes(
         },
         OWN: record if slide.icc is None else {**record, ICC: b64encode(slide.icc).decode()},
     }
+
+
+def _open_target(target: str) -> Store:
+    """Open a place for writing, unless what is deleted there would be something else.
+
+    Stores take the name of what they are to delete for a pattern: ``scan[1].ome.zarr`` is ``scan1.ome.zarr``.
+    """
+    odd = [each for each in ("*", "?", "[", "::") if each in target]
+    if is_remote(target) and odd:
+        raise ArtifactError(
+            f"{target} cannot be written: in URLs {', '.join(odd)} means something else; choose another "
+            "place, or give the slide another slide_id in a table"
+        )
+    return open_store(target, read_only=False)
 
 
 def _begin(
