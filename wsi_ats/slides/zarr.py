@@ -7,6 +7,7 @@ import math
 import sys
 from base64 import b64decode
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import zarr
 from zarr.abc.store import ByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
+from zarr.core.common import ZarrFormat
 from zarr.core.sync import sync  # private, but stores have no other way to be used without asyncio
 from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
@@ -111,14 +113,17 @@ class ZarrSlide(Closable):
             if "://" not in path and not Path(path).exists():
                 raise SlideOpenError(path, "no such folder; check the path in the manifest")
             store = open_store(path, read_only=True)
-            attributes = _attributes(path, store)
+            group = _group(path, store)
+            attributes: Mapping[str, Any] = group.attrs.asdict()
             image = _Image.of(attributes)
             own = attributes.get(OWN)
             own = own if isinstance(own, Mapping) else {}
             complete = own.get("every_chunk_is_stored") is True
             self.icc = b64decode(own[ICC], validate=True) if ICC in own else None
             self._store = _Checked(store, complete=complete)
-            self._arrays = [_Array.of(self._store, name, image.axes) for name in image.paths]
+            self._arrays = [
+                _Array.of(self._store, name, image.axes, group.metadata.zarr_format) for name in image.paths
+            ]
         except zarr_errors() as error:
             raise SlideOpenError(
                 path, f"cannot be opened as OME-Zarr: {text_of(error)}; is the copy complete?"
@@ -215,9 +220,12 @@ class ZarrSlide(Closable):
         self._closed = True
 
 
-def _attributes(path: str, store: Store) -> Mapping[str, Any]:
+def _group(path: str, store: Store) -> zarr.Group:
     try:
-        return zarr.open_group(store, mode="r").attrs.asdict()
+        # One after the other: for both at once a store is asked for six more files, and for each level again.
+        with suppress(FileNotFoundError):
+            return zarr.open_group(store, mode="r", zarr_format=3)
+        return zarr.open_group(store, mode="r", zarr_format=2)
     except FileNotFoundError as error:
         if is_unfinished(store):
             raise SlideOpenError(
@@ -330,8 +338,8 @@ class _Array:
     index: _ShardIndex | None
 
     @classmethod
-    def of(cls, store: Store, path: str, axes: tuple[str, ...]) -> _Array:
-        array = zarr.open_array(store, path=path, mode="r")
+    def of(cls, store: Store, path: str, axes: tuple[str, ...], zarr_format: ZarrFormat) -> _Array:
+        array = zarr.open_array(store, path=path, mode="r", zarr_format=zarr_format)
         y, x, c = (axes.index(name) for name in "yxc")
         shape = array.shape
         if array.dtype != np.uint8:
