@@ -21,6 +21,7 @@ from fsspec.implementations.http import HTTPFileSystem
 from hypothesis import given
 from hypothesis import settings as profile
 from hypothesis import strategies as st
+from zarr.abc.store import RangeByteRequest, SuffixByteRequest
 from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore
 
@@ -291,6 +292,22 @@ def test_the_shards_are_all_that_is_stored_and_their_index_says_how_much(convert
             for k, level in enumerate(slide.levels)
         ]
     assert sum(known) == sum(files) - len(files) * (64 * 16 + 4)
+
+
+def test_the_index_of_a_shard_is_read_once(converted):
+    asked = []
+    get = LocalStore.get
+
+    async def noted(store, key, prototype, byte_range=None):
+        asked.append((key, byte_range))
+        return await get(store, key, prototype, byte_range)
+
+    with ZarrSlide(str(converted[0])) as slide, mock.patch.object(LocalStore, "get", noted):
+        first = slide.read_regions(0, np.array([[0, 0]]), 100, 100)
+        again = slide.read_regions(0, np.array([[0, 0]]), 100, 100)
+        assert slide.stored_bytes(0, np.array([[0, 0]]), 100, 100) == asked[1][1].end - asked[1][1].start
+    np.testing.assert_array_equal(first, again)
+    assert [type(part) for _, part in asked] == [SuffixByteRequest, RangeByteRequest, RangeByteRequest]
 
 
 def test_only_the_scanned_part_is_written_and_its_place_is_noted(pattern, tmp_path):

@@ -484,6 +484,8 @@ def _downsample(
 class _Checked(WrapperStore[Store]):
     """A store that says so where bytes of chunks are missing; Zarr would fill them with a constant.
 
+    The ends of files, where shards have their index, are kept: Zarr asks for them at each read.
+
     Parameters
     ----------
     store
@@ -495,6 +497,7 @@ class _Checked(WrapperStore[Store]):
     def __init__(self, store: Store, *, complete: bool) -> None:
         super().__init__(store)
         self._complete = complete
+        self._ends: dict[tuple[str, int], Buffer] = {}
 
     def _with_store(self, store: Store) -> _Checked:
         return type(self)(store, complete=self._complete)
@@ -502,6 +505,9 @@ class _Checked(WrapperStore[Store]):
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
+        end = (key, byte_range.suffix) if isinstance(byte_range, SuffixByteRequest) else None
+        if end in self._ends:
+            return self._ends[end]
         value = await self._store.get(key, prototype, byte_range)
         if key.endswith(_METADATA):
             return value
@@ -516,6 +522,8 @@ class _Checked(WrapperStore[Store]):
             wanted = byte_range.suffix
         if len(value) != wanted:  # more come from a server that knows files as a whole only
             raise EOFError(f"{len(value)} bytes of {key} came where {wanted} were asked for")
+        if end is not None:
+            self._ends[end] = value
         return value
 
     async def get_partial_values(
