@@ -28,6 +28,8 @@ from zarr.storage import FsspecStore, LocalStore
 from wsi_ats import jpeg
 from wsi_ats.errors import ArtifactError, MppError, SettingsError, SlideError, SlideOpenError, SlideReadError
 from wsi_ats.geometry import Region
+from wsi_ats.manifest import read_manifest
+from wsi_ats.slides import open_slide
 from wsi_ats.slides import pyramid as writing
 from wsi_ats.slides.memory import MemorySlide
 from wsi_ats.slides.pyramid import halved, is_complete, remove_pyramid, write_pyramid
@@ -263,6 +265,13 @@ def test_zarr_alone_reads_shards_and_names_of_the_axes(converted):
     np.testing.assert_array_equal(array[:].transpose(1, 2, 0), pixels)
     assert (array.chunks, array.shards) == ((3, 256, 256), (3, 2048, 2048))
     assert array.metadata.dimension_names == ("c", "y", "x")
+
+
+def test_a_folder_is_a_slide_whatever_the_case_of_its_name(tmp_path):
+    write_pyramid(MemorySlide([noise(60, 50)], mpp=0.5), str(tmp_path / "S.OME.ZARR"))
+    [ref] = read_manifest(tmp_path)
+    with open_slide(ref) as slide:
+        assert isinstance(slide, ZarrSlide)
 
 
 def test_it_notes_where_it_comes_from(converted):

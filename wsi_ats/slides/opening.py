@@ -128,7 +128,7 @@ def _choose(ref: SlideRef) -> tuple[Choice, Storage | None, TiffIndex | None]:
         )
     if ref.reader != "auto":
         return Choice(ref.reader, "asked for"), None, None
-    if ref.path.rstrip("/").endswith(".zarr"):
+    if ref.path.rstrip("/").lower().endswith(".zarr"):
         return Choice("zarr", "it is OME-Zarr"), None, None
     if Path(ref.path).is_dir() and not is_remote(ref.path):
         return Choice("openslide", "it is a folder"), None, None
