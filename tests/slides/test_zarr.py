@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
+import os
 import shutil
 import subprocess
 import sys
@@ -890,6 +892,32 @@ def test_an_object_store_is_written_to_and_read_from(bucket, small_shards):
             whole(slide)
     remove_pyramid(target)
     assert not is_complete(target)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")  # which this test is about
+def test_a_forked_process_is_told_to_open_anew(bucket):
+    pixels, target = noise(60, 50), f"{bucket}/forked.ome.zarr"
+    write_pyramid(MemorySlide([pixels], mpp=0.5), target)
+    ours, theirs = multiprocessing.get_context("fork").Pipe()
+    with ZarrSlide(target) as slide:
+
+        def child():
+            try:
+                whole(slide)
+            except SlideReadError as error:
+                with ZarrSlide(target) as again:
+                    theirs.send((str(error), whole(again)))
+
+        process = multiprocessing.get_context("fork").Process(target=child)
+        process.start()
+        assert ours.poll(20)
+        told, found = ours.recv()
+        process.join()
+    assert "it was opened by another process" in told
+    np.testing.assert_array_equal(found, pixels)
+    ours.close()
+    theirs.close()
 
 
 def test_a_bucket_that_is_not_there_is_an_error_of_this_library(bucket):

@@ -40,6 +40,7 @@ _PASSING = (
 _LASTING = (
     ("aiohttp", "ClientError"),
     ("botocore.exceptions", "BotoCoreError"),
+    ("botocore.exceptions", "ClientError"),
     ("gcsfs.retry", "HttpError"),
     ("google.auth.exceptions", "GoogleAuthError"),
     ("azure.core.exceptions", "AzureError"),

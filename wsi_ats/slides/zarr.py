@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-import sys
+import os
 from base64 import b64decode
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -23,8 +23,10 @@ from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
 from wsi_ats.errors import MppError, SlideOpenError, SlideReadError
 from wsi_ats.geometry import IntArray, Level, Region
+from wsi_ats.slides.answers import raised
 from wsi_ats.slides.base import Closable, Mpp, Pixels
 from wsi_ats.slides.resolution import ADVICE, given_mpp, square_mpp
+from wsi_ats.slides.storage import is_remote
 from wsi_ats.slides.zarr_jpeg import register_jpeg
 
 # Key of what this library says about its own pyramids, among the attributes of the image.
@@ -48,33 +50,21 @@ _MICROMETRES = {
 _TOO_MANY = 1 << 31  # pixels along a side; what says so is damaged
 _METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
 
-# The errors of networks that are no OSError, by module. Looked up only where the module was loaded.
-_NETWORK = {
-    "aiohttp": ("ClientError",),
-    "botocore.exceptions": ("BotoCoreError", "ClientError"),
-}
-
 
 def zarr_errors() -> tuple[type[Exception], ...]:
     """Errors that Zarr raises for damaged metadata and chunks, and its stores for missing ones."""
-    network = [
-        getattr(sys.modules[module], name)
-        for module, names in _NETWORK.items()
-        if module in sys.modules
-        for name in names
-    ]
     # All that changed metadata and chunks were seen to raise, in Zarr 3.1 and 3.4; and ImportError by fsspec,
     # where the package for a kind of URL is missing.
     return (
-        *(OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError),
+        *(EOFError, TypeError, LookupError, AttributeError, ArithmeticError),
         *(RuntimeError, MemoryError, ExceptionGroup, ImportError),
-        *network,
+        *raised(),
     )
 
 
 def open_store(path: str, *, read_only: bool) -> Store:
     """Open a folder, or a URL through fsspec; what it holds is not looked at."""
-    if "://" in path:
+    if is_remote(path):
         return FsspecStore.from_url(path, read_only=read_only)
     return LocalStore(Path(path), read_only=read_only)
 
@@ -108,9 +98,10 @@ class ZarrSlide(Closable):
         self.path = path
         self._override = mpp
         self._closed = False
+        self._process = os.getpid()
         register_jpeg()
         try:
-            if "://" not in path and not Path(path).exists():
+            if not is_remote(path) and not Path(path).exists():
                 raise SlideOpenError(path, "no such folder; check the path in the manifest")
             store = open_store(path, read_only=True)
             group = _group(path, store)
@@ -159,8 +150,7 @@ class ZarrSlide(Closable):
 
     def read_regions(self, level: int, corners: IntArray, width: int, height: int) -> Pixels:
         """See :meth:`wsi_ats.slides.base.Slide.read_regions`."""
-        if self._closed:
-            raise SlideReadError(self.path, "the slide is closed; open it again to read")
+        self._check_open()
         array, size = self._arrays[level], self.levels[level]
         regions = np.empty((len(corners), height, width, 3), dtype=np.uint8)
         regions[:] = self.background
@@ -197,8 +187,7 @@ class ZarrSlide(Closable):
 
     def stored_bytes(self, level: int, corners: IntArray, width: int, height: int) -> int | None:
         """See :meth:`wsi_ats.slides.base.Slide.stored_bytes`; known for shards that end with their index."""
-        if self._closed:
-            raise SlideReadError(self.path, "the slide is closed; open it again to read")
+        self._check_open()
         array, size = self._arrays[level], self.levels[level]
         if array.index is None:
             return None
@@ -214,6 +203,13 @@ class ZarrSlide(Closable):
                 self.path,
                 f"level {level}: an index of chunks cannot be read: {text_of(error)}; is the copy complete?",
             ) from error
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise SlideReadError(self.path, "the slide is closed; open it again to read")
+        if is_remote(self.path) and os.getpid() != self._process:
+            # Connections are of one process.
+            raise SlideReadError(self.path, "it was opened by another process; open it again in this one")
 
     def close(self) -> None:
         """Read no more; folders and connections are not held open between reads."""
