@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from wsi_ats.errors import MppError, SlideReadError
+from wsi_ats.errors import MppError, SlideReadError, without_secrets
 from wsi_ats.geometry import IntArray
 from wsi_ats.slides.base import Pixels, Slide
 from wsi_ats.slides.wrappers import CountingSlide
@@ -156,7 +156,7 @@ class SlideContract:
         copy = pickle.loads(pickle.dumps(caught.value))
         assert type(copy) is SlideReadError
         assert str(copy) == str(caught.value)
-        assert slide.path in str(copy)
+        assert without_secrets(slide.path) in str(copy)
 
     def test_a_with_block_closes(self, slide: Slide) -> None:
         """And lends the slide itself."""
