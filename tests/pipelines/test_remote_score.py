@@ -15,18 +15,17 @@ from wsi_ats.exports.tables import read_selection
 BLOCK = 64 << 10
 
 
-def know(variables):
-    """Have a worker find the store, also if it has asked for one before and found none."""
-    os.environ.update(variables)
-    fsspec.get_filesystem_class("s3").clear_instance_cache()
-
-
 @pytest.fixture(scope="module")
 def stored(s3, slides, client):
     """A folder of three slides, in a store that workers know of."""
     store = fsspec.filesystem("s3")
     for path in sorted(slides.glob("slide_00[0-2].tif")):
         store.pipe_file(f"{s3}/collection/{path.name}", path.read_bytes())
+
+    def know(names):  # not os.environ.update itself: what is sent of it is a copy of our environment
+        os.environ.update(names)
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+
     client.run(know, {name: os.environ[name] for name in os.environ if name.startswith("AWS_")})
     return f"{s3}/collection/"
 
