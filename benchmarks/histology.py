@@ -23,7 +23,6 @@ import argparse
 import multiprocessing
 import os
 import platform
-import resource
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -46,6 +45,7 @@ from wsi_ats.evaluation import auc
 from wsi_ats.manifest import check_classes
 from wsi_ats.slides import SlideRef, open_slide
 from wsi_ats.splits import folds_by_case
+from wsi_ats.testing.memory import peak_memory
 
 _FOLDER = Path("../shared/data/tiles/osteosarcoma_tcia")
 _NAMES = r"(?P<label>.+?)___(?P<case>Case-\d+|P\d+)-"
@@ -147,10 +147,6 @@ def _clock() -> Callable[[], float]:
     return time.perf_counter if torch.cuda.is_available() else time.process_time
 
 
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def train_folds(job: Job) -> dict[str, Any]:
     """Train on every fold; seconds per image, and peak memory in bytes."""
     import torch
@@ -174,7 +170,7 @@ def train_folds(job: Job) -> dict[str, Any]:
             train(refs, job.folder / f"fold_{number}", settings=job.settings, execution=execution)
     images = sum(ref.split == "train" for refs in job.folds for ref in refs)
     seconds = watch.seconds / (images * job.settings.training.epochs)
-    return {"seconds": seconds, "memory": _peak() - (watch.before or 0)}
+    return {"seconds": seconds, "memory": peak_memory() - (watch.before or 0)}
 
 
 def score_folds(job: Job) -> dict[str, Any]:
@@ -207,7 +203,7 @@ def score_folds(job: Job) -> dict[str, Any]:
             seconds += clock() - begin
             of_class = dict(zip(trained.target.names, scored.prediction.scores.values(), strict=True))
             scores.append({"fold": number, "label": ref.label, **of_class})
-    return {"seconds": seconds / len(scores), "memory": _peak() - (before or 0), "scores": scores}
+    return {"seconds": seconds / len(scores), "memory": peak_memory() - (before or 0), "scores": scores}
 
 
 def _alone(function: Callable[[Job], dict[str, Any]], job: Job) -> dict[str, Any]:

@@ -24,7 +24,6 @@ import argparse
 import multiprocessing
 import os
 import platform
-import resource
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -55,6 +54,7 @@ from wsi_ats.evaluation import auc
 from wsi_ats.manifest import read_manifest
 from wsi_ats.slides import SlideRef, open_slide
 from wsi_ats.tables import read_csv, read_parquet
+from wsi_ats.testing.memory import peak_memory
 
 BACKBONE = "test_byobnet"
 BACKBONE_STEPS = 1500
@@ -200,7 +200,7 @@ def run_arm(job: Job) -> dict[str, Any]:
     ) as client:
         execution = Execution(scheduler=client, overwrite=True, strict=True, reporter=watch)
         train(training, job.work / "model", settings=job.settings, execution=execution)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peak = peak_memory()
         score(
             scored,
             job.work / "model",

@@ -21,7 +21,6 @@ import contextlib
 import importlib.util
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -41,6 +40,7 @@ from wsi_ats.slides import SlideRef, open_slide
 from wsi_ats.slides.base import Pixels
 from wsi_ats.slides.storage import LocalFile
 from wsi_ats.slides.tiff_index import StoredImage, TiffIndex
+from wsi_ats.testing.memory import peak_memory
 
 Read = Callable[[IntArray, int], Any]
 
@@ -303,8 +303,7 @@ def look_alone(path: Path, pixels_per_cell: int) -> dict[str, Any]:
     with open_slide(path) as slide:
         view = inspect(slide, settings)
         _ = view.tissue, view.beyond  # found when asked for
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-    return {"peak_mb": peak, "pixels": view.thumbnail.shape[0] * view.thumbnail.shape[1]}
+    return {"peak_mb": peak_memory() / 1e6, "pixels": view.thumbnail.shape[0] * view.thumbnail.shape[1]}
 
 
 def memory(path: Path, side: int) -> dict[str, Any]:

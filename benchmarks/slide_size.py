@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -53,6 +52,7 @@ def measure(path: Path, levels: int, changes: tuple[str, ...]) -> dict[str, Any]
     from wsi_ats.inference import predict_slide
     from wsi_ats.slides import SlideRef, open_slide
     from wsi_ats.slides.memory import MemorySlide
+    from wsi_ats.testing.memory import peak_memory
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -80,7 +80,7 @@ def measure(path: Path, levels: int, changes: tuple[str, ...]) -> dict[str, Any]
         "tissue_tiles": found.tiles_total,
         "tiles_read": found.tiles_read,
         "read_mb": found.bytes_read / 1e6,
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
+        "peak_mb": peak_memory() / 1e6,
         "seconds": time.perf_counter() - begin,
     }
 

@@ -331,8 +331,9 @@ resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
 import numpy as np
 from wsi_ats.errors import SlideError
 from wsi_ats.slides import SlideRef, open_slide
+from wsi_ats.testing.memory import peak_memory
 import wsi_ats.slides.openslide, wsi_ats.slides.tiff, imagecodecs
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_memory()
 for line in sys.stdin:
     reader, path = json.loads(line)
     print(reader, path, file=sys.stderr, flush=True)
@@ -343,7 +344,7 @@ for line in sys.stdin:
         said = "read"
     except SlideError as error:
         said = f"{type(error).__name__}: {error}"
-    used = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10
+    used = (peak_memory() - before) >> 20
     print(json.dumps([said, used]), flush=True)
 """
 

@@ -993,10 +993,11 @@ def test_an_unknown_kind_of_url_is_an_error_of_this_library():
 
 
 CONVERT = """
-import resource, sys
+import sys
 import numpy as np
 from wsi_ats.slides.memory import MemorySlide
 from wsi_ats.slides.pyramid import write_pyramid
+from wsi_ats.testing.memory import peak_memory
 
 class Endless(MemorySlide):
     # A slide that is larger than memory: its pixels are made when they are read.
@@ -1011,7 +1012,7 @@ class Endless(MemorySlide):
 
 width, height, target = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 write_pyramid(Endless(width, height), target)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+print(peak_memory() >> 20)
 """
 
 
