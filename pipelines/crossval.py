@@ -274,7 +274,11 @@ def _file(name: str) -> str:
 
 def _digest(plan: Folds) -> str:
     return digest_of(
-        *(f"{name}:{(r.id, r.case, r.label, r.split, r.mpp)}" for name, fold in plan.items() for r in fold)
+        *(
+            f"{name}:{(r.id, r.case, r.label, r.split, r.mpp, r.reader)}"
+            for name, fold in plan.items()
+            for r in fold
+        )
     )
 
 

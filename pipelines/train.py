@@ -270,7 +270,7 @@ def _report_empty(results: Results, execution: Execution) -> None:
 def _digest(refs: Sequence[SlideRef]) -> str:
     return digest_of(
         *(
-            str((ref.id, ref.case, ref.label, ref.split, ref.mpp, slide_digest(ref.path)))
+            str((ref.id, ref.case, ref.label, ref.split, ref.mpp, ref.reader, slide_digest(ref.path)))
             for ref in sorted(refs, key=lambda ref: ref.id)
         )
     )
