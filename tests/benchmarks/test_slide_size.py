@@ -6,11 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from wsi_ats.tables import read_csv
 
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_one_small_slide_is_scored_on_both_levels(tmp_path):
     command = [sys.executable, "-m", "benchmarks.slide_size", "--sides", "6000", "--slides", "slides"]
     command += ["--set", "sampling.tiles=4", "sampling.regions=2"]

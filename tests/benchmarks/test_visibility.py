@@ -20,6 +20,7 @@ def out(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_a_sweep_leaves_a_row_for_each_point(out):
     (row,) = visibility.read(out / "visibility.csv")
     assert (row["visibility"], row["seed"], row["arm"]) == (1, 1, "uniform sampling")
@@ -29,6 +30,7 @@ def test_a_sweep_leaves_a_row_for_each_point(out):
     assert row["regions_told_auc"] > 0.9
 
 
+@pytest.mark.slow
 def test_a_sweep_leaves_a_picture(out):
     pixels = np.asarray(PIL.Image.open(out / "visibility.png").convert("RGB"))
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 1000

@@ -181,6 +181,7 @@ def test_pyramids_may_go_elsewhere(run, two, tmp_path):
     assert run(*command).json["reused"] == 2
 
 
+@pytest.mark.slow
 def test_pyramids_may_go_to_an_object_store(run, two, tmp_path, monkeypatch):
     from moto.server import ThreadedMotoServer
 

@@ -317,6 +317,7 @@ def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_model_and_one_of_them_speaks(slides, config, address, tmp_path):
     words = ("train", slides, "--labels", slides / "labels.csv", "--config", config, "--json")
     out = tmp_path / "run"
