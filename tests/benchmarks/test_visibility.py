@@ -13,6 +13,9 @@ SMALL = ["--visibilities", "1", "--seeds", "1", "--arms", "uniform sampling", "-
 SMALL += ["--training", "4", "--held-out", "4", "--epochs", "1"]
 
 
+pytestmark = pytest.mark.slow  # the sweep that all look at takes a quarter of a minute
+
+
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
     out = tmp_path_factory.mktemp("visibility")
@@ -20,7 +23,6 @@ def out(tmp_path_factory):
     return out
 
 
-@pytest.mark.slow
 def test_a_sweep_leaves_a_row_for_each_point(out):
     (row,) = visibility.read(out / "visibility.csv")
     assert (row["visibility"], row["seed"], row["arm"]) == (1, 1, "uniform sampling")
@@ -30,7 +32,6 @@ def test_a_sweep_leaves_a_row_for_each_point(out):
     assert row["regions_told_auc"] > 0.9
 
 
-@pytest.mark.slow
 def test_a_sweep_leaves_a_picture(out):
     pixels = np.asarray(PIL.Image.open(out / "visibility.png").convert("RGB"))
     assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 1000
