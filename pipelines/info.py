@@ -13,8 +13,8 @@ from wsi_ats.config import Settings, TileSettings
 from wsi_ats.errors import WsiAtsError
 from wsi_ats.look import count_tiles, inspect, regions_of
 from wsi_ats.selection import TissueMask
-from wsi_ats.slides import choose_reader, open_slide
 from wsi_ats.slides.base import Slide, SlideRef
+from wsi_ats.slides.opening import open_chosen
 from wsi_ats.slides.storage import file_size
 from wsi_ats.slides.wrappers import CountingSlide
 from wsi_ats.tiles import level_for
@@ -163,8 +163,8 @@ def info(refs: Iterable[SlideRef], *, settings: Settings | None = None) -> Infos
 
 
 def _look(ref: SlideRef, settings: Settings) -> SlideInfo:
-    choice = choose_reader(ref)
-    with open_slide(replace(ref, colour=settings.tile.colour)) as slide:
+    slide, choice = open_chosen(replace(ref, colour=settings.tile.colour))
+    with slide:
         counting = CountingSlide(slide)
         view = inspect(counting, settings)
         tissue = view.tissue

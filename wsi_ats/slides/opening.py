@@ -59,8 +59,8 @@ def choose_reader(ref: SlideRef | str | Path) -> Choice:
 def open_slide(ref: SlideRef | str | Path, *, threads: int = 1) -> Slide:
     """Open a slide; pixels are read only when asked for.
 
-    TIFF files whose pixels are provably those that OpenSlide would give are read directly, at a third of the
-    cost; OME-Zarr by zarr; all else by OpenSlide.
+    TIFF files whose pixels are those that OpenSlide would give are read directly, at a fifth to a half of the
+    cost (``docs/readers.md``); OME-Zarr by zarr; all else by OpenSlide.
 
     Parameters
     ----------
@@ -81,21 +81,31 @@ def open_slide(ref: SlideRef | str | Path, *, threads: int = 1) -> Slide:
     >>> with open_slide("scans/case7.svs") as slide:  # doctest: +SKIP
     ...     slide.levels[0].width
     """
+    return open_chosen(ref, threads=threads)[0]
+
+
+def open_chosen(ref: SlideRef | str | Path, *, threads: int = 1) -> tuple[Slide, Choice]:
+    """Open a slide as :func:`open_slide` does, with the reader that was chosen for it.
+
+    So the index that decides is read once, which counts where it comes from a store.
+    """
     ref = _reference(ref)
-    slide = _open(ref, threads)
+    choice, storage, index = _choose(ref)
+    slide = _open(ref, threads, choice, storage, index)
     if ref.colour == "stored" or slide.icc is None:
-        return slide
+        return slide, choice
     from wsi_ats.slides.colour import SrgbSlide
 
     try:
-        return SrgbSlide(slide)
+        return SrgbSlide(slide), choice
     except SlideOpenError:
         slide.close()
         raise
 
 
-def _open(ref: SlideRef, threads: int) -> Slide:
-    choice, storage, index = _choose(ref)
+def _open(
+    ref: SlideRef, threads: int, choice: Choice, storage: Storage | None, index: TiffIndex | None
+) -> Slide:
     if choice.reader == "direct":
         from wsi_ats.slides.tiff import TiffSlide
 
