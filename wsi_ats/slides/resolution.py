@@ -19,18 +19,24 @@ _KEYS = (
 )
 _TAGS = ("tiff.XResolution", "tiff.YResolution", "tiff.ResolutionUnit")
 
-_MICROMETRES = {
+# By the signs of OME-XML, the names of OME-Zarr, and those of TIFF.
+MICROMETRES = {
+    "angstrom": 1e-4,
     "nm": 1e-3,
+    "nanometer": 1e-3,
     "µm": 1.0,
     "μm": 1.0,  # the Greek letter, where the other is the sign of its own
     "um": 1.0,
     "micron": 1.0,
     "micrometer": 1.0,
     "mm": 1e3,
+    "millimeter": 1e3,
     "cm": 1e4,
     "centimeter": 1e4,
+    "decimeter": 1e5,
     "inch": 25_400.0,
     "m": 1e6,
+    "meter": 1e6,
 }
 
 # A magnification is that of a lens, and says little of the camera behind it.
@@ -71,7 +77,7 @@ def find_mpp(path: str, properties: Mapping[str, str], override: float | None) -
             scales = [_scale(path, properties, unit) for unit in units] if units else [1.0, 1.0]
             x, y = _number(path, properties, key_x), _number(path, properties, key_y)
             return square_mpp(path, x * scales[0], y * scales[1], key_x)
-    unit = _MICROMETRES.get(properties.get(_TAGS[2], ""))
+    unit = MICROMETRES.get(properties.get(_TAGS[2], ""))
     if unit is not None and set(_TAGS) <= properties.keys():
         x, y = (_number(path, properties, key) for key in _TAGS[:2])
         if min(x, y) > 0:
@@ -123,9 +129,9 @@ def square_mpp(path: str, x: float, y: float, source: str) -> Mpp:
 
 def _scale(path: str, properties: Mapping[str, str], key: str) -> float:
     unit = properties.get(key, "µm")  # the default of OME-XML
-    if unit not in _MICROMETRES:
+    if unit not in MICROMETRES:
         raise MppError(path, f"{key} = {unit!r} is no unit of length that is known here; {ADVICE}")
-    return _MICROMETRES[unit]
+    return MICROMETRES[unit]
 
 
 def _number(path: str, properties: Mapping[str, str], key: str) -> float:

@@ -1,8 +1,8 @@
 """Slides whose tiles we read ourselves: those in TIFF files, on this machine or in a store.
 
 OpenSlide composes regions as a viewer needs them, which costs two to five times what decoding does. Here
-the tiles under all regions of a batch are found first, announced to the disk at once, decoded once each, and copied to
-where they belong. Pixels are the same (`tests/slides/test_tiff_against_openslide.py`).
+the tiles under all regions of a batch are found first, announced to the disk at once, decoded once each, and
+copied to where they belong. Pixels are the same (`tests/slides/test_tiff_against_openslide.py`).
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from wsi_ats.errors import MppError, SlideOpenError, SlideReadError
 from wsi_ats.geometry import IntArray, Level, Region
 from wsi_ats.slides.answers import raised
 from wsi_ats.slides.base import Closable, Mpp, Pixels
-from wsi_ats.slides.resolution import ADVICE, given_mpp, square_mpp
+from wsi_ats.slides.resolution import ADVICE, MICROMETRES, given_mpp, square_mpp
 from wsi_ats.slides.storage import is_remote
 from wsi_ats.slides.zarr_jpeg import register_jpeg
 
@@ -37,16 +37,6 @@ ICC = "icc_profile"
 # Regions of one batch that are read at a time: enough to hide the way to an object store.
 _READ_TOGETHER = 16
 
-_MICROMETRES = {
-    "angstrom": 1e-4,
-    "nanometer": 1e-3,
-    "micrometer": 1.0,
-    "millimeter": 1e3,
-    "centimeter": 1e4,
-    "decimeter": 1e5,
-    "meter": 1e6,
-    "inch": 25_400.0,
-}
 _TOO_MANY = 1 << 31  # pixels along a side; what says so is damaged
 _METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
 
@@ -130,13 +120,13 @@ class ZarrSlide(Closable):
         source = "coordinateTransformations"
         units = {name: self._image.units.get(name) for name in ("x", "y")}
         scales = self._image.scales[0]
-        if scales is None or not set(units.values()) <= _MICROMETRES.keys():
+        if scales is None or not set(units.values()) <= MICROMETRES.keys():
             raise MppError(
                 self.path,
                 f"the file does not say how many micrometres a pixel has ({source} scale = {scales}, "
-                f"units = {units}, known units are {', '.join(_MICROMETRES)}); {ADVICE}",
+                f"units = {units}, known units are {', '.join(MICROMETRES)}); {ADVICE}",
             )
-        x, y = (scales[name] * _MICROMETRES[str(units[name])] for name in ("x", "y"))
+        x, y = (scales[name] * MICROMETRES[str(units[name])] for name in ("x", "y"))
         return square_mpp(self.path, x, y, source)
 
     @property
