@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from multiprocessing import resource_tracker
+from pathlib import Path
 from typing import Any
 
 import dask
 from dask.system import CPU_COUNT
-from distributed import Client, LocalCluster
+from distributed import Client, Nanny, Scheduler, SpecCluster
 
 from wsi_ats.errors import SettingsError
 
 # Long enough for a busy scheduler behind a slow network, short enough to wait for.
 _ANSWER_SECONDS = 10
+
+# What NVIDIA's driver tells of itself.
+_DRIVER = Path("/proc/driver/nvidia")
 
 # What the libraries under torch and numpy read when they are loaded.
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -52,6 +57,9 @@ def connect(
     workers: int | None = None,
     tasks: int | None = None,
     pending: int | None = None,
+    at_once: int = 1,
+    gpus: Sequence[str] = (),
+    wait: float = _ANSWER_SECONDS,
 ) -> Iterator[Client]:
     """Connect to a cluster, or make one on this machine for as long as the context lasts.
 
@@ -66,8 +74,14 @@ def connect(
         Tasks of the whole run: there are never more workers than these, and the cores are shared out to
         the threads of those workers.
     pending
-        Tasks that are left to do: no more processes than these are started. A run that is taken up
-        again thus computes with as many threads as the first one, and so to the last digit the same.
+        Tasks that are left to do: no more processes than these are started.
+    at_once
+        Tasks that a process of a local cluster works on at once.
+    gpus
+        Graphics processors of this machine that tasks compute on, as ``CUDA_VISIBLE_DEVICES`` names them:
+        there is a worker for each, which sees no other and offers the resource ``GPU=1``.
+    wait
+        Seconds to wait for the first worker of a running scheduler.
 
     Raises
     ------
@@ -77,38 +91,71 @@ def connect(
     if isinstance(scheduler, Client):
         yield scheduler
     elif scheduler == "local":
-        with _local(workers, tasks, pending) as client:
+        with _local(workers, tasks, pending, at_once, gpus) as client:
             yield client
     else:
-        with _remote(str(scheduler)) as client:
+        with _remote(str(scheduler), wait) as client:
             yield client
+
+
+def graphics_processors() -> list[str]:
+    """Names of this machine's graphics processors, as ``CUDA_VISIBLE_DEVICES`` has them.
+
+    Those that it names, else all that NVIDIA's driver lists; nothing is loaded to find out.
+    """
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [each.strip() for each in named.split(",") if each.strip() not in {"", "-1"}]
+    return [str(number) for number in range(len(list(_DRIVER.glob("gpus/*"))))]
 
 
 @contextmanager
-def _local(workers: int | None, tasks: int | None, pending: int | None) -> Iterator[Client]:
-    if workers is not None and workers < 1:
-        raise SettingsError(f"--workers must be at least 1, not {workers}")
-    whole = max(1, min(workers or CPU_COUNT, tasks or workers or CPU_COUNT))
-    threads = str(max(1, CPU_COUNT // whole))
+def _local(
+    workers: int | None, tasks: int | None, pending: int | None, at_once: int, gpus: Sequence[str]
+) -> Iterator[Client]:
+    for name, value in (("--workers", workers), ("--slides-at-once", at_once)):
+        if value is not None and value < 1:
+            raise SettingsError(f"{name} must be at least 1, not {value}")
+    if gpus and workers is not None and workers > len(gpus):
+        raise SettingsError(
+            f"--workers is {workers}, but a graphics processor holds one model and there are {len(gpus)}; "
+            "leave it out, or set CUDA_VISIBLE_DEVICES= to compute without them"
+        )
+    most = len(gpus) or CPU_COUNT
+    whole = max(1, min(workers or most, tasks or workers or most))
+    count = max(1, min(whole, pending or whole))
+    options = {
+        "nthreads": at_once,
+        "host": "127.0.0.1",
+        "dashboard": False,
+        "silence_logs": logging.CRITICAL,
+        # Dask would pause a worker whose model and thumbnail fill its share, for ever.
+        "memory_limit": 0,
+    }
+    environment = dict.fromkeys(_THREADS, str(max(1, CPU_COUNT // whole)))
+    own: list[dict[str, Any]] = [{"env": environment}] * count
+    if gpus:
+        own = [
+            {"env": {**environment, "CUDA_VISIBLE_DEVICES": gpu}, "resources": {"GPU": 1}}
+            for gpu in gpus[:count]
+        ]
     with dask.config.set(_LOCAL), ExitStack() as stack:
         with _interrupts_held_back():
-            cluster = LocalCluster(
-                n_workers=max(1, min(whole, pending or whole)),
-                threads_per_worker=1,
-                processes=True,
-                host="127.0.0.1",
-                dashboard_address="127.0.0.1:0",  # any port: others may run one, too
+            cluster = SpecCluster(
+                scheduler={
+                    "cls": Scheduler,
+                    # Any port: others may run one, too.
+                    "options": {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"},
+                },
+                workers={i: {"cls": Nanny, "options": options | each} for i, each in enumerate(own)},
                 silence_logs=logging.CRITICAL,
-                # Dask would pause a worker whose model and thumbnail fill its share, for ever.
-                memory_limit=0,
-                env=dict.fromkeys(_THREADS, threads),
             )
             stack.enter_context(cluster)
         yield stack.enter_context(Client(cluster, set_as_default=False))
 
 
 @contextmanager
-def _remote(address: str) -> Iterator[Client]:
+def _remote(address: str, wait: float) -> Iterator[Client]:
     quiet = logging.getLogger("distributed")
     try:
         client = Client(address, timeout=_ANSWER_SECONDS, set_as_default=False)
@@ -120,11 +167,12 @@ def _remote(address: str) -> Iterator[Client]:
     level = quiet.level
     quiet.setLevel(logging.CRITICAL)  # a lost connection is reported slide by slide
     try:
-        client.wait_for_workers(1, timeout=_ANSWER_SECONDS)
+        client.wait_for_workers(1, timeout=wait)
         yield client
     except TimeoutError as error:
         raise SettingsError(
-            f"the Dask scheduler at {address} has no workers; start some with `dask worker {address}`"
+            f"the Dask scheduler at {address} has had no workers for {wait:g} s; start some with "
+            f"`dask worker {address}`, or allow more time with --wait"
         ) from error
     finally:
         client.close()

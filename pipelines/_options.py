@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -152,9 +153,45 @@ class Running(Basic):
             "--workers",
             min=1,
             rich_help_panel=_RUNNING,
-            help="Processes on this machine; one for each core by default.",
+            help="Processes on this machine; one for each core by default, or for each graphics processor.",
         ),
     ] = None
+    slides_at_once: Annotated[
+        int | None,
+        typer.Option(
+            "--slides-at-once",
+            min=1,
+            rich_help_panel=_RUNNING,
+            help="Slides that a process works on; 2 by default, 4 with a graphics processor.",
+        ),
+    ] = None
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            "--timeout",
+            metavar="SECONDS",
+            rich_help_panel=_RUNNING,
+            help="Give up a slide that takes longer; no limit by default.",
+        ),
+    ] = None
+    resources: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--resources",
+            metavar="NAME=SHARE",
+            rich_help_panel=_RUNNING,
+            help="What a slide takes of a worker's resources, such as GPU=0.25; may be repeated.",
+        ),
+    ] = None
+    wait: Annotated[
+        float,
+        typer.Option(
+            "--wait",
+            metavar="SECONDS",
+            rich_help_panel=_RUNNING,
+            help="How long to wait for workers, at the start and when all of them are gone.",
+        ),
+    ] = 60.0
     seed: Annotated[
         int | None,
         typer.Option("--seed", min=0, help="Of all randomness; 0 by default.", rich_help_panel=_RUNNING),
@@ -173,10 +210,30 @@ class Running(Basic):
         return Execution(
             scheduler=self.scheduler,
             workers=self.workers,
+            slides_at_once=self.slides_at_once,
+            timeout=self.timeout,
+            resources=_shares(self.resources or []),
+            wait=self.wait,
             overwrite=self.overwrite,
             command=without_secrets(shlex.join(["wsi-ats", *sys.argv[1:]])),
             reporter=reporter(debug=self.debug),
         )
+
+
+def _shares(given: Sequence[str]) -> dict[str, float]:
+    """Understand ``--resources``."""
+    from wsi_ats.errors import SettingsError
+
+    shares: dict[str, float] = {}
+    for each in given:
+        name, _, share = each.partition("=")
+        try:
+            shares[name] = float(share)
+        except ValueError:
+            shares[name] = 0.0
+        if not (name and 0 < shares[name] < math.inf):
+            raise SettingsError(f"--resources is {each!r}, expected a name and a share such as GPU=0.25")
+    return shares
 
 
 @dataclass(frozen=True)

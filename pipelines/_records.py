@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pipelines._runs import Execution, rooted
 from wsi_ats.artifacts import atomic, digest_of, read_json, slide_digest, write_json
@@ -23,6 +24,13 @@ from wsi_ats.slides.base import SlideRef
 from wsi_ats.tables import write_csv, write_parquet
 
 Row = dict[str, Any]
+
+# Records that are read at a time; slides in stores are asked for their fingerprints, too.
+_READERS = 16
+
+# Slides that a process works on, where the user does not say. One is read while another is computed; a
+# graphics processor is fast enough to wait for several.
+_AT_ONCE, _AT_ONCE_ON_GPU = 2, 4
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,9 @@ class SlideTask(ABC):
 
     out: Path
     identity: str
+
+    # Whether work is computed on a graphics processor where there is one.
+    on_gpu: ClassVar[bool] = False
 
     def start(self) -> None:  # noqa: B027  (most stages need nothing)
         """What each worker does before its first slide; an error of it ends the run."""
@@ -62,6 +73,8 @@ class SlideTask(ABC):
 
     def __call__(self, ref: SlideRef) -> Row:
         """Do the work and record it."""
+        if (done := self.finished(ref)) is not None:
+            return done  # by a worker that died before it could say so
         key = self.key(ref)
         # What is there is of another slide or another attempt: should this one fail, it must not pass
         # for its result. The record goes first, because it vouches for the rest.
@@ -114,7 +127,9 @@ def settled(refs: Sequence[SlideRef], settings: Settings) -> list[SlideRef]:
 
 def pending(task: SlideTask, refs: Sequence[SlideRef]) -> tuple[dict[str, Row], list[SlideRef]]:
     """Part slides into rows of those that are done and references of those that are not."""
-    rows = {ref.id: row for ref in refs if (row := task.finished(ref)) is not None}
+    with ThreadPoolExecutor(_READERS) as pool:  # each waits for a disk or a store
+        found = list(pool.map(task.finished, refs))
+    rows = {ref.id: row for ref, row in zip(refs, found, strict=True) if row is not None}
     return rows, [ref for ref in refs if ref.id not in rows]
 
 
@@ -149,8 +164,14 @@ def complete(task: SlideTask, refs: Sequence[SlideRef], execution: Execution, *,
         )
     failed: dict[str, str] = {}
     if todo:
-        from pipelines._cluster import connect
-        from pipelines._stage import Outcome, for_each_slide, on_each_worker
+        from pipelines._cluster import connect, graphics_processors
+        from pipelines._stage import Limits, Outcome, for_each_slide, on_each_worker
+
+        local = execution.scheduler == "local"
+        gpus = graphics_processors() if task.on_gpu and local else []
+        at_once = execution.slides_at_once or (_AT_ONCE_ON_GPU if gpus else _AT_ONCE)
+        resources = execution.resources or ({"GPU": 1 / at_once} if gpus else {})
+        limits = Limits(execution.timeout, resources, execution.wait, execution.stop)
 
         with report.progress(title, len(todo)) as advance:
 
@@ -165,10 +186,16 @@ def complete(task: SlideTask, refs: Sequence[SlideRef], execution: Execution, *,
                 advance(f"{outcome.ref.id} {row['status']}")
 
             with connect(
-                execution.scheduler, workers=execution.workers, tasks=len(refs), pending=len(todo)
+                execution.scheduler,
+                workers=execution.workers,
+                tasks=len(refs),
+                pending=len(todo),
+                at_once=at_once,
+                gpus=gpus,
+                wait=execution.wait,
             ) as client:
-                on_each_worker(task.start, client)
-                for_each_slide(task, todo, client, on_result=note, strict=execution.strict)
+                on_each_worker(task.start, client, resources=resources)
+                for_each_slide(task, todo, client, on_result=note, strict=execution.strict, limits=limits)
     in_order = [rows[name] for name in sorted(rows)]
     return Results(in_order, dict(sorted(failed.items())), reused, stopped=len(rows) < len(refs))
 

@@ -68,7 +68,20 @@ class Execution:
     scheduler
         ``"local"``, the address of a Dask scheduler, or a ``distributed.Client``.
     workers
-        Processes of a local cluster; one for each core by default.
+        Processes of a local cluster; one for each core by default, or for each graphics processor where the
+        stage computes on them.
+    slides_at_once
+        How many slides a process works on: one is read while another is computed. 2 by default, 4 where
+        there are graphics processors.
+    timeout
+        Seconds after which a slide's worker is stopped and the slide has failed; ``None`` for no limit.
+    resources
+        What a slide takes of a worker's abstract resources (Dask's), such as ``{"GPU": 0.25}``: only workers
+        that offer them get slides, and only as many as share them.
+    wait
+        Seconds to wait for workers, at the start and when all of them are gone.
+    stop
+        Asked again and again; once it says so, no further slide is begun, those under way are finished.
     overwrite
         Delete what an earlier run left in the output folder.
     strict
@@ -85,6 +98,11 @@ class Execution:
 
     scheduler: Any = "local"
     workers: int | None = None
+    slides_at_once: int | None = None
+    timeout: float | None = None
+    resources: Mapping[str, float] = field(default_factory=dict)
+    wait: float = 60.0
+    stop: Callable[[], bool] = lambda: False
     overwrite: bool = False
     strict: bool = False
     dry_run: bool = False

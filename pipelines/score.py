@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pipelines._records import Row, SlideTask, complete, pending, report_left_out, settled, write_table
 from pipelines._runs import Execution, Identity, Summary, count, open_run, rooted
@@ -176,6 +176,8 @@ class ScoreTask(SlideTask):
     target: Target
     settings: Settings
     seed: int
+
+    on_gpu: ClassVar[bool] = True
 
     @property
     def types(self) -> dict[str, str]:
