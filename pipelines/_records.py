@@ -8,6 +8,7 @@ they are the same however often it was stopped.
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -205,6 +206,15 @@ def report_left_out(rows: Sequence[Row], execution: Execution) -> None:
     for row in rows:
         if row["status"] == Status.NO_TISSUE and row["error"]:
             execution.reporter.message(f"warning: {row['slide_id']} has nothing to read: {row['error']}")
+
+
+def own_cores() -> int:
+    """Cores that are this worker's share: what the libraries under torch are told by its environment, or one.
+
+    :mod:`pipelines._cluster` tells its workers, and Dask's own command says one.
+    """
+    text = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, int(text)) if text.isdecimal() else 1
 
 
 def write_table(folder: Path, name: str, rows: Sequence[Row], types: Mapping[str, str]) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from pipelines._records import Row, SlideTask, absolute, complete, pending, write_table
+from pipelines._records import Row, SlideTask, absolute, complete, own_cores, pending, write_table
 from pipelines._runs import Execution, Identity, Summary, count, open_run, rooted
 from wsi_ats.artifacts import digest_of, slide_digest
 from wsi_ats.errors import SettingsError
@@ -173,7 +172,7 @@ class ConvertTask(SlideTask):
                 codec=self.codec,
                 quality=self.quality,
                 source=slide_digest(ref.path),
-                threads=_cores(),
+                threads=own_cores(),
             )
         x, y, width, height = pyramid.region
         return {
@@ -204,12 +203,6 @@ def _same(one: str, other: str) -> bool:
     if is_remote(one) or is_remote(other):
         return one.rstrip("/") == other
     return Path(one).resolve() == Path(other).resolve()
-
-
-def _cores() -> int:
-    """Cores that are this process's share, as `pipelines._cluster` tells its workers; else one."""
-    text = os.environ.get("OMP_NUM_THREADS", "")
-    return max(1, int(text)) if text.isdecimal() else 1
 
 
 if __name__ == "__main__":

@@ -6,9 +6,19 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, ClassVar
 
-from pipelines._records import Row, SlideTask, complete, pending, report_left_out, settled, write_table
+from pipelines._records import (
+    Row,
+    SlideTask,
+    complete,
+    own_cores,
+    pending,
+    report_left_out,
+    settled,
+    write_table,
+)
 from pipelines._runs import Execution, Identity, Summary, count, open_run, rooted
 from wsi_ats.artifacts import atomic, save_attention
 from wsi_ats.cases import case_scores
@@ -24,8 +34,10 @@ from wsi_ats.targets import Target
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a worker needs it, not a command line
     from wsi_ats.checkpoints import LoadedModel
+    from wsi_ats.methods.encoding import TileBatches
 
 _TABLES = ("predictions.parquet", "predictions.csv", "cases.parquet", "cases.csv")
+_SECTIONS = ("tile", "thumbnail", "sampling", "scoring")
 RESULTS = ("records", "selections", "attention", *_TABLES)
 
 # What a network was built for; scoring with another value would feed it what it has never seen.
@@ -96,7 +108,7 @@ def score(
     card = read_card(model)
     settings = settings or card.settings
     check_settings(settings, card.settings)
-    identity = Identity.of("score", settings, "tile", "thumbnail", "sampling", seed=seed, model=card.digest)
+    identity = Identity.of("score", settings, *_SECTIONS, seed=seed, model=card.digest)
     if card.settings.model.cases != "separate" and all(ref.case == ref.id for ref in refs):
         execution.reporter.message(
             "warning: the model takes the slides of a case together, but each of these is a case of its own; "
@@ -206,13 +218,18 @@ class ScoreTask(SlideTask):
 
     def start(self) -> None:
         """Load the model."""
-        _once(self.model, self.model_digest)
+        _loaded(self.model, self.model_digest, self.settings.scoring.precision)
 
     def work(self, ref: SlideRef) -> Row:
-        """Score the slide."""
+        """Score the slide; several threads may score one each."""
+        from torch import set_num_threads
+
         from wsi_ats.inference import predict_slide
 
-        loaded = _once(self.model, self.model_digest)
+        # What is split among threads is summed up in another order, and a worker's cores are not always as
+        # many. They are used by encoding batches of tiles at the same time.
+        set_num_threads(1)
+        loaded, encoder = _loaded(self.model, self.model_digest, self.settings.scoring.precision)
         with open_slide(ref) as slide:
             scored = predict_slide(
                 loaded.model,
@@ -223,6 +240,7 @@ class ScoreTask(SlideTask):
                 model_digest=self.model_digest,
                 seed=self.seed,
                 device=next(loaded.model.parameters()).device,
+                encoder=encoder,
             )
             read = bytes_read(slide)
         selections, attention = self.files(ref.id)
@@ -257,16 +275,29 @@ class ScoreTask(SlideTask):
         return prediction.row(self.target.columns)
 
 
+# Threads of a worker that begin at once wait for the one that loads.
+_LOADING = Lock()
+
+
+def _loaded(folder: Path, digest: str, precision: str) -> tuple[LoadedModel, TileBatches]:
+    with _LOADING:
+        return _once(folder, digest, precision)
+
+
 @lru_cache(maxsize=1)  # a worker scores many slides with one model
-def _once(folder: Path, digest: str) -> LoadedModel:
+def _once(folder: Path, digest: str, precision: str) -> tuple[LoadedModel, TileBatches]:
     import torch
 
     from wsi_ats.checkpoints import load_model
+    from wsi_ats.methods.encoding import TileBatches
 
-    loaded = load_model(folder, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    loaded = load_model(folder, device)
     if loaded.digest != digest:
         raise ModelError(f"the model in {folder} changed while it was in use; score again")
-    return loaded
+    lanes = own_cores() if device.type == "cpu" else 1
+    encoder = TileBatches(loaded.model.embed, device=device, precision=precision, lanes=lanes, threads=1)
+    return loaded, encoder
 
 
 def check_settings(settings: Settings, trained: Settings) -> None:

@@ -52,6 +52,7 @@ OTHER = {  # for every setting, a value that is not its default
         "tolerance": 0.5,
         "max_tiles": 900,
     },
+    "scoring": {"precision": "bfloat16"},
     "training": {
         "epochs": 1,
         "slides_per_step": 1,

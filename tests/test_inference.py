@@ -166,7 +166,7 @@ class Scripted:
     def __init__(self, log_odds, new_tiles):
         self.log_odds, self.new_tiles, self.taken = log_odds, new_tiles, 0
 
-    def score(self, slide, thumbnail, tissue, seeds):
+    def score(self, slide, thumbnail, tissue, seeds, encoder):
         attention = torch.full((len(tissue.cells),), 1 / len(tissue.cells))
         one = torch.ones(1)
         tiles = WeightedTiles(tissue.grid, tissue.cells[:1], attention[:1], one, one)
@@ -465,3 +465,12 @@ def test_a_slide_of_one_cell_can_be_scored(model):
     found = score(model, small, changes=["thumbnail.tissue=none", "sampling.draws=2"]).prediction
     assert (found.tiles_total, found.tiles_read) == (1, 1)
     assert found.logit_se == pytest.approx(0, abs=1e-6)
+
+
+def test_half_precision_reads_the_same_tiles_and_nearly_gives_the_same_score(model):
+    full, half = (score(model, changes=[f"scoring.precision={name}"]) for name in ("float32", "bfloat16"))
+    assert np.array_equal(half.selection.cells, full.selection.cells)
+    assert np.array_equal(half.attention.attention, full.attention.attention)
+    for name, value in full.prediction.scores.items():
+        assert half.prediction.scores[name] == pytest.approx(value, abs=0.02)
+        assert half.prediction.scores[name] != value

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from wsi_ats.artifacts import atomic
-from wsi_ats.config import Settings
+from wsi_ats.config import LEARNED, Settings
 from wsi_ats.errors import ArtifactError, SettingsError
 from wsi_ats.model_card import ModelCard, read_card, write_card
 from wsi_ats.nn.encoder import build_encoder
@@ -330,5 +330,5 @@ def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _digest(weights: Path, settings: Settings, target: Target) -> str:
     with weights.open("rb") as file:
         content = hashlib.file_digest(file, "sha256").hexdigest()
-    text = json.dumps([content, settings.digest(), asdict(target)])
+    text = json.dumps([content, settings.digest(*LEARNED), asdict(target)])
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -31,6 +31,9 @@ COARSEST_FOCUS = 4.0
 """Micrometres per pixel from which on nothing is said of focus: a blur is seen from about one pixel on, and
 one of 4 um makes cells unreadable while a thumbnail of 16 um per pixel looks as it ever did."""
 
+LEARNED = ("tile", "thumbnail", "model", "sampling", "training", "augmentation")
+"""Sections of the settings that a trained model depends on."""
+
 LEAST_DRAWS = 8
 """Draws before a tolerance may end scoring. The error of a few draws is often small by accident: where 2 may
 end it, intervals of 90 % held the truth in 81 to 87 % of cases, where 8 may, in 87 to 89 %; 16 gained a
@@ -385,12 +388,28 @@ class AugmentationSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoringSettings:
+    """How a trained model is applied; nothing here is learned."""
+
+    precision: str = "auto"
+    """Of what encodes tiles, as ``training.precision``: ``auto`` is ``bfloat16`` where the device computes in
+    it, half the time or less; attention, pooling and head stay in single precision."""
+
+    def __post_init__(self) -> None:
+        known = _CHOICES["precision"]
+        _require(
+            self.precision in known,
+            f"scoring.precision must be one of {', '.join(known)}, not {self.precision!r}",
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """All settings of a run.
 
     Parameters
     ----------
-    tile, thumbnail, model, sampling, training, augmentation
+    tile, thumbnail, model, sampling, training, augmentation, scoring
         One section each; every field of a section has its reason under it.
 
     Examples
@@ -406,6 +425,7 @@ class Settings:
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
     augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
+    scoring: ScoringSettings = field(default_factory=ScoringSettings)
 
     def __post_init__(self) -> None:
         _require(

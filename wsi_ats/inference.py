@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import count
 
@@ -17,6 +18,7 @@ from wsi_ats.errors import SettingsError
 from wsi_ats.look import count_tiles, inspect
 from wsi_ats.methods import method_for
 from wsi_ats.methods.base import DrawLogits, WeightedTiles, draw_seed
+from wsi_ats.methods.encoding import TileBatches
 from wsi_ats.nn.losses import activate
 from wsi_ats.nn.network import SlideNetwork
 from wsi_ats.selection import AttentionMap, Prediction, Selection, Status, Stop, TissueMask
@@ -55,6 +57,7 @@ def predict_slide(
     model_digest: str,
     seed: int,
     device: torch.device | None = None,
+    encoder: TileBatches | None = None,
 ) -> Scored:
     """Score a slide.
 
@@ -72,7 +75,7 @@ def predict_slide(
     slide
         The open slide.
     settings
-        Sections ``tile``, ``thumbnail`` and ``sampling`` are used.
+        Sections ``tile``, ``thumbnail``, ``sampling`` and ``scoring`` are used.
     target
         What the model predicts.
     model_digest
@@ -81,6 +84,9 @@ def predict_slide(
         With the slide's id, decides which tiles are drawn.
     device
         Where the model is; the CPU by default.
+    encoder
+        The model's own, which slides that are scored by several threads may share; see
+        :class:`wsi_ats.methods.encoding.TileBatches`. One for this slide by default, with the same result.
 
     Raises
     ------
@@ -104,7 +110,9 @@ def predict_slide(
     if len(tissue.cells):
         seeds = (draw_seed(seed, ref.id, number) for number in count())
         method = method_for(model, settings, device)
-        draws, stopped = _enough(method.score(counting, thumbnail, tissue, seeds), settings.sampling, target)
+        scoring = method.score(counting, thumbnail, tissue, seeds, encoder)
+        with closing(scoring):
+            draws, stopped = _enough(scoring, settings.sampling, target)
     read = sum(each.new_tiles for each in draws)
     scores = dict(zip(target.columns, _scores(draws, target).tolist(), strict=True)) if draws else {}
     prediction = Prediction(

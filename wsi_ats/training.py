@@ -27,7 +27,7 @@ from torch import Tensor
 from wsi_ats.artifacts import atomic, digest_of
 from wsi_ats.batches import Example, Reader, ahead, epoch_batches, units
 from wsi_ats.checkpoints import StateFolder, model_for
-from wsi_ats.config import Settings, TrainingSettings
+from wsi_ats.config import LEARNED, Settings, TrainingSettings
 from wsi_ats.errors import ArtifactError, ModelError
 from wsi_ats.evaluation import figures
 from wsi_ats.methods import method_for
@@ -209,7 +209,7 @@ class _Training:
             for part, of in enumerate((training, validation))
             for each in of
         )
-        identity = digest_of(settings.digest(), repr(target), str(processes.count), *slides)
+        identity = digest_of(settings.digest(*LEARNED), repr(target), str(processes.count), *slides)
         self.states = StateFolder(folder / "checkpoints", identity, keep=self.learning.keep_checkpoints)
 
     def run(self, on_epoch: OnEpoch) -> SlideNetwork:

@@ -209,7 +209,8 @@ def test_scoring_selects_all_tissue_tiles_and_weighs_them_by_attention():
     [found] = MultipleInstanceLearning(model, SETTINGS, at_a_time=4).score(
         slide, thumbnail, tissue, iter([0, 1])
     )
-    assert (slide.read, slide.most, found.new_tiles) == (12, 4, 12)
+    assert (slide.read, found.new_tiles) == (12, 12)
+    assert slide.most <= 8  # four are read while four are encoded
     assert found.tiles.cells.tolist() == list(range(12))
     assert torch.equal(found.tiles.weight, found.attention)
     assert found.attention.sum().item() == pytest.approx(1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from wsi_ats.batches import Example, Reader
 from wsi_ats.geometry import Grid, IntArray
+from wsi_ats.methods.encoding import TileBatches
 from wsi_ats.selection import TissueMask
 from wsi_ats.slides.base import Pixels, Slide
 
@@ -190,8 +191,13 @@ class Method(Protocol):
         ...
 
     def score(
-        self, slide: Slide, thumbnail: Pixels, tissue: TissueMask, seeds: Iterable[int]
-    ) -> Iterator[DrawLogits]:
+        self,
+        slide: Slide,
+        thumbnail: Pixels,
+        tissue: TissueMask,
+        seeds: Iterable[int],
+        encoder: TileBatches | None = None,
+    ) -> Generator[DrawLogits, None, None]:
         """Compute the logits of one slide, one draw of tiles after the other.
 
         Lazy: what only a later draw needs is not read before that draw is asked for, and nothing is read
@@ -207,6 +213,9 @@ class Method(Protocol):
             Its tissue cells; at least one.
         seeds
             One for each independent draw; there may be no end of them.
+        encoder
+            The network's own, shared with other slides; by default one for this slide alone. The result is
+            the same.
 
         Yields
         ------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,6 +16,7 @@ from wsi_ats.config import Settings
 from wsi_ats.errors import ModelError
 from wsi_ats.geometry import Grid
 from wsi_ats.methods.base import DrawLogits, Estimates
+from wsi_ats.methods.encoding import TileBatches
 from wsi_ats.nn.image import ImageClassifier
 from wsi_ats.nn.memory import free_bytes, peak_bytes
 from wsi_ats.nn.precision import autocast
@@ -37,7 +38,7 @@ class WholeImage:
     model
         Its network.
     settings
-        Sections ``tile``, ``model`` and ``training`` are used.
+        Sections ``tile``, ``model``, ``training`` and ``scoring`` are used.
     device
         Where the network is; the CPU by default.
     free
@@ -122,7 +123,8 @@ class WholeImage:
         thumbnail: Pixels,  # noqa: ARG002  (the image has all that it shows)
         tissue: TissueMask,
         seeds: Iterable[int],  # noqa: ARG002  (nothing is drawn)
-    ) -> Iterator[DrawLogits]:
+        encoder: TileBatches | None = None,  # noqa: ARG002  (there are no tiles)
+    ) -> Generator[DrawLogits, None, None]:
         """Compute the logits of one slide.
 
         Raises
@@ -132,7 +134,10 @@ class WholeImage:
         """
         self._refuse_too_large(slide.path, tissue.grid, training=False)
         image = torch.from_numpy(read_thumbnail(slide, tissue.grid, self._pixels))
-        yield DrawLogits(self.model(image.to(self.device)).float().cpu())
+        device, precision = self.device or torch.device("cpu"), self.settings.scoring.precision
+        with autocast(precision, device, min(image.shape[:2])):
+            features = self.model.embed(image[None].to(self.device))[0]
+        yield DrawLogits(self.model.classify(features).float().cpu())
 
     @property
     def _pixels(self) -> int:

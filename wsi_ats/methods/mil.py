@@ -8,7 +8,7 @@ and its feature kept on disk.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import chain
@@ -23,7 +23,8 @@ from wsi_ats.errors import ModelError, SlideError
 from wsi_ats.features import FeatureFolder
 from wsi_ats.geometry import IntArray
 from wsi_ats.methods.base import DrawLogits, Estimates, WeightedTiles, draw_seed
-from wsi_ats.methods.tiles import TILES_AT_A_TIME, calibrate, embed_in_parts, varied
+from wsi_ats.methods.encoding import TILES_AT_A_TIME, TileBatches, encode_cells, encoder_for
+from wsi_ats.methods.tiles import calibrate, embed_in_parts, varied
 from wsi_ats.nn.encoder import TileEncoder
 from wsi_ats.nn.mil import AttentionMIL
 from wsi_ats.nn.precision import autocast
@@ -41,7 +42,7 @@ class MultipleInstanceLearning:
     model
         Its network.
     settings
-        Sections ``model``, ``training`` and ``augmentation`` are used.
+        Sections ``model``, ``training``, ``augmentation`` and ``scoring`` are used.
     device
         Where the network is; the CPU by default.
     folder
@@ -109,9 +110,12 @@ class MultipleInstanceLearning:
         thumbnail: Pixels,  # noqa: ARG002  (all that it says is in `tissue`)
         tissue: TissueMask,
         seeds: Iterable[int],  # noqa: ARG002  (nothing is drawn)
-    ) -> Iterator[DrawLogits]:
+        encoder: TileBatches | None = None,
+    ) -> Generator[DrawLogits, None, None]:
         """Compute the logits of one slide from all its tiles; each weighs what attention gives it."""
-        features = self._embed(partial(read_tiles, slide, tissue.grid), tissue.cells)
+        read = partial(read_tiles, slide, tissue.grid)
+        with encoder_for(self.model, self.settings, self.device, encoder) as batches:
+            features = encode_cells(batches, read, tissue.cells, at_a_time=self.at_a_time)
         logits, attention, mass = self._classify(features, slide.path)
         tiles = WeightedTiles(
             grid=tissue.grid,

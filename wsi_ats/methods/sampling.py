@@ -6,7 +6,7 @@ their pixels is the same for training and scoring, and does not depend on how th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,7 +19,8 @@ from wsi_ats.config import SamplingSettings, Settings
 from wsi_ats.errors import ModelError
 from wsi_ats.geometry import Grid, IntArray
 from wsi_ats.methods.base import DrawLogits, Estimates, Finish, SeenTiles, WeightedTiles
-from wsi_ats.methods.tiles import calibrate, embed_in_parts, to_device, varied
+from wsi_ats.methods.encoding import TileBatches, encode_cells, encoder_for, to_device
+from wsi_ats.methods.tiles import calibrate, varied
 from wsi_ats.nn import expectation
 from wsi_ats.nn.model import AttentionSampler
 from wsi_ats.nn.precision import autocast
@@ -44,7 +45,7 @@ class AttentionSampling:
     model
         Its network.
     settings
-        Sections ``model``, ``sampling``, ``training`` and ``augmentation`` are used.
+        Sections ``model``, ``sampling``, ``training``, ``augmentation`` and ``scoring`` are used.
     device
         Where the network is; the CPU by default.
     """
@@ -155,26 +156,32 @@ class AttentionSampling:
 
     @torch.inference_mode()
     def score(
-        self, slide: Slide, thumbnail: Pixels, tissue: TissueMask, seeds: Iterable[int]
-    ) -> Iterator[DrawLogits]:
+        self,
+        slide: Slide,
+        thumbnail: Pixels,
+        tissue: TissueMask,
+        seeds: Iterable[int],
+        encoder: TileBatches | None = None,
+    ) -> Generator[DrawLogits, None, None]:
         """Estimate the logits of one slide, draw by draw; a tile of several draws is read once."""
         features: dict[int, Tensor] = {}
         weights: list[Tensor] = []
         drawn: list[Tensor] = []
-        for attention, chosen in self._draws(slide, thumbnail, tissue, seeds):
-            tiles = chosen.tiles
-            read = partial(read_tiles, slide, tiles.grid)
-            new = np.array(sorted(set(tiles.cells.tolist()) - features.keys()), dtype=np.int64)
-            if len(new):
-                encoded = embed_in_parts(self.model.embed, read, new, self.device)
-                features.update(zip(new.tolist(), encoded, strict=True))
-            weights.append(tiles.weight)
-            drawn.append(torch.stack([features[cell] for cell in tiles.cells.tolist()]))
-            logits = self.model.classify(self.model.pool(weights[-1], drawn[-1]))
-            weight, all_drawn = torch.cat(weights) / len(weights), torch.cat(drawn)
-            together = self.model.classify(self.model.pool(weight, all_drawn)).float().cpu()
-            log_weight = self._log_weight(chosen, weight, all_drawn).item()
-            yield DrawLogits(logits.float().cpu(), tiles, len(new), attention, together, log_weight)
+        with encoder_for(self.model, self.settings, self.device, encoder) as batches:
+            for attention, chosen in self._draws(slide, thumbnail, tissue, seeds):
+                tiles = chosen.tiles
+                read = partial(read_tiles, slide, tiles.grid)
+                new = np.array(sorted(set(tiles.cells.tolist()) - features.keys()), dtype=np.int64)
+                if len(new):
+                    encoded = encode_cells(batches, read, new)
+                    features.update(zip(new.tolist(), encoded, strict=True))
+                weights.append(tiles.weight)
+                drawn.append(torch.stack([features[cell] for cell in tiles.cells.tolist()]))
+                logits = self.model.classify(self.model.pool(weights[-1], drawn[-1]))
+                weight, all_drawn = torch.cat(weights) / len(weights), torch.cat(drawn)
+                together = self.model.classify(self.model.pool(weight, all_drawn)).float().cpu()
+                log_weight = self._log_weight(chosen, weight, all_drawn).item()
+                yield DrawLogits(logits.float().cpu(), tiles, len(new), attention, together, log_weight)
 
     def _logits(self, network: Looker, thumbnail: Pixels, tissue: TissueMask, name: str) -> Tensor:
         """Attention's logits (K,) of the tissue cells by a network; the slide's name is for the error."""

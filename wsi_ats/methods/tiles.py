@@ -15,6 +15,7 @@ from wsi_ats.config import AugmentationSettings, Settings
 from wsi_ats.errors import ModelError
 from wsi_ats.geometry import Grid, IntArray
 from wsi_ats.methods.base import draw_seed
+from wsi_ats.methods.encoding import TILES_AT_A_TIME, to_device
 from wsi_ats.nn.augmentation import draw_variation, join, vary
 from wsi_ats.nn.encoder import TileEncoder
 from wsi_ats.slides.base import Pixels
@@ -22,9 +23,6 @@ from wsi_ats.tiles import read_tiles
 
 # Set apart from draws, which take the same seeds.
 _VARIATION = "variation"
-
-# Pixels and feature maps of more would cost memory and gain no speed.
-TILES_AT_A_TIME = 64
 
 
 def calibrate(
@@ -111,14 +109,6 @@ def calibrate_on(
     if sum(len(each) for each in read) < 2:
         raise ModelError(f"no tiles could be read for calibration: {'; '.join(failed.values())}")
     encoder.calibrate(to_device(np.concatenate(read), device))
-
-
-def to_device(tiles: Pixels, device: torch.device | None) -> Tensor:
-    """Bring tiles to a device as the bytes that they are; a graphics processor need not wait for them."""
-    tensor = torch.from_numpy(tiles)
-    if device is not None and device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
 
 
 def varied(tiles: Tensor, counts: Sequence[int], seeds: Sequence[int], how: AugmentationSettings) -> Tensor:

@@ -1,0 +1,90 @@
+"""Scores and drawn tiles are the same with however many workers, in any order, in any company."""
+
+from __future__ import annotations
+
+import random
+from contextlib import ExitStack
+
+import pytest
+from conftest import SETTINGS, files, table
+from distributed import Client, LocalCluster
+
+from pipelines._cluster import connect
+from pipelines._runs import Execution
+from pipelines.score import score
+
+SHARING = SETTINGS.with_values(["sampling.tiles=5", "sampling.draws=3", "scoring.precision=bfloat16"])
+
+
+@pytest.fixture(scope="module")
+def sharing_model(tmp_path_factory):
+    """A transformer whose features in half precision depend on how many tiles are computed together."""
+    import torch
+
+    from wsi_ats.checkpoints import model_for, save_model
+    from wsi_ats.targets import Target
+
+    folder = tmp_path_factory.mktemp("sharing")
+    target = Target("classification", ("negative", "positive"))
+    torch.manual_seed(0)
+    model = model_for(SHARING, target)
+    for name, weight in model.named_parameters():
+        if name.endswith("logit.weight"):  # else attention is uniform
+            torch.nn.init.normal_(weight)
+    save_model(folder, model, SHARING, target)
+    return folder
+
+
+def results(out) -> dict[str, bytes | list[dict[str, str]]]:
+    """All that a run leaves, byte for byte, but for the times."""
+    rows = [
+        {name: value for name, value in row.items() if name not in {"seconds", "path"}}
+        for row in table(out / "predictions.csv")
+    ]
+    found: dict[str, bytes | list[dict[str, str]]] = {"rows": rows}
+    for folder in ("selections", "attention"):
+        found |= {name: (out / folder / name).read_bytes() for name in files(out / folder)}
+    return found
+
+
+@pytest.fixture(scope="module")
+def expected(refs, sharing_model, tmp_path_factory):
+    """One worker, one slide at a time, in order."""
+    out = tmp_path_factory.mktemp("expected") / "scores"
+    execution = Execution(workers=1, slides_at_once=1)
+    assert score(refs, sharing_model, out, execution=execution).exit_code == 0
+    return results(out)
+
+
+def test_two_workers_with_two_slides_each_in_another_order(refs, sharing_model, expected, tmp_path):
+    mixed = random.Random(1).sample(refs, len(refs))
+    with connect("local", workers=2, at_once=2) as other:
+        score(mixed, sharing_model, tmp_path / "scores", execution=Execution(scheduler=other))
+    assert results(tmp_path / "scores") == expected
+
+
+def test_threads_of_one_process_and_a_few_slides_at_a_time(refs, sharing_model, expected, tmp_path):
+    import torch
+
+    before = torch.get_num_threads()
+    with ExitStack() as stack:
+        stack.callback(torch.set_num_threads, before)
+        cluster = stack.enter_context(
+            LocalCluster(n_workers=1, threads_per_worker=3, processes=False, dashboard_address=":0")
+        )
+        client = stack.enter_context(Client(cluster, set_as_default=False))
+        for few in (refs[3:], refs):
+            score(few, sharing_model, tmp_path / "scores", execution=Execution(scheduler=client))
+    assert results(tmp_path / "scores") == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("workers", "at_once"), [(1, 4), (4, 1)])
+def test_any_number_of_workers(refs, sharing_model, expected, tmp_path, workers, at_once):
+    execution = Execution(workers=workers, slides_at_once=at_once)
+    with connect("local", workers=workers, at_once=at_once) as client:
+        score(refs, sharing_model, tmp_path / "scores", execution=Execution(scheduler=client))
+    assert results(tmp_path / "scores") == expected
+    score(refs[:1], sharing_model, tmp_path / "one", execution=execution)  # one worker, with all cores
+    [row] = results(tmp_path / "one")["rows"]
+    assert row == expected["rows"][0]
