@@ -7,7 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines._records import Row, SlideTask, complete, pending, report_left_out, settled, write_table
+from pipelines._records import (
+    Row,
+    SlideTask,
+    complete,
+    own_cores,
+    pending,
+    report_left_out,
+    settled,
+    write_table,
+)
 from pipelines._runs import Execution, Identity, Summary, count, open_run, rooted
 from wsi_ats.artifacts import Prepared, atomic, save_prepared
 from wsi_ats.config import ARTEFACTS, Settings
@@ -127,7 +136,7 @@ class PrepareTask(SlideTask):
     def work(self, ref: SlideRef) -> Row:
         """Read the thumbnail, find the tissue and what spoils it."""
         begin = time.perf_counter()
-        with open_slide(ref) as slide:
+        with open_slide(ref, threads=own_cores()) as slide:
             counting = CountingSlide(slide)
             view = inspect(counting, self.settings)
             levels, mpp, grid = slide.levels, slide.mpp, view.found.grid

@@ -230,7 +230,7 @@ class ScoreTask(SlideTask):
         # many. They are used by encoding batches of tiles at the same time.
         set_num_threads(1)
         loaded, encoder = _loaded(self.model, self.model_digest, self.settings.scoring.precision)
-        with open_slide(ref) as slide:
+        with open_slide(ref, threads=own_cores()) as slide:
             scored = predict_slide(
                 loaded.model,
                 ref,

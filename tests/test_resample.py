@@ -25,7 +25,7 @@ def test_whole_squares_are_averaged_to_the_last_bit_as_any_others_are(step, widt
     fast = resample(pixels.astype(np.uint8), width, height, box)
     rows = module._average(pixels.astype(np.uint8), top, box[3], height)
     slow = module._average(rows.swapaxes(0, 1), left, box[2], width).swapaxes(0, 1)
-    np.testing.assert_array_equal(fast, np.rint(slow).astype(np.uint8))
+    np.testing.assert_array_equal(fast, np.floor(slow + np.float32(0.5)).astype(np.uint8))
 
 
 @pytest.mark.parametrize("value", [0, 1, 254, 255])
@@ -39,3 +39,10 @@ def test_a_part_may_begin_between_two_pixels():
     pixels = np.zeros((2, 4, 3), np.uint8)
     pixels[:, 2:] = 100
     np.testing.assert_array_equal(resample(pixels, 1, 1, (1.5, 0, 2.5, 2))[0, 0], [50, 50, 50])
+
+
+def test_a_large_image_is_averaged_in_parts(monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 40, 3), dtype=np.uint8)
+    whole = resample(pixels, 20, 35)
+    monkeypatch.setattr(module, "_PIXELS_AT_A_TIME", 200)
+    np.testing.assert_array_equal(resample(pixels, 20, 35), whole)

@@ -1,7 +1,7 @@
 """Pixels at another scale, by area averaging, and as pictures: the only import of Pillow.
 
-Pillow's own box filter is not used: it takes each pixel wholly or not at all, so that at a scale of 1.5
-some results average one pixel and some two, and edges move by up to half a pixel.
+Pillow's own box filter is used for whole squares alone: it takes each pixel wholly or not at all, so that at
+a scale of 1.5 some results average one pixel and some two, and edges move by up to half a pixel.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ Floats = npt.NDArray[np.float32]
 
 _ONE = 1 << 20
 
-# Sides of squares whose sums fit 16 bits and whose averages are exact in floating point.
+# Sides of squares whose averages are exact in floating point.
 _WHOLE = {1, 2, 4, 8, 16}
+
+# Pillow takes a copy of what it works on; of so many pixels it stays in the processor's cache.
+_PIXELS_AT_A_TIME = 1 << 17
 
 
 def resample(
@@ -49,23 +52,22 @@ def resample(
     left, top, right, bottom = box or (0, 0, pixels.shape[1], pixels.shape[0])
     step = (right - left) / width
     if step in _WHOLE and (bottom - top) / height == step and left == int(left) and top == int(top):
-        return _halve(pixels[int(top) : int(bottom), int(left) : int(right)], int(step))
+        return _reduce(pixels[int(top) : int(bottom), int(left) : int(right)], int(step))
     rows = _average(pixels, top, bottom, height)
     averaged = _average(rows.swapaxes(0, 1), left, right, width).swapaxes(0, 1)
-    return np.rint(averaged).astype(np.uint8)
+    rounded: Pixels = np.floor(averaged + np.float32(0.5)).astype(np.uint8)  # as Pillow rounds, too
+    return rounded
 
 
-def _halve(pixels: Pixels, step: int) -> Pixels:
-    """Average whole squares: what :func:`_average` gives, to the last bit and in a fraction of its time."""
+def _reduce(pixels: Pixels, step: int) -> Pixels:
+    """Average whole squares: what :func:`_average` gives, to the last bit and in a tenth of its time."""
     height, width = pixels.shape[0] // step, pixels.shape[1] // step
-    rows = np.zeros((height, width * step, 3), dtype=np.uint16)
-    for i in range(step):
-        rows += pixels[i::step]
-    sums = np.zeros((height, width, 3), dtype=np.uint16)
-    for i in range(step):
-        for colour in range(3):  # one at a time: numpy is slow along an axis of three
-            sums[..., colour] += rows[:, i::step, colour]
-    return np.rint(sums / np.float32(step * step)).astype(np.uint8)
+    reduced = np.empty((height, width, 3), dtype=np.uint8)
+    at_a_time = max(1, _PIXELS_AT_A_TIME // (width * step * step))
+    for row in range(0, height, at_a_time):
+        rows = np.ascontiguousarray(pixels[row * step : (row + at_a_time) * step, : width * step])
+        reduced[row : row + at_a_time] = Image.fromarray(rows).reduce(step)
+    return reduced
 
 
 def _average(pixels: npt.NDArray[Any], start: float, stop: float, count: int) -> Floats:

@@ -68,8 +68,8 @@ def open_slide(ref: SlideRef | str | Path, *, threads: int = 1) -> Slide:
         A reference, or the path or URL of a file. Its ``reader`` forces one; with its ``colour`` "srgb",
         pixels are as the file's colour profile says, and as stored where it has none.
     threads
-        How many decode at a time where tiles are read directly: for a program that reads one slide. The
-        stages read several slides at once instead.
+        How many decode at a time where tiles are read directly: for a program that reads one slide, or fewer
+        than it has cores.
 
     Raises
     ------
