@@ -12,11 +12,21 @@ from wsi_ats.tables import write_csv
 
 
 def report(
-    title: str, name: str, columns: Mapping[str, Sequence[object]], folder: str | Path = "results"
+    title: str,
+    name: str,
+    columns: Mapping[str, Sequence[object]],
+    folder: str | Path = "results",
+    *,
+    below: Sequence[str] = (),
 ) -> None:
-    """Print a table and write it to ``<folder>/<name>.csv``."""
-    table = Table(*columns, title=title)
-    for row in zip(*columns.values(), strict=True):
+    """Print a table and write it to ``<folder>/<name>.csv``.
+
+    Columns named in ``below`` are printed below the table, each of their values once.
+    """
+    shown = {key: values for key, values in columns.items() if key not in below}
+    said = "; ".join(", ".join(dict.fromkeys(map(_text, columns[key]))) for key in below)
+    table = Table(*shown, title=title, caption=said or None)
+    for row in zip(*shown.values(), strict=True):
         table.add_row(*(_text(cell) for cell in row))
     Console(width=140).print(table)
     Path(folder).mkdir(parents=True, exist_ok=True)
