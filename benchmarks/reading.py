@@ -42,7 +42,7 @@ from wsi_ats.slides.storage import LocalFile
 from wsi_ats.slides.tiff_index import StoredImage, TiffIndex
 from wsi_ats.testing.memory import peak_memory
 
-Read = Callable[[IntArray, int], Any]
+Read = Callable[..., Any]
 
 # Side of the regions, and whether they lie on the file's own tiles of 256 pixels.
 CASES = ((256, True), (256, False), (512, False))
@@ -60,14 +60,16 @@ def regions(image: StoredImage, count: int, side: int, aligned: bool, seed: int)
     return np.minimum(corners, limit).astype(np.int64)
 
 
-def tiles_under(image: StoredImage, corners: IntArray, side: int) -> list[tuple[int, int]]:
-    """Row and column of each tile under regions, each once, in the file's order."""
-    size = image.tile_width
+def tiles_under(
+    image: StoredImage, corners: IntArray, width: int, height: int | None = None
+) -> list[tuple[int, int]]:
+    """Row and column of each tile under regions, squares by default, each once, in the file's order."""
+    size, (rows, columns) = image.tile_width, image.sizes.shape
     found = {
         (row, column)
         for x, y in corners.tolist()
-        for row in range(y // size, -(-(y + side) // size))
-        for column in range(x // size, -(-(x + side) // size))
+        for row in range(max(0, y // size), min(rows, -(-(y + (height or width)) // size)))
+        for column in range(max(0, x // size), min(columns, -(-(x + width) // size)))
     }
     return sorted(found)
 
@@ -80,8 +82,8 @@ def floor(path: Path, image: StoredImage) -> Iterator[Read]:
     out = np.empty((image.tile_height, image.tile_width, 3), dtype=np.uint8)
     number = os.open(path, os.O_RDONLY)
 
-    def read(corners: IntArray, side: int) -> None:
-        for tile in tiles_under(image, corners, side):
+    def read(corners: IntArray, width: int, height: int | None = None) -> None:
+        for tile in tiles_under(image, corners, width, height):
             data = os.pread(number, int(image.sizes[tile]), int(image.offsets[tile]))
             simplejpeg.decode_jpeg(prefix + data[2:], "RGB", fastdct=False, fastupsample=False, buffer=out)
 
