@@ -1,8 +1,8 @@
 """What scoring one slide costs, stage by stage: against its floor, and against encoding all of its tissue.
 
-Run ``python -m benchmarks.scoring``, or some parts of it by ``--only``. Leave ``OMP_NUM_THREADS`` alone, or set
-it to what ``--threads`` is: 1 by default, so that each side has one core. Models have learned nothing, which
-does not change what they cost.
+Run ``python -m benchmarks.scoring``, or some parts of it by ``--only``. Leave ``OMP_NUM_THREADS`` alone, or
+set it to what ``--threads`` is: 1 by default, so that each side has one core. Models have learned nothing,
+which does not change what they cost.
 
 ``split``: seconds of one slide by stage, from a run in which each stage is timed, and the compressed bytes
 and the file's own tiles that were read for it. ``floor``: wall time of the same without timing stages, by the
@@ -121,9 +121,16 @@ def encoding(settings: Settings) -> tuple[int, str]:
 
 
 class Stopwatch:
-    """Seconds by stage of the thread that made it, and bytes and tiles that were read in each."""
+    """Seconds by stage of the thread that made it, and bytes and tiles that were read in each.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    clock
+        Gives seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
         self.seconds: dict[str, float] = defaultdict(float)
         self.bytes: dict[str, int] = defaultdict(int)
         self.tiles: dict[str, int] = defaultdict(int)
@@ -141,11 +148,11 @@ class Stopwatch:
             stage = f"{self._stages[-1]}: {name}" if part and self._stages else name
             self._stages.append(self._stages[-1] if part and self._stages else name)
             self._inner.append(0.0)
-            begin = time.perf_counter()
+            begin = self._clock()
             try:
                 return function(*arguments, **named)
             finally:
-                took = time.perf_counter() - begin
+                took = self._clock() - begin
                 self._stages.pop()
                 self.seconds[stage] += took - self._inner.pop()
                 if self._inner:
