@@ -335,11 +335,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "workers" in options.only:
         side = (options.sides or [4096 if quick else 20_000])[0]
         refs = links([slides(side)], work / "rates", options.copies or (4 if quick else 16))
-        crews = [
-            crew
-            for each in at_once
-            for crew in (Crew(1, most, each), Crew(most, most, each), Crew(1, 1, each))
-        ]
+        crews = [crew for each in at_once for crew in (Crew(1, most, each), Crew(most, most, each))]
+        crews += [] if quick else [Crew(1, 1, each) for each in at_once]
         rows = compared(rates("workers", task, refs, crews, rounds, work), "by_one", 0)
         named = [{"side": side, "backbone": real.model.backbone, **row} for row in rows]
         report("slides per hour", "collection_workers", table(named), options.out, below=["hardware"])
