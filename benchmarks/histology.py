@@ -38,7 +38,8 @@ import psutil
 from benchmarks._figures import Result, figure_of_costs
 from benchmarks._images import collect
 from benchmarks.report import report
-from pipelines._runs import Execution, Silent
+from pipelines._reports import Silent
+from pipelines._runs import Execution
 from wsi_ats.artifacts import digest_of, read_json, write_json
 from wsi_ats.config import Settings
 from wsi_ats.evaluation import auc

@@ -46,7 +46,8 @@ from benchmarks import needle_slides
 from benchmarks._needle_figure import figure
 from benchmarks.needle_backbone import pretrain
 from benchmarks.report import report
-from pipelines._runs import Execution, Silent
+from pipelines._reports import Silent
+from pipelines._runs import Execution
 from wsi_ats.artifacts import digest_of, read_json, write_json
 from wsi_ats.config import Settings
 from wsi_ats.errors import SettingsError

@@ -7,9 +7,11 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 import dask
 from dask.system import CPU_COUNT
@@ -96,6 +98,26 @@ def connect(
     else:
         with _remote(str(scheduler), wait) as client:
             yield client
+
+
+def dashboard(client: Client) -> str:
+    """Say where Dask shows what it does.
+
+    A remote scheduler is taken at its word: its host may have another name from here, and whether it can
+    draw its dashboard is its own affair.
+    """
+    try:
+        link = client.dashboard_link
+    except KeyError:  # its scheduler serves no pages
+        link = None
+    if link is None:
+        return "Dask shows nothing of its work: the scheduler serves no pages"
+    if client.cluster is None or find_spec("bokeh") is not None:
+        return f"Dask's dashboard: {link}"
+    return (
+        f"Dask's workers and tasks: {urljoin(link, 'info/main/workers.html')} (its dashboard needs "
+        "`pip install bokeh`)"
+    )
 
 
 def graphics_processors() -> list[str]:

@@ -4,21 +4,43 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
 from pipelines._options import Result
+from pipelines._reports import Finished, duration
+
+# How far back slides count for the rate, 1000 of them at most: a slide may take an hour, and rich's half a
+# minute would never see two of them.
+_RATE_SECONDS = 6 * 3600.0
+
+
+class _Rate(ProgressColumn):
+    """Slides a minute, where at least two have ended."""
+
+    def render(self, task: Task) -> Text:
+        return Text(_rate(task.speed) if task.speed else "")
 
 
 @dataclass(frozen=True)
 class ConsoleReporter:
-    """Reports to a console: bars on a terminal, a line for each step in a log.
+    """Reports to a console: bars on a terminal, a line now and then in a log, and each failure in both.
 
     Parameters
     ----------
@@ -26,10 +48,16 @@ class ConsoleReporter:
         Where.
     verbose
         Whether to show where errors come from.
+    timer
+        Gives seconds that only ever grow.
+    every
+        Least seconds between two lines about slides in a log; the first and the last always get one.
     """
 
     console: Console
     verbose: bool = False
+    timer: Callable[[], float] = time.monotonic
+    every: float = 30.0
 
     def message(self, text: str) -> None:
         """Print a line."""
@@ -42,7 +70,46 @@ class ConsoleReporter:
 
     def progress(self, title: str, total: int) -> AbstractContextManager[Callable[[str], None]]:
         """Count to ``total``."""
-        return self._bar(title, total) if self.console.is_terminal else self._log(title, total)
+        return self._bar(title, total) if self.console.is_interactive else self._log(title, total)
+
+    @contextmanager
+    def slides(self, stage: str, total: int, reused: int) -> Iterator[Callable[[Finished], None]]:
+        """Show slides done, failed, a minute, and the time left; slides of an earlier run do not count."""
+        del reused
+        bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[failures]}", style="red"),
+            _Rate(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[last]}", markup=False),
+            console=self.console,
+            get_time=self.timer,
+            speed_estimate_period=_RATE_SECONDS,
+            disable=not (self.console.is_interactive and total),
+        )
+        number = bar.add_task(stage, total=total, failures="", last="")
+        [task] = bar.tasks
+        failed, said, shown = 0, -math.inf, 0
+
+        def tell(slide: Finished) -> None:
+            nonlocal failed, said, shown
+            if slide.failed:
+                failed += 1
+                self.message(f"{slide.slide_id} failed: {slide.error}")
+            failures = f"{failed} failed" if failed else ""
+            bar.update(number, advance=1, failures=failures, last=f"{slide.slide_id} {slide.status}")
+            if bar.disable and (task.finished or self.timer() - said >= self.every):
+                self.message(_state(task))
+                said, shown = self.timer(), int(task.completed)
+
+        with bar:
+            try:
+                yield tell
+            finally:
+                if bar.disable and shown < task.completed:  # stopped early
+                    self.message(_state(task))
 
     @contextmanager
     def _bar(self, title: str, total: int) -> Iterator[Callable[[str], None]]:
@@ -67,6 +134,21 @@ class ConsoleReporter:
             self.message(f"{title} {counted}/{total}: {name}")
 
         yield advance
+
+
+def _state(task: Task) -> str:
+    """How far it is, in a line."""
+    parts = [f"{task.description} {task.completed:.0f}/{task.total:.0f}", task.fields["failures"]]
+    if task.speed:
+        parts.append(_rate(task.speed))
+    if task.time_remaining:
+        parts.append(f"{duration(task.time_remaining)} left")
+    return ", ".join(filter(None, parts))
+
+
+def _rate(per_second: float) -> str:
+    rate = 60 * per_second
+    return f"{rate:.0f} slides/min" if rate >= 10 else f"{rate:.2g} slides/min"
 
 
 def reporter(*, debug: bool) -> ConsoleReporter:

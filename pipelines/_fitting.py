@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines._readers import open_reader
-from pipelines._runs import Execution, Silent, together
+from pipelines._reports import Silent
+from pipelines._runs import Execution, together
 from pipelines._tensorboard import writing_events
 from pipelines.prepare import PrepareTask
 from wsi_ats.artifacts import load_prepared

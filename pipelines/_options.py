@@ -247,10 +247,63 @@ class Options(Reading, Running):
     strict: Annotated[
         bool, typer.Option("--strict", help="Stop at the first slide that fails.", rich_help_panel=_RUNNING)
     ] = False
+    log_json: Annotated[
+        Path | None,
+        typer.Option(
+            "--log-json",
+            metavar="FILE",
+            rich_help_panel=_RUNNING,
+            help="Add a line of JSON to this file for each slide that workers finish, as it ends.",
+        ),
+    ] = None
+    metrics: Annotated[
+        Path | None,
+        typer.Option(
+            "--metrics",
+            metavar="FILE.prom",
+            rich_help_panel=_RUNNING,
+            help="Keep figures of the run in this file for Prometheus' node exporter.",
+        ),
+    ] = None
 
     def execution(self) -> Execution:
-        """How the stage is to be carried out."""
-        return replace(super().execution(), strict=self.strict, dry_run=self.dry_run)
+        """How the stage is to be carried out.
+
+        Raises
+        ------
+        SettingsError
+            When ``--log-json`` or ``--metrics`` cannot be written: before any work, not after it.
+        """
+        from pipelines._reports import Reporter, Several
+
+        execution = replace(super().execution(), strict=self.strict, dry_run=self.dry_run)
+        if self.dry_run:
+            return execution
+        console = execution.reporter
+        reporters: list[Reporter] = [console]
+        if self.metrics is not None:  # first, because its check leaves nothing behind
+            from pipelines._metrics import MetricsFile
+
+            reporters.append(
+                MetricsFile(
+                    self.metrics,
+                    complain=console.message,
+                    clock=execution.clock,
+                    timer=execution.timer,
+                )
+            )
+        if self.log_json is not None:
+            from pipelines._slide_log import SlideLog
+
+            log = SlideLog(
+                self.log_json,
+                complain=console.message,
+                command=execution.command,
+                clock=execution.clock,
+                timer=execution.timer,
+            )
+            reporters.append(log)
+        return replace(execution, reporter=Several(reporters)) if reporters[1:] else execution
 
 
 class Result(Protocol):

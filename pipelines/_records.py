@@ -10,19 +10,23 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from pipelines._reports import Finished
 from pipelines._runs import Execution, rooted
 from wsi_ats.artifacts import atomic, digest_of, read_json, slide_digest, write_json
 from wsi_ats.config import Settings
-from wsi_ats.errors import ArtifactError
+from wsi_ats.errors import ArtifactError, without_secrets
 from wsi_ats.selection import Status
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.tables import write_csv, write_parquet
+
+if TYPE_CHECKING:  # Dask takes a while to import, and a run that has nothing left to do needs none
+    from pipelines._stage import Outcome
 
 Row = dict[str, Any]
 
@@ -108,12 +112,28 @@ class SlideTask(ABC):
 
 @dataclass(frozen=True)
 class Results:
-    """Rows of a run, and what the run owes to an earlier one."""
+    """Rows of a run, and what the run owes to an earlier one.
+
+    Parameters
+    ----------
+    rows
+        Sorted by slide.
+    failed
+        Why slides failed, by slide.
+    reused
+        Slides that an earlier run had finished.
+    stopped
+        Whether slides are missing.
+    notes
+        What this run did, those slides left out: ``seconds`` of wall time, ``slides_per_minute``, and, where
+        they are counted, ``tiles_read`` and ``bytes_read`` of all slides together. Empty if it did nothing.
+    """
 
     rows: Sequence[Row]
     failed: Mapping[str, str]
     reused: int
     stopped: bool
+    notes: Mapping[str, Any] = field(default_factory=dict)
 
 
 def absolute(refs: Sequence[SlideRef]) -> list[SlideRef]:
@@ -164,41 +184,83 @@ def complete(task: SlideTask, refs: Sequence[SlideRef], execution: Execution, *,
             "its tables; their files stay"
         )
     failed: dict[str, str] = {}
-    if todo:
-        from pipelines._cluster import connect, graphics_processors
-        from pipelines._stage import Limits, Outcome, for_each_slide, on_each_worker
+    done: list[Finished] = []
+    begin = execution.timer()
+    with report.slides(title, len(todo), reused) as tell:
 
-        local = execution.scheduler == "local"
-        gpus = graphics_processors() if task.on_gpu and local else []
-        at_once = execution.slides_at_once or (_AT_ONCE_ON_GPU if gpus else _AT_ONCE)
-        resources = execution.resources or ({"GPU": 1 / at_once} if gpus else {})
-        limits = Limits(execution.timeout, resources, execution.wait, execution.stop)
+        def note(outcome: Outcome[Row]) -> None:
+            row = outcome.result
+            if row is None:
+                error = without_secrets(outcome.error or "failed")
+                failed[outcome.ref.id] = error
+                row = task.failed(outcome.ref, error, outcome.seconds)
+            rows[outcome.ref.id] = row
+            done.append(_finished(row, outcome))
+            tell(done[-1])
+            report.debug(outcome.trace)
 
-        with report.progress(title, len(todo)) as advance:
-
-            def note(outcome: Outcome[Row]) -> None:
-                row = outcome.result
-                if row is None:
-                    failed[outcome.ref.id] = error = outcome.error or "failed"
-                    row = task.failed(outcome.ref, error, outcome.seconds)
-                    report.message(f"{outcome.ref.id} failed: {error}")
-                    report.debug(outcome.trace)
-                rows[outcome.ref.id] = row
-                advance(f"{outcome.ref.id} {row['status']}")
-
-            with connect(
-                execution.scheduler,
-                workers=execution.workers,
-                tasks=len(refs),
-                pending=len(todo),
-                at_once=at_once,
-                gpus=gpus,
-                wait=execution.wait,
-            ) as client:
-                on_each_worker(task.start, client, resources=resources)
-                for_each_slide(task, todo, client, on_result=note, strict=execution.strict, limits=limits)
+        if todo:
+            _send_out(task, todo, execution, slides=len(refs), on_result=note)
+    notes = _notes(done, execution.timer() - begin)
     in_order = [rows[name] for name in sorted(rows)]
-    return Results(in_order, dict(sorted(failed.items())), reused, stopped=len(rows) < len(refs))
+    return Results(in_order, dict(sorted(failed.items())), reused, len(rows) < len(refs), notes)
+
+
+def _send_out(
+    task: SlideTask,
+    todo: Sequence[SlideRef],
+    execution: Execution,
+    *,
+    slides: int,
+    on_result: Callable[[Outcome[Row]], None],
+) -> None:
+    """Do the work on a cluster."""
+    from pipelines._cluster import connect, dashboard, graphics_processors
+    from pipelines._stage import Limits, for_each_slide, on_each_worker
+
+    local = execution.scheduler == "local"
+    gpus = graphics_processors() if task.on_gpu and local else []
+    at_once = execution.slides_at_once or (_AT_ONCE_ON_GPU if gpus else _AT_ONCE)
+    resources = execution.resources or ({"GPU": 1 / at_once} if gpus else {})
+    limits = Limits(execution.timeout, resources, execution.wait, execution.stop)
+    with connect(
+        execution.scheduler,
+        workers=execution.workers,
+        tasks=slides,
+        pending=len(todo),
+        at_once=at_once,
+        gpus=gpus,
+        wait=execution.wait,
+    ) as client:
+        if client is not execution.scheduler:  # else whoever made the client has been told, or has no need
+            execution.reporter.message(dashboard(client))
+        on_each_worker(task.start, client, resources=resources)
+        for_each_slide(task, todo, client, on_result=on_result, strict=execution.strict, limits=limits)
+
+
+def _finished(row: Row, outcome: Outcome[Row]) -> Finished:
+    return Finished(
+        slide_id=outcome.ref.id,
+        status=str(row["status"]),
+        seconds=outcome.seconds,
+        worker=outcome.worker,
+        error=row.get("error"),
+        tiles_read=row.get("tiles_read"),
+        bytes_read=row.get("bytes_read"),
+    )
+
+
+def _notes(done: Sequence[Finished], seconds: float) -> dict[str, Any]:
+    """See :class:`Results`."""
+    if not done:
+        return {}
+    notes: dict[str, Any] = {"seconds": round(seconds, 3)}
+    if seconds > 0:
+        notes["slides_per_minute"] = float(f"{60 * len(done) / seconds:.3g}")
+    for name in ("tiles_read", "bytes_read"):
+        known = [value for value in (getattr(slide, name) for slide in done) if value is not None]
+        notes |= {name: sum(known)} if known else {}
+    return notes
 
 
 def report_left_out(rows: Sequence[Row], execution: Execution) -> None:

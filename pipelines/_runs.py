@@ -6,19 +6,24 @@ import importlib.metadata
 import os
 import platform
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from pipelines._reports import Reporter, Silent, duration
 from wsi_ats.artifacts import digest_of, locked, read_json, write_json
 from wsi_ats.config import Settings
 from wsi_ats.errors import ArtifactError
 from wsi_ats.selection import Status
 
 RUN_FILE = "run.json"
+
+# Failures that the table at the end shows; with more of them the rest of it would be out of sight.
+_FAILURES_SHOWN = 20
 
 # A disk with less is full for any purpose here; it is better said before the work than after.
 _LEAST_FREE_BYTES = 64 << 20
@@ -27,36 +32,6 @@ _PACKAGES = (
     *("wsi-ats", "dask", "distributed", "lifelines", "numpy", "openslide-bin", "openslide-python"),
     *("scikit-learn", "timm", "torch"),
 )
-
-
-class Reporter(Protocol):
-    """Whoever is told how a run goes."""
-
-    def message(self, text: str) -> None:
-        """Something the user should read now."""
-        ...
-
-    def debug(self, text: str) -> None:
-        """Something for whoever looks for a mistake."""
-        ...
-
-    def progress(self, title: str, total: int) -> AbstractContextManager[Callable[[str], None]]:
-        """Begin to count to ``total``; call what the context gives once for each step, with its name."""
-        ...
-
-
-class Silent:
-    """A reporter that keeps everything to itself."""
-
-    def message(self, text: str) -> None:
-        """See :class:`Reporter`."""
-
-    def debug(self, text: str) -> None:
-        """See :class:`Reporter`."""
-
-    def progress(self, title: str, total: int) -> AbstractContextManager[Callable[[str], None]]:  # noqa: ARG002
-        """See :class:`Reporter`."""
-        return nullcontext(lambda name: None)  # noqa: ARG005
 
 
 @dataclass(frozen=True)
@@ -94,6 +69,8 @@ class Execution:
         Told how it goes.
     clock
         Gives the time that ``run.json`` records.
+    timer
+        Gives seconds that only ever grow, to measure by: a computer's clock may be set while a run lasts.
     """
 
     scheduler: Any = "local"
@@ -109,6 +86,7 @@ class Execution:
     command: str = "called from Python"
     reporter: Reporter = field(default_factory=Silent)
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    timer: Callable[[], float] = time.monotonic
 
 
 @dataclass(frozen=True)
@@ -129,6 +107,8 @@ class Summary:
         Whether nothing was done.
     notes
         More that the stage has to say.
+    table
+        File in ``out`` that has a row for each slide, if there is one.
     """
 
     stage: str
@@ -138,6 +118,7 @@ class Summary:
     reused: int = 0
     dry_run: bool = False
     notes: Mapping[str, Any] = field(default_factory=dict)
+    table: str | None = None
 
     @classmethod
     def of_dry_run(
@@ -156,11 +137,19 @@ class Summary:
         lines = [(name.replace("_", " "), str(value)) for name, value in self.counts.items()]
         if self.reused:
             lines.append(("finished earlier", str(self.reused)))
-        lines += [(name.replace("_", " "), _words(value)) for name, value in self.notes.items()]
+        lines += [(name.replace("_", " "), _words(name, value)) for name, value in self.notes.items()]
         if not self.dry_run:
             lines.append(("results", str(self.out)))
         tables = [(f"{self.stage} (dry run)" if self.dry_run else self.stage, lines)]
-        return [*tables, ("failed", list(self.failed.items()))] if self.failed else tables
+        return [*tables, ("failed", self._failures())] if self.failed else tables
+
+    def _failures(self) -> list[tuple[str, str]]:
+        shown = list(self.failed.items())[:_FAILURES_SHOWN]
+        more = len(self.failed) - len(shown)
+        if not more:
+            return shown
+        everything = self.out / self.table if self.table else "the output of --json"
+        return [*shown, (f"and {more} more", f"all of them are in {everything}")]
 
     def to_json(self) -> dict[str, Any]:
         """Return what ``--json`` prints."""
@@ -354,7 +343,11 @@ def rooted(path: str | Path) -> Path:
     return plain if elsewhere else short
 
 
-def _words(value: Any) -> str:
+def _words(name: str, value: Any) -> str:
+    if name == "seconds":
+        return duration(value)
+    if name == "bytes_read":
+        return f"{value / 1e6:.2f} MB"
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {each}" for name, each in value.items())
     return str(value)

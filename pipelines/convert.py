@@ -99,7 +99,11 @@ def convert(
             write_table(out, "conversions", results.rows, _TYPES)
             run.finish(counts)
     notes = {} if place == str(out) else {"pyramids": place}
-    return Summary("convert", out, counts, results.failed, results.reused, notes=notes)
+    return Summary(
+        *("convert", out, counts, results.failed, results.reused),
+        notes={**results.notes, **notes},
+        table=None if results.stopped else "conversions.csv",
+    )
 
 
 def check_apart(sources: Sequence[str], out: str | Path, to: str | None) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipelines._cluster import connect
+from pipelines._cluster import connect, dashboard
 from pipelines._runs import Execution, Summary, rooted
 from pipelines.prepare import PrepareTask
 from pipelines.score import score
@@ -202,6 +202,8 @@ def demo(
     _claim(out, {"seed": seed, **asdict(scale)}, overwrite=execution.overwrite)
     clock = Stopwatch()
     with connect(execution.scheduler, workers=execution.workers) as client:
+        if client is not execution.scheduler:
+            execution.reporter.message(dashboard(client))
         execution = replace(execution, scheduler=client)
         with clock("write slides"):
             training, held_out = make_slides(out, scale, seed=seed, execution=execution)

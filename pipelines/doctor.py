@@ -15,6 +15,12 @@ from pipelines._runs import versions
 # What a URL begins with, and the package that fsspec needs for it.
 _STORES = {"s3://": "s3fs", "https://": "aiohttp", "gs://": "gcsfs", "az://": "adlfs"}
 
+# What is better or possible with a package, and its module.
+_OPTIONAL = {
+    "Dask's dashboard": ("bokeh", "bokeh"),
+    "--metrics": ("prometheus-client", "prometheus_client"),
+}
+
 
 @dataclass(frozen=True)
 class Check:
@@ -68,7 +74,9 @@ def doctor() -> Diagnosis:
     >>> [check.name for check in doctor().checks if check.advice]  # doctest: +SKIP
     ['graphics processor']
     """
-    return Diagnosis([_machine(), *_packages(), _openslide(), *_readers(), _graphics_processor()])
+    return Diagnosis(
+        [_machine(), *_packages(), _openslide(), *_readers(), *_optional(), _graphics_processor()]
+    )
 
 
 def _machine() -> Check:
@@ -107,6 +115,15 @@ def _readers() -> list[Check]:
             f"pip install {' '.join(missing)}" if missing else "",
             needed=False,
         ),
+    ]
+
+
+def _optional() -> list[Check]:
+    return [
+        Check(name, package)
+        if importlib.util.find_spec(module) is not None
+        else Check(name, f"{package} is not installed", f"pip install {package}", needed=False)
+        for name, (package, module) in _OPTIONAL.items()
     ]
 
 

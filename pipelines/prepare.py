@@ -101,7 +101,11 @@ def prepare(
         if not results.stopped:
             task.write_tables(results.rows)
             run.finish(counts)
-    return Summary("prepare", out, counts, results.failed, results.reused)
+    return Summary(
+        *("prepare", out, counts, results.failed, results.reused),
+        notes=results.notes,
+        table=None if results.stopped else "slides.csv",
+    )
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,11 @@ def score(
             if settings.model.cases != "separate":
                 write_table(out, "cases", _cases(results.rows, card.target), _types_of_cases(card.target))
             run.finish(counts, target=asdict(card.target))
-    return Summary("score", out, counts, results.failed, results.reused, notes=_notes(results.rows, settings))
+    return Summary(
+        *("score", out, counts, results.failed, results.reused),
+        notes={**results.notes, **_notes(results.rows, settings)},
+        table=None if results.stopped else "predictions.csv",
+    )
 
 
 def _types_of_cases(target: Target) -> dict[str, str]:

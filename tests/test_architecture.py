@@ -81,6 +81,7 @@ DOORS = {
     # The commands, and the options they share.
     "typer": ["pipelines.cli", "pipelines._options"],
     "rich": ["pipelines._console"],
+    "prometheus_client": ["pipelines._metrics"],
 }
 # Languages that many speak: arrays everywhere; tensors in these.
 TENSORS = ["wsi_ats.nn", "wsi_ats.batches", "wsi_ats.checkpoints", "wsi_ats.methods", "wsi_ats.inference"]

@@ -1,0 +1,136 @@
+"""A log for programs: a line of JSON for each slide as it ends (``--log-json``)."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import time
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pipelines._reports import Finished, Silent
+from wsi_ats.errors import SettingsError
+
+
+class SlideLog(Silent):
+    """A file that grows by a line for each slide, one when a stage begins with its slides, one when it ends.
+
+    Each line is written at once and whole, so that whoever follows the file sees slides as they end. A file
+    that can no longer be written is complained of once; the run goes on, and so does the log if the disk
+    has room again.
+
+    Parameters
+    ----------
+    path
+        The file; what is in it stays.
+    complain
+        Told once if it cannot be written any more.
+    command
+        What is recorded as the beginning of each stage.
+    clock, timer
+        Time of day, and seconds that only ever grow.
+
+    Raises
+    ------
+    SettingsError
+        When the file cannot be opened.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "log.jsonl"
+    >>> with SlideLog(path, complain=print).slides("score", total=1, reused=0) as tell:
+    ...     tell(Finished("a", "done", seconds=1.5, tiles_read=40))
+    >>> [json.loads(line)["event"] for line in path.read_text().splitlines()]
+    ['start', 'slide', 'end']
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        complain: Callable[[str], None],
+        command: str = "",
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        timer: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.path = path
+        self._complain, self._command, self._clock, self._timer = complain, command, clock, timer
+        self._complained = False
+        if str(path) == "-":
+            raise SettingsError("--log-json needs a file, not '-'; /dev/stderr is one")
+        try:
+            # Never buffered, and without Python's file around it, which would have to be closed by somebody.
+            self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            weakref.finalize(self, os.close, self._file)
+            self._torn = stat.S_ISREG(os.fstat(self._file).st_mode) and _is_torn(path)
+        except OSError as error:
+            raise SettingsError(
+                f"--log-json {path} cannot be written: {error.strerror or error}; name a file in a folder "
+                "that is there and can be written to"
+            ) from error
+
+    @contextmanager
+    def slides(self, stage: str, total: int, reused: int) -> Iterator[Callable[[Finished], None]]:
+        """Write lines about a stage's slides."""
+        begin, counts = self._timer(), Counter[str]()
+        self._write("start", stage, {"command": self._command, "slides": total, "finished_earlier": reused})
+
+        def tell(slide: Finished) -> None:
+            counts[slide.status] += 1
+            values = {
+                "slide_id": slide.slide_id,
+                "status": slide.status,
+                "seconds": round(slide.seconds, 3),
+                "worker": slide.worker or None,
+            }
+            read = {
+                "tiles_read": slide.tiles_read,
+                "bytes_read": slide.bytes_read,
+                "error": slide.error,
+            }
+            known = {name: value for name, value in read.items() if value is not None}
+            self._write("slide", stage, values | known)
+
+        try:
+            yield tell
+        finally:
+            seconds = round(self._timer() - begin, 3)
+            complete = counts.total() == total
+            self._write("end", stage, {"counts": counts, "complete": complete, "seconds": seconds})
+
+    def _write(self, event: str, stage: str, values: Mapping[str, Any]) -> None:
+        record = {"time": self._clock().isoformat(), "event": event, "stage": stage, **values}
+        line = json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n"
+        # A line of which only a part was written must not spoil the next one.
+        data = ("\n" * self._torn + line).encode("utf-8", "backslashreplace")
+        try:
+            written = os.write(self._file, data)
+        except OSError as error:
+            self._failed(error.strerror or str(error))
+            return
+        if written < len(data):
+            self._torn = True
+            self._failed("only a part of a line found room")
+        else:
+            self._torn = False
+
+    def _failed(self, reason: str) -> None:
+        if not self._complained:
+            self._complained = True
+            self._complain(f"warning: --log-json {self.path} lacks slides from here on: {reason}")
+
+
+def _is_torn(path: Path) -> bool:
+    """Whether the last line of a file has no end, as when its disk was full."""
+    with path.open("rb") as file:
+        if not file.seek(0, os.SEEK_END):
+            return False
+        file.seek(-1, os.SEEK_END)
+        return file.read() != b"\n"
