@@ -108,11 +108,13 @@ def dashboard(client: Client) -> str:
     """
     try:
         link = client.dashboard_link
-    except KeyError:  # its scheduler serves no pages
+    except KeyError:  # there is none, or Dask's configuration cannot tell where
         link = None
     if link is None:
-        return "Dask shows nothing of its work: the scheduler serves no pages"
-    if client.cluster is None or find_spec("bokeh") is not None:
+        return "Dask names no address of its dashboard"
+    if client.cluster is None:
+        return f"Dask's dashboard, as its scheduler says: {link}"
+    if find_spec("bokeh") is not None:
         return f"Dask's dashboard: {link}"
     return (
         f"Dask's workers and tasks: {urljoin(link, 'info/main/workers.html')} (its dashboard needs "

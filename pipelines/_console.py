@@ -20,7 +20,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from pipelines._options import Result
@@ -78,12 +78,14 @@ class ConsoleReporter:
         del reused
         bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
+            # The bar and the slide's name have what room the figures leave.
+            BarColumn(None, table_column=Column(ratio=1)),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
             TextColumn("{task.fields[failures]}", style="red"),
-            _Rate(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[last]}", markup=False),
+            _Rate(Column(no_wrap=True)),
+            TimeRemainingColumn(table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[last]}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
+            expand=True,
             console=self.console,
             get_time=self.timer,
             speed_estimate_period=_RATE_SECONDS,

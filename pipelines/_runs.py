@@ -137,7 +137,7 @@ class Summary:
         lines = [(name.replace("_", " "), str(value)) for name, value in self.counts.items()]
         if self.reused:
             lines.append(("finished earlier", str(self.reused)))
-        lines += [(name.replace("_", " "), _words(name, value)) for name, value in self.notes.items()]
+        lines += [_line(name, value) for name, value in self.notes.items()]
         if not self.dry_run:
             lines.append(("results", str(self.out)))
         tables = [(f"{self.stage} (dry run)" if self.dry_run else self.stage, lines)]
@@ -343,14 +343,14 @@ def rooted(path: str | Path) -> Path:
     return plain if elsewhere else short
 
 
-def _words(name: str, value: Any) -> str:
+def _line(name: str, value: Any) -> tuple[str, str]:
     if name == "seconds":
-        return duration(value)
+        return "wall time", duration(value)
     if name == "bytes_read":
-        return f"{value / 1e6:.2f} MB"
+        return "bytes read", f"{value / 1e6:.2f} MB"
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {each}" for name, each in value.items())
-    return str(value)
+        value = ", ".join(f"{each} {number}" for each, number in value.items())
+    return name.replace("_", " "), str(value)
 
 
 def _flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import time
+import urllib.request
 
 import pytest
 import slide_jobs
 from conftest import files, free_port, table, without_times
 
 from pipelines import _cluster
-from pipelines._cluster import connect
+from pipelines._cluster import connect, dashboard
 from pipelines._stage import for_each_slide
 from wsi_ats.errors import SettingsError, WsiAtsError
 from wsi_ats.slides.base import SlideRef
@@ -39,6 +40,39 @@ def test_a_local_cluster_leaves_our_environment_alone():
         assert found[0].result == str(_cluster.CPU_COUNT)  # one slide: one worker with all cores
     changed = {name for name in os.environ if before.get(name) != os.environ[name]}
     assert not {name for name in changed if "THREADS" in name}
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_pages_that_dask_really_serves_are_named(client, monkeypatch, installed):
+    monkeypatch.setattr(_cluster, "find_spec", lambda name: object() if installed else None)
+    text = dashboard(client)
+    (link,) = [word for word in text.split() if word.startswith("http://127.0.0.1:")]
+    assert ("pip install bokeh" in text) is not installed
+    assert link.endswith("/status" if installed else "/workers.html")
+    with urllib.request.urlopen(link, timeout=10) as answer:
+        page = answer.read().decode()
+    if not installed:
+        assert page.count(">127.0.0.1:") >= len(client.nthreads()) == 2
+
+
+def test_a_dashboard_elsewhere_is_taken_at_its_schedulers_word(address):
+    with connect(address) as remote:
+        text = dashboard(remote)
+    assert text.startswith("Dask's dashboard, as its scheduler says: http://127.0.0.1:")
+
+
+def test_a_dashboard_without_an_address():
+    class Nowhere:
+        @property
+        def dashboard_link(self):
+            raise KeyError("dashboard")
+
+    assert dashboard(Nowhere()) == "Dask names no address of its dashboard"
+
+
+def test_the_dashboard_is_named_once_and_only_where_there_is_work(run, slides, config, tmp_path):
+    command = ("prepare", slides, "--out", tmp_path / "out", "--config", config)
+    assert [run(*command).stderr.count("Dask's dashboard") for _ in range(2)] == [1, 0]
 
 
 def test_a_scheduler_elsewhere_gives_the_same(scheduler, run, slides, config, tmp_path):

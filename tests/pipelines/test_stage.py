@@ -112,6 +112,25 @@ def test_a_slide_that_failed_leaves_nothing_that_looks_done(client, tmp_path):
     assert task.finished(ref) is None
 
 
+def test_notes_are_of_this_run_alone(client, tmp_path):
+    seconds = iter([0.0, 30.0, 100.0, 100.0, 200.0, 210.0])
+    execution = Execution(scheduler=client, timer=lambda: next(seconds))
+    task = slide_jobs.TextTask(tmp_path / "out", "digest")
+    refs = [SlideRef.from_path(tmp_path / f"{name}.svs") for name in "abc"]
+    first = complete(task, refs[:2], execution, title="test")
+    assert first.notes == {"seconds": 30.0, "slides_per_minute": 4.0}
+    assert complete(task, refs[:2], execution, title="test").notes == {}
+    assert complete(task, refs, execution, title="test").notes == {"seconds": 10.0, "slides_per_minute": 6.0}
+
+
+def test_an_unforeseen_error_tells_no_secret(client, tmp_path):
+    ref = SlideRef("bug", "https://host/bug.svs?X-Amz-Signature=abcd")
+    task = slide_jobs.TextTask(tmp_path / "out", "digest")
+    results = complete(task, [ref], Execution(scheduler=client), title="test")
+    assert "ZeroDivisionError" in results.failed["bug"]
+    assert "abcd" not in str(results)
+
+
 def test_a_worker_that_cannot_start_ends_the_run(client, tmp_path):
     task = slide_jobs.UnstartedTask(tmp_path, "digest")
     with pytest.raises(ModelError, match="no model today"):
