@@ -52,7 +52,7 @@ def test_pages_that_dask_really_serves_are_named(client, monkeypatch, installed)
     with urllib.request.urlopen(link, timeout=10) as answer:
         page = answer.read().decode()
     if not installed:
-        assert page.count(">127.0.0.1:") >= len(client.nthreads()) == 2
+        assert all(worker in page for worker in client.nthreads())
 
 
 def test_a_dashboard_elsewhere_is_taken_at_its_schedulers_word(address):

@@ -173,11 +173,12 @@ def test_lines_are_there_as_slides_end_and_names_stay_as_they_are(tmp_path):
     with log.slides("score", 2, 0) as tell:
         tell(Finished("Ärztin\udcff\n", "failed", error="s3://b/a?sig=abc: why"))
         *_, line = read(path)
+    assert "Ärztin" in path.read_text("utf-8")
     assert line == {
         "time": "2026-01-02T03:04:05+00:00",
         "event": "slide",
         "stage": "score",
-        "slide_id": "Ärztin\\udcff\n",
+        "slide_id": "Ärztin\udcff\n",
         "status": "failed",
         "seconds": 0.0,
         "worker": None,

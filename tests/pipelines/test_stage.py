@@ -124,7 +124,7 @@ def test_notes_are_of_this_run_alone(client, tmp_path):
 
 
 def test_an_unforeseen_error_tells_no_secret(client, tmp_path):
-    ref = SlideRef("bug", "https://host/bug.svs?X-Amz-Signature=abcd")
+    ref = SlideRef("bug", "https://127.0.0.1:1/bug.svs?X-Amz-Signature=abcd", case="bug")
     task = slide_jobs.TextTask(tmp_path / "out", "digest")
     results = complete(task, [ref], Execution(scheduler=client), title="test")
     assert "ZeroDivisionError" in results.failed["bug"]
