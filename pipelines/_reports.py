@@ -143,7 +143,7 @@ def duration(seconds: float) -> str:
     Examples
     --------
     >>> [duration(each) for each in (0.4, 50, 1300, 20000, 200000)]
-    ['0.4 s', '50 s', '22 min', '5 h 33 min', '2 d 8 h']
+    ['0.4 s', '50 s', '22 min', '5 h 33 min', '2 d 7 h']
     """
     if seconds < 60:
         return f"{seconds:.2g} s"

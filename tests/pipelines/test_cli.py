@@ -18,7 +18,7 @@ from wsi_ats.slides.base import SlideRef
 
 STAGE_OPTIONS = [
     *("--scheduler", "--workers", "--seed", "--overwrite", "--dry-run", "--json", "--strict", "--config"),
-    *("--set", "--debug", "--mpp"),
+    *("--set", "--debug", "--mpp", "--log-json", "--metrics"),
 ]
 
 
@@ -139,6 +139,8 @@ def test_doctor(run):
     assert ran.exit_code == 0, ran.stdout
     checks = {check["name"]: check for check in json.loads(ran.stdout)["checks"]}
     assert {"python", "torch", "OpenSlide library", "graphics processor"} <= checks.keys()
+    assert not checks["Dask's dashboard"]["needed"]
+    assert checks["--metrics"]["found"].startswith("prometheus-client")
     assert ".svs" in checks["reader OpenSlide"]["found"]
 
 

@@ -137,7 +137,7 @@ def test_what_has_ended_tells_no_secrets():
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
-    [(0, "0 s"), (0.42, "0.42 s"), (59.4, "59 s"), (60, "1 min"), (3599, "1 h 0 min"), (90000, "1 d 1 h")],
+    [(0, "0 s"), (0.42, "0.42 s"), (59.4, "59 s"), (60, "1 min"), (3599, "1 h 0 min"), (2e5, "2 d 7 h")],
 )
 def test_durations(seconds, words):
     assert duration(seconds) == words
