@@ -32,7 +32,7 @@ _RATE_SECONDS = 6 * 3600.0
 
 
 class _Rate(ProgressColumn):
-    """Slides a minute, where at least two have ended."""
+    """Slides a minute, once one has ended."""
 
     def render(self, task: Task) -> Text:
         return Text(_rate(task.speed) if task.speed else "")
@@ -92,6 +92,8 @@ class ConsoleReporter:
             disable=not (self.console.is_interactive and total),
         )
         number = bar.add_task(stage, total=total, failures="", last="")
+        # The rate is since now: the first slides of many workers end together, and seem fast by themselves.
+        bar.advance(number, 0)
         [task] = bar.tasks
         failed, said, shown = 0, -math.inf, 0
 

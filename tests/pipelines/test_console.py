@@ -37,14 +37,24 @@ def lines_of(total, *, seconds, failing=(), count=None, reused=0):
 
 def test_rate_and_time_left_come_of_slides_that_have_ended():
     lines = lines_of(10, seconds=60)
-    assert lines[:2] == ["score 1/10", "score 2/10, 1 slides/min, 8 min left"]
+    assert lines[:2] == ["score 1/10, 1 slides/min, 9 min left", "score 2/10, 1 slides/min, 8 min left"]
     assert lines[-1] == "score 10/10, 1 slides/min"
     assert len(lines) == 10  # each is more than half a minute after the one before
 
 
+def test_slides_that_end_together_seem_no_faster_than_they_were():
+    timer, file = Timer(), io.StringIO()
+    with ConsoleReporter(Console(file=file), timer=timer, every=0).slides("score", 80, 0) as tell:
+        timer.now += 60
+        for number in range(8):  # of eight workers, all with their first
+            timer.now += 0.1
+            tell(Finished(str(number), "done"))
+    assert file.getvalue().splitlines()[-1] == "score 8/80, 7.9 slides/min, 9 min left"
+
+
 def test_a_log_of_many_slides_is_short():
     lines = lines_of(1000, seconds=1)
-    assert lines[0] == "score 1/1000"
+    assert lines[0] == "score 1/1000, 60 slides/min, 17 min left"
     assert lines[1] == "score 31/1000, 60 slides/min, 16 min left"
     assert lines[-1] == "score 1000/1000, 60 slides/min"
     assert len(lines) == 1 + 33 + 1
@@ -111,14 +121,16 @@ def test_a_terminal_shows_a_bar_and_failures_above_it(width):
 def test_a_terminal_that_cannot_draw_gets_lines(monkeypatch):
     monkeypatch.setenv("TERM", "dumb")
     file = io.StringIO()
-    with ConsoleReporter(Console(file=file, force_terminal=True)).slides("score", 1, 0) as tell:
+    with ConsoleReporter(Console(file=file, force_terminal=True), timer=Timer()).slides(
+        "score", 1, 0
+    ) as tell:
         tell(Finished("a", "done"))
     assert file.getvalue() == "score 1/1\n"
 
 
 def test_several_reporters_hear_of_everything_in_turn():
     files = [io.StringIO(), io.StringIO()]
-    both = Several([ConsoleReporter(Console(file=file), verbose=True) for file in files])
+    both = Several([ConsoleReporter(Console(file=file), verbose=True, timer=Timer()) for file in files])
     both.message("message")
     both.debug("trace")
     with both.progress("train", 1) as step:
