@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -25,8 +26,8 @@ from wsi_ats.selection import Status
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.tables import write_csv, write_parquet
 
-if TYPE_CHECKING:  # Dask takes a while to import, and a run that has nothing left to do needs none
-    from pipelines._stage import Outcome
+if TYPE_CHECKING:  # Dask takes a while to import, and a command that finds nothing to do needs none
+    from pipelines._stage import Limits, Outcome
 
 Row = dict[str, Any]
 
@@ -102,6 +103,23 @@ class SlideTask(ABC):
         except (ArtifactError, KeyError, TypeError):
             return None  # damaged: it is made again
 
+    def forget(self, ref: SlideRef) -> None:
+        """Have a slide done again, even if its fingerprint does not tell that it changed."""
+        self._record(ref).unlink(missing_ok=True)
+
+    def kept(self, names: Collection[str]) -> dict[str, Row]:
+        """Rows of slides that were finished, whether or not they are there still."""
+        rows = {}
+        for name in names:
+            try:
+                record = read_json(self.out / "records" / f"{name}.json")
+                present = {path.name for path in self.files(name) if path.exists()}
+                if present.issuperset(record["files"]):
+                    rows[name] = dict(record["row"])
+            except (ArtifactError, KeyError, TypeError):  # damaged
+                continue
+        return rows
+
     def recorded(self) -> set[str]:
         """Slides that have a record in the folder."""
         return {path.stem for path in (self.out / "records").glob("*.json")}
@@ -134,6 +152,7 @@ class Results:
     reused: int
     stopped: bool
     notes: Mapping[str, Any] = field(default_factory=dict)
+    left: int = 0
 
 
 def absolute(refs: Sequence[SlideRef]) -> list[SlideRef]:
@@ -184,8 +203,56 @@ def complete(task: SlideTask, refs: Sequence[SlideRef], execution: Execution, *,
             "its tables; their files stay"
         )
     failed: dict[str, str] = {}
-    done: list[Finished] = []
+    workers = workers_for(task, execution, tasks=len(refs), pending=len(todo))
     begin = execution.timer()
+    done = carry_out(task, todo, workers, execution, title=title, rows=rows, failed=failed, reused=reused)
+    notes = figures(done, execution.timer() - begin)
+    in_order = [rows[name] for name in sorted(rows)]
+    return Results(in_order, dict(sorted(failed.items())), reused, len(rows) < len(refs), notes)
+
+
+def carry_out(
+    task: SlideTask,
+    todo: Sequence[SlideRef],
+    workers: AbstractContextManager[tuple[Any, Limits]],
+    execution: Execution,
+    *,
+    title: str,
+    rows: dict[str, Row],
+    failed: dict[str, str],
+    reused: int = 0,
+    begin: Callable[[SlideRef], object] = lambda ref: None,  # noqa: ARG005
+) -> list[Finished]:
+    """Do slides, and note what came of each as soon as it is known.
+
+    Parameters
+    ----------
+    task, todo
+        What to do, and to which slides.
+    workers
+        As :func:`workers_for` gives them; not entered when there is nothing to do.
+    execution, title
+        How, and what it is called.
+    rows, failed
+        Where rows, and why slides failed, are put by slide.
+    reused
+        Slides that were done already; told to whoever is told how it goes.
+    begin
+        Called as a slide is handed to the cluster.
+
+    Returns
+    -------
+    list of Finished
+        In the order in which they ended.
+    """
+    report = execution.reporter
+    done: list[Finished] = []
+
+    def handed() -> Iterator[SlideRef]:
+        for ref in todo:
+            begin(ref)
+            yield ref
+
     with report.slides(title, len(todo), reused) as tell:
 
         def note(outcome: Outcome[Row]) -> None:
@@ -200,23 +267,33 @@ def complete(task: SlideTask, refs: Sequence[SlideRef], execution: Execution, *,
             report.debug(outcome.trace)
 
         if todo:
-            _send_out(task, todo, execution, slides=len(refs), on_result=note)
-    notes = _notes(done, execution.timer() - begin)
-    in_order = [rows[name] for name in sorted(rows)]
-    return Results(in_order, dict(sorted(failed.items())), reused, len(rows) < len(refs), notes)
+            from pipelines._stage import for_each_slide
+
+            with workers as (client, limits):
+                for_each_slide(task, handed(), client, on_result=note, strict=execution.strict, limits=limits)
+    return done
 
 
-def _send_out(
-    task: SlideTask,
-    todo: Sequence[SlideRef],
-    execution: Execution,
-    *,
-    slides: int,
-    on_result: Callable[[Outcome[Row]], None],
-) -> None:
-    """Do the work on a cluster."""
+@contextmanager
+def workers_for(
+    task: SlideTask, execution: Execution, *, tasks: int | None = None, pending: int | None = None
+) -> Iterator[tuple[Any, Limits]]:
+    """Connect to the workers that suit a task, and have each make its start.
+
+    Parameters
+    ----------
+    task, execution
+        What is to be done, and how.
+    tasks, pending
+        As in :func:`pipelines._cluster.connect`; not known by default.
+
+    Yields
+    ------
+    tuple
+        The client, and what is asked of it.
+    """
     from pipelines._cluster import connect, dashboard, graphics_processors
-    from pipelines._stage import Limits, for_each_slide, on_each_worker
+    from pipelines._stage import Limits, on_each_worker
 
     local = execution.scheduler == "local"
     gpus = graphics_processors() if task.on_gpu and local else []
@@ -226,8 +303,8 @@ def _send_out(
     with connect(
         execution.scheduler,
         workers=execution.workers,
-        tasks=slides,
-        pending=len(todo),
+        tasks=tasks,
+        pending=pending,
         at_once=at_once,
         gpus=gpus,
         wait=execution.wait,
@@ -235,7 +312,7 @@ def _send_out(
         if client is not execution.scheduler:  # else whoever made the client has been told, or has no need
             execution.reporter.message(dashboard(client))
         on_each_worker(task.start, client, resources=resources)
-        for_each_slide(task, todo, client, on_result=on_result, strict=execution.strict, limits=limits)
+        yield client, limits
 
 
 def _finished(row: Row, outcome: Outcome[Row]) -> Finished:
@@ -250,8 +327,8 @@ def _finished(row: Row, outcome: Outcome[Row]) -> Finished:
     )
 
 
-def _notes(done: Sequence[Finished], seconds: float) -> dict[str, Any]:
-    """See :class:`Results`."""
+def figures(done: Sequence[Finished], seconds: float) -> dict[str, Any]:
+    """What slides that took so many seconds together amount to; nothing for none."""
     if not done:
         return {}
     notes: dict[str, Any] = {"seconds": round(seconds, 3)}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,6 +22,7 @@ app = typer.Typer(
     "70 a mistake of this program (please report it), 130 interrupted.",
 )
 
+_WATCHING = "Slides that arrive"
 _Model = Annotated[Path, typer.Option("--model", help="Folder of a trained model (the output of train).")]
 
 
@@ -160,18 +163,64 @@ def score(
         int | None,
         typer.Option("--max-tiles", help="Add draws until another might read more tiles of a slide."),
     ] = None,
+    watch: Annotated[
+        bool,
+        typer.Option(
+            "--watch",
+            help="Go on and score slides as they arrive, until Ctrl-C or SIGTERM; again: at once.",
+            rich_help_panel=_WATCHING,
+        ),
+    ] = False,
+    every: Annotated[
+        float | None,
+        typer.Option(
+            "--every",
+            metavar="SECONDS",
+            help="How often to look for slides; 10 by default.",
+            rich_help_panel=_WATCHING,
+        ),
+    ] = None,
+    settle: Annotated[
+        float | None,
+        typer.Option(
+            "--settle",
+            metavar="SECONDS",
+            help="How long a slide must not have changed to be complete; 30 by default.",
+            rich_help_panel=_WATCHING,
+        ),
+    ] = None,
+    marker: Annotated[
+        str | None,
+        typer.Option(
+            "--marker",
+            metavar="SUFFIX",
+            help="A slide is complete when this file is beside it: case7.svs.done or case7.done for .done.",
+            rich_help_panel=_WATCHING,
+        ),
+    ] = None,
 ) -> Result:
     """Score slides with a model: probabilities or values, and the tiles they rest on."""
+    from pipelines._watch import Arrivals, stop_on_signals
     from pipelines.score import score
+    from wsi_ats.errors import SettingsError
     from wsi_ats.model_card import read_card
 
-    refs = options.refs(slides)
+    refs = None if watch else options.refs(slides)
     settings = options.settings(read_card(model).settings)
     given = {"draws": draws, "tiles": tiles, "tolerance": tolerance, "max_tiles": max_tiles}
     changes = [f"sampling.{name}={value}" for name, value in given.items() if value is not None]
     settings = settings.with_values(changes)
+    scored = partial(score, model=model, out=out, settings=settings, seed=options.seed or 0)
     execution = options.execution()
-    return score(refs, model, out, settings=settings, seed=options.seed or 0, execution=execution)
+    waiting: dict[str, Any] = {"every": every, "settle": settle, "marker": marker}
+    waiting = {name: value for name, value in waiting.items() if value is not None}
+    if refs is not None:
+        if waiting:
+            raise SettingsError(f"--{next(iter(waiting))} says how to wait for slides; give --watch, too")
+        return scored(refs, execution=execution)
+    with stop_on_signals() as stop:
+        arrivals = Arrivals(slides, options.mpp, options.reader, pause=stop.wait, **waiting)
+        return scored(arrivals, execution=replace(execution, stop=stop))
 
 
 _Labels = Annotated[

@@ -19,7 +19,9 @@ from pipelines._records import (
     settled,
     write_table,
 )
+from pipelines._rounds import complete_arrivals
 from pipelines._runs import Execution, Identity, Summary, count, open_run, rooted
+from pipelines._watch import Arrivals
 from wsi_ats.artifacts import atomic, save_attention
 from wsi_ats.cases import case_scores
 from wsi_ats.config import AugmentationSettings, ModelSettings, SamplingSettings, Settings, TrainingSettings
@@ -59,7 +61,7 @@ _OF_DRAWS = tuple(f"sampling.{each.name}" for each in fields(SamplingSettings))
 
 
 def score(
-    refs: Sequence[SlideRef],
+    refs: Sequence[SlideRef] | Arrivals,
     model: str | Path,
     out: str | Path,
     *,
@@ -72,7 +74,7 @@ def score(
     Parameters
     ----------
     refs
-        The slides.
+        The slides; or arrivals, which are scored as they are completed until ``execution.stop`` says so.
     model
         Folder of a trained model.
     out
@@ -93,7 +95,9 @@ def score(
     Raises
     ------
     SettingsError
-        When settings do not suit the model, or no scheduler answers.
+        When settings do not suit the model, no scheduler answers, or a dry run is wanted of arrivals.
+    ManifestError
+        When a source of arrivals is not there.
     ModelError, ArtifactError
         When there is no usable model, or the output folder is not to be used.
 
@@ -105,32 +109,39 @@ def score(
     0
     """
     execution, model, out = execution or Execution(), rooted(model), rooted(out)
+    if isinstance(refs, Arrivals) and execution.dry_run:
+        raise SettingsError("--watch waits for slides that --dry-run cannot know of; leave one of them out")
     card = read_card(model)
     settings = settings or card.settings
     check_settings(settings, card.settings)
+    known = [ref for each in refs.sources for ref in refs.find(each)] if isinstance(refs, Arrivals) else refs
     identity = Identity.of("score", settings, *_SECTIONS, seed=seed, model=card.digest)
-    if card.settings.model.cases != "separate" and all(ref.case == ref.id for ref in refs):
+    if card.settings.model.cases != "separate" and all(ref.case == ref.id for ref in known):
         execution.reporter.message(
             "warning: the model takes the slides of a case together, but each of these is a case of its own; "
             "give a table of slides with the column case_id to score cases"
         )
     task = ScoreTask(out, identity.digest, model, card.digest, card.target, settings, seed)
-    refs = settled(refs, settings)
+    known = settled(known, settings)
     with open_run(out, identity, execution, results=RESULTS) as run:
         if execution.dry_run:
-            return Summary.of_dry_run("score", out, *(len(part) for part in pending(task, refs)))
+            return Summary.of_dry_run("score", out, *(len(part) for part in pending(task, known)))
         run.begin()
-        results = complete(task, refs, execution, title="score")
+        if isinstance(refs, Arrivals):
+            results = complete_arrivals(
+                task, refs, settings, execution, title="score", keep=task.write_tables
+            )
+        else:
+            results = complete(task, known, execution, title="score")
         counts = count(results.rows)
         report_left_out(results.rows, execution)
         if not results.stopped:
-            write_table(out, "predictions", results.rows, task.types)
-            if settings.model.cases != "separate":
-                write_table(out, "cases", _cases(results.rows, card.target), _types_of_cases(card.target))
+            task.write_tables(results.rows)
             run.finish(counts, target=asdict(card.target))
+    left = {"left_for_the_next_time": results.left} if results.left else {}
     return Summary(
         *("score", out, counts, results.failed, results.reused),
-        notes={**results.notes, **_notes(results.rows, settings)},
+        notes={**results.notes, **_notes(results.rows, settings), **left},
         table=None if results.stopped else "predictions.csv",
     )
 
@@ -219,6 +230,12 @@ class ScoreTask(SlideTask):
             self.out / "selections" / f"{slide_id}.parquet",
             self.out / "attention" / f"{slide_id}.npz",
         )
+
+    def write_tables(self, rows: Sequence[Row]) -> None:
+        """Write the predictions and, where the model takes the slides of a case together, the cases."""
+        write_table(self.out, "predictions", rows, self.types)
+        if self.settings.model.cases != "separate":
+            write_table(self.out, "cases", _cases(rows, self.target), _types_of_cases(self.target))
 
     def start(self) -> None:
         """Load the model."""

@@ -73,8 +73,9 @@ def read_manifest(
     Parameters
     ----------
     source
-        A slide, a folder (searched with all below it), a glob (``**`` too) or a table. Paths in a table
-        are relative to the table; a row without a path names a slide at or below the table's folder.
+        A slide, a folder (searched with all below it that is not hidden), a glob (``**`` too) or a table.
+        Paths in a table are relative to the table; a row without a path names a slide at or below the
+        table's folder.
         A folder that holds DICOM files is one slide, named after the folder. So is a folder whose name ends
         in ``.zarr``, without that ending or ``.ome.zarr``. Slides, folders and globs may be URLs, such as
         ``s3://bucket/scans/``; web servers list no folders.
@@ -124,14 +125,13 @@ def read_manifest(
         refs = _from_table(path, label_column if labels is None else None, task)
     elif remote:
         refs = _from_store(str(source))
-    elif path.is_file() or _is_zarr(path):
-        refs = [SlideRef.from_path(path)]
-    elif path.is_dir():
-        refs = _from_files(_walk(path), str(source))
-    elif glob.has_magic(str(source)):
-        refs = _from_files(_expand(str(source)), str(source))
     else:
-        raise ManifestError(f"{source}: no such file or folder")
+        refs = find_slides(source)
+    if not refs:
+        raise ManifestError(
+            f"{source}: no slides found; looked for files ending in {', '.join(sorted(SLIDE_SUFFIXES))} "
+            f"and folders ending in {_ZARR}"
+        )
     _check_ids(refs, str(source))
     refs = with_tables(refs, labels=labels, label_column=label_column, task=task, splits=splits)
     others = [ref.id for ref in refs if splits is not None and ref.split is None]
@@ -145,6 +145,52 @@ def read_manifest(
         names = _list([ref.id for ref in missing])
         _log.warning("%d of %d slides have no label: %s", len(missing), len(refs), names)
     return refs
+
+
+def find_slides(source: str | Path) -> list[SlideRef]:
+    """List the slides that a source on this machine holds now, for whoever looks again and again.
+
+    Unlike :func:`read_manifest` it takes what is there: there may be no slides yet, two may have one name,
+    and those of a table need not have come.
+
+    Parameters
+    ----------
+    source
+        A slide, a folder, a glob or a table, as in :func:`read_manifest`. Rows of a table that name no path
+        and no slide at or below the table's folder are left out.
+
+    Returns
+    -------
+    list of SlideRef
+        Folders and globs sorted by path, tables in their own order.
+
+    Raises
+    ------
+    ManifestError
+        When a file or folder is not there or cannot be searched, or a table cannot be understood.
+    MppError
+        When an mpp is not plausible.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> find_slides(folder)
+    []
+    >>> _ = (folder / "a.svs").write_text("")
+    >>> [ref.id for ref in find_slides(folder)]
+    ['a']
+    """
+    path = Path(source)
+    if path.is_file() and path.suffix.lower() in _TABLE_SUFFIXES:
+        return _from_table(path, None, "classification", awaited=True)
+    if path.is_file() or _is_zarr(path):
+        return [SlideRef.from_path(path)]
+    if path.is_dir():
+        return _refs(_walk(path))
+    if glob.has_magic(str(source)):
+        return _refs(_expand(str(source)))
+    raise ManifestError(f"{source}: no such file or folder")
 
 
 def with_tables(
@@ -433,7 +479,7 @@ class _Table:
     columns: dict[str, list[str]]
 
     @classmethod
-    def read(cls, path: str | Path) -> _Table:
+    def read(cls, path: str | Path, *, empty: bool = False) -> _Table:
         rows = read_csv(path)
         known: dict[str, list[str]] = {}
         for meaning, names in _NAMES.items():
@@ -442,7 +488,7 @@ class _Table:
                 raise ManifestError(f"{path}: columns {found} mean the same; keep one")
             if found:
                 known[meaning] = rows[found[0]]
-        if not next(iter(rows.values())):
+        if not (empty or next(iter(rows.values()))):
             raise ManifestError(f"{path}: has no rows below its first line ({', '.join(rows)})")
         return cls(Path(path), rows, known)
 
@@ -508,8 +554,9 @@ class _Table:
             ) from error
 
 
-def _from_table(path: Path, label_column: str | None, task: str) -> list[SlideRef]:
-    table = _Table.read(path)
+def _from_table(path: Path, label_column: str | None, task: str, *, awaited: bool = False) -> list[SlideRef]:
+    """Slides of a table; those that are awaited need not be there."""
+    table = _Table.read(path, empty=awaited)
     if not {"slide", "file"} & set(table.columns):
         raise ManifestError(f"{path}: a slide table needs a column path or slide_id; found {table.found}")
     # Only a column that is called so is a label here: slide tables hold all kinds of other columns.
@@ -523,12 +570,16 @@ def _from_table(path: Path, label_column: str | None, task: str) -> list[SlideRe
             location = file if "://" in file else str(path.parent / file)
         elif name is not None:
             location = files.find(_slide_id(name))
+            if awaited and location in files.lost:
+                continue
         else:
             raise ManifestError(f"{path}, row {i + 1}: names neither a path nor a slide_id")
         identity = SlideRef.from_path(location).id if name is None else _slide_id(name)
         case = table.value("case", i) or identity
         label = None if labels is None else labels[i]
         refs.append(SlideRef(identity, location, case, label, table.split(i), table.mpp(i)))
+    if awaited:
+        return refs
     if files.lost:
         raise ManifestError(
             f"{path}: names no path for {len(files.lost)} slides that are not at or below "
@@ -564,16 +615,6 @@ class _Beside:
             self.lost.append(name)
             return name
         return paths[0]
-
-
-def _from_files(files: Iterable[Path], source: str) -> list[SlideRef]:
-    refs = _refs(files)
-    if not refs:
-        raise ManifestError(
-            f"{source}: no slides found; looked for files ending in {', '.join(sorted(SLIDE_SUFFIXES))} "
-            f"and folders ending in {_ZARR}"
-        )
-    return refs
 
 
 def _from_store(url: str) -> list[SlideRef]:
@@ -622,10 +663,17 @@ def _refs(files: Iterable[Path]) -> list[SlideRef]:
     # DICOM keeps each level in a file of its own, and OpenSlide finds the others from any of them; the
     # largest is surely a level and not a picture of the slide's label.
     for folder, parts in series.items():
-        largest = max(sorted(parts), key=lambda part: part.stat().st_size)
+        largest = max(sorted(parts), key=_size)
         name = folder.resolve().name
         refs.append(SlideRef(id=name, path=str(largest), case=name))
     return sorted(refs, key=lambda ref: ref.path)
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:  # it went away since the folder was listed
+        return -1
 
 
 def _walk(folder: Path) -> list[Path]:
@@ -636,7 +684,10 @@ def _walk(folder: Path) -> list[Path]:
     for parent, folders, names in os.walk(folder, onerror=refuse):
         files += [Path(parent, name) for name in names]
         files += [Path(parent, name) for name in folders if _is_zarr(Path(parent, name))]
-        folders[:] = [name for name in folders if not _is_zarr(Path(parent, name))]
+        # Hidden folders hold what programs that copy have not finished (rsync's partial files), and copies.
+        folders[:] = [
+            name for name in folders if not name.startswith(".") and not _is_zarr(Path(parent, name))
+        ]
     return files
 
 

@@ -1,0 +1,139 @@
+"""Slides that arrive, done round by round: one cluster, one loaded model, and rows that stay in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+
+from pipelines._records import Results, Row, SlideTask, carry_out, pending, settled, workers_for
+from pipelines._runs import Execution
+from pipelines._watch import Arrivals
+from wsi_ats.config import Settings
+from wsi_ats.slides.base import SlideRef
+
+# A round ends in workers that wait for its last slide. This is long beside that, and short for whoever waits
+# for tables, or for a slide that arrived after a thousand others.
+_ROUND_SECONDS = 600.0
+
+
+def complete_arrivals(
+    task: SlideTask,
+    arrivals: Arrivals,
+    settings: Settings,
+    execution: Execution,
+    *,
+    title: str,
+    keep: Callable[[Sequence[Row]], None],
+) -> Results:
+    """Do slides as they are completed, until ``execution.stop`` says so or, if strict, one fails.
+
+    Records of earlier slides are read at the start, also of those that are not there any more: scanners'
+    folders are emptied, and their rows stay.
+
+    Parameters
+    ----------
+    task, execution, title
+        As in :func:`pipelines._records.complete`.
+    arrivals
+        What to wait for.
+    settings
+        Say in which colours slides are read.
+    keep
+        Given all rows, sorted by slide, after each round.
+
+    Returns
+    -------
+    Results
+        ``left`` is the number of slides that are there and were not done.
+    """
+    report = execution.reporter
+    watch = arrivals.watch(report.message)
+    watch.look()
+    here = settled(watch.present, settings)
+    rows, _ = pending(task, here)
+    watch.take(rows)
+    rows |= task.kept(task.recorded() - {ref.id for ref in here})
+    reused = len(rows)
+    if reused:
+        report.message(f"{title}: {_slides(reused)} finished already")
+        keep(_in_order(rows))
+    failed: dict[str, str] = {}
+    queued: set[str] = set()
+    idle = False
+    ending = _Ending(execution, title, arrivals.clock)
+    with workers_for(task, execution) as (client, limits):
+        while not ending.asked() and not (execution.strict and failed):
+            todo = settled(watch.look(), settings)
+            if not todo:
+                if not idle:
+                    report.message(f"{title}: waiting for slides; Ctrl-C or SIGTERM ends it")
+                idle = True
+                arrivals.pause(arrivals.every)
+                continue
+            idle = False
+            names = {ref.id for ref in todo}
+            if new := names - queued:
+                report.message(f"{title}: {_slides(len(new))} arrived")
+            for ref in todo:
+                if watch.changed(ref):  # its main file alone need not tell
+                    task.forget(ref)
+            done: dict[str, Row] = {}
+            lost: dict[str, str] = {}
+            begun: list[SlideRef] = []
+            workers = nullcontext((client, replace(limits, stop=ending.of_round(begun, done))))
+            carry_out(
+                task,
+                todo,
+                workers,
+                execution,
+                title=title,
+                rows=done,
+                failed=lost,
+                begin=begun.append,
+            )
+            watch.take(done, failed=lost)
+            queued = names - done.keys()
+            rows |= done
+            failed = {name: error for name, error in failed.items() if name not in done} | lost
+            keep(_in_order(rows))
+    return Results(_in_order(rows), dict(sorted(failed.items())), reused, False, len(watch.waiting))
+
+
+class _Ending:
+    """Asks whether the watch is to end, or a round, and says so once."""
+
+    def __init__(self, execution: Execution, title: str, clock: Callable[[], float]) -> None:
+        self._execution = execution
+        self._title = title
+        self._clock = clock
+        self._said = False
+
+    def asked(self, under_way: int = 0) -> bool:
+        """Whether the watch is to end; some slides are under way."""
+        asked = self._execution.stop()
+        if asked and not self._said:
+            first = f": {_slides(under_way)} to finish first; once more ends at once" if under_way else ""
+            self._execution.reporter.message(f"{self._title}: stopping{first}")
+            self._said = True
+        return asked
+
+    def of_round(self, begun: Sequence[SlideRef], done: Mapping[str, Row]) -> Callable[[], bool]:
+        """Whether a round is to begin no more slides; its time begins with the first question."""
+        first: float | None = None
+
+        def stop() -> bool:
+            nonlocal first
+            now = self._clock()
+            first = now if first is None else first
+            return self.asked(len(begun) - len(done)) or now - first > _ROUND_SECONDS
+
+        return stop
+
+
+def _slides(number: int) -> str:
+    return f"{number} slide" if number == 1 else f"{number} slides"
+
+
+def _in_order(rows: Mapping[str, Row]) -> list[Row]:
+    return [rows[name] for name in sorted(rows)]
