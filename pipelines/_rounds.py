@@ -47,6 +47,8 @@ def complete_arrivals(
     Results
         ``left`` is the number of slides that are there and were not done.
     """
+    from pipelines._stage import check_connected
+
     report = execution.reporter
     watch = arrivals.watch(report.message)
     watch.look()
@@ -64,6 +66,7 @@ def complete_arrivals(
     ending = _Ending(execution, title, arrivals.clock)
     with workers_for(task, execution) as (client, limits):
         while not ending.asked() and not (execution.strict and failed):
+            check_connected(client)
             todo = settled(watch.look(), settings)
             if not todo:
                 if not idle:
@@ -92,6 +95,8 @@ def complete_arrivals(
                 failed=lost,
                 begin=begun.append,
             )
+            # Workers that were told to end, too, may have finished slides and not lived to say so.
+            done |= pending(task, [ref for ref in begun if ref.id not in done])[0]
             watch.take(done, failed=lost)
             queued = names - done.keys()
             rows |= done

@@ -131,11 +131,24 @@ def for_each_slide(
     WsiAtsError
         When the scheduler or all workers are lost: no slide is to blame, so none is said to have failed.
     """
+    check_connected(client)
     with _Clock.of(client, limits or Limits()) as clock, closing(_blamed(function, refs, clock)) as outcomes:
         for outcome in outcomes:
             on_result(outcome)
             if strict and outcome.error is not None:
                 return
+
+
+def check_connected(client: Client) -> None:
+    """Check that a client has not given up its scheduler.
+
+    Raises
+    ------
+    WsiAtsError
+        When it has.
+    """
+    if client.status in {"closing", "closed"}:
+        raise WsiAtsError(_LOST)
 
 
 def on_each_worker(

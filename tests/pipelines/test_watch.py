@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import configparser
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -13,15 +15,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import files, start, table, without_times
+import slide_jobs
+from conftest import ROOT, files, start, table, without_times
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines._rounds import complete_arrivals
 from pipelines._runs import Execution, Silent, Summary
 from pipelines._watch import Arrivals, Watch, stop_on_signals
-from pipelines.score import score
+from pipelines.cli import app
+from pipelines.score import ScoreTask, score
 from wsi_ats.artifacts import read_json
-from wsi_ats.errors import MppError, SettingsError
+from wsi_ats.config import Settings
+from wsi_ats.errors import MppError, SettingsError, WsiAtsError
 from wsi_ats.exports.tables import read_selection
 from wsi_ats.manifest import read_manifest
 
@@ -585,7 +591,7 @@ def test_a_long_queue_is_done_in_rounds(slides, model, client, tmp_path, monkeyp
 
     story = Story(steps())
     story.clock = Ticking()
-    write = score.__globals__["ScoreTask"].write_tables
+    write = ScoreTask.write_tables
 
     def counted(task: object, rows: list[object]) -> None:
         numbers.append(len(rows))
@@ -597,6 +603,49 @@ def test_a_long_queue_is_done_in_rounds(slides, model, client, tmp_path, monkeyp
     assert numbers == sorted(numbers)
     assert len(set(numbers)) >= 2
     assert [text for text in story.heard.messages if "arrived" in text] == ["score: 12 slides arrived"]
+
+
+def test_a_scheduler_that_is_lost_ends_the_watch(model, client, tmp_path):
+    from distributed import Client
+
+    (tmp_path / "scans").mkdir()
+    own = Client(client.scheduler.address, set_as_default=False)
+
+    def steps() -> Iterator[None]:
+        yield
+        own.close()
+        yield
+
+    with pytest.raises(WsiAtsError, match="the connection to the Dask scheduler was lost"):
+        watched(Story(steps()), tmp_path / "scans", model=model, out=tmp_path / "scores", client=own)
+    assert read_json(tmp_path / "scores" / "run.json")["end"] is None
+
+
+def test_a_slide_is_done_again_when_files_change_that_its_record_does_not_know(client, tmp_path):
+    folder = tmp_path / "scans"
+    put(folder / "a.mrxs")
+    put(folder / "a" / "Data0001.dat", "half")
+    task = slide_jobs.TextTask(tmp_path / "out", "digest")
+    record = tmp_path / "out" / "records" / "a.json"
+    kept: list[int] = []
+
+    def steps() -> Iterator[None]:
+        yield from until(lambda: kept)
+        first = record.stat().st_mtime_ns
+        put(folder / "a" / "Data0001.dat", "half and half")
+        yield from until(lambda: len(kept) == 2)
+        assert record.stat().st_mtime_ns != first
+
+    story = Story(steps())
+    results = complete_arrivals(
+        task,
+        Arrivals([str(folder)], clock=story.clock, pause=story.pause),
+        Settings(),
+        Execution(scheduler=client, stop=lambda: story.ended, reporter=story.heard),
+        title="test",
+        keep=lambda rows: kept.append(len(rows)),
+    )
+    assert (results.rows, results.left) == ([{"slide_id": "a", "status": "done", "value": "A"}], 0)
 
 
 @pytest.mark.parametrize(
@@ -618,6 +667,30 @@ def test_options_that_do_not_go_together(run, slides, model, tmp_path, change, s
     assert not (tmp_path / "scores").exists()
 
 
+PAGE = (ROOT / "docs" / "watching.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("line", re.findall(r"(?:^    |^ExecStart=\S*)(wsi-ats .*)", PAGE, re.M))
+def test_commands_of_the_page_are_understood(line):
+    from typer.main import get_command
+
+    name, *words = shlex.split(line)[1:]
+    stage = get_command(app).get_command(None, name)
+    given = stage.make_context(name, words).params
+    assert given["watch"]
+    Arrivals(given["slides"], **{each: given[each] for each in ("every", "settle", "marker") if given[each]})
+
+
+def test_the_service_of_the_page():
+    [unit] = re.findall(r"^```ini\n(.*?)^```", PAGE, re.M | re.S)
+    parser = configparser.ConfigParser()
+    parser.optionxform = str
+    parser.read_string(unit)
+    service = parser["Service"]
+    assert (service["KillSignal"], service["KillMode"]) == ("SIGTERM", "mixed")
+    assert "wsi-ats score " in service["ExecStart"]
+
+
 def test_a_folder_that_is_not_there_is_an_error_at_once(run, model, tmp_path):
     ran = run("score", tmp_path / "scans", "--model", model, "--out", tmp_path / "scores", "--watch")
     assert ran.exit_code == 2
@@ -628,8 +701,24 @@ def test_a_folder_that_is_not_there_is_an_error_at_once(run, model, tmp_path):
 # --- real signals to real processes ------------------------------------------------------------------------
 
 
+@pytest.fixture
+def watching() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start a watch; it does not outlive a test that failed."""
+    started = []
+
+    def watching(*arguments: object) -> subprocess.Popen[str]:
+        started.append(start(*arguments))
+        return started[-1]
+
+    yield watching
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+
+
 def wait_for(process: subprocess.Popen[str], condition: Callable[[], object]) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 180
     while not condition():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end, "it never came to be"
@@ -637,10 +726,10 @@ def wait_for(process: subprocess.Popen[str], condition: Callable[[], object]) ->
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_watch_that_waits_ends_when_it_is_told(run, model, address, tmp_path, number):
+def test_a_watch_that_waits_ends_when_it_is_told(watching, run, model, address, tmp_path, number):
     (tmp_path / "scans").mkdir()
     command = ("score", tmp_path / "scans", "--model", model, "--out", tmp_path / "scores", "--watch")
-    process = start(*command, "--every", 600, "--scheduler", address)
+    process = watching(*command, "--every", 600, "--scheduler", address)
     lines = []
     while "waiting for slides" not in "".join(lines):
         lines.append(process.stderr.readline())
@@ -654,14 +743,14 @@ def test_a_watch_that_waits_ends_when_it_is_told(run, model, address, tmp_path, 
     assert read_json(tmp_path / "scores" / "run.json")["end"] is not None
 
 
-def test_a_watch_that_is_told_to_end_in_the_middle(slides, model, client, address, tmp_path):
+def test_a_watch_that_is_told_to_end_in_the_middle(watching, slides, model, client, address, tmp_path):
     folder, out = tmp_path / "scans", tmp_path / "scores"
     folder.mkdir()
     for i in range(36):
         (folder / f"case_{i:02}.tif").symlink_to(slides / f"slide_{i % 6:03}.tif")
     command = ("score", folder, "--model", model, "--out", out, "--watch", "--json")
     command += ("--every", 0.05, "--settle", 0, "--scheduler", address)
-    process = start(*command)
+    process = watching(*command)
     wait_for(process, lambda: len(list((out / "records").glob("*.json"))) >= 3)
     process.send_signal(signal.SIGTERM)
     result, complaints = process.communicate(timeout=60)
@@ -679,9 +768,28 @@ def test_a_watch_that_is_told_to_end_in_the_middle(slides, model, client, addres
     assert {f"{row['slide_id']}.json" for row in rows} == {*files(out / "records")}
     assert read_json(out / "run.json")["end"] is not None
 
-    again = start(*command)
+    again = watching(*command)
     wait_for(again, lambda: len(table(out / "predictions.csv")) == 36)
     again.send_signal(signal.SIGTERM)
     result, _ = again.communicate(timeout=60)
     assert (again.returncode, json.loads(result)["reused"]) == (0, done)
+    assert_like_a_plain_run(out, folder, model, client)
+
+
+@pytest.mark.slow
+def test_workers_that_are_told_to_end_as_well(watching, slides, model, client, tmp_path):
+    """As by a manager of services that tells every process: slides are lost and none is broken."""
+    folder, out = tmp_path / "scans", tmp_path / "scores"
+    folder.mkdir()
+    for i in range(36):
+        (folder / f"case_{i:02}.tif").symlink_to(slides / f"slide_{i % 6:03}.tif")
+    command = ("score", folder, "--model", model, "--out", out, "--watch", "--every", 0.05, "--settle", 0)
+    process = watching(*command, "--workers", 2)
+    wait_for(process, lambda: len(list((out / "records").glob("*.json"))) >= 3)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, complaints = process.communicate(timeout=120)
+    assert process.returncode == 0, complaints
+    rows = table(out / "predictions.csv")
+    assert {f"{row['slide_id']}.json" for row in rows} == {*files(out / "records")}
+    score(read_manifest(folder), model, out, execution=Execution(scheduler=client))
     assert_like_a_plain_run(out, folder, model, client)
