@@ -10,6 +10,7 @@ from wsi_ats.errors import ManifestError, MppError
 from wsi_ats.manifest import (
     check_classes,
     check_labels,
+    find_slides,
     read_labels,
     read_manifest,
     read_splits,
@@ -46,6 +47,38 @@ def test_a_folder_is_searched_for_slides_and_what_else_lies_there_is_ignored(fol
         ("a", str(folder / "a.svs"), "a"),
         ("b", str(folder / "below/b.ndpi"), "b"),
     ]
+
+
+def test_hidden_folders_are_not_searched(folder):
+    for name in (".~tmp~/c.svs", ".rsync-partial/a.svs", "below/.d.zarr/zarr.json"):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_text("half of it")
+    assert [r.id for r in read_manifest(folder)] == ["a", "b"]
+
+
+def test_what_is_there_now_may_be_nothing_or_two_of_a_name(folder):
+    assert find_slides(folder) == read_manifest(folder)
+    (folder / "below" / "a.svs").write_text("another")
+    assert [r.id for r in find_slides(folder)] == ["a", "a", "b"]
+    (folder / "empty").mkdir()
+    assert find_slides(folder / "empty") == find_slides(folder / "*.ndpi") == []
+    with pytest.raises(ManifestError, match="gone: no such file or folder"):
+        find_slides(folder / "gone")
+
+
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [
+        ("slide_id\n", []),
+        ("path\nyet to come.svs\n", ["yet to come"]),
+        ("slide_id\nyet to come\na\nb\n", ["a", "b"]),
+        ("slide_id,path\nyet to come,\n1,a.svs\n", ["1"]),
+    ],
+)
+def test_a_table_of_slides_that_are_awaited(folder, text, ids):
+    assert [r.id for r in find_slides(table(folder, text))] == ids
+    with pytest.raises(ManifestError):
+        read_manifest(table(folder, "slide_id\n"))
 
 
 def test_a_folder_of_zarr_is_one_slide_however_it_is_named(folder):
