@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 
-from pipelines._records import Results, Row, SlideTask, carry_out, pending, settled, workers_for
+from pipelines._records import Results, Row, SlideTask, carry_out, figures, pending, settled, workers_for
+from pipelines._reports import Finished
 from pipelines._runs import Execution
 from pipelines._watch import Arrivals
 from wsi_ats.config import Settings
@@ -62,6 +63,8 @@ def complete_arrivals(
         keep(_in_order(rows))
     failed: dict[str, str] = {}
     queued: set[str] = set()
+    all_done: list[Finished] = []
+    seconds = 0.0
     idle = False
     ending = _Ending(execution, title, arrivals.clock)
     with workers_for(task, execution) as (client, limits):
@@ -85,7 +88,8 @@ def complete_arrivals(
             lost: dict[str, str] = {}
             begun: list[SlideRef] = []
             workers = nullcontext((client, replace(limits, stop=ending.of_round(begun, done))))
-            carry_out(
+            first = execution.timer()
+            all_done += carry_out(
                 task,
                 todo,
                 workers,
@@ -95,6 +99,7 @@ def complete_arrivals(
                 failed=lost,
                 begin=begun.append,
             )
+            seconds += execution.timer() - first
             # Workers that were told to end, too, may have finished slides and not lived to say so.
             done |= pending(task, [ref for ref in begun if ref.id not in done])[0]
             watch.take(done, failed=lost)
@@ -102,7 +107,15 @@ def complete_arrivals(
             rows |= done
             failed = {name: error for name, error in failed.items() if name not in done} | lost
             keep(_in_order(rows))
-    return Results(_in_order(rows), dict(sorted(failed.items())), reused, False, len(watch.waiting))
+    notes = figures(all_done, seconds)  # of the time that there was something to do
+    return Results(
+        _in_order(rows),
+        dict(sorted(failed.items())),
+        reused,
+        stopped=False,
+        notes=notes,
+        left=len(watch.waiting),
+    )
 
 
 class _Ending:
