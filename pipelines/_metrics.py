@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib.util import find_spec
 from pathlib import Path
 
 from pipelines._reports import Finished, Silent
@@ -46,7 +45,7 @@ class MetricsFile(Silent):
     Raises
     ------
     SettingsError
-        When the file cannot be written, or ``prometheus-client`` is not installed.
+        When the file cannot be written.
     """
 
     def __init__(
@@ -58,11 +57,6 @@ class MetricsFile(Silent):
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         timer: Callable[[], float] = time.monotonic,
     ) -> None:
-        if find_spec("prometheus_client") is None:
-            raise SettingsError(
-                "--metrics needs a package that is not installed: `pip install prometheus-client`; or leave "
-                "the option out, --log-json has the same figures"
-            )
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
         _check(path)

@@ -156,6 +156,57 @@ class Running(Basic):
             help="Processes on this machine; one for each core by default, or for each graphics processor.",
         ),
     ] = None
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", min=0, help="Of all randomness; 0 by default.", rich_help_panel=_RUNNING),
+    ] = None
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Delete an earlier run's results first.", rich_help_panel=_RUNNING),
+    ] = False
+
+    def execution(self) -> Execution:
+        """How the command is to be carried out."""
+        from pipelines._console import reporter
+        from pipelines._runs import Execution
+        from wsi_ats.errors import without_secrets
+
+        return Execution(
+            scheduler=self.scheduler,
+            workers=self.workers,
+            overwrite=self.overwrite,
+            command=without_secrets(shlex.join(["wsi-ats", *sys.argv[1:]])),
+            reporter=reporter(debug=self.debug),
+        )
+
+
+def _shares(given: Sequence[str]) -> dict[str, float]:
+    """Understand ``--resources``."""
+    from wsi_ats.errors import SettingsError
+
+    shares: dict[str, float] = {}
+    for each in given:
+        name, _, share = each.partition("=")
+        try:
+            shares[name] = float(share)
+        except ValueError:
+            shares[name] = 0.0
+        if not (name and 0 < shares[name] < math.inf):
+            raise SettingsError(f"--resources is {each!r}, expected a name and a share such as GPU=0.25")
+    return shares
+
+
+@dataclass(frozen=True)
+class Options(Reading, Running):
+    """Options of every stage."""
+
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Say what would be done and write nothing.", rich_help_panel=_RUNNING),
+    ] = False
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at the first slide that fails.", rich_help_panel=_RUNNING)
+    ] = False
     slides_at_once: Annotated[
         int | None,
         typer.Option(
@@ -192,61 +243,6 @@ class Running(Basic):
             help="How long to wait for workers, at the start and when all of them are gone.",
         ),
     ] = 60.0
-    seed: Annotated[
-        int | None,
-        typer.Option("--seed", min=0, help="Of all randomness; 0 by default.", rich_help_panel=_RUNNING),
-    ] = None
-    overwrite: Annotated[
-        bool,
-        typer.Option("--overwrite", help="Delete an earlier run's results first.", rich_help_panel=_RUNNING),
-    ] = False
-
-    def execution(self) -> Execution:
-        """How the command is to be carried out."""
-        from pipelines._console import reporter
-        from pipelines._runs import Execution
-        from wsi_ats.errors import without_secrets
-
-        return Execution(
-            scheduler=self.scheduler,
-            workers=self.workers,
-            slides_at_once=self.slides_at_once,
-            timeout=self.timeout,
-            resources=_shares(self.resources or []),
-            wait=self.wait,
-            overwrite=self.overwrite,
-            command=without_secrets(shlex.join(["wsi-ats", *sys.argv[1:]])),
-            reporter=reporter(debug=self.debug),
-        )
-
-
-def _shares(given: Sequence[str]) -> dict[str, float]:
-    """Understand ``--resources``."""
-    from wsi_ats.errors import SettingsError
-
-    shares: dict[str, float] = {}
-    for each in given:
-        name, _, share = each.partition("=")
-        try:
-            shares[name] = float(share)
-        except ValueError:
-            shares[name] = 0.0
-        if not (name and 0 < shares[name] < math.inf):
-            raise SettingsError(f"--resources is {each!r}, expected a name and a share such as GPU=0.25")
-    return shares
-
-
-@dataclass(frozen=True)
-class Options(Reading, Running):
-    """Options of every stage."""
-
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Say what would be done and write nothing.", rich_help_panel=_RUNNING),
-    ] = False
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Stop at the first slide that fails.", rich_help_panel=_RUNNING)
-    ] = False
     log_json: Annotated[
         Path | None,
         typer.Option(
@@ -272,11 +268,20 @@ class Options(Reading, Running):
         Raises
         ------
         SettingsError
-            When ``--log-json`` or ``--metrics`` cannot be written: before any work, not after it.
+            When ``--resources`` cannot be understood; when ``--log-json`` or ``--metrics`` cannot be written:
+            before any work, not after it.
         """
         from pipelines._reports import Reporter, Several
 
-        execution = replace(super().execution(), strict=self.strict, dry_run=self.dry_run)
+        execution = replace(
+            super().execution(),
+            strict=self.strict,
+            dry_run=self.dry_run,
+            slides_at_once=self.slides_at_once,
+            timeout=self.timeout,
+            resources=_shares(self.resources or []),
+            wait=self.wait,
+        )
         if self.dry_run:
             return execution
         console = execution.reporter

@@ -16,10 +16,7 @@ from pipelines._runs import versions
 _STORES = {"s3://": "s3fs", "https://": "aiohttp", "gs://": "gcsfs", "az://": "adlfs"}
 
 # What is better or possible with a package, and its module.
-_OPTIONAL = {
-    "Dask's dashboard": ("bokeh", "bokeh"),
-    "--metrics": ("prometheus-client", "prometheus_client"),
-}
+_OPTIONAL = {"Dask's dashboard": ("bokeh", "bokeh")}
 
 
 @dataclass(frozen=True)

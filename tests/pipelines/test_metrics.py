@@ -7,14 +7,11 @@ from datetime import UTC, datetime
 
 import pytest
 from conftest import table
+from prometheus_client import parser
 from test_console import Timer
 
-from pipelines import _metrics
 from pipelines._metrics import MetricsFile
 from pipelines._reports import Finished
-from wsi_ats.errors import SettingsError
-
-parser = pytest.importorskip("prometheus_client.parser")
 
 
 def read(path, stage):
@@ -132,9 +129,3 @@ def test_others_may_read_the_file(tmp_path):
     finally:
         os.umask(before)
     assert (tmp_path / "ats.prom").stat().st_mode & 0o777 == 0o644
-
-
-def test_the_package_that_is_missing_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(_metrics, "find_spec", lambda name: None)
-    with pytest.raises(SettingsError, match="pip install prometheus-client"):
-        MetricsFile(tmp_path / "ats.prom", complain=pytest.fail)
