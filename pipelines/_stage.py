@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import platform
 import time
 import traceback
 import uuid
@@ -20,8 +21,9 @@ from queue import Empty, SimpleQueue
 from threading import Timer
 from typing import Any, Generic, TypeVar
 
-from distributed import Client, Future, KilledWorker, Worker, get_worker
-from distributed.comm.core import CommClosedError
+from distributed import CancelledError, Client, Event, Future, KilledWorker, Worker, get_worker
+from distributed.client import ClosedClientError
+from distributed.utils import sync
 
 from wsi_ats.errors import ModelError, SettingsError, WsiAtsError
 from wsi_ats.slides.base import SlideRef
@@ -31,11 +33,17 @@ Result = TypeVar("Result")
 # Enough that no worker waits for the client, few enough that a stop is a stop.
 _TASKS_PER_THREAD = 2
 
+# Between looks at calls that take seconds.
+_POLL_SECONDS = 0.05
+
 # Clusters grow and shrink, but not so fast that it is worth asking for every slide.
 _ASK_SECONDS = 1.0
 
 # A worker that is about to stop itself says why; it takes milliseconds, and nothing else is done meanwhile.
 _TELL_SECONDS = 1.0
+
+# A record is small; one that takes longer is one whose worker has died with it.
+_FETCH_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +114,8 @@ def for_each_slide(
 
     Errors of this library and unforeseen ones both become the slide's outcome. So does the death of a
     worker: every slide that was on it is tried again with nothing beside it, and one whose worker dies
-    again is to blame. A slide that takes too long is not tried again.
+    again is to blame, however often the scheduler would have tried it. A slide that takes too long is not
+    tried again.
 
     A few slides for each of the cluster's threads are under way at a time, however many there are.
 
@@ -152,9 +161,15 @@ def check_connected(client: Client) -> None:
 
 
 def on_each_worker(
-    function: Callable[[], None], client: Client, *, resources: Mapping[str, float] | None = None
+    function: Callable[[], None],
+    client: Client,
+    *,
+    resources: Mapping[str, float] | None = None,
+    wait: float = 60.0,
 ) -> None:
     """Call a function once on each worker that is there now; its errors are raised here.
+
+    Workers may die meanwhile, for whatever reason: then those that are there after them are called.
 
     Parameters
     ----------
@@ -164,33 +179,94 @@ def on_each_worker(
         The cluster.
     resources
         Leave out workers that do not offer them.
+    wait
+        Seconds to wait for workers when some have died.
 
     Raises
     ------
     ModelError
-        When a worker dies of it.
+        When workers die of it.
     SettingsError
         When no worker offers the resources.
+    WsiAtsError
+        When the scheduler or all workers are lost.
     """
-    wanted = resources or {}
-    there = client.scheduler_info()["workers"]
-    able = [
-        address
-        for address, worker in there.items()
-        if all(worker["resources"].get(name, 0) >= share for name, share in wanted.items())
-    ]
-    if there and not able:
-        needed = " ".join(f"{name}={share:g}" for name, share in wanted.items())
-        raise SettingsError(
-            f"none of {len(there)} workers offers what --resources asks for ({needed}); start some with "
-            f'`dask worker ADDRESS --resources "{next(iter(wanted))}=1"`, or leave --resources out'
-        )
-    for call in [client.submit(function, workers=[address], pure=False) for address in able]:
-        error = call.exception()
-        if isinstance(error, KilledWorker):
-            raise ModelError("a worker died while it loaded the model; is there enough memory?") from error
-        if error is not None:
+    for attempt in range(2):
+        errors, died = _called_on_each(function, client, resources)
+        for error in errors:
             raise error
+        if not died:
+            return
+        if attempt == 0:
+            _wait_for_workers(client, wait)
+    raise ModelError("workers died while they loaded the model, and died again; is there enough memory?")
+
+
+def _called_on_each(
+    function: Callable[[], None], client: Client, resources: Mapping[str, float] | None
+) -> tuple[list[BaseException], bool]:
+    """Call a function on each worker; returns errors, and whether any has died."""
+    with _scheduler_there():
+        able, there = _threads(client, resources), len(client.nthreads())
+        if there and not able:
+            raise SettingsError(
+                f"none of {there} workers offers what --resources asks for ({_words(resources)}); start some "
+                f'with `dask worker ADDRESS --resources "{next(iter(resources or ()))}=1"`, or leave '
+                "--resources out"
+            )
+        calls = {address: client.submit(function, workers=[address], pure=False) for address in able}
+        died = False
+        while pending := {address for address, call in calls.items() if call.status == "pending"}:
+            time.sleep(_POLL_SECONDS)
+            # Dask would keep the call for a worker of that address until there is one again.
+            for address in pending.difference(client.nthreads()):
+                died = True
+                client.cancel([calls.pop(address)])
+        errors = [call.exception() for call in calls.values() if call.status == "error"]
+        if any(call.status not in {"finished", "error"} for call in calls.values()):
+            raise WsiAtsError(_LOST)
+        foreseen = [error for error in errors if not isinstance(error, KilledWorker)]
+        return foreseen, died or len(foreseen) < len(errors)
+
+
+def _wait_for_workers(client: Client, seconds: float) -> None:
+    with _scheduler_there():
+        try:
+            client.wait_for_workers(1, timeout=seconds)
+        except TimeoutError as error:
+            raise WsiAtsError(_no_workers(seconds, None)) from error
+
+
+@contextmanager
+def _scheduler_there() -> Iterator[None]:
+    """Translate what Dask says when its scheduler is gone."""
+    try:
+        yield
+    except (OSError, ClosedClientError, CancelledError) as error:
+        raise WsiAtsError(_LOST) from error
+
+
+def _threads(client: Client, resources: Mapping[str, float] | None) -> dict[str, int]:
+    """Threads of each worker that offers the resources, by address."""
+    if not resources:
+        return dict(client.nthreads())
+    return {
+        address: worker["nthreads"]
+        for address, worker in client.scheduler_info(n_workers=-1)["workers"].items()
+        if all(worker["resources"].get(name, 0) >= share for name, share in resources.items())
+    }
+
+
+def _words(resources: Mapping[str, float] | None) -> str:
+    return " ".join(f"{name}={share:g}" for name, share in (resources or {}).items())
+
+
+def _no_workers(seconds: float, resources: Mapping[str, float] | None) -> str:
+    which = f" that offer {_words(resources)}" if resources else ""
+    return (
+        f"there have been no Dask workers{which} for {seconds:g} s; start some, and the same command goes on "
+        "where this one stopped (--wait allows more time)"
+    )
 
 
 _LOST = "the connection to the Dask scheduler was lost; the same command goes on where this one stopped"
@@ -212,11 +288,19 @@ class _Clock:
         What is asked of it.
     topic
         Under which workers say what took too long; none without a limit.
+
+    Attributes
+    ----------
+    late
+        Keys of the tasks that did.
+    stuck
+        Threads that will not come back, in workers that cannot be stopped.
     """
 
     def __init__(self, client: Client, limits: Limits, topic: str | None) -> None:
         self.client, self.limits, self.topic = client, limits, topic
         self.late: set[str] = set()
+        self.stuck = 0
         self.running: dict[str, Future[Any]] = {}
 
     @classmethod
@@ -232,10 +316,11 @@ class _Clock:
             if topic is not None and client.status == "running":
                 client.unsubscribe_topic(topic)
 
-    async def note(self, event: tuple[float, str]) -> None:
+    async def note(self, event: tuple[float, tuple[str, bool]]) -> None:
         """Cancel a slide that took too long: its worker is about to die, and no other is to try it."""
-        _, key = event
+        _, (key, dies) = event
         self.late.add(key)
+        self.stuck += not dies
         if key in self.running:
             await asyncio.ensure_future(self.client.cancel([self.running[key]], asynchronous=True))
 
@@ -266,8 +351,9 @@ def _outcomes(
 ) -> Generator[Outcome[Result], None, None]:
     """Keep a few tasks under way; slides whose worker died go to ``suspects``."""
     client, limits = clock.client, clock.limits
+    watch = _Watch(limits.timeout, clock.topic, _this_process())
     waiting = iter(refs)
-    running: dict[str, tuple[Future[Outcome[Result]], SlideRef]] = {}
+    running: dict[str, tuple[Future[Outcome[Result] | None], SlideRef]] = {}
     ended: SimpleQueue[str] = SimpleQueue()
     threads, asked, seen = 0, -math.inf, time.monotonic()
 
@@ -275,58 +361,62 @@ def _outcomes(
         nonlocal threads, asked, seen
         now = time.monotonic()
         if now - asked > _ASK_SECONDS:
-            threads, asked = sum(client.nthreads().values()), now
-            seen = now if threads else seen
+            threads, asked = sum(_threads(client, limits.resources).values()) - clock.stuck, now
+            seen = now if threads > 0 else seen
             if now - seen > limits.wait:
-                raise WsiAtsError(
-                    f"there have been no Dask workers for {limits.wait:g} s; start some, and the same "
-                    "command goes on where this one stopped (--wait allows more time)"
-                )
+                raise WsiAtsError(_no_workers(limits.wait, limits.resources))
+
+    def tell(future: Future[Any]) -> None:
+        future.add_done_callback(lambda done: ended.put(str(done.key)))
 
     def fill() -> None:
         ask()
         room = _TASKS_PER_THREAD * threads - len(running)
         for ref in islice(waiting, 0 if limits.stop() else max(room, 0 if running else 1)):
-            future = client.submit(
-                _attempt,
-                function,
-                ref,
-                limits.timeout,
-                clock.topic,
-                pure=False,
-                resources=dict(limits.resources) if limits.resources else None,
-            )
+            resources = dict(limits.resources) if limits.resources else None
+            future = client.submit(_attempt, function, ref, watch, pure=False, resources=resources)
             running[str(future.key)] = future, ref
             clock.running[str(future.key)] = future
-            future.add_done_callback(lambda done: ended.put(str(done.key)))
+            tell(future)
+
+    def next_ended() -> list[str]:
+        try:
+            return [ended.get(timeout=_ASK_SECONDS)]
+        except Empty:  # a task whose scheduler is lost ends without calling back
+            ask()
+            return [key for key, (future, _) in running.items() if future.status != "pending"]
 
     try:
-        fill()
+        with _scheduler_there():
+            fill()
         while running:
-            try:
-                keys = [ended.get(timeout=_ASK_SECONDS)]
-            except Empty:  # a task whose scheduler is lost ends without calling back
-                ask()
-                keys = [key for key, (future, _) in running.items() if future.status != "pending"]
+            with _scheduler_there():
+                keys = next_ended()
             for key in keys:
                 if key not in running:
                     continue
-                future, ref = running.pop(key)
-                del clock.running[key]
+                future, ref = running[key]
+                with _scheduler_there():
+                    brought = _brought(future)
+                    if not brought and future.status in {"pending", "lost", "finished"}:
+                        tell(future)
+                        continue
+                    del running[key], clock.running[key]
+                    if not (brought and brought[0]):
+                        Event(_mark(key), client).clear()
                 error = future.exception() if future.status == "error" else None
-                if future.status == "finished":
-                    yield future.result()
+                if brought and brought[0] is not None:
+                    yield brought[0]
                 elif key in clock.late:
                     yield clock.failed(ref)
+                elif brought or isinstance(error, KilledWorker):
+                    suspects.append(ref)
                 elif error is None:
                     raise WsiAtsError(_LOST)
-                elif isinstance(error, KilledWorker):
-                    suspects.append(ref)
                 else:
                     yield _unforeseen(ref, future, error)
-            fill()
-    except (CommClosedError, OSError) as error:
-        raise WsiAtsError(_LOST) from error
+            with _scheduler_there():
+                fill()
     finally:
         if client.status == "running":
             client.cancel([future for future, _ in running.values()])
@@ -334,34 +424,96 @@ def _outcomes(
             clock.running.pop(key, None)
 
 
-def _attempt(
-    function: Callable[[SlideRef], Any], ref: SlideRef, timeout: float | None, topic: str | None
-) -> Outcome[Any]:
-    """What a worker does: errors raised on purpose become the slide's outcome there and then."""
+def _brought(future: Future[Result]) -> list[Result]:
+    """The result of a task that is finished; none of others, nor where it died with its worker."""
+    if future.status != "finished":
+        return []
+    try:
+        return [future.result(timeout=_FETCH_SECONDS)]
+    except (TimeoutError, KilledWorker, CancelledError):
+        return []  # its state says more by now
+
+
+@dataclass(frozen=True, slots=True)
+class _Watch:
+    """What a worker has to know of a slide's time.
+
+    Parameters
+    ----------
+    timeout
+        See :class:`Limits`.
+    topic
+        See :class:`_Clock`.
+    client
+        The process that waits for the results.
+    """
+
+    timeout: float | None
+    topic: str | None
+    client: str
+
+
+def _this_process() -> str:
+    return f"{platform.node()} {os.getpid()}"
+
+
+def _attempt(function: Callable[[SlideRef], Result], ref: SlideRef, watch: _Watch) -> Outcome[Result] | None:
+    """What a worker does: errors raised on purpose become the slide's outcome there and then.
+
+    ``None`` says that a worker has begun it before, and died.
+    """
     begin = time.perf_counter()
     worker = get_worker()
     where = f"{worker.ip} {os.getpid()}"
-    try:
-        with _watched(worker, timeout, topic):
-            result = function(ref)
-    except WsiAtsError as error:
-        trace = "".join(traceback.format_exception(error))
-        seconds = time.perf_counter() - begin
-        return Outcome(ref, error=str(error), trace=trace, seconds=seconds, worker=where)
-    return Outcome(ref, result, seconds=time.perf_counter() - begin, worker=where)
+    with _marked(worker) as before:
+        if before:
+            return None
+        try:
+            with _watched(worker, watch):
+                result = function(ref)
+        except WsiAtsError as error:
+            trace = "".join(traceback.format_exception(error))
+            seconds = time.perf_counter() - begin
+            return Outcome(ref, error=str(error), trace=trace, seconds=seconds, worker=where)
+        return Outcome(ref, result, seconds=time.perf_counter() - begin, worker=where)
+
+
+def _mark(key: str) -> str:
+    return f"{key} was begun"
 
 
 @contextmanager
-def _watched(worker: Worker, timeout: float | None, topic: str | None) -> Iterator[None]:
+def _marked(worker: Worker) -> Iterator[bool]:
+    """Mark a task as begun; tells whether it was before.
+
+    A scheduler gives the tasks of a dead worker to the next, by default three times. Only it outlives the
+    workers, so it keeps the mark.
+    """
+    name = _mark(str(worker.get_current_task()))
+    before: bool = sync(worker.loop, worker.scheduler.event_is_set, name=name)
+    if before:
+        yield True
+        return
+    sync(worker.loop, worker.scheduler.event_set, name=name)
+    try:
+        yield False
+    finally:
+        sync(worker.loop, worker.scheduler.event_clear, name=name)
+
+
+@contextmanager
+def _watched(worker: Worker, watch: _Watch) -> Iterator[None]:
     """Stop this process when the context lasts too long: a thread that hangs is stopped in no other way."""
+    timeout, topic = watch.timeout, watch.topic
     if timeout is None or topic is None:
         yield
         return
+    dies = _this_process() != watch.client  # whose user's own process is not ours to stop
 
     def give_up(key: str) -> None:
-        worker.log_event(topic, key)
+        worker.log_event(topic, (key, dies))
         time.sleep(_TELL_SECONDS)
-        if worker.nanny is not None:  # else it would never be there again
+        if dies:
             os._exit(1)
 
     timer = Timer(timeout, give_up, [str(worker.get_current_task())])
@@ -373,7 +525,7 @@ def _watched(worker: Worker, timeout: float | None, topic: str | None) -> Iterat
         timer.cancel()
 
 
-def _unforeseen(ref: SlideRef, future: Future[Outcome[Any]], error: BaseException) -> Outcome[Any]:
+def _unforeseen(ref: SlideRef, future: Future[Any], error: BaseException) -> Outcome[Any]:
     """Outcome of a task that ended in an error nobody raised on purpose."""
     trace = "".join(traceback.format_exception(type(error), error, future.traceback()))
     text = f"{ref.path}: {type(error).__name__}: {error}"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from pipelines._records import Row, SlideTask
@@ -20,9 +23,31 @@ def job(ref: SlideRef) -> str:
         return str(1 / 0)
     if ref.id.startswith("deadly"):
         os._exit(1)
+    if ref.id.startswith("segfault"):
+        ctypes.string_at(0)
+    if ref.id.startswith("killed"):  # as by the kernel, for want of memory
+        os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(60)
     if ref.id.startswith("slow"):
         time.sleep(0.3)
+    if ref.id.startswith("sleeping"):
+        time.sleep(3600)
+    if ref.id.startswith("piped"):  # waits in C for a writer that never comes
+        Path(ref.path).read_bytes()
+    if ref.id.startswith("deaf"):
+        _ignore_everything()
     return ref.id.upper()
+
+
+def _ignore_everything() -> None:
+    while True:
+        with suppress(BaseException):
+            time.sleep(0.01)
+
+
+def environment(ref: SlideRef) -> str:
+    job(ref)
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "none")
 
 
 def threads(ref: SlideRef) -> str:
@@ -55,6 +80,33 @@ class TextTask(SlideTask):
 
     def failed(self, ref: SlideRef, error: str, seconds: float) -> Row:
         return {"slide_id": ref.id, "status": "failed", "error": error}
+
+
+class CountedTask(TextTask):
+    """Notes whenever work on a slide is begun, and when it is recorded."""
+
+    def work(self, ref: SlideRef) -> Row:
+        self._note("begun", ref)
+        return super().work(ref)
+
+    def __call__(self, ref: SlideRef) -> Row:
+        row = super().__call__(ref)
+        self._note("recorded", ref)
+        return row
+
+    def _note(self, what: str, ref: SlideRef) -> None:
+        with (self.out.parent / "noted.txt").open("a") as file:  # appended whole, whoever else does
+            file.write(f"{what} {ref.id} {os.getpid()}\n")
+
+
+class DyingTask(CountedTask):
+    """Its first workers die before they have done anything, as often as there are files to tell them to."""
+
+    def start(self) -> None:
+        for order in (self.out.parent / "orders").glob("*"):
+            order.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(60)
 
 
 class UnstartedTask(TextTask):
