@@ -5,17 +5,19 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from multiprocessing import resource_tracker
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 from urllib.parse import urljoin
 
 import dask
 from dask.system import CPU_COUNT
-from distributed import Client, Nanny, Scheduler, SpecCluster
+from distributed import Client, Nanny, Scheduler, SpecCluster, Status
 
 from wsi_ats.errors import SettingsError
 
@@ -34,7 +36,19 @@ _LOCAL = {
     # By default Dask writes thread limits into the environment of *this* process, where they would
     # slow down training; the workers get theirs below.
     "distributed.nanny.pre-spawn-environ": {},
+    # A worker that takes longer to come back is given up by default, and never replaced; on a busy machine
+    # all of them may. Those that will not come back are replaced below.
+    "distributed.deploy.lost-worker-timeout": "1d",
 }
+
+# Dask's; the second has a level of its own.
+_LOGGERS = ("distributed", "distributed.client")
+
+# Between looks at whether a lost connection is given up.
+_POLL_SECONDS = 0.1
+
+# Between looks at whether a local worker has to be replaced.
+_LOOK_SECONDS = 1.0
 
 
 @contextmanager
@@ -175,12 +189,38 @@ def _local(
                 silence_logs=logging.CRITICAL,
             )
             stack.enter_context(cluster)
+            stack.enter_context(_replaced(cluster))
         yield stack.enter_context(Client(cluster, set_as_default=False))
 
 
 @contextmanager
+def _replaced(cluster: SpecCluster) -> Iterator[None]:
+    """Replace workers whose nanny gave up, as it does for good when its process dies while it starts."""
+    over = Event()
+
+    def replace() -> None:
+        if not over.is_set():
+            for name, nanny in list(cluster.workers.items()):
+                if nanny.status in {Status.closed, Status.failed}:
+                    del cluster.workers[name]
+            cluster.scale(len(cluster.worker_spec))  # makes those that are missing
+
+    def look() -> None:
+        while not over.wait(_LOOK_SECONDS) and cluster.loop is not None:
+            cluster.loop.add_callback(replace)
+
+    thread = Thread(target=look, name="replaces-workers", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+@contextmanager
 def _remote(address: str, wait: float) -> Iterator[Client]:
-    quiet = logging.getLogger("distributed")
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
     try:
         client = Client(address, timeout=_ANSWER_SECONDS, set_as_default=False)
     except (OSError, ValueError) as error:
@@ -188,16 +228,27 @@ def _remote(address: str, wait: float) -> Iterator[Client]:
             f"no Dask scheduler answers at {address}: {str(error).splitlines()[0]}; check the address "
             "(such as tcp://10.0.0.5:8786), or leave --scheduler out to work on this machine"
         ) from error
-    level = quiet.level
-    quiet.setLevel(logging.CRITICAL)  # a lost connection is reported slide by slide
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)  # what is lost is reported once, by the run
     try:
-        client.wait_for_workers(1, timeout=wait)
+        _wait_for_worker(client, address, wait)
         yield client
+    finally:
+        while client.status == "connecting":  # it gives up by itself, and complains if it is not let
+            time.sleep(_POLL_SECONDS)
+        client.close()
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _wait_for_worker(client: Client, address: str, seconds: float) -> None:
+    try:
+        client.wait_for_workers(1, timeout=seconds)
     except TimeoutError as error:
         raise SettingsError(
-            f"the Dask scheduler at {address} has had no workers for {wait:g} s; start some with "
+            f"the Dask scheduler at {address} has had no workers for {seconds:g} s; start some with "
             f"`dask worker {address}`, or allow more time with --wait"
         ) from error
-    finally:
-        client.close()
-        quiet.setLevel(level)
+    except OSError as error:
+        raise SettingsError(f"the Dask scheduler at {address} is gone: {error}; start it again") from error

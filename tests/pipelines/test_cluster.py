@@ -12,9 +12,19 @@ from conftest import files, free_port, table, without_times
 
 from pipelines import _cluster
 from pipelines._cluster import connect, dashboard
-from pipelines._stage import for_each_slide
+from pipelines._stage import Limits, Outcome, for_each_slide
 from wsi_ats.errors import SettingsError, WsiAtsError
 from wsi_ats.slides.base import SlideRef
+
+
+@pytest.fixture
+def scheduler_alone():
+    """A real scheduler that no worker has found."""
+    from distributed import LocalCluster
+
+    options = {"n_workers": 0, "dashboard_address": ":0", "host": "127.0.0.1"}
+    with LocalCluster(**options) as cluster:
+        yield cluster.scheduler_address
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:{port}", "127.0.0.1:{port}", "nonsense://x"])
@@ -73,6 +83,68 @@ def test_a_dashboard_without_an_address():
 def test_the_dashboard_is_named_once_and_only_where_there_is_work(run, slides, config, tmp_path):
     command = ("prepare", slides, "--out", tmp_path / "out", "--config", config)
     assert [run(*command).stderr.count("Dask's dashboard") for _ in range(2)] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("named", "found"), [("", []), ("-1", []), ("0,1", ["0", "1"]), (" 2 , GPU-5f ", ["2", "GPU-5f"])]
+)
+def test_graphics_processors_are_those_that_are_named(monkeypatch, named, found):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert _cluster.graphics_processors() == found
+
+
+def test_graphics_processors_are_those_of_the_driver(monkeypatch, tmp_path):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(_cluster, "_DRIVER", tmp_path)
+    assert _cluster.graphics_processors() == []
+    for name in ("0000:01:00.0", "0000:02:00.0"):
+        (tmp_path / "gpus" / name).mkdir(parents=True)
+    assert _cluster.graphics_processors() == ["0", "1"]
+
+
+def test_each_worker_sees_its_own_graphics_processor(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-5f")
+    gpus = _cluster.graphics_processors()
+    with connect("local", gpus=gpus, at_once=4) as client:
+        client.wait_for_workers(2, timeout=60)
+        offered = client.scheduler_info(n_workers=-1)["workers"].values()
+        assert [worker["resources"] for worker in offered] == [{"GPU": 1}] * 2
+        assert [worker["nthreads"] for worker in offered] == [4, 4]
+        found: list[Outcome[str]] = []
+        refs = [SlideRef.from_path(f"slow{i}") for i in range(16)]
+        limits = Limits(resources={"GPU": 0.25})
+        for_each_slide(slide_jobs.environment, refs, client, on_result=found.append, limits=limits)
+        seen = {(each.worker, each.result) for each in found}
+        assert {result for _, result in seen} == set(gpus)
+        assert len(seen) == 2
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,GPU-5f"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"workers": 3, "gpus": ["0", "1"]}, "--workers is 3, but .* there are 2"),
+        ({"workers": 0}, "--workers must be at least 1, not 0"),
+        ({"at_once": 0}, "--slides-at-once must be at least 1, not 0"),
+    ],
+)
+def test_numbers_of_workers_that_cannot_be(options, said):
+    with pytest.raises(SettingsError, match=said), connect("local", **options):
+        pass
+
+
+def test_a_scheduler_without_workers(scheduler_alone):
+    with (
+        pytest.raises(SettingsError, match=r"has had no workers for 0\.5 s; start some with `dask worker"),
+        connect(scheduler_alone, wait=0.5),
+    ):
+        pass
+
+
+def test_what_goes_wrong_within_a_connection_is_left_as_it_is(client, address):
+    """A time-out of whatever is done on a cluster is no lack of workers."""
+    with pytest.raises(TimeoutError, match="of ours"), connect(address):
+        raise TimeoutError("of ours")
 
 
 def test_a_scheduler_elsewhere_gives_the_same(scheduler, run, slides, config, tmp_path):
