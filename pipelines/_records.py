@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipelines._reports import Finished
 from pipelines._runs import Execution, rooted
-from wsi_ats.artifacts import atomic, digest_of, read_json, slide_digest, write_json
+from wsi_ats.artifacts import atomic, digest_of, read_json, remove_partial, slide_digest, write_json
 from wsi_ats.config import Settings
 from wsi_ats.errors import ArtifactError, without_secrets
 from wsi_ats.selection import Status
@@ -122,7 +122,13 @@ class SlideTask(ABC):
 
     def recorded(self) -> set[str]:
         """Slides that have a record in the folder."""
-        return {path.stem for path in (self.out / "records").glob("*.json")}
+        names = (path.name for path in (self.out / "records").glob("*.json"))
+        return {name.removesuffix(".json") for name in names if not name.startswith(".")}
+
+    def clear(self) -> None:
+        """Remove what processes left half-written that were killed."""
+        for folder in {path.parent for path in (self.out / "records" / "any", *self.files("any"))}:
+            remove_partial(folder)
 
     def _record(self, ref: SlideRef) -> Path:
         return self.out / "records" / f"{ref.id}.json"
@@ -192,6 +198,7 @@ def complete(task: SlideTask, refs: Sequence[SlideRef], execution: Execution, *,
     Results
         Rows sorted by slide; ``stopped`` if a failure ended the run early.
     """
+    task.clear()
     rows, todo = pending(task, refs)
     reused, report = len(rows), execution.reporter
     if reused:
@@ -311,7 +318,7 @@ def workers_for(
     ) as client:
         if client is not execution.scheduler:  # else whoever made the client has been told, or has no need
             execution.reporter.message(dashboard(client))
-        on_each_worker(task.start, client, resources=resources)
+        on_each_worker(task.start, client, resources=resources, wait=execution.wait)
         yield client, limits
 
 

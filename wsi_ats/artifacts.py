@@ -80,6 +80,20 @@ def atomic(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def remove_partial(folder: Path) -> None:
+    """Remove what :func:`atomic` was writing into a folder when its process was killed.
+
+    Only whoever holds the folder may do so; see :func:`locked`.
+
+    Parameters
+    ----------
+    folder
+        The folder; it may be missing.
+    """
+    for path in folder.glob(".*.part*"):
+        path.unlink(missing_ok=True)
+
+
 @contextmanager
 def locked(folder: Path, command: str) -> Iterator[None]:
     """Hold an output folder against other runs.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,8 @@ import slide_jobs
 from pipelines._cluster import connect
 from pipelines._records import complete
 from pipelines._runs import Execution
-from pipelines._stage import Outcome, for_each_slide
-from wsi_ats.errors import ModelError
+from pipelines._stage import Limits, Outcome, for_each_slide
+from wsi_ats.errors import ModelError, SettingsError
 from wsi_ats.slides.base import SlideRef
 
 
@@ -66,6 +67,28 @@ def test_a_dying_worker_costs_one_slide():
         assert "the process that worked on it died" in str(found["deadly"].error)
         assert [name for name, each in found.items() if each.error] == ["deadly"]
         assert outcomes(client, slide_jobs.threads, "x")["x"].result == "1"
+
+
+@pytest.mark.parametrize("value", [0, -1, math.inf, math.nan])
+@pytest.mark.parametrize("name", ["timeout", "wait"])
+def test_limits_that_cannot_be(name, value):
+    with pytest.raises(SettingsError, match=f"--{name} must be a positive number of seconds, not {value}"):
+        Limits(**{name: value})
+
+
+def test_what_a_killed_process_was_writing_is_removed(client, tmp_path):
+    task = slide_jobs.TextTask(tmp_path / "out", "digest")
+    refs = [SlideRef.from_path(tmp_path / f"{name}.svs") for name in ("a", "b")]
+    complete(task, refs[:1], Execution(scheduler=client), title="test")
+    left = [
+        tmp_path / "out" / folder / f".b.1a2b3c4d.part.{suffix}"
+        for folder, suffix in (("records", "json"), ("texts", "txt"))
+    ]
+    for path in left:
+        path.write_text("{")
+    assert task.recorded() == {"a"}
+    assert complete(task, refs, Execution(scheduler=client), title="test").reused == 1
+    assert not any(path.exists() for path in left)
 
 
 def test_records_keep_what_is_done(client, tmp_path):
