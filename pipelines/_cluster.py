@@ -19,10 +19,14 @@ import dask
 from dask.system import CPU_COUNT
 from distributed import Client, Nanny, Scheduler, SpecCluster, Status
 
-from wsi_ats.errors import SettingsError
+from wsi_ats.artifacts import read_json
+from wsi_ats.errors import ArtifactError, SettingsError
 
 # Long enough for a busy scheduler behind a slow network, short enough to wait for.
 _ANSWER_SECONDS = 10
+
+# How often it is looked whether a scheduler has written its file.
+_LOOK_SECONDS = 0.2
 
 # What NVIDIA's driver tells of itself.
 _DRIVER = Path("/proc/driver/nvidia")
@@ -82,8 +86,8 @@ def connect(
     Parameters
     ----------
     scheduler
-        ``"local"``, the address of a running scheduler such as ``"tcp://10.0.0.5:8786"``, or a client
-        that the caller has; it is left open.
+        ``"local"``, the address of a running scheduler such as ``"tcp://10.0.0.5:8786"``, the file
+        ``*.json`` in which a scheduler says its address, or a client that the caller has; it is left open.
     workers
         Processes of a local cluster; one for each core by default.
     tasks
@@ -97,12 +101,12 @@ def connect(
         Graphics processors of this machine that tasks compute on, as ``CUDA_VISIBLE_DEVICES`` names them:
         there is a worker for each, which sees no other and offers the resource ``GPU=1``.
     wait
-        Seconds to wait for the first worker of a running scheduler.
+        Seconds to wait for a scheduler's file, and then for the first worker of a running scheduler.
 
     Raises
     ------
     SettingsError
-        When nobody answers at the address, or no worker is there.
+        When there is no such file, it names no address, nobody answers there, or no worker is there.
     """
     if isinstance(scheduler, Client):
         yield scheduler
@@ -110,7 +114,9 @@ def connect(
         with _local(workers, tasks, pending, at_once, gpus) as client:
             yield client
     else:
-        with _remote(str(scheduler), wait) as client:
+        named = str(scheduler)
+        by_file = named.endswith(".json") and "://" not in named
+        with _remote(_address_in(Path(named), wait) if by_file else named, wait) as client:
             yield client
 
 
@@ -191,6 +197,22 @@ def _local(
             stack.enter_context(cluster)
             stack.enter_context(_replaced(cluster))
         yield stack.enter_context(Client(cluster, set_as_default=False))
+
+
+def _address_in(file: Path, wait: float) -> str:
+    """Read the address that a scheduler writes into a file; in a queue, it may be there much later."""
+    end = time.monotonic() + wait
+    while True:
+        try:
+            return str(read_json(file)["address"])
+        except (ArtifactError, KeyError) as error:
+            if time.monotonic() > end:
+                raise SettingsError(
+                    f"{file} has not told a scheduler's address for {wait:g} s "
+                    f"({'it is not there' if not file.exists() else 'it is damaged'}); it is the file that "
+                    f"`dask scheduler --scheduler-file {file}` writes, and --wait allows more time"
+                ) from error
+        time.sleep(_LOOK_SECONDS)
 
 
 @contextmanager

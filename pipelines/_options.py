@@ -141,10 +141,11 @@ class Running(Basic):
         str,
         typer.Option(
             "--scheduler",
-            metavar="local|ADDRESS",
+            metavar="local|ADDRESS|FILE",
             rich_help_panel=_RUNNING,
             help="Where tasks run: this machine, or a Dask scheduler such as "
-            "tcp://10.0.0.5:8786 whose workers see the same files.",
+            "tcp://10.0.0.5:8786 whose workers see the same files; or the file "
+            "of its --scheduler-file, ending in .json.",
         ),
     ] = "local"
     workers: Annotated[

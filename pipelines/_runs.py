@@ -41,7 +41,8 @@ class Execution:
     Parameters
     ----------
     scheduler
-        ``"local"``, the address of a Dask scheduler, or a ``distributed.Client``.
+        ``"local"``, the address of a Dask scheduler, the file in which it says that (``*.json``), or a
+        ``distributed.Client``.
     workers
         Processes of a local cluster; one for each core by default, or for each graphics processor where the
         stage computes on them.
@@ -54,7 +55,7 @@ class Execution:
         What a slide takes of a worker's abstract resources (Dask's), such as ``{"GPU": 0.25}``: only workers
         that offer them get slides, and only as many as share them.
     wait
-        Seconds to wait for workers, at the start and when all of them are gone.
+        Seconds to wait for workers, at the start and when all of them are gone, and for a scheduler's file.
     stop
         Asked again and again; once it says so, no further slide is begun, those under way are finished.
     overwrite

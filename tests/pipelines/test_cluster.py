@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import threading
 import time
 import urllib.request
 
@@ -155,6 +157,38 @@ def test_a_scheduler_elsewhere_gives_the_same(scheduler, run, slides, config, tm
     there, here = (without_times(table(tmp_path / name / "slides.csv")) for name in ("there", "here"))
     assert there == here
     assert files(tmp_path / "there") == files(tmp_path / "here")
+
+
+@pytest.mark.parametrize("text", [None, "", '{"type": "Sch', "{}"])
+def test_a_scheduler_file_that_tells_no_address(tmp_path, text):
+    file = tmp_path / "scheduler.json"
+    if text is not None:
+        file.write_text(text)
+    reason = "not there" if text is None else "damaged"
+    message = rf"scheduler\.json has not told a scheduler's address for 0\.3 s \(it is {reason}\)"
+    with pytest.raises(SettingsError, match=message), connect(str(file), wait=0.3):
+        pass
+
+
+def test_an_old_scheduler_file_leads_to_nobody(tmp_path, monkeypatch):
+    monkeypatch.setattr(_cluster, "_ANSWER_SECONDS", 1)
+    file = tmp_path / "scheduler.json"
+    file.write_text(json.dumps({"address": f"tcp://127.0.0.1:{free_port()}"}))
+    with pytest.raises(SettingsError, match="no Dask scheduler answers at tcp://"), connect(file):
+        pass
+
+
+def test_a_scheduler_file_may_be_written_later(client, tmp_path):
+    file = tmp_path / "scheduler.json"
+    address = json.dumps({"address": client.scheduler.address})
+    writer = threading.Timer(0.5, file.write_text, [address])
+    writer.start()
+    with connect(str(file), wait=20) as other:
+        assert other is not client
+        assert other.scheduler.address == client.scheduler.address
+        assert other.nthreads() == client.nthreads()
+    writer.join()
+    assert client.status == "running"
 
 
 def test_a_scheduler_that_dies_ends_the_run_and_blames_no_slide(scheduler):
