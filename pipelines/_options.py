@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -29,8 +30,23 @@ Slides = Annotated[
     list[str],
     typer.Argument(metavar="SLIDES...", help="Slides, folders, globs or tables of slides (CSV)."),
 ]
-Out = Annotated[Path, typer.Option("--out", help="Folder for the results.")]
-DemoOut = Annotated[Path, typer.Option("--out", help="Folder for slides, models, scores and the figure.")]
+
+
+def _no_store(folder: Path) -> Path:
+    """Refuse a URL, of which else a folder named ``s3:`` would be made here."""
+    if re.match(r"[A-Za-z][\w+.-]+:/", str(folder)):
+        raise typer.BadParameter(
+            f"{folder} looks like a URL, and results are written to disks alone; name a folder, and copy it "
+            "to the store when the run is over"
+        )
+    return folder
+
+
+Out = Annotated[Path, typer.Option("--out", help="Folder for the results.", callback=_no_store)]
+DemoOut = Annotated[
+    Path,
+    typer.Option("--out", help="Folder for slides, models, scores and the figure.", callback=_no_store),
+]
 
 INTERRUPTED = 130
 UNEXPECTED = 70  # EX_SOFTWARE of sysexits.h
@@ -145,7 +161,7 @@ class Running(Basic):
             rich_help_panel=_RUNNING,
             help="Where tasks run: this machine, or a Dask scheduler such as "
             "tcp://10.0.0.5:8786 whose workers see the same files; or the file "
-            "of its --scheduler-file, ending in .json.",
+            "in which a scheduler says its address (*.json).",
         ),
     ] = "local"
     workers: Annotated[

@@ -62,6 +62,14 @@ def test_wrong_usage(run, words):
     assert ran.stdout == ""
 
 
+def test_results_are_not_written_to_a_store(run, slides, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ran = run("prepare", slides, "--out", "s3://bucket/prepared", scheduler=None)
+    assert ran.exit_code == 2
+    assert "looks like a URL" in " ".join(ran.stderr.replace("│", " ").split())
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_address_that_does_not_answer(run, slides, config, tmp_path, monkeypatch):
     monkeypatch.setattr(_cluster, "_ANSWER_SECONDS", 1)
     there = "tcp://127.0.0.1:1"
