@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import dropwhile
 from pathlib import Path
 
 import fsspec
@@ -89,7 +90,7 @@ def _command(words: list[str]) -> Iterator[Command]:
     end = next((i for i, word in enumerate(words) if set(word) & set("<>")), len(words))
     words = words[:end]
     if words[:1] == ["srun"]:
-        words = words[1:]
+        words = [*dropwhile(lambda word: word.startswith("-"), words[1:])]
     if words[:1] == ["sbatch"]:
         for word in words:
             yield from commands_in(word.partition("=")[2] if word.startswith("--wrap=") else "")
@@ -431,7 +432,11 @@ def test_slurm_jobs_that_the_script_submits(slurm, desk):
 @pytest.mark.parametrize("ended", [signal.SIGTERM, signal.SIGKILL])
 def test_slurm_jobs_that_are_ended_cost_no_slide(slurm, desk, size, ended):
     pytest.importorskip("dask_jobqueue")
-    few = (("processes=16", "processes=1"), ("cores=32", "cores=2"), ("cluster.scale(jobs=4)", size))
+    few = (
+        ('"processes": 16', '"processes": 1'),
+        ('"cores": 32', '"cores": 2'),
+        ("cluster.scale(jobs=4)", size),
+    )
     save_cluster(*few)
     for i in range(48):
         Path("slides", f"more_{i:02d}.tif").symlink_to(Path("slides/slide_000.tif").resolve())
