@@ -25,8 +25,8 @@ from wsi_ats.errors import ArtifactError, SettingsError
 # Long enough for a busy scheduler behind a slow network, short enough to wait for.
 _ANSWER_SECONDS = 10
 
-# How often it is looked whether a scheduler has written its file.
-_LOOK_SECONDS = 0.2
+# Between looks at whether a scheduler has written its file.
+_FILE_SECONDS = 0.2
 
 # What NVIDIA's driver tells of itself.
 _DRIVER = Path("/proc/driver/nvidia")
@@ -142,6 +142,12 @@ def dashboard(client: Client) -> str:
     )
 
 
+def tries_again(client: Client) -> bool:
+    """Whether the scheduler gives the tasks of a worker that died to others, as it does by default."""
+    allowed: Any = client.run_on_scheduler(dask.config.get, "distributed.scheduler.allowed-failures")
+    return bool(allowed)
+
+
 def graphics_processors() -> list[str]:
     """Names of this machine's graphics processors, as ``CUDA_VISIBLE_DEVICES`` has them.
 
@@ -212,7 +218,7 @@ def _address_in(file: Path, wait: float) -> str:
                     f"({'it is not there' if not file.exists() else 'it is damaged'}); it is the file that "
                     f"`dask scheduler --scheduler-file {file}` writes, and --wait allows more time"
                 ) from error
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(_FILE_SECONDS)
 
 
 @contextmanager

@@ -13,18 +13,19 @@ import platform
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from queue import Empty, SimpleQueue
 from threading import Timer
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from distributed import CancelledError, Client, Event, Future, KilledWorker, Worker, get_worker
 from distributed.client import ClosedClientError
 from distributed.utils import sync
 
+from pipelines._cluster import tries_again
 from wsi_ats.errors import ModelError, SettingsError, WsiAtsError
 from wsi_ats.slides.base import SlideRef
 
@@ -32,6 +33,7 @@ Result = TypeVar("Result")
 
 # Enough that no worker waits for the client, few enough that a stop is a stop.
 _TASKS_PER_THREAD = 2
+_LEAST_TASKS = 4
 
 # Between looks at calls that take seconds.
 _POLL_SECONDS = 0.05
@@ -288,6 +290,8 @@ class _Clock:
         What is asked of it.
     topic
         Under which workers say what took too long; none without a limit.
+    marks
+        Whether the scheduler is asked to keep marks of what was begun, which costs some milliseconds a slide.
 
     Attributes
     ----------
@@ -297,8 +301,8 @@ class _Clock:
         Threads that will not come back, in workers that cannot be stopped.
     """
 
-    def __init__(self, client: Client, limits: Limits, topic: str | None) -> None:
-        self.client, self.limits, self.topic = client, limits, topic
+    def __init__(self, client: Client, limits: Limits, topic: str | None, *, marks: bool) -> None:
+        self.client, self.limits, self.topic, self.marks = client, limits, topic, marks
         self.late: set[str] = set()
         self.stuck = 0
         self.running: dict[str, Future[Any]] = {}
@@ -307,7 +311,8 @@ class _Clock:
     @contextmanager
     def of(cls, client: Client, limits: Limits) -> Iterator[_Clock]:
         topic = None if limits.timeout is None else f"wsi-ats-{uuid.uuid4()}"
-        clock = cls(client, limits, topic)
+        with _scheduler_there():
+            clock = cls(client, limits, topic, marks=tries_again(client))
         if topic is not None:
             client.subscribe_topic(topic, clock.note)
         try:
@@ -351,7 +356,7 @@ def _outcomes(
 ) -> Generator[Outcome[Result], None, None]:
     """Keep a few tasks under way; slides whose worker died go to ``suspects``."""
     client, limits = clock.client, clock.limits
-    watch = _Watch(limits.timeout, clock.topic, _this_process())
+    watch = _Watch(limits.timeout, clock.topic, _this_process(), clock.marks)
     waiting = iter(refs)
     running: dict[str, tuple[Future[Outcome[Result] | None], SlideRef]] = {}
     ended: SimpleQueue[str] = SimpleQueue()
@@ -371,7 +376,7 @@ def _outcomes(
 
     def fill() -> None:
         ask()
-        room = _TASKS_PER_THREAD * threads - len(running)
+        room = max(_TASKS_PER_THREAD * threads, _LEAST_TASKS if threads else 0) - len(running)
         for ref in islice(waiting, 0 if limits.stop() else max(room, 0 if running else 1)):
             resources = dict(limits.resources) if limits.resources else None
             future = client.submit(_attempt, function, ref, watch, pure=False, resources=resources)
@@ -381,7 +386,10 @@ def _outcomes(
 
     def next_ended() -> list[str]:
         try:
-            return [ended.get(timeout=_ASK_SECONDS)]
+            keys = {ended.get(timeout=_ASK_SECONDS)}
+            while not ended.empty():
+                keys.add(ended.get())
+            return list(keys)
         except Empty:  # a task whose scheduler is lost ends without calling back
             ask()
             return [key for key, (future, _) in running.items() if future.status != "pending"]
@@ -391,18 +399,17 @@ def _outcomes(
             fill()
         while running:
             with _scheduler_there():
-                keys = next_ended()
+                keys = [key for key in next_ended() if key in running]
+                fetched = _fetched(client, [running[key][0] for key in keys])
             for key in keys:
-                if key not in running:
-                    continue
                 future, ref = running[key]
                 with _scheduler_there():
-                    brought = _brought(future)
+                    brought = fetched[key] if key in fetched else _brought(future)
                     if not brought and future.status in {"pending", "lost", "finished"}:
                         tell(future)
                         continue
                     del running[key], clock.running[key]
-                    if not (brought and brought[0]):
+                    if watch.marks and not (brought and brought[0]):
                         Event(_mark(key), client).clear()
                 error = future.exception() if future.status == "error" else None
                 if brought and brought[0] is not None:
@@ -422,6 +429,23 @@ def _outcomes(
             client.cancel([future for future, _ in running.values()])
         for key in running:
             clock.running.pop(key, None)
+
+
+def _fetched(client: Client, futures: Sequence[Future[Any]]) -> dict[str, list[Any]]:
+    """Results of tasks by key, in one request; of those that need another look, nothing is said."""
+    if any(future.status != "finished" for future in futures):
+        return {}
+    try:
+        results = sync(
+            cast(Any, client.loop),
+            client.gather,
+            list(futures),
+            asynchronous=True,
+            callback_timeout=_FETCH_SECONDS,
+        )
+    except (TimeoutError, KilledWorker, CancelledError):
+        return {}
+    return {str(future.key): [result] for future, result in zip(futures, results, strict=True)}
 
 
 def _brought(future: Future[Result]) -> list[Result]:
@@ -446,11 +470,14 @@ class _Watch:
         See :class:`_Clock`.
     client
         The process that waits for the results.
+    marks
+        Whether tasks are to be marked as begun: where the scheduler would try them again.
     """
 
     timeout: float | None
     topic: str | None
     client: str
+    marks: bool
 
 
 def _this_process() -> str:
@@ -465,7 +492,7 @@ def _attempt(function: Callable[[SlideRef], Result], ref: SlideRef, watch: _Watc
     begin = time.perf_counter()
     worker = get_worker()
     where = f"{worker.ip} {os.getpid()}"
-    with _marked(worker) as before:
+    with _marked(worker) if watch.marks else nullcontext(False) as before:
         if before:
             return None
         try:
