@@ -50,6 +50,7 @@ def complete_arrivals(
     """
     from pipelines._stage import check_connected
 
+    task.clear()
     report = execution.reporter
     watch = arrivals.watch(report.message)
     watch.look()
