@@ -359,12 +359,19 @@ def script(page: str, having: str) -> str:
     return text
 
 
-def test_slurm_workers_in_one_job(slurm, desk):
-    submit(script("slurm", "srun"), ("--nworkers 16", "--nworkers 1"), ("--nodes=4", "--nodes=2"))
+@pytest.mark.parametrize("stage", ["prepare", pytest.param("score", marks=pytest.mark.slow)])
+def test_slurm_workers_in_one_job(slurm, desk, stage):
+    few = (("--nworkers 16", "--nworkers 1"), ("--nodes=4", "--nodes=2"))
+    if stage == "prepare":  # without the seconds that each worker takes to load torch
+        few += (("score", "prepare"), ("--model run", ""))
+    submit(script("slurm", "srun"), *few)
     wait_for(slurm / "1.code")
     assert slurm_commands.ended(slurm) == {"1": 0}, (slurm / "1.out").read_text()
-    assert done("scores")
     assert len(re.findall(r"Registered to", (slurm / "1.out").read_text())) == 2
+    if stage == "prepare":
+        assert len(table(Path("prepares", "slides.csv"))) == 6
+    else:
+        assert done("scores")
 
 
 @pytest.mark.slow
