@@ -33,7 +33,7 @@ Result = TypeVar("Result")
 
 # Enough that no worker waits for the client, few enough that a stop is a stop.
 _TASKS_PER_THREAD = 2
-_LEAST_TASKS = 4
+_LEAST_TASKS = 8
 
 # Between looks at calls that take seconds.
 _POLL_SECONDS = 0.05

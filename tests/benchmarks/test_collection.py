@@ -60,6 +60,7 @@ def test_overhead_is_measured_on_tiny_slides_and_on_large_ones(slides, tmp_path)
     check_overhead(rows)
 
 
+@pytest.mark.slow
 def test_slides_that_share_batches_have_few_tiles_and_their_rate_is_by_those_alone(slides, tmp_path):
     alone, together = run("batches", slides, tmp_path, "--small", "4")
     assert (alone["at_once"], together["at_once"]) == ("1", "2")

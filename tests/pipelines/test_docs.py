@@ -246,6 +246,7 @@ def test_workers_of_this_machine(desk, run, page, monkeypatch):
         shutil.rmtree(command.words[command.words.index("--out") + 1])
 
 
+@pytest.mark.slow
 def test_workstation(desk, run, tmp_path):
     port, dashboard = free_port(), free_port()
     replaced = {"127.0.0.1:8786": f"127.0.0.1:{port}", "8786": str(port), "8787": str(dashboard)}

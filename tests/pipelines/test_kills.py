@@ -204,7 +204,8 @@ def test_workers_are_killed(some, model, elsewhere, two, uninterrupted, tmp_path
         assert set(Counter(begun_at_all).values()) <= {1, 2}
 
 
-@pytest.mark.parametrize("times", [1, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("times", [1, 4])
 def test_the_command_is_killed(some, model, elsewhere, two, uninterrupted, tmp_path, times):
     log = elsewhere.folder / "runs.txt"
     for moment in random.Random(times).sample(range(1, 20), times):
@@ -237,6 +238,7 @@ def test_the_command_is_killed_with_all_its_processes(some, model, uninterrupted
         assert results(out) == uninterrupted
 
 
+@pytest.mark.slow
 def test_the_scheduler_is_killed(some, model, cluster, uninterrupted, tmp_path):
     cluster.work("--nthreads=1")
     out = tmp_path / "scores"
@@ -405,6 +407,7 @@ def test_a_slide_that_hangs_alone_is_begun_once(own, tmp_path):
     assert begun(tmp_path) == {"sleeping": 1}
 
 
+@pytest.mark.slow
 def test_a_worker_in_the_callers_own_process_is_never_stopped(tmp_path):
     from distributed import Client, LocalCluster
 
@@ -429,6 +432,7 @@ def nap(ref: SlideRef) -> str:
     return slide_jobs.job(ref)
 
 
+@pytest.mark.slow
 def test_workers_that_nobody_starts_again(cluster, tmp_path):
     for _ in range(2):
         cluster.work("--no-nanny", "--nthreads=1")
