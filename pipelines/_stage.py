@@ -21,7 +21,7 @@ from queue import Empty, SimpleQueue
 from threading import Timer
 from typing import Any, Generic, TypeVar, cast
 
-from distributed import CancelledError, Client, Event, Future, KilledWorker, Worker, get_worker
+from distributed import CancelledError, Client, Event, Future, KilledWorker, Status, Worker, get_worker
 from distributed.client import ClosedClientError
 from distributed.utils import sync
 
@@ -538,6 +538,8 @@ def _watched(worker: Worker, watch: _Watch) -> Iterator[None]:
     dies = _this_process() != watch.client  # whose user's own process is not ours to stop
 
     def give_up(key: str) -> None:
+        if dies:  # it is given nothing more, or that would die with it
+            worker.loop.add_callback(setattr, worker, "status", Status.closing_gracefully)
         worker.log_event(topic, (key, dies))
         time.sleep(_TELL_SECONDS)
         if dies:

@@ -407,6 +407,17 @@ def test_a_slide_that_hangs_alone_is_begun_once(own, tmp_path):
     assert begun(tmp_path) == {"sleeping": 1}
 
 
+def test_a_worker_that_is_about_to_stop_is_given_nothing_more(own, tmp_path):
+    """What it was given would die with it, and if that was to be tried alone, be blamed."""
+    own.wait_for_workers(2, timeout=60)
+    task = slide_jobs.CountedTask(tmp_path / "out", "digest")
+    names = ["sleeping", *(f"slow{i}" for i in range(36))]
+    execution = Execution(scheduler=own, timeout=2)
+    ended = complete(task, slides_called(tmp_path, *names), execution, title="test")
+    assert set(ended.failed) == {"sleeping"}
+    assert begun(tmp_path) == Counter(names)
+
+
 @pytest.mark.slow
 def test_a_worker_in_the_callers_own_process_is_never_stopped(tmp_path):
     from distributed import Client, LocalCluster
