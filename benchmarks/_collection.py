@@ -140,9 +140,9 @@ def nothing(ref: SlideRef) -> None:
 class RecordTask(SlideTask):
     """Leaves a record of a slide and does nothing else: what a stage costs that has nothing to do."""
 
-    def work(self, ref: SlideRef) -> Row:
+    def work(self, ref: SlideRef) -> tuple[Row, Sequence[Path]]:
         """Give a row."""
-        return {"slide_id": ref.id, "status": "done"}
+        return {"slide_id": ref.id, "status": "done"}, ()
 
     def files(self, slide_id: str) -> Sequence[Path]:  # noqa: ARG002
         """There are none."""

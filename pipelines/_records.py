@@ -61,8 +61,8 @@ class SlideTask(ABC):
         """What each worker does before its first slide; an error of it ends the run."""
 
     @abstractmethod
-    def work(self, ref: SlideRef) -> Row:
-        """Do the work, write the slide's files, return its row."""
+    def work(self, ref: SlideRef) -> tuple[Row, Sequence[Path]]:
+        """Do the work, write the slide's files, return its row and those that it wrote."""
 
     @abstractmethod
     def files(self, slide_id: str) -> Sequence[Path]:
@@ -86,9 +86,11 @@ class SlideTask(ABC):
         # for its result. The record goes first, because it vouches for the rest.
         for path in (self._record(ref), *self.files(ref.id)):
             path.unlink(missing_ok=True)
-        row = self.work(ref)
-        present = [path.name for path in self.files(ref.id) if path.exists()]
-        write_json(self._record(ref), {"key": key, "files": present, "row": row})
+        row, written = self.work(ref)
+        # Not what is there now: a worker elsewhere may be at the same slide, whose client was killed, and
+        # one of the two have deleted what the other wrote.
+        names = [path.name for path in written]
+        write_json(self._record(ref), {"key": key, "files": names, "row": row})
         return row
 
     def finished(self, ref: SlideRef) -> Row | None:

@@ -163,7 +163,7 @@ class ConvertTask(SlideTask):
         row = super().finished(ref)
         return row if row is not None and is_complete(self.target(ref.id)) else None
 
-    def work(self, ref: SlideRef) -> Row:
+    def work(self, ref: SlideRef) -> tuple[Row, Sequence[Path]]:
         """Write the pyramid, or what is missing of it."""
         from wsi_ats.slides.pyramid import write_pyramid
 
@@ -179,7 +179,7 @@ class ConvertTask(SlideTask):
                 threads=own_cores(),
             )
         x, y, width, height = pyramid.region
-        return {
+        row = {
             "slide_id": ref.id,
             "path": ref.path,
             "status": Status.DONE.value,
@@ -195,6 +195,7 @@ class ConvertTask(SlideTask):
             "seconds": time.perf_counter() - begin,
             "error": None,
         }
+        return row, ()
 
     def failed(self, ref: SlideRef, error: str, seconds: float) -> Row:
         """A row that says why."""

@@ -137,7 +137,7 @@ class PrepareTask(SlideTask):
             self.out / "quality" / f"{slide_id}.png",
         )
 
-    def work(self, ref: SlideRef) -> Row:
+    def work(self, ref: SlideRef) -> tuple[Row, Sequence[Path]]:
         """Read the thumbnail, find the tissue and what spoils it."""
         begin = time.perf_counter()
         with open_slide(ref, threads=own_cores()) as slide:
@@ -150,11 +150,13 @@ class PrepareTask(SlideTask):
         save_prepared(prepared, Prepared(view.thumbnail, tissue, view.quality))
         with atomic(picture) as path:
             write_png(path, view.thumbnail)
+        written = [prepared, picture]
         if any(mask.any() for mask in beyond.values()):
+            written.append(quality)
             with atomic(quality) as path:
                 write_png(path, mark(view.thumbnail, beyond))
         tiles = count_tiles(tissue, self.settings)
-        return {
+        row = {
             "slide_id": ref.id,
             "case_id": ref.case,
             "path": ref.path,
@@ -175,6 +177,7 @@ class PrepareTask(SlideTask):
             "seconds": time.perf_counter() - begin,
             "error": view.nothing_left,
         }
+        return row, written
 
     def failed(self, ref: SlideRef, error: str, seconds: float) -> Row:
         """A row that says what could not be found out, and why."""

@@ -241,7 +241,7 @@ class ScoreTask(SlideTask):
         """Load the model."""
         _loaded(self.model, self.model_digest, self.settings.scoring.precision)
 
-    def work(self, ref: SlideRef) -> Row:
+    def work(self, ref: SlideRef) -> tuple[Row, Sequence[Path]]:
         """Score the slide; several threads may score one each."""
         from torch import set_num_threads
 
@@ -265,13 +265,16 @@ class ScoreTask(SlideTask):
             )
             read = bytes_read(slide)
         selections, attention = self.files(ref.id)
+        written = []
         if scored.selection is not None:
+            written.append(selections)
             with atomic(selections) as path:
                 write_selection(path, scored.selection)
         if scored.attention is not None:
+            written.append(attention)
             save_attention(attention, scored.attention)
         prediction = scored.prediction if read is None else replace(scored.prediction, bytes_read=read)
-        return prediction.row(self.target.columns)
+        return prediction.row(self.target.columns), written
 
     def failed(self, ref: SlideRef, error: str, seconds: float) -> Row:
         """A prediction that says why there is none."""

@@ -72,11 +72,11 @@ class TextTask(SlideTask):
     def files(self, slide_id: str) -> list[Path]:
         return [self.out / "texts" / f"{slide_id}.txt"]
 
-    def work(self, ref: SlideRef) -> Row:
+    def work(self, ref: SlideRef) -> tuple[Row, list[Path]]:
         path = self.files(ref.id)[0]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(ref.id)
-        return {"slide_id": ref.id, "status": "done", "value": job(ref)}
+        return {"slide_id": ref.id, "status": "done", "value": job(ref)}, [path]
 
     def failed(self, ref: SlideRef, error: str, seconds: float) -> Row:
         return {"slide_id": ref.id, "status": "failed", "error": error}
@@ -85,7 +85,7 @@ class TextTask(SlideTask):
 class CountedTask(TextTask):
     """Notes whenever work on a slide is begun, and when it is recorded."""
 
-    def work(self, ref: SlideRef) -> Row:
+    def work(self, ref: SlideRef) -> tuple[Row, list[Path]]:
         self._note("begun", ref)
         return super().work(ref)
 

@@ -128,6 +128,25 @@ def test_what_no_longer_holds_is_done_again(client, tmp_path, change):
     assert task.finished(ref) is not None
 
 
+def test_a_record_vouches_for_all_that_its_worker_wrote(tmp_path):
+    """Also for what a worker of the next command deletes meanwhile, as it begins the same slide anew."""
+    ref = SlideRef.from_path(tmp_path / "a.svs")
+
+    class Overtaken(slide_jobs.TextTask):
+        def work(self, ref):
+            done = super().work(ref)
+            for path in self.files(ref.id):
+                path.unlink()
+            return done
+
+    Overtaken(tmp_path / "out", "digest")(ref)
+    task = slide_jobs.TextTask(tmp_path / "out", "digest")
+    assert task.finished(ref) is None  # should the next command be killed, too
+    assert task.kept(["a"]) == {}
+    task.work(ref)
+    assert task.finished(ref) is not None
+
+
 def test_a_slide_that_failed_leaves_nothing_that_looks_done(client, tmp_path):
     ref = SlideRef.from_path(tmp_path / "bad.svs")
     task = slide_jobs.TextTask(tmp_path / "out", "digest")
