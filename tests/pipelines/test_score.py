@@ -134,7 +134,7 @@ def test_one_worker_or_two_add_the_same_draws(slides, model, client, tmp_path):
     for ref in reversed(refs):
         task.files(ref.id)[0].parent.mkdir(exist_ok=True)
         task.files(ref.id)[1].parent.mkdir(exist_ok=True)
-        here = task.work(ref)
+        here, _ = task.work(ref)
         assert here["stopped_by"] in {"max_tiles", "max_draws"}
         there = tmp_path / "two" / "selections" / f"{ref.id}.parquet"
         assert read_selection(task.files(ref.id)[0]).columns() == read_selection(there).columns()
