@@ -230,7 +230,7 @@ def carry_out(
     rows: dict[str, Row],
     failed: dict[str, str],
     reused: int = 0,
-    begin: Callable[[SlideRef], object] = lambda ref: None,  # noqa: ARG005
+    begin: Callable[[SlideRef], bool] = lambda ref: True,  # noqa: ARG005
 ) -> list[Finished]:
     """Do slides, and note what came of each as soon as it is known.
 
@@ -247,7 +247,8 @@ def carry_out(
     reused
         Slides that were done already; told to whoever is told how it goes.
     begin
-        Called as a slide is handed to the cluster.
+        Asked as a slide is about to be handed to the cluster; once it says no, neither that slide nor a
+        further one is.
 
     Returns
     -------
@@ -259,7 +260,8 @@ def carry_out(
 
     def handed() -> Iterator[SlideRef]:
         for ref in todo:
-            begin(ref)
+            if not begin(ref):
+                return
             yield ref
 
     with report.slides(title, len(todo), reused) as tell:

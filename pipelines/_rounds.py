@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 
 from pipelines._records import Results, Row, SlideTask, carry_out, figures, pending, settled, workers_for
 from pipelines._reports import Finished
@@ -67,7 +68,7 @@ def complete_arrivals(
     all_done: list[Finished] = []
     seconds = 0.0
     idle = False
-    ending = _Ending(execution, title, arrivals.clock)
+    ending = _Ending(execution, title)
     with workers_for(task, execution) as (client, limits):
         while not ending.asked() and not (execution.strict and failed):
             check_connected(client)
@@ -98,7 +99,7 @@ def complete_arrivals(
                 title=title,
                 rows=done,
                 failed=lost,
-                begin=begun.append,
+                begin=partial(_begin, begun, _over(arrivals.clock)),
             )
             seconds += execution.timer() - first
             # Workers that were told to end, too, may have finished slides and not lived to say so.
@@ -122,10 +123,9 @@ def complete_arrivals(
 class _Ending:
     """Asks whether the watch is to end, or a round, and says so once."""
 
-    def __init__(self, execution: Execution, title: str, clock: Callable[[], float]) -> None:
+    def __init__(self, execution: Execution, title: str) -> None:
         self._execution = execution
         self._title = title
-        self._clock = clock
         self._said = False
 
     def asked(self, under_way: int = 0) -> bool:
@@ -138,16 +138,33 @@ class _Ending:
         return asked
 
     def of_round(self, begun: Sequence[SlideRef], done: Mapping[str, Row]) -> Callable[[], bool]:
-        """Whether a round is to begin no more slides; its time begins with the first question."""
-        first: float | None = None
+        """Whether a round is to begin no more slides, for the watch is to end."""
+        return lambda: self.asked(len(begun) - len(done))
 
-        def stop() -> bool:
-            nonlocal first
-            now = self._clock()
-            first = now if first is None else first
-            return self.asked(len(begun) - len(done)) or now - first > _ROUND_SECONDS
 
-        return stop
+def _begin(begun: list[SlideRef], over: Callable[[], bool], ref: SlideRef) -> bool:
+    """Note a slide as begun, unless it is to wait for the next round."""
+    if over():
+        return False
+    begun.append(ref)
+    return True
+
+
+def _over(clock: Callable[[], float]) -> Callable[[], bool]:
+    """Whether the time to hand out slides is over, which begins with the first question.
+
+    It does not end the round: slides that were on a worker that died are still tried alone, or one that
+    kills its worker would do so in each round of a long queue.
+    """
+    first: float | None = None
+
+    def over() -> bool:
+        nonlocal first
+        now = clock()
+        first = now if first is None else first
+        return now - first > _ROUND_SECONDS
+
+    return over
 
 
 def _slides(number: int) -> str:

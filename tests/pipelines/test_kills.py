@@ -6,6 +6,7 @@ would.
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import signal
@@ -27,9 +28,12 @@ from interruptions import in_the_middle, recorded, results
 
 from pipelines._cluster import connect
 from pipelines._records import complete
+from pipelines._rounds import complete_arrivals
 from pipelines._runs import Execution
 from pipelines._stage import Limits, Outcome, for_each_slide
+from pipelines._watch import Arrivals
 from pipelines.score import score
+from wsi_ats.config import Settings
 from wsi_ats.errors import ModelError, SettingsError, WsiAtsError
 from wsi_ats.manifest import read_manifest
 from wsi_ats.slides.base import SlideRef
@@ -303,6 +307,27 @@ def test_slides_that_kill_their_worker_are_tried_once_more_and_alone(workers, tm
     assert set(times.values()) <= {1, 2}
     again = complete(task, slides_called(tmp_path, "slow1", "last"), execution, title="test")
     assert (again.reused, again.failed) == (2, {})
+
+
+def test_a_slide_that_kills_its_worker_does_so_in_one_round_of_a_watch(own, tmp_path, monkeypatch):
+    """Though there is more to do than one round has time for."""
+    monkeypatch.setattr("pipelines._rounds._ROUND_SECONDS", 0.0)
+    for name in ("killed", "later"):
+        (tmp_path / f"{name}.svs").touch()
+    clock = itertools.count(0, 1e-3)
+    kept: list[int] = []
+    task = slide_jobs.CountedTask(tmp_path / "out", "digest")
+    results = complete_arrivals(
+        task,
+        Arrivals([str(tmp_path)], settle=0, clock=lambda: next(clock), pause=lambda seconds: None),
+        Settings(),
+        Execution(scheduler=own, stop=lambda: len(kept) == 2),
+        title="test",
+        keep=lambda rows: kept.append(len(rows)),
+    )
+    assert kept == [1, 2]
+    assert DIED in results.failed["killed"]
+    assert begun(tmp_path) == {"killed": 2, "later": 1}
 
 
 def test_results_that_die_with_their_workers_are_made_again_of_records(two, tmp_path):
