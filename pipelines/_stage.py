@@ -18,7 +18,7 @@ from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from queue import Empty, SimpleQueue
-from threading import Timer
+from threading import TIMEOUT_MAX, Timer
 from typing import Any, Generic, TypeVar, cast
 
 from distributed import CancelledError, Client, Event, Future, KilledWorker, Status, Worker, get_worker
@@ -99,7 +99,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, value in (("--timeout", self.timeout), ("--wait", self.wait)):
-            if value is not None and not 0 < value < math.inf:
+            if value is not None and not 0 < value <= TIMEOUT_MAX:
                 raise SettingsError(f"{name} must be a positive number of seconds, not {value}")
 
 

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from threading import TIMEOUT_MAX
 from types import FrameType
 from typing import Any
 
@@ -79,7 +80,7 @@ class Arrivals:
     pause: Callable[[float], object] = time.sleep
 
     def __post_init__(self) -> None:
-        if not 0 < self.every < math.inf:
+        if not 0 < self.every <= TIMEOUT_MAX:
             raise SettingsError(f"--every must be a positive number of seconds, not {self.every:g}")
         if not 0 <= self.settle < math.inf:
             raise SettingsError(f"--settle must be seconds, 0 or more, not {self.settle:g}")

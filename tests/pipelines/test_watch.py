@@ -348,6 +348,7 @@ def test_a_table_that_names_slides_alone(tmp_path):
     [
         ({"every": 0}, SettingsError, "--every must be a positive number of seconds, not 0"),
         ({"every": float("nan")}, SettingsError, "--every must be"),
+        ({"every": 1e10}, SettingsError, "--every must be"),  # more than the system can wait
         ({"settle": -1}, SettingsError, "--settle must be seconds, 0 or more, not -1"),
         ({"settle": float("inf")}, SettingsError, "--settle must be"),
         ({"marker": ""}, SettingsError, "--marker is ''"),
