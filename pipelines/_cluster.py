@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from multiprocessing import resource_tracker
@@ -17,7 +19,8 @@ from urllib.parse import urljoin
 
 import dask
 from dask.system import CPU_COUNT
-from distributed import Client, Nanny, Scheduler, SpecCluster, Status
+from distributed import Client, Nanny, Scheduler, Security, SpecCluster, Status
+from distributed.comm.core import connect as connect_comm
 
 from wsi_ats.artifacts import read_json
 from wsi_ats.errors import ArtifactError, SettingsError
@@ -250,10 +253,13 @@ def _replaced(cluster: SpecCluster) -> Iterator[None]:
 def _remote(address: str, wait: float) -> Iterator[Client]:
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     try:
+        with ThreadPoolExecutor(1) as pool:  # whoever called may have a loop of events in this thread
+            pool.submit(asyncio.run, _greet(address)).result()
         client = Client(address, timeout=_ANSWER_SECONDS, set_as_default=False)
     except (OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0] or f"nothing was said for {_ANSWER_SECONDS} s"
         raise SettingsError(
-            f"no Dask scheduler answers at {address}: {str(error).splitlines()[0]}; check the address "
+            f"no Dask scheduler answers at {address}: {reason}; check the address "
             "(such as tcp://10.0.0.5:8786), or leave --scheduler out to work on this machine"
         ) from error
     levels = [logger.level for logger in loggers]
@@ -268,6 +274,14 @@ def _remote(address: str, wait: float) -> Iterator[Client]:
         client.close()
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+async def _greet(address: str) -> None:
+    """Exchange greetings with a scheduler; a client waits for ever for those of one that says nothing."""
+    arguments = Security().get_connection_args("client")
+    greeting = connect_comm(address, timeout=_ANSWER_SECONDS, **arguments)
+    comm = await asyncio.wait_for(greeting, _ANSWER_SECONDS)
+    comm.abort()
 
 
 def _wait_for_worker(client: Client, address: str, seconds: float) -> None:

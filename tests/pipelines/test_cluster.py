@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import threading
 import time
 import urllib.request
@@ -35,6 +36,15 @@ def test_an_address_where_nobody_answers(monkeypatch, address):
     address = address.format(port=free_port())
     with pytest.raises(SettingsError, match=address), connect(address):
         pass
+
+
+def test_a_scheduler_that_says_nothing(monkeypatch):
+    """As one that was stopped, whose machine still accepts connections."""
+    monkeypatch.setattr(_cluster, "_ANSWER_SECONDS", 1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(SettingsError, match=f"{address}: nothing was said for 1 s"), connect(address):
+            pass
 
 
 def test_a_client_is_used_as_it_is(client):
