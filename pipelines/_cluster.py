@@ -256,7 +256,7 @@ def _remote(address: str, wait: float) -> Iterator[Client]:
         with ThreadPoolExecutor(1) as pool:  # whoever called may have a loop of events in this thread
             pool.submit(asyncio.run, _greet(address)).result()
         client = Client(address, timeout=_ANSWER_SECONDS, set_as_default=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, MemoryError) as error:  # what a web server says is taken for a length
         reason = str(error).partition("\n")[0] or f"nothing was said for {_ANSWER_SECONDS} s"
         raise SettingsError(
             f"no Dask scheduler answers at {address}: {reason}; check the address "

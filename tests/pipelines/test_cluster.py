@@ -47,6 +47,28 @@ def test_a_scheduler_that_says_nothing(monkeypatch):
             pass
 
 
+def test_a_web_server_is_no_scheduler(monkeypatch):
+    """As when the port of a dashboard is given."""
+    monkeypatch.setattr(_cluster, "_ANSWER_SECONDS", 1)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                with connection:
+                    connection.recv(1)
+                    connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        threading.Thread(target=serve, daemon=True).start()
+        address = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(SettingsError, match=f"no Dask scheduler answers at {address}"), connect(address):
+            pass
+        server.shutdown(socket.SHUT_RDWR)
+
+
 def test_a_client_is_used_as_it_is(client):
     with connect(client) as same:
         assert same is client
