@@ -90,7 +90,8 @@ class SlideTask(ABC):
         # Not what is there now: a worker elsewhere may be at the same slide, whose client was killed, and
         # one of the two have deleted what the other wrote.
         names = [path.name for path in written]
-        write_json(self._record(ref), {"key": key, "files": names, "row": row})
+        record = {"key": key, "identity": self.identity, "files": names, "row": row}
+        write_json(self._record(ref), record)
         return row
 
     def finished(self, ref: SlideRef) -> Row | None:
@@ -110,13 +111,14 @@ class SlideTask(ABC):
         self._record(ref).unlink(missing_ok=True)
 
     def kept(self, names: Collection[str]) -> dict[str, Row]:
-        """Rows of slides that were finished, whether or not they are there still."""
+        """Rows of slides that were finished by such a run, whether or not they are there still."""
         rows = {}
         for name in names:
             try:
                 record = read_json(self.out / "records" / f"{name}.json")
                 present = {path.name for path in self.files(name) if path.exists()}
-                if present.issuperset(record["files"]):
+                # Others are left of a run whose results were being deleted when the process was killed.
+                if record["identity"] == self.identity and present.issuperset(record["files"]):
                     rows[name] = dict(record["row"])
             except (ArtifactError, KeyError, TypeError):  # damaged
                 continue

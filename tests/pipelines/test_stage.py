@@ -147,6 +147,15 @@ def test_a_record_vouches_for_all_that_its_worker_wrote(tmp_path):
     assert task.finished(ref) is not None
 
 
+def test_rows_of_another_run_are_not_kept(tmp_path):
+    """As when its results were being deleted (--overwrite) and the process was killed."""
+    ref = SlideRef.from_path(tmp_path / "a.svs")
+    task, other = (slide_jobs.TextTask(tmp_path / "out", name) for name in ("digest", "another"))
+    row = other(ref)
+    assert other.kept(["a"]) == {"a": row}
+    assert task.kept(["a"]) == {}
+
+
 def test_a_slide_that_failed_leaves_nothing_that_looks_done(client, tmp_path):
     ref = SlideRef.from_path(tmp_path / "bad.svs")
     task = slide_jobs.TextTask(tmp_path / "out", "digest")
