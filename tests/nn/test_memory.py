@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+
 import pytest
 import torch
 from torch import nn
@@ -55,6 +58,28 @@ def test_the_count_is_what_the_same_network_takes_on_the_cpu():
     with memory._Ledger(network.state_dict().values()) as ledger, torch.inference_mode():
         network(torch.zeros(96, 64, 3, dtype=torch.uint8))
     assert ledger.peak == pytest.approx(peak_bytes(network, (96, 64, 3), training=False), rel=0.01)
+
+
+def test_another_thread_may_compute_with_the_network_meanwhile():
+    counting, computed = Event(), Event()
+
+    class Network(Floats):
+        def forward(self, image):
+            if image.is_meta:
+                counting.set()
+                computed.wait(10)
+            return super().forward(image)
+
+    network = Network(nn.Linear(4, 2))
+    with ThreadPoolExecutor(1) as pool:
+        count = pool.submit(peak_bytes, network, [4], training=False)
+        assert counting.wait(10)
+        try:
+            assert not network(torch.ones(4, dtype=torch.uint8)).is_meta
+        finally:
+            computed.set()
+        assert count.result(10) > 0
+    assert not any(weight.is_meta for weight in network.parameters())
 
 
 def test_a_network_for_one_size_of_image_is_an_error_with_advice():

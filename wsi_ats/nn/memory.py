@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -9,7 +10,6 @@ from typing import Any
 import psutil
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -50,13 +50,16 @@ def peak_bytes(network: nn.Module, shape: Sequence[int], *, training: bool) -> i
     >>> peak_bytes(Network(), [1000], training=False)  # as bytes, as floats, and ten logits
     5040
     """
-    state = {
-        name: torch.empty_like(value, device="meta").requires_grad_(value.requires_grad)
-        for name, value in (*network.named_parameters(), *network.named_buffers())
+    state: dict[int, Any] = {
+        id(value): torch.empty_like(value, device="meta").requires_grad_(value.requires_grad)
+        for value in (*network.parameters(), *network.buffers())
     }
-    with torch.set_grad_enabled(training), _Ledger(state.values()) as ledger:
+    known = list(state.values())
+    # A copy of all but the weights: other threads may be computing with the network meanwhile.
+    empty = copy.deepcopy(network, state)
+    with torch.set_grad_enabled(training), _Ledger(known) as ledger:
         try:
-            logits = functional_call(network, state, (torch.empty(*shape, dtype=torch.uint8, device="meta"),))
+            logits = empty(torch.empty(*shape, dtype=torch.uint8, device="meta"))
         except (RuntimeError, AssertionError, ValueError) as error:
             raise ModelError(
                 f"the network cannot take an input of {tuple(shape)}: {error}; choose another backbone"
