@@ -81,6 +81,17 @@ def test_an_error_reaches_those_of_its_batch_and_no_other():
             assert torch.equal(good.result(10), own.encode(np.full((2, 4, 4, 3), 9, np.uint8)).result(10))
 
 
+def test_an_error_after_computing_leaves_nobody_waiting():
+    """As a graphics processor's, which is said by what is asked of it next."""
+    widths = iter((3, 4))
+
+    def embed(tiles):
+        return torch.zeros(len(tiles), next(widths))  # the two cannot be put together
+
+    with TileBatches(embed, size=2) as batches, pytest.raises(RuntimeError, match="Sizes of tensors"):
+        batches.encode(tiles_of(4)[0]).result(10)
+
+
 def test_an_encoder_that_is_closed_leaves_nobody_waiting():
     go = Event()
 
@@ -121,6 +132,8 @@ def test_a_tile_that_cannot_be_read_is_told():
 def test_none_is_refused():
     with pytest.raises(SettingsError):
         TileBatches(means, lanes=0)
+    with pytest.raises(SettingsError):
+        TileBatches(means, threads=0)
     with TileBatches(means) as batches, pytest.raises(SettingsError):
         batches.encode(tiles_of(0)[0])
 

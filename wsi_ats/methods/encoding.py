@@ -96,7 +96,7 @@ class TileBatches:
     Raises
     ------
     SettingsError
-        For fewer than one lane or tile.
+        For fewer than one lane, thread or tile.
 
     Examples
     --------
@@ -117,8 +117,10 @@ class TileBatches:
     ) -> None:
         self._embed, self._device, self._precision = embed, device or torch.device("cpu"), precision
         self.size = size or (_BATCH_ON_GPU if self._device.type == "cuda" else _BATCH)
-        if lanes < 1 or self.size < 1:
-            raise SettingsError(f"encoding needs a lane and a tile in a batch, not {lanes} and {self.size}")
+        if lanes < 1 or self.size < 1 or (threads is not None and threads < 1):
+            raise SettingsError(
+                f"encoding needs a lane, a thread and a tile a batch, not {lanes}, {threads} and {self.size}"
+            )
         set_threads = None if threads is None else partial(torch.set_num_threads, threads)
         self._pool = ThreadPoolExecutor(lanes, "encode", initializer=set_threads)
         self._guard = Lock()
@@ -145,7 +147,7 @@ class TileBatches:
         # As many as would do without company: then whatever is queued is taken by somebody.
         for _ in range(-(-len(tiles) // self.size)):
             batch: list[_Piece] = []
-            self._pool.submit(self._compute, batch).add_done_callback(partial(self._deliver, batch))
+            self._pool.submit(self._compute, batch).add_done_callback(partial(self._tell_error, batch))
         return request.done
 
     def _take(self) -> list[_Piece]:
@@ -163,35 +165,36 @@ class TileBatches:
                     self._queue.appendleft(rest)
         return taken
 
-    def _compute(self, batch: list[_Piece]) -> Tensor | None:
+    def _compute(self, batch: list[_Piece]) -> None:
         """Encode a batch, filled up with black tiles; what is in it is told by way of the argument."""
         batch += self._take()
         if not batch:  # others have taken it along
-            return None
+            return
         pixels = np.zeros((self.size, *batch[0].request.tiles.shape[1:]), dtype=np.uint8)
         place = 0
         for each in batch:
             pixels[place : place + each.count] = each.request.tiles[each.first : each.first + each.count]
             place += each.count
         with torch.inference_mode(), autocast(self._precision, self._device, pixels.shape[1]):
-            return self._embed(to_device(pixels, self._device))[:place]
-
-    def _deliver(self, batch: list[_Piece], done: Future[Tensor | None]) -> None:
-        """Hand out what came of a batch; runs where it was computed."""
-        if done.cancelled():
-            return  # closed: what is queued is dropped there
-        error = done.exception()
-        features = None if error is not None else done.result()
+            features = self._embed(to_device(pixels, self._device))
+        # Here and not in a callback, of which nobody would hear what went wrong: what a graphics processor
+        # did wrong is said by whatever is asked of it next.
         place = 0
         with self._guard:
             for each in batch:
-                if each.request.done.done():  # another part of it had an error
-                    pass
-                elif features is None:
-                    each.request.done.set_exception(error)
-                else:
+                if not each.request.done.done():  # else another part of it had an error
                     each.request.receive(each.first, features[place : place + each.count])
                 place += each.count
+
+    def _tell_error(self, batch: list[_Piece], done: Future[None]) -> None:
+        """Hand out what went wrong with a batch."""
+        if done.cancelled():
+            return  # closed: what is queued is dropped there
+        if (error := done.exception()) is not None:
+            with self._guard:
+                for each in batch:
+                    if not each.request.done.done():
+                        each.request.done.set_exception(error)
 
     def close(self) -> None:
         """Wait for the batches that are being computed; what is queued is cancelled."""
