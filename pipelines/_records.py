@@ -277,7 +277,7 @@ def carry_out(
             rows[outcome.ref.id] = row
             done.append(_finished(row, outcome))
             tell(done[-1])
-            report.debug(outcome.trace)
+            report.debug(without_secrets(outcome.trace))
 
         if todo:
             from pipelines._stage import for_each_slide

@@ -21,6 +21,11 @@ def job(ref: SlideRef) -> str:
         raise SlideReadError(ref.path, "is bad")
     if ref.id.startswith("bug"):
         return str(1 / 0)
+    if ref.id.startswith("store"):
+        try:
+            raise ConnectionError(f"GET {ref.path}")  # as libraries say it, which keep no secrets
+        except ConnectionError as error:
+            raise SlideReadError(ref.path, "does not answer") from error
     if ref.id.startswith("deadly"):
         os._exit(1)
     if ref.id.startswith("segfault"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import slide_jobs
 
 from pipelines._cluster import connect
 from pipelines._records import complete
+from pipelines._reports import Silent
 from pipelines._runs import Execution
 from pipelines._stage import Limits, Outcome, for_each_slide
 from wsi_ats.errors import ModelError, SettingsError
@@ -180,6 +182,20 @@ def test_an_unforeseen_error_tells_no_secret(client, tmp_path):
     results = complete(task, [ref], Execution(scheduler=client), title="test")
     assert "ZeroDivisionError" in results.failed["bug"]
     assert "abcd" not in str(results)
+
+
+def test_a_trace_tells_no_secret(client, tmp_path):
+    class Traces(Silent):
+        def debug(self, text):
+            traces.append(text)
+
+    traces: list[str] = []
+    ref = SlideRef("store", "https://127.0.0.1:1/store.svs?X-Amz-Signature=abcd", case="store")
+    task, execution = slide_jobs.TextTask(tmp_path / "out", "digest"), Execution(scheduler=client)
+    complete(task, [ref], replace(execution, reporter=Traces()), title="test")
+    (trace,) = traces
+    assert "ConnectionError: GET https://127.0.0.1:1/store.svs?X-Amz-Signature=***" in trace
+    assert "abcd" not in trace
 
 
 def test_a_worker_that_cannot_start_ends_the_run(client, tmp_path):
