@@ -99,6 +99,7 @@ def complete_arrivals(
                 title=title,
                 rows=done,
                 failed=lost,
+                reused=reused,
                 begin=partial(_begin, begun, _over(arrivals.clock)),
             )
             seconds += execution.timer() - first

@@ -404,8 +404,10 @@ class Heard(Silent):
     def __init__(self) -> None:
         self.messages: list[str] = []
         self.finished: list[Finished] = []
+        self.reused: list[int] = []
 
     def slides(self, title, total, reused):
+        self.reused.append(reused)
         return nullcontext(self.finished.append)
 
     def message(self, text: str) -> None:
@@ -553,6 +555,7 @@ def test_started_again_it_goes_on(slides, model, client, tmp_path):
     story = Story(steps())
     summary = watched(story, folder, **options)
     assert (summary.counts["done"], summary.reused) == (4, 2)
+    assert set(story.heard.reused) == {2}
     assert story.heard.messages[:3] == [
         "score: 2 slides finished already",
         "score: waiting for slides; Ctrl-C or SIGTERM ends it",
