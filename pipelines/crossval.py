@@ -104,7 +104,8 @@ def crossval(
     check_labels(refs, settings.model.task)
     labelled = [ref for ref in absolute(refs) if ref.id not in without]
     plan = _plan(labelled, settings, folds, splits, execution)
-    sections = ("tile", "thumbnail", "model", "sampling", "training", "augmentation")
+    # Of scoring, too: folds that are finished are not scored again.
+    sections = ("tile", "thumbnail", "model", "sampling", "training", "augmentation", "scoring")
     identity = Identity.of("crossval", settings, *sections, seed=settings.training.seed, splits=_digest(plan))
     results = [*shared.RESULTS, "splits", *(path.name for path in out.glob("fold_*"))]
     with open_run(out, identity, execution, results=results) as run:

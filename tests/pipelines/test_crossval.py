@@ -100,6 +100,9 @@ def test_stopped_and_taken_up_again_with_the_splits_that_it_wrote(crossval, done
     other = crossval("--splits", done / "splits", "--set", "training.epochs=2")
     assert other.exit_code == 2
     assert "settings.training.epochs is 1 there and 2 now" in other.stderr
+    other = crossval("--splits", done / "splits", "--set", "scoring.precision=float32")
+    assert other.exit_code == 2
+    assert "settings.scoring.precision is auto there and float32 now" in other.stderr
 
 
 def write_folds(folder, *folds):
