@@ -1,8 +1,8 @@
 """What scoring one slide costs, stage by stage: against its floor, and against encoding all of its tissue.
 
 Run ``python -m benchmarks.scoring``, or some parts of it by ``--only``. Leave ``OMP_NUM_THREADS`` alone, or
-set it to what ``--threads`` is: 1 by default, so that each side has one core. Models have learned nothing,
-which does not change what they cost.
+set it to what ``--threads`` is: 1 by default, so that each side computes with one thread. Models have learned
+nothing, which does not change what they cost.
 
 ``split``: seconds of one slide by stage, from a run in which each stage is timed, and the compressed bytes
 and the file's own tiles that were read for it. ``floor``: wall time of the same without timing stages, by the
@@ -552,7 +552,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--sides", type=int, nargs="+", help="Of the slides, pixels.")
     parser.add_argument("--tiles", type=int, help="Tiles that are measured of those who encode all.")
-    parser.add_argument("--threads", type=int, default=1, help="Of torch; `precision` has its own.")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="Of torch in `exhaustive`; `split` has one, as workers do."
+    )
     parser.add_argument("--networks", nargs="+", help="Backbones of `precision`.")
     parser.add_argument("--weights", nargs="*", default=[], metavar="backbone=file", help="In `precision`.")
     parser.add_argument("--set", nargs="*", default=[], metavar="section.name=value")
@@ -573,13 +575,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     paths = [write(options.slides, side) for side in sides]
     below = ["hardware"]
     before = torch.get_num_threads()
-    torch.set_num_threads(options.threads)
     if "split" in options.only:
+        torch.set_num_threads(1)  # a task does so, and what it is held against must have as many
         parts = [split(path, task, rounds, work) for path in paths]
         stages, floors = ([row for part in parts for row in part[i]] for i in (0, 1))
         report("stages of scoring", "scoring_split", table(stages), options.out, below=below)
         report("scoring by its floor", "scoring_floor", table(floors), options.out, below=below)
     if "exhaustive" in options.only:
+        torch.set_num_threads(options.threads)
         count = options.tiles or (16 if quick else 512)
         rows = [row for path in paths for row in exhaustive(path, task, count, rounds)]
         title = "scoring against encoding all tissue (extrapolated from the measured tiles)"

@@ -28,7 +28,8 @@ def slides(tmp_path_factory):
 @pytest.fixture(scope="module")
 def tables(slides, tmp_path_factory):
     out = tmp_path_factory.mktemp("out")
-    scoring.main(["--quick", "--slides", str(slides), "--work", str(out / "work"), "--out", str(out)])
+    places = ["--slides", str(slides), "--work", str(out / "work"), "--out", str(out)]
+    scoring.main(["--quick", "--threads", "2", *places])
 
     def rows(name):
         columns = read_csv(out / f"scoring_{name}.csv")
@@ -56,6 +57,11 @@ def test_the_floor_is_the_sum_of_what_it_cannot_do_without(tables):
     for name in ("predict", "task"):
         ratio = float(row[f"{name}_s"]) / float(row["floor_s"])
         assert float(row[f"{name}_by_floor"]) == pytest.approx(ratio)
+
+
+def test_each_part_computes_with_the_threads_that_it_says(tables):
+    threads = {part: {row["threads"] for row in tables(part)} for part in ("split", "floor", "exhaustive")}
+    assert threads == {"split": {"1"}, "floor": {"1"}, "exhaustive": {"2"}}
 
 
 def test_all_tissue_is_extrapolated_from_what_was_measured_and_its_bytes_are_not(tables, slides):
