@@ -66,6 +66,8 @@ def predict_slide(
     :class:`~wsi_ats.selection.Prediction` says of what. How many there are, :func:`wsi_ats.stopping.stop`
     says after each. Other kinds of models read more; see :mod:`wsi_ats.methods`.
 
+    On the CPU the last digits depend on how many threads torch computes with; ``wsi-ats score`` has one.
+
     Parameters
     ----------
     model

@@ -48,7 +48,7 @@ class MultipleInstanceLearning:
     folder
         For features of a frozen backbone; without, they are computed anew each time.
     at_a_time
-        Most tiles whose pixels are in memory at once.
+        Tiles that are read together; at scoring, pixels of as many again wait to be encoded.
     """
 
     model: AttentionMIL
