@@ -57,6 +57,11 @@ class SlideTask(ABC):
     # Whether work is computed on a graphics processor where there is one.
     on_gpu: ClassVar[bool] = False
 
+    @property
+    def at_once(self) -> int | None:
+        """Slides that a process works on, where the user does not say; by default what suits the machine."""
+        return None
+
     def start(self) -> None:  # noqa: B027  (most stages need nothing)
         """What each worker does before its first slide; an error of it ends the run."""
 
@@ -310,7 +315,7 @@ def workers_for(
 
     local = execution.scheduler == "local"
     gpus = graphics_processors() if task.on_gpu and local else []
-    at_once = execution.slides_at_once or (_AT_ONCE_ON_GPU if gpus else _AT_ONCE)
+    at_once = execution.slides_at_once or task.at_once or (_AT_ONCE_ON_GPU if gpus else _AT_ONCE)
     resources = execution.resources or ({"GPU": 1 / at_once} if gpus else {})
     limits = Limits(execution.timeout, resources, execution.wait, execution.stop)
     with connect(

@@ -48,7 +48,7 @@ class Execution:
         stage computes on them.
     slides_at_once
         How many slides a process works on: one is read while another is computed. 2 by default, 4 where
-        there are graphics processors.
+        there are graphics processors, 1 where a model of kind ``image`` scores.
     timeout
         Seconds after which a slide's worker is stopped and the slide has failed; ``None`` for no limit.
     resources

@@ -207,6 +207,11 @@ class ScoreTask(SlideTask):
     on_gpu: ClassVar[bool] = True
 
     @property
+    def at_once(self) -> int | None:
+        """One, where a slide may be as much as memory holds: what is free is counted before it is tried."""
+        return 1 if self.settings.model.kind == "image" else None
+
+    @property
     def types(self) -> dict[str, str]:
         """Columns of the predictions, in order, with Arrow's types."""
         return {

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import slide_jobs
 
+from pipelines import _cluster, _stage
 from pipelines._cluster import connect
-from pipelines._records import complete
+from pipelines._records import complete, workers_for
 from pipelines._reports import Silent
 from pipelines._runs import Execution
 from pipelines._stage import Limits, Outcome, for_each_slide
+from pipelines.score import ScoreTask
+from wsi_ats.config import Settings
 from wsi_ats.errors import ModelError, SettingsError
 from wsi_ats.slides.base import SlideRef
+from wsi_ats.targets import Target
 
 
 def outcomes(client, function, *names: str, strict: bool = False) -> dict[str, Outcome[str]]:
@@ -196,6 +201,23 @@ def test_a_trace_tells_no_secret(client, tmp_path):
     (trace,) = traces
     assert "ConnectionError: GET https://127.0.0.1:1/store.svs?X-Amz-Signature=***" in trace
     assert "abcd" not in trace
+
+
+@pytest.mark.parametrize(("kind", "given", "slides"), [("image", None, 1), ("image", 3, 3), ("mil", None, 2)])
+def test_whole_images_are_in_memory_one_at_a_time(tmp_path, monkeypatch, kind, given, slides):
+    @contextmanager
+    def connect(scheduler, *, at_once, **others):
+        asked.append(at_once)
+        yield scheduler
+
+    asked: list[int] = []
+    monkeypatch.setattr(_cluster, "connect", connect)
+    settings = Settings().with_values([f"model.kind={kind}"])
+    target = Target("classification", ("a", "b"))
+    task = ScoreTask(tmp_path, "digest", tmp_path, "digest", target, settings, seed=0)
+    monkeypatch.setattr(_stage, "on_each_worker", lambda *arguments, **named: None)
+    with workers_for(task, Execution(scheduler="none", slides_at_once=given)):
+        assert asked == [slides]
 
 
 def test_a_worker_that_cannot_start_ends_the_run(client, tmp_path):
