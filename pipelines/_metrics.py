@@ -22,7 +22,7 @@ class MetricsFile(Silent):
     It has, each by stage::
 
         wsi_ats_slides_total{status}           slides that have ended
-        wsi_ats_slides_expected                slides that there are to do
+        wsi_ats_slides_expected                slides to do, of the present round of a watch, or fold
         wsi_ats_slides_reused                  slides that an earlier run had finished
         wsi_ats_tiles_read_total, wsi_ats_bytes_read_total
         wsi_ats_slide_seconds                  histogram of the wall time of slides

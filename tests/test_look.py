@@ -49,3 +49,11 @@ def test_four_pixels_a_cell_are_left(monkeypatch):
     for side in (4, 6, 8, 12, 16, 20):
         seen(slide, monkeypatch, 1, side)
     assert [each / 8 for each in sides] == [4, 6, 4, 6, 4, 5]
+
+
+def test_fluorescence_is_looked_at_as_it_is(monkeypatch):
+    nuclei = np.full((512, 512, 3), 3, np.uint8)
+    nuclei[::16, ::16] = 250
+    slide = MemorySlide([nuclei], mpp=0.5)
+    whole, spared = (seen(slide, monkeypatch, most, 16) for most in (1 << 40, 1))
+    np.testing.assert_array_equal(whole.found.fraction, spared.found.fraction)

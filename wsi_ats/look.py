@@ -160,8 +160,10 @@ def inspect(slide: Slide, settings: Settings) -> View:
     if view.levels == 2:
         return _inspect_regions(slide, RegionGrid(grid, view.cells_per_region).grid, settings)
     thumbnail = read_thumbnail(slide, grid, view.pixels_per_cell)
-    seen = _coarse(thumbnail, view.pixels_per_cell)
-    found = find_tissue(seen, grid, method=_method(settings), min_fraction=view.min_tissue)
+    method, seen = _method(settings), _coarse(thumbnail, view.pixels_per_cell)
+    if method == "fluorescence" or (method == "auto" and is_fluorescence(seen)):
+        seen = thumbnail  # bright nuclei far apart would be averaged away
+    found = find_tissue(seen, grid, method=method, min_fraction=view.min_tissue)
     return View(thumbnail, found, settings, settings.thumbnail_mpp)
 
 

@@ -77,7 +77,7 @@ def model(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def client() -> Iterator[Any]:
-    with connect("local", workers=2) as client:
+    with connect("local", workers=2, at_once=2) as client:
         yield client
 
 
