@@ -359,6 +359,7 @@ def _outcomes(
     watch = _Watch(limits.timeout, clock.topic, _this_process(), clock.marks)
     waiting = iter(refs)
     running: dict[str, tuple[Future[Outcome[Result] | None], SlideRef]] = {}
+    marked: dict[str, Future[Outcome[Result] | None]] = {}
     ended: SimpleQueue[str] = SimpleQueue()
     threads, asked, seen = 0, -math.inf, time.monotonic()
 
@@ -410,7 +411,7 @@ def _outcomes(
                         continue
                     del running[key], clock.running[key]
                     if watch.marks and not (brought and brought[0]):
-                        Event(_mark(key), client).clear()
+                        marked[key] = future
                 error = future.exception() if future.status == "error" else None
                 if brought and brought[0] is not None:
                     yield brought[0]
@@ -424,6 +425,12 @@ def _outcomes(
                     yield _unforeseen(ref, future, error)
             with _scheduler_there():
                 fill()
+        with _scheduler_there():
+            # Not before all have ended: what a worker says of a slide that it did not begin may be lost with
+            # it, and is then asked of another, which must see the mark.
+            client.cancel(list(marked.values()))
+            for key in marked:
+                Event(_mark(key), client).clear()
     finally:
         if client.status == "running":
             client.cancel([future for future, _ in running.values()])

@@ -468,7 +468,10 @@ def test_a_slide_of_one_cell_can_be_scored(model):
 
 
 def test_half_precision_reads_the_same_tiles_and_nearly_gives_the_same_score(model):
-    full, half = (score(model, changes=[f"scoring.precision={name}"]) for name in ("float32", "bfloat16"))
+    changes = ("tile.size=64", "sampling.tiles=3")  # of smaller tiles processors compute wrong numbers
+    full, half = (
+        score(model, changes=[*changes, f"scoring.precision={name}"]) for name in ("float32", "bfloat16")
+    )
     assert np.array_equal(half.selection.cells, full.selection.cells)
     assert np.array_equal(half.attention.attention, full.attention.attention)
     for name, value in full.prediction.scores.items():

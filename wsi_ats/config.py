@@ -433,11 +433,12 @@ class Settings:
             f"thumbnail.levels is {self.thumbnail.levels}, but a model of kind {self.model.kind} draws no "
             "regions; leave it 1",
         )
-        _require(
-            self.training.precision != "bfloat16" or self.tile.size >= 64,
-            f"training.precision is bfloat16 and tile.size {self.tile.size}; of tiles under 64 pixels some "
-            "processors compute wrong gradients in it, use auto or float32",
-        )
+        for name in ("training", "scoring"):
+            _require(
+                getattr(self, name).precision != "bfloat16" or self.tile.size >= 64,
+                f"{name}.precision is bfloat16 and tile.size {self.tile.size}; of tiles under 64 pixels some "
+                "processors compute wrong numbers in it, use auto or float32",
+            )
         _require(
             self.model.kind != "image" or not self.thumbnail.exclude,
             f"thumbnail.exclude is {self.thumbnail.exclude}, but a model of kind image sees the whole slide; "

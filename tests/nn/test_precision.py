@@ -33,6 +33,7 @@ def test_auto_is_bfloat16_where_the_processor_has_it_and_tiles_are_not_tiny(monk
     assert resolve("auto", CPU, 64) == (torch.bfloat16 if known else torch.float32)
     assert resolve("auto", CPU, 63) == resolve("auto", CPU, 16) == torch.float32
     assert resolve("bfloat16", CPU, 64) == torch.bfloat16
+    assert resolve("bfloat16", CPU, 63) == torch.float32
     assert resolve("float32", CPU, 256) == torch.float32
 
 
@@ -57,7 +58,8 @@ def test_bfloat16_agrees_with_float32_to_its_digits_and_only_the_backbone_comput
     """Eight binary digits, a few layers: a hundredth or two of a feature's size."""
 
     def computed(precision: str):
-        settings = SETTINGS.with_values([f"model.kind={kind}", f"training.precision={precision}"])
+        changes = [f"model.kind={kind}", f"training.precision={precision}"]
+        settings = SETTINGS.with_values([*changes, *(["model.scale=1"] if kind == "image" else [])])
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = model_for(settings, Target("classification", ("a", "b")))

@@ -309,21 +309,22 @@ def test_a_manifest_is_of_one_piece():
 
 
 def test_storage(desk, run, s3, client, address):
-    store = fsspec.filesystem("s3")
+    store, bucket = fsspec.filesystem("s3"), f"{s3}-of-the-page"
+    store.mkdir(bucket)
     for path in sorted((desk / "slides").iterdir()):
-        store.pipe_file(f"{s3}/scans/{path.name}", path.read_bytes())
+        store.pipe_file(f"{bucket}/scans/{path.name}", path.read_bytes())
 
     def know(names):
         os.environ.update(names)
         fsspec.get_filesystem_class("s3").clear_instance_cache()
 
     client.run(know, {name: os.environ[name] for name in os.environ if name.startswith("AWS_")})
-    replaced = {"s3://bucket": s3, "/data/mirax": "slides", "tcp://10.0.0.5:8786": address}
+    replaced = {"s3://bucket": bucket, "/data/mirax": "slides", "tcp://10.0.0.5:8786": address}
     for command in typed("storage"):
         if command.words[0] == "wsi-ats":
             carry_out(command.replaced(replaced), run)
     assert {row["path"] for row in table(Path("scores_of_pyramids/predictions.csv"))} == {
-        f"{s3}/pyramids/{path.stem}.ome.zarr" for path in (desk / "slides").iterdir()
+        f"{bucket}/pyramids/{path.stem}.ome.zarr" for path in (desk / "slides").iterdir()
     }
 
 

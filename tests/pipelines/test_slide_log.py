@@ -41,7 +41,7 @@ def test_each_slide_leaves_a_line_between_start_and_end(run, mixed, model, tmp_p
         *("start", "score"),
         *(3, 0),
     )
-    assert start["command"].startswith("wsi-ats ")
+    assert start["command"].startswith("wsi-ats")
     rows = {row["slide_id"]: row for row in table(out / "predictions.csv")}
     assert {line["slide_id"] for line in slides} == rows.keys()
     for line in slides:

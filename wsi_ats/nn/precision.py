@@ -6,8 +6,9 @@ from contextlib import AbstractContextManager, ExitStack
 
 import torch
 
-# oneDNN 3.x computes a wrong gradient, of memory that nobody wrote to, for the weights of a 3 x 3 convolution
-# of stride 2 on maps of a single pixel in bfloat16. Tiles of 64 pixels are far from being that small.
+# oneDNN 3.x computes 3 x 3 convolutions of stride 2 to maps of a single pixel in bfloat16 from memory that
+# nobody wrote to: the gradient of their weights and, with AMX, their output. Tiles of 64 pixels are far from
+# being that small.
 SMALLEST_SIDE = 64
 
 
@@ -18,7 +19,8 @@ def resolve(precision: str, device: torch.device, side: int) -> torch.dtype:
     ----------
     precision
         ``"float32"``, ``"bfloat16"``, or ``"auto"``: the latter where the device computes in it, not merely
-        emulates it, and images are not so small that some of its gradients are wrong.
+        emulates it. On processors images of fewer than 64 pixels a side are computed in single precision
+        whatever is asked for: in the other some results are wrong.
     device
         Where networks are.
     side
@@ -29,12 +31,14 @@ def resolve(precision: str, device: torch.device, side: int) -> torch.dtype:
     >>> resolve("float32", torch.device("cpu"), 256), resolve("auto", torch.device("cpu"), 16)
     (torch.float32, torch.float32)
     """
+    if device.type == "cpu" and side < SMALLEST_SIDE:
+        return torch.float32
     if precision != "auto":
         return torch.bfloat16 if precision == "bfloat16" else torch.float32
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        fast = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported() and side >= SMALLEST_SIDE
+        fast = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if fast else torch.float32
 
 
