@@ -361,7 +361,8 @@ def script(page: str, having: str) -> str:
     return text
 
 
-@pytest.mark.parametrize("stage", ["prepare", pytest.param("score", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["prepare", "score"])
 def test_slurm_workers_in_one_job(slurm, desk, stage):
     few = (("--nworkers 16", "--nworkers 1"), ("--nodes=4", "--nodes=2"))
     if stage == "prepare":  # without the seconds that each worker takes to load torch
