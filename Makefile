@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Two processes, each of which takes whole files, for what is made once for a file serves all its tests.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 READY := $(VENV)/ready
 
 .PHONY: demo test check bench clean
@@ -10,13 +12,13 @@ demo: $(READY)
 	$(BIN)/wsi-ats demo --out demo
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.designs

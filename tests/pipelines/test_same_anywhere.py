@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from conftest import SETTINGS, files, table
@@ -47,32 +48,37 @@ def results(out) -> dict[str, bytes | list[dict[str, str]]]:
     return found
 
 
+@contextmanager
+def threads(number: int) -> Iterator[Client]:
+    """A worker in this process with a number of threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    cluster = LocalCluster(n_workers=1, threads_per_worker=number, processes=False, dashboard_address=":0")
+    try:
+        with cluster, Client(cluster, set_as_default=False) as client:
+            yield client
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def expected(refs, sharing_model, tmp_path_factory):
     """One worker, one slide at a time, in order."""
     out = tmp_path_factory.mktemp("expected") / "scores"
-    execution = Execution(workers=1, slides_at_once=1)
-    assert score(refs, sharing_model, out, execution=execution).exit_code == 0
+    with threads(1) as client:
+        assert score(refs, sharing_model, out, execution=Execution(scheduler=client)).exit_code == 0
     return results(out)
 
 
-def test_two_workers_with_two_slides_each_in_another_order(refs, sharing_model, expected, tmp_path):
+def test_two_workers_with_two_slides_each_in_another_order(refs, sharing_model, expected, client, tmp_path):
     mixed = random.Random(1).sample(refs, len(refs))
-    with connect("local", workers=2, at_once=2) as other:
-        score(mixed, sharing_model, tmp_path / "scores", execution=Execution(scheduler=other))
+    score(mixed, sharing_model, tmp_path / "scores", execution=Execution(scheduler=client))
     assert results(tmp_path / "scores") == expected
 
 
 def test_threads_of_one_process_and_a_few_slides_at_a_time(refs, sharing_model, expected, tmp_path):
-    import torch
-
-    before = torch.get_num_threads()
-    with ExitStack() as stack:
-        stack.callback(torch.set_num_threads, before)
-        cluster = stack.enter_context(
-            LocalCluster(n_workers=1, threads_per_worker=3, processes=False, dashboard_address=":0")
-        )
-        client = stack.enter_context(Client(cluster, set_as_default=False))
+    with threads(3) as client:
         for few in (refs[3:], refs):
             score(few, sharing_model, tmp_path / "scores", execution=Execution(scheduler=client))
     assert results(tmp_path / "scores") == expected

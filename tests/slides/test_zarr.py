@@ -848,31 +848,17 @@ def test_an_implausible_scale_is_no_resolution(pattern, tmp_path):
 
 
 @pytest.fixture
-def bucket(monkeypatch):
-    """A bucket of a server on this machine that speaks S3."""
-    from moto.server import ThreadedMotoServer
-
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    import s3fs
-
-    s3fs.S3FileSystem.clear_instance_cache()
-    s3fs.S3FileSystem().makedirs("slides", exist_ok=True)
-    yield "s3://slides"
-    # Zarr's own way to the server, which is kept for all that is there, and ends with this one.
-    files = FsspecStore.from_url("s3://slides").fs
+def bucket(s3):
+    """A place in a store on this machine that speaks S3."""
+    yield f"{s3}/zarr"
+    # Zarr's own way to the store, which it keeps for all that is there.
+    files = FsspecStore.from_url(s3).fs
 
     async def close():
         await (await files.set_session()).close()
 
     sync(close())
-    s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
+    files.clear_instance_cache()
 
 
 def test_an_object_store_is_written_to_and_read_from(bucket, small_shards):
@@ -887,7 +873,7 @@ def test_an_object_store_is_written_to_and_read_from(bucket, small_shards):
             np.testing.assert_array_equal(whole(slide, number), level)
         import s3fs
 
-        s3fs.S3FileSystem().rm("slides/below/s.ome.zarr/0/c/0/0/0")
+        s3fs.S3FileSystem().rm(f"{target}/0/c/0/0/0")
         with pytest.raises(SlideReadError, match="0/c/0/0/0 is missing"):
             whole(slide)
     remove_pyramid(target)
