@@ -50,6 +50,15 @@ def slides(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def some(slides, tmp_path_factory) -> Path:
+    """Enough slides that a run can be stopped in the middle."""
+    folder = tmp_path_factory.mktemp("some")
+    for i in range(24):
+        (folder / f"case_{i:02d}.tif").symlink_to(slides / f"slide_{i % 6:03d}.tif")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def refs(slides) -> list[SlideRef]:
     return read_manifest(slides)
 

@@ -93,14 +93,6 @@ def test_a_slide_that_may_not_be_read(slides, run, model, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def some(slides, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("some")
-    for i in range(24):
-        (folder / f"case_{i:02d}.tif").symlink_to(slides / f"slide_{i % 6:03d}.tif")
-    return folder
-
-
-@pytest.fixture(scope="module")
 def uninterrupted(some, model, client, tmp_path_factory) -> dict[str, object]:
     out = tmp_path_factory.mktemp("uninterrupted")
     score(read_manifest(some), model, out, execution=Execution(scheduler=client))

@@ -155,15 +155,6 @@ def begun(folder: Path) -> Counter[str]:
 
 
 @pytest.fixture(scope="module")
-def some(slides, tmp_path_factory) -> Path:
-    """Enough slides that a run can be stopped in the middle."""
-    folder = tmp_path_factory.mktemp("some")
-    for i in range(24):
-        (folder / f"case_{i:02d}.tif").symlink_to(slides / f"slide_{i % 6:03d}.tif")
-    return folder
-
-
-@pytest.fixture(scope="module")
 def uninterrupted(some, model, client, tmp_path_factory) -> dict[str, object]:
     out = tmp_path_factory.mktemp("uninterrupted")
     settings = SETTINGS.with_values(["sampling.draws=4"])

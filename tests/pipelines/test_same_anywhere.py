@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from conftest import SETTINGS, files, table
+from conftest import SETTINGS
 from distributed import Client, LocalCluster
+from interruptions import results
 
 from pipelines._cluster import connect
 from pipelines._runs import Execution
@@ -34,18 +35,6 @@ def sharing_model(tmp_path_factory):
             torch.nn.init.normal_(weight)
     save_model(folder, model, SHARING, target)
     return folder
-
-
-def results(out) -> dict[str, bytes | list[dict[str, str]]]:
-    """All that a run leaves, byte for byte, but for the times."""
-    rows = [
-        {name: value for name, value in row.items() if name not in {"seconds", "path"}}
-        for row in table(out / "predictions.csv")
-    ]
-    found: dict[str, bytes | list[dict[str, str]]] = {"rows": rows}
-    for folder in ("selections", "attention"):
-        found |= {name: (out / folder / name).read_bytes() for name in files(out / folder)}
-    return found
 
 
 @contextmanager
@@ -92,5 +81,4 @@ def test_any_number_of_workers(refs, sharing_model, expected, tmp_path, workers,
         score(refs, sharing_model, tmp_path / "scores", execution=Execution(scheduler=client))
     assert results(tmp_path / "scores") == expected
     score(refs[:1], sharing_model, tmp_path / "one", execution=execution)  # one worker, with all cores
-    [row] = results(tmp_path / "one")["rows"]
-    assert row == expected["rows"][0]
+    assert results(tmp_path / "one")["predictions"] == expected["predictions"][:2]  # the header and one row
