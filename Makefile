@@ -28,7 +28,8 @@ $(READY): pyproject.toml constraints.txt
 		|| { echo "wsi_ats needs Python 3.11 or later; set PYTHON=... to one"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraints constraints.txt --editable '.[dev]'
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python \
+		--constraints constraints.txt --editable '.[dev]'
 	@touch $(READY)
 
 clean:
