@@ -28,10 +28,7 @@ from wsi_ats.batches import TileReader
 from wsi_ats.errors import ArtifactError
 from wsi_ats.slides.memory import MemorySlide
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(os.name != "posix", reason="signals and limits are those of POSIX systems"),
-]
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and limits are those of POSIX systems")
 
 # Four steps an epoch, with a state after the second or third.
 KINDS = {

@@ -38,7 +38,6 @@ def check_overhead(rows):
     assert float(rows[0]["loop_s"]) < float(rows[0]["cluster_s"])
 
 
-@pytest.mark.slow
 def test_overhead_is_what_a_cluster_adds_to_a_loop(slides, tmp_path):
     refs = _collection.links(_collection.tiny_slides(slides, 2), tmp_path / "links", 8)
     record = _collection.RecordTask(tmp_path, "benchmark")

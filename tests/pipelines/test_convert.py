@@ -216,7 +216,6 @@ def kill(process, pyramid, shards):
     return process.returncode == -signal.SIGKILL and not (pyramid / "zarr.json").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX")
 def test_killed_in_the_middle_of_a_slide_it_goes_on_to_the_same_bytes(large, run, tmp_path):
     for attempt in range(8):

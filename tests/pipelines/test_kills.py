@@ -125,7 +125,7 @@ def own() -> Iterator[object]:
         yield client
 
 
-@pytest.fixture(params=["own", pytest.param("two", marks=pytest.mark.slow)])
+@pytest.fixture(params=["own", "two"])
 def workers(request):
     """Clients of both clusters in turn."""
     client = request.getfixturevalue(request.param)

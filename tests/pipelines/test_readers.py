@@ -132,7 +132,6 @@ def test_reads_without_workers_end(monkeypatch):
             tiles_of(reader, ["a"])
 
 
-@pytest.mark.slow
 def test_reads_without_a_scheduler_end(scheduler):
     address, processes = scheduler
     with connect(address) as client, DaskReader(client, grey_slide) as reader:
