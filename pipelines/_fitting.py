@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +16,10 @@ from pipelines._tensorboard import writing_events
 from pipelines.prepare import PrepareTask
 from wsi_ats.artifacts import load_prepared
 from wsi_ats.config import Settings
-from wsi_ats.errors import ManifestError
+from wsi_ats.diagnosis import compare, diagnose
+from wsi_ats.errors import ManifestError, SettingsError
 from wsi_ats.manifest import check_cases, check_labels
+from wsi_ats.phases import phases_of
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.targets import Target
 
@@ -24,8 +27,8 @@ if TYPE_CHECKING:  # torch takes seconds to import
     import torch
 
     from wsi_ats.batches import Example
-    from wsi_ats.nn.network import SlideNetwork
     from wsi_ats.processes import Processes
+    from wsi_ats.training import Trained
 
 
 @dataclass(frozen=True)
@@ -34,15 +37,15 @@ class Fitted:
 
     Parameters
     ----------
-    model
-        The network.
+    trained
+        The network, and what is known of it.
     target
         What it predicts.
     unreadable
         Slides that turned out to be unreadable, and why.
     """
 
-    model: SlideNetwork
+    trained: Trained
     target: Target
     unreadable: Mapping[str, str]
 
@@ -59,7 +62,7 @@ class Fitting:
         All of them.
     execution
         Where Dask's workers are, if these read tiles, and who is told how it goes.
-    readers, max_bad, tensorboard
+    readers, max_bad, tensorboard, restarts
         See :func:`pipelines.train.train`.
     """
 
@@ -69,6 +72,7 @@ class Fitting:
     readers: str
     max_bad: int | None
     tensorboard: bool
+    restarts: int = 1
 
     def plan(self, refs: Sequence[SlideRef], target: Target) -> tuple[list[SlideRef], list[SlideRef], Target]:
         """Slides to train on and to watch, and the target, with the units of the former.
@@ -98,34 +102,98 @@ class Fitting:
         return training, validation, found
 
     def fit(self, refs: Sequence[SlideRef], target: Target, processes: Processes | None = None) -> Fitted:
-        """Train on prepared slides; of several processes only the first speaks and writes."""
+        """Train on prepared slides; of several processes only the first speaks and writes.
+
+        Of several restarts the one with the least validation loss is kept.
+
+        Raises
+        ------
+        SettingsError
+            When there are restarts to choose from, and no validation slides to choose by.
+        """
+        training, validation, target = self.plan(refs, target)
+        if self.restarts > 1 and not validation:
+            raise SettingsError(
+                f"--restarts {self.restarts} keeps the run with the least validation loss, but no slides are "
+                "set aside to watch; set training.validation, or give a split column with val"
+            )
+        runs = [
+            self._fit_once(number, training, validation, target, processes) for number in range(self.restarts)
+        ]
+        best = min(range(len(runs)), key=lambda number: runs[number].trained.validation_loss)
+        first = processes is None or processes.first
+        if best and first:
+            shutil.copy(self._folder(best) / "metrics.csv", self.out / "metrics.csv")
+        if first:
+            if self.restarts > 1:
+                losses = ", ".join(f"{each.trained.validation_loss:.3f}" for each in runs)
+                self.execution.reporter.message(f"validation losses {losses}: restart {best} is kept")
+            for line in self.judge(runs[best].trained, training, validation):
+                self.execution.reporter.message(line)
+        return runs[best]
+
+    def judge(
+        self, trained: Trained, training: Sequence[SlideRef], validation: Sequence[SlideRef]
+    ) -> list[str]:
+        """Say what is wrong with a training, and what attention gives."""
+        classes = {ref.case: str(ref.label) for ref in training}
+        lines = diagnose(
+            trained.rows,
+            self.settings,
+            classes=list(classes.values()) if self.settings.model.task == "classification" else [],
+        )
+        if trained.trust is not None:
+            lines += compare(
+                trained.by_attention,
+                trained.by_uniform,
+                slides=len(validation),
+                tiles=self.settings.sampling.tiles,
+                scale=trained.trust.scale,
+            )
+        return lines
+
+    def _folder(self, restart: int) -> Path:
+        return self.out / "restarts" / str(restart) if restart else self.out
+
+    def _fit_once(
+        self,
+        restart: int,
+        training: Sequence[SlideRef],
+        validation: Sequence[SlideRef],
+        target: Target,
+        processes: Processes | None,
+    ) -> Fitted:
         from wsi_ats.training import fit
 
-        training, validation, target = self.plan(refs, target)
+        learning, folder = self.settings.training, self._folder(restart)
+        settings = replace(self.settings, training=replace(learning, seed=learning.seed + restart))
         first = processes is None or processes.first
         reporter = self.execution.reporter if first else Silent()
         unreadable: dict[str, str] = {}
+        title = f"train, restart {restart}" if restart else "train"
         with (
             open_reader(self.readers, self.execution.scheduler, self.execution.workers) as reader,
-            reporter.progress("train", self.settings.training.epochs) as advance,
-            writing_events(self.out, wanted=self.tensorboard and first) as write_events,
+            reporter.progress(title, sum(phase.epochs for phase in phases_of(settings))) as advance,
+            writing_events(folder, wanted=self.tensorboard and first) as write_events,
         ):
 
-            def on_epoch(metrics: Mapping[str, float | None]) -> None:
-                known = {name: value for name, value in metrics.items() if value is not None}
-                advance(", ".join(f"{name} {value:.4g}" for name, value in known.items()))
+            def on_epoch(metrics: Mapping[str, float | str | None]) -> None:
+                known = [(name, value) for name, value in metrics.items() if value is not None]
+                advance(
+                    ", ".join(f"{name} {v if isinstance(v, str) else format(v, '.4g')}" for name, v in known)
+                )
                 write_events()
 
             def on_bad(slide_id: str, error: str) -> None:
                 unreadable[slide_id] = error
                 reporter.message(f"training goes on without {slide_id}: {error}")
 
-            model = fit(
+            trained = fit(
                 self._examples(training, target),
                 self._examples(validation, target),
-                self.settings,
+                settings,
                 target=target,
-                folder=self.out,
+                folder=folder,
                 device=device(),
                 on_epoch=on_epoch,
                 reader=reader,
@@ -133,7 +201,7 @@ class Fitting:
                 on_bad=on_bad,
                 processes=processes,
             )
-        return Fitted(model, target, unreadable)
+        return Fitted(trained, target, unreadable)
 
     def _examples(self, refs: Sequence[SlideRef], target: Target) -> list[Example]:
         from wsi_ats.batches import Example

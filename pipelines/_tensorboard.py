@@ -60,7 +60,7 @@ def writing_events(out: Path, *, wanted: bool) -> Iterator[Callable[[], None]]:
         rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         for row in rows[written:]:
             for name, value in row.items():
-                if value and name != "epoch":
+                if value and name not in {"epoch", "phase"}:
                     writer.add_scalar(name, float(value), int(float(row["epoch"])))
         written = len(rows)
         writer.flush()

@@ -121,6 +121,12 @@ def train(
         bool,
         typer.Option("--tensorboard", help="Write figures for TensorBoard, too, which must be installed."),
     ] = False,
+    restarts: Annotated[
+        int,
+        typer.Option(
+            "--restarts", min=1, help="Train so many times and keep the model with the least validation loss."
+        ),
+    ] = 1,
 ) -> Result:
     """Train a model from slides and the label of each."""
     from pipelines.train import train
@@ -140,6 +146,7 @@ def train(
         execution=execution,
         readers=readers,
         tensorboard=tensorboard,
+        restarts=restarts,
     )
 
 

@@ -40,14 +40,12 @@ SETTINGS = (
     "model.backbone=test_resnet",
     "model.pretrained=false",
     "sampling.tiles=16",
-    "training.validation=0",
 )
 
 # Attention sampling, and what it must be told apart from.
 ARMS: Mapping[str, tuple[str, ...]] = {
     "attention sampling": (),
-    "uniform sampling": ("sampling.design=uniform",),
-    "attention frozen at its start": ("training.freeze_attention=true",),
+    "uniform draws": ("model.kind=uniform",),
 }
 
 # Where the slides are; `demo.json` beside these folders says of which demo.
@@ -55,9 +53,6 @@ _FOLDERS = ("training", "held-out", "gigapixel")
 
 # Written last, each in its folder: with them the slides are complete.
 _MARKS = ("labels.csv", "gigapixel.npz")
-
-# A line of 80 columns has no room for more.
-_SHORT = {"attention frozen at its start": "attention frozen"}
 
 _TILE_SIZE = 64
 _CEILING_DRAWS = 50
@@ -78,7 +73,7 @@ class Scale:
     slides_per_bank
         Slides made of the same tiles, as if they came from one laboratory.
     epochs
-        Passes over the training slides.
+        Passes over the training slides in which the classifier learns.
     """
 
     training: int = 120
@@ -86,7 +81,7 @@ class Scale:
     side: int = 4096
     gigapixel_side: int = 32768
     slides_per_bank: int = 4
-    epochs: int = 8
+    epochs: int = 12
 
 
 @dataclass(frozen=True)
@@ -153,7 +148,7 @@ class Demonstration:
                 "held-out slides: share of tiles and bytes read, of draws in the lesion",
                 [
                     head,
-                    *((_SHORT.get(name, name), *_cells(arm)) for name, arm in self.arms.items()),
+                    *((name, *_cells(arm)) for name, arm in self.arms.items()),
                     ("ceiling, spread draws", spread, *[""] * 4),
                     ("ceiling, independent draws", independent, *[""] * 4),
                 ],

@@ -14,7 +14,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:  # torch takes seconds to import
 _WRITTEN = ("config.toml", "splits.csv", "metrics.csv", "slides.parquet", "slides.csv")
 
 _OWN = (
-    *("config.toml", "splits.csv", "metrics.csv", "checkpoints", "features", EVENTS),
+    *("config.toml", "splits.csv", "metrics.csv", "checkpoints", "features", "restarts", EVENTS),
     *("model.safetensors", "model.json"),
 )
 
@@ -55,6 +55,7 @@ def train(
     execution: Execution | None = None,
     readers: str = "threads",
     tensorboard: bool = False,
+    restarts: int = 1,
 ) -> Summary:
     """Train a model.
 
@@ -80,6 +81,9 @@ def train(
         which send them as JPEG.
     tensorboard
         Write each epoch's figures for TensorBoard, too.
+    restarts
+        Train so many times, from other weights and draws each time, and keep the model with the least
+        validation loss. Models of later restarts are trained in ``restarts/``.
 
     Returns
     -------
@@ -99,7 +103,7 @@ def train(
     0
     """
     fitting = Fitting(
-        rooted(out), settings or Settings(), execution or Execution(), readers, max_bad, tensorboard
+        rooted(out), settings or Settings(), execution or Execution(), readers, max_bad, tensorboard, restarts
     )
     if not together():
         return _train(refs, fitting, _Others(None))
@@ -144,6 +148,7 @@ def _train(refs: Sequence[SlideRef], fitting: Fitting, others: _Others) -> Summa
         check_tensorboard()
     # What JPEG loses changes the result; who reads, and how many, does not.
     sent = {"tiles": "jpeg"} if check_readers(fitting.readers) is None else {}
+    sent |= {"restarts": str(fitting.restarts)} if fitting.restarts > 1 else {}
     without = {ref.id for ref in unlabelled(refs)}
     refs = settled([ref for ref in refs if ref.id not in without], settings)
     target = check_labels(refs, settings.model.task)
@@ -182,7 +187,9 @@ def _train(refs: Sequence[SlideRef], fitting: Fitting, others: _Others) -> Summa
         fitted = fitting.fit(usable, target, others.processes)
         from wsi_ats.checkpoints import save_model
 
-        digest = save_model(out, fitted.model, settings, fitted.target)
+        found = fitted.trained.trust
+        attention = asdict(found) if found else {}
+        digest = save_model(out, fitted.trained.model, settings, fitted.target, attention=attention)
         run.finish(count(results.rows), model=digest, unreadable=dict(fitted.unreadable))
     summary = _summary(out, results, fitted.unreadable)
     return replace(summary, notes={**summary.notes, **_written_notes(out, target.task)})

@@ -19,6 +19,7 @@ LAYERS = {
         "geometry",
         "regions",
         "config",
+        "phases",
         "resample",
         "jpeg",
         "targets",
@@ -33,7 +34,7 @@ LAYERS = {
         "exports",
         "features",
     ],
-    "what is said of a run": ["model_card", "survival", "curves", "evaluation", "plots"],
+    "what is said of a run": ["model_card", "survival", "curves", "evaluation", "plots", "diagnosis"],
     "torch, without slides": ["nn"],
     "torch meets slides: inputs, models on disk; processes that share a model": [
         "batches",
@@ -41,6 +42,7 @@ LAYERS = {
         "processes",
     ],
     "networks meet slides: each kind of model in one file": ["methods"],
+    "where attention looks, and how validation slides do": ["distilling", "watching"],
     "the verbs": ["inference", "training", "baselines"],
     "the names that users see": ["__init__"],
     "helpers for tests, usable by other projects": ["testing"],
@@ -85,7 +87,8 @@ DOORS = {
 }
 # Languages that many speak: arrays everywhere; tensors in these.
 TENSORS = ["wsi_ats.nn", "wsi_ats.batches", "wsi_ats.checkpoints", "wsi_ats.methods", "wsi_ats.inference"]
-TENSORS += ["wsi_ats.processes", "wsi_ats.training", "wsi_ats.baselines", "wsi_ats.testing.enumeration"]
+TENSORS += ["wsi_ats.processes", "wsi_ats.distilling", "wsi_ats.watching", "wsi_ats.training"]
+TENSORS += ["wsi_ats.baselines", "wsi_ats.testing.enumeration"]
 TENSORS += [
     "pipelines._tensorboard",
     "pipelines._fitting",

@@ -36,6 +36,10 @@ def example(name: str, mask=None) -> Example:
     )
 
 
+def wanted(name: str, cells) -> batches.Wanted:
+    return SlideRef(name, name, name), GRID, np.asarray(cells)
+
+
 class Watched(MemorySlide):
     def __init__(self, inner: MemorySlide) -> None:
         super().__init__(inner._pyramid, mpp=0.5, path=inner.path)
@@ -61,9 +65,9 @@ def test_tiles_come_in_the_order_asked_for_whichever_thread_is_first(threads):
         return slide_of(ref.id)
 
     with TileReader(threads, opener) as reader:
-        futures = reader.read([(example(n), c) for n, c in zip(names, cells, strict=True)])
-        for name, wanted, future in zip(names, cells, futures, strict=True):
-            np.testing.assert_array_equal(future.result(), read_tiles(slide_of(name), GRID, wanted))
+        futures = reader.read([wanted(n, c) for n, c in zip(names, cells, strict=True)])
+        for name, its, future in zip(names, cells, futures, strict=True):
+            np.testing.assert_array_equal(future.result(), read_tiles(slide_of(name), GRID, its))
 
 
 def test_a_slide_is_opened_once_and_closed_in_the_end():
@@ -75,7 +79,7 @@ def test_a_slide_is_opened_once_and_closed_in_the_end():
 
     with TileReader(2, opener) as reader:
         for _ in range(3):
-            for future in reader.read([(example(n), np.array([0])) for n in "abc"]):
+            for future in reader.read([wanted(n, [0]) for n in "abc"]):
                 future.result()
         assert sorted(slide.path for slide in opened) == ["a", "b", "c"]
         assert not any(slide.closed for slide in opened)
@@ -92,7 +96,7 @@ def test_the_least_recently_used_slides_are_closed_and_can_be_read_again(monkeyp
 
     with TileReader(1, opener) as reader:
         for name in ["a", "b", "a", "c", "d", "b", "a"]:
-            (future,) = reader.read([(example(name), np.array([5]))])
+            (future,) = reader.read([wanted(name, [5])])
             np.testing.assert_array_equal(future.result(), read_tiles(slide_of(name), GRID, [5]))
             assert sum(not slide.closed for slide in opened) <= 3
     assert [slide.path for slide in opened] == ["a", "b", "c", "d", "b", "a"]  # b had to go first, then a
@@ -117,11 +121,11 @@ def test_a_failed_read_is_a_message_and_leaves_the_others_and_the_slide_usable()
         return flaky if ref.id == "flaky" else slide_of(ref.id)
 
     with TileReader(2, opener) as reader:
-        tiles, failed = outcomes(reader.read([(e, np.array([1])) for e in examples]), examples)
+        tiles, failed = outcomes(reader.read([wanted(e.ref.id, [1]) for e in examples]), examples)
         assert [each is None for each in tiles] == [False, True, True, False]
         assert failed == {"flaky": "flaky: tile 3 is damaged", "absent": "absent: no such file"}
         flaky.broken = False
-        tiles, failed = outcomes(reader.read([(examples[1], np.array([1]))]), examples[1:2])
+        tiles, failed = outcomes(reader.read([wanted("flaky", [1])]), examples[1:2])
         assert not failed
         assert tiles[0].shape == (1, 16, 16, 3)
 
@@ -131,7 +135,7 @@ def test_an_error_that_is_not_of_a_slide_is_not_swallowed():
         raise ZeroDivisionError
 
     with TileReader(1, opener) as reader, pytest.raises(ZeroDivisionError):
-        outcomes(reader.read([(example("a"), np.array([0]))]), [example("a")])
+        outcomes(reader.read([wanted("a", [0])]), [example("a")])
 
 
 def test_leaving_does_not_wait_for_reads_that_have_not_begun():
@@ -144,7 +148,7 @@ def test_leaving_does_not_wait_for_reads_that_have_not_begun():
         return slide_of(ref.id)
 
     with TileReader(1, opener) as reader:
-        futures = reader.read([(example(n), np.array([0])) for n in "abcdef"])
+        futures = reader.read([wanted(n, [0]) for n in "abcdef"])
         begun.wait(10)
         threading.Timer(0.05, go_on.set).start()
     assert opened == ["a"]

@@ -21,7 +21,10 @@ torch.set_num_threads(1)  # tiny networks: on busy cores, threads would only wai
 
 TARGET = Target("classification", ("benign", "malignant", "other"))
 SETTINGS = Settings().with_values(
-    ["tile.size=32", "model.backbone=test_resnet", "model.pretrained=false", "sampling.tiles=5"]
+    [
+        *("tile.size=32", "model.backbone=test_resnet", "model.pretrained=false", "sampling.tiles=5"),
+        "training.feature_dropout=0.0",
+    ]
 )
 
 
@@ -181,7 +184,9 @@ def test_a_state_brings_back_model_optimiser_and_record_to_the_last_bit(tmp_path
 
     second = build(seed=1)
     other = torch.optim.AdamW(second.parameters(), lr=1e-3)
-    assert StateFolder(tmp_path, "abc", keep=1).load(second, other, others) == record
+    states = StateFolder(tmp_path, "abc", keep=1)
+    assert states.record() == record
+    assert states.load(second, other, others)
     assert read_record(tmp_path / "step_000000002.safetensors") == {"run": "abc", "record": record}
     for (name, one), its in zip(average.state_dict().items(), others.state_dict().values(), strict=True):
         assert torch.equal(one, its), name
@@ -214,14 +219,15 @@ def test_the_state_of_another_network_or_run_is_refused(tmp_path):
     with pytest.raises(ArtifactError, match="does not fit"):
         states.load(other, optimizer, None)
     with pytest.raises(ArtifactError, match="belongs to a run with other settings"):
-        StateFolder(tmp_path, "abd", keep=1).load(other, optimizer, None)
+        StateFolder(tmp_path, "abd", keep=1).record()
 
 
 def test_the_last_states_and_the_best_weights_are_kept(tmp_path):
     model, states = build(), StateFolder(tmp_path, "abc", keep=2)
     optimizer = torch.optim.AdamW(model.parameters())
     assert states.newest() is None
-    assert states.load(model, optimizer, None) is None
+    assert states.record() is None
+    assert not states.load(model, optimizer, None)
     states.save_best(model)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     for step in (9, 10, 100):
@@ -229,7 +235,8 @@ def test_the_last_states_and_the_best_weights_are_kept(tmp_path):
         states.save(step, model, optimizer, None, {"step": step})
     found = sorted(path.name for path in tmp_path.iterdir())
     assert found == ["best.safetensors", "step_000000010.safetensors", "step_000000100.safetensors"]
-    assert states.load(model, optimizer, None) == {"step": 100}
+    assert states.record() == {"step": 100}
+    assert states.load(model, optimizer, None)
     assert not torch.equal(model.head.weight, before["head.weight"])
     states.load_best(model)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -248,7 +255,24 @@ def test_a_full_disk_is_an_error_with_advice_and_the_state_before_stays(tmp_path
     with pytest.raises(ArtifactError, match=r"step_000000002.*No space left.*make room"):
         states.save(2, model, optimizer, None, {"step": 2})
     assert [path.name for path in tmp_path.iterdir()] == ["step_000000001.safetensors"]
-    assert states.load(model, optimizer, None) == {"step": 1}
+    assert states.record() == {"step": 1}
+    assert states.load(model, optimizer, None)
+
+
+def test_tensors_under_a_name_come_back_and_only_to_their_own_run(tmp_path):
+    states = StateFolder(tmp_path, "abc", keep=1)
+    with pytest.raises(ArtifactError, match=r"survey\.safetensors is damaged"):
+        states.load_named("survey")
+    given = {"3": torch.rand(5, dtype=torch.float64), "11": torch.zeros(0)}
+    states.save_named("survey", given)
+    found = states.load_named("survey")
+    assert found.keys() == given.keys()
+    assert all(torch.equal(found[name], each) for name, each in given.items())
+    states.save_named("survey", {})  # no slide could be read
+    assert states.load_named("survey") == {}
+    assert states.newest() is None  # it is no state to go on from
+    with pytest.raises(ArtifactError, match="belongs to a run with other settings"):
+        StateFolder(tmp_path, "abd", keep=1).load_named("survey")
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ OTHER = {  # for every setting, a value that is not its default
         "pool": "linear",
         "kind": "uniform",
         "mil_attention": "plain",
+        "mil_tiles": 100,
         "cases": "union",
         "scale": 0.25,
     },
@@ -55,6 +56,11 @@ OTHER = {  # for every setting, a value that is not its default
     "scoring": {"precision": "bfloat16"},
     "training": {
         "epochs": 1,
+        "tiles": 16,
+        "attention_epochs": 3,
+        "attention_tiles": 128,
+        "joint_epochs": 2,
+        "feature_dropout": 0.25,
         "slides_per_step": 1,
         "learning_rate": 0.0,
         "attention_learning_rate": 1.5e-7,
@@ -67,7 +73,6 @@ OTHER = {  # for every setting, a value that is not its default
         "clip": 0.1,
         "validation": 0.0,
         "calibration_tiles": 2,
-        "freeze_attention": True,
         "tiles_per_pass": 256,
         "read_ahead": 0,
         "precision": "float32",
@@ -167,7 +172,10 @@ OUT_OF_RANGE = [
     *["model.task=ranking", "model.kind=cnn", "model.mil_attention=soft", "model.scale=0.0"],
     *["model.pool=mean", "sampling.design=best", "sampling.tiles=0", "sampling.draws=0"],
     *["sampling.tolerance=-0.1", "sampling.max_tiles=-1", "sampling.max_tiles=63"],
-    *["training.epochs=0", "training.slides_per_step=0", "training.learning_rate=-1.0"],
+    *["training.epochs=-1", "training.slides_per_step=0", "training.learning_rate=-1.0"],
+    *["training.tiles=0", "training.attention_tiles=0", "training.attention_epochs=-1"],
+    *["training.joint_epochs=-1", "training.feature_dropout=1.0", "training.feature_dropout=-0.1"],
+    *["model.mil_tiles=-1"],
     *["training.attention_learning_rate=0.0", "training.head_learning_rate=0.0", "training.clip=0.0"],
     *["training.weight_decay=-0.1", "training.entropy=-0.1", "training.warmup=1.0"],
     *["training.validation=0.6", "training.validation=-0.1", "training.calibration_tiles=1"],
@@ -296,8 +304,6 @@ def test_what_other_kinds_have_not_got_is_refused(kind):
     settings.check_trainable()
     with pytest.raises(SettingsError, match=rf"thumbnail\.levels is 2, .*{kind}"):
         settings.with_values(["thumbnail.levels=2"])
-    with pytest.raises(SettingsError, match=rf"training\.freeze_attention .*{kind}"):
-        settings.with_values(["training.freeze_attention=true"]).check_trainable()
 
 
 def test_artefacts_that_can_be_left_out():
@@ -308,6 +314,20 @@ def test_artefacts_that_can_be_left_out():
         Settings().with_values(["thumbnail.exclude=blur"])
     with pytest.raises(SettingsError, match=r"exclude is pen, but a model of kind image sees the whole"):
         Settings().with_values(["thumbnail.exclude=pen", "model.kind=image"])
+
+
+@pytest.mark.parametrize("kind", ["sampling", "uniform", "mil", "image"])
+def test_without_epochs_there_is_nothing_to_train(kind):
+    none = Settings().with_values([f"model.kind={kind}", "training.epochs=0", "training.attention_epochs=0"])
+    with pytest.raises(SettingsError, match=r"there are no epochs to train; set training\.epochs"):
+        none.check_trainable()
+    for phase in ("attention_epochs", "joint_epochs"):
+        some = none.with_values([f"training.{phase}=1"])
+        if kind == "sampling":
+            some.check_trainable()
+        else:  # which has no such phase
+            with pytest.raises(SettingsError, match="there are no epochs to train"):
+                some.check_trainable()
 
 
 def test_patience_needs_slides_to_watch():

@@ -33,7 +33,8 @@ SETTINGS = Settings().with_values(
         "model.pretrained=false",
         "sampling.tiles=8",
         "sampling.draws=2",
-        "training.epochs=2",
+        *("training.epochs=1", "training.attention_epochs=1", "training.joint_epochs=1"),
+        *("training.tiles=8", "training.attention_tiles=16", "training.feature_dropout=0.0"),
         "training.validation=0",
         "training.calibration_tiles=64",
     ]
@@ -89,7 +90,7 @@ def trained(device: str, folder: Path) -> torch.nn.Module:
             device=torch.device(device),
             on_epoch=lambda row: None,
             reader=reader,
-        )
+        ).model
 
 
 def test_scores_agree_between_devices(tmp_path):

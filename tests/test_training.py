@@ -42,15 +42,17 @@ SETTINGS = Settings().with_values(
         "model.backbone=test_resnet",
         "model.pretrained=false",
         "sampling.tiles=3",
-        "training.epochs=3",
+        *("training.epochs=0", "training.attention_epochs=0", "training.joint_epochs=3"),
         "training.slides_per_step=3",
+        "training.head_learning_rate=0.01",
+        "training.feature_dropout=0.0",
         "training.calibration_tiles=40",
         "training.precision=float32",
     ]
 )
 
-# Calibration, the first epoch with its validation, and the middle of the second.
-INTERRUPTED_READ = 8 + 12 + 5
+# Calibration, the first epoch with its validation, by attention and uniformly, and the middle of the second.
+INTERRUPTED_READ = 8 + 8 + 2 * 4 + 5
 
 
 def slide_of(name: str) -> MemorySlide:
@@ -74,7 +76,12 @@ TRAINING = [example(f"s{i}{'pv'[i % 2]}") for i in range(8)]
 VALIDATION = [example(f"s{i}{'pv'[i % 2]}") for i in range(20, 24)]
 
 
-def run(
+def run(folder: Path, *changes: str, **options):
+    """The model of :func:`trained`."""
+    return trained(folder, *changes, **options).model
+
+
+def trained(
     folder: Path,
     *changes: str,
     examples=TRAINING,
@@ -82,7 +89,8 @@ def run(
     on_epoch=lambda row: None,
     opener=lambda ref: slide_of(ref.id),
     threads: int = 2,
-):
+    **options,
+) -> training.Trained:
     with TileReader(threads, opener) as reader:
         return fit(
             examples,
@@ -93,6 +101,7 @@ def run(
             device=CPU,
             on_epoch=on_epoch,
             reader=reader,
+            **options,
         )
 
 
@@ -127,7 +136,7 @@ def test_training_learns_a_class_that_shows_in_half_of_the_cells(tmp_path):
     rows = []
     model = run(
         tmp_path,
-        "training.epochs=25",
+        "training.joint_epochs=25",
         "training.learning_rate=0.001",
         on_epoch=rows.append,
     )
@@ -137,7 +146,8 @@ def test_training_learns_a_class_that_shows_in_half_of_the_cells(tmp_path):
     assert np.mean([row["loss"] for row in rows[-3:]]) < 0.2
     assert rows[-1]["validation_loss"] < 0.3
     assert rows[-1]["validation_auc"] == 1.0
-    assert rows[0]["entropy"] > rows[-1]["entropy"]  # attention has moved away from uniform
+    assert rows[0]["effective_cells"] > rows[-1]["effective_cells"]  # attention has moved away from uniform
+    assert rows[-1]["top_share"] > rows[0]["top_share"]
 
 
 def test_every_epoch_has_a_row_of_figures(uninterrupted):
@@ -145,21 +155,29 @@ def test_every_epoch_has_a_row_of_figures(uninterrupted):
     table = read_csv(folder / "metrics.csv")
     assert list(table) == [
         "epoch",
+        "phase",
         "loss",
-        "entropy",
+        "gain",
+        "effective_cells",
+        "top_share",
         "effective",
         "staleness",
         "tiles",
         "failed",
         "validation_loss",
+        "validation_gain",
         "validation_auc",
+        "uniform_loss",
+        "uniform_gain",
+        "uniform_auc",
         "seconds",
     ]
     assert [float(value) for value in table["epoch"]] == [0, 1, 2]
     assert [float(value) for value in table["tiles"]] == [24, 24, 24]  # 8 slides, 3 tiles each
-    assert float(table["entropy"][0]) == pytest.approx(math.log(20), rel=0.01)
+    assert table["phase"] == ["joint"] * 3
+    assert float(table["effective_cells"][0]) == pytest.approx(20, rel=0.03)
+    assert float(table["top_share"][0]) == pytest.approx(1 / 20, rel=0.2)  # one cell of twenty
     assert sorted(path.name for path in folder.rglob("*") if path.is_file()) == [
-        "best.safetensors",
         "metrics.csv",
         "step_000000006.safetensors",
         "step_000000009.safetensors",
@@ -168,7 +186,7 @@ def test_every_epoch_has_a_row_of_figures(uninterrupted):
 
 def test_training_without_validation_slides_leaves_their_figures_empty(tmp_path):
     rows = []
-    run(tmp_path, "training.epochs=1", validation=[], on_epoch=rows.append)
+    run(tmp_path, "training.joint_epochs=1", validation=[], on_epoch=rows.append)
     assert rows[0]["validation_loss"] is rows[0]["validation_auc"] is None
     assert read_csv(tmp_path / "metrics.csv")["validation_auc"] == [""]
 
@@ -183,8 +201,8 @@ def test_the_learning_rate_rises_stays_and_falls_to_nothing():
     assert share_of_peak(0, 0) == 1
 
 
-def test_frozen_attention_stays_as_it_starts_while_the_rest_learns(tmp_path):
-    changes = ("training.epochs=2", "training.freeze_attention=true", "model.attention=test_resnet")
+def test_attention_stays_as_it_starts_while_the_classifier_learns(tmp_path):
+    changes = ("training.joint_epochs=0", "training.epochs=2", "model.attention=test_resnet")
     with torch.random.fork_rng():
         torch.manual_seed(0)
         start = model_for(SETTINGS.with_values(changes), TARGET)
@@ -245,7 +263,7 @@ def test_a_run_stopped_in_the_middle_of_an_epoch_ends_the_same(tmp_path, uninter
     class Stops(MemorySlide):
         def read_regions(self, *args):
             reads.append(self.path)
-            if len(reads) == 8 + 12 + 5:  # calibration, an epoch with validation, five slides of the next
+            if len(reads) == INTERRUPTED_READ:
                 raise KeyboardInterrupt
             return super().read_regions(*args)
 
@@ -299,18 +317,20 @@ def test_a_process_interrupted_by_a_signal_and_started_again_ends_the_same(tmp_p
 
 # Every kind of model
 
+OTHERS = ["training.epochs=3", "training.tiles=3", "training.joint_epochs=0"]
 # Settings of each, and how many tiles are read in each epoch of 8 slides that have 20.
 KINDS = [
-    (["model.kind=uniform"], [8 * 3] * 3),
-    (["model.kind=mil"], [8 * 20 * 2] * 3),
-    (["model.kind=mil", "model.mil_attention=plain"], [8 * 20 * 2] * 3),
-    (["model.kind=mil", "training.fine_tuning=frozen"], [8 * 20, 0, 0]),
-    (["model.kind=image", "model.scale=1.0"], [0] * 3),
-    (["model.kind=sampling", "training.fine_tuning=frozen"], [8 * 3] * 3),
+    (["model.kind=uniform", *OTHERS], [8 * 3] * 3),
+    (["model.kind=mil", *OTHERS], [8 * 20 * 2] * 3),
+    (["model.kind=mil", "model.mil_attention=plain", *OTHERS], [8 * 20 * 2] * 3),
+    (["model.kind=mil", "model.mil_tiles=7", *OTHERS], [8 * 7 * 2] * 3),
+    (["model.kind=mil", "training.fine_tuning=frozen", *OTHERS], [8 * 20, 0, 0]),
+    (["model.kind=image", "model.scale=1.0", *OTHERS], [0] * 3),
+    (["model.kind=sampling", "training.fine_tuning=last-1"], [8 * 3] * 3),
 ]
 
 
-@pytest.mark.parametrize(("changes", "tiles"), KINDS, ids=[" ".join(changes) for changes, _ in KINDS])
+@pytest.mark.parametrize(("changes", "tiles"), KINDS, ids=[" ".join(changes[:2]) for changes, _ in KINDS])
 def test_every_kind_trains_and_a_stopped_run_ends_the_same(tmp_path, changes, tiles):
     def stop(row):
         if row["epoch"] == 0:
@@ -320,7 +340,7 @@ def test_every_kind_trains_and_a_stopped_run_ends_the_same(tmp_path, changes, ti
     model = run(tmp_path / "whole", *changes, on_epoch=rows.append)
     assert [row["tiles"] for row in rows] == tiles
     draws = changes[0].endswith(("sampling", "uniform"))
-    assert [row["entropy"] is not None for row in rows] == [draws] * 3
+    assert [row["effective_cells"] is not None for row in rows] == [draws] * 3
     assert all(math.isfinite(row["loss"]) and row["validation_auc"] is not None for row in rows)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "stopped", *changes, on_epoch=stop)
@@ -348,7 +368,7 @@ def test_an_image_that_does_not_fit_is_refused_before_anything_is_read(tmp_path,
     with pytest.raises(ModelError, match=r"at model\.scale 1\.0: training would need .* GB on cpu"):
         run(
             tmp_path,
-            *("model.kind=image", "model.scale=1.0"),
+            *("model.kind=image", "model.scale=1.0", "training.epochs=1"),
             opener=unreadable(*(each.ref.id for each in TRAINING)),
         )
 
@@ -359,29 +379,31 @@ def test_an_image_that_does_not_fit_is_refused_before_anything_is_read(tmp_path,
 @pytest.mark.parametrize(
     "other",
     [
-        {"changes": ["training.epochs=4"]},
+        {"changes": ["training.joint_epochs=4"]},
+        {"changes": ["training.epochs=1"]},
+        {"changes": ["training.attention_tiles=7"]},
         {"changes": ["sampling.tiles=4"]},
         {"examples": TRAINING[:-1]},
         {"validation": VALIDATION[:-1]},
     ],
-    ids=["epochs", "tiles", "slides", "validation slides"],
+    ids=["joint epochs", "epochs", "tiles of the survey", "tiles", "slides", "validation slides"],
 )
 def test_the_state_of_another_run_is_refused(tmp_path, other):
-    run(tmp_path, "training.epochs=1")
+    run(tmp_path, "training.joint_epochs=1")
     state = newest(tmp_path)
     before = state.read_bytes()
-    changes = ["training.epochs=1", *other.pop("changes", [])]
+    changes = ["training.joint_epochs=1", *other.pop("changes", [])]
     with pytest.raises(ArtifactError, match=r"other settings or slides.*--overwrite"):
         run(tmp_path, *changes, **other)
     assert state.read_bytes() == before
 
 
 def test_a_damaged_state_is_refused_and_not_begun_anew(tmp_path):
-    run(tmp_path, "training.epochs=1")
+    run(tmp_path, "training.joint_epochs=1")
     state = newest(tmp_path)
     state.write_bytes(state.read_bytes()[:1000])
     with pytest.raises(ArtifactError, match="damaged"):
-        run(tmp_path, "training.epochs=1")
+        run(tmp_path, "training.joint_epochs=1")
 
 
 class Unreadable(MemorySlide):
@@ -423,7 +445,7 @@ def test_a_step_none_of_whose_slides_can_be_read_is_left_out(tmp_path):
     run(
         tmp_path,
         "training.slides_per_step=1",
-        "training.epochs=1",
+        "training.joint_epochs=1",
         opener=unreadable("s2p", "s3v", *(e.ref.id for e in VALIDATION)),
         on_epoch=rows.append,
     )
@@ -452,10 +474,10 @@ def test_what_is_no_number_is_named_with_epoch_step_and_slides_and_never_stored(
 
     def in_the_second_epoch(task, outputs, targets):
         loss = real(task, outputs, targets)
-        if not torch.is_grad_enabled() and len(outputs) == 3:  # of the three tiles of a slide
+        if not loss.requires_grad:  # of watched slides, and of a guess
             return loss
         calls.append(1)
-        if len(calls) == 6:  # three steps and a validation; then the second step
+        if len(calls) == 5:  # three steps; then the second step
             if what == "loss":
                 return loss * math.nan
             loss.register_hook(lambda gradient: gradient * math.inf)

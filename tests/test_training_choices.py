@@ -35,7 +35,7 @@ from wsi_ats.slides.memory import MemorySlide
 from wsi_ats.targets import Target
 from wsi_ats.training import fit
 
-FEW = ["training.slides_per_step=2", "training.epochs=2"]
+FEW = ["training.slides_per_step=2", "training.joint_epochs=2"]
 RARE = [example(name) for name in ("s0p", "s2p", "s4p", "s6p", "s8p", "s10p", "s1v", "s3v")]
 
 
@@ -75,7 +75,7 @@ def start_of(*changes: str):
 def test_staleness_is_the_mean_age_in_steps_of_the_attention_that_drew(tmp_path, ahead, every, staleness):
     rows = []
     changes = [f"training.read_ahead={ahead}", f"training.checkpoint_steps={every}", *FEW]
-    run(tmp_path, *changes, "training.freeze_attention=true", validation=[], on_epoch=rows.append)
+    run(tmp_path, *changes, "training.attention_learning_rate=1e-30", validation=[], on_epoch=rows.append)
     assert [row["staleness"] for row in rows] == [staleness] * 2  # four steps in each epoch
     assert [row["effective"] for row in rows] == pytest.approx([3, 3])  # attention that never changes
 
@@ -85,7 +85,11 @@ def test_tiles_of_an_older_attention_are_less_effective(tmp_path):
         rows = []
         run(
             tmp_path / str(ahead),
-            *("training.slides_per_step=1", "training.epochs=3", "training.attention_learning_rate=0.3"),
+            *(
+                "training.slides_per_step=1",
+                "training.joint_epochs=3",
+                "training.attention_learning_rate=0.3",
+            ),
             f"training.read_ahead={ahead}",
             validation=[],
             on_epoch=rows.append,
@@ -98,8 +102,10 @@ def test_tiles_of_an_older_attention_are_less_effective(tmp_path):
 
 def test_no_tiles_are_drawn_by_other_kinds_and_nothing_is_said_of_them(tmp_path):
     rows = []
-    run(tmp_path, *FEW, "model.kind=mil", on_epoch=rows.append, validation=[])
-    assert {row[name] for row in rows for name in ("effective", "staleness", "entropy")} == {None}
+    run(tmp_path, *FEW, "model.kind=mil", "training.epochs=2", on_epoch=rows.append, validation=[])
+    assert {
+        row[name] for row in rows for name in ("effective", "staleness", "effective_cells", "top_share")
+    } == {None}
 
 
 def test_far_ahead_threads_and_slow_reads_change_nothing_even_of_one_slide_in_several_steps(tmp_path, begun):
@@ -159,7 +165,9 @@ def test_every_slide_that_was_opened_is_closed_however_many_read_at_once(monkeyp
         futures = [
             future
             for _ in range(5)
-            for future in reader.read([(each, np.array([0, 7])) for each in examples + examples[:2]])
+            for future in reader.read(
+                [(each.ref, each.tissue.grid, np.array([0, 7])) for each in examples + examples[:2]]
+            )
         ]
         failed = [future for future in futures if future.exception() is not None]
         assert len(failed) == 5
@@ -205,7 +213,7 @@ def test_labels_that_differ_within_a_case_are_refused(tmp_path):
     mixed = cased(CASES | {"s3v": "a"})
     with pytest.raises(ManifestError, match=r"case 'a' have different labels \(s0p .*s3v"):
         run(tmp_path, "model.cases=mean", examples=mixed)
-    run(tmp_path, "training.epochs=1", examples=mixed, validation=[])  # each for itself
+    run(tmp_path, "training.joint_epochs=1", examples=mixed, validation=[])  # each for itself
 
 
 def test_labels_of_which_the_same_is_unknown_do_not_differ():
@@ -308,7 +316,9 @@ def test_patience_ends_training_and_gives_the_best_epochs_weights(
 ):
     seen = []
 
-    def validate(self):
+    def validate(self, draw, *, prefix="validation_"):
+        if prefix != "validation_":  # by uniform draws
+            return {"uniform_loss": None, "uniform_auc": None}
         seen.append({name: each.clone() for name, each in self.final.state_dict().items()})
         value = values[len(self.progress.rows)]
         other = -1.0 if monitor == "score" else 0.5
@@ -317,7 +327,7 @@ def test_patience_ends_training_and_gives_the_best_epochs_weights(
 
     monkeypatch.setattr(training._Training, "_validate", validate)
     rows = []
-    changes = ["training.epochs=6", "training.patience=2", f"training.monitor={monitor}"]
+    changes = ["training.joint_epochs=6", "training.patience=2", f"training.monitor={monitor}"]
     model = run(tmp_path, *changes, "training.slides_per_step=4", "training.ema=0.5", on_epoch=rows.append)
     assert len(rows) == epochs
     assert all(torch.equal(value, seen[best][name]) for name, value in model.state_dict().items())
@@ -341,7 +351,7 @@ def test_patience_without_slides_to_watch_is_refused(tmp_path):
 def test_training_asks_no_other_processors_for_random_numbers(tmp_path, monkeypatch):
     asked, real = [], torch.random.fork_rng
     monkeypatch.setattr(torch.random, "fork_rng", lambda devices: asked.append(devices) or real(devices))
-    run(tmp_path, "training.epochs=1")
+    run(tmp_path, "training.joint_epochs=1")
     assert asked == [[]]
 
 
@@ -362,7 +372,7 @@ def test_weights_give_classes_the_same_say(tmp_path, monkeypatch):
     real = training.losses
     monkeypatch.setattr(training, "losses", losses)
     rows = []
-    changes = ["training.balance=weights", "training.epochs=1"]
+    changes = ["training.balance=weights", "training.joint_epochs=1"]
     run(tmp_path, *changes, examples=RARE, validation=[], on_epoch=rows.append)
     weight = {0.0: 8 / (2 * 6), 1.0: 8 / (2 * 2)}
     assert Counter(target for target, _ in noted) == {0: 6, 1: 2}
@@ -391,7 +401,7 @@ def test_a_slide_that_is_shown_twice_in_a_step_counts_twice(tmp_path, monkeypatc
     real = training.losses
     monkeypatch.setattr(training, "losses", losses)
     changes = ["training.balance=sampling", "training.slides_per_step=8", f"model.cases={cases}"]
-    run(tmp_path, *changes, "training.epochs=2", examples=RARE, validation=[])
+    run(tmp_path, *changes, "training.joint_epochs=2", examples=RARE, validation=[])
     assert [sorted(each) for each in counted] == [[0, 0, 0, 0, 1, 1, 1, 1]] * 2  # two slides of class 1
 
 
@@ -456,13 +466,13 @@ def test_more_bad_slides_than_allowed_end_training_with_all_messages(tmp_path):
 
 @pytest.mark.slow
 def test_a_compiled_backbone_leaves_a_model_that_is_none(tmp_path):
-    model = run(tmp_path, "training.compile=true", "training.epochs=1", "training.ema=0.5")
+    model = run(tmp_path, "training.compile=true", "training.joint_epochs=1", "training.ema=0.5")
     start = start_of()
     assert model.state_dict().keys() == start.state_dict().keys()
     start.load_state_dict(model.state_dict())
     tiles = torch.randint(0, 255, (3, 16, 16, 3), dtype=torch.uint8)
     torch.testing.assert_close(start.eval().embed(tiles), model.embed(tiles))
-    plain = run(tmp_path / "plain", "training.epochs=1", "training.ema=0.5")
+    plain = run(tmp_path / "plain", "training.joint_epochs=1", "training.ema=0.5")
     torch.testing.assert_close(model.head.weight, plain.head.weight, rtol=0, atol=5e-3)
 
 

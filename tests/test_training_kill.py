@@ -16,6 +16,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -30,24 +31,42 @@ from wsi_ats.slides.memory import MemorySlide
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and limits are those of POSIX systems")
 
+PHASES = [
+    *("training.epochs=2", "training.tiles=4", "training.attention_epochs=2", "training.attention_tiles=10"),
+    *("training.joint_epochs=2", "training.feature_dropout=0.5"),
+]
 # Four steps an epoch, with a state after the second or third.
 KINDS = {
     "not ahead": ["training.read_ahead=0", "training.checkpoint_steps=2"],
     "average": ["training.read_ahead=1", "training.checkpoint_steps=2", "training.ema=0.9"],
     "balanced": ["training.read_ahead=3", "training.checkpoint_steps=3", "training.balance=sampling"],
     "patient": [
-        *("training.epochs=6", "training.patience=1", "training.ema=0.5", "training.checkpoint_steps=1"),
-        *("training.learning_rate=0.01", "training.warmup=0.0"),  # soon too much of a good thing
+        *(
+            "training.joint_epochs=6",
+            "training.patience=1",
+            "training.ema=0.5",
+            "training.checkpoint_steps=1",
+        ),
+        *("training.learning_rate=0.0003", "training.head_learning_rate=0.003", "training.warmup=0.0"),
+        "training.monitor=score",  # after two epochs there is nothing left to improve
     ],
+    "phases": [*PHASES, "training.read_ahead=2", "training.checkpoint_steps=3", "training.ema=0.5"],
+    "patient phases": [
+        *PHASES,
+        "training.patience=1",
+        "training.read_ahead=0",
+        "training.checkpoint_steps=2",
+    ],
+    "frozen phases": [*PHASES, "training.fine_tuning=frozen"],
 }
 # Where attempts end, one after the other.
 PLACES = {
     "calibration": ("not ahead", ["calibration"]),
-    "just after a state": ("balanced", ["state 1", "state 1", "state 2"]),
+    "just after a state": ("balanced", ["state 1", "state 1", "state 2", "state 2"]),
     "reads in flight": ("balanced", ["read 12", "read 30"]),
     "reads in flight, not ahead": ("not ahead", ["read 23"]),
     "validation": ("average", ["validation"]),
-    "while a state is written": ("average", ["half of state 1", "half of state 2"]),
+    "while a state is written": ("average", ["half of state 1", "half of state 2", "half of state 2"]),
     "while the best weights are written": ("patient", ["half of best 1", "half of best 2"]),
     "between best weights and state": ("patient", ["best 1", "best 2"]),
     "between state and figures": ("average", ["figures 1", "figures 2"]),
@@ -55,7 +74,21 @@ PLACES = {
     "at any time": ("average", ["any time"] * 6),
     "at any time, far ahead": ("balanced", ["any time"] * 6),
     "full disk": ("balanced", ["full disk 3"]),
-    "full disk at the best weights": ("patient", ["full disk 4"]),
+    "full disk at the best weights": ("patient", ["full disk 5"]),
+    # Steps 1 to 8 are of the classifier, 9 to 16 of attention, 17 to 24 of all together.
+    "in each phase": ("phases", ["step 6", "step 4", "step 9", "step 6"]),
+    "at the end of each phase": ("phases", ["step 8", "step 5", "step 9", "step 5"]),
+    "survey": ("phases", ["survey", "survey"]),
+    "while the survey is written": ("phases", ["half of survey 1"]),
+    "between survey and state": ("phases", ["survey written 1"]),
+    "while attention is judged": ("phases", ["trust 1", "trust 1"]),
+    "on the way to all together": ("phases", ["half of best 1", "best 1"]),
+    "patient, in each phase": ("patient phases", ["step 6", "trust 1", "best 1", "figures 1", "best 1"]),
+    "full disk at the survey": ("phases", ["full disk 8"]),
+    "at any time, in each phase": ("phases", ["any time"] * 8),
+    "frozen, in each phase": ("frozen phases", ["step 6", "survey", "step 9", "step 6"]),
+    "frozen, while features are written": ("frozen phases", ["row 3", "row 30", "row 11"]),
+    "frozen, at any time": ("frozen phases", ["any time"] * 6),
 }
 
 
@@ -74,7 +107,7 @@ class Recorded(TileReader):
 def attempt(folder: Path, changes: list[str]) -> None:
     """Train; leaves weights and what was asked for of slides."""
     with Recorded(lambda ref: slide_of(ref.id)) as reader:
-        model = training.fit(
+        found = training.fit(
             TRAINING,
             VALIDATION,
             SETTINGS.with_values(["training.slides_per_step=2", *changes]),
@@ -84,7 +117,10 @@ def attempt(folder: Path, changes: list[str]) -> None:
             on_epoch=lambda row: None,
             reader=reader,
         )
-    save_file({name: each.contiguous() for name, each in model.state_dict().items()}, folder / "final")
+    save_file({name: each.contiguous() for name, each in found.model.state_dict().items()}, folder / "final")
+    (folder / "known.json").write_text(
+        json.dumps([found.trust and asdict(found.trust), found.by_attention, found.by_uniform])
+    )
     (folder / "asked.json").write_text(json.dumps(reader.asked))
 
 
@@ -133,11 +169,33 @@ def prepare(place: str, folder: Path) -> None:
         real = training._Training._validate
         watch = at(3, lambda *args: kill(), MemorySlide.read_regions)  # four slides are watched
 
-        def validate(self):
+        def validate(self, *args, **options):
             MemorySlide.read_regions = watch
-            return real(self)
+            return real(self, *args, **options)
 
         training._Training._validate = validate
+    elif place == "survey":
+        real_survey = training.survey
+        look = at(5, lambda *args: kill(), MemorySlide.read_regions)  # twelve slides are surveyed
+
+        def survey(*args, **options):
+            MemorySlide.read_regions = look
+            return real_survey(*args, **options)
+
+        training.survey = survey
+    elif what == "survey written":
+        states.save_named = at(number, lambda *args: kill(), states.save_named)
+    elif what == "trust":
+        training.trust = at(number, lambda *args: kill(), training.trust)
+    elif what == "step":
+        training._Training._take_step = at(number, lambda *args: kill(), training._Training._take_step)
+    elif what == "row":
+
+        def half(number, row, place):
+            return write(number, row[: len(row) // 2], place)
+
+        write = os.pwrite
+        os.pwrite = at(number, lambda *args: half(*args) and kill(), os.pwrite, after=False)
     elif what == "read":
         MemorySlide.read_regions = at(number, lambda *args: kill(), MemorySlide.read_regions)
     elif what == "state":
@@ -147,7 +205,7 @@ def prepare(place: str, folder: Path) -> None:
     elif what == "figures":
         training.write_csv = at(number, lambda *args: kill(), training.write_csv, after=False)
     elif what.startswith("half of"):
-        name = {"state": "save", "best": "save_best"}[what.split()[-1]]
+        name = {"state": "save", "best": "save_best", "survey": "save_named"}[what.split()[-1]]
 
         def arm(*args):
             checkpoints.save_file = at(1, break_off, checkpoints.save_file)
@@ -203,7 +261,7 @@ def root(tmp_path_factory) -> Path:
     environment = os.environ | {"PYTHONPATH": path, "PYTHONHASHSEED": "7"}
     done = subprocess.run(
         [sys.executable, "-W", "error", __file__, str(folder)],
-        env=environment, capture_output=True, text=True, timeout=250, check=False,
+        env=environment, capture_output=True, text=True, timeout=500, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return folder
@@ -214,7 +272,12 @@ def assert_same_end(one: Path, other: Path) -> None:
     assert first.keys() == second.keys()
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
-    assert figures(one) == figures(other)
+    found, expected = figures(one), figures(other)
+    if (one / "features").exists():  # a tile that is known is not read again
+        fewer, all_of_them = (list(map(float, each.pop("tiles"))) for each in (found, expected))
+        assert sum(fewer) <= sum(all_of_them)
+    assert found == expected
+    assert (one / "known.json").read_bytes() == (other / "known.json").read_bytes()
     states = [max((each / "checkpoints").glob("step_*")) for each in (one, other)]
     assert states[0].name == states[1].name
     stored = [load_file(each) for each in states]
@@ -229,7 +292,12 @@ def test_killed_and_started_again_it_ends_the_same(root, name):
         assert ends == [3 if each.startswith("full") else -signal.SIGKILL for each in places]
     assert_same_end(root / name, root / kind)
     asked, whole = (json.loads((each / "asked.json").read_text()) for each in (root / name, root / kind))
-    assert asked == whole[len(whole) - len(asked) :]  # the same tiles, from where it went on
+    if kind.startswith("frozen"):
+        tiles, every = ([(slide, cell) for slide, cells in of for cell in cells] for of in (asked, whole))
+        assert set(tiles) <= set(every)
+        assert len(set(every)) == len(every)  # each once, in all epochs and phases
+    else:
+        assert asked == whole[len(whole) - len(asked) :]  # the same tiles, from where it went on
     if "any time" not in places:
         assert 0 < len(asked) <= len(whole)
         assert (len(asked) < len(whole)) == (places != ["calibration"])

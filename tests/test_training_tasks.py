@@ -26,7 +26,8 @@ SETTINGS = Settings().with_values(
         "model.backbone=test_resnet",
         "model.pretrained=false",
         "sampling.tiles=10",
-        "training.epochs=12",
+        *("training.epochs=0", "training.attention_epochs=0", "training.joint_epochs=12"),
+        *("training.head_learning_rate=0.01", "training.feature_dropout=0.0"),
         "training.slides_per_step=6",
         "training.learning_rate=0.001",
         "training.calibration_tiles=80",
@@ -63,12 +64,20 @@ def label_of(task: str, name: str) -> str:
     return ";".join(labels + unknown) or "-"
 
 
+JOINT: list[str] = []
+PHASES = [
+    *("training.epochs=12", "training.tiles=10", "training.joint_epochs=0"),
+    *("training.attention_epochs=3", "training.attention_tiles=20"),
+]
+
+
+@pytest.mark.parametrize("changes", [JOINT, PHASES], ids=["joint", "phases"])
 @pytest.mark.parametrize(
     ("task", "score", "least"),  # by chance: 0.5, 0 and 0.5
     [("multilabel", "auc", 0.75), ("regression", "r2", 0.5), ("survival", "concordance", 0.75)],
 )
-def test_a_task_is_learnt(tmp_path, task, score, least):
-    settings = SETTINGS.with_values([f"model.task={task}"])
+def test_a_task_is_learnt(tmp_path, task, score, least, changes):
+    settings = SETTINGS.with_values([f"model.task={task}", *changes])
     names = [str(number) for number in range(48)]
     target = Target.of(task, [label_of(task, name) for name in names[:32]])
     examples = [
@@ -88,7 +97,10 @@ def test_a_task_is_learnt(tmp_path, task, score, least):
             reader=reader,
         )
     assert all(math.isfinite(row["loss"]) for row in rows)
-    assert rows[-1]["loss"] < rows[0]["loss"]
+    learned = [row for row in rows if row["phase"] != "attention"]  # which has another loss
+    assert len(learned) == 12
+    assert learned[-1]["loss"] < learned[0]["loss"]
+    assert learned[-1]["gain"] > learned[0]["gain"]
     assert rows[-1][f"validation_{score}"] > least
 
 
@@ -102,7 +114,7 @@ def test_a_task_is_learnt(tmp_path, task, score, least):
     ],
 )
 def test_without_slides_to_watch_figures_are_empty(tmp_path, labels, task, score):
-    settings = SETTINGS.with_values([f"model.task={task}", "training.epochs=1"])
+    settings = SETTINGS.with_values([f"model.task={task}", "training.joint_epochs=1"])
     target, rows = Target.of(task, labels), []
     examples = [
         Example(SlideRef(n, n, n), *look(slide_of(n), settings), target.encode(label))

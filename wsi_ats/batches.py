@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from wsi_ats.errors import SettingsError, SlideError
-from wsi_ats.geometry import IntArray
+from wsi_ats.features import Features
+from wsi_ats.geometry import Grid, IntArray
 from wsi_ats.manifest import check_cases
 from wsi_ats.selection import TissueMask
 from wsi_ats.slides import open_slide
@@ -24,6 +25,19 @@ from wsi_ats.tiles import read_tiles
 
 T = TypeVar("T")
 U = TypeVar("U")
+T_co = TypeVar("T_co", covariant=True)
+
+Wanted = tuple[SlideRef, Grid, IntArray]
+"""A slide, its grid of tiles, and the flat numbers (N,) of the cells that are wanted."""
+
+
+class Pending(Protocol[T_co]):
+    """A result that is on its way, such as a :class:`concurrent.futures.Future`."""
+
+    def result(self) -> T_co:
+        """Wait for it; raises what went wrong."""
+        ...
+
 
 # Opening a slide costs as much as reading a few tiles, an open one some MB (see its reader's cache).
 _OPEN_SLIDES = 128
@@ -61,8 +75,8 @@ class Reader(Protocol):
     The order in which reads finish has no influence on what is returned.
     """
 
-    def read(self, wanted: Sequence[tuple[Example, IntArray]]) -> list[Future[Pixels]]:
-        """Begin to read the cells of each slide.
+    def read(self, wanted: Sequence[Wanted]) -> Sequence[Pending[Pixels | Features]]:
+        """Begin to read cells of some slides: their pixels, or features that are known already.
 
         Parameters
         ----------
@@ -71,15 +85,11 @@ class Reader(Protocol):
 
         Returns
         -------
-        list of futures of uint8 arrays, shape (N, tile_size, tile_size, 3)
-            Each may raise :class:`~wsi_ats.errors.SlideError`.
+        results, one for each slide
+            uint8, shape (N, tile_size, tile_size, 3), or float32, shape (N, D). Each may raise
+            :class:`~wsi_ats.errors.SlideError`.
         """
-        return self.run(
-            [
-                (example.ref, partial(read_tiles, grid=example.tissue.grid, cells=cells))
-                for example, cells in wanted
-            ]
-        )
+        return self.run([(ref, partial(read_tiles, grid=grid, cells=cells)) for ref, grid, cells in wanted])
 
     def run(self, jobs: Sequence[tuple[SlideRef, Callable[[Slide], T]]]) -> list[Future[T]]:
         """Begin to read something from each slide.
@@ -160,7 +170,7 @@ class TileReader(Reader):
     Examples
     --------
     >>> with TileReader(2) as reader:  # doctest: +SKIP
-    ...     tiles = reader.read([(example, cells)])[0].result()
+    ...     tiles = reader.read([(ref, grid, cells)])[0].result()
     """
 
     def __init__(self, threads: int, opener: Callable[[SlideRef], Slide] = open_slide) -> None:
@@ -287,7 +297,7 @@ def ahead(items: Iterable[T], begin: Callable[[T], U], steps: int) -> Iterator[t
 
 
 def outcomes(
-    futures: Sequence[Future[T]], examples: Sequence[Example]
+    futures: Sequence[Pending[T]], examples: Sequence[Example]
 ) -> tuple[list[T | None], Mapping[str, str]]:
     """Wait for reads; a slide that failed gives ``None`` and a message under its id."""
     tiles: list[T | None] = []

@@ -72,7 +72,7 @@ def model_for(settings: Settings, target: Target, *, weights: bool = True) -> Sl
         raise SettingsError(
             f"model.task is {settings.model.task}, but the target is one of {target.task}; make both the same"
         )
-    network, view = settings.model, settings.thumbnail
+    network, view, dropout = settings.model, settings.thumbnail, settings.training.feature_dropout
     pretrained, checkpoint = network.pretrained and weights, network.checkpoint if weights else ""
     if network.kind == "image":
         whole = build_encoder(network.backbone, pretrained=pretrained, checkpoint=checkpoint)
@@ -81,8 +81,10 @@ def model_for(settings: Settings, target: Target, *, weights: bool = True) -> Sl
         encoder = build_encoder(
             network.backbone, pretrained=pretrained, checkpoint=checkpoint, size=settings.tile.size
         )
-        return AttentionMIL(encoder, classes=target.outputs, gated=network.mil_attention == "gated")
-    return build_model(
+        pooled = AttentionMIL(encoder, classes=target.outputs, gated=network.mil_attention == "gated")
+        pooled.dropout = dropout
+        return pooled
+    sampler = build_model(
         classes=target.outputs,
         backbone=network.backbone,
         pretrained=pretrained,
@@ -93,9 +95,18 @@ def model_for(settings: Settings, target: Target, *, weights: bool = True) -> Sl
         pixels_per_cell=view.pixels_per_cell,
         pixels_per_region=view.pixels_per_region if view.levels == 2 else None,
     )
+    sampler.dropout = dropout
+    return sampler
 
 
-def save_model(folder: Path, model: SlideNetwork, settings: Settings, target: Target) -> str:
+def save_model(
+    folder: Path,
+    model: SlideNetwork,
+    settings: Settings,
+    target: Target,
+    *,
+    attention: Mapping[str, float | None] | None = None,
+) -> str:
     """Write ``model.safetensors`` and ``model.json``, the latter last.
 
     Parameters
@@ -108,6 +119,8 @@ def save_model(folder: Path, model: SlideNetwork, settings: Settings, target: Ta
         Those it was trained with.
     target
         What it predicts.
+    attention
+        How far its attention is trusted, for ``model.json``.
 
     Returns
     -------
@@ -118,7 +131,7 @@ def save_model(folder: Path, model: SlideNetwork, settings: Settings, target: Ta
     with atomic(weights) as temporary:
         save_file(_contiguous(model.state_dict()), temporary)
     digest = _digest(weights, settings, target)
-    write_card(folder, ModelCard(settings, target, digest))
+    write_card(folder, ModelCard(settings, target, digest, attention or {}))
     return digest
 
 
@@ -208,23 +221,39 @@ class StateFolder:
         for part in self._folder.glob(".*.part.safetensors"):  # of a run that was killed while writing
             part.unlink()
 
+    def record(self) -> dict[str, Any] | None:
+        """What is stored with the latest state besides tensors; ``None`` where there is no state.
+
+        Raises
+        ------
+        ArtifactError
+            When the state is damaged or of another run.
+        """
+        path = self.newest()
+        return None if path is None else self._own(path)
+
+    def _own(self, path: Path) -> dict[str, Any]:
+        found = read_record(path)
+        if found["run"] != self._run:
+            raise ArtifactError(
+                f"{path} belongs to a run with other settings or slides, or another number of processes; "
+                "use --overwrite to start anew, or another --out"
+            )
+        record: dict[str, Any] = found["record"]
+        return record
+
     def load(
         self,
         model: SlideNetwork,
         optimizer: torch.optim.Optimizer,
         average: nn.Module | None,
-    ) -> dict[str, Any] | None:
-        """Go on from the latest state, if there is any.
+    ) -> bool:
+        """Go on from the latest state, if there is any, and say whether there was.
 
         Parameters
         ----------
         model, optimizer, average
             Of the kind that was stored, on whatever device; they are changed.
-
-        Returns
-        -------
-        dict or None
-            The record stored with it.
 
         Raises
         ------
@@ -233,13 +262,7 @@ class StateFolder:
         """
         path = self.newest()
         if path is None:
-            return None
-        found = read_record(path)
-        if found["run"] != self._run:
-            raise ArtifactError(
-                f"{path} belongs to a run with other settings or slides, or another number of processes; "
-                "use --overwrite to start anew, or another --out"
-            )
+            return False
         with _fitting(path):
             # Through main memory: there AdamW keeps the number of its steps, and would wait for the device
             # at each weight if it had to be fetched.
@@ -260,8 +283,7 @@ class StateFolder:
                     if each.shape == weight.shape
                 }
             )
-        record: dict[str, Any] = found["record"]
-        return record
+        return True
 
     def save_best(self, model: SlideNetwork) -> None:
         """Keep the weights of the best epoch so far."""
@@ -278,6 +300,24 @@ class StateFolder:
         path = self._folder / "best.safetensors"
         with _fitting(path):
             model.load_state_dict(_named(load_file(path), "model."))
+
+    def save_named(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Keep tensors of this run under a name, atomically; there may be none."""
+        self._write(name, tensors, {})
+
+    def load_named(self, name: str) -> dict[str, Tensor]:
+        """Load what :meth:`save_named` kept.
+
+        Raises
+        ------
+        ArtifactError
+            When it is missing, damaged or of another run.
+        """
+        path = self._folder / f"{name}.safetensors"
+        self._own(path)
+        with _fitting(path):
+            tensors: dict[str, Tensor] = load_file(path)
+        return tensors
 
     def _write(self, name: str, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
         text = json.dumps({"run": self._run, "record": record})

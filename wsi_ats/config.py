@@ -158,6 +158,9 @@ class ModelSettings:
     has a bias that falls as 1/n."""
     mil_attention: str = "gated"
     """Of kind ``mil``: ``gated`` (equation 9 of Ilse et al. 2018), the more common, or ``plain`` (8)."""
+    mil_tiles: int = 0
+    """Of kind ``mil``: tiles of each slide that a step of training sees, drawn at random; 0: all. A network
+    that sees all tiles of few slides learns them by heart; scoring always sees all."""
     cases: str = "separate"
     """Where a case has several slides: ``separate``, each is an example of its own with the case's label;
     ``mean``, their outputs are averaged; ``union``, attention is over the cells of all of them together."""
@@ -178,6 +181,7 @@ class ModelSettings:
             self.mil_attention in {"gated", "plain"},
             f"model.mil_attention must be gated or plain, not {self.mil_attention!r}",
         )
+        _require(self.mil_tiles >= 0, f"model.mil_tiles must not be negative, not {self.mil_tiles}")
         _require(
             self.cases in {"separate", "mean", "union"},
             f"model.cases must be separate, mean or union, not {self.cases!r}",
@@ -207,9 +211,9 @@ class SamplingSettings:
     regions: int = 8
     """Regions drawn of each slide with two levels, at most one for each tile; a closer look at one costs
     about as much as reading a tile."""
-    exploration: float = 0.0
-    """Share of the draws spent on all candidates alike, with weights that make up for it; attention starts
-    uniform and explores by itself, and whatever is spent on what it has left behind is noise."""
+    exploration: float = 0.1
+    """Share of the draws spent on all candidates alike, with weights that make up for it: attention that is
+    wrong on a slide still sees some of the rest of it."""
     draws: int = 1
     """Independent draws at scoring; from two on the sampling error is known."""
     tolerance: float = 0.0
@@ -258,8 +262,22 @@ class SamplingSettings:
 class TrainingSettings:
     """How the networks learn."""
 
-    epochs: int = 30
-    """Passes over the training slides."""
+    epochs: int = 18
+    """Passes over the training slides in which gate, head and backbone learn what to look for. Tiles are
+    drawn uniformly meanwhile: a classifier that sees what attention shows it learns that by heart."""
+    tiles: int = 64
+    """Tiles of each slide in a step of these epochs."""
+    attention_epochs: int = 12
+    """Passes in which attention learns where to look, from a classifier that is fixed."""
+    attention_tiles: int = 256
+    """Tiles of each slide, drawn uniformly, that attention learns from; they are read and encoded once."""
+    joint_epochs: int = 0
+    """Passes in which all of the network learns together from tiles drawn by attention, as in the paper;
+    the epoch with the best validation figure is kept, or the state before them. Not needed where the first
+    two do."""
+    feature_dropout: float = 0.5
+    """Share of each tile's features that is dropped in training, of kinds that read tiles: a few features
+    alone tell the slides that were trained on apart."""
     slides_per_step: int = 8
     """Slides in a step, or cases if their slides are taken together; fewer is noisier, more is slower to
     start. With several processes each has as many."""
@@ -297,21 +315,23 @@ class TrainingSettings:
     keep_checkpoints: int = 2
     """Latest states that are kept; the one before the last is there if the last is damaged."""
     learning_rate: float = 1e-4
-    """Of the backbone; usual for fine-tuning, and slow enough for whitening to stay constant."""
+    """Of the backbone; usual for fine-tuning, and slow enough for the features' mean and spread to stay
+    constant."""
     attention_learning_rate: float = 1e-2
-    """Of the attention network; at half of it, attention stayed uniform too long in one seed of several."""
-    head_learning_rate: float = 1e-2
-    """Of gate and head: linear layers on whitened features, which must become large to find a rare tile."""
+    """Of the attention network, which is small and starts from uniform attention."""
+    head_learning_rate: float = 3e-3
+    """Of gate and head: linear layers on standardised features, which must become large to find a rare
+    tile."""
     weight_decay: float = 0.01
     """AdamW's usual."""
     entropy: float = 1e-4
-    """Strength of the term that keeps attention spread; the paper's scripts' value."""
-    teaching: float = 1.0
-    """Strength with which attention is taught what drawn tiles turned out to be worth: without, it never
-    found lesions of 1 % (``benchmarks/cold_start.py``). 0: it learns by the slide's loss alone, as it always
-    does for tasks other than classification, where no single tile tells a slide's labels, value or risk."""
+    """In joint training, strength of the term that keeps attention spread; the paper's scripts' value."""
+    teaching: float = 0.0
+    """In joint training of classes, strength with which attention is taught what drawn tiles turned out to
+    be worth, beside the gradient of the slide's loss (:mod:`wsi_ats.nn.teaching`). For joint training from
+    the start, where that gradient alone is noise; behind the other phases it narrows attention too far."""
     evidence: float = 4.0
-    """How much a tile's own loss counts in what it was worth, beside its gate."""
+    """How much a tile's own loss counts in what it was worth, beside its gate, when attention is taught."""
     warmup: float = 0.15
     """Share of the steps over which the learning rate rises: gradients of uniform attention are noisy."""
     clip: float = 1.0
@@ -319,19 +339,27 @@ class TrainingSettings:
     validation: float = 0.2
     """Share of the cases set aside to watch; 0 trains on all."""
     calibration_tiles: int = 512
-    """Tiles of all training slides on which the features' whitening is measured; more changed nothing."""
-    freeze_attention: bool = False
-    """Keep attention as it starts (uniform): a control that shows what learning it gives."""
+    """Tiles of all training slides on which the features' mean and spread are measured; more changed
+    nothing."""
     seed: int = 0
     """Of weights, order and draws."""
 
     def __post_init__(self) -> None:
-        _require(self.epochs >= 1, f"training.epochs must be at least 1, not {self.epochs}")
+        for name in ("slides_per_step", "tiles", "attention_tiles"):
+            count = getattr(self, name)
+            _require(count >= 1, f"training.{name} must be at least 1, not {count}")
         _require(
-            self.slides_per_step >= 1,
-            f"training.slides_per_step must be at least 1, not {self.slides_per_step}",
+            0 <= self.feature_dropout < 1,
+            f"training.feature_dropout must be in [0, 1), not {self.feature_dropout}",
         )
-        for name in ("tiles_per_pass", "read_ahead", "patience"):
+        for name in (
+            "epochs",
+            "attention_epochs",
+            "joint_epochs",
+            "tiles_per_pass",
+            "read_ahead",
+            "patience",
+        ):
             count = getattr(self, name)
             _require(count >= 0, f"training.{name} must not be negative, not {count}")
         for name in ("checkpoint_steps", "keep_checkpoints"):
@@ -545,7 +573,12 @@ class Settings:
         SettingsError
             For a biased design, or what kind of model, task or number of processes have no use for.
         """
-        balance, task = self.training.balance, self.model.task
+        balance, task, learning = self.training.balance, self.model.task, self.training
+        others = learning.attention_epochs + learning.joint_epochs if self.model.kind == "sampling" else 0
+        _require(
+            learning.epochs + others > 0,
+            "there are no epochs to train; set training.epochs, or training.joint_epochs",
+        )
         _require(
             balance == "none" or task == "classification",
             f"training.balance is {balance}, but {task} has no classes to balance; use none",
@@ -554,11 +587,6 @@ class Settings:
             processes == 1 or task != "survival",
             f"survival compares all slides of a step, but {processes} processes see a share of them each; "
             "train with one process",
-        )
-        _require(
-            self.model.kind == "sampling" or not self.training.freeze_attention,
-            f"training.freeze_attention is for model.kind sampling; {self.model.kind} has no attention that "
-            "could stay uniform, leave it out",
         )
         _require(
             self.sampling.design != "top",

@@ -1,24 +1,103 @@
-"""Features of all tiles of a slide, kept on disk so that a frozen encoder sees each tile once."""
+"""Features of tiles, kept on disk so that a frozen backbone sees each tile once."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from wsi_ats.artifacts import atomic, digest_of, slide_digest
+from wsi_ats.artifacts import digest_of, slide_digest
 from wsi_ats.errors import ArtifactError
-from wsi_ats.selection import TissueMask
+from wsi_ats.geometry import Grid, IntArray
 from wsi_ats.slides.base import SlideRef
 
 Features = npt.NDArray[np.float32]
+"""Features of tiles as a backbone gives them, shape (N, D)."""
+
+# At the end of a row that is complete: a killed process leaves rows without it.
+_COMPLETE = np.float32(1)
+
+
+@dataclass(frozen=True)
+class FeatureFile:
+    """Features of one slide; the file grows with the tiles that are read.
+
+    It has a row for every cell of the grid, but file systems store only rows that were written.
+
+    Parameters
+    ----------
+    path
+        The file; need not exist yet.
+    cells
+        Number of cells of the grid.
+    width
+        Features of a tile.
+    """
+
+    path: Path
+    cells: int
+    width: int
+
+    def load(self, cells: IntArray) -> tuple[Features, npt.NDArray[np.bool_]]:
+        """Load the features of some cells, as far as they are known.
+
+        Parameters
+        ----------
+        cells
+            Flat numbers on the grid, shape (N,).
+
+        Returns
+        -------
+        float32, shape (N, width), and bool, shape (N,)
+            The features, and which of them are known; the others mean nothing.
+
+        Raises
+        ------
+        ArtifactError
+            When the file is damaged.
+        """
+        if not self.path.exists() or not self.path.stat().st_size:  # or killed before it had its size
+            return np.zeros((len(cells), self.width), np.float32), np.zeros(len(cells), dtype=np.bool_)
+        try:
+            rows = np.memmap(self.path, np.float32, "r", shape=(self.cells, self.width + 1))[cells]
+        except (OSError, ValueError) as error:
+            raise ArtifactError(
+                f"{self.path} is damaged: {error}; delete it, and it is made again"
+            ) from error
+        return rows[:, :-1], rows[:, -1] == _COMPLETE
+
+    def save(self, cells: IntArray, features: Features) -> None:
+        """Keep the ``features``, shape (N, width), of some ``cells``, shape (N,).
+
+        Raises
+        ------
+        ArtifactError
+            When they cannot be written.
+        """
+        rows = np.concatenate([features, np.full((len(features), 1), _COMPLETE)], axis=1, dtype=np.float32)
+        size = rows.shape[1] * rows.itemsize
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            file = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o666)
+            try:
+                os.ftruncate(file, self.cells * size)
+                for cell, row in zip(cells.tolist(), rows, strict=True):
+                    os.pwrite(file, row.tobytes(), cell * size)
+            finally:
+                os.close(file)
+        except OSError as error:
+            raise ArtifactError(
+                f"{self.path} cannot be written: {error.strerror or error}; make room on the disk, and the "
+                "same command goes on"
+            ) from error
 
 
 @dataclass(frozen=True)
 class FeatureFolder:
-    """A folder of features; a file's name says of which slide, tiles and encoder they are.
+    """A folder of features; a file's name says of which slide, grid and encoder they are.
 
     Parameters
     ----------
@@ -26,33 +105,15 @@ class FeatureFolder:
         Where.
     encoder
         Fingerprint of the encoder: features of another are never found.
+    width
+        Features of a tile.
     """
 
     folder: Path
     encoder: str
+    width: int
 
-    def load(self, ref: SlideRef, tissue: TissueMask) -> Features | None:
-        """Features of a slide's tissue cells, shape (K, D); ``None`` where there are none yet.
-
-        Raises
-        ------
-        ArtifactError
-            When the file is damaged.
-        """
-        path = self._path(ref, tissue)
-        if not path.exists():
-            return None
-        try:
-            features: Features = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise ArtifactError(f"{path} is damaged: {error}; delete it, and it is made again") from error
-        return features
-
-    def save(self, ref: SlideRef, tissue: TissueMask, features: Features) -> None:
-        """Keep the ``features``, shape (K, D), of the ``tissue`` cells of slide ``ref``, atomically."""
-        with atomic(self._path(ref, tissue)) as temporary:
-            np.save(temporary, features, allow_pickle=False)
-
-    def _path(self, ref: SlideRef, tissue: TissueMask) -> Path:
-        cells = digest_of(repr(tissue.grid), tissue.mask.tobytes().hex())
-        return self.folder / f"{ref.id}-{digest_of(self.encoder, slide_digest(ref.path), cells)}.npy"
+    def file(self, ref: SlideRef, grid: Grid) -> FeatureFile:
+        """File of a slide on a grid of tiles; its name depends on the slide's content, so keep it at hand."""
+        digest = digest_of(self.encoder, str(self.width), slide_digest(ref.path), repr(grid))
+        return FeatureFile(self.folder / f"{ref.id}-{digest}.f32", grid.size, self.width)

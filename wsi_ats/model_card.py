@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from wsi_ats.artifacts import read_json, write_json
@@ -10,7 +11,7 @@ from wsi_ats.config import Settings
 from wsi_ats.errors import ArtifactError
 from wsi_ats.targets import Target
 
-_SCHEMA = 2
+_SCHEMA = 3
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,14 @@ class ModelCard:
         What it predicts.
     digest
         Fingerprint of weights, settings and target.
+    attention
+        How far attention is trusted; see :class:`wsi_ats.distilling.Trust`. Empty for models without.
     """
 
     settings: Settings
     target: Target
     digest: str
+    attention: Mapping[str, float | None] = field(default_factory=dict)
 
 
 def write_card(folder: Path, card: ModelCard) -> None:
@@ -57,6 +61,6 @@ def read_card(folder: Path) -> ModelCard:
     try:
         settings = Settings.from_mapping(record["settings"])
         target = Target(**record["target"] | {"names": tuple(record["target"]["names"])})
-        return ModelCard(settings, target, str(record["digest"]))
+        return ModelCard(settings, target, str(record["digest"]), record["attention"])
     except (KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{path} describes no model: {error!r}; train again") from error

@@ -1,10 +1,11 @@
-"""Train all of a network together from slide labels.
+"""Train a network from slide labels, phase by phase.
 
-Read from top to bottom: an epoch is a shuffled pass over the slides in small batches; while a batch is
-computed, the tiles of the next are drawn and being read; for each batch estimate the outputs, which is the
-method's business, and step. Every random choice is a function of the seed, the step and the slide, and what
-is read ahead never crosses a stored state, so that a run that was killed at any moment and started again
-ends in the same weights.
+Read from top to bottom: a run has phases (:mod:`wsi_ats.phases`), a phase has epochs, and an epoch is a
+shuffled pass over the slides in small batches. While a batch is computed, the tiles of the next are drawn
+and being read; for each batch estimate the outputs, which is the method's business, and step. In the phase
+``attention`` nothing is read, for the slides were surveyed at its beginning (:mod:`wsi_ats.distilling`).
+Every random choice is a function of the seed, the step and the slide, and what is read ahead never crosses
+a stored state, so that a run that was killed at any moment and started again ends in the same weights.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -28,23 +30,30 @@ from wsi_ats.artifacts import atomic, digest_of
 from wsi_ats.batches import Example, Reader, ahead, epoch_batches, units
 from wsi_ats.checkpoints import StateFolder, model_for
 from wsi_ats.config import LEARNED, Settings, TrainingSettings
+from wsi_ats.diagnosis import Row
+from wsi_ats.distilling import Trust, loss, recall, survey, trust
 from wsi_ats.errors import ArtifactError, ModelError
-from wsi_ats.evaluation import figures
 from wsi_ats.methods import method_for
-from wsi_ats.methods.base import Estimates, Finish, draw_seed
+from wsi_ats.methods.base import Estimates, Finish, Method, draw_seed
+from wsi_ats.methods.frozen import FrozenFeatures
+from wsi_ats.methods.sampling import AttentionSampling, Evidence
 from wsi_ats.nn.cases import pool_slides
-from wsi_ats.nn.losses import activate, losses
+from wsi_ats.nn.losses import constant_outputs, losses
+from wsi_ats.nn.model import AttentionSampler
 from wsi_ats.nn.network import SlideNetwork
 from wsi_ats.nn.optimisation import averaged, optimizer_of, set_rates
 from wsi_ats.nn.teaching import teaching
+from wsi_ats.phases import Phase, phases_of
 from wsi_ats.processes import Processes
 from wsi_ats.tables import write_csv
 from wsi_ats.targets import Target
+from wsi_ats.watching import Watch
 
 _LOG = logging.getLogger(__name__)
 
-Row = Mapping[str, float | None]
-"""A row of ``metrics.csv``."""
+# Draws of each validation slide in the comparison at the end; one scatters by up to 0.07 in the area under
+# the curve of a hundred slides.
+_FINAL_DRAWS = 4
 
 OnEpoch = Callable[[Row], None]
 OnBad = Callable[[str, str], None]
@@ -63,7 +72,8 @@ def fit(
     max_bad: int | None = None,
     on_bad: OnBad = lambda slide_id, error: None,  # noqa: ARG005
     processes: Processes | None = None,
-) -> SlideNetwork:
+    network: Callable[[], SlideNetwork] | None = None,
+) -> Trained:
     """Train a model, or go on where an interrupted run of the same settings and slides stopped.
 
     The state is written to ``checkpoints/`` after every epoch and every ``training.checkpoint_steps``, and
@@ -93,11 +103,14 @@ def fit(
         Called once with the id of each such slide and what is wrong with it, by a resumed run again.
     processes
         Those that train this model together, this one alone by default; all must be given the same slides.
+    network
+        Makes the network, of a kind that :mod:`wsi_ats.methods` knows; by default the one that settings
+        describe.
 
     Returns
     -------
-    SlideNetwork
-        In evaluation mode: the last epoch's, or the best one's where ``training.patience`` is set.
+    Trained
+        The model of the last epoch, or of the best one where ``training.patience`` is set.
 
     Raises
     ------
@@ -127,6 +140,7 @@ def fit(
         device=device,
         reader=reader,
         processes=processes or Processes(),
+        network=network or partial(model_for, settings, target),
         max_bad=max_bad,
         on_bad=on_bad,
     )
@@ -141,20 +155,63 @@ class Progress:
 
     Parameters
     ----------
+    phase
+        Number of the phase that it is in.
     step
-        Steps that were taken.
+        Steps that were taken, of all phases.
+    start
+        Steps that had been taken when the phase began.
     rows
         Figures of the epochs that are complete.
     sums
         Of the epoch that is not.
     bad
         Slides that could not be read, and why.
+    best
+        Best validation figure of the phase, where its best epoch is kept.
+    trust
+        How far attention is trusted, once that is known.
     """
 
+    phase: int = 0
     step: int = 0
-    rows: list[dict[str, float | None]] = field(default_factory=list)
+    start: int = 0
+    rows: list[dict[str, float | str | None]] = field(default_factory=list)
     sums: dict[str, float] = field(default_factory=dict)
     bad: dict[str, str] = field(default_factory=dict)
+    best: float | None = None
+    trust: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came of a training.
+
+    Parameters
+    ----------
+    model
+        In evaluation mode.
+    rows
+        Figures of all epochs.
+    trust
+        How far its attention is to be trusted; ``None`` for a model without attention to thumbnails, and
+        where attention learned with all the rest alone.
+    by_attention, by_uniform
+        Figures of the validation slides, each from several draws of ``sampling.tiles`` tiles, by attention
+        and by uniform draws; empty without validation slides and for models that do not draw.
+    """
+
+    model: SlideNetwork
+    rows: Sequence[Row]
+    trust: Trust | None = None
+    by_attention: Mapping[str, float | None] = field(default_factory=dict)
+    by_uniform: Mapping[str, float | None] = field(default_factory=dict)
+
+    @property
+    def validation_loss(self) -> float:
+        """Loss of the validation slides by the model as it is; infinite where there are none."""
+        loss = self.by_attention.get("loss", self.rows[-1]["validation_loss"])
+        return math.inf if loss is None else cast(float, loss)
 
 
 @dataclass(frozen=True)
@@ -193,17 +250,24 @@ class _Training:
         device: torch.device,
         reader: Reader,
         processes: Processes,
+        network: Callable[[], SlideNetwork],
         max_bad: int | None,
         on_bad: OnBad,
     ) -> None:
         self.settings, self.target, self.learning = settings, target, settings.training
-        self.folder, self.device, self.reader = folder, device, reader
+        self.folder, self.device, self.reader, self.network = folder, device, reader, network
         self.processes, self.max_bad, self.on_bad = processes, max_bad, on_bad
         self.training, self.validation = training, validation
+        self.phases = phases_of(settings)
         by_case = settings.model.cases != "separate"
         self.units, self.watched = (units(each, by_case=by_case) for each in (training, validation))
         self.classes = [training[places[0]].target[0] for places in self.units]
         self.unit_weights = _balancing(self.classes) if self.learning.balance == "weights" else None
+        targets = target.normalise(torch.tensor([training[places[0]].target for places in self.units]))
+        self.chance = constant_outputs(target.task, targets, target.outputs)
+        self.watch = Watch(validation, self.watched, settings, target, self.chance, processes, device)
+        self.frozen: FrozenFeatures | None = None
+        self.evidence: dict[int, Evidence] = {}
         slides = (
             f"{part}/{each.ref.id}/{each.ref.case}={each.target}"
             for part, of in enumerate((training, validation))
@@ -212,73 +276,273 @@ class _Training:
         identity = digest_of(settings.digest(*LEARNED), repr(target), str(processes.count), *slides)
         self.states = StateFolder(folder / "checkpoints", identity, keep=self.learning.keep_checkpoints)
 
-    def run(self, on_epoch: OnEpoch) -> SlideNetwork:
-        """Train; returns the model."""
-        self._start()
-        while len(self.progress.rows) < self.learning.epochs and not _exhausted(
-            self.progress.rows, self.learning
-        ):
-            begin = time.perf_counter()
-            self._train_epoch()
-            row = self._row(time.perf_counter() - begin)
-            watched = _watched_figure(row, self.learning)
-            if self.learning.patience and not self.progress.rows and row[watched] is None:
-                raise ModelError(
-                    f"training.patience is {self.learning.patience}, but {watched} cannot be told from the "
-                    "validation slides: a class may be absent, or none could be read; give others, set "
-                    "training.monitor=loss, or set training.patience=0"
-                )
-            self.progress.rows.append(row)
-            best = _best(self.progress.rows, self.learning) == len(self.progress.rows) - 1
-            if self.processes.first and best:
-                self.states.save_best(self.final)
-            self._save()
-            if self.processes.first:
-                self._write_metrics()
-            on_epoch(row)
-        self.processes.gather(None)  # the best weights may still be being written
-        if self.learning.patience and self.validation:
-            self.states.load_best(self.final)
-        return self.final.eval()
+    def run(self, on_epoch: OnEpoch) -> Trained:
+        """Train; returns the model and what is known of it."""
+        with ExitStack() as stack:
+            self._start(stack)
+            while self.progress.phase < len(self.phases):
+                self._run_phase(on_epoch)
+            return self._trained()
 
-    def _start(self) -> None:
+    @property
+    def phase(self) -> Phase:
+        """The phase that the run is in."""
+        return self.phases[self.progress.phase]
+
+    @property
+    def phase_rows(self) -> list[dict[str, float | str | None]]:
+        """Figures of the epochs of this phase."""
+        return [row for row in self.progress.rows if row["phase"] == self.phase.name]
+
+    def _start(self, stack: ExitStack) -> None:
         """Make the model and all that goes with it, as it is at the start or was when a run was stopped."""
         learning = self.learning
         torch.manual_seed(learning.seed)
-        self.model = model_for(self.settings, self.target).to(self.device)
+        self.model = self.network().to(self.device)
         if learning.learning_blocks is not None:
             self.model.encoder.freeze(but_last=learning.learning_blocks)
         if learning.compile:
             self.model.encoder.network.compile(dynamic=True)
-        self.method = method_for(self.model, self.settings, self.device, self.folder)
-        self.method.check(self.training, self.validation)
-        rates = {
-            "backbone": learning.learning_rate,
-            "attention": learning.attention_learning_rate,
-            "head": learning.head_learning_rate,
-        }
-        self.optimizer = optimizer_of(self.model, rates, weight_decay=learning.weight_decay)
-        self.progress, self.average = Progress(), averaged(self.model, learning.ema)
-        record = self.states.load(self.model, self.optimizer, self.average)
-        found = set(self.processes.gather(record and record["step"]))
+        self.learnable = {name for name, each in self.model.named_parameters() if each.requires_grad}
+        self._method(self.settings).check(self.training, self.validation)
+        self.progress = Progress(**(self.states.record() or {}))
+        self._prepare()
+        there = self.states.load(self.model, self.optimizer, self.average)
+        found = set(self.processes.gather(self.progress.step if there else None))
         if len(found) > 1:
             raise ArtifactError(
                 f"processes found states of different steps ({found}) in {self.folder}; give --out in a "
                 "folder that all machines share"
             )
-        if record is None:
+        self.frozen = self._frozen_features(stack)
+        if not there:
             if self.processes.first:
-                self.method.calibrate(self.training, self.reader)
+                self._method(self.settings).calibrate(self.training, self.frozen or self.reader)
             self.processes.share_weights(self.model)
-            self.average = averaged(self.model, learning.ema)
+            self._enter()
             return
-        self.progress = Progress(**record)
         if self.processes.first:
             self._write_metrics()  # the run may have been stopped between the two files
         else:
             self.progress.sums = {}  # of all processes, and the first has them
         for slide_id, error in self.progress.bad.items():
             self.on_bad(slide_id, error)
+        self._recall()
+
+    def _frozen_features(self, stack: ExitStack) -> FrozenFeatures | None:
+        """Return a reader of features, for a backbone that does not learn; each process has its own."""
+        encoder = self.model.encoder
+        learns = any(name.startswith("encoder.") for name in self.learnable)  # in any phase
+        if self.settings.model.kind == "image" or learns:
+            return None
+        if not any(True for _ in encoder.network.parameters()):  # the reader gives features
+            return None
+        folder = self.folder / "features"
+        return stack.enter_context(
+            FrozenFeatures(
+                self.reader,
+                encoder,
+                folder if self.processes.count == 1 else folder / str(self.processes.rank),
+                device=self.device,
+                precision=self.learning.precision,
+            )
+        )
+
+    def _method(self, settings: Settings) -> Method:
+        return method_for(self.model, settings, self.device)
+
+    @property
+    def source(self) -> Reader:
+        """Who gives tiles, or their features."""
+        return self.frozen or self.reader
+
+    def _prepare(self) -> None:
+        """Make the optimiser and the average of weights of this phase."""
+        learning, phase = self.learning, self.phase
+        learns = {
+            id(each)
+            for name in phase.learns
+            for module in self.model.parts().get(name, ())
+            for each in module.parameters()
+        }
+        # What the last phase has left would count in the norm of this one's gradients.
+        self.model.zero_grad(set_to_none=True)
+        for name, weight in self.model.named_parameters():
+            weight.requires_grad_(name in self.learnable and id(weight) in learns)
+        rates = {
+            "backbone": learning.learning_rate,
+            "attention": learning.attention_learning_rate,
+            "head": learning.head_learning_rate,
+        }
+        self.optimizer = optimizer_of(self.model, rates, weight_decay=learning.weight_decay)
+        self.average = averaged(self.model, learning.ema)
+        self.method = self._method(phase.settings(self.settings))
+
+    def _enter(self) -> None:
+        """Begin a phase."""
+        phase, model = self.phase, self.model
+        if isinstance(model, AttentionSampler):
+            model.attention_scale.fill_(0.0 if phase.name == "classifier" else 1.0)
+            if self.progress.trust is not None:
+                model.attention_scale.fill_(self.progress.trust["scale"])
+        self._prepare()
+        self.progress.start, self.progress.best = self.progress.step, None
+        if phase.name == "attention":
+            self._survey()
+        if phase.name == "joint" and self.progress.phase and self.validation:
+            self._keep_if_best(self._validate(""))
+        self._save()
+
+    def _run_phase(self, on_epoch: OnEpoch) -> None:
+        """Take the epochs of a phase that were not taken yet, and end it."""
+        while len(self.phase_rows) < self.phase.epochs and not self._exhausted():
+            begin = time.perf_counter()
+            self._train_epoch()
+            row = self._row(time.perf_counter() - begin)
+            self.progress.rows.append(row)
+            self._keep_if_best(row)
+            self._save()
+            if self.processes.first:
+                self._write_metrics()
+            on_epoch(row)
+        self._leave()
+
+    def _leave(self) -> None:
+        """End a phase: keep its best epoch, or its last, and find out how far attention is to be trusted."""
+        self.model.load_state_dict(self.final.state_dict())
+        self.processes.gather(None)  # the best weights may still be being written
+        if self.progress.best is not None:
+            self.states.load_best(self.model)
+        if self.phase.name == "attention":
+            found = self._trust()
+            self.progress.trust = asdict(found)
+            self.evidence = {}
+        self.progress.phase += 1
+        if self.progress.phase < len(self.phases):
+            self._enter()
+
+    def _trust(self) -> Trust:
+        """Find out on the validation slides how far attention is to be trusted."""
+        judges = [
+            place for place in range(len(self.validation)) if len(self.training) + place in self.evidence
+        ]
+
+        targets = torch.tensor([self.validation[place].target for place in judges], dtype=torch.float64)
+
+        def figure(outputs: Tensor) -> float | None:
+            return self.watch.main_figure(outputs, targets)[1]
+
+        evidence = [self.evidence[len(self.training) + place] for place in judges]
+        return trust(
+            cast(AttentionSampler, self.model.eval()),
+            evidence,
+            figure,
+            tiles=self.settings.sampling.tiles,
+            exploration=self.settings.sampling.exploration,
+            seed=self.learning.seed,
+        )
+
+    def _keep_if_best(self, row: Row) -> None:
+        """Keep the weights if the validation figure is the best of the phase, where the best epoch counts."""
+        joint = self.phase.name == "joint" and self.progress.phase > 0
+        if not (self.learning.patience or joint) or not self.validation:
+            return
+        name = _watched_figure(row, self.learning)
+        value = row[name]
+        if value is None:
+            if self.learning.patience and self.progress.best is None:
+                raise ModelError(
+                    f"training.patience is {self.learning.patience}, but {name} cannot be told from the "
+                    "validation slides: a class may be absent, or none could be read; give others, set "
+                    "training.monitor=loss, or set training.patience=0"
+                )
+            return
+        merit = cast(float, value) * (-1 if name == "validation_loss" else 1)
+        if self.progress.best is None or merit > self.progress.best:
+            self.progress.best = merit
+            if self.processes.first:
+                self.states.save_best(self.final)
+
+    def _exhausted(self) -> bool:
+        """Whether patience is at its end."""
+        rows, patience = self.phase_rows, self.learning.patience
+        if not patience or not rows:
+            return False
+        name = _watched_figure(rows[0], self.learning)
+        sign = -1 if name == "validation_loss" else 1
+        known = [
+            (sign * cast(float, row[name]), -number)
+            for number, row in enumerate(rows)
+            if row[name] is not None
+        ]
+        return len(rows) - 1 + max(known)[1] >= patience
+
+    # Where to look
+
+    @property
+    def _surveyed(self) -> dict[int, Example]:
+        """Slides that attention learns from, and behind them those that tell how far to trust it."""
+        return dict(enumerate([*self.training, *self.validation]))
+
+    def _survey(self) -> None:
+        """Ask the fixed classifier what tiles of each slide tell, and keep the answers."""
+        model, examples = cast(AttentionSampler, self.model.eval()), self._surveyed
+        model.attention_scale.fill_(0.0)
+        own = {number: examples[number] for number in self.processes.share(list(examples))}
+        bad: dict[str, str] = {}
+        found = survey(
+            cast(AttentionSampling, self.method),
+            own,
+            self.source,
+            self.learning.seed,
+            read_ahead=self.learning.read_ahead,
+            on_bad=bad.__setitem__,
+        )
+        self._note_bad(bad)
+        everything = {number: each for part in self.processes.gather(found) for number, each in part.items()}
+        if not self.frozen:
+            self._add(tiles=sum(map(len, found.values())))
+        if self.processes.first:
+            self.states.save_named("survey", {str(number): each for number, each in everything.items()})
+        self.processes.gather(None)
+        self._recall()
+
+    def _recall(self) -> None:
+        """Make the evidence of the slides from what their survey found."""
+        if self.phase.name != "attention":
+            return
+        model = cast(AttentionSampler, self.model)
+        model.attention_scale.fill_(0.0)
+        found = {int(number): each for number, each in self.states.load_named("survey").items()}
+        bad: dict[str, str] = {}
+        self.evidence = recall(
+            cast(AttentionSampling, self.method),
+            self._surveyed,
+            self.source,
+            self.learning.seed,
+            found,
+            on_bad=bad.__setitem__,
+        )
+        self._note_bad(bad)
+        model.attention_scale.fill_(1.0)
+
+    def _distil(self, step: int, batch: Sequence[tuple[int, int]]) -> None:
+        """Take a step of attention alone."""
+        torch.manual_seed(draw_seed(self.learning.seed, "step", step))  # dropout, if attention has any
+        self.optimizer.zero_grad(set_to_none=True)
+        known = [
+            [slide for slide in self.units[unit] if slide in self.evidence]
+            for unit, _ in self.processes.share(batch)
+        ]
+        count = 0
+        for slide in itertools.chain(*known):
+            with self._blaming(step):
+                own, entropy, top = loss(self.evidence[slide])
+            self._check("loss", own.item(), step, batch)
+            (own / len(batch)).backward()  # type: ignore[no-untyped-call]
+            self._add(loss=own.item(), units=1, drawn=1, cells=entropy.exp().item(), top=top)
+            count += 1
+        self._take_step(step, batch, count)
 
     @property
     def final(self) -> SlideNetwork:
@@ -289,27 +553,34 @@ class _Training:
 
     def _train_epoch(self) -> None:
         """Take the steps of an epoch that have not been taken yet."""
-        learning, epoch = self.learning, len(self.progress.rows)
+        learning, epoch, attention = self.learning, len(self.phase_rows), self.phase.name == "attention"
         batches = epoch_batches(
             len(self.units),
             learning.slides_per_step * self.processes.count,
-            draw_seed(learning.seed, "order", epoch),
+            draw_seed(learning.seed, f"order {self.phase.name}", epoch),
             classes=self.classes if learning.balance == "sampling" else None,
         )
         # A slide may be shown more than once: what is drawn of it depends on its place in the order.
-        places = np.array_split(np.arange(len(self.units)) + epoch * len(self.units), len(batches))
+        shown = np.arange(len(self.units)) + len(self.progress.rows) * len(self.units)
+        places = np.array_split(shown, len(batches))
         steps = [list(zip(*each, strict=True)) for each in zip(batches, places, strict=True)]
-        first = epoch * len(steps)
+        first = self.progress.start + epoch * len(steps)
         self.model.train()
         todo = range(self.progress.step, first + len(steps))
+
+        def begin(step: int) -> list[_Pass]:
+            return [] if attention else self._begin(step, steps[step - first])
+
         # Nothing is read ahead across a stored state: a run that goes on from it draws by newer weights.
         for _, part in itertools.groupby(todo, key=lambda step: step // learning.checkpoint_steps):
             age = 0
-            for step, begun in ahead(
-                part, lambda step: self._begin(step, steps[step - first]), learning.read_ahead
-            ):
-                set_rates(self.optimizer, step / (learning.epochs * len(steps)), warmup=learning.warmup)
-                self._step(step, steps[step - first], begun)
+            for step, begun in ahead(part, begin, learning.read_ahead):
+                done = (step - self.progress.start) / (self.phase.epochs * len(steps))
+                set_rates(self.optimizer, done, warmup=learning.warmup)
+                if attention:
+                    self._distil(step, steps[step - first])
+                else:
+                    self._step(step, steps[step - first], begun)
                 self._add(staleness=min(age, learning.read_ahead), steps=1)
                 self.progress.step, age = step + 1, age + 1
             if self.progress.step < first + len(steps):
@@ -332,7 +603,7 @@ class _Training:
             examples = [example for example, _, _ in shown]
             seeds = [draw_seed(self.learning.seed, example.ref.id, place) for example, _, place in shown]
             with self._blaming(step):
-                finish = self.method.begin(examples, self.reader, seeds)
+                finish = self.method.begin(examples, self.source, seeds)
             of, places = [unit for _, unit, _ in shown], [place for *_, place in shown]
             begun.append(_Pass(examples, of, places, finish))
         return begun
@@ -353,22 +624,33 @@ class _Training:
                 result.outputs, result.log_weight, [each.shown[place] for place in result.places]
             )
             unit_of = dict(zip(each.shown, each.units, strict=True))
-            loss, kept = self._loss(outputs, [unit_of[number] for number in shown]), len(shown)
+            units, kept = [unit_of[number] for number in shown], len(shown)
+            mean = self._loss(outputs, units)
+            with torch.no_grad():
+                chance = self._loss(self.chance.to(outputs).expand_as(outputs), units)
             # Divided by the slides of the whole step, so that nothing depends on how it is shared out.
-            total = loss * (kept / len(batch))
-            if result.entropy is not None:
-                slides = sum(len(self.units[unit]) for unit, _ in batch)
-                total = total - self.learning.entropy * result.entropy.sum() / slides
+            total = mean * (kept / len(batch))
+            slides = sum(len(self.units[unit]) for unit, _ in batch)
+            if result.drawn and self.phase.name == "joint":
+                entropy = torch.stack([seen.entropy for seen in result.drawn])
+                total = total - self.learning.entropy * entropy.sum() / slides
                 if self.learning.teaching and self.target.task == "classification":
                     total = total + self.learning.teaching * self._teaching(each, result) / slides
             self._check("loss", total.item(), step, batch)
             total.backward()  # type: ignore[no-untyped-call]
-            self._add(loss=loss.item() * kept, units=kept, tiles=result.tiles)
-            if result.entropy is not None:
-                self._add(entropy=result.entropy.sum().item(), drawn=len(result.places))
-                self._add(effective=sum(each.effective for each in result.drawn))
+            self._add(loss=mean.item() * kept, chance=chance.item() * kept, units=kept)
+            if not self.frozen:
+                self._add(tiles=result.tiles)
+            for seen in result.drawn:
+                self._add(
+                    drawn=1, cells=seen.entropy.exp().item(), top=seen.top_share, effective=seen.effective
+                )
             read += kept
-        if not self.processes.add_gradients(self.model, read):
+        self._take_step(step, batch, read)
+
+    def _take_step(self, step: int, batch: Sequence[tuple[int, int]], count: int) -> None:
+        """Change the weights by the gradients of all processes, if any slide of theirs counted."""
+        if not self.processes.add_gradients(self.model, count):
             return
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.learning.clip)
         self._check("gradient's norm", norm.item(), step, batch)
@@ -434,25 +716,53 @@ class _Training:
                 f"{self._last_good()}"
             ) from error
 
-    def _row(self, seconds: float) -> dict[str, float | None]:
+    def _row(self, seconds: float) -> dict[str, float | str | None]:
         """Figures of an epoch whose steps are all taken."""
+        if self.frozen:
+            self._add(tiles=self.frozen.take_count())
         sums = self._gathered()
         self.progress.sums = {}
         if not sums["units"]:
             raise ModelError("no training slide could be read: " + "; ".join(self.progress.bad.values()))
-        drawn = sums["drawn"]
+        drawn, chance = sums["drawn"], sums["chance"]
         begin = time.perf_counter()
         return {
             "epoch": len(self.progress.rows),
+            "phase": self.phase.name,
             "loss": sums["loss"] / sums["units"],
-            "entropy": sums["entropy"] / drawn if drawn else None,
-            "effective": sums["effective"] / drawn if drawn else None,
-            "staleness": sums["staleness"] / sums["steps"] if drawn else None,
+            "gain": 1 - sums["loss"] / chance if chance else None,
+            "effective_cells": sums["cells"] / drawn if drawn else None,
+            "top_share": sums["top"] / drawn if drawn else None,
+            "effective": sums["effective"] / drawn if sums["effective"] else None,
+            "staleness": sums["staleness"] / sums["steps"] if sums["effective"] else None,
             "tiles": sums["tiles"],
             "failed": sums["failed"],
-            **self._validate(),
+            **self._watch(),
             "seconds": seconds + time.perf_counter() - begin,
         }
+
+    def _watch(self) -> dict[str, float | None]:
+        """Figures of the validation slides, by attention and by uniform draws of the same size."""
+        figures = self._validate("")
+        model = self.final
+        if not isinstance(model, AttentionSampler):
+            return {**figures, **{name.replace("validation_", "uniform_"): None for name in figures}}
+        before = self.progress.rows[-1] if self.progress.rows else None
+        if not model.attention_scale or model.attention is None:
+            uniform = {name.replace("validation_", "uniform_"): value for name, value in figures.items()}
+        elif self.phase.name == "attention" and before and before["phase"] == "attention":
+            # The classifier has not changed.
+            uniform = {
+                name: cast(float | None, value)
+                for name, value in before.items()
+                if name.startswith("uniform_")
+            }
+        else:
+            scale = model.attention_scale.item()
+            model.attention_scale.fill_(0.0)
+            uniform = self._validate("", prefix="uniform_")
+            model.attention_scale.fill_(scale)
+        return {**figures, **uniform}
 
     def _add(self, **numbers: float) -> None:
         """Add to the sums of the epoch."""
@@ -467,55 +777,32 @@ class _Training:
             self._note_bad(bad)
         return sums
 
-    def _validate(self) -> dict[str, float | None]:
+    def _validate(self, draw: str | int, *, prefix: str = "validation_") -> dict[str, float | None]:
         """Figures of the slides to watch, by the same draw at every epoch, so that epochs can be compared."""
-        method = method_for(self.final.eval(), self.settings, self.device, self.folder)
-        own = self.processes.share(self.watched)
-        per_step = self.learning.slides_per_step
-        per_pass = max(1, per_step // method.passes(per_step))
-        parts = [own[first : first + per_pass] for first in range(0, len(own), per_pass)]
+        outputs, targets = self.watch.outputs(self.final, self.source, [draw], self._note_bad)
+        if self.frozen:
+            self.frozen.take_count()  # of tiles that are learned from alone, as of other kinds
+        with self._blaming(self.progress.step):
+            return self.watch.figures(outputs[0], targets, prefix)
 
-        def begin(part: Sequence[Sequence[int]]) -> _Pass:
-            shown = [(self.validation[slide], unit) for unit, slides in enumerate(part) for slide in slides]
-            examples = [example for example, _ in shown]
-            seeds = [draw_seed(self.learning.seed, example.ref.id, -1) for example in examples]
-            numbers = [unit for _, unit in shown]
-            return _Pass(examples, numbers, numbers, method.begin(examples, self.reader, seeds))
-
-        outputs: list[list[float]] = []
-        targets: list[tuple[float, ...]] = []
-        with torch.inference_mode():
-            for part, begun in ahead(parts, begin, self.learning.read_ahead):
-                result = begun.finish()
-                self._note_bad(result.failed)
-                numbers = [begun.units[place] for place in result.places]
-                pooled, shown = pool_slides(result.outputs, result.log_weight, numbers)
-                outputs += pooled.double().cpu().tolist()
-                targets += [self.validation[part[unit][0]].target for unit in shown]
-        everywhere = self.processes.gather((outputs, targets))
-        return self._watched_figures(
-            torch.tensor([each for found, _ in everywhere for each in found], dtype=torch.float64),
-            torch.tensor([each for _, found in everywhere for each in found], dtype=torch.float64),
-        )
-
-    def _watched_figures(self, outputs: Tensor, targets: Tensor) -> dict[str, float | None]:
-        """Loss and the task's main figure, of outputs (N, O) and targets (N, T) in the labels' own units."""
-        task, known = self.target.task, len(outputs) > 0
-        if not known:
-            outputs = torch.zeros(0, self.target.outputs)
-            targets = torch.zeros(0, len(self.training[0].target))
-        if not outputs.isfinite().all():
-            raise ModelError(
-                "the model gives scores that are no numbers; the last good state is "
-                f"{self._last_good()}; try lower learning rates"
-            )
-        loss = losses(task, outputs, self.target.normalise(targets)).mean().item() if known else None
-        scores = self.target.restore(activate(task, outputs))
-        name, value = next(iter(figures(task, targets.numpy(), scores.numpy()).items()))
-        return {"validation_loss": loss, f"validation_{name}": value}
+    def _trained(self) -> Trained:
+        """Compare attention with uniform draws, each by the mean of several, and return the model."""
+        model = self.model.eval()
+        found = self.progress.trust
+        by_attention: dict[str, float | None] = {}
+        by_uniform: dict[str, float | None] = {}
+        if isinstance(model, AttentionSampler) and model.attention is not None and self.validation:
+            scale = model.attention_scale.item()
+            by_attention = self.watch.mean_figures(model, self.source, _FINAL_DRAWS, self._note_bad)
+            model.attention_scale.fill_(0.0)
+            by_uniform = self.watch.mean_figures(model, self.source, _FINAL_DRAWS, self._note_bad)
+            model.attention_scale.fill_(scale)
+        return Trained(model, self.progress.rows, Trust(**found) if found else None, by_attention, by_uniform)
 
     def _save(self) -> None:
         """Store the state; of the figures so far the first process keeps those of all."""
+        if self.frozen:
+            self._add(tiles=self.frozen.take_count())
         sums = self._gathered()
         self.progress.sums = dict(sums) if self.processes.first else {}
         if self.processes.first:
@@ -540,21 +827,8 @@ def _balancing(classes: Sequence[float]) -> list[float]:
     return [len(classes) / (len(counts) * counts[each]) for each in classes]
 
 
-def _best(rows: Sequence[Row], learning: TrainingSettings) -> int:
-    """Number of the epoch with the best validation figure; where none has one, of the last."""
-    name = _watched_figure(rows[0], learning)
-    sign = -1 if name == "validation_loss" else 1
-    known = [(sign * value, -epoch) for epoch, row in enumerate(rows) if (value := row[name]) is not None]
-    return -max(known)[1] if known else len(rows) - 1
-
-
 def _watched_figure(row: Row, learning: TrainingSettings) -> str:
     """Name of the validation figure that tells the best epoch."""
     names = [name for name in row if name.startswith("validation_")]
-    (score,) = (name for name in names if name != "validation_loss")
+    (score,) = (name for name in names if name not in {"validation_loss", "validation_gain"})
     return score if learning.monitor == "score" else "validation_loss"
-
-
-def _exhausted(rows: Sequence[Row], learning: TrainingSettings) -> bool:
-    """Whether patience is at its end."""
-    return bool(learning.patience and rows) and len(rows) - 1 - _best(rows, learning) >= learning.patience

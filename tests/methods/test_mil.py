@@ -15,7 +15,7 @@ from wsi_ats.config import Settings
 from wsi_ats.errors import SlideReadError
 from wsi_ats.look import look
 from wsi_ats.methods import mil
-from wsi_ats.methods.mil import MultipleInstanceLearning, fingerprint
+from wsi_ats.methods.mil import MultipleInstanceLearning
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.memory import MemorySlide
 from wsi_ats.targets import Target
@@ -31,7 +31,7 @@ SETTINGS = Settings().with_values(
         "model.backbone=test_resnet",
         "model.pretrained=false",
         "training.calibration_tiles=12",
-        "augmentation.turns=false",
+        "training.feature_dropout=0.0",
     ]
 )
 TARGET = Target("classification", ("benign", "malignant", "other"))
@@ -74,7 +74,7 @@ def network(kind: str = "gated", dtype: torch.dtype = torch.float64):
     return model.to(dtype)
 
 
-def loss_and_gradients(model, slide: Watched, example: Example, at_a_time: int):
+def loss_and_gradients(model, slide: Watched, example: Example, at_a_time: int, *, frozen: bool = False):
     """By the method, which reads tiles again in the backward pass."""
     model.train().zero_grad(set_to_none=True)
     method = MultipleInstanceLearning(model, SETTINGS, at_a_time=at_a_time)
@@ -83,7 +83,8 @@ def loss_and_gradients(model, slide: Watched, example: Example, at_a_time: int):
         found = method.begin([example], reader, [0])()
         loss = F.cross_entropy(found.outputs, torch.tensor([int(example.target[0])]))
         loss.backward()
-    return loss.item(), {name: w.grad.clone() for name, w in model.named_parameters()}, found
+    learned = {name: w.grad for name, w in model.named_parameters() if w.grad is not None or not frozen}
+    return loss.item(), {name: gradient.clone() for name, gradient in learned.items()}, found
 
 
 @pytest.mark.parametrize("kind", ["gated", "plain"])
@@ -157,35 +158,65 @@ def test_watching_reads_each_tile_once():
     assert slide.read == found.tiles == 12
 
 
-def test_features_of_a_frozen_backbone_are_computed_once_and_never_reused_for_another(tmp_path):
-    slide, example = slide_of(), example_of(slide_of())
+def test_of_a_frozen_backbone_each_tile_is_read_once_without_gradients_of_it():
+    slide, model = slide_of(), network(dtype=torch.float32).train()
+    example = example_of(slide)
+    model.encoder.freeze()
+    _, gradients, found = loss_and_gradients(model, slide, example, at_a_time=5, frozen=True)
+    assert slide.read == found.tiles == 12
+    assert not any(name.startswith("encoder") for name in gradients)
+    assert gradients["value.weight"].abs().max() > 0
 
-    def logits(model, folder=tmp_path):
-        model.encoder.freeze()
-        slide.read = 0
-        with TileReader(1, lambda ref: slide) as reader:
-            found = MultipleInstanceLearning(model, SETTINGS, folder=folder).begin([example], reader, [0])()
-        assert slide.read == found.tiles
-        found.outputs.sum().backward()
-        assert all(weight.grad is None for weight in model.encoder.parameters())
-        assert model.value.weight.grad is not None
-        return found.outputs.detach(), found.tiles
 
-    model = network(dtype=torch.float32).train()
-    first, read = logits(model)
-    again, read_again = logits(model)
-    assert (read, read_again) == (12, 0)
-    assert torch.equal(first, again)
-    without, read = logits(model, folder=None)
-    assert torch.equal(first, without)
-    assert read == 12
-    before = fingerprint(model.encoder)
-    model.encoder.centre.add_(0.1)
-    assert fingerprint(model.encoder) != before
-    other, read = logits(model)
-    assert read == 12
-    assert not torch.equal(first, other)
-    assert len(list(tmp_path.iterdir())) == 2
+@pytest.mark.parametrize("most", [1, 5, 11])
+def test_training_sees_so_many_tiles_of_a_slide_as_settings_say_and_scoring_all(most):
+    slide, model = slide_of(), network()
+    thumbnail, tissue = look(slide, SETTINGS)
+    example = example_of(slide)
+    asked: list[list[int]] = []
+
+    class Recorded(TileReader):
+        def run(self, jobs):
+            asked[-1].extend(cell for _, job in jobs for cell in job.keywords["cells"].tolist())
+            return super().run(jobs)
+
+    def estimate(seed: int, *, training: bool):
+        settings = SETTINGS.with_values([f"model.mil_tiles={most}"])
+        asked.append([])
+        with Recorded(1, lambda ref: slide) as reader, torch.no_grad():
+            method = MultipleInstanceLearning(model.train(training), settings, at_a_time=4)
+            return method.begin([example], reader, [seed])()
+
+    found = [estimate(seed, training=True) for seed in (0, 1, 2, 3, 4, 0)]
+    for each, cells in zip(found, asked, strict=True):
+        assert each.tiles == len(cells) == len(set(cells)) == most
+        assert cells == sorted(cells)  # neighbours are read together
+        some = torch.from_numpy(read_tiles(slide, tissue.grid, np.array(cells)))
+        with torch.no_grad():
+            features = model.embed(some)
+            expected = model.classify(model.attend(features) @ features)
+        torch.testing.assert_close(each.outputs[0], expected, rtol=1e-12, atol=1e-12)
+    assert asked[0] == asked[5]
+    assert torch.equal(found[0].outputs, found[5].outputs)
+    assert len({tuple(each) for each in asked}) > 2  # each time others
+
+    asked.clear()
+    watched = [estimate(seed, training=False) for seed in (0, 1)]
+    assert asked == [list(range(12))] * 2
+    assert [each.tiles for each in watched] == [12, 12]
+    [scored] = MultipleInstanceLearning(
+        model.eval(), SETTINGS.with_values([f"model.mil_tiles={most}"])
+    ).score(slide, thumbnail, tissue, iter([0]))
+    assert scored.tiles.cells.tolist() == list(range(12))
+
+
+@pytest.mark.parametrize("most", [0, 12, 100])
+def test_of_slides_with_fewer_tiles_than_that_all_are_seen(most):
+    slide, model = slide_of(), network().train()
+    method = MultipleInstanceLearning(model, SETTINGS.with_values([f"model.mil_tiles={most}"]))
+    with TileReader(1, lambda ref: slide) as reader:
+        found = method.begin([example_of(slide)], reader, [0])()
+    assert found.tiles == 2 * 12
 
 
 def test_a_slide_that_cannot_be_read_is_named_and_left_out():

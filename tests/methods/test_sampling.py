@@ -37,7 +37,9 @@ SETTINGS = Settings().with_values(
         "model.pool=linear",
         "sampling.tiles=2",
         "sampling.regions=1",
+        "sampling.exploration=0.0",
         "training.precision=float32",
+        "training.feature_dropout=0.0",
         "augmentation.turns=false",
     ]
 )
@@ -134,10 +136,14 @@ def assert_same_value_and_gradients(mean, exact, model) -> None:
         (["sampling.design=systematic"], "a3"),
         (["sampling.design=systematic", "sampling.exploration=0.3"], "a3"),
         (["sampling.design=multinomial"], "a2"),
+        (["sampling.design=multinomial", "sampling.exploration=0.3"], "a2"),
         (["sampling.design=sequential"], "a2"),
+        (["sampling.design=sequential", "sampling.exploration=0.3"], "a2"),
+        (["sampling.design=uniform"], "a3"),
         (["thumbnail.levels=2"], "a4"),
+        (["thumbnail.levels=2", "sampling.exploration=0.3"], "a4"),
     ],
-    ids=["systematic", "explored", "multinomial", "sequential", "two levels"],
+    ids=" ".join,
 )
 def test_what_an_older_attention_drew_estimates_the_newer_one_exactly(monkeypatch, changes, name):
     """Value and gradients of all weights, through the method that training uses."""
@@ -161,7 +167,7 @@ def test_what_an_older_attention_drew_estimates_the_newer_one_exactly(monkeypatc
 def test_effective_sample_size():
     def effective(*weights: float) -> float:
         weight = torch.tensor(weights)
-        return SeenTiles(weight, weight, weight, weight[:, None]).effective
+        return SeenTiles(weight, weight, weight, weight[:, None], weight.sum(), 1.0).effective
 
     assert effective(0.25, 0.25, 0.25, 0.25) == 4
     assert effective(1, 0, 0) == 1

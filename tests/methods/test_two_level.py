@@ -42,7 +42,8 @@ SETTINGS = Settings().with_values(
         "model.pretrained=false",
         "sampling.tiles=9",
         "sampling.regions=3",
-        "training.epochs=2",
+        "sampling.exploration=0.0",
+        *("training.epochs=0", "training.attention_epochs=0", "training.joint_epochs=2"),
         "training.validation=0",
         "training.calibration_tiles=32",
     ]
@@ -229,8 +230,17 @@ def trained(folder, opener=opened, settings=SETTINGS, rows=None):
         )
 
 
-def test_both_attention_networks_learn_and_come_back_from_a_file(tmp_path):
-    model = trained(tmp_path)
+PHASES = [
+    "training.epochs=1",
+    "training.tiles=6",
+    "training.attention_epochs=2",
+    "training.attention_tiles=20",
+]
+
+
+@pytest.mark.parametrize("changes", [[], [*PHASES, "training.joint_epochs=0"], PHASES], ids=" ".join)
+def test_both_attention_networks_learn_and_come_back_from_a_file(tmp_path, changes):
+    model = trained(tmp_path, settings=SETTINGS.with_values(changes)).model
     assert model.regions.logit.weight.abs().max() > 0
     assert model.attention.logit.weight.abs().max() > 0
     save_model(tmp_path, model, SETTINGS, TARGET)
@@ -250,6 +260,40 @@ def test_a_slide_whose_region_cannot_be_read_is_left_out_of_the_step(tmp_path):
     assert [row["failed"] for row in rows] == [1, 1]
 
 
+def test_attention_learns_without_a_slide_whose_region_cannot_be_read(tmp_path):
+    class Broken(RecordingSlide):
+        def read_regions(self, level, corners, width, height):
+            if level == 2 and self.path == "memory3":
+                raise SlideReadError(self.path, "damaged")
+            return super().read_regions(level, corners, width, height)
+
+    rows: list = []
+    settings = SETTINGS.with_values([*PHASES, "training.joint_epochs=0"])
+    found = trained(tmp_path, partial(opened, kind=Broken), settings, rows)
+    assert [(row["phase"], row["failed"]) for row in rows] == [
+        ("classifier", 1), ("attention", 0), ("attention", 0)
+    ]  # fmt: skip
+    assert found.model.regions.logit.weight.abs().max() > 0
+
+
+@pytest.mark.parametrize("stopped", range(4))
+def test_a_run_of_all_phases_stopped_after_any_epoch_ends_the_same(tmp_path, stopped):
+    def stop(row):
+        if row["epoch"] == stopped:
+            raise KeyboardInterrupt
+
+    class Stops(list):
+        append = staticmethod(stop)
+
+    settings = SETTINGS.with_values([*PHASES, "training.joint_epochs=1"])
+    whole = trained(tmp_path / "whole", settings=settings).model
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "stopped", settings=settings, rows=Stops())
+    again = trained(tmp_path / "stopped", settings=settings).model
+    for (name, one), other in zip(whole.state_dict().items(), again.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+
+
 def test_nothing_is_trained_where_no_region_can_be_read(tmp_path):
     class Broken(RecordingSlide):
         def read_regions(self, level, corners, width, height):
@@ -267,7 +311,9 @@ def test_entropy_is_that_of_the_product_of_both_attentions(model):
     _, _, weight = everything(model, opened(examples(1)[0].ref))
     with TileReader(1, opened) as reader, torch.inference_mode():
         found = TwoLevelSampling(model, settings).begin(examples(1), reader, [0])()
-    assert found.entropy.item() == pytest.approx(expectation.entropy(weight.double()).item(), rel=1e-4)
+    assert found.drawn[0].entropy.item() == pytest.approx(
+        expectation.entropy(weight.double()).item(), rel=1e-4
+    )
 
 
 def test_a_model_of_one_level_says_what_it_lacks(model):

@@ -251,3 +251,17 @@ def test_what_follows_the_last_block_is_no_block(name, first, last):
     names = [each for each, weight in network.named_parameters() if id(weight) in found]
     assert names[0].startswith(first)
     assert names[-1] == last
+
+
+def test_precomputed_features_need_no_network_and_refuse_pixels():
+    found = create_backbone("features:1280", pretrained=True)  # nothing is downloaded
+    assert found.width == 1280
+    assert list(found.network.parameters()) == []
+    with pytest.raises(ModelError, match=r"given pixels, shape \(2, 3, 32, 32\); give it features"):
+        found.network(torch.zeros(2, 3, 32, 32))
+
+
+@pytest.mark.parametrize("name", ["features:0", "features:", "features:-3", "features:12x"])
+def test_a_number_of_features_that_is_none_is_refused(name):
+    with pytest.raises(ModelError, match=name):
+        create_backbone(name, pretrained=False)

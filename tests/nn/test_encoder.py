@@ -82,32 +82,45 @@ def test_all_features_are_equally_long(name, calibrated):
     torch.testing.assert_close(lengths, torch.full((7,), math.sqrt(network.width)))
 
 
-def test_calibrated_features_have_the_correlation_that_shrinkage_leaves():
-    """Of correlation C the shrunk inverse root R = (0.9 C + 0.1 I)^(-1/2) leaves R C R."""
-    generator = torch.Generator().manual_seed(0)
-    network = fixed(torch.randn(3, 3, generator=generator))
+def test_calibrated_features_have_no_mean_and_vary_alike():
+    network = fixed(torch.diag(torch.tensor([1.0, 30.0, 1000.0])))
     sample = tiles(200)
     network.calibrate(sample)
-    raw = network._raw(sample)
-    white = (raw - network.centre) @ network.whitening
-    torch.testing.assert_close(white.mean(0), torch.zeros(3).double(), rtol=0, atol=1e-12)
-    correlation = torch.corrcoef(raw.T)
-    values, vectors = torch.linalg.eigh(correlation)
-    left = values / (0.9 * values + 0.1)
-    torch.testing.assert_close(torch.cov(white.T), vectors * left @ vectors.T, rtol=0, atol=1e-10)
+    standard = (network.raw(sample) - network.centre) * network.scale
+    torch.testing.assert_close(standard.mean(0), torch.zeros(3).double(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(standard.std(0), torch.ones(3).double(), rtol=0, atol=1e-12)
+    lengths = standard.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(network(sample), standard / lengths * math.sqrt(3), rtol=0, atol=1e-12)
 
 
-def test_calibration_takes_away_most_correlation_of_a_real_network():
+def test_calibration_keeps_one_feature_from_drowning_the_others_of_a_real_network():
     network = encoder("test_resnet")
     sample = tiles(200)
     network.calibrate(sample)
     with torch.no_grad():
-        raw = network.eval()._raw(sample).double()
-        white = (raw - network.centre.double()) @ network.whitening.double()
-    off = ~torch.eye(network.width, dtype=torch.bool)
-    before, after = (torch.corrcoef(each.T)[off].abs().mean().item() for each in (raw, white))
-    assert torch.cov(white.T).diagonal().max() < 1 / 0.9 + 1e-3
-    assert after < 0.5 * before
+        raw, seen = network.eval().raw(sample), network(sample)
+        tiny = raw.std(0) < 1e-3 * raw.std(0).max()
+    assert (seen.std(0)[~tiny] > 0.3).all()
+    assert (seen.std(0) < 3).all()
+
+
+def test_features_take_the_place_of_tiles():
+    """Of a frozen backbone they are computed once, and standardised whenever they are used."""
+    network, other = encoder("test_resnet", trained=True), encoder("test_resnet", trained=True)
+    sample = tiles(20)
+    with torch.no_grad():
+        raw = network.eval().raw(sample)
+        network.calibrate(sample)
+        other.calibrate(raw)
+        for constant in ("centre", "scale"):
+            torch.testing.assert_close(getattr(other, constant), getattr(network, constant))
+        assert torch.equal(network.standardise(raw), network(sample))
+    with pytest.raises(
+        ModelError, match=rf"given 7 features of each tile, but the model is one of {raw.shape[1]}"
+    ):
+        network.standardise(raw[:, :7])
+    with pytest.raises(ModelError, match="given 7 features of each tile"):
+        network.calibrate(raw[:, :7])
 
 
 def test_calibration_is_deterministic_and_does_not_depend_on_what_was_before():
@@ -136,13 +149,13 @@ def test_calibration_has_no_gradient_and_changes_no_weight():
     for name, value in network.named_parameters():
         assert torch.equal(value, before[name])
         assert value.grad is None
-    assert not network.whitening.requires_grad
+    assert not network.scale.requires_grad
 
 
 def test_constants_are_part_of_the_stored_state():
     network, other = encoder("test_resnet"), encoder("test_resnet")
     network.calibrate(tiles(20))
-    assert {"centre", "whitening"} <= set(network.state_dict())
+    assert {"centre", "scale"} <= set(network.state_dict())
     other.load_state_dict(network.state_dict())
     with torch.no_grad():
         assert torch.equal(other.eval()(tiles(3)), network.eval()(tiles(3)))
@@ -224,12 +237,13 @@ def test_images_of_different_sizes_calibrate_one_at_a_time():
         calls.append(1)
         return iter(images)
 
-    network.calibrate_on(parts, shrinkage=1.0)
+    network.calibrate_on(parts)
     assert len(calls) == 2  # once for the normalisation layers, once for the features
-    assert torch.equal(network.whitening, network.whitening.diag().diag())
     with torch.no_grad():
-        raw = torch.cat([network._raw(image) for image in images])
+        raw = torch.cat([network.raw(image) for image in images])
     torch.testing.assert_close(network.centre, raw.mean(0), rtol=1e-4, atol=1e-5)
+    alive = network.scale > 0
+    torch.testing.assert_close(1 / network.scale[alive], raw.std(0)[alive], rtol=1e-3, atol=1e-6)
     with pytest.raises(ModelError, match=r"too small an image, 16 x 16 pixels"):
         encoder("test_resnet").calibrate_on(lambda: [tiles(1, size=16)])
     with pytest.raises(ModelError, match="at least 2 images, not 1"):

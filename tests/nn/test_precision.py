@@ -23,6 +23,7 @@ SETTINGS = Settings().with_values(
     [
         *("tile.size=64", "thumbnail.pixels_per_cell=4", "thumbnail.tissue=none", "sampling.tiles=4"),
         *("model.backbone=test_resnet", "model.pretrained=false", "augmentation.turns=false"),
+        "training.feature_dropout=0.0",
     ]
 )
 

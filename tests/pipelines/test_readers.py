@@ -40,7 +40,7 @@ def reader(client):
 
 def tiles_of(reader, names, cells=CELLS):
     examples = [example(name) for name in names]
-    return outcomes(reader.read([(each, cells) for each in examples]), examples)
+    return outcomes(reader.read([(each.ref, each.tissue.grid, cells) for each in examples]), examples)
 
 
 def test_tiles_of_plain_grey_are_the_same_to_the_last_bit(reader):
@@ -57,8 +57,9 @@ def test_training_on_plain_grey_ends_in_the_same_weights(client, tmp_path):
     training = [example(name, i % 2) for i, name in enumerate("abcdef")]
 
     def train(reader, name):
-        changes = ["tile.size=16", "training.epochs=1", "training.precision=float32", "sampling.tiles=3"]
-        model = fit(
+        changes = ["tile.size=16", "training.precision=float32", "sampling.tiles=3"]
+        changes += ["training.epochs=1", "training.attention_epochs=1", "training.joint_epochs=1"]
+        found = fit(
             training,
             training[:2],
             SETTINGS.with_values([*changes, "model.backbone=test_resnet"]),
@@ -68,7 +69,7 @@ def test_training_on_plain_grey_ends_in_the_same_weights(client, tmp_path):
             on_epoch=lambda row: None,
             reader=reader,
         )
-        return model.state_dict()
+        return found.model.state_dict()
 
     with TileReader(1, grey_slide) as local:
         expected = train(local, "threads")
@@ -136,7 +137,7 @@ def test_reads_without_a_scheduler_end(scheduler):
     address, processes = scheduler
     with connect(address) as client, DaskReader(client, grey_slide) as reader:
         assert not tiles_of(reader, ["a"])[1]
-        futures = reader.read([(example(f"slow{i}"), CELLS) for i in range(20)])
+        futures = reader.read([(example(f"slow{i}").ref, GRID, CELLS) for i in range(20)])
         for process in processes:
             process.kill()
         with pytest.raises(WsiAtsError, match="connection to the Dask scheduler was lost"):
@@ -153,7 +154,7 @@ def test_slides_stay_open_while_the_reader_does(client):
 
 def test_leaving_does_not_wait_for_reads(client):
     with DaskReader(client, grey_slide, threads=2) as reader:
-        futures = reader.read([(example(f"slow{i}"), CELLS) for i in range(200)])
+        futures = reader.read([(example(f"slow{i}").ref, GRID, CELLS) for i in range(200)])
     assert sum(future.cancelled() for future in futures) > 100
     assert all(future.done() for future in futures)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -58,7 +59,8 @@ def test_what_it_writes(trained):
     splits = table(trained / "splits.csv")
     assert list(splits[0]) == ["slide_id", "case_id", "label", "split"]
     assert {row["split"] for row in splits} == {"train", "val"}
-    assert len(table(trained / "metrics.csv")) == 2
+    metrics = table(trained / "metrics.csv")
+    assert [row["phase"] for row in metrics] == ["classifier", "classifier", "attention", "attention"]
     record = read_json(trained / "run.json")
     assert (record["stage"], record["model"]) == ("train", model_of(trained))
     assert record["counts"]["done"] == 6
@@ -73,10 +75,12 @@ def test_who_reads_tiles_changes_nothing_but_by_what_jpeg_loses(train, trained, 
     assert train(tmp_path / "threads", "--readers", "threads:3").exit_code == 0
     assert model_of(tmp_path / "threads") == model_of(trained)
     assert train(tmp_path / "dask", "--readers", "dask").exit_code == 0
-    here, there = (table(out / "metrics.csv")[0] for out in (trained, tmp_path / "dask"))
-    assert there["tiles"] == here["tiles"]
-    assert float(there["entropy"]) == pytest.approx(float(here["entropy"]), rel=1e-3)
-    assert float(there["loss"]) == pytest.approx(float(here["loss"]), rel=0.05)
+    here, there = (table(out / "metrics.csv") for out in (trained, tmp_path / "dask"))
+    assert [row["tiles"] for row in there] == [row["tiles"] for row in here]
+    for first in (0, 2):  # of the classifier, and of attention
+        one, other = here[first], there[first]
+        assert float(other["effective_cells"]) == pytest.approx(float(one["effective_cells"]), rel=1e-3)
+        assert float(other["loss"]) == pytest.approx(float(one["loss"]), rel=0.05)
     again = train(tmp_path / "dask")
     assert again.exit_code == 2
     assert "digests.tiles is jpeg there and None now" in again.stderr
@@ -188,7 +192,7 @@ def test_other_settings_or_labels_are_refused(train, trained, slides, tmp_path):
 
 def test_interrupted_between_epochs_and_taken_up_again(train, trained, tmp_path, monkeypatch):
     def interrupt(self, text):
-        if text.startswith("train 1/2"):
+        if text.startswith("train 1/4"):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -244,8 +248,7 @@ def test_a_slide_that_turns_unreadable_in_training_is_left_out_and_has_failed(tr
             raise SlideReadError(slide.path, "tile 3 is damaged")
         return read_tiles(slide, grid, cells)
 
-    for module in ("tiles", "sampling"):
-        monkeypatch.setattr(f"wsi_ats.methods.{module}.read_tiles", turning)
+    monkeypatch.setattr("wsi_ats.batches.read_tiles", turning)
     out = tmp_path / "run"
     validation = ("--set", "training.validation=0")
     ran = train(out, *validation)
@@ -327,8 +330,8 @@ def test_two_processes_train_one_model_and_one_of_them_speaks(slides, config, ad
     assert summary["counts"]["done"] == 6
     assert files(out) == RUN_FILES
     assert model_of(out) == read_json(out / "run.json")["model"]
-    assert done.stderr.count("train 1/2") == done.stderr.count("prepare 6/6") == 1
-    assert len(table(out / "metrics.csv")) == 2
+    assert done.stderr.count("train 1/4") == done.stderr.count("prepare 6/6") == 1
+    assert len(table(out / "metrics.csv")) == 4
     assert not list(out.glob(".owner*"))
 
 
@@ -362,3 +365,33 @@ def test_a_case_with_two_labels_is_refused_before_work_where_cases_are_taken_as_
     assert ran.exit_code == 2
     assert "case 'patient' have different labels" in ran.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_of_several_restarts_the_one_with_the_least_validation_loss_is_kept(train, trained, tmp_path):
+    out = tmp_path / "out"
+    ran = train(out, "--restarts", "2")
+    assert ran.exit_code == 0
+    alone = [table(folder / "metrics.csv") for folder in (trained, out / "restarts" / "1")]
+    said = next(line for line in ran.stderr.splitlines() if "is kept" in line)
+    losses = [float(each) for each in re.findall(r"\d+\.\d+", said)]
+    best = losses.index(min(losses))
+    assert f"restart {best} is kept" in said
+    assert (model_of(out) == model_of(trained)) == (best == 0)
+    seconds = {"seconds"}
+    kept = [{k: v for k, v in row.items() if k not in seconds} for row in table(out / "metrics.csv")]
+    assert kept == [{k: v for k, v in row.items() if k not in seconds} for row in alone[best]]
+
+
+def test_restarts_without_slides_to_choose_by_are_refused(train, tmp_path):
+    ran = train(tmp_path / "out", "--restarts", "2", "--set", "training.validation=0")
+    assert ran.exit_code == 2
+    assert "--restarts 2 keeps the run with the least validation loss" in ran.stderr
+
+
+def test_what_attention_gives_is_said_and_recorded(train, tmp_path):
+    ran = train(tmp_path / "out")
+    assert ran.exit_code == 0
+    card = read_json(tmp_path / "out" / "model.json")["attention"]
+    assert set(card) == {"scale", "foresight", "error", "slides"}
+    assert "by attention" in ran.stderr or "does not tell where to look" in ran.stderr or card["slides"] < 4
+    assert "training cases" in ran.stderr  # two classes of two

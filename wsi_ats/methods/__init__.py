@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
 from wsi_ats.config import Settings
@@ -19,9 +17,7 @@ from wsi_ats.nn.model import AttentionSampler
 from wsi_ats.nn.network import SlideNetwork
 
 
-def method_for(
-    model: SlideNetwork, settings: Settings, device: torch.device | None = None, folder: Path | None = None
-) -> Method:
+def method_for(model: SlideNetwork, settings: Settings, device: torch.device | None = None) -> Method:
     """Find the way from slides to logits that goes with a network.
 
     Parameters
@@ -32,8 +28,6 @@ def method_for(
         What to use it with.
     device
         Where it is; the CPU by default.
-    folder
-        Of the run, where features of a frozen backbone may be kept.
 
     Raises
     ------
@@ -50,7 +44,7 @@ def method_for(
         kind = AttentionSampling if levels == 1 else TwoLevelSampling
         return kind(model, settings, device)
     if isinstance(model, AttentionMIL):
-        return MultipleInstanceLearning(model, settings, device, folder and folder / "features")
+        return MultipleInstanceLearning(model, settings, device)
     if isinstance(model, ImageClassifier):
         return WholeImage(model, settings, device)
     raise ModelError(f"{type(model).__name__} is no kind of model that is known; see wsi_ats.methods")

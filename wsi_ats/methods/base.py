@@ -33,9 +33,6 @@ class Estimates:
     log_weight
         What each slide counts among the slides of its case, shape (B,); see
         :func:`wsi_ats.nn.cases.pool_slides`.
-    entropy
-        Of the attention that each slide's tiles were drawn by, in nats, shape (B,); ``None`` where none are
-        drawn.
     drawn
         The tiles of each slide as the network saw them; empty where none are drawn.
     """
@@ -45,7 +42,6 @@ class Estimates:
     failed: Mapping[str, str]
     log_weight: Tensor
     tiles: int = 0
-    entropy: Tensor | None = None
     drawn: Sequence[SeenTiles] = ()
 
 
@@ -63,12 +59,18 @@ class SeenTiles:
         What each tile says of its own weight, shape (m,), with gradient; zeros with linear pooling.
     features
         Shape (m, D), with gradient.
+    entropy
+        Of the attention over the slide's cells, in nats, shape (), with gradient.
+    top_share
+        Attention of the hundredth of the cells that have most of it.
     """
 
     weight: Tensor
     attention: Tensor
     gate: Tensor
     features: Tensor
+    entropy: Tensor
+    top_share: float
 
     @property
     def effective(self) -> float:

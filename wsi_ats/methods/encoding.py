@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from threading import Lock
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from wsi_ats.config import Settings
@@ -37,8 +38,8 @@ _BATCH = 8
 _BATCH_ON_GPU = 64
 
 
-def to_device(tiles: Pixels, device: torch.device | None) -> Tensor:
-    """Bring tiles to a device as the bytes that they are; a graphics processor need not wait for them."""
+def to_device(tiles: NDArray[Any], device: torch.device | None) -> Tensor:
+    """Bring tiles or features to a device as the bytes that they are; a GPU need not wait for them."""
     tensor = torch.from_numpy(tiles)
     if device is not None and device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)

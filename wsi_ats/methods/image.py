@@ -64,9 +64,6 @@ class WholeImage:
     def calibrate(self, examples: Sequence[Example], reader: Reader) -> None:
         """Measure the encoder's constants on the training slides.
 
-        There are fewer of them than features, so the directions in which features vary cannot be told
-        apart: features are centred and scaled, not whitened.
-
         Raises
         ------
         ModelError
@@ -83,7 +80,7 @@ class WholeImage:
             if len(examples) - len(errors) < 2:
                 raise ModelError(f"too few slides could be read for calibration: {'; '.join(errors)}")
 
-        self.model.encoder.calibrate_on(images, shrinkage=1.0)
+        self.model.encoder.calibrate_on(images)
 
     def begin(
         self,

@@ -1,31 +1,27 @@
 """Attention-based multiple-instance learning: read and encode all tissue tiles, pool them by attention.
 
 All of a slide's features are in memory, but pixels and feature maps of a few tiles only: in training the
-backward pass reads and encodes the tiles a second time. With a frozen backbone each tile is encoded once,
-and its feature kept on disk.
+backward pass reads and encodes the tiles a second time.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
-from itertools import chain
-from pathlib import Path
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from wsi_ats.batches import Example, Reader
 from wsi_ats.config import Settings
 from wsi_ats.errors import ModelError, SlideError
-from wsi_ats.features import FeatureFolder
+from wsi_ats.features import Features
 from wsi_ats.geometry import IntArray
 from wsi_ats.methods.base import DrawLogits, Estimates, WeightedTiles, draw_seed
 from wsi_ats.methods.encoding import TILES_AT_A_TIME, TileBatches, encode_cells, encoder_for
 from wsi_ats.methods.tiles import calibrate, embed_in_parts, varied
-from wsi_ats.nn.encoder import TileEncoder
 from wsi_ats.nn.mil import AttentionMIL
 from wsi_ats.nn.precision import autocast
 from wsi_ats.selection import TissueMask
@@ -45,8 +41,6 @@ class MultipleInstanceLearning:
         Sections ``model``, ``training``, ``augmentation`` and ``scoring`` are used.
     device
         Where the network is; the CPU by default.
-    folder
-        For features of a frozen backbone; without, they are computed anew each time.
     at_a_time
         Tiles that are read together; at scoring, pixels of as many again wait to be encoded.
     """
@@ -54,7 +48,6 @@ class MultipleInstanceLearning:
     model: AttentionMIL
     settings: Settings
     device: torch.device | None = None
-    folder: Path | None = None
     at_a_time: int = TILES_AT_A_TIME
 
     def passes(self, slides: int) -> int:
@@ -145,62 +138,38 @@ class MultipleInstanceLearning:
         return log_mass if self.settings.model.cases == "union" else torch.zeros_like(log_mass)
 
     def _features(self, example: Example, reader: Reader, seed: int) -> tuple[Tensor, int]:
-        """Features (K, D) of all tiles of a slide, and how many tiles are read for them.
+        """Features (K, D) of the tiles of a slide, and how many there are to be read for them.
 
-        From disk, if they are there and cannot have changed.
+        In training of a random subset, where settings ask for that.
         """
 
-        def read(cells: IntArray) -> Pixels:
-            [tiles] = reader.read([(example, cells)])
+        def read(cells: IntArray) -> Pixels | Features:
+            [tiles] = reader.read([(example.ref, example.tissue.grid, cells)])
             return tiles.result()
 
-        cells, learns = example.tissue.cells, any(w.requires_grad for w in self.model.encoder.parameters())
-        store = None if learns else self._store
-        stored = store and store.load(example.ref, example.tissue)
-        if stored is not None:
-            return torch.from_numpy(stored).to(self.device), 0
-        twice = learns and torch.is_grad_enabled()
-        vary_part = partial(self._vary, seed=seed) if self.model.training and store is None else None
+        cells, encoder = example.tissue.cells, self.model.encoder
+        most = self.settings.model.mil_tiles
+        if self.model.training and 0 < most < len(cells):
+            generator = np.random.default_rng(draw_seed(seed, "subset", 0))
+            cells = np.sort(generator.choice(cells, most, replace=False))
+        twice = torch.is_grad_enabled() and any(each.requires_grad for each in encoder.parameters())
+        vary_part = partial(self._vary, seed=seed) if self.model.training else None
         device = self.device or torch.device("cpu")
         with autocast(self.settings.training.precision, device, self.settings.tile.size):
-            features = self._embed(read, cells, twice=twice, vary_part=vary_part)
-        if store:
-            store.save(example.ref, example.tissue, features.cpu().numpy())
+            features = embed_in_parts(
+                self.model.embed,
+                read,
+                cells,
+                self.device,
+                at_a_time=self.at_a_time,
+                twice=twice,
+                vary_part=vary_part,
+            )
         return features, 2 * len(cells) if twice else len(cells)
 
     def _vary(self, tiles: Tensor, cells: IntArray, *, seed: int) -> Tensor:
+        if tiles.ndim == 2:  # features, of tiles as they are
+            return tiles
         # A seed for each part, for the backward pass must see the same tiles again.
         part = draw_seed(seed, "part", int(cells[0]))
         return varied(tiles, [len(cells)], [part], self.settings.augmentation)
-
-    def _embed(
-        self,
-        read: Callable[[IntArray], Pixels],
-        cells: IntArray,
-        *,
-        twice: bool = False,
-        vary_part: Callable[[Tensor, IntArray], Tensor] | None = None,
-    ) -> Tensor:
-        return embed_in_parts(
-            self.model.embed,
-            read,
-            cells,
-            self.device,
-            at_a_time=self.at_a_time,
-            twice=twice,
-            vary_part=vary_part,
-        )
-
-    @cached_property
-    def _store(self) -> FeatureFolder | None:
-        # Asked for after calibration, and a frozen encoder does not change any more.
-        return FeatureFolder(self.folder, fingerprint(self.model.encoder)) if self.folder else None
-
-
-def fingerprint(encoder: TileEncoder) -> str:
-    """Digest of all that an encoder's features depend on: weights, statistics and constants."""
-    digest = hashlib.sha256()
-    for name, value in chain(encoder.named_parameters(), encoder.named_buffers()):
-        digest.update(f"{name}{tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -9,19 +9,23 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from wsi_ats.batches import Example, Reader, outcomes
 from wsi_ats.config import SamplingSettings, Settings
-from wsi_ats.errors import ModelError
+from wsi_ats.errors import ModelError, SlideReadError
+from wsi_ats.features import Features
 from wsi_ats.geometry import Grid, IntArray
 from wsi_ats.methods.base import DrawLogits, Estimates, Finish, SeenTiles, WeightedTiles
-from wsi_ats.methods.encoding import TileBatches, encode_cells, encoder_for, to_device
+from wsi_ats.methods.encoding import TILES_AT_A_TIME, TileBatches, encode_cells, encoder_for, to_device
 from wsi_ats.methods.tiles import calibrate, varied
 from wsi_ats.nn import expectation
+from wsi_ats.nn.distillation import influence, target
 from wsi_ats.nn.model import AttentionSampler
 from wsi_ats.nn.precision import autocast
 from wsi_ats.nn.sampling import Draw, draw, explore
@@ -31,6 +35,9 @@ from wsi_ats.tiles import read_tiles
 
 # Tile pixels in one pass, forward and backward: 64 tiles of 256 pixels hold about 2.5 GB in a resnet18.
 _PIXELS_AT_A_TIME = 64 * 256**2
+
+# An attention may have left a cell altogether.
+_SMALLEST = 1e-20
 
 Looker = Callable[[Tensor, Tensor, tuple[int, int]], Tensor]
 """From a thumbnail, candidate cells and the grid's shape to the attention's logits of the cells."""
@@ -81,11 +88,12 @@ class AttentionSampling:
             plans, unseen = self._plan(examples, reader, seeds)
         places = [place for place, plan in enumerate(plans) if plan is not None]
         planned = [plan for plan in plans if plan is not None]
-        jobs = [
-            (examples[place].ref, partial(read_tiles, grid=plan.grid, cells=plan.cells))
-            for place, plan in zip(places, planned, strict=True)
-        ]
-        futures = reader.run(jobs)
+        futures = reader.read(
+            [
+                (examples[place].ref, plan.grid, plan.cells)
+                for place, plan in zip(places, planned, strict=True)
+            ]
+        )
 
         def finish() -> Estimates:
             tiles, unread = outcomes(futures, [examples[place] for place in places])
@@ -108,7 +116,7 @@ class AttentionSampling:
         self,
         places: Sequence[int],
         plans: Sequence[Plan],
-        pixels: Sequence[Pixels],
+        tiles: Sequence[Pixels | Features],
         seeds: Sequence[int],
         failed: Mapping[str, str],
     ) -> Estimates:
@@ -116,11 +124,10 @@ class AttentionSampling:
         if not plans:
             none = torch.zeros(0, device=self.device)
             outputs = torch.zeros(0, self.model.head.out_features, device=self.device)
-            return Estimates(outputs, [], failed, none, entropy=none)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.settings.training.freeze_attention):
-            chosen = [plan.weigh() for plan in plans]
-        counts = [len(each) for each in pixels]
-        features = torch.split(self._embed(np.concatenate(pixels), counts, seeds), counts)
+            return Estimates(outputs, [], failed, none)
+        chosen = [plan.weigh() for plan in plans]
+        counts = [len(each) for each in tiles]
+        features = torch.split(self._embed(np.concatenate(tiles), counts, seeds), counts)
         weights = [each.tiles.weight for each in chosen]
         pooled = [self.model.pool(*each) for each in zip(weights, features, strict=True)]
         log_weight = [
@@ -133,17 +140,85 @@ class AttentionSampling:
             failed=failed,
             log_weight=torch.stack(log_weight),
             tiles=sum(counts),
-            entropy=torch.stack([each.entropy for each in chosen]),
             drawn=[
-                SeenTiles(each.tiles.weight, each.tiles.attention, self.model.gate_logits(part), part)
+                SeenTiles(
+                    weight=each.tiles.weight,
+                    attention=each.tiles.attention,
+                    gate=self.model.gate_logits(part),
+                    features=part,
+                    entropy=each.entropy,
+                    top_share=each.top_share,
+                )
                 for each, part in zip(chosen, features, strict=True)
             ],
         )
 
-    def _embed(self, pixels: Pixels, counts: Sequence[int], seeds: Sequence[int]) -> Tensor:
+    def begin_survey(self, example: Example, reader: Reader, seed: int) -> Callable[[], Evidence]:
+        """Draw tiles of a slide by attention as it is, and begin to read them.
+
+        Attention should be uniform, so that the tiles stand for the slide as it is.
+
+        Parameters
+        ----------
+        example
+            The slide.
+        reader
+            Reads its tiles.
+        seed
+            Of the draw.
+
+        Returns
+        -------
+        function
+            To be called once; asks the classifier what each tile tells, without gradient. It may raise
+            :class:`~wsi_ats.errors.SlideError`.
+        """
+        plan = self._plan_one(example, reader, seed)
+        [tiles] = reader.read([(example.ref, plan.grid, plan.cells)])
+
+        @torch.no_grad()
+        def finish() -> Evidence:
+            parts = np.array_split(seen := tiles.result(), -(-len(seen) // TILES_AT_A_TIME))
+            features = torch.cat([self._embed(part, [len(part)], [seed]) for part in parts])
+            said = torch.cat([self.model.gate_logits(features)[:, None], self.model.classify(features)], 1)
+            return self._evidence(plan, said.double())
+
+        return finish
+
+    def recall(self, example: Example, reader: Reader, seed: int, said: Tensor) -> Evidence:
+        """Return the evidence of an earlier survey with the same seed, without reading its tiles again.
+
+        Parameters
+        ----------
+        example, reader, seed
+            See :meth:`begin_survey`.
+        said
+            What the classifier said of each tile then; see :class:`Evidence`.
+
+        Raises
+        ------
+        SlideError
+            When what decides on the tiles, a closer look at regions, cannot be read.
+        """
+        return self._evidence(self._plan_one(example, reader, seed), said)
+
+    @torch.no_grad()
+    def _evidence(self, plan: Plan, said: Tensor) -> Evidence:
+        tiles = plan.weigh().tiles
+        classes = self.settings.model.task == "classification"
+        return Evidence(plan.weigh, tiles.weight, tiles.attention, said.to(tiles.weight.device), classes)
+
+    @torch.no_grad()
+    def _plan_one(self, example: Example, reader: Reader, seed: int) -> Plan:
+        [plan], failed = self._plan([example], reader, [seed])
+        if plan is None:
+            raise SlideReadError(example.ref.path, failed[example.ref.id])
+        return plan
+
+    def _embed(self, seen: NDArray[Any], counts: Sequence[int], seeds: Sequence[int]) -> Tensor:
         """Features (N, D) of the tiles of several slides, all encoded at once."""
-        tiles = to_device(pixels, self.device)
-        if self.model.training:
+        tiles = to_device(seen, self.device)
+        if self.model.training and tiles.ndim == 4:
             tiles = varied(tiles, counts, seeds, self.settings.augmentation)
         with autocast(self.settings.training.precision, tiles.device, self.settings.tile.size):
             return self.model.embed(tiles)
@@ -247,11 +322,89 @@ class Chosen:
         Of the attention, in nats.
     log_mass
         Logarithm of the sum of the attention's exponentiated logits: what the softmax divides by.
+    top_share
+        Attention of the hundredth of the cells, or regions, that have most of it.
     """
 
     tiles: WeightedTiles
     entropy: Tensor
     log_mass: Tensor
+    top_share: float
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Tiles of a slide that were drawn uniformly, and what the classifier says of them.
+
+    Parameters
+    ----------
+    weigh
+        Weighs the tiles by attention as it is when it is called.
+    weight
+        Their weights when attention was uniform, shape (m,).
+    uniform
+        Attention of their cells then, shape (m,).
+    said
+        What the classifier says of each tile: its gate and, behind that, its outputs, shape (m, 1 + O),
+        float64.
+    classes
+        Whether only differences between outputs matter.
+    """
+
+    weigh: Callable[[], Chosen]
+    weight: Tensor
+    uniform: Tensor
+    said: Tensor
+    classes: bool
+
+    @property
+    def target(self) -> Tensor:
+        """What attention should be, as a share of each tile, shape (m,); sums to 1."""
+        gate, outputs = self.said[:, 0], self.said[:, 1:]
+        return target(self.weight, influence(self.weight, gate, outputs, classes=self.classes))
+
+    @torch.no_grad()
+    def foresight(self) -> Tensor:
+        """Return how much higher attention's logits are where a tile is worth reading than on average.
+
+        In nats, shape (); 0 is expected of attention that knows nothing of this slide.
+        """
+        tiles = self.weigh().tiles
+        uniform = self.weight.double() / self.weight.double().sum()
+        return (self.target - uniform) @ tiles.attention.double().clamp(min=_SMALLEST).log()
+
+    @torch.no_grad()
+    def simulate(self, tiles: int, *, exploration: float, draws: int, generator: torch.Generator) -> Tensor:
+        """Outputs of the slide as draws by attention as it is would give them, without reading a tile.
+
+        The tiles of the survey stand for the slide: draws are with replacement, from them alone (a
+        bootstrap).
+
+        Parameters
+        ----------
+        tiles
+            In each draw.
+        exploration
+            Share of uniform draws.
+        draws
+            How many.
+        generator
+            Source of randomness, on the CPU.
+
+        Returns
+        -------
+        Tensor, shape (draws, O), float64, on the CPU
+        """
+        uniform = self.weight.double().cpu()
+        attention = uniform * (self.weigh().tiles.attention / self.uniform).double().cpu()
+        uniform, attention = uniform / uniform.sum(), attention / attention.sum()
+        proposal = torch.lerp(attention, uniform, exploration)
+        drawn = torch.multinomial(proposal.expand(draws, -1), tiles, replacement=True, generator=generator)
+        said = self.said.cpu()[drawn]
+        weight = (attention / proposal)[drawn] / tiles
+        return torch.stack(
+            [expectation.gated(*each) for each in zip(weight, said[..., 1:], said[..., 0], strict=True)]
+        )
 
 
 def draw_cells(logits: Tensor, tissue: TissueMask, sampling: SamplingSettings, seed: int) -> Draw:
@@ -292,7 +445,13 @@ def weigh(logits: Tensor, tissue: TissueMask, drawn: Draw) -> Chosen:
         inclusion=drawn.expected,
         weight=expectation.weights(attention, here),
     )
-    return Chosen(tiles, expectation.entropy(attention), torch.logsumexp(logits, 0))
+    return Chosen(tiles, expectation.entropy(attention), torch.logsumexp(logits, 0), top_share(attention))
+
+
+def top_share(attention: Tensor) -> float:
+    """Attention of the hundredth of the cells that have most of it, at least of one; attention (K,)."""
+    largest = attention.detach().topk(-(-len(attention) // 100)).values
+    return largest.sum().item()
 
 
 def _weigh_by(look: Callable[[], Tensor], tissue: TissueMask, drawn: Draw) -> Chosen:

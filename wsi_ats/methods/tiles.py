@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import numpy as np
 import torch
@@ -13,13 +12,13 @@ from torch.utils.checkpoint import checkpoint
 from wsi_ats.batches import Example, Reader, outcomes
 from wsi_ats.config import AugmentationSettings, Settings
 from wsi_ats.errors import ModelError
+from wsi_ats.features import Features
 from wsi_ats.geometry import Grid, IntArray
 from wsi_ats.methods.base import draw_seed
 from wsi_ats.methods.encoding import TILES_AT_A_TIME, to_device
 from wsi_ats.nn.augmentation import draw_variation, join, vary
 from wsi_ats.nn.encoder import TileEncoder
 from wsi_ats.slides.base import Pixels
-from wsi_ats.tiles import read_tiles
 
 # Set apart from draws, which take the same seeds.
 _VARIATION = "variation"
@@ -103,8 +102,10 @@ def calibrate_on(
     ModelError
         When no slide can be read.
     """
-    jobs = [(example.ref, partial(read_tiles, grid=grid, cells=cells)) for example, grid, cells in wanted]
-    tiles, failed = outcomes(reader.run(jobs), [example for example, _, _ in wanted])
+    tiles, failed = outcomes(
+        reader.read([(example.ref, grid, cells) for example, grid, cells in wanted]),
+        [example for example, _, _ in wanted],
+    )
     read = [each for each in tiles if each is not None]
     if sum(len(each) for each in read) < 2:
         raise ModelError(f"no tiles could be read for calibration: {'; '.join(failed.values())}")
@@ -141,7 +142,7 @@ def varied(tiles: Tensor, counts: Sequence[int], seeds: Sequence[int], how: Augm
 
 def embed_in_parts(
     embed: Callable[[Tensor], Tensor],
-    read: Callable[[IntArray], Pixels],
+    read: Callable[[IntArray], Pixels | Features],
     cells: IntArray,
     device: torch.device | None,
     *,
@@ -160,7 +161,7 @@ def embed_in_parts(
     embed
         Tiles, uint8 (n, h, w, 3), to features (n, D).
     read
-        Cells (n,) to tiles.
+        Cells (n,) to tiles, or to their features.
     cells
         Flat cell numbers, shape (N,).
     device

@@ -25,7 +25,7 @@ from wsi_ats.errors import ModelError
 from wsi_ats.geometry import IntArray
 from wsi_ats.look import look_closer, regions_of
 from wsi_ats.methods.base import WeightedTiles, draw_seed
-from wsi_ats.methods.sampling import AttentionSampling, Chosen, Plan, draw_by
+from wsi_ats.methods.sampling import AttentionSampling, Chosen, Plan, draw_by, top_share
 from wsi_ats.methods.tiles import calibrate_on, calibration_slides
 from wsi_ats.nn import expectation
 from wsi_ats.nn.sampling import Draw
@@ -207,7 +207,8 @@ class TwoLevelSampling(AttentionSampling):
             ),
         )
         # The entropy of the product of both, of which the second part is known of the drawn regions only.
-        return Chosen(tiles, expectation.entropy(attention) + outer @ within, torch.logsumexp(logits, 0))
+        entropy = expectation.entropy(attention) + outer @ within
+        return Chosen(tiles, entropy, torch.logsumexp(logits, 0), top_share(attention))
 
 
 def _numbers(tissue: TissueMask, drawn: Draw) -> list[int]:

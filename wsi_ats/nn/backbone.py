@@ -12,7 +12,7 @@ from typing import Any
 
 import timm
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from wsi_ats.errors import ModelError
 
@@ -41,6 +41,23 @@ class Backbone:
     map_strides: tuple[int, ...] = ()
 
 
+class Precomputed(nn.Module):
+    """Stands where a backbone would, for features that somebody has computed already."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Refuse pixels.
+
+        Raises
+        ------
+        ModelError
+            Always.
+        """
+        raise ModelError(
+            f"a model of precomputed features was given pixels, shape {tuple(images.shape)}; give it "
+            "features, or train one with a backbone"
+        )
+
+
 def create_backbone(
     name: str, *, pretrained: bool, checkpoint: str = "", maps: bool = False, size: int | None = None
 ) -> Backbone:
@@ -49,7 +66,8 @@ def create_backbone(
     Parameters
     ----------
     name
-        A timm name such as ``"resnet18"``, or ``"hf-hub:owner/model"``.
+        A timm name such as ``"resnet18"``, ``"hf-hub:owner/model"``, or ``"features:1280"`` for features of
+        so many numbers that are computed already.
     pretrained
         Load the weights that go with the name; they are downloaded at first use.
     checkpoint
@@ -64,6 +82,8 @@ def create_backbone(
     ModelError
         When the name is unknown, or the weights cannot be had or do not fit.
     """
+    if precomputed := re.fullmatch(r"features:([1-9]\d*)", name):
+        return Backbone(Precomputed(), int(precomputed[1]), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     options: dict[str, Any] = {"features_only": True} if maps else {"num_classes": 0}
     if checkpoint:
         if not Path(checkpoint).is_file():

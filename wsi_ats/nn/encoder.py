@@ -18,17 +18,19 @@ _CALIBRATION_BATCH = 64
 
 
 class TileEncoder(nn.Module):
-    """A backbone whose features are whitened by constants, then scaled to one length.
+    """A backbone whose features are standardised by constants, then scaled to one length.
 
     The estimator is exact only if a feature is a function of its own tile, and sampling in proportion to
-    attention is optimal only if all features are equally long. But the raw features of a network are
-    nearly parallel and strongly correlated: their unit vectors hardly differ, and what tells tiles apart
-    hides in directions of little variance, which a head needs very many steps to find. Batch
-    normalisation cures half of that and makes a feature depend on the other tiles of its batch.
+    attention is optimal only if all features are equally long. But the raw features of a network are nearly
+    parallel, and some vary a thousand times as much as others: their unit vectors hardly differ, and a head
+    needs very many steps to find what tells tiles apart. Batch normalisation cures that and makes a feature
+    depend on the other tiles of its batch.
 
-    Here features are whitened by a mean and a matrix that :meth:`calibrate` measures once, before
+    Here features are standardised by a mean and a spread that :meth:`calibrate` measures once, before
     training, on a few hundred tiles. They are constants afterwards, as are the statistics of batch
-    normalisation inside the backbone, so a feature stays a function of its own tile.
+    normalisation inside the backbone, so a feature stays a function of its own tile. To remove correlations
+    as well (whitening) was worse: a few hundred tiles say little of a thousand directions
+    (``benchmarks/learning.py``).
 
     Parameters
     ----------
@@ -38,9 +40,6 @@ class TileEncoder(nn.Module):
         Whether it came with trained weights; it then also keeps the statistics it was trained with.
     """
 
-    # Share of the identity mixed into the correlation matrix: a few hundred tiles say nothing of the
-    # smallest of its directions, and whitening would blow up their noise.
-    SHRINKAGE = 0.1
     # Relative to the feature that varies most.
     CONSTANT = 1e-5
 
@@ -52,11 +51,11 @@ class TileEncoder(nn.Module):
         self._trained = trained
         self._frozen = False
         self.register_buffer("centre", torch.zeros(backbone.width))
-        self.register_buffer("whitening", torch.eye(backbone.width))
+        self.register_buffer("scale", torch.ones(backbone.width))
         self.register_buffer("mean", 255 * torch.tensor(backbone.mean).reshape(3, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(backbone.std).reshape(3, 1, 1), persistent=False)
         self.centre: Tensor
-        self.whitening: Tensor
+        self.scale: Tensor
         self.mean: Tensor
         self.std: Tensor
         self.train(self.training)
@@ -74,15 +73,30 @@ class TileEncoder(nn.Module):
         Tensor, shape (N, width)
             Vectors of length sqrt(width), so that a typical entry is of size 1.
         """
-        raw = self._raw(tiles).to(self.centre.dtype)
-        # Whitening divides by small numbers, for which half precision is not enough.
-        with in_full():
-            white = (raw - self.centre) @ self.whitening
-            return F.normalize(white, dim=1) * math.sqrt(self.width)
+        return self.standardise(self.raw(tiles))
 
-    def _raw(self, tiles: Tensor) -> Tensor:
+    def standardise(self, raw: Tensor) -> Tensor:
+        """Turn the backbone's features (N, width) into those that gate, pooling and head work with."""
+        raw = self._of_own_width(raw).to(self.centre.dtype)
+        # To divide by small numbers half precision is not enough.
+        with in_full():
+            return F.normalize((raw - self.centre) * self.scale, dim=1) * math.sqrt(self.width)
+
+    def raw(self, tiles: Tensor) -> Tensor:
+        """Encode tiles (N, h, w, 3), uint8, as features (N, width) as the backbone gives them."""
         images = (tiles.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean) / self.std
         features: Tensor = self.network(images)
+        return features
+
+    def _seen(self, tiles: Tensor) -> Tensor:
+        return self._of_own_width(tiles) if tiles.ndim == 2 else self.raw(tiles)
+
+    def _of_own_width(self, features: Tensor) -> Tensor:
+        if features.shape[1] != self.width:
+            raise ModelError(
+                f"given {features.shape[1]} features of each tile, but the model is one of {self.width}; set "
+                f"model.backbone=features:{features.shape[1]}, or give the features that it is made for"
+            )
         return features
 
     def freeze(self, *, but_last: int = 0) -> None:
@@ -120,7 +134,8 @@ class TileEncoder(nn.Module):
         Parameters
         ----------
         tiles
-            RGB, uint8, shape (N, h, w, 3), N >= 2; drawn from all the tissue that will be encoded.
+            RGB, uint8, shape (N, h, w, 3), or the backbone's features, shape (N, width); N >= 2; drawn from
+            all the tissue that will be encoded.
 
         Raises
         ------
@@ -134,15 +149,14 @@ class TileEncoder(nn.Module):
         self.calibrate_on(lambda: parts)
 
     @torch.no_grad()
-    def calibrate_on(self, parts: Callable[[], Iterable[Tensor]], *, shrinkage: float = SHRINKAGE) -> None:
+    def calibrate_on(self, parts: Callable[[], Iterable[Tensor]]) -> None:
         """Measure the constants on tiles or images that need not be in memory all at once.
 
         Parameters
         ----------
         parts
-            Called for each of up to two passes; gives RGB, uint8, shape (n, h, w, 3), n >= 1, of any size.
-        shrinkage
-            Share of the identity in the correlation matrix; with 1 features are scaled, not whitened.
+            Called for each of up to two passes; gives RGB, uint8, shape (n, h, w, 3), n >= 1, of any size, or
+            the backbone's features, shape (n, width).
 
         Raises
         ------
@@ -158,12 +172,12 @@ class TileEncoder(nn.Module):
                 layer.train()
             for part in parts():
                 try:
-                    self._raw(part)
+                    self._seen(part)
                 except ValueError as error:  # of a single pixel there is no variance
                     size = f"{part.shape[2]} x {part.shape[1]} pixels"
                     raise ModelError(f"too small an image, {size}, to calibrate on: {error}") from error
             self.eval()
-        features = [self._raw(part) for part in parts()]
+        features = [self._seen(part) for part in parts()]
         if sum(map(len, features)) < 2:
             raise ModelError(f"calibration needs at least 2 images, not {sum(map(len, features))}")
         raw = torch.cat(features).double()
@@ -171,13 +185,8 @@ class TileEncoder(nn.Module):
         # A feature that is the same for all tiles is left out: scaled by its rounding errors, it would
         # drown the others as soon as a tile differs in it.
         spread[spread <= self.CONSTANT * spread.max()] = torch.inf
-        unit = (raw - raw.mean(0)) / spread
-        correlation = unit.T @ unit / (len(unit) - 1)
-        identity = torch.eye(self.width, dtype=correlation.dtype, device=correlation.device)
-        values, vectors = torch.linalg.eigh(torch.lerp(correlation, identity, shrinkage))
-        root = (vectors * values.rsqrt()) @ vectors.T
         self.centre.copy_(raw.mean(0))
-        self.whitening.copy_(root / spread[:, None])
+        self.scale.copy_(1 / spread)
         self.train(was_training)
 
 

@@ -95,3 +95,29 @@ def activate(task: str, outputs: Tensor) -> Tensor:
     if task == "classification":
         return torch.softmax(outputs, -1)
     return torch.sigmoid(outputs) if task == "multilabel" else outputs
+
+
+def constant_outputs(task: str, targets: Tensor, outputs: int) -> Tensor:
+    """Outputs (O,) of a network that knows how common labels are, and nothing of the slides.
+
+    Parameters
+    ----------
+    task
+        See :func:`losses`.
+    targets
+        Of all slides, shape (N, T).
+    outputs
+        Their number O.
+
+    Examples
+    --------
+    >>> constant_outputs("classification", torch.tensor([[0.0], [0.0], [0.0], [1.0]]), 2).softmax(0)
+    tensor([0.7500, 0.2500])
+    """
+    if task == "classification":
+        counts = torch.bincount(targets[:, 0].long(), minlength=outputs).float()
+        return counts.clamp(min=torch.finfo(counts.dtype).tiny).div(counts.sum()).log()
+    if task == "multilabel":
+        common = targets.nanmean(0).float().nan_to_num(0.5)
+        return torch.logit(common, eps=1e-6)
+    return torch.zeros(outputs)  # values are normalised, and of risks only differences matter

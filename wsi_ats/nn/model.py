@@ -40,6 +40,12 @@ class AttentionSampler(SlideNetwork):
         Like ``attention``, from a coarse thumbnail to the regions of two-level sampling; ``attention`` then
         sees one region at a time.
 
+    Attributes
+    ----------
+    attention_scale
+        What the logits of attention are multiplied by, shape (): 1 is attention as it was learned, 0 is
+        uniform.
+
     Examples
     --------
     >>> model = build_model(classes=2, backbone="test_vit", pretrained=False, attention="small",
@@ -61,6 +67,8 @@ class AttentionSampler(SlideNetwork):
         super().__init__()
         self.attention = attention
         self.regions = regions
+        self.register_buffer("attention_scale", torch.ones(()))
+        self.attention_scale: Tensor
         self.encoder = encoder
         self.gate = nn.Linear(encoder.width, 1, bias=False) if gated else None
         self.head = nn.Linear(encoder.width, classes)
@@ -90,9 +98,7 @@ class AttentionSampler(SlideNetwork):
         -------
         Tensor, shape (K,)
         """
-        if self.attention is None:
-            return torch.zeros(len(cells), device=thumbnail.device)
-        return _score(self.attention, thumbnail, cells, shape)
+        return self._score(self.attention, thumbnail, cells, shape)
 
     def score_regions(self, thumbnail: Tensor, regions: Tensor, shape: tuple[int, int]) -> Tensor:
         """Compute the attention's logits of the candidate regions; like :meth:`score_cells`.
@@ -115,7 +121,16 @@ class AttentionSampler(SlideNetwork):
             raise ModelError(
                 "this model has one level and knows no regions; train one with thumbnail.levels=2"
             )
-        return _score(self.regions, thumbnail, regions, shape)
+        return self._score(self.regions, thumbnail, regions, shape)
+
+    def _score(
+        self, network: nn.Module | None, thumbnail: Tensor, cells: Tensor, shape: tuple[int, int]
+    ) -> Tensor:
+        if network is None or not self.attention_scale:
+            return self.attention_scale.new_zeros(len(cells), device=thumbnail.device)
+        mask = torch.zeros(shape, dtype=torch.bool, device=thumbnail.device)
+        mask.view(-1)[cells] = True
+        return self.attention_scale * candidate_logits(network(thumbnail, mask), cells)
 
     def pool(self, weights: Tensor, features: Tensor) -> Tensor:
         """Estimate the slide's feature (D,) from the weights (m,) and features (m, D) of drawn tiles."""
@@ -144,12 +159,6 @@ class AttentionSampler(SlideNetwork):
             "attention": [each for each in (self.attention, self.regions) if each is not None],
             "head": [self.head] if self.gate is None else [self.head, self.gate],
         }
-
-
-def _score(network: nn.Module, thumbnail: Tensor, cells: Tensor, shape: tuple[int, int]) -> Tensor:
-    mask = torch.zeros(shape, dtype=torch.bool, device=thumbnail.device)
-    mask.view(-1)[cells] = True
-    return candidate_logits(network(thumbnail, mask), cells)
 
 
 def build_model(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from wsi_ats.nn.encoder import TileEncoder
 
@@ -18,15 +19,18 @@ class SlideNetwork(nn.Module):
         Tiles, or whole images, to features (N, D).
     head
         Features (..., D) to logits.
+    dropout
+        Share of each tile's features that is dropped in training.
     """
 
     encoder: TileEncoder
     head: nn.Linear
+    dropout: float = 0.0
 
     def embed(self, tiles: Tensor) -> Tensor:
-        """Encode tiles, uint8 (N, h, w, 3), as features (N, D)."""
-        features: Tensor = self.encoder(tiles)
-        return features
+        """Features (N, D) of tiles, uint8 (N, h, w, 3), or of the backbone's features of them (N, width)."""
+        features: Tensor = self.encoder.standardise(tiles) if tiles.ndim == 2 else self.encoder(tiles)
+        return F.dropout(features, self.dropout, self.training)
 
     def classify(self, pooled: Tensor) -> Tensor:
         """Logits (..., classes) of pooled features (..., D)."""

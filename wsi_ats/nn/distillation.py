@@ -1,0 +1,112 @@
+r"""Teaching attention where to look, by a classifier that knows already what to look for.
+
+The classifier has learned from uniform draws. Which draws would have told its output best? A draw in
+proportion to a proposal p estimates the pooled feature, and the linear head its outputs z, with a variance
+that to first order in the ratio of gated pooling is
+
+.. math:: \frac1n \sum_i \frac{q_i^2 \lVert z_i - z \rVert^2}{p_i}, \qquad q_i \propto a_i e^{h_i},
+
+with :math:`z_i` the outputs of tile i alone and a the attention that the pooling has, here uniform. It is
+least for :math:`p_i \propto q_i \lVert z_i - z \rVert` (Cauchy-Schwarz; Kahn & Marshall 1953): a tile is
+worth reading as far as it counts and as it differs from the whole. That is the target, and the attention
+network is taught it by cross-entropy, from tiles that were drawn uniformly. The classifier is fixed
+meanwhile, so nothing that attention learns comes back to it, and where the thumbnail tells nothing the best
+answer is flat.
+
+Of a classifier only differences between classes matter, so :math:`z` is taken relative to its mean over them;
+the outputs of other tasks (log-odds of each label, a value, a log-hazard) are taken as they are.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# An attention may have left a tile altogether; small beside any that matters.
+_SMALLEST = 1e-20
+
+
+def influence(weight: Tensor, gate: Tensor, outputs: Tensor, *, classes: bool) -> Tensor:
+    r"""How much each tile counts and differs from the whole: :math:`e^{h_i} \lVert z_i - z \rVert`.
+
+    Parameters
+    ----------
+    weight
+        Weights of the drawn tiles, shape (m,).
+    gate
+        Their logits h, shape (m,); zeros with linear pooling.
+    outputs
+        What the classifier says of each tile alone, shape (m, O).
+    classes
+        Whether only differences between outputs matter.
+
+    Returns
+    -------
+    Tensor, shape (m,), float64
+        The largest is 1; zeros where no tile differs.
+
+    Examples
+    --------
+    >>> weight, outputs = torch.full((4,), 0.25), torch.tensor([[0.0], [0.0], [0.0], [4.0]])
+    >>> influence(weight, torch.zeros(4), outputs, classes=False).tolist()
+    [0.3333333333333333, 0.3333333333333333, 0.3333333333333333, 1.0]
+    """
+    weight, gate, outputs = (each.detach().double() for each in (weight, gate, outputs))
+    if classes:
+        outputs = outputs - outputs.mean(1, keepdim=True)
+    counts = (gate - gate.max()).exp()
+    share = weight * counts
+    pooled = share @ outputs / share.sum()
+    each: Tensor = counts * torch.linalg.vector_norm(outputs - pooled, dim=1)
+    return each / each.max().clamp(min=_SMALLEST)
+
+
+def target(weight: Tensor, influences: Tensor) -> Tensor:
+    """Share of the least-variance draws that each known tile stands for, shape (m,), sums to 1.
+
+    Parameters
+    ----------
+    weight
+        Weights of the drawn tiles, shape (m,).
+    influences
+        See :func:`influence`. Where no tile differs from the others, each gets its weight's share.
+    """
+    share = weight.detach().double() * influences
+    total = share.sum()
+    return share / total if total > 0 else weight.detach().double() / weight.detach().double().sum()
+
+
+def distillation(targets: Tensor, attention: Tensor) -> Tensor:
+    r"""Cross-entropy :math:`-\sum_i t_i \log a_i` between target and attention, shape ().
+
+    Parameters
+    ----------
+    targets
+        See :func:`target`.
+    attention
+        Attention of the same tiles, shape (m,), with gradient; over *all* cells it sums to 1.
+    """
+    return -(targets.to(attention.dtype) * attention.clamp(min=_SMALLEST).log()).sum()
+
+
+def variance(weight: Tensor, influences: Tensor, uniform: Tensor, proposal: Tensor) -> Tensor:
+    r"""Variance of the outputs' estimate by draws from a proposal, up to a constant of the slide.
+
+    Parameters
+    ----------
+    weight
+        Weights of tiles that were drawn uniformly, shape (m,).
+    influences
+        See :func:`influence`.
+    uniform, proposal
+        Probability of each of their cells by uniform draws, and by the proposal that is judged, shape (m,).
+
+    Examples
+    --------
+    >>> weight, seen = torch.full((2,), 0.5), torch.tensor([0.1, 0.9])
+    >>> half = torch.full((2,), 0.5)
+    >>> [round(variance(weight, seen, half, p).item(), 3) for p in (half, torch.tensor([0.1, 0.9]))]
+    [0.41, 0.25]
+    """
+    ratio = uniform.double() / proposal.double().clamp(min=_SMALLEST)
+    return (weight.double() * ratio * influences.square()).sum()
