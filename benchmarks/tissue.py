@@ -1,0 +1,370 @@
+"""Bags of features of real tissue: slides from which attention learns in seconds, and the same as files.
+
+A slide is a grid of 40 x 40 cells, about 1,150 of them tissue. Each tissue cell shows a crop of a real image
+(:mod:`benchmarks.tissue_features`) whose features are known; the thumbnail is made of the crops' own means.
+Half of the slides are positive: some of their regions are lesions, which are a given part of the tissue. All
+other regions, and all of negative slides, are look-alikes.
+
+What must not tell the classes apart is drawn before it is known which regions are lesions: tissue, number,
+places and areas of regions, those that would be lesions among them. Slides come in pairs, one of each class,
+with the same stain.
+"""
+
+from __future__ import annotations
+
+import csv
+import heapq
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from imagecodecs import jpeg8_decode
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from benchmarks.tissue_features import (
+    FOLDS,
+    GLASS,
+    SIDE,
+    STAINS,
+    THUMBNAIL,
+    CropTable,
+    crop_table,
+)
+from wsi_ats.batches import Example, Reader
+from wsi_ats.errors import SettingsError
+from wsi_ats.geometry import Grid, IntArray
+from wsi_ats.selection import TissueMask
+from wsi_ats.slides.base import SlideRef
+from wsi_ats.targets import Target
+from wsi_ats.testing.bank import TileBank, encode, shrink
+from wsi_ats.testing.layout import Kind, tissue_field
+from wsi_ats.testing.synthetic import write_tiff
+
+Pixels = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+
+CELLS = 40  # a side of a slide
+MPP = 0.5
+# Part of the tissue in regions that are never lesions, anything between two values, by the part that is
+# lesion in positive slides and look-alike in negative ones.
+OTHERS = {0.01: (0.01, 0.11), 0.05: (0.03, 0.25), 0.20: (0.05, 0.30)}
+
+_GRID = Grid(CELLS * SIDE, CELLS * SIDE, SIDE, SIDE)
+_TISSUE = (0.70, 0.80)  # of the slide
+_WAVY = 0.5  # how uneven a region's outline is, in radii
+
+
+@dataclass(frozen=True)
+class Bag:
+    """A slide whose tiles' features are known.
+
+    Parameters
+    ----------
+    ref
+        Its name, label (``positive`` or ``negative``) and split; there is no file at its path.
+    thumbnail
+        RGB, uint8, (320, 320, 3).
+    tissue
+        Its tissue cells, K of them, and their grid.
+    crops
+        Row of the collection's features for each tissue cell, in the order of ``tissue.cells``, shape (K,).
+    kinds
+        :class:`~wsi_ats.testing.layout.Kind` of each, shape (K,).
+    """
+
+    ref: SlideRef
+    thumbnail: Pixels
+    tissue: TissueMask
+    crops: NDArray[np.int64]
+    kinds: NDArray[np.int64]
+
+    @property
+    def positive(self) -> bool:
+        """Whether it has lesions."""
+        return self.ref.label == "positive"
+
+    @property
+    def in_region(self) -> Mask:
+        """Tissue cells that stand out, lesion or look-alike, shape (K,)."""
+        found: Mask = self.kinds != Kind.STROMA
+        return found
+
+    def example(self, target: Target) -> Example:
+        """The slide as training wants it."""
+        return Example(self.ref, self.thumbnail, self.tissue, target.encode(self.ref.label or ""))
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Slides of three splits that share no image.
+
+    Parameters
+    ----------
+    train, validation, test
+        The slides.
+    table
+        The crops that they are made of.
+    """
+
+    train: Sequence[Bag]
+    validation: Sequence[Bag]
+    test: Sequence[Bag]
+    table: CropTable
+
+    @property
+    def bags(self) -> list[Bag]:
+        """All slides."""
+        return [*self.train, *self.validation, *self.test]
+
+    @property
+    def features(self) -> NDArray[np.float32]:
+        """Of all crops, shape (N, D)."""
+        return self.table.features
+
+    @property
+    def tile_size(self) -> int:
+        """Side of a tile in pixels."""
+        return SIDE
+
+
+class BagReader(Reader):
+    """Gives features of tiles in place of their pixels, and counts the tiles.
+
+    Parameters
+    ----------
+    collection
+        Of the slides that may be read.
+    """
+
+    def __init__(self, collection: Collection) -> None:
+        self._features = collection.features
+        self._bags = {bag.ref.id: bag for bag in collection.bags}
+        self._asked = {name: np.zeros(len(bag.crops), dtype=bool) for name, bag in self._bags.items()}
+
+    @property
+    def tiles_read(self) -> dict[str, int]:
+        """Distinct tiles that were asked for, by slide; those of slides without any are 0."""
+        return {name: int(asked.sum()) for name, asked in self._asked.items()}
+
+    def read(self, wanted: Sequence[tuple[SlideRef, Grid, IntArray]]) -> list[Future[NDArray[np.float32]]]:
+        """See :meth:`wsi_ats.batches.Reader.read`; float32 (N, D).
+
+        Raises
+        ------
+        SettingsError
+            For a cell without tissue.
+        """
+        return [self._done(ref, np.asarray(cells, dtype=np.int64)) for ref, _, cells in wanted]
+
+    def _done(self, ref: SlideRef, cells: IntArray) -> Future[NDArray[np.float32]]:
+        bag = self._bags[ref.id]
+        places = np.full(bag.tissue.grid.size, -1)
+        places[bag.tissue.cells] = np.arange(len(bag.crops))
+        found = places[cells]
+        if (found < 0).any():
+            raise SettingsError(f"{ref.id}: cell {cells[found < 0][0]} has no tissue; read others")
+        self._asked[ref.id][found] = True
+        future: Future[NDArray[np.float32]] = Future()
+        future.set_result(self._features[bag.crops[found]])
+        return future
+
+
+def make_collection(
+    material: str,
+    *,
+    lesion: float,
+    visible: bool,
+    slides: tuple[int, int, int],
+    seed: int,
+    cache: Path = Path("results/tissue"),
+    data: Path = Path("../shared/data"),
+) -> Collection:
+    """Make slides of one material.
+
+    Parameters
+    ----------
+    material
+        ``colon`` or ``oral``.
+    lesion
+        Part of the tissue of positive slides that is lesion; one of :data:`OTHERS`.
+    visible
+        Whether regions differ from background in the thumbnail. Otherwise each of its pixels is that of some
+        crop of background.
+    slides
+        Number for training, validation and test, each even.
+    seed
+        Of all randomness. Seeds 5 apart share out the images alike, but have no slide in common.
+    cache, data
+        See :func:`benchmarks.tissue_features.crop_table`.
+
+    Raises
+    ------
+    SettingsError
+        For another material or part, or an odd number of slides.
+    """
+    table = crop_table(material, seed % FOLDS, cache=cache, data=data)
+    return collect(table, lesion=lesion, visible=visible, slides=slides, seed=seed)
+
+
+def collect(
+    table: CropTable, *, lesion: float, visible: bool, slides: tuple[int, int, int], seed: int
+) -> Collection:
+    """Make slides of given crops; see :func:`make_collection`."""
+    if lesion not in OTHERS or any(number % 2 for number in slides):
+        raise SettingsError(
+            f"lesion is {lesion} and slides {slides}; expected one of {', '.join(map(str, OTHERS))}, and "
+            "even numbers, for half of the slides are positive"
+        )
+    made: list[list[Bag]] = []
+    for place, (split, number) in enumerate(zip(("train", "val", "test"), slides, strict=True)):
+        rng = np.random.default_rng([seed, place])
+        bags: list[Bag] = []
+        for pair in range(number // 2):
+            for positive in rng.permutation([False, True]):
+                layout = Layout.draw(lesion, rng)
+                name = f"{split}_{len(bags):03d}"
+                label = "positive" if positive else "negative"
+                ref = SlideRef(name, f"{name}.tif", name, label, split)
+                bags.append(_bag(ref, layout, table, pair % STAINS, visible=visible, rng=rng))
+        made.append(bags)
+    return Collection(made[0], made[1], made[2], table)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where tissue and regions are, before it is known which regions are lesions.
+
+    Parameters
+    ----------
+    tissue
+        Bool, (40, 40).
+    owner
+        Number of the region that a cell is in, -1 for none, (40, 40).
+    chosen
+        Whether each region is a lesion if the slide is positive; the others are look-alikes in any case.
+    """
+
+    tissue: Mask
+    owner: NDArray[np.int64]
+    chosen: tuple[bool, ...]
+
+    @classmethod
+    def draw(cls, lesion: float, rng: np.random.Generator) -> Layout:
+        """Draw tissue and regions that fit in."""
+        while True:
+            tissue = ndimage.binary_fill_holes(tissue_field((CELLS,) * 2, rng.uniform(*_TISSUE), rng) > 0)
+            area = np.count_nonzero(tissue)
+            parts = [
+                (size, chosen)
+                for share, chosen in ((lesion, True), (rng.uniform(*OTHERS[lesion]), False))
+                for size in _areas(round(share * area), rng)
+            ]
+            parts.sort(reverse=True)
+            owner, free = np.full(tissue.shape, -1), tissue.copy()
+            for number, (size, _) in enumerate(parts):
+                region = grown(free, size, rng)
+                if region is None:
+                    break
+                owner[region] = number
+                free &= ~ndimage.binary_dilation(region, np.ones((3, 3)))
+            else:
+                return cls(tissue, owner, tuple(chosen for _, chosen in parts))
+
+    @cached_property
+    def lesion(self) -> Mask:
+        """Cells that are lesion if the slide is positive, (40, 40)."""
+        return np.isin(self.owner, np.flatnonzero(self.chosen))
+
+
+def _areas(total: int, rng: np.random.Generator) -> list[int]:
+    """Share out so many cells to a few regions, four cells each on average or more, none empty."""
+    number = min(int(rng.integers(1, 6)), max(total // 4, 1))
+    shares = 1 + rng.multinomial(total - number, rng.dirichlet(np.full(number, 4.0)))
+    return [int(each) for each in shares]
+
+
+def grown(free: Mask, size: int, rng: np.random.Generator) -> Mask | None:
+    """Draw a connected region of so many free cells, round but for waves; None where there is no room."""
+    pieces, _ = ndimage.label(free)
+    large = np.bincount(pieces.ravel()) >= size
+    large[0] = False
+    places = np.argwhere(large[pieces])
+    if not len(places):
+        return None
+    centre = tuple(int(each) for each in rng.choice(places))
+    y, x = np.indices(free.shape)
+    waves = ndimage.gaussian_filter(rng.normal(size=free.shape), 2)
+    cost = np.hypot(y - centre[0], x - centre[1]) / np.sqrt(size / np.pi) + _WAVY * waves / waves.std()
+    region, seen = np.zeros_like(free), ~free
+    seen[centre] = True
+    front = [(0.0, centre)]
+    for _ in range(size):
+        _, (row, column) = heapq.heappop(front)
+        region[row, column] = True
+        for near in ((row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)):
+            if 0 <= near[0] < len(free) and 0 <= near[1] < free.shape[1] and not seen[near]:
+                seen[near] = True
+                heapq.heappush(front, (float(cost[near]), near))
+    return region
+
+
+def _bag(
+    ref: SlideRef,
+    layout: Layout,
+    table: CropTable,
+    stain: int,
+    *,
+    visible: bool,
+    rng: np.random.Generator,
+) -> Bag:
+    """Show a crop in every tissue cell."""
+    assert ref.split
+    kinds = np.where(layout.owner >= 0, Kind.LOOKALIKE, Kind.STROMA)
+    if ref.label == "positive":
+        kinds[layout.lesion] = Kind.LESION
+    kinds = kinds[layout.tissue]
+    crops = np.empty(len(kinds), dtype=np.int64)
+    for kind in (Kind.STROMA, Kind.LOOKALIKE, Kind.LESION):
+        rows = table.rows(ref.split, stain, kind, hidden=not visible and kind != Kind.STROMA)
+        here = kinds == kind
+        crops[here] = rng.choice(rows, np.count_nonzero(here))
+    shown = np.full((CELLS, CELLS, THUMBNAIL, THUMBNAIL, 3), GLASS, dtype=np.uint8)
+    shown[layout.tissue] = table.thumbnails[crops]
+    thumbnail = shown.transpose(0, 2, 1, 3, 4).reshape(CELLS * THUMBNAIL, CELLS * THUMBNAIL, 3)
+    tissue = TissueMask(_GRID, layout.tissue.astype(np.float32), layout.tissue)
+    return Bag(ref, thumbnail, tissue, crops, kinds)
+
+
+def write_slides(collection: Collection, folder: Path) -> None:
+    """Write the slides as tiled TIFF, and ``labels.csv`` last; each tile is the very JPEG of its crop.
+
+    Parameters
+    ----------
+    collection
+        The slides.
+    folder
+        Made if it is missing. ``labels.csv`` says which split a slide is of.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    used, numbers = np.unique(np.concatenate([bag.crops for bag in collection.bags]), return_inverse=True)
+    jpegs = [encode(np.full((SIDE, SIDE, 3), GLASS, dtype=np.uint8))]
+    jpegs += [collection.table.jpeg(int(row)) for row in used]
+    quarters = [shrink(jpeg8_decode(each)) for each in jpegs]
+    averages = np.rint(quarters).astype(np.uint8), np.stack([shrink(each) for each in quarters])
+    bank = TileBank(SIDE, len(used), 1, 1.0, tuple(jpegs), averages)
+    first = 0
+    for bag in collection.bags:
+        references = np.zeros(bag.tissue.mask.shape, dtype=np.int64)
+        references[bag.tissue.mask] = 1 + numbers[first : first + len(bag.crops)]
+        first += len(bag.crops)
+        write_tiff(folder / bag.ref.path, bank, references, _GRID.width, _GRID.height, MPP)
+    with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["slide_id", "case_id", "path", "label", "split"])
+        for bag in collection.bags:
+            ref = bag.ref
+            table.writerow([ref.id, ref.case, ref.path, ref.label, ref.split])
