@@ -22,6 +22,9 @@ from wsi_ats.training import fit
 
 TARGET = Target("classification", ("negative", "positive"))
 
+JOINT = ("training.epochs=0", "training.attention_epochs=0")
+"""Joint training alone, the phase in which every part of the network computes; ``joint_epochs`` of it."""
+
 
 class Clock(Reader):
     """A reader that notes when reads are begun and how long they are waited for; another reads.
@@ -148,7 +151,7 @@ def measure(
     training
         The slides of the epoch, as many as go into its steps without remainder.
     settings
-        With one epoch.
+        With one epoch, of joint training.
     reader
         Reads the tiles.
     device

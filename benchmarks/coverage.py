@@ -385,7 +385,7 @@ def _train(refs: Sequence[SlideRef], settings: Settings, folder: Path) -> Attent
         with open_slide(ref) as slide:
             examples.append(Example(ref, *look(slide, settings), TARGET.encode(str(ref.label))))
     with TileReader(1) as reader:
-        model = fit(
+        trained = fit(
             examples,
             [],
             settings,
@@ -395,8 +395,8 @@ def _train(refs: Sequence[SlideRef], settings: Settings, folder: Path) -> Attent
             on_epoch=lambda _: None,
             reader=reader,
         )
-    save_model(folder, model, settings, TARGET)
-    return model
+    save_model(folder, trained.model, settings, TARGET)
+    return trained.model
 
 
 _SHOWN = {

@@ -35,6 +35,7 @@ from statistics import fmean, median
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -346,8 +347,8 @@ def figure_of_seeds(rows: Sequence[Row], path: Path, *, tiles: int) -> None:
                 axis.plot(range(1, len(areas) + 1), areas, style, label=arm, markersize=4)
         axis.set_title(f"{material}, thumbnail {'shows nothing' if hidden else 'shows regions'}", fontsize=9)
         axis.set_xlabel("seeds, worst first")
-        axis.axhline(0.5, color="0.8", linewidth=1)
-    axes[0][0].set_ylabel(f"held-out AUC ({tiles} tiles of about 1,150; MIL all)")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[0][0].set_ylabel(f"held-out AUC\n{tiles} of about 1,150 tiles (MIL: all)")
     axes[0][0].legend(fontsize=8)
     picture.savefig(path, dpi=120)
     plt.close(picture)

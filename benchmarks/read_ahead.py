@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks._steps import Memory, Steps, measure, table, train
+from benchmarks._steps import JOINT, Memory, Steps, measure, table, train
 from benchmarks.report import report
 from wsi_ats.batches import Example, TileReader
 from wsi_ats.config import Settings
@@ -56,6 +56,7 @@ SETTINGS = Settings().with_values(
         *("thumbnail.tissue=none", f"thumbnail.pixels_per_cell={_PIXELS_PER_CELL}"),
         *("model.pretrained=false", "model.backbone=test_resnet"),
         *(f"sampling.tiles={TILES}", f"training.slides_per_step={SLIDES}", "training.validation=0"),
+        *JOINT,
         # All of a step in one pass.
         *("training.tiles_per_pass=4096", "training.calibration_tiles=64", "training.precision=float32"),
     ]
@@ -162,7 +163,7 @@ def hiding(case: Case, *, steps: int, rounds: int) -> list[dict[str, Any]]:
     """Measure steps by all feeds, which take turns."""
     examples, images = make_slides(8, case.tile_size)
     shown = repeated(examples, SLIDES * (steps + 5))
-    settings = SETTINGS.with_values([f"tile.size={case.tile_size}", "training.epochs=1"])
+    settings = SETTINGS.with_values([f"tile.size={case.tile_size}", "training.joint_epochs=1"])
     tiles = np.zeros((TILES, case.tile_size, case.tile_size, 3), np.uint8)
     found: dict[str, list[Steps]] = {}
     for _ in range(rounds):
@@ -207,7 +208,11 @@ def staleness(*, epochs: int, slides: int, seeds: Sequence[int], tile_size: int 
     for ahead in (0, 1, 4):
         runs = []
         for seed in seeds:
-            changes = [f"tile.size={tile_size}", f"training.epochs={epochs}", f"training.read_ahead={ahead}"]
+            changes = [
+                f"tile.size={tile_size}",
+                f"training.joint_epochs={epochs}",
+                f"training.read_ahead={ahead}",
+            ]
             settings = SETTINGS.with_values([*changes, f"training.seed={seed}", "training.slides_per_step=4"])
             with TileReader(2, opener(images, MemorySlide)) as reader:
                 runs.append(train(examples, settings, reader, torch.device("cpu")))
@@ -223,7 +228,7 @@ def staleness(*, epochs: int, slides: int, seeds: Sequence[int], tile_size: int 
                 "effective": _mean(epoch_rows, "effective"),
                 "least_effective": min(float(row["effective"] or 0) for row in epoch_rows),
                 "effective_last_quarter": _mean(late, "effective"),
-                "entropy_last_quarter": _mean(late, "entropy"),
+                "cells_last_quarter": _mean(late, "effective_cells"),
                 "loss_last_quarter": _mean(late, "loss"),
                 "loss_by_seed": " ".join(f"{_mean(run[-max(1, epochs // 4) :], 'loss'):.3f}" for run in runs),
             }

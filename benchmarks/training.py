@@ -27,7 +27,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks._steps import Memory, Steps, measure, table
+from benchmarks._steps import JOINT, Memory, Steps, measure, table
 from benchmarks.report import report
 from wsi_ats.batches import Example, TileReader
 from wsi_ats.config import Settings
@@ -76,7 +76,12 @@ class Plan:
             [
                 *(f"model.backbone={self.model}", "model.pretrained=false"),
                 *(f"tile.size={self.tile_size}", f"sampling.tiles={self.tiles // SLIDES}"),
-                *(f"training.slides_per_step={SLIDES}", "training.epochs=1", "training.validation=0"),
+                *(
+                    f"training.slides_per_step={SLIDES}",
+                    *JOINT,
+                    "training.joint_epochs=1",
+                    "training.validation=0",
+                ),
                 *(f"training.tiles_per_pass={self.tiles_per_pass}", "training.calibration_tiles=64"),
                 "training.checkpoint_steps=1000000",
             ]

@@ -37,6 +37,7 @@ SETTINGS = Settings().with_values(
         "model.backbone=test_resnet",
         "model.pretrained=false",
         "sampling.tiles=5",
+        "sampling.exploration=0.0",  # draws by hand are by attention alone
     ]
 )
 

@@ -265,7 +265,8 @@ class _Training:
         self.unit_weights = _balancing(self.classes) if self.learning.balance == "weights" else None
         targets = target.normalise(torch.tensor([training[places[0]].target for places in self.units]))
         self.chance = constant_outputs(target.task, targets, target.outputs)
-        self.watch = Watch(validation, self.watched, settings, target, self.chance, processes, device)
+        width = len(training[0].target)
+        self.watch = Watch(validation, self.watched, settings, target, width, self.chance, processes, device)
         self.frozen: FrozenFeatures | None = None
         self.evidence: dict[int, Evidence] = {}
         slides = (

@@ -40,6 +40,8 @@ class Watch:
         Those of the run; as many tiles are drawn as at scoring.
     target
         What is predicted.
+    width
+        Numbers T in the target of a slide.
     chance
         Outputs (O,) of a guess; see :func:`wsi_ats.nn.losses.constant_outputs`.
     processes
@@ -52,6 +54,7 @@ class Watch:
     units: Sequence[Sequence[int]]
     settings: Settings
     target: Target
+    width: int
     chance: Tensor
     processes: Processes
     device: torch.device
@@ -129,7 +132,7 @@ class Watch:
         """
         task, known = self.target.task, len(outputs) > 0
         if not known:
-            outputs, targets = torch.zeros(0, self.target.outputs), torch.zeros(0, 2)
+            outputs, targets = torch.zeros(0, self.target.outputs), torch.zeros(0, self.width)
         if not outputs.isfinite().all():
             raise ModelError("the model gives scores that are no numbers; try lower learning rates")
         true = self.target.normalise(targets)

@@ -35,7 +35,7 @@ def test_memory_gives_as_many_tiles_as_are_asked_for():
     with TileReader(1, opener(images, MemorySlide)) as reader:
         for memory in (Memory(np.zeros((2, 16, 16, 3), np.uint8)), reader):
             clock = Clock(memory, lambda number: None)
-            (tiles,) = clock.read([(examples[0], np.array([3, 1, 4]))])
+            (tiles,) = clock.read([(examples[0].ref, examples[0].tissue.grid, np.array([3, 1, 4]))])
             assert tiles.result().shape == (3, 16, 16, 3)
             assert len(clock.times) == len(clock.waits) == 1
 
@@ -43,7 +43,9 @@ def test_memory_gives_as_many_tiles_as_are_asked_for():
 @pytest.mark.parametrize("ahead", [0, 2])
 def test_each_steady_step_is_timed_once(quick, ahead):
     examples, _ = make_slides(2, 16)
-    settings = SETTINGS.with_values(["tile.size=16", "training.epochs=1", f"training.read_ahead={ahead}"])
+    settings = SETTINGS.with_values(
+        ["tile.size=16", "training.joint_epochs=1", f"training.read_ahead={ahead}"]
+    )
     begun = []
     seen = measure(
         repeated(examples, 7 * SLIDES),

@@ -59,7 +59,7 @@ def test_bfloat16_agrees_with_float32_to_its_digits_and_only_the_backbone_comput
     """Eight binary digits, a few layers: a hundredth or two of a feature's size."""
 
     def computed(precision: str):
-        changes = [f"model.kind={kind}", f"training.precision={precision}"]
+        changes = [f"model.kind={kind}", f"training.precision={precision}", "training.feature_dropout=0"]
         settings = SETTINGS.with_values([*changes, *(["model.scale=1"] if kind == "image" else [])])
         with torch.random.fork_rng():
             torch.manual_seed(0)
@@ -78,7 +78,8 @@ def test_bfloat16_agrees_with_float32_to_its_digits_and_only_the_backbone_comput
         with TileReader(1, lambda ref: slide) as reader:
             found = method_for(model, settings).begin([example], reader, [0])()
             features = found.drawn[0].features.detach() if found.drawn else None
-            found.outputs.square().sum().backward()
+            # Linear, so that the gradient is not that of the outputs' own rounding where these are small.
+            (found.outputs[:, 1] - found.outputs[:, 0]).sum().backward()
         return model, seen, found.outputs.detach(), features
 
     single, _, outputs, features = computed("float32")
