@@ -43,10 +43,12 @@ def _few(classes: Sequence[str]) -> list[str]:
     if not scarce:
         return []
     name, count = min(scarce.items(), key=lambda each: each[1])
-    others = f" (and {len(scarce) - 1} other classes have fewer than {_FEW_CASES})" if len(scarce) > 1 else ""
+    cases, others = "case" if count == 1 else "cases", ""
+    if more := len(scarce) - 1:
+        others = f" ({more} more {'class has' if more == 1 else 'classes have'} fewer than {_FEW_CASES})"
     return [
-        f"class {name!r} has only {count} training cases{others}, too few to tell it from what these cases "
-        "happen to have in common; add cases, or judge by cross-validation (wsi-ats crossval)"
+        f"class {name!r} has only {count} training {cases}{others}, too few to tell it from what these happen "
+        "to have in common; add cases, or judge by cross-validation (wsi-ats crossval)"
     ]
 
 
