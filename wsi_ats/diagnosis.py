@@ -47,8 +47,8 @@ def _few(classes: Sequence[str]) -> list[str]:
     if more := len(scarce) - 1:
         others = f" ({more} more {'class has' if more == 1 else 'classes have'} fewer than {_FEW_CASES})"
     return [
-        f"class {name!r} has only {count} training {cases}{others}, too few to tell it from what these happen "
-        "to have in common; add cases, or judge by cross-validation (wsi-ats crossval)"
+        f"class {name!r} has only {count} training {cases}{others}, too few to tell it from what they "
+        "happen to have in common; add cases, or judge by cross-validation (wsi-ats crossval)"
     ]
 
 
