@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import time
 import uuid
 import zipfile
 import zlib
@@ -26,6 +27,9 @@ from wsi_ats.slides.storage import is_remote
 
 # What of a folder of Zarr tells it from others: its own metadata, and those of its levels.
 _ZARR_METADATA = ("zarr.json", ".zattrs", "*/zarr.json", "*/.zarray")
+
+# A process that has taken a folder writes its name there at once, unless the machine is busy.
+_OWNER_LOOKS, _OWNER_SECONDS = 20, 0.1
 
 # Long enough to tell slides apart that a scanner wrote with one size in one second.
 _HEADER_BYTES = 1 << 16
@@ -120,7 +124,7 @@ def locked(folder: Path, command: str) -> Iterator[None]:
         lock = FileLock(folder / ".lock", timeout=0)
         lock.acquire()
     except Timeout as error:
-        held = read_json(owner) if owner.exists() else {}
+        held = _owner(owner)
         raise LockedError(
             f"{folder} is in use by process {held.get('process', '?')} on {held.get('host', '?')} "
             f"({held.get('command', 'still starting')}); wait for it, or choose another --out"
@@ -133,6 +137,15 @@ def locked(folder: Path, command: str) -> Iterator[None]:
         owner.unlink(missing_ok=True)
     finally:
         lock.release()
+
+
+def _owner(path: Path) -> dict[str, Any]:
+    """Who holds a folder; whoever has just taken it is given time to write that down."""
+    for _ in range(_OWNER_LOOKS):
+        if path.exists():
+            return read_json(path)
+        time.sleep(_OWNER_SECONDS)
+    return {}
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
