@@ -80,8 +80,8 @@ def test_attention_is_compared_with_uniform_draws_in_words():
         figures = ({"loss": 0.5, "gain": 0.2, "auc": auc} for auc in (attention, uniform))
         return compare(*figures, slides=30, tiles=16, scale=scale)[-1]
 
-    assert "attention helps: it raises auc by 0.100" in last(0.9, 0.8)
-    assert "attention does not help: auc is 0.100 lower" in last(0.8, 0.9)
+    assert "on these 30 slides attention raises auc by 0.100" in last(0.9, 0.8)
+    assert "on these 30 slides attention lowers auc by 0.100" in last(0.8, 0.9)
     assert "equally well" in last(0.9, 0.9)
     assert "the thumbnail does not tell where to look" in last(0.9, 0.8, scale=0.0)
     assert compare({}, {}, slides=0, tiles=16, scale=1.0) == []

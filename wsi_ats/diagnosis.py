@@ -136,12 +136,12 @@ def compare(by_attention: Row, by_uniform: Row, *, slides: int, tiles: int, scal
     better = cast(float, value) - cast(float, other)
     margin = 0.01
     if better > margin:
-        lines.append(f"attention helps: it raises {name} by {better:.3f} for the same number of tiles")
+        lines.append(f"on these {slides} slides attention raises {name} by {better:.3f} for as many tiles")
     elif better < -margin:
         lines.append(
-            f"attention does not help: {name} is {-better:.3f} lower than by uniform draws; "
+            f"on these {slides} slides attention lowers {name} by {-better:.3f}; if more slides say so, too, "
             "model.kind=uniform reads as much and is simpler"
         )
     else:
-        lines.append("attention and uniform draws do equally well with as many tiles; fewer tiles may do")
+        lines.append(f"on these {slides} slides attention and uniform draws do equally well")
     return lines
