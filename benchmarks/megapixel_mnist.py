@@ -190,7 +190,11 @@ def run(arm: str, seed: int, canvases: tuple[Canvases, Canvases], changes: Seque
                 seconds=seconds,
             )
         )
-        print(epochs[-1], flush=True)
+        print(
+            f"{arm}, seed {seed}, epoch {len(epochs)} ({row['phase']}): test error {error:.3f}, "
+            f"digits seen {digits:.2f}, {seconds:.0f} s",
+            flush=True,
+        )
         began = time.process_time()
 
     with tempfile.TemporaryDirectory() as folder:
@@ -219,8 +223,8 @@ def tested(
         seeds = [draw_seed(settings.training.seed, example.ref.id, -1) for example in some]
         parts.append(method.begin(some, reader, seeds)().outputs)
     outputs, labels = torch.cat(parts), torch.tensor([int(example.target[0]) for example in test])
-    wrong = (outputs.argmax(1) != labels).float().mean()
-    return wrong.item(), F.cross_entropy(outputs, labels).item(), len(reader.digits) / len(test)
+    wrong = int((outputs.argmax(1) != labels).sum()) / len(test)
+    return wrong, F.cross_entropy(outputs, labels).item(), len(reader.digits) / len(test)
 
 
 def make(data: Path, seed: int, *, train: int, test: int, held_out: bool) -> tuple[Canvases, Canvases]:

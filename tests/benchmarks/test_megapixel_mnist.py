@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from benchmarks import megapixel_mnist
-from benchmarks._figures import Result, figure_of_costs
 from benchmarks.megapixel_mnist import ARMS, SETTINGS, CanvasReader, examples, holding
 from benchmarks.mnist_canvas import PATCH, Canvases, make_canvases
 from benchmarks.mnist_models import network
@@ -82,9 +81,3 @@ def test_the_experiment_runs_and_writes_its_table(canvases, tmp_path, monkeypatc
     ]
     assert all(0 <= float(row["test_error"]) <= 1 for row in rows)
     assert [float(row["tiles"]) for row in rows] == [5, 5, 10, 5, 10]  # the last reads again, backward
-
-
-def test_the_figure_of_costs_is_written(tmp_path):
-    results = [Result("a", s, e, t, m) for s, e, t, m in (("1", 0.2, 0.01, 1e8), ("2", 0.1, 0.1, 1e9))]
-    figure_of_costs(tmp_path / "costs.png", [*results, *results], title="both", chance=0.9)
-    assert (tmp_path / "costs.png").stat().st_size > 10_000
