@@ -43,11 +43,14 @@ class Fitted:
         What it predicts.
     unreadable
         Slides that turned out to be unreadable, and why.
+    seed
+        Of its training.
     """
 
     trained: Trained
     target: Target
     unreadable: Mapping[str, str]
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -201,7 +204,7 @@ class Fitting:
                 on_bad=on_bad,
                 processes=processes,
             )
-        return Fitted(trained, target, unreadable)
+        return Fitted(trained, target, unreadable, settings.training.seed)
 
     def _examples(self, refs: Sequence[SlideRef], target: Target) -> list[Example]:
         from wsi_ats.batches import Example

@@ -190,7 +190,8 @@ def _train(refs: Sequence[SlideRef], fitting: Fitting, others: _Others) -> Summa
         found = fitted.trained.trust
         attention = asdict(found) if found else {}
         digest = save_model(out, fitted.trained.model, settings, fitted.target, attention=attention)
-        run.finish(count(results.rows), model=digest, unreadable=dict(fitted.unreadable))
+        notes = {"unreadable": dict(fitted.unreadable), "trained_with_seed": fitted.seed}
+        run.finish(count(results.rows), model=digest, **notes)
     summary = _summary(out, results, fitted.unreadable)
     return replace(summary, notes={**summary.notes, **_written_notes(out, target.task)})
 

@@ -304,7 +304,7 @@ class TrainingSettings:
     """``weights`` lets rare classes count more, ``sampling`` shows their slides more often, so that all
     classes have the same say; ``none`` keeps probabilities true to how common classes are."""
     patience: int = 0
-    """Epochs without a better validation figure after which training ends, with the best epoch's weights.
+    """Epochs without a better validation figure after which a phase ends, with its best epoch's weights.
     0: never, and the last epoch's weights are kept; small validation sets choose epochs by luck."""
     monitor: str = "loss"
     """The validation figure that tells the best epoch: ``loss``, which still moves when few slides are sorted

@@ -57,7 +57,9 @@ def _learned(rows: Sequence[Row]) -> list[str]:
     known = [row for row in rows if row["gain"] is not None]
     if not known:
         return []
-    gain, watched = cast(float, known[-1]["gain"]), known[-1]["uniform_gain"] or known[-1]["validation_gain"]
+    last = known[-1]
+    watched = last["validation_gain"] if last["uniform_gain"] is None else last["uniform_gain"]
+    gain = cast(float, last["gain"])
     if gain < _NOTHING:
         return [
             "the classifier found nothing that tells the labels apart: its loss on fresh draws of the "

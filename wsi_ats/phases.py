@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from wsi_ats.config import Settings
-from wsi_ats.errors import SettingsError
 
 
 @dataclass(frozen=True)
@@ -38,12 +37,7 @@ class Phase:
 
 
 def phases_of(settings: Settings) -> list[Phase]:
-    """Return the phases that settings ask for, in order.
-
-    Raises
-    ------
-    SettingsError
-        When there is not a single epoch.
+    """Return the phases that settings ask for, in order; see :meth:`Settings.check_trainable` for none.
 
     Examples
     --------
@@ -58,7 +52,4 @@ def phases_of(settings: Settings) -> list[Phase]:
             Phase("attention", learning.attention_epochs, ("attention",), learning.attention_tiles),
             Phase("joint", learning.joint_epochs, ("backbone", "attention", "head"), settings.sampling.tiles),
         ]
-    phases = [phase for phase in phases if phase.epochs]
-    if not phases:
-        raise SettingsError("there are no epochs to train; set training.epochs, or training.joint_epochs")
-    return phases
+    return [phase for phase in phases if phase.epochs]

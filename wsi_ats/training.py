@@ -37,6 +37,7 @@ from wsi_ats.methods import method_for
 from wsi_ats.methods.base import Estimates, Finish, Method, draw_seed
 from wsi_ats.methods.frozen import FrozenFeatures
 from wsi_ats.methods.sampling import AttentionSampling, Evidence
+from wsi_ats.nn.backbone import Precomputed
 from wsi_ats.nn.cases import pool_slides
 from wsi_ats.nn.losses import constant_outputs, losses
 from wsi_ats.nn.model import AttentionSampler
@@ -336,7 +337,7 @@ class _Training:
         learns = any(name.startswith("encoder.") for name in self.learnable)  # in any phase
         if self.settings.model.kind == "image" or learns:
             return None
-        if not any(True for _ in encoder.network.parameters()):  # the reader gives features
+        if isinstance(encoder.network, Precomputed):  # the reader gives features
             return None
         folder = self.folder / "features"
         return stack.enter_context(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from wsi_ats.nn import expectation
-from wsi_ats.nn.distillation import distillation, influence, target, variance
+from wsi_ats.nn.distillation import distillation, influence, target
 from wsi_ats.nn.sampling import explore
 from wsi_ats.testing.enumeration import enumerate_draws
 
@@ -90,6 +90,11 @@ def proposals(count: int) -> list[torch.Tensor]:
     return [
         torch.softmax(spread * normal(CELLS, seed=100 + i), 0) for i in range(count) for spread in (0.3, 2)
     ]
+
+
+def variance(weight, influences, uniform, proposal) -> torch.Tensor:
+    """Variance of draws from a proposal, up to a constant of the slide, by tiles drawn uniformly."""
+    return (weight * uniform / proposal.clamp(min=1e-20) * influences.square()).sum()
 
 
 def exact_variance(seen, proposal: torch.Tensor, n: int, *, classes: bool) -> float:

@@ -16,9 +16,7 @@ from wsi_ats.nn.curve import Curve
 from wsi_ats.nn.sampling import (
     BIASED,
     DESIGNS,
-    Draw,
     draw,
-    draw_each,
     explore,
     inclusion,
     multinomial_at,
@@ -511,35 +509,3 @@ def test_exploration_spends_its_share_on_all_candidates():
         explore(attention, 1.5)
     with pytest.raises(SettingsError, match="no candidates"):
         explore(torch.zeros(0), 0.1)
-
-
-# Several slides
-
-
-@pytest.mark.parametrize("design", DESIGNS)
-def test_what_is_drawn_of_a_slide_does_not_depend_on_its_batch(design):
-    """Slides of 1 to 900 cells, some with fewer tissue cells than draws."""
-    shapes = [(1, 1), (30, 30), (4, 9), (2, 1)]
-    cells = [torch.arange(rows * columns)[:: 1 + i] for i, (rows, columns) in enumerate(shapes)]
-    proposals = [
-        torch.softmax(torch.randn(len(each), generator=seeded(i)), 0) for i, each in enumerate(cells)
-    ]
-
-    def both(numbers) -> list[Draw]:
-        return draw_each(
-            design,
-            [proposals[i] for i in numbers],
-            cells=[cells[i] for i in numbers],
-            shapes=[shapes[i] for i in numbers],
-            n=8,
-            generators=[seeded(i) for i in numbers],
-        )
-
-    together = both(range(4))
-    assert len(together[0].indices) == 1
-    for number, one in enumerate(together):
-        (alone,) = both([number])
-        assert torch.equal(one.indices, alone.indices)
-        assert torch.equal(one.counts, alone.counts)
-        assert torch.equal(one.expected, alone.expected)
-        assert one.indices.max() < len(cells[number])

@@ -377,6 +377,7 @@ def test_of_several_restarts_the_one_with_the_least_validation_loss_is_kept(trai
     best = losses.index(min(losses))
     assert f"restart {best} is kept" in said
     assert (model_of(out) == model_of(trained)) == (best == 0)
+    assert read_json(out / "run.json")["trained_with_seed"] == best
     seconds = {"seconds"}
     kept = [{k: v for k, v in row.items() if k not in seconds} for row in table(out / "metrics.csv")]
     assert kept == [{k: v for k, v in row.items() if k not in seconds} for row in alone[best]]

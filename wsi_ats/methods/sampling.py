@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from wsi_ats.methods.base import DrawLogits, Estimates, Finish, SeenTiles, Weigh
 from wsi_ats.methods.encoding import TILES_AT_A_TIME, TileBatches, encode_cells, encoder_for, to_device
 from wsi_ats.methods.tiles import calibrate, varied
 from wsi_ats.nn import expectation
-from wsi_ats.nn.distillation import influence, target
+from wsi_ats.nn.distillation import distillation, influence, target
 from wsi_ats.nn.model import AttentionSampler
 from wsi_ats.nn.precision import autocast
 from wsi_ats.nn.sampling import Draw, draw, explore
@@ -35,9 +35,6 @@ from wsi_ats.tiles import read_tiles
 
 # Tile pixels in one pass, forward and backward: 64 tiles of 256 pixels hold about 2.5 GB in a resnet18.
 _PIXELS_AT_A_TIME = 64 * 256**2
-
-# An attention may have left a cell altogether.
-_SMALLEST = 1e-20
 
 Looker = Callable[[Tensor, Tensor, tuple[int, int]], Tensor]
 """From a thumbnail, candidate cells and the grid's shape to the attention's logits of the cells."""
@@ -357,7 +354,7 @@ class Evidence:
     said: Tensor
     classes: bool
 
-    @property
+    @cached_property
     def target(self) -> Tensor:
         """What attention should be, as a share of each tile, shape (m,); sums to 1."""
         gate, outputs = self.said[:, 0], self.said[:, 1:]
@@ -369,16 +366,16 @@ class Evidence:
 
         In nats, shape (); 0 is expected of attention that knows nothing of this slide.
         """
-        tiles = self.weigh().tiles
+        attention = self.weigh().tiles.attention.double()
         uniform = self.weight.double() / self.weight.double().sum()
-        return (self.target - uniform) @ tiles.attention.double().clamp(min=_SMALLEST).log()
+        return distillation(uniform, attention) - distillation(self.target, attention)
 
     @torch.no_grad()
     def simulate(self, tiles: int, *, exploration: float, draws: int, generator: torch.Generator) -> Tensor:
         """Outputs of the slide as draws by attention as it is would give them, without reading a tile.
 
         The tiles of the survey stand for the slide: draws are with replacement, from them alone (a
-        bootstrap).
+        bootstrap). Tiles are pooled as a ratio, to which linear pooling is close.
 
         Parameters
         ----------

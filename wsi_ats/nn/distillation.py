@@ -87,26 +87,3 @@ def distillation(targets: Tensor, attention: Tensor) -> Tensor:
         Attention of the same tiles, shape (m,), with gradient; over *all* cells it sums to 1.
     """
     return -(targets.to(attention.dtype) * attention.clamp(min=_SMALLEST).log()).sum()
-
-
-def variance(weight: Tensor, influences: Tensor, uniform: Tensor, proposal: Tensor) -> Tensor:
-    r"""Variance of the outputs' estimate by draws from a proposal, up to a constant of the slide.
-
-    Parameters
-    ----------
-    weight
-        Weights of tiles that were drawn uniformly, shape (m,).
-    influences
-        See :func:`influence`.
-    uniform, proposal
-        Probability of each of their cells by uniform draws, and by the proposal that is judged, shape (m,).
-
-    Examples
-    --------
-    >>> weight, seen = torch.full((2,), 0.5), torch.tensor([0.1, 0.9])
-    >>> half = torch.full((2,), 0.5)
-    >>> [round(variance(weight, seen, half, p).item(), 3) for p in (half, torch.tensor([0.1, 0.9]))]
-    [0.41, 0.25]
-    """
-    ratio = uniform.double() / proposal.double().clamp(min=_SMALLEST)
-    return (weight.double() * ratio * influences.square()).sum()

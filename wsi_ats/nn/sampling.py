@@ -8,7 +8,7 @@ divided, ``pi_i = E[number of times i is drawn]``. What is done with the tiles i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -118,33 +118,6 @@ def draw(
     if not (min(shape) > 0 and cells[0] >= 0 and cells[-1] < size and bool((cells[1:] > cells[:-1]).all())):
         raise SettingsError(f"cells must be ascending numbers of a grid of {shape[0]} x {shape[1]} cells")
     return DESIGNS[design](probabilities / total, shape, cells.contiguous(), n, generator)
-
-
-def draw_each(
-    design: str,
-    proposals: Sequence[Tensor],
-    *,
-    cells: Sequence[Tensor],
-    shapes: Sequence[tuple[int, int]],
-    n: int,
-    generators: Sequence[torch.Generator],
-) -> list[Draw]:
-    """Draw ``n`` cells of each of several slides, each with a randomness of its own.
-
-    Slides differ in their numbers of cells, and what is drawn of one does not depend on which others share
-    its batch: it is what :func:`draw` gives for that slide alone.
-
-    Parameters
-    ----------
-    design, n
-        See :func:`draw`.
-    proposals, cells, shapes, generators
-        One for each slide; see :func:`draw`.
-    """
-    return [
-        draw(design, proposal, cells=numbers, shape=shape, n=n, generator=generator)
-        for proposal, numbers, shape, generator in zip(proposals, cells, shapes, generators, strict=True)
-    ]
 
 
 def explore(attention: Tensor, share: float) -> Tensor:
