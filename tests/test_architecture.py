@@ -59,6 +59,7 @@ DOORS = {
     "PIL": ["wsi_ats.resample", "wsi_ats.slides.colour"],  # the second turns colours by a profile
     "skimage": ["wsi_ats.tissue"],
     "scipy": [
+        "wsi_ats.distilling",
         "wsi_ats.tissue",
         "wsi_ats.testing.layout",
         "wsi_ats.testing.synthetic",

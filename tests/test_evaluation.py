@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn import metrics
 
 from wsi_ats.errors import SettingsError
-from wsi_ats.evaluation import auc, bootstrap, figures, metrics_table, reason
+from wsi_ats.evaluation import auc, bootstrap, figures, main_figure, metrics_table, reason
 
 
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 5)), min_size=2, max_size=30))
@@ -139,6 +139,25 @@ def test_survival_is_judged_by_concordance():
     assert figures("survival", true, [[0.9], [0.5], [0.1]]) == {"concordance": 1.0}
     assert figures("survival", [[1, 0], [2, 0]], [[0.9], [0.5]]) == {"concordance": None}
     assert reason("survival", [[1, 0], [2, 0]], ["risk"]) == "no event was seen"
+
+
+@pytest.mark.parametrize("task", ["classification", "three classes", "multilabel", "regression", "survival"])
+@pytest.mark.parametrize("cases", [0, 1, 40])
+def test_the_main_figure_alone_is_the_first_of_all(task, cases):
+    rng = np.random.default_rng(0)
+    targets = {
+        "classification": rng.integers(2, size=(cases, 1)),
+        "three classes": rng.integers(3, size=(cases, 1)),
+        "multilabel": np.where(rng.random((cases, 3)) < 0.2, np.nan, rng.integers(2, size=(cases, 3))),
+        "regression": rng.normal(size=(cases, 1)),
+        "survival": np.stack([rng.exponential(size=cases), rng.integers(2, size=cases)], 1),
+    }[task]
+    columns = {"classification": 2, "three classes": 3, "multilabel": 3}.get(task, 1)
+    scores = rng.dirichlet(np.ones(columns), cases) if "class" in task else rng.random((cases, columns))
+    task = "classification" if "class" in task else task
+    every = figures(task, targets, scores)
+    assert main_figure(task, targets, scores) == next(iter(every.items()))
+    assert cases < 40 or main_figure(task, targets, scores)[1] is not None
 
 
 def test_an_unknown_task_is_refused():

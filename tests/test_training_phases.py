@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from wsi_ats.checkpoints import model_for
 from wsi_ats.config import Settings
 from wsi_ats.errors import ArtifactError, ModelError
 from wsi_ats.methods import sampling
+from wsi_ats.nn import model
 from wsi_ats.phases import Phase, phases_of
 from wsi_ats.slides.memory import MemorySlide
 from wsi_ats.training import fit
@@ -48,10 +50,10 @@ def start_of(*changes: str):
     """The network as it starts, but with attention that is not uniform, so that it would show."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = model_for(SETTINGS.with_values(changes), TARGET)
-        if getattr(model, "attention", None) is not None:
-            torch.nn.init.normal_(model.attention.logit.weight)
-    return model
+        network = model_for(SETTINGS.with_values(changes), TARGET)
+        if getattr(network, "attention", None) is not None:
+            torch.nn.init.normal_(network.attention.logit.weight)
+    return network
 
 
 class Recorded(TileReader):
@@ -233,15 +235,51 @@ def test_attention_comes_closer_to_what_it_is_taught(tmp_path):
     assert learned[-1]["effective_cells"] < learned[0]["effective_cells"]
 
 
+@pytest.mark.parametrize("turns", [True, False])
+def test_attention_learns_from_slides_laid_any_way_and_is_used_as_they_lie(tmp_path, monkeypatch, turns):
+    seen: list[tuple[bool, int]] = []
+    real = model.score_turned
+
+    def score_turned(network, thumbnail, mask, turn):
+        seen.append((network.training, turn))
+        return real(network, thumbnail, mask, turn)
+
+    monkeypatch.setattr(model, "score_turned", score_turned)
+    trained(tmp_path, *ATTENTION, f"augmentation.turns={turns}".lower())
+    learning = [turn for training, turn in seen if training]
+    assert len(learning) == 8 * 3
+    assert {turn for training, turn in seen if not training} == {0}
+    # Three slides in a row laid the same way, every time, are not chance.
+    assert len(set(learning)) >= 5 if turns else set(learning) == {0}
+
+
+def test_slides_of_a_pooled_case_are_taught_together(tmp_path, monkeypatch):
+    counts: list[int] = []
+    real = training.loss
+
+    def loss(evidence):
+        counts.append(len(evidence.said))
+        return real(evidence)
+
+    monkeypatch.setattr(training, "loss", loss)
+    ordered = sorted(TRAINING, key=lambda each: each.target)
+    pairs = [replace(each, ref=replace(each.ref, case=f"case {n // 2}")) for n, each in enumerate(ordered)]
+    trained(tmp_path / "union", *ATTENTION, "model.cases=union", examples=pairs)
+    assert counts == [20] * (4 * 3)  # of two slides
+    counts.clear()
+    trained(tmp_path / "mean", *ATTENTION, "model.cases=mean", examples=pairs)
+    assert counts == [10] * (8 * 3)
+
+
 def test_without_slides_to_watch_nobody_judges_attention(tmp_path):
     rows: list = []
     found = trained(tmp_path, *ATTENTION, validation=[], on_epoch=rows.append)
-    assert found.trust == distilling.Trust(1.0, None, None, 0)
+    assert found.trust == distilling.Trust(1.0, None, None, None, 0)
     assert found.model.attention_scale == 1
     assert [row["tiles"] for row in rows] == [8 * 5, 8 * 5, 8 * 10, 0, 0]
     assert (found.by_attention, found.by_uniform) == ({}, {})
     watched = trained(tmp_path / "watched", *ATTENTION)
-    assert watched.trust.slides == len(VALIDATION)
+    assert watched.trust.cases == len(VALIDATION)
 
 
 def test_slides_that_cannot_be_read_are_left_out_of_the_survey(tmp_path):
@@ -256,7 +294,7 @@ def test_slides_that_cannot_be_read_are_left_out_of_the_survey(tmp_path):
     )
     assert sorted(bad) == ["s21v", "s2p"]  # each once
     assert [row["tiles"] for row in rows[2:]] == [(7 + 3) * 10, 0, 0]
-    assert found.trust.slides == 3
+    assert found.trust.cases == 3
     with pytest.raises(ModelError, match=r"--max-bad allows 0: s21v: tile 3 is damaged"):
         trained(
             tmp_path / "none allowed",
@@ -343,13 +381,13 @@ def test_all_together_draw_by_attention_as_far_as_it_is_trusted(tmp_path, monkey
         assert (tiles, exploration, seed, len(judges)) == (3, 0.1, 0, 4)
         assert figure(torch.zeros(4, 2)) == 0.5  # the area under the curve
         model.attention_scale.fill_(scale)
-        return distilling.Trust(scale, 0.5, 0.6, 4)
+        return distilling.Trust(scale, True, 0.5, 0.6, 4)
 
     monkeypatch.setattr(sampling, "draw_cells", draw_cells)
     monkeypatch.setattr(training, "trust", trust)
     found = trained(tmp_path, *PHASES)
     assert found.model.attention_scale == scale
-    assert found.trust == distilling.Trust(scale, 0.5, 0.6, 4)
+    assert found.trust == distilling.Trust(scale, True, 0.5, 0.6, 4)
     attention = found.model.score_cells(
         torch.from_numpy(TRAINING[0].thumbnail), torch.arange(20), TRAINING[0].tissue.grid.shape
     )

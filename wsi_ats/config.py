@@ -399,15 +399,16 @@ class TrainingSettings:
 
 @dataclass(frozen=True, slots=True)
 class AugmentationSettings:
-    """How tiles are varied in training."""
+    """How tiles, and the thumbnails that attention learns from, are varied in training."""
 
     turns: bool = True
-    """Turn by right angles and mirror: tissue has no upper side, and it costs next to nothing."""
+    """Turn by right angles and mirror: tissue has no upper side, and it costs next to nothing. Of thumbnails
+    this is what keeps attention from learning its slides by heart."""
     colour: float = 0.0
-    """Standard deviation of contrast and brightness; not needed where stains are varied."""
+    """Of tiles, standard deviation of contrast and brightness; not needed where stains are varied."""
     stain: float = 0.0
-    """Standard deviation of the amount of each stain, such as 0.1 for slides of several laboratories; those
-    of one differ less, and it costs a logarithm a pixel."""
+    """Of tiles, standard deviation of the amount of each stain, such as 0.1 for slides of several
+    laboratories; those of one differ less, and it costs a logarithm a pixel."""
 
     def __post_init__(self) -> None:
         for name in ("colour", "stain"):

@@ -5,30 +5,37 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, stdev
 
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 
 from wsi_ats.batches import Example, Reader, ahead
 from wsi_ats.errors import SlideError
 from wsi_ats.methods.base import draw_seed
-from wsi_ats.methods.sampling import AttentionSampling, Evidence
+from wsi_ats.methods.evidence import Evidence
+from wsi_ats.methods.sampling import AttentionSampling
 from wsi_ats.nn.distillation import distillation
 from wsi_ats.nn.model import AttentionSampler
 
-SCALES = (0.0, 0.25, 0.5, 0.75, 1.0)
-"""Scales of attention's logits that are tried; 0 is uniform."""
+SCALES = (1.0, 0.75, 1.5, 0.5, 2.0, 0.25, 0.0)
+"""Scales of attention's logits that are tried, of equal ones the first is taken; 0 is uniform. Attention is
+taught the draws that tell best what *all* tiles say on average; sharper ones may tell the labels better,
+which only labels show."""
 
-# More than chance: so many standard errors of the mean over slides. Attention that knows nothing gets past
-# this in about one run of a hundred.
-_STANDARD_ERRORS = 2.5
+# How often attention that knows nothing may seem to foretell, by Student's t over the cases. That does little
+# harm: such attention is nearly flat, and the figure has a say, too.
+_ERROR_RATE = 0.05
+
+# Less changes draws by so little that they are uniform to speak of.
+_LEAST_FORESIGHT = 0.1
 
 # Simulated draws of each slide.
 _SIMULATED = 32
 
-# Fewer slides tell nothing.
-_FEWEST = 4
+FEWEST = 4
+"""Cases that it takes to judge attention; fewer tell nothing."""
 
 
 @dataclass(frozen=True)
@@ -39,19 +46,53 @@ class Trust:
     ----------
     scale
         What attention's logits are multiplied by; 0 for uniform draws.
+    foretells
+        Whether attention foretells, by more than chance and more than a little, which tiles of other slides
+        are worth reading; ``None`` where there were fewer than :data:`FEWEST` cases to judge by, and it is
+        used as it was learned.
     foresight
-        How much more attention's logits are where tiles of other slides are worth reading than on average,
-        in nats, mean over slides; ``None`` where there were no slides to judge by.
+        How much more attention's logits are where tiles are worth reading than on average, in nats, mean over
+        cases; ``None`` where it was not judged.
     error
         Standard error of that.
-    slides
-        How many slides there were.
+    cases
+        How many cases there were to judge by.
     """
 
     scale: float
+    foretells: bool | None
     foresight: float | None
     error: float | None
-    slides: int
+    cases: int
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Slides that are scored together and that attention did not learn from.
+
+    Parameters
+    ----------
+    case
+        The case that they are of.
+    evidence
+        What the survey of each found, or of all together where their cells are pooled as those of one slide.
+    """
+
+    case: str
+    evidence: Sequence[Evidence]
+
+    def foresight(self) -> float:
+        """See :meth:`wsi_ats.methods.evidence.Evidence.foresight`; the mean over the slides."""
+        return fmean(each.foresight().item() for each in self.evidence)
+
+    def simulate(self, tiles: int, exploration: float, seed: int) -> Tensor:
+        """Outputs (draws, O) of simulated draws; see :meth:`wsi_ats.methods.evidence.Evidence.simulate`."""
+        generator = torch.Generator().manual_seed(seed)
+        outputs = [
+            each.simulate(tiles, exploration=exploration, draws=_SIMULATED, generator=generator)
+            for each in self.evidence
+        ]
+        return torch.stack(outputs).mean(0)
 
 
 def survey(
@@ -132,13 +173,17 @@ def survey_seed(seed: int, example: Example) -> int:
 
 def loss(evidence: Evidence) -> tuple[Tensor, Tensor, float]:
     """Loss of attention to one slide, its entropy in nats, and the share of its hundredth with most of it."""
-    chosen = evidence.weigh()
-    return distillation(evidence.target, chosen.tiles.attention), chosen.entropy.detach(), chosen.top_share
+    attended = evidence.attend()
+    return (
+        distillation(evidence.target, attended.log_attention),
+        attended.entropy.detach(),
+        attended.top_share,
+    )
 
 
 def trust(
     model: AttentionSampler,
-    judges: Sequence[Evidence],
+    judges: Sequence[Judge],
     figure: Callable[[Tensor], float | None],
     *,
     tiles: int,
@@ -148,44 +193,44 @@ def trust(
     """Choose the scale of attention's logits on slides that neither it nor the classifier learned from.
 
     Two questions are asked, of the tiles of the survey alone. Does attention foretell which tiles are worth
-    reading, by more than chance? That takes no labels; if not, tiles are drawn uniformly. If it does, the
-    scale is the one whose draws give the best figure. Where there is nothing to judge by, attention is
-    trusted as it was learned.
+    reading, by more than chance and more than a little? That takes no labels; if not, tiles are drawn
+    uniformly. If it does, the scale is the one whose draws give the best figure. Where no figure can be told,
+    or there are too few cases to judge by, attention is used as it was learned.
 
     Parameters
     ----------
     model
         Its scale is set.
     judges
-        Evidence of the slides.
+        The slides.
     figure
-        From outputs (N, O) of the slides to the task's main figure, the larger the better.
+        From outputs (N, O) of the judges to the task's main figure, the larger the better.
     tiles, exploration
         Of the draws.
     seed
         Of the simulation.
     """
-    if len(judges) < _FEWEST:
-        model.attention_scale.fill_(1.0)
-        return Trust(1.0, None, None, len(judges))
     model.attention_scale.fill_(1.0)
-    foresight = torch.stack([each.foresight() for each in judges])
-    mean, error = foresight.mean().item(), (foresight.std() / math.sqrt(len(judges))).item()
+    of_case: dict[str, list[float]] = {}
+    for judge in judges:
+        of_case.setdefault(judge.case, []).append(judge.foresight())
+    cases = len(of_case)
+    if cases < FEWEST:
+        return Trust(1.0, None, None, None, cases)
+    foresight = [fmean(each) for each in of_case.values()]  # slides of a case are not independent
+    mean, error = fmean(foresight), stdev(foresight) / math.sqrt(cases)
+    certain = mean > float(stdtrit(cases - 1, 1 - _ERROR_RATE)) * error
+    foretells = certain and mean > _LEAST_FORESIGHT
     best, scale = -math.inf, 0.0
-    for candidate in SCALES if mean > _STANDARD_ERRORS * error else ():
+    for candidate in SCALES if foretells else ():
         model.attention_scale.fill_(candidate)
         outputs = [
-            each.simulate(
-                tiles,
-                exploration=exploration,
-                draws=_SIMULATED,
-                generator=torch.Generator().manual_seed(draw_seed(seed, "trust", number)),
-            )
+            each.simulate(tiles, exploration, draw_seed(seed, "trust", number))
             for number, each in enumerate(judges)
         ]
         known = [value for each in torch.stack(outputs, 1) if (value := figure(each)) is not None]
-        found = fmean(known) if known else candidate
-        if found >= best:  # of equal figures the last: attention as it was learned
+        found = fmean(known) if known else 0.0
+        if found > best:
             best, scale = found, candidate
     model.attention_scale.fill_(scale)
-    return Trust(scale, mean, error, len(judges))
+    return Trust(scale, foretells, mean, error, cases)

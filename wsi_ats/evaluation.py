@@ -103,14 +103,33 @@ def figures(
         return _TASKS[task](true, found, names)
 
 
+def main_figure(task: str, targets: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[str, float | None]:
+    """Return name and value of the first of :func:`figures` alone, which takes much less time.
+
+    Parameters
+    ----------
+    task, targets, scores
+        See :func:`figures`.
+
+    Examples
+    --------
+    >>> main_figure("regression", [[1.0], [2.0], [3.0]], [[1.0], [2.0], [2.5]])
+    ('r2', 0.875)
+    """
+    true, found = np.asarray(targets, dtype=np.float64), np.asarray(scores, dtype=np.float64)
+    true = true[:, None] if true.ndim == 1 else true
+    name, figure = _MAIN[task]
+    with config_context(skip_parameter_validation=True):
+        return name, figure(true, found)
+
+
 def _classification(true: Floats, scores: Floats, names: Sequence[str]) -> Figures:
     classes = scores.shape[1]
     number, predicted = true[:, 0].astype(int), scores.argmax(axis=1)
     each = [(number == k, scores[:, k]) for k in _shown(classes)]
-    areas = [_area(*pair) for pair in each]
     n, whole = len(number), len(np.unique(number)) == classes
     found: Figures = {
-        "auc": float(np.mean([a for a in areas if a is not None])) if whole else None,
+        "auc": auc(number, scores),
         "average_precision": _mean(metrics.average_precision_score, each) if whole else None,
         "accuracy": float(metrics.accuracy_score(number, predicted)) if n else None,
         "balanced_accuracy": float(metrics.balanced_accuracy_score(number, predicted)) if whole else None,
@@ -118,7 +137,15 @@ def _classification(true: Floats, scores: Floats, names: Sequence[str]) -> Figur
         "brier": float(np.mean(((scores - np.eye(classes)[number]) ** 2).sum(axis=1)) / 2) if n else None,
         "calibration_error": expected_calibration_error(*events("classification", true, scores)),
     }
-    return found | ({f"auc_{names[k]}": areas[k] for k in range(len(names))} if classes > 2 else {})
+    areas = [_area(*pair) for pair in each] if names and classes > 2 else []
+    return found | {f"auc_{name}": area for name, area in zip(names, areas, strict=False)}
+
+
+def _multilabel_auc(true: Floats, scores: Floats) -> float | None:
+    known = ~np.isnan(true)
+    areas = [_area(true[of, k] == 1, scores[of, k]) for k, of in enumerate(known.T)]
+    found = [area for area in areas if area is not None]
+    return float(np.mean(found)) if len(found) == len(areas) else None
 
 
 def _multilabel(true: Floats, scores: Floats, names: Sequence[str]) -> Figures:
@@ -127,7 +154,7 @@ def _multilabel(true: Floats, scores: Floats, names: Sequence[str]) -> Figures:
     areas = [_area(*pair) for pair in each]
     n, whole = known.sum(), None not in areas
     found: Figures = {
-        "auc": _mean(metrics.roc_auc_score, each) if whole else None,
+        "auc": _multilabel_auc(true, scores),
         "average_precision": _mean(metrics.average_precision_score, each) if whole else None,
         "accuracy": float(np.mean((true[known] == 1) == (scores[known] >= 0.5))) if n else None,
         "f1": _mean(_f1, [(event, probability >= 0.5) for event, probability in each]) if whole else None,
@@ -137,22 +164,31 @@ def _multilabel(true: Floats, scores: Floats, names: Sequence[str]) -> Figures:
     return found | {f"auc_{name}": area for name, area in zip(names, areas, strict=False)}
 
 
+def _r2(true: Floats, scores: Floats) -> float | None:
+    """Of equal values there is nothing to explain."""
+    value = true[:, 0]
+    return float(metrics.r2_score(value, scores[:, 0])) if len(value) and np.ptp(value) > 0 else None
+
+
 def _regression(true: Floats, scores: Floats, names: Sequence[str]) -> Figures:  # noqa: ARG001
     value, found = true[:, 0], scores[:, 0]
     if not len(value):
         return dict.fromkeys(("r2", "mae", "rmse"))
     return {
-        # Equal values leave nothing to explain.
-        "r2": float(metrics.r2_score(value, found)) if np.ptp(value) > 0 else None,
+        "r2": _r2(true, scores),
         "mae": float(metrics.mean_absolute_error(value, found)),
         "rmse": float(metrics.root_mean_squared_error(value, found)),
     }
 
 
-def _survival(true: Floats, scores: Floats, names: Sequence[str]) -> Figures:  # noqa: ARG001
+def _concordance(true: Floats, scores: Floats) -> float | None:
     from wsi_ats.survival import concordance  # imports pandas, which no other task needs
 
-    return {"concordance": concordance(true[:, 0], true[:, 1], scores[:, 0]) if len(true) else None}
+    return concordance(true[:, 0], true[:, 1], scores[:, 0]) if len(true) else None
+
+
+def _survival(true: Floats, scores: Floats, names: Sequence[str]) -> Figures:  # noqa: ARG001
+    return {"concordance": _concordance(true, scores)}
 
 
 _TASKS: Mapping[str, Callable[[Floats, Floats, Sequence[str]], Figures]] = {
@@ -160,6 +196,13 @@ _TASKS: Mapping[str, Callable[[Floats, Floats, Sequence[str]], Figures]] = {
     "multilabel": _multilabel,
     "regression": _regression,
     "survival": _survival,
+}
+
+_MAIN: Mapping[str, tuple[str, Callable[[Floats, Floats], float | None]]] = {
+    "classification": ("auc", lambda true, scores: auc(true[:, 0], scores)),
+    "multilabel": ("auc", _multilabel_auc),
+    "regression": ("r2", _r2),
+    "survival": ("concordance", _concordance),
 }
 
 

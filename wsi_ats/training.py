@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -31,12 +31,13 @@ from wsi_ats.batches import Example, Reader, ahead, epoch_batches, units
 from wsi_ats.checkpoints import StateFolder, model_for
 from wsi_ats.config import LEARNED, Settings, TrainingSettings
 from wsi_ats.diagnosis import Row
-from wsi_ats.distilling import Trust, loss, recall, survey, trust
+from wsi_ats.distilling import Judge, Trust, loss, recall, survey, trust
 from wsi_ats.errors import ArtifactError, ModelError
 from wsi_ats.methods import method_for
 from wsi_ats.methods.base import Estimates, Finish, Method, draw_seed
+from wsi_ats.methods.evidence import Evidence
 from wsi_ats.methods.frozen import FrozenFeatures
-from wsi_ats.methods.sampling import AttentionSampling, Evidence
+from wsi_ats.methods.sampling import AttentionSampling
 from wsi_ats.nn.backbone import Precomputed
 from wsi_ats.nn.cases import pool_slides
 from wsi_ats.nn.losses import constant_outputs, losses
@@ -270,6 +271,7 @@ class _Training:
         self.watch = Watch(validation, self.watched, settings, target, width, self.chance, processes, device)
         self.frozen: FrozenFeatures | None = None
         self.evidence: dict[int, Evidence] = {}
+        self.turns = torch.Generator()
         slides = (
             f"{part}/{each.ref.id}/{each.ref.case}={each.target}"
             for part, of in enumerate((training, validation))
@@ -379,6 +381,8 @@ class _Training:
         self.optimizer = optimizer_of(self.model, rates, weight_decay=learning.weight_decay)
         self.average = averaged(self.model, learning.ema)
         self.method = self._method(phase.settings(self.settings))
+        if phase.name == "attention" and self.settings.augmentation.turns:
+            self.method = replace(cast(AttentionSampling, self.method), turns=self.turns)
 
     def _enter(self) -> None:
         """Begin a phase."""
@@ -425,19 +429,20 @@ class _Training:
 
     def _trust(self) -> Trust:
         """Find out on the validation slides how far attention is to be trusted."""
-        judges = [
-            place for place in range(len(self.validation)) if len(self.training) + place in self.evidence
-        ]
-
-        targets = torch.tensor([self.validation[place].target for place in judges], dtype=torch.float64)
+        judges, targets = [], []
+        for slides in self.watched:
+            known = self._known([len(self.training) + slide for slide in slides])
+            if known:
+                example = self.validation[slides[0]]
+                judges.append(Judge(example.ref.case, known))
+                targets.append(example.target)
 
         def figure(outputs: Tensor) -> float | None:
-            return self.watch.main_figure(outputs, targets)[1]
+            return self.watch.main_figure(outputs, torch.tensor(targets, dtype=torch.float64))[1]
 
-        evidence = [self.evidence[len(self.training) + place] for place in judges]
         return trust(
             cast(AttentionSampler, self.model.eval()),
-            evidence,
+            judges,
             figure,
             tiles=self.settings.sampling.tiles,
             exploration=self.settings.sampling.exploration,
@@ -528,22 +533,25 @@ class _Training:
         self._note_bad(bad)
         model.attention_scale.fill_(1.0)
 
+    def _known(self, slides: Sequence[int]) -> list[Evidence]:
+        """Return what the survey of slides of a case found: of each or, where they are pooled, of all."""
+        known = [self.evidence[slide] for slide in slides if slide in self.evidence]
+        return [Evidence.of_case(known)] if known and self.settings.model.cases == "union" else known
+
     def _distil(self, step: int, batch: Sequence[tuple[int, int]]) -> None:
         """Take a step of attention alone."""
         torch.manual_seed(draw_seed(self.learning.seed, "step", step))  # dropout, if attention has any
         self.optimizer.zero_grad(set_to_none=True)
-        known = [
-            [slide for slide in self.units[unit] if slide in self.evidence]
-            for unit, _ in self.processes.share(batch)
-        ]
         count = 0
-        for slide in itertools.chain(*known):
-            with self._blaming(step):
-                own, entropy, top = loss(self.evidence[slide])
-            self._check("loss", own.item(), step, batch)
-            (own / len(batch)).backward()  # type: ignore[no-untyped-call]
-            self._add(loss=own.item(), units=1, drawn=1, cells=entropy.exp().item(), top=top)
-            count += 1
+        for unit, _ in self.processes.share(batch):
+            self.turns.manual_seed(draw_seed(self.learning.seed, f"turns of {unit}", step))
+            for evidence in self._known(self.units[unit]):
+                with self._blaming(step):
+                    own, entropy, top = loss(evidence)
+                self._check("loss", own.item(), step, batch)
+                (own / len(batch)).backward()  # type: ignore[no-untyped-call]
+                self._add(loss=own.item(), units=1, drawn=1, cells=entropy.exp().item(), top=top)
+                count += 1
         self._take_step(step, batch, count)
 
     @property

@@ -13,7 +13,7 @@ from torch import Tensor
 from wsi_ats.batches import Example, Reader, ahead
 from wsi_ats.config import Settings
 from wsi_ats.errors import ModelError
-from wsi_ats.evaluation import figures
+from wsi_ats.evaluation import main_figure
 from wsi_ats.methods import method_for
 from wsi_ats.methods.base import Finish, draw_seed
 from wsi_ats.nn.cases import pool_slides
@@ -147,7 +147,7 @@ class Watch:
     def main_figure(self, outputs: Tensor, targets: Tensor) -> tuple[str, float | None]:
         """Return name and value of the task's main figure; the larger the better."""
         scores = self.target.restore(activate(self.target.task, outputs))
-        return next(iter(figures(self.target.task, targets.numpy(), scores.numpy()).items()))
+        return main_figure(self.target.task, targets.numpy(), scores.numpy())
 
     def mean_figures(
         self, model: SlideNetwork, source: Reader, draws: int, on_failed: OnFailed

@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from wsi_ats.nn.attention import FeatureMapAttention, SmallAttention, candidate_logits, relative_colour
+from wsi_ats.nn.attention import (
+    FeatureMapAttention,
+    SmallAttention,
+    candidate_logits,
+    relative_colour,
+    score_turned,
+)
 from wsi_ats.nn.backbone import Backbone, batch_norms, create_backbone
 
 CELL = 8
@@ -49,6 +55,37 @@ def image(shape: tuple[int, int], seed: int = 0) -> torch.Tensor:
 
 def whole(shape: tuple[int, int]) -> torch.Tensor:
     return torch.ones(shape, dtype=torch.bool)
+
+
+class Places(nn.Module):
+    """Scores each cell by the red of its first pixel, and outside the tissue by -1."""
+
+    def forward(self, thumbnail: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return torch.where(mask, thumbnail[::CELL, ::CELL, 0].float(), -1.0)
+
+
+@pytest.mark.parametrize("shape", GRIDS)
+def test_a_slide_laid_another_way_gives_each_cell_its_own_logit(shape):
+    rows, columns = shape
+    cells = torch.arange(rows * columns, dtype=torch.uint8).reshape(shape)
+    thumbnail = cells.repeat_interleave(CELL, 0).repeat_interleave(CELL, 1)[..., None].expand(-1, -1, 3)
+    mask = cells % 3 > 0
+    for turn in range(8):
+        found = score_turned(Places(), thumbnail, mask, turn)
+        assert torch.equal(found, torch.where(mask, cells.float(), -1.0))
+
+
+def test_the_eight_ways_to_lay_a_slide_are_all_seen():
+    seen = []
+
+    def network(thumbnail, mask):
+        seen.append(thumbnail[:, :, 0].tolist())
+        return mask.float()
+
+    thumbnail = torch.arange(4, dtype=torch.uint8).reshape(2, 2, 1).expand(-1, -1, 3)
+    for turn in range(8):
+        score_turned(network, thumbnail, torch.ones(2, 2, dtype=torch.bool), turn)
+    assert len({str(each) for each in seen}) == 8
 
 
 @pytest.mark.parametrize("name", ["small", *BACKBONES])

@@ -148,6 +148,26 @@ def test_no_proposal_has_less_variance_than_the_target(outputs, classes):
         assert min(exact) == exact[0]
 
 
+@pytest.mark.parametrize(("outputs", "classes"), [(3, True), (1, False)])
+def test_with_linear_pooling_a_tile_is_worth_what_it_adds(outputs, classes):
+    """A sum has less variance by other draws than a ratio; by every outcome of a draw."""
+    uniform = torch.full((CELLS,), 1 / CELLS, dtype=torch.float64)
+    for seed in range(0, 20, 2):
+        weight, gate, added = slide(outputs, gated=False, seed=seed)
+        added = added + 2 * normal(outputs, seed=seed + 50)  # all tiles say much the same
+        bias = normal(outputs, seed=seed + 60)
+        best = target(weight, influence(weight, gate, added + bias, nothing=bias, classes=classes))
+        if classes:
+            added = added - added.mean(1, keepdim=True)
+        whole, found = uniform @ added, []
+        for proposal in [best, *proposals(10), uniform]:
+            draws = enumerate_draws("multinomial", proposal, cells=torch.arange(CELLS), shape=(1, CELLS), n=1)
+            each = [(p, expectation.weights(uniform, one) @ added[one.indices] - whole) for p, one in draws]
+            torch.testing.assert_close(sum(p * error for p, error in each), 0 * whole, **EXACT)
+            found.append(sum(p * error.square().sum().item() for p, error in each))
+        assert found[0] < min(found[1:])
+
+
 def test_a_share_of_uniform_draws_bounds_the_variance():
     """By the inverse of that share, whatever attention has left behind."""
     seen = slide(3, gated=True)
@@ -167,14 +187,14 @@ def test_attention_that_is_the_target_has_nothing_to_learn_and_any_other_has():
     seen = slide(3, gated=True)
     targets = target(seen[0], influence(*seen, classes=True))
     logits = targets.log().requires_grad_()
-    least = distillation(targets, torch.softmax(logits, 0))
+    least = distillation(targets, torch.log_softmax(logits, 0))
     (gradient,) = torch.autograd.grad(least, logits)
     torch.testing.assert_close(gradient, torch.zeros_like(gradient), **EXACT)
     assert least.item() == pytest.approx(-(targets @ targets.log()).item(), rel=1e-12)
     for each in proposals(10):
-        assert distillation(targets, each) > least
+        assert distillation(targets, each.log()) > least
         other = each.log().requires_grad_()
-        (gradient,) = torch.autograd.grad(distillation(targets, torch.softmax(other, 0)), other)
+        (gradient,) = torch.autograd.grad(distillation(targets, torch.log_softmax(other, 0)), other)
         torch.testing.assert_close(gradient, each - targets, **EXACT)
 
 
@@ -188,14 +208,14 @@ def test_the_mean_over_draws_of_what_is_taught_is_what_all_cells_teach():
     for p, one in enumerate_draws("systematic", weight, cells=torch.arange(CELLS), shape=(1, CELLS), n=2):
         some = expectation.weights(weight, one)
         known = influences[one.indices]
-        taught = distillation(target(some, known), attention[one.indices]) * (some @ known)
+        taught = distillation(target(some, known), attention[one.indices].log()) * (some @ known)
         mean += p * taught.item()
     assert mean == pytest.approx(whole.item(), rel=1e-12)
 
 
 def test_attention_that_has_left_a_tile_altogether_still_learns():
     logits = torch.tensor([0.0, -500.0], requires_grad=True)
-    loss = distillation(torch.tensor([0.5, 0.5]), torch.softmax(logits, 0))
+    loss = distillation(torch.tensor([0.5, 0.5]), torch.log_softmax(logits, 0))
     (gradient,) = torch.autograd.grad(loss, logits)
-    assert loss.isfinite()
-    assert gradient.isfinite().all()
+    assert loss.item() == pytest.approx(250)
+    torch.testing.assert_close(gradient, torch.tensor([0.5, -0.5]))

@@ -393,6 +393,6 @@ def test_what_attention_gives_is_said_and_recorded(train, tmp_path):
     ran = train(tmp_path / "out")
     assert ran.exit_code == 0
     card = read_json(tmp_path / "out" / "model.json")["attention"]
-    assert set(card) == {"scale", "foresight", "error", "slides"}
-    assert "by attention" in ran.stderr or "does not tell where to look" in ran.stderr or card["slides"] < 4
+    assert set(card) == {"scale", "foretells", "foresight", "error", "cases"}
+    assert "by attention" in ran.stderr or "does not tell where to look" in ran.stderr or card["cases"] < 4
     assert "training cases" in ran.stderr  # two classes of two

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,9 +23,9 @@ from wsi_ats.features import Features
 from wsi_ats.geometry import Grid, IntArray
 from wsi_ats.methods.base import DrawLogits, Estimates, Finish, SeenTiles, WeightedTiles
 from wsi_ats.methods.encoding import TILES_AT_A_TIME, TileBatches, encode_cells, encoder_for, to_device
+from wsi_ats.methods.evidence import Attended, Evidence
 from wsi_ats.methods.tiles import calibrate, varied
 from wsi_ats.nn import expectation
-from wsi_ats.nn.distillation import distillation, influence, target
 from wsi_ats.nn.model import AttentionSampler
 from wsi_ats.nn.precision import autocast
 from wsi_ats.nn.sampling import Draw, draw, explore
@@ -36,8 +36,12 @@ from wsi_ats.tiles import read_tiles
 # Tile pixels in one pass, forward and backward: 64 tiles of 256 pixels hold about 2.5 GB in a resnet18.
 _PIXELS_AT_A_TIME = 64 * 256**2
 
-Looker = Callable[[Tensor, Tensor, tuple[int, int]], Tensor]
-"""From a thumbnail, candidate cells and the grid's shape to the attention's logits of the cells."""
+
+class Looker(Protocol):
+    """From a thumbnail, candidate cells and the grid's shape to the attention's logits of the cells."""
+
+    def __call__(self, thumbnail: Tensor, cells: Tensor, shape: tuple[int, int], /, *, turn: int) -> Tensor:
+        """See :meth:`wsi_ats.nn.model.AttentionSampler.score_cells`."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +56,15 @@ class AttentionSampling:
         Sections ``model``, ``sampling``, ``training``, ``augmentation`` and ``scoring`` are used.
     device
         Where the network is; the CPU by default.
+    turns
+        While the network learns, its attention sees every slide turned and mirrored by chance, of which this
+        is the source, on the CPU; ``None``: as it is.
     """
 
     model: AttentionSampler
     settings: Settings
     device: torch.device | None = None
+    turns: torch.Generator | None = None
 
     def passes(self, slides: int) -> int:
         """Into how many passes a step is cut, so that its tiles fit into memory; gradients are summed."""
@@ -143,8 +151,8 @@ class AttentionSampling:
                     attention=each.tiles.attention,
                     gate=self.model.gate_logits(part),
                     features=part,
-                    entropy=each.entropy,
-                    top_share=each.top_share,
+                    entropy=each.attended.entropy,
+                    top_share=each.attended.top_share,
                 )
                 for each, part in zip(chosen, features, strict=True)
             ],
@@ -178,6 +186,11 @@ class AttentionSampling:
             parts = np.array_split(seen := tiles.result(), -(-len(seen) // TILES_AT_A_TIME))
             features = torch.cat([self._embed(part, [len(part)], [seed]) for part in parts])
             said = torch.cat([self.model.gate_logits(features)[:, None], self.model.classify(features)], 1)
+            if not said.isfinite().all():
+                raise ModelError(
+                    f"what the classifier says of tiles of {example.ref.id} is no number; try lower "
+                    "learning rates"
+                )
             return self._evidence(plan, said.double())
 
         return finish
@@ -201,9 +214,16 @@ class AttentionSampling:
 
     @torch.no_grad()
     def _evidence(self, plan: Plan, said: Tensor) -> Evidence:
-        tiles = plan.weigh().tiles
-        classes = self.settings.model.task == "classification"
-        return Evidence(plan.weigh, tiles.weight, tiles.attention, said.to(tiles.weight.device), classes)
+        chosen = plan.weigh()
+        weight = chosen.tiles.weight
+        return Evidence(
+            attend=lambda: plan.weigh().attended,
+            weight=weight,
+            uniform=chosen.attended,
+            said=said.to(weight.device),
+            nothing=None if self.model.gate is not None else self.model.head.bias.double(),
+            classes=self.settings.model.task == "classification",
+        )
 
     @torch.no_grad()
     def _plan_one(self, example: Example, reader: Reader, seed: int) -> Plan:
@@ -223,8 +243,8 @@ class AttentionSampling:
     def _log_weight(self, chosen: Chosen, weight: Tensor, features: Tensor) -> Tensor:
         """See :class:`wsi_ats.methods.base.Estimates`."""
         if self.settings.model.cases != "union":
-            return chosen.log_mass.new_zeros(())
-        return chosen.log_mass + self.model.log_mass(weight, features)
+            return chosen.attended.log_mass.new_zeros(())
+        return chosen.attended.log_mass + self.model.log_mass(weight, features)
 
     @torch.inference_mode()
     def score(
@@ -258,7 +278,9 @@ class AttentionSampling:
     def _logits(self, network: Looker, thumbnail: Pixels, tissue: TissueMask, name: str) -> Tensor:
         """Attention's logits (K,) of the tissue cells by a network; the slide's name is for the error."""
         cells = torch.from_numpy(tissue.cells).to(self.device)
-        logits = network(torch.from_numpy(thumbnail).to(self.device), cells, tissue.grid.shape)
+        varied = self.turns is not None and self.model.training
+        turn = int(torch.randint(8, (), generator=self.turns)) if varied else 0
+        logits = network(torch.from_numpy(thumbnail).to(self.device), cells, tissue.grid.shape, turn=turn)
         if not logits.isfinite().all():
             raise ModelError(f"the attention of {name} is no number; try lower learning rates")
         return logits
@@ -315,93 +337,12 @@ class Chosen:
     ----------
     tiles
         Those of one draw.
-    entropy
-        Of the attention, in nats.
-    log_mass
-        Logarithm of the sum of the attention's exponentiated logits: what the softmax divides by.
-    top_share
-        Attention of the hundredth of the cells, or regions, that have most of it.
+    attended
+        What attention makes of them and of their slide.
     """
 
     tiles: WeightedTiles
-    entropy: Tensor
-    log_mass: Tensor
-    top_share: float
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """Tiles of a slide that were drawn uniformly, and what the classifier says of them.
-
-    Parameters
-    ----------
-    weigh
-        Weighs the tiles by attention as it is when it is called.
-    weight
-        Their weights when attention was uniform, shape (m,).
-    uniform
-        Attention of their cells then, shape (m,).
-    said
-        What the classifier says of each tile: its gate and, behind that, its outputs, shape (m, 1 + O),
-        float64.
-    classes
-        Whether only differences between outputs matter.
-    """
-
-    weigh: Callable[[], Chosen]
-    weight: Tensor
-    uniform: Tensor
-    said: Tensor
-    classes: bool
-
-    @cached_property
-    def target(self) -> Tensor:
-        """What attention should be, as a share of each tile, shape (m,); sums to 1."""
-        gate, outputs = self.said[:, 0], self.said[:, 1:]
-        return target(self.weight, influence(self.weight, gate, outputs, classes=self.classes))
-
-    @torch.no_grad()
-    def foresight(self) -> Tensor:
-        """Return how much higher attention's logits are where a tile is worth reading than on average.
-
-        In nats, shape (); 0 is expected of attention that knows nothing of this slide.
-        """
-        attention = self.weigh().tiles.attention.double()
-        uniform = self.weight.double() / self.weight.double().sum()
-        return distillation(uniform, attention) - distillation(self.target, attention)
-
-    @torch.no_grad()
-    def simulate(self, tiles: int, *, exploration: float, draws: int, generator: torch.Generator) -> Tensor:
-        """Outputs of the slide as draws by attention as it is would give them, without reading a tile.
-
-        The tiles of the survey stand for the slide: draws are with replacement, from them alone (a
-        bootstrap). Tiles are pooled as a ratio, to which linear pooling is close.
-
-        Parameters
-        ----------
-        tiles
-            In each draw.
-        exploration
-            Share of uniform draws.
-        draws
-            How many.
-        generator
-            Source of randomness, on the CPU.
-
-        Returns
-        -------
-        Tensor, shape (draws, O), float64, on the CPU
-        """
-        uniform = self.weight.double().cpu()
-        attention = uniform * (self.weigh().tiles.attention / self.uniform).double().cpu()
-        uniform, attention = uniform / uniform.sum(), attention / attention.sum()
-        proposal = torch.lerp(attention, uniform, exploration)
-        drawn = torch.multinomial(proposal.expand(draws, -1), tiles, replacement=True, generator=generator)
-        said = self.said.cpu()[drawn]
-        weight = (attention / proposal)[drawn] / tiles
-        return torch.stack(
-            [expectation.gated(*each) for each in zip(weight, said[..., 1:], said[..., 0], strict=True)]
-        )
+    attended: Attended
 
 
 def draw_cells(logits: Tensor, tissue: TissueMask, sampling: SamplingSettings, seed: int) -> Draw:
@@ -442,7 +383,13 @@ def weigh(logits: Tensor, tissue: TissueMask, drawn: Draw) -> Chosen:
         inclusion=drawn.expected,
         weight=expectation.weights(attention, here),
     )
-    return Chosen(tiles, expectation.entropy(attention), torch.logsumexp(logits, 0), top_share(attention))
+    attended = Attended(
+        log_attention=torch.log_softmax(logits, 0)[here.indices],
+        log_mass=torch.logsumexp(logits, 0),
+        entropy=expectation.entropy(attention),
+        top_share=top_share(attention),
+    )
+    return Chosen(tiles, attended)
 
 
 def top_share(attention: Tensor) -> float:

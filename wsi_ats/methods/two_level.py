@@ -25,6 +25,7 @@ from wsi_ats.errors import ModelError
 from wsi_ats.geometry import IntArray
 from wsi_ats.look import look_closer, regions_of
 from wsi_ats.methods.base import WeightedTiles, draw_seed
+from wsi_ats.methods.evidence import Attended
 from wsi_ats.methods.sampling import AttentionSampling, Chosen, Plan, draw_by, top_share
 from wsi_ats.methods.tiles import calibrate_on, calibration_slides
 from wsi_ats.nn import expectation
@@ -71,6 +72,8 @@ class TwoLevelSampling(AttentionSampling):
         Sections ``tile``, ``thumbnail``, ``sampling`` and ``training`` are used.
     device
         Where the network is; the CPU by default.
+    turns
+        See :class:`wsi_ats.methods.sampling.AttentionSampling`; of the slide, and of every region.
     """
 
     def calibrate(self, examples: Sequence[Example], reader: Reader) -> None:
@@ -190,7 +193,8 @@ class TwoLevelSampling(AttentionSampling):
     def _weigh(self, logits: Tensor, drawn: DrawnRegions, regions: RegionGrid, name: str) -> Chosen:
         """Weigh the tiles of a draw by the attention to regions and, computed here, to cells within."""
         attention, here = torch.softmax(logits, 0), drawn.regions.to(logits.device)
-        inner = [torch.softmax(self._look_within(view, name), 0) for view in drawn.views]
+        looks = [self._look_within(view, name) for view in drawn.views]
+        inner = [torch.softmax(each, 0) for each in looks]
         draws = [draw.to(each.device) for draw, each in zip(drawn.cells, inner, strict=True)]
         outer = expectation.weights(attention, here)
         within = torch.stack([expectation.entropy(each) for each in inner])
@@ -206,9 +210,21 @@ class TwoLevelSampling(AttentionSampling):
                 outer, [expectation.weights(each, draw) for each, draw in zip(inner, draws, strict=True)]
             ),
         )
-        # The entropy of the product of both, of which the second part is known of the drawn regions only.
-        entropy = expectation.entropy(attention) + outer @ within
-        return Chosen(tiles, entropy, torch.logsumexp(logits, 0), top_share(attention))
+        # Entropy is that of the product of both, of which the second part is known of drawn regions only.
+        attended = Attended(
+            log_attention=torch.cat(
+                [
+                    region + torch.log_softmax(each, 0)[draw.indices]
+                    for region, each, draw in zip(
+                        torch.log_softmax(logits, 0)[here.indices], looks, draws, strict=True
+                    )
+                ]
+            ),
+            log_mass=torch.logsumexp(logits, 0),
+            entropy=expectation.entropy(attention) + outer @ within,
+            top_share=top_share(attention),
+        )
+        return Chosen(tiles, attended)
 
 
 def _numbers(tissue: TissueMask, drawn: Draw) -> list[int]:

@@ -83,6 +83,31 @@ def relative_colour(thumbnail: Tensor, mask: Tensor) -> Tensor:
     return ((thumbnail - mean) / 32).permute(2, 0, 1)
 
 
+def score_turned(network: nn.Module, thumbnail: Tensor, mask: Tensor, turn: int) -> Tensor:
+    """Score every cell of a slide that was laid another way round, and lay the logits back.
+
+    Parameters
+    ----------
+    network
+        From thumbnail and mask to logits; see :meth:`SmallAttention.forward`.
+    thumbnail, mask
+        As the slide lies.
+    turn
+        Number of one of the eight ways to lay it: so many right angles, and mirrored from 4 on; 0 leaves it.
+
+    Returns
+    -------
+    Tensor, shape (rows, columns)
+    """
+    if not turn:
+        logits: Tensor = network(thumbnail, mask)
+        return logits
+    laid = [torch.rot90(each, turn % 4, (0, 1)) for each in (thumbnail, mask)]
+    if turn < 4:
+        return torch.rot90(network(*laid), -turn, (0, 1))
+    return torch.rot90(network(*(each.flip(1) for each in laid)).flip(1), -(turn % 4), (0, 1))
+
+
 def candidate_logits(logits: Tensor, cells: Tensor) -> Tensor:
     """Logits of the candidate cells alone, shape (K,), of which the softmax is the attention.
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from wsi_ats.errors import ModelError
 from wsi_ats.nn import expectation
-from wsi_ats.nn.attention import FeatureMapAttention, SmallAttention, candidate_logits
+from wsi_ats.nn.attention import FeatureMapAttention, SmallAttention, candidate_logits, score_turned
 from wsi_ats.nn.backbone import create_backbone
 from wsi_ats.nn.encoder import TileEncoder, build_encoder
 from wsi_ats.nn.network import SlideNetwork
@@ -82,7 +82,9 @@ class AttentionSampler(SlideNetwork):
         """
         return torch.softmax(self.score_cells(thumbnail, cells, shape), dim=0)
 
-    def score_cells(self, thumbnail: Tensor, cells: Tensor, shape: tuple[int, int]) -> Tensor:
+    def score_cells(
+        self, thumbnail: Tensor, cells: Tensor, shape: tuple[int, int], *, turn: int = 0
+    ) -> Tensor:
         """Compute the attention's logits of the candidate cells.
 
         Parameters
@@ -93,14 +95,18 @@ class AttentionSampler(SlideNetwork):
             Flat numbers of the candidate (tissue) cells, shape (K,).
         shape
             Rows and columns of the grid.
+        turn
+            Which way round the network sees the slide; see :func:`wsi_ats.nn.attention.score_turned`.
 
         Returns
         -------
         Tensor, shape (K,)
         """
-        return self._score(self.attention, thumbnail, cells, shape)
+        return self._score(self.attention, thumbnail, cells, shape, turn)
 
-    def score_regions(self, thumbnail: Tensor, regions: Tensor, shape: tuple[int, int]) -> Tensor:
+    def score_regions(
+        self, thumbnail: Tensor, regions: Tensor, shape: tuple[int, int], *, turn: int = 0
+    ) -> Tensor:
         """Compute the attention's logits of the candidate regions; like :meth:`score_cells`.
 
         Parameters
@@ -111,6 +117,8 @@ class AttentionSampler(SlideNetwork):
             Flat numbers of the candidate regions, shape (T,).
         shape
             Rows and columns of the grid of regions.
+        turn
+            See :meth:`score_cells`.
 
         Raises
         ------
@@ -121,16 +129,16 @@ class AttentionSampler(SlideNetwork):
             raise ModelError(
                 "this model has one level and knows no regions; train one with thumbnail.levels=2"
             )
-        return self._score(self.regions, thumbnail, regions, shape)
+        return self._score(self.regions, thumbnail, regions, shape, turn)
 
     def _score(
-        self, network: nn.Module | None, thumbnail: Tensor, cells: Tensor, shape: tuple[int, int]
+        self, network: nn.Module | None, thumbnail: Tensor, cells: Tensor, shape: tuple[int, int], turn: int
     ) -> Tensor:
         if network is None or not self.attention_scale:
             return self.attention_scale.new_zeros(len(cells), device=thumbnail.device)
         mask = torch.zeros(shape, dtype=torch.bool, device=thumbnail.device)
         mask.view(-1)[cells] = True
-        return self.attention_scale * candidate_logits(network(thumbnail, mask), cells)
+        return self.attention_scale * candidate_logits(score_turned(network, thumbnail, mask, turn), cells)
 
     def pool(self, weights: Tensor, features: Tensor) -> Tensor:
         """Estimate the slide's feature (D,) from the weights (m,) and features (m, D) of drawn tiles."""
