@@ -139,11 +139,12 @@ class Fitting:
         self, trained: Trained, training: Sequence[SlideRef], validation: Sequence[SlideRef]
     ) -> list[str]:
         """Say what is wrong with a training, and what attention gives."""
-        classes = {ref.case: str(ref.label) for ref in training}
+        classes = [label for _, label in dict.fromkeys((ref.case, str(ref.label)) for ref in training)]
         lines = diagnose(
             trained.rows,
             self.settings,
-            classes=list(classes.values()) if self.settings.model.task == "classification" else [],
+            classes=classes if self.settings.model.task == "classification" else [],
+            scale=1.0 if trained.trust is None else trained.trust.scale,
         )
         if trained.trust is not None:
             lines += compare(
@@ -152,6 +153,8 @@ class Fitting:
                 slides=len(validation),
                 tiles=self.settings.sampling.tiles,
                 scale=trained.trust.scale,
+                foretells=trained.trust.foretells,
+                cases=trained.trust.cases,
             )
         return lines
 

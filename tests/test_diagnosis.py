@@ -61,10 +61,17 @@ def test_training_slides_that_were_learned_by_heart_are_told_from_a_good_fit():
 
 
 def test_attention_that_is_narrower_than_the_draw_has_collapsed():
-    (line,) = said(row(0, "classifier"), row(1, effective_cells=9.0))
+    (line,) = said(row(0, "classifier"), row(1, effective_cells=9.0, validation_gain=0.3))
     assert "collapsed" in line
     assert "9 cells" in line
+    assert said(row(0, "classifier"), row(1, effective_cells=9.0)) == []  # it found something small
     assert said(row(0, "classifier", effective_cells=9.0)) == []  # a slide of nine cells, drawn uniformly
+    small = row(0, "classifier", effective_cells=9.0), row(1, effective_cells=8.0, validation_gain=0.3)
+    assert said(*small) == []
+    last = {"effective_cells": 9.0, "validation_gain": 0.3}
+    for phase, advice in (("attention", "training.attention_epochs)"), ("joint", "training.entropy")):
+        (line,) = said(row(0, "classifier"), row(1, phase, **last))
+        assert line.endswith(advice)
 
 
 def test_a_validation_loss_that_rises_while_attention_narrows_is_told():
@@ -76,18 +83,25 @@ def test_a_validation_loss_that_rises_while_attention_narrows_is_told():
 
 
 def test_attention_is_compared_with_uniform_draws_in_words():
-    def last(attention: float, uniform: float, scale: float = 1.0) -> str:
+    judged = {"slides": 30, "tiles": 16, "scale": 1.0, "foretells": True, "cases": 30}
+
+    def last(attention: float, uniform: float, **changes) -> str:
         figures = ({"loss": 0.5, "gain": 0.2, "auc": auc} for auc in (attention, uniform))
-        return compare(*figures, slides=30, tiles=16, scale=scale)[-1]
+        return compare(*figures, **{**judged, **changes})[-1]
 
     assert "on these 30 slides attention raises auc by 0.100" in last(0.9, 0.8)
     assert "on these 30 slides attention lowers auc by 0.100" in last(0.8, 0.9)
     assert "equally well" in last(0.9, 0.9)
-    assert "the thumbnail does not tell where to look" in last(0.9, 0.8, scale=0.0)
-    assert compare({}, {}, slides=0, tiles=16, scale=1.0) == []
-    lines = compare(
-        *({"loss": 0.5, "gain": None, "auc": None},) * 2, slides=30, tiles=16, scale=1.0
-    )  # a class is absent
+    assert "the thumbnail does not tell where to look" in last(0.9, 0.8, scale=0.0, foretells=False)
+    assert "attention foretells which tiles tell most, but" in last(0.9, 0.8, scale=0.0)
+    unjudged = {**judged, "slides": 0, "foretells": None, "cases": 0}
+    (line,) = compare({}, {}, **unjudged)
+    assert line.startswith("attention was not judged, for there are no validation cases;")
+    few = {**judged, "slides": 3, "foretells": None, "cases": 3}
+    line, *others = compare({"auc": 0.9}, {"auc": 0.8}, **few)
+    assert "there are 3 validation cases" in line
+    assert "attention raises auc" in others[-1]
+    lines = compare(*({"loss": 0.5, "gain": None, "auc": None},) * 2, **judged)  # a class is absent
     assert lines == [
         "30 validation slides, 16 tiles each, mean of several draws:",
         "  loss: 0.500 by attention, 0.500 by uniform draws",

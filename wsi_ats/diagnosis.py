@@ -14,11 +14,17 @@ Row = Mapping[str, float | str | None]
 # Below, a class is what its few cases happen to show.
 _FEW_CASES = 10
 
-# Of the loss of a guess by how common labels are, what a classifier has removed: little, nearly all.
-_NOTHING, _EVERYTHING = 0.05, 0.9
+# Of the loss of a guess by how common labels are, what is removed: nothing; more than luck on few slides; and
+# what a loss may rise by chance.
+_NOTHING, _SOMETHING, _RISE = 0.05, 0.2, 0.1
+
+# Area under the curve, or concordance, from which on slides are told apart, however wrong probabilities are.
+_IN_ORDER = 0.7
 
 
-def diagnose(rows: Sequence[Row], settings: Settings, *, classes: Sequence[str]) -> list[str]:
+def diagnose(
+    rows: Sequence[Row], settings: Settings, *, classes: Sequence[str], scale: float = 1.0
+) -> list[str]:
     """Return what is wrong with a training, each as a sentence with advice; nothing where all is well.
 
     Parameters
@@ -29,13 +35,19 @@ def diagnose(rows: Sequence[Row], settings: Settings, *, classes: Sequence[str])
         Those of the run.
     classes
         Class of each training case; empty for tasks without classes.
+    scale
+        Of attention's logits, as the validation slides have chosen it. Below 1 nothing is said of how narrow
+        attention is: it is not used as it was learned, and not at all with 0.
 
     Examples
     --------
     >>> diagnose([], Settings(), classes=["tumour"] * 12 + ["normal"] * 3)  # doctest: +ELLIPSIS
     ["class 'normal' has only 3 training cases, ...]
     """
-    return [*_few(classes), *_learned(rows), *_collapsed(rows, settings), *_narrowed(rows)]
+    lines = [*_few(classes), *_learned(rows)]
+    if scale == 1:
+        lines += [*_collapsed(rows, settings), *_narrowed(rows, settings)]
+    return lines
 
 
 def _few(classes: Sequence[str]) -> list[str]:
@@ -58,48 +70,91 @@ def _learned(rows: Sequence[Row]) -> list[str]:
     if not known:
         return []
     last = known[-1]
-    watched = last["validation_gain"] if last["uniform_gain"] is None else last["uniform_gain"]
-    gain = cast(float, last["gain"])
+    gain, watched = cast(float, last["gain"]), _watched(last)
+    # Attention may have made it better since.
+    best = max((each for each in (watched, _watched(rows[-1])) if each is not None), default=None)
     if gain < _NOTHING:
+        # Training has dropout and other draws, and a loss that is worse for being far too certain.
+        if best is not None and best >= _SOMETHING:
+            return []
         return [
             "the classifier found nothing that tells the labels apart: its loss on fresh draws of the "
             f"training slides is {1 - gain:.0%} of that of a guess by how common labels are; check the "
             "labels and tile.mpp, train longer (training.epochs), draw more tiles (training.tiles), or start "
             "from a pretrained backbone"
         ]
-    if watched is not None and gain > _EVERYTHING and cast(float, watched) < _NOTHING:
+    little = max(_NOTHING, gain / 4)
+    if best is not None and best < little and not _told_apart(last) and not _told_apart(rows[-1]):
         return [
             f"the model has learned its training slides by heart: {gain:.0%} of the loss is gone there, and "
-            f"{max(0.0, cast(float, watched)):.0%} on the validation slides; add slides, freeze the backbone "
-            "(training.fine_tuning=frozen), raise training.feature_dropout, or train for fewer epochs"
+            f"{max(0.0, best):.0%} on the validation slides; check the labels, add slides, freeze the "
+            "backbone (training.fine_tuning=frozen), raise training.feature_dropout, or train for fewer "
+            "epochs"
         ]
     return []
 
 
+def _watched(row: Row) -> float | None:
+    """Gain on the validation slides, by draws such as those of training."""
+    uniform = row["phase"] == "classifier" and row["uniform_gain"] is not None
+    return cast(float | None, row["uniform_gain" if uniform else "validation_gain"])
+
+
+def _told_apart(row: Row) -> bool:
+    """Whether scores of validation slides are in order, though their loss may be that of a guess."""
+    figures = [row.get(f"validation_{name}") for name in ("auc", "concordance")]
+    return any(each is not None and cast(float, each) >= _IN_ORDER for each in figures)
+
+
 def _collapsed(rows: Sequence[Row], settings: Settings) -> list[str]:
+    """Attention that is narrow and does validation slides good has found something small."""
     last = rows[-1] if rows else None
     if last is None or last["effective_cells"] is None or last["phase"] == "classifier":
         return []
-    cells = cast(float, last["effective_cells"])
-    if cells >= settings.sampling.tiles:
+    cells, tiles = cast(float, last["effective_cells"]), settings.sampling.tiles
+    at_first = cast(float, rows[0]["effective_cells"])  # where small slides have few cells, that is no wonder
+    if cells >= min(tiles, at_first / 2) or _helps(last):
         return []
+    joint = last["phase"] == "joint"
+    advice = "training.joint_epochs), or raise training.entropy" if joint else "training.attention_epochs)"
     return [
-        f"attention has collapsed: it is as narrow as {cells:.0f} cells of equal attention, and "
-        f"{settings.sampling.tiles} tiles are drawn; train attention for fewer epochs "
-        "(training.attention_epochs, training.joint_epochs), or raise training.entropy"
+        f"attention has collapsed: it is as narrow as {cells:.0f} cells of equal attention, and {tiles} "
+        f"tiles are drawn; train it for fewer epochs ({advice}"
     ]
 
 
-def _narrowed(rows: Sequence[Row]) -> list[str]:
-    """Compare the last epoch with the best of the same phase."""
+def _helps(row: Row) -> bool:
+    """Whether attention tells more of validation slides than a guess, and no less than uniform draws."""
+    by_attention, by_uniform = row["validation_gain"], row["uniform_gain"]
+    if by_attention is None or by_uniform is None:
+        return False
+    return cast(float, by_attention) >= max(_RISE, cast(float, by_uniform))
+
+
+def _narrowed(rows: Sequence[Row], settings: Settings) -> list[str]:
+    """Compare the last epoch with the best of its phase in which attention was wider.
+
+    Nothing is said where the best epoch is kept anyway.
+    """
     last = rows[-1] if rows else None
-    if last is None or last["phase"] == "classifier" or last["validation_loss"] is None:
+    if last is None or last["phase"] == "classifier" or last["validation_gain"] is None:
         return []
-    own = [row for row in rows if row["phase"] == last["phase"] and row["validation_loss"] is not None]
-    best = min(own, key=lambda row: cast(float, row["validation_loss"]))
-    loss, least = cast(float, last["validation_loss"]), cast(float, best["validation_loss"])
-    cells, before = cast(float, last["effective_cells"]), cast(float, best["effective_cells"])
-    if loss <= 1.1 * least or cells >= 0.8 * before:
+    if settings.training.patience or (last["phase"] == "joint" and rows[0]["phase"] != "joint"):
+        return []
+    cells, loss = cast(float, last["effective_cells"]), cast(float, last["validation_loss"])
+    wider = [
+        row
+        for row in rows
+        if row["phase"] == last["phase"]
+        and row["validation_loss"] is not None
+        and cells < 0.8 * cast(float, row["effective_cells"])
+    ]
+    left = 1 - cast(float, last["validation_gain"])  # of the loss of a guess
+    if not wider or left <= 0:
+        return []
+    best = min(wider, key=lambda row: cast(float, row["validation_loss"]))
+    least, before = cast(float, best["validation_loss"]), cast(float, best["effective_cells"])
+    if loss - least <= _RISE * loss / left:
         return []
     return [
         f"the validation loss rose from {least:.3f} in epoch {best['epoch']:.0f} to {loss:.3f} while "
@@ -108,7 +163,16 @@ def _narrowed(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def compare(by_attention: Row, by_uniform: Row, *, slides: int, tiles: int, scale: float) -> list[str]:
+def compare(
+    by_attention: Row,
+    by_uniform: Row,
+    *,
+    slides: int,
+    tiles: int,
+    scale: float,
+    foretells: bool | None,
+    cases: int,
+) -> list[str]:
     """Return lines that hold attention against uniform draws of the same size, and say what it means.
 
     Parameters
@@ -119,14 +183,23 @@ def compare(by_attention: Row, by_uniform: Row, *, slides: int, tiles: int, scal
         How many they are.
     tiles
         Drawn of each.
-    scale
-        Of attention's logits; 0 means that it is not used.
+    scale, foretells, cases
+        See :class:`wsi_ats.distilling.Trust`.
     """
+    if not scale and foretells:
+        return [
+            "attention foretells which tiles tell most, but draws by it were no better on the validation "
+            "slides; tiles are drawn uniformly"
+        ]
     if not scale:
         return ["the thumbnail does not tell where to look; tiles are drawn uniformly"]
+    lines = []
+    if foretells is None:
+        count = f"{cases} validation case{'' if cases == 1 else 's'}" if cases else "no validation cases"
+        lines += [f"attention was not judged, for there are {count}; tiles are drawn by it as it was learned"]
     if not by_attention:
-        return []
-    lines = [f"{slides} validation slides, {tiles} tiles each, mean of several draws:"]
+        return lines
+    lines += [f"{slides} validation slides, {tiles} tiles each, mean of several draws:"]
     for name, value in by_attention.items():
         other = by_uniform[name]
         if value is not None and other is not None:
