@@ -277,6 +277,21 @@ def test_tasks_refuse_what_they_have_no_use_for():
             survival.with_values([f"training.balance={balance}"]).check_trainable()
 
 
+@pytest.mark.parametrize("name", ["colour", "stain"])
+def test_tiles_that_are_encoded_once_cannot_be_varied(name):
+    varied = Settings().with_values([f"augmentation.{name}=0.1"])
+    for learning in ("full", "last-1"):
+        varied.with_values([f"training.fine_tuning={learning}"]).check_trainable()
+    frozen = varied.with_values(["training.fine_tuning=frozen"])  # as it may be scored with
+    with pytest.raises(
+        SettingsError,
+        match=rf"augmentation\.{name} is 0\.1, but training\.fine_tuning is frozen.*"
+        rf"set augmentation\.{name}=0\.0, or .*training\.fine_tuning=last-1 or full",
+    ):
+        frozen.check_trainable()
+    frozen.with_values([f"augmentation.{name}=0"]).check_trainable()
+
+
 def test_biased_designs_are_for_scoring_one_draw_only():
     for design in DESIGNS:
         settings = Settings().with_values([f"sampling.design={design}"])

@@ -295,8 +295,8 @@ class TrainingSettings:
     """Compile the backbone (torch.compile); it takes minutes to begin with."""
     fine_tuning: str = "full"
     """What of the backbone learns: ``full``; ``last-1``, ``last-2``, ... blocks and what follows them; or
-    ``frozen``, with which kind ``mil`` reads and encodes each tile once and keeps its feature, what most
-    pipelines do."""
+    ``frozen``, with which all kinds but ``image`` encode each tile that they read once, as it is, and keep
+    its features, what most pipelines do."""
     ema: float = 0.0
     """Decay of an exponential moving average of the weights, such as 0.99, which then is the model; 0: none.
     Averages are better late in training and lag behind early."""
@@ -399,7 +399,8 @@ class TrainingSettings:
 
 @dataclass(frozen=True, slots=True)
 class AugmentationSettings:
-    """How tiles, and the thumbnails that attention learns from, are varied in training."""
+    """How tiles, and the thumbnails that attention learns from, are varied in training. Tiles are not where the
+    backbone is frozen and sees each once."""
 
     turns: bool = True
     """Turn by right angles and mirror: tissue has no upper side, and it costs next to nothing. Of thumbnails
@@ -572,7 +573,8 @@ class Settings:
         Raises
         ------
         SettingsError
-            For a biased design, or what kind of model, task or number of processes have no use for.
+            For a biased design, or what kind of model, task, frozen backbone or number of processes have no
+            use for.
         """
         balance, task, learning = self.training.balance, self.model.task, self.training
         others = learning.attention_epochs + learning.joint_epochs if self.model.kind == "sampling" else 0
@@ -589,6 +591,14 @@ class Settings:
             f"survival compares all slides of a step, but {processes} processes see a share of them each; "
             "train with one process",
         )
+        for name in ("colour", "stain"):
+            strength = getattr(self.augmentation, name)
+            _require(
+                not strength or learning.fine_tuning != "frozen",
+                f"augmentation.{name} is {strength}, but training.fine_tuning is frozen, and a frozen "
+                f"backbone encodes each tile once, as it is; set augmentation.{name}=0.0, or let it learn "
+                "with training.fine_tuning=last-1 or full",
+            )
         _require(
             self.sampling.design != "top",
             "sampling.design 'top' is biased: it never looks at what attention has not found yet, so nothing "
