@@ -30,8 +30,9 @@ from wsi_ats.batches import Reader, TileReader
 from wsi_ats.checkpoints import model_for
 from wsi_ats.config import Settings
 from wsi_ats.errors import ArtifactError, ModelError
-from wsi_ats.methods import sampling
+from wsi_ats.methods import method_for, sampling
 from wsi_ats.nn import model
+from wsi_ats.nn.backbone import batch_norms
 from wsi_ats.phases import Phase, phases_of
 from wsi_ats.slides.memory import MemorySlide
 from wsi_ats.training import fit
@@ -519,10 +520,31 @@ KINDS = {
 }
 
 
+CALIBRATION = SETTINGS.training.calibration_tiles  # read first, and not kept
+
+
+def calibrated(*changes: str):
+    """The network as it starts, once its constants are measured."""
+    model = start_of(*changes)
+    with TileReader(1, lambda ref: slide_of(ref.id)) as reader:
+        method_for(model, SETTINGS.with_values(changes), torch.device("cpu")).calibrate(TRAINING, reader)
+    return model
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_statistics_of_a_frozen_backbone_without_published_weights_are_measured(tmp_path, kind):
+    found = trained(tmp_path, *KINDS[kind])
+    start = calibrated(*KINDS[kind])
+    assert_same_weights(found.model.encoder, start.encoder)
+    for layer in batch_norms(found.model.encoder.network):
+        assert layer.running_mean.abs().max() > 0
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_of_a_frozen_backbone_each_tile_is_read_once_over_all_epochs(tmp_path, kind):
     rows: list = []
     found, asked = recorded(tmp_path, *KINDS[kind], on_epoch=rows.append)
+    asked = asked[CALIBRATION:]
     assert max(Counter(asked).values()) == 1
     learned = {each.ref.id for each in TRAINING}
     own = [slide for slide, _ in asked if slide in learned]
@@ -530,7 +552,8 @@ def test_of_a_frozen_backbone_each_tile_is_read_once_over_all_epochs(tmp_path, k
     assert len(own) <= sum(row["tiles"] for row in rows) <= len(own) + surveyed
     assert len(list((tmp_path / "features").iterdir())) == len(TRAINING) + len(VALIDATION)
     start = start_of(*KINDS[kind])
-    assert_same_weights(found.model.encoder.network, start.encoder.network)
+    for one, other in zip(found.model.encoder.parameters(), start.encoder.parameters(), strict=True):
+        assert torch.equal(one, other)
     assert not torch.equal(found.model.head.weight, start.head.weight)
 
 
@@ -553,7 +576,7 @@ def test_features_survive_a_run_and_change_nothing(tmp_path, kind):
     (tmp_path / "whole" / "features").rename(tmp_path / "other" / "features")
     other, none = recorded(tmp_path / "other", *changes)  # from the start, with all features there
     assert_same(other, whole)
-    assert none == []
+    assert none == every[:CALIBRATION]
 
     with pytest.raises(KeyboardInterrupt):
         trained(tmp_path / "lost", *changes, on_epoch=stop)

@@ -339,8 +339,8 @@ class TrainingSettings:
     validation: float = 0.2
     """Share of the cases set aside to watch; 0 trains on all."""
     calibration_tiles: int = 512
-    """Tiles of all training slides on which the features' mean and spread are measured; more changed
-    nothing."""
+    """Tiles of all training slides on which the features' mean and spread are measured, and of a backbone
+    without published weights its statistics; more changed nothing."""
     seed: int = 0
     """Of weights, order and draws."""
 

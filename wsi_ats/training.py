@@ -318,11 +318,13 @@ class _Training:
                 f"processes found states of different steps ({found}) in {self.folder}; give --out in a "
                 "folder that all machines share"
             )
-        self.frozen = self._frozen_features(stack)
         if not there:
             if self.processes.first:
-                self._method(self.settings).calibrate(self.training, self.frozen or self.reader)
+                # On pixels: of features the statistics inside the backbone cannot be measured.
+                self._method(self.settings).calibrate(self.training, self.reader)
             self.processes.share_weights(self.model)
+        self.frozen = self._frozen_features(stack)  # which are known by those statistics, too
+        if not there:
             self._enter()
             return
         if self.processes.first:
