@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
+from threading import Event
 
 import numpy as np
 import pytest
@@ -113,6 +117,70 @@ def test_a_file_that_a_killed_process_has_only_begun_is_as_good_as_none(tmp_path
     assert known(file) == []
     file.save(CELLS, FEATURES)
     assert known(file) == [0, 3, 7, 11]
+
+
+def test_a_row_of_which_only_a_part_is_written_at_first_is_written_to_its_end(tmp_path, monkeypatch):
+    file, real = FeatureFile(tmp_path / "slide.f32", GRID.size, 5), os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda number, row, place: real(number, row[:7], place))
+    file.save(CELLS, FEATURES)
+    assert known(file) == [0, 3, 7, 11]
+    np.testing.assert_array_equal(file.load(CELLS)[0], FEATURES)
+
+
+def test_a_disk_that_fills_up_within_a_row_is_an_error(tmp_path, monkeypatch):
+    file, real = FeatureFile(tmp_path / "slide.f32", GRID.size, 5), os.pwrite
+    room = [50]
+
+    def filling(number, row, place):
+        if not room[0]:
+            raise OSError(28, "No space left on device")
+        count = real(number, row[: room[0]], place)
+        room[0] -= count
+        return count
+
+    monkeypatch.setattr(os, "pwrite", filling)
+    with pytest.raises(ArtifactError, match=r"slide\.f32 cannot be written: No space left on device"):
+        file.save(CELLS, FEATURES)
+    assert known(file) == [0, 7]
+
+
+def test_whoever_reads_waits_until_what_another_writes_is_complete(tmp_path, monkeypatch):
+    file, real = FeatureFile(tmp_path / "slide.f32", GRID.size, 5), os.pwrite
+    file.save(CELLS[:1], FEATURES[:1])
+    half, go_on = Event(), Event()
+
+    def slowly(number, row, place):
+        count = real(number, row[:8], place)
+        half.set()
+        assert go_on.wait(60)
+        return count
+
+    monkeypatch.setattr(os, "pwrite", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        writing = pool.submit(file.save, CELLS[1:], FEATURES[1:])
+        assert half.wait(60)
+        reading = pool.submit(file.load, CELLS)
+        assert not wait([reading], timeout=0.2).done
+        go_on.set()
+        writing.result(60)
+        features, there = reading.result(60)
+    assert there.all()
+    np.testing.assert_array_equal(features, FEATURES)
+
+
+def test_a_file_system_without_locks_is_an_error_that_says_what_to_do(tmp_path, monkeypatch):
+    file = FeatureFile(tmp_path / "slide.f32", GRID.size, 5)
+    file.save(CELLS, FEATURES)
+
+    def refuse(*args):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    for use in (partial(file.save, CELLS, FEATURES), partial(file.load, CELLS)):
+        with pytest.raises(
+            ArtifactError, match=r"slide\.f32 cannot be locked: No locks available; choose an --out"
+        ):
+            use()
 
 
 def test_damage_is_an_error_that_says_what_to_do(tmp_path):

@@ -1,7 +1,12 @@
-"""Features of tiles, kept on disk so that a frozen backbone sees each tile once."""
+"""Features of tiles, kept on disk so that a frozen backbone sees each tile once.
+
+Several processes may read and write the same file: each locks it meanwhile, so that none sees half a row,
+also where the folder is shared over a network. The operating system drops the lock of a process that dies.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,12 +62,15 @@ class FeatureFile:
         Raises
         ------
         ArtifactError
-            When the file is damaged.
+            When the file is damaged or cannot be locked.
         """
         if not self.path.exists() or not self.path.stat().st_size:  # or killed before it had its size
             return np.zeros((len(cells), self.width), np.float32), np.zeros(len(cells), dtype=np.bool_)
         try:
-            rows = np.memmap(self.path, np.float32, "r", shape=(self.cells, self.width + 1))[cells]
+            with self.path.open("rb") as file:
+                _lock(file.fileno(), fcntl.LOCK_SH, self.path)
+                # Copied here: the lock is held for as long as the file is mapped.
+                rows = np.memmap(file, np.float32, "r", shape=(self.cells, self.width + 1))[cells]
         except (OSError, ValueError) as error:
             raise ArtifactError(
                 f"{self.path} is damaged: {error}; delete it, and it is made again"
@@ -75,7 +83,7 @@ class FeatureFile:
         Raises
         ------
         ArtifactError
-            When they cannot be written.
+            When they cannot be written, such as on a full disk, or the file cannot be locked.
         """
         rows = np.concatenate([features, np.full((len(features), 1), _COMPLETE)], axis=1, dtype=np.float32)
         size = rows.shape[1] * rows.itemsize
@@ -83,9 +91,10 @@ class FeatureFile:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             file = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o666)
             try:
+                _lock(file, fcntl.LOCK_EX, self.path)
                 os.ftruncate(file, self.cells * size)
                 for cell, row in zip(cells.tolist(), rows, strict=True):
-                    os.pwrite(file, row.tobytes(), cell * size)
+                    _write(file, row.tobytes(), cell * size)
             finally:
                 os.close(file)
         except OSError as error:
@@ -93,6 +102,23 @@ class FeatureFile:
                 f"{self.path} cannot be written: {error.strerror or error}; make room on the disk, and the "
                 "same command goes on"
             ) from error
+
+
+def _lock(file: int, kind: int, path: Path) -> None:
+    """Wait for the lock of an open file, which closing it gives back."""
+    try:
+        fcntl.flock(file, kind)
+    except OSError as error:
+        raise ArtifactError(
+            f"{path} cannot be locked: {error.strerror or error}; choose an --out on a file system with locks"
+        ) from error
+
+
+def _write(file: int, content: bytes, place: int) -> None:
+    """Write all of it: on a nearly full disk a part is written without an error, and only the next fails."""
+    while content:
+        count = os.pwrite(file, content, place)
+        content, place = content[count:], place + count
 
 
 @dataclass(frozen=True)
