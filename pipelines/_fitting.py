@@ -65,7 +65,7 @@ class Fitting:
         All of them.
     execution
         Where Dask's workers are, if these read tiles, and who is told how it goes.
-    readers, max_bad, tensorboard, restarts
+    readers, max_bad, tensorboard, restarts, features
         See :func:`pipelines.train.train`.
     """
 
@@ -76,6 +76,7 @@ class Fitting:
     max_bad: int | None
     tensorboard: bool
     restarts: int = 1
+    features: Path | None = None
 
     def plan(self, refs: Sequence[SlideRef], target: Target) -> tuple[list[SlideRef], list[SlideRef], Target]:
         """Slides to train on and to watch, and the target, with the units of the former.
@@ -206,6 +207,7 @@ class Fitting:
                 max_bad=self.max_bad,
                 on_bad=on_bad,
                 processes=processes,
+                features=self.features or self.out / "features",
             )
         return Fitted(trained, target, unreadable, settings.training.seed)
 

@@ -50,8 +50,9 @@ def crossval(
         Slides with labels; splits that they have are replaced. Those without label are left out.
     out
         Folder for ``fold_k/model`` and ``fold_k/scores``, what ``train`` and ``score`` write;
-        ``splits/splits_k.csv``, in CLAM's form; ``metrics.csv`` of each fold, pooled and mean; and what
-        :func:`pipelines.evaluate.evaluate` writes, of all folds together.
+        ``splits/splits_k.csv``, in CLAM's form; ``features/`` of all folds, where the backbone is frozen;
+        ``metrics.csv`` of each fold, pooled and mean; and what :func:`pipelines.evaluate.evaluate` writes, of
+        all folds together.
     folds
         How many, 5 by default; cases are shared out stratified, and a share ``training.validation`` of those
         that are left to train on is for validation.
@@ -107,7 +108,7 @@ def crossval(
     # Of scoring, too: folds that are finished are not scored again.
     sections = ("tile", "thumbnail", "model", "sampling", "training", "augmentation", "scoring")
     identity = Identity.of("crossval", settings, *sections, seed=settings.training.seed, splits=_digest(plan))
-    results = [*shared.RESULTS, "splits", *(path.name for path in out.glob("fold_*"))]
+    results = [*shared.RESULTS, "splits", "features", *(path.name for path in out.glob("fold_*"))]
     with open_run(out, identity, execution, results=results) as run:
         if execution.dry_run:
             finished = sum(_is_finished(out / name / "scores") for name in plan if not execution.overwrite)
@@ -152,7 +153,8 @@ def _run_fold(
     with atomic(splits) as path:
         write_splits(path, fold)
     training = [ref for ref in fold if ref.split != "test"]
-    done = [train(training, folder / "model", settings=settings, execution=execution)]
+    features = folder.parent / "features"  # of slides that are in most folds
+    done = [train(training, folder / "model", settings=settings, execution=execution, features=features)]
     if not (done[0].failed and execution.strict):
         tested = [ref for ref in fold if ref.split == "test"]
         seed = settings.training.seed

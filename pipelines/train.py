@@ -56,6 +56,7 @@ def train(
     readers: str = "threads",
     tensorboard: bool = False,
     restarts: int = 1,
+    features: str | Path | None = None,
 ) -> Summary:
     """Train a model.
 
@@ -84,6 +85,9 @@ def train(
     restarts
         Train so many times, from other weights and draws each time, and keep the model with the least
         validation loss. Models of later restarts are trained in ``restarts/``.
+    features
+        Folder for the features of a frozen backbone; by default ``features/`` in the output folder. All
+        restarts share it, and so may runs of the same settings, whatever their seeds and splits.
 
     Returns
     -------
@@ -103,7 +107,14 @@ def train(
     0
     """
     fitting = Fitting(
-        rooted(out), settings or Settings(), execution or Execution(), readers, max_bad, tensorboard, restarts
+        rooted(out),
+        settings or Settings(),
+        execution or Execution(),
+        readers,
+        max_bad,
+        tensorboard,
+        restarts,
+        None if features is None else rooted(features),
     )
     if not together():
         return _train(refs, fitting, _Others(None))

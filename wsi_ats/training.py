@@ -75,6 +75,7 @@ def fit(
     on_bad: OnBad = lambda slide_id, error: None,  # noqa: ARG005
     processes: Processes | None = None,
     network: Callable[[], SlideNetwork] | None = None,
+    features: Path | None = None,
 ) -> Trained:
     """Train a model, or go on where an interrupted run of the same settings and slides stopped.
 
@@ -92,7 +93,7 @@ def fit(
     target
         What is predicted; ``Example.target`` is as it encodes labels.
     folder
-        Where checkpoints, metrics and, where the backbone is frozen, features go.
+        Where checkpoints and metrics go.
     device
         Where to compute.
     on_epoch
@@ -108,6 +109,9 @@ def fit(
     network
         Makes the network, of a kind that :mod:`wsi_ats.methods` knows; by default the one that settings
         describe.
+    features
+        Where features go if the backbone is frozen; ``features/`` in the folder by default. Runs of the same
+        settings, whatever their seeds and splits, may share it, at the same time, too.
 
     Returns
     -------
@@ -143,6 +147,7 @@ def fit(
         reader=reader,
         processes=processes or Processes(),
         network=network or partial(model_for, settings, target),
+        features=features or folder / "features",
         max_bad=max_bad,
         on_bad=on_bad,
     )
@@ -253,11 +258,13 @@ class _Training:
         reader: Reader,
         processes: Processes,
         network: Callable[[], SlideNetwork],
+        features: Path,
         max_bad: int | None,
         on_bad: OnBad,
     ) -> None:
         self.settings, self.target, self.learning = settings, target, settings.training
         self.folder, self.device, self.reader, self.network = folder, device, reader, network
+        self.features = features
         self.processes, self.max_bad, self.on_bad = processes, max_bad, on_bad
         self.training, self.validation = training, validation
         self.phases = phases_of(settings)
@@ -336,19 +343,18 @@ class _Training:
         self._recall()
 
     def _frozen_features(self, stack: ExitStack) -> FrozenFeatures | None:
-        """Return a reader of features, for a backbone that does not learn; each process has its own."""
+        """Return a reader of features, for a backbone that does not learn; all processes share its folder."""
         encoder = self.model.encoder
         learns = any(name.startswith("encoder.") for name in self.learnable)  # in any phase
         if self.settings.model.kind == "image" or learns:
             return None
         if isinstance(encoder.network, Precomputed):  # the reader gives features
             return None
-        folder = self.folder / "features"
         return stack.enter_context(
             FrozenFeatures(
                 self.reader,
                 encoder,
-                folder if self.processes.count == 1 else folder / str(self.processes.rank),
+                self.features,
                 device=self.device,
                 precision=self.learning.precision,
             )

@@ -51,6 +51,18 @@ def slides(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def published(tmp_path_factory) -> list[str]:
+    """Options for a frozen backbone with weights of its own, the same with all seeds."""
+    from safetensors.torch import save_file  # with torch, which takes seconds to import
+
+    from wsi_ats.nn.backbone import create_backbone
+
+    path = tmp_path_factory.mktemp("published") / "weights.safetensors"
+    save_file(create_backbone("test_vit", pretrained=False, size=64).network.state_dict(), path)
+    return ["--set", f"model.checkpoint={path}", "--set", "training.fine_tuning=frozen"]
+
+
+@pytest.fixture(scope="session")
 def some(slides, tmp_path_factory) -> Path:
     """Enough slides that a run can be stopped in the middle."""
     folder = tmp_path_factory.mktemp("some")

@@ -105,6 +105,15 @@ def test_stopped_and_taken_up_again_with_the_splits_that_it_wrote(crossval, done
     assert "settings.scoring.precision is auto there and float32 now" in other.stderr
 
 
+def test_folds_with_a_frozen_backbone_share_its_features(crossval, published, tmp_path):
+    options = ("--folds", 3, *published)
+    ran = crossval(*options)
+    assert ran.exit_code == 0, ran.stderr
+    assert len(files(tmp_path / "cv" / "features")) == 6  # one for each slide
+    for fold in ("fold_0", "fold_1", "fold_2"):
+        assert "features" not in files(tmp_path / "cv" / fold / "model")
+
+
 def write_folds(folder, *folds):
     """Each fold is a mapping of a split's name to the numbers of slides."""
     folder.mkdir()

@@ -383,6 +383,22 @@ def test_of_several_restarts_the_one_with_the_least_validation_loss_is_kept(trai
     assert kept == [{k: v for k, v in row.items() if k not in seconds} for row in alone[best]]
 
 
+def test_restarts_with_a_frozen_backbone_share_its_features(train, published, tmp_path):
+    out = tmp_path / "out"
+    ran = train(out, "--restarts", "2", *published)
+    assert ran.exit_code == 0, ran.stderr
+    assert len(files(out / "features")) == 6  # one for each slide
+    assert files(out / "restarts" / "1") == ["checkpoints", "metrics.csv"]
+    tiles = [
+        sum(float(row["tiles"]) for row in table(folder / "metrics.csv"))
+        for folder in (out, out / "restarts" / "1")
+    ]
+    assert min(tiles) < max(tiles)  # what the first has read the second need not
+    ran = train(out, "--restarts", "2", *published, "--overwrite")
+    assert ran.exit_code == 0, ran.stderr
+    assert len(files(out / "features")) == 6
+
+
 def test_restarts_without_slides_to_choose_by_are_refused(train, tmp_path):
     ran = train(tmp_path / "out", "--restarts", "2", "--set", "training.validation=0")
     assert ran.exit_code == 2

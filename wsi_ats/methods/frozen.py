@@ -37,7 +37,8 @@ class FrozenFeatures(Reader):
     encoder
         Its backbone does not learn.
     folder
-        For the features.
+        For the features; several processes and runs may share it. A tile that two of them want at the same
+        time both read.
     device
         Where the encoder is.
     precision
