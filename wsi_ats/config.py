@@ -399,8 +399,10 @@ class TrainingSettings:
 
 @dataclass(frozen=True, slots=True)
 class AugmentationSettings:
-    """How tiles, and the thumbnails that attention learns from, are varied in training. Tiles are not where the
-    backbone is frozen and sees each once."""
+    """How tiles, and the thumbnails that attention learns from, are varied in training.
+
+    A frozen backbone sees each tile once, as it is; thumbnails are varied all the same.
+    """
 
     turns: bool = True
     """Turn by right angles and mirror: tissue has no upper side, and it costs next to nothing. Of thumbnails
