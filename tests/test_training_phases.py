@@ -29,7 +29,7 @@ from wsi_ats import distilling, training
 from wsi_ats.batches import Reader, TileReader
 from wsi_ats.checkpoints import model_for
 from wsi_ats.config import Settings
-from wsi_ats.errors import ArtifactError, ModelError
+from wsi_ats.errors import ArtifactError, ModelError, SlideReadError
 from wsi_ats.methods import method_for, sampling
 from wsi_ats.nn import model
 from wsi_ats.nn.backbone import batch_norms
@@ -393,10 +393,33 @@ def test_all_together_draw_by_attention_as_far_as_it_is_trusted(tmp_path, monkey
         torch.from_numpy(TRAINING[0].thumbnail), torch.arange(20), TRAINING[0].tissue.grid.shape
     )
     assert bool(attention.detach().any()) is bool(scale)
-    joint = logits[-16 - 4 * 2 * (1 + 4) :]
+    joint = logits[-16 - 4 * (2 if scale else 1) * (1 + 4) :]
     assert any(each.any() for each in joint) is bool(scale)
     if not scale:
         assert found.by_attention == found.by_uniform
+
+
+class OneBadTile(MemorySlide):
+    """One of its twenty tiles cannot be read: some draws meet it, others do not."""
+
+    def read_regions(self, level, corners, width, height):
+        if [16, 16] in corners.tolist():
+            raise SlideReadError(self.path, "tile 6 is damaged")
+        return super().read_regions(level, corners, width, height)
+
+
+def test_a_slide_that_only_some_draws_can_read_is_left_out_of_the_comparison(tmp_path):
+    def opener(ref):
+        slide = slide_of(ref.id)
+        return OneBadTile(slide._pyramid, mpp=0.5, path=ref.id) if ref.id == "s21v" else slide
+
+    changes = ["training.joint_epochs=1", "training.attention_learning_rate=0.1"]
+    found = trained(tmp_path / "bad", *changes, opener=opener)
+    others = [each for each in VALIDATION if each.ref.id != "s21v"]
+    expected = trained(tmp_path / "without", *changes, validation=others)
+    assert found.by_attention == pytest.approx(expected.by_attention)
+    assert found.by_uniform == pytest.approx(expected.by_uniform)
+    assert found.by_attention != found.by_uniform
 
 
 def test_the_kept_epoch_of_the_classifier_is_what_attention_is_held_against(tmp_path, monkeypatch):

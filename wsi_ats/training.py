@@ -49,7 +49,7 @@ from wsi_ats.phases import Phase, phases_of
 from wsi_ats.processes import Processes
 from wsi_ats.tables import write_csv
 from wsi_ats.targets import Target
-from wsi_ats.watching import Watch
+from wsi_ats.watching import Watch, drawing_uniformly
 
 _LOG = logging.getLogger(__name__)
 
@@ -776,10 +776,8 @@ class _Training:
                 if name.startswith("uniform_")
             }
         else:
-            scale = model.attention_scale.item()
-            model.attention_scale.fill_(0.0)
-            uniform = self._validate("", prefix="uniform_")
-            model.attention_scale.fill_(scale)
+            with drawing_uniformly(model):
+                uniform = self._validate("", prefix="uniform_")
         return {**figures, **uniform}
 
     def _add(self, **numbers: float) -> None:
@@ -797,11 +795,11 @@ class _Training:
 
     def _validate(self, draw: str | int, *, prefix: str = "validation_") -> dict[str, float | None]:
         """Figures of the slides to watch, by the same draw at every epoch, so that epochs can be compared."""
-        outputs, targets = self.watch.outputs(self.final, self.source, [draw], self._note_bad)
+        [outputs] = self.watch.outputs(self.final, self.source, [draw], self._note_bad)
         if self.frozen:
             self.frozen.take_count()  # of tiles that are learned from alone, as of other kinds
         with self._blaming(self.progress.step):
-            return self.watch.figures(outputs[0], targets, prefix)
+            return self.watch.figures(outputs, prefix)
 
     def _trained(self) -> Trained:
         """Compare attention with uniform draws, each by the mean of several, and return the model."""
@@ -810,11 +808,7 @@ class _Training:
         by_attention: dict[str, float | None] = {}
         by_uniform: dict[str, float | None] = {}
         if isinstance(model, AttentionSampler) and model.attention is not None and self.validation:
-            scale = model.attention_scale.item()
-            by_attention = self.watch.mean_figures(model, self.source, _FINAL_DRAWS, self._note_bad)
-            model.attention_scale.fill_(0.0)
-            by_uniform = self.watch.mean_figures(model, self.source, _FINAL_DRAWS, self._note_bad)
-            model.attention_scale.fill_(scale)
+            by_attention, by_uniform = self.watch.compare(model, self.source, _FINAL_DRAWS, self._note_bad)
         return Trained(model, self.progress.rows, Trust(**found) if found else None, by_attention, by_uniform)
 
     def _save(self) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import fmean
 from typing import cast
@@ -18,12 +19,16 @@ from wsi_ats.methods import method_for
 from wsi_ats.methods.base import Finish, draw_seed
 from wsi_ats.nn.cases import pool_slides
 from wsi_ats.nn.losses import activate, losses
+from wsi_ats.nn.model import AttentionSampler
 from wsi_ats.nn.network import SlideNetwork
 from wsi_ats.processes import Processes
 from wsi_ats.targets import Target
 
 OnFailed = Callable[[Mapping[str, str]], None]
 """Told the messages of slides that could not be read, by id."""
+
+Outputs = Mapping[int, Sequence[float]]
+"""What a network says by one draw: O numbers of each slide, or case, that could be read, by its number."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +66,10 @@ class Watch:
 
     def outputs(
         self, model: SlideNetwork, source: Reader, draws: Sequence[str | int], on_failed: OnFailed
-    ) -> tuple[list[Tensor], Tensor]:
+    ) -> list[Outputs]:
         """Compute outputs of all slides that can be read, by several draws.
+
+        A slide of which one tile cannot be read is in the draws that miss this tile, and not in the others.
 
         Parameters
         ----------
@@ -77,12 +84,12 @@ class Watch:
 
         Returns
         -------
-        list of Tensor, shape (N, O), and Tensor, shape (N, T), float64
-            Outputs by draw, and targets in the labels' own units.
+        list of dict
+            Of each draw.
         """
         learning = self.settings.training
         method = method_for(model.eval(), self.settings, self.device)
-        own = self.processes.share(self.units)
+        own = self.processes.share(range(len(self.units)))
         per_pass = max(1, learning.slides_per_step // method.passes(learning.slides_per_step))
         parts = [
             (number, own[first : first + per_pass])
@@ -90,38 +97,34 @@ class Watch:
             for first in range(0, len(own), per_pass)
         ]
 
-        def begin(part: tuple[int, Sequence[Sequence[int]]]) -> tuple[list[int], Finish]:
+        def begin(part: tuple[int, Sequence[int]]) -> tuple[list[int], Finish]:
             number, units = part
-            examples = [self.examples[slide] for slides in units for slide in slides]
+            shown = [(unit, self.examples[slide]) for unit in units for slide in self.units[unit]]
+            examples = [example for _, example in shown]
             seeds = [draw_seed(learning.seed, f"{each.ref.id}{draws[number]}", -1) for each in examples]
-            numbers = [unit for unit, slides in enumerate(units) for _ in slides]
-            return numbers, method.begin(examples, source, seeds)
+            return [unit for unit, _ in shown], method.begin(examples, source, seeds)
 
-        outputs: list[list[list[float]]] = [[] for _ in draws]
-        targets: list[tuple[float, ...]] = []
+        outputs: list[dict[int, list[float]]] = [{} for _ in draws]
         with torch.inference_mode():
-            for (number, units), (numbers, finish) in ahead(parts, begin, learning.read_ahead):
+            for (number, _), (units, finish) in ahead(parts, begin, learning.read_ahead):
                 result = finish()
                 on_failed(result.failed)
-                unit_of = [numbers[place] for place in result.places]
-                pooled, shown = pool_slides(result.outputs, result.log_weight, unit_of)
-                outputs[number] += pooled.double().cpu().tolist()
-                if number == 0:
-                    targets += [self.examples[units[unit][0]].target for unit in shown]
-        everywhere = self.processes.gather((outputs, targets))
-        joined = [[each for found, _ in everywhere for each in found[number]] for number in range(len(draws))]
-        true = [each for _, found in everywhere for each in found]
-        return [torch.tensor(each, dtype=torch.float64) for each in joined], torch.tensor(
-            true, dtype=torch.float64
-        )
+                unit_of = [units[place] for place in result.places]
+                pooled, known = pool_slides(result.outputs, result.log_weight, unit_of)
+                outputs[number] |= zip(known, pooled.double().cpu().tolist(), strict=True)
+        everywhere = self.processes.gather(outputs)
+        return [
+            {unit: each for found in everywhere for unit, each in found[number].items()}
+            for number in range(len(draws))
+        ]
 
-    def figures(self, outputs: Tensor, targets: Tensor, prefix: str = "") -> dict[str, float | None]:
+    def figures(self, outputs: Outputs, prefix: str = "") -> dict[str, float | None]:
         """Compute loss, gain and the task's main figure; see :mod:`wsi_ats.diagnosis` for what they say.
 
         Parameters
         ----------
-        outputs, targets
-            See :meth:`outputs`.
+        outputs
+            Of one draw.
         prefix
             Of the figures' names.
 
@@ -130,18 +133,20 @@ class Watch:
         ModelError
             When an output is no number.
         """
-        task, known = self.target.task, len(outputs) > 0
-        if not known:
-            outputs, targets = torch.zeros(0, self.target.outputs), torch.zeros(0, self.width)
-        if not outputs.isfinite().all():
+        task, units = self.target.task, sorted(outputs)
+        found = torch.tensor([outputs[unit] for unit in units], dtype=torch.float64)
+        found = found.reshape(-1, self.target.outputs)
+        if not found.isfinite().all():
             raise ModelError("the model gives scores that are no numbers; try lower learning rates")
+        labels = [self.examples[self.units[unit][0]].target for unit in units]
+        targets = torch.tensor(labels, dtype=torch.float64).reshape(-1, self.width)
         true = self.target.normalise(targets)
         loss = chance = gain = None
-        if known:
-            loss = losses(task, outputs, true).mean().item()
-            chance = losses(task, self.chance.to(outputs).expand_as(outputs), true).mean().item()
+        if units:
+            loss = losses(task, found, true).mean().item()
+            chance = losses(task, self.chance.to(found).expand_as(found), true).mean().item()
             gain = 1 - loss / chance if chance else None
-        name, value = self.main_figure(outputs, targets)
+        name, value = self.main_figure(found, targets)
         return {f"{prefix}loss": loss, f"{prefix}gain": gain, f"{prefix}{name}": value}
 
     def main_figure(self, outputs: Tensor, targets: Tensor) -> tuple[str, float | None]:
@@ -149,23 +154,47 @@ class Watch:
         scores = self.target.restore(activate(self.target.task, outputs))
         return main_figure(self.target.task, targets.numpy(), scores.numpy())
 
-    def mean_figures(
-        self, model: SlideNetwork, source: Reader, draws: int, on_failed: OnFailed
-    ) -> dict[str, float | None]:
-        """Return the mean of the figures over several draws.
+    def compare(
+        self, model: AttentionSampler, source: Reader, draws: int, on_failed: OnFailed
+    ) -> tuple[dict[str, float | None], dict[str, float | None]]:
+        """Hold attention against uniform draws, on the slides that all draws of both could read.
 
         Parameters
         ----------
         model, source, on_failed
             See :meth:`outputs`.
         draws
-            How many.
+            How many of each.
+
+        Returns
+        -------
+        dict, dict
+            Mean of the figures over the draws by attention, and over uniform ones.
         """
-        outputs, targets = self.outputs(model, source, range(draws), on_failed)
-        every = [self.figures(each, targets) for each in outputs]
+        by_attention = by_uniform = self.outputs(model, source, range(draws), on_failed)
+        if model.attention_scale:
+            with drawing_uniformly(model):
+                by_uniform = self.outputs(model, source, range(draws), on_failed)
+        known = set.intersection(*map(set, by_attention), *map(set, by_uniform))
+        return self._mean_figures(by_attention, known), self._mean_figures(by_uniform, known)
+
+    def _mean_figures(self, draws: Sequence[Outputs], units: Collection[int]) -> dict[str, float | None]:
+        """Return the mean of the figures over several draws, of some slides alone."""
+        every = [self.figures({unit: each[unit] for unit in units}) for each in draws]
         return {
             name: None
             if any(each[name] is None for each in every)
             else fmean(cast(float, each[name]) for each in every)
             for name in every[0]
         }
+
+
+@contextmanager
+def drawing_uniformly(model: AttentionSampler) -> Iterator[None]:
+    """Let a model draw tiles uniformly for a while."""
+    scale = model.attention_scale.item()
+    model.attention_scale.fill_(0.0)
+    try:
+        yield
+    finally:
+        model.attention_scale.fill_(scale)
