@@ -21,6 +21,7 @@ from test_training import (
     progress,
     run,
     slide_of,
+    trained,
     unreadable,
 )
 
@@ -337,6 +338,25 @@ def test_patience_ends_training_and_gives_the_best_epochs_weights(
     assert_same_weights(again, model)
 
 
+@pytest.mark.parametrize("kind", ["uniform", "mil"])
+@pytest.mark.parametrize("monitor", ["loss", "score"])
+def test_the_loss_of_a_model_is_that_of_the_epoch_that_is_kept(tmp_path, monkeypatch, kind, monitor):
+    values = [(0.9, 0.6), (0.4, 0.8), (0.7, 0.7), (0.8, 0.7)]
+
+    def validate(self, draw, *, prefix="validation_"):
+        loss, auc = values[len(self.progress.rows)]
+        return {f"{prefix}loss": loss, f"{prefix}auc": auc}
+
+    monkeypatch.setattr(training._Training, "_validate", validate)
+    changes = [f"model.kind={kind}", "training.epochs=4", "training.tiles=3", "training.joint_epochs=0"]
+    patient = [*changes, "training.patience=2", f"training.monitor={monitor}"]
+    for _ in range(2):  # a run that has ended says the same again
+        assert trained(tmp_path / "patient", *patient).validation_loss == 0.4
+    assert trained(tmp_path / "last", *changes).validation_loss == 0.8
+    monkeypatch.undo()
+    assert trained(tmp_path / "none", *changes, validation=[]).validation_loss == math.inf
+
+
 def test_patience_with_a_figure_that_cannot_be_told_ends_after_the_first_epoch(tmp_path):
     alike = [each for each in VALIDATION if each.target == VALIDATION[0].target]
     with pytest.raises(ModelError, match=r"validation_auc cannot be told .* a class may be absent"):
@@ -377,6 +397,26 @@ def test_weights_give_classes_the_same_say(tmp_path, monkeypatch):
     weight = {0.0: 8 / (2 * 6), 1.0: 8 / (2 * 2)}
     assert Counter(target for target, _ in noted) == {0: 6, 1: 2}
     assert rows[0]["loss"] == pytest.approx(sum(weight[target] * loss for target, loss in noted) / 8)
+
+
+@pytest.mark.parametrize(("balance", "chance"), [("none", 0.5623), ("weights", 0.6931), ("sampling", 0.6931)])
+def test_a_network_that_knows_nothing_has_no_gain_however_classes_are_balanced(tmp_path, balance, chance):
+    """What it settles on under a loss or draws that are balanced is that all classes are equally likely."""
+
+    def knows_nothing():
+        model = start_of()
+        torch.nn.init.zeros_(model.head.weight)
+        with torch.no_grad():
+            model.head.bias.copy_(torch.tensor([0.75, 0.25] if balance == "none" else [0.5, 0.5]).log())
+        return model
+
+    rates = [f"training.{name}=1e-30" for name in ("learning_rate", "head_learning_rate")]
+    rows = []
+    changes = [f"training.balance={balance}", "training.joint_epochs=1", "training.weight_decay=0.0", *rates]
+    run(tmp_path, *changes, examples=RARE, validation=RARE, network=knows_nothing, on_epoch=rows.append)
+    assert rows[0]["loss"] == pytest.approx(chance, abs=1e-4)
+    assert rows[0]["gain"] == pytest.approx(0, abs=1e-6)
+    assert rows[0]["validation_gain"] == pytest.approx(0, abs=1e-6)
 
 
 def test_sampling_shows_classes_equally_often(tmp_path, begun):

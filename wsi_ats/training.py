@@ -176,6 +176,8 @@ class Progress:
         Slides that could not be read, and why.
     best
         Best validation figure of the phase, where its best epoch is kept.
+    validation_loss
+        Of the weights that are kept: those of the best epoch, or of the last.
     trust
         How far attention is trusted, once that is known.
     """
@@ -187,6 +189,7 @@ class Progress:
     sums: dict[str, float] = field(default_factory=dict)
     bad: dict[str, str] = field(default_factory=dict)
     best: float | None = None
+    validation_loss: float | None = None
     trust: dict[str, Any] | None = None
 
 
@@ -206,6 +209,9 @@ class Trained:
     by_attention, by_uniform
         Figures of the validation slides, each from several draws of ``sampling.tiles`` tiles, by attention
         and by uniform draws; empty without validation slides and for models that do not draw.
+    validation_loss
+        Loss of the validation slides by the model as it is, by attention where it has some; infinite where
+        there are none.
     """
 
     model: SlideNetwork
@@ -213,12 +219,7 @@ class Trained:
     trust: Trust | None = None
     by_attention: Mapping[str, float | None] = field(default_factory=dict)
     by_uniform: Mapping[str, float | None] = field(default_factory=dict)
-
-    @property
-    def validation_loss(self) -> float:
-        """Loss of the validation slides by the model as it is; infinite where there are none."""
-        loss = self.by_attention.get("loss", self.rows[-1]["validation_loss"])
-        return math.inf if loss is None else cast(float, loss)
+    validation_loss: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -273,6 +274,12 @@ class _Training:
         self.classes = [training[places[0]].target[0] for places in self.units]
         self.unit_weights = _balancing(self.classes) if self.learning.balance == "weights" else None
         targets = target.normalise(torch.tensor([training[places[0]].target for places in self.units]))
+        # The constant with the least loss, under the loss and the draws that are trained with: with balanced
+        # classes, each as likely as any other. Validation figures have the same one, though their loss is
+        # plain: what balanced training makes of a network that tells nothing is this constant, not the
+        # shares of the labels, so that its gain is 0 there, too.
+        if self.learning.balance != "none":
+            targets = torch.tensor(sorted(set(self.classes)))[:, None]
         self.chance = constant_outputs(target.task, targets, target.outputs)
         width = len(training[0].target)
         self.watch = Watch(validation, self.watched, settings, target, width, self.chance, processes, device)
@@ -460,7 +467,9 @@ class _Training:
     def _keep_if_best(self, row: Row) -> None:
         """Keep the weights if the validation figure is the best of the phase, where the best epoch counts."""
         joint = self.phase.name == "joint" and self.progress.phase > 0
+        loss = cast(float | None, row["validation_loss"])
         if not (self.learning.patience or joint) or not self.validation:
+            self.progress.validation_loss = loss
             return
         name = _watched_figure(row, self.learning)
         value = row[name]
@@ -474,7 +483,7 @@ class _Training:
             return
         merit = cast(float, value) * (-1 if name == "validation_loss" else 1)
         if self.progress.best is None or merit > self.progress.best:
-            self.progress.best = merit
+            self.progress.best, self.progress.validation_loss = merit, loss
             if self.processes.first:
                 self.states.save_best(self.final)
 
@@ -809,7 +818,15 @@ class _Training:
         by_uniform: dict[str, float | None] = {}
         if isinstance(model, AttentionSampler) and model.attention is not None and self.validation:
             by_attention, by_uniform = self.watch.compare(model, self.source, _FINAL_DRAWS, self._note_bad)
-        return Trained(model, self.progress.rows, Trust(**found) if found else None, by_attention, by_uniform)
+        loss = by_attention.get("loss", self.progress.validation_loss)
+        return Trained(
+            model,
+            self.progress.rows,
+            Trust(**found) if found else None,
+            by_attention,
+            by_uniform,
+            validation_loss=math.inf if loss is None else loss,
+        )
 
     def _save(self) -> None:
         """Store the state; of the figures so far the first process keeps those of all."""
