@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
 from concurrent.futures import Future
@@ -366,6 +367,33 @@ def test_without_slides_to_watch_all_joint_epochs_are_kept(tmp_path):
     after = run(tmp_path / "after", *PHASES, validation=[])
     assert not torch.equal(before.head.weight, after.head.weight)
     assert not (tmp_path / "after" / "checkpoints" / "best.safetensors").exists()
+
+
+def test_joint_epochs_that_no_figure_can_judge_are_left_out_with_a_warning(tmp_path, caplog):
+    alike = [each for each in VALIDATION if each.target == VALIDATION[0].target]
+    before = trained(tmp_path / "before", *ATTENTION, validation=alike)
+    changes = [*PHASES, "training.monitor=score"]
+    for _ in range(2):  # the second goes on from a run that has ended
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            after = trained(tmp_path / "after", *changes, validation=alike)
+        assert_same(before, after)
+        assert [row["phase"] for row in after.rows] == ["classifier"] * 2 + ["attention"] * 3
+        assert "joint training is left out: validation_auc cannot be told" in caplog.text
+
+
+def test_patience_with_slides_that_turn_unreadable_ends_the_phase(tmp_path, monkeypatch):
+    real = training._Training._validate
+
+    def validate(self, draw, *, prefix="validation_"):
+        found = real(self, draw, prefix=prefix)
+        readable = self.phase.name != "joint" or self.progress.step == self.progress.start
+        return found if readable else dict.fromkeys(found)
+
+    monkeypatch.setattr(training._Training, "_validate", validate)
+    changes = [*PHASES, "training.attention_epochs=0", "training.joint_epochs=5", "training.patience=2"]
+    found = trained(tmp_path, *changes)
+    assert [row["phase"] for row in found.rows] == ["classifier"] * 2 + ["joint"] * 2
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.5, 1.0])

@@ -29,7 +29,7 @@ from torch import Tensor
 from wsi_ats.artifacts import atomic, digest_of
 from wsi_ats.batches import Example, Reader, ahead, epoch_batches, units
 from wsi_ats.checkpoints import StateFolder, model_for
-from wsi_ats.config import LEARNED, Settings, TrainingSettings
+from wsi_ats.config import LEARNED, Settings
 from wsi_ats.diagnosis import Row
 from wsi_ats.distilling import Judge, Trust, loss, recall, survey, trust
 from wsi_ats.errors import ArtifactError, ModelError
@@ -49,7 +49,7 @@ from wsi_ats.phases import Phase, phases_of
 from wsi_ats.processes import Processes
 from wsi_ats.tables import write_csv
 from wsi_ats.targets import Target
-from wsi_ats.watching import Watch, drawing_uniformly
+from wsi_ats.watching import Watch, drawing_uniformly, is_exhausted, watched_figure
 
 _LOG = logging.getLogger(__name__)
 
@@ -411,12 +411,26 @@ class _Training:
         if phase.name == "attention":
             self._survey()
         if phase.name == "joint" and self.progress.phase and self.validation:
-            self._keep_if_best(self._validate(""))
+            before = self._validate("")
+            name, merit = watched_figure(before, self.learning)
+            if merit is None:
+                self._skip(
+                    f"{name} cannot be told from the validation slides (a class may be absent, or none could "
+                    "be read), and only epochs that raise it would be kept; give others, or set "
+                    "training.monitor=loss"
+                )
+                return
+            self._keep_if_best(before)
         self._save()
+
+    def _skip(self, why: str) -> None:
+        """Leave out a phase; its predecessor's last state is the run's, and leads here again."""
+        _LOG.warning("%s training is left out: %s", self.phase.name, why)
+        self.progress.phase += 1
 
     def _run_phase(self, on_epoch: OnEpoch) -> None:
         """Take the epochs of a phase that were not taken yet, and end it."""
-        while len(self.phase_rows) < self.phase.epochs and not self._exhausted():
+        while len(self.phase_rows) < self.phase.epochs and not is_exhausted(self.phase_rows, self.learning):
             begin = time.perf_counter()
             self._train_epoch()
             row = self._row(time.perf_counter() - begin)
@@ -471,9 +485,8 @@ class _Training:
         if not (self.learning.patience or joint) or not self.validation:
             self.progress.validation_loss = loss
             return
-        name = _watched_figure(row, self.learning)
-        value = row[name]
-        if value is None:
+        name, merit = watched_figure(row, self.learning)
+        if merit is None:
             if self.learning.patience and self.progress.best is None:
                 raise ModelError(
                     f"training.patience is {self.learning.patience}, but {name} cannot be told from the "
@@ -481,25 +494,10 @@ class _Training:
                     "training.monitor=loss, or set training.patience=0"
                 )
             return
-        merit = cast(float, value) * (-1 if name == "validation_loss" else 1)
         if self.progress.best is None or merit > self.progress.best:
             self.progress.best, self.progress.validation_loss = merit, loss
             if self.processes.first:
                 self.states.save_best(self.final)
-
-    def _exhausted(self) -> bool:
-        """Whether patience is at its end."""
-        rows, patience = self.phase_rows, self.learning.patience
-        if not patience or not rows:
-            return False
-        name = _watched_figure(rows[0], self.learning)
-        sign = -1 if name == "validation_loss" else 1
-        known = [
-            (sign * cast(float, row[name]), -number)
-            for number, row in enumerate(rows)
-            if row[name] is not None
-        ]
-        return len(rows) - 1 + max(known)[1] >= patience
 
     # Where to look
 
@@ -854,10 +852,3 @@ def _balancing(classes: Sequence[float]) -> list[float]:
     """Weight of each slide, or case, that gives all classes the same say; their mean is 1."""
     counts = Counter(classes)
     return [len(classes) / (len(counts) * counts[each]) for each in classes]
-
-
-def _watched_figure(row: Row, learning: TrainingSettings) -> str:
-    """Name of the validation figure that tells the best epoch."""
-    names = [name for name in row if name.startswith("validation_")]
-    (score,) = (name for name in names if name not in {"validation_loss", "validation_gain"})
-    return score if learning.monitor == "score" else "validation_loss"

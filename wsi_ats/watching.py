@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from wsi_ats.batches import Example, Reader, ahead
-from wsi_ats.config import Settings
+from wsi_ats.config import Settings, TrainingSettings
+from wsi_ats.diagnosis import Row
 from wsi_ats.errors import ModelError
 from wsi_ats.evaluation import main_figure
 from wsi_ats.methods import method_for
@@ -198,3 +199,40 @@ def drawing_uniformly(model: AttentionSampler) -> Iterator[None]:
         yield
     finally:
         model.attention_scale.fill_(scale)
+
+
+def watched_figure(row: Row, learning: TrainingSettings) -> tuple[str, float | None]:
+    """Name of the validation figure that tells the best epoch, and its value, the larger the better.
+
+    Parameters
+    ----------
+    row
+        Figures of an epoch; those of validation slides have names that begin with ``validation_``.
+    learning
+        Says by ``monitor`` which figure it is.
+    """
+    names = [name for name in row if name.startswith("validation_")]
+    (score,) = (name for name in names if name not in {"validation_loss", "validation_gain"})
+    name = score if learning.monitor == "score" else "validation_loss"
+    value = cast(float | None, row[name])
+    return name, -value if value is not None and name == "validation_loss" else value
+
+
+def is_exhausted(rows: Sequence[Row], learning: TrainingSettings) -> bool:
+    """Whether patience with the epochs of a phase is at its end.
+
+    An epoch whose figure cannot be told is one without a better figure.
+
+    Parameters
+    ----------
+    rows
+        Figures of the phase's epochs so far.
+    learning
+        With ``patience`` and ``monitor``.
+    """
+    if not learning.patience:
+        return False
+    merits = [watched_figure(row, learning)[1] for row in rows]
+    best = max((merit for merit in merits if merit is not None), default=None)
+    since = len(rows) if best is None else len(rows) - 1 - merits.index(best)
+    return since >= learning.patience
