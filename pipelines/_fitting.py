@@ -147,17 +147,19 @@ class Fitting:
             classes=classes if self.settings.model.task == "classification" else [],
             scale=1.0 if trained.trust is None else trained.trust.scale,
         )
-        if trained.trust is not None:
-            lines += compare(
-                trained.by_attention,
-                trained.by_uniform,
-                slides=len(validation),
-                tiles=self.settings.sampling.tiles,
-                scale=trained.trust.scale,
-                foretells=trained.trust.foretells,
-                cases=trained.trust.cases,
-            )
-        return lines
+        if trained.trust is None:
+            return lines
+        if not any("attention" in phase.learns for phase in phases_of(self.settings)):
+            return [*lines, "attention was not trained; tiles are drawn uniformly"]
+        return lines + compare(
+            trained.by_attention,
+            trained.by_uniform,
+            slides=len(validation),
+            tiles=self.settings.sampling.tiles,
+            scale=trained.trust.scale,
+            foretells=trained.trust.foretells,
+            cases=trained.trust.cases,
+        )
 
     def _folder(self, restart: int) -> Path:
         return self.out / "restarts" / str(restart) if restart else self.out

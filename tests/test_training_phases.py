@@ -160,7 +160,7 @@ def test_the_classifier_learns_from_uniform_draws_and_attention_stays_as_it_is(t
     backbones = zip(found.model.encoder.network.parameters(), start.encoder.network.parameters(), strict=True)
     assert all(not torch.equal(one, other) for one, other in backbones)
     assert found.model.attention_scale == 0  # nothing is known of it
-    assert found.trust is None
+    assert found.trust == distilling.Trust(0.0, None, None, 0)
 
 
 def test_a_classifier_of_uniform_draws_is_that_of_the_kind_without_attention(tmp_path):
@@ -396,7 +396,37 @@ def test_patience_with_slides_that_turn_unreadable_ends_the_phase(tmp_path, monk
     assert [row["phase"] for row in found.rows] == ["classifier"] * 2 + ["joint"] * 2
 
 
-@pytest.mark.parametrize("scale", [0.0, 0.5, 1.0])
+def test_attention_that_was_not_trained_is_compared_with_nothing(tmp_path):
+    found, asked = recorded(tmp_path, *CLASSIFIER)
+    assert found.trust == distilling.Trust(0.0, None, None, 0)
+    assert found.by_attention == found.by_uniform
+    watched = Counter(slide for slide, _ in asked)["s20p"]
+    assert watched == 3 * (2 + 4)  # by one draw in each epoch, and by four in the end
+
+
+def test_attention_that_learned_with_all_the_rest_is_used_as_it_is(tmp_path):
+    assert trained(tmp_path, "training.joint_epochs=1").trust == distilling.Trust(1.0, None, None, 0)
+
+
+def test_joint_training_is_left_out_where_attention_is_not_trusted(tmp_path, monkeypatch, caplog):
+    """The network of attention would be passed over, and so would all that teaches it."""
+
+    def trust(model, *given, **options):
+        model.attention_scale.fill_(0.0)
+        return distilling.Trust(0.0, 0.1, 0.6, 4)
+
+    monkeypatch.setattr(training, "trust", trust)
+    before = trained(tmp_path / "before", *ATTENTION)
+    for _ in range(2):  # the second goes on from a run that has ended
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            after = trained(tmp_path / "after", *PHASES)
+        assert_same(before, after)
+        assert [row["phase"] for row in after.rows] == ["classifier"] * 2 + ["attention"] * 3
+        assert "joint training is left out: tiles are drawn uniformly" in caplog.text
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.0])
 def test_all_together_draw_by_attention_as_far_as_it_is_trusted(tmp_path, monkeypatch, scale):
     logits: list[torch.Tensor] = []
     real = sampling.draw_cells
@@ -420,11 +450,9 @@ def test_all_together_draw_by_attention_as_far_as_it_is_trusted(tmp_path, monkey
     attention = found.model.score_cells(
         torch.from_numpy(TRAINING[0].thumbnail), torch.arange(20), TRAINING[0].tissue.grid.shape
     )
-    assert bool(attention.detach().any()) is bool(scale)
-    joint = logits[-16 - 4 * (2 if scale else 1) * (1 + 4) :]
-    assert any(each.any() for each in joint) is bool(scale)
-    if not scale:
-        assert found.by_attention == found.by_uniform
+    assert attention.detach().any()
+    joint = logits[-16 - 4 * 2 * (1 + 4) :]
+    assert any(each.any() for each in joint)
 
 
 class OneBadTile(MemorySlide):

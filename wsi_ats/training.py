@@ -204,8 +204,8 @@ class Trained:
     rows
         Figures of all epochs.
     trust
-        How far its attention is to be trusted; ``None`` for a model without attention to thumbnails, and
-        where attention learned with all the rest alone.
+        How far its attention is to be trusted; ``None`` for a model without attention to thumbnails. Without
+        epochs of attention nobody judges it: its scale is 1 if it learned with all the rest, 0 if not at all.
     by_attention, by_uniform
         Figures of the validation slides, each from several draws of ``sampling.tiles`` tiles, by attention
         and by uniform draws; empty without validation slides and for models that do not draw.
@@ -402,6 +402,12 @@ class _Training:
     def _enter(self) -> None:
         """Begin a phase."""
         phase, model = self.phase, self.model
+        if phase.name == "joint" and self.progress.trust and not self.progress.trust["scale"]:
+            self._skip(
+                "tiles are drawn uniformly, for the thumbnail does not tell where to look, and attention "
+                "that is not drawn from learns nothing"
+            )
+            return
         if isinstance(model, AttentionSampler):
             model.attention_scale.fill_(0.0 if phase.name == "classifier" else 1.0)
             if self.progress.trust is not None:
@@ -811,16 +817,21 @@ class _Training:
     def _trained(self) -> Trained:
         """Compare attention with uniform draws, each by the mean of several, and return the model."""
         model = self.model.eval()
-        found = self.progress.trust
+        found: Trust | None = None
         by_attention: dict[str, float | None] = {}
         by_uniform: dict[str, float | None] = {}
-        if isinstance(model, AttentionSampler) and model.attention is not None and self.validation:
-            by_attention, by_uniform = self.watch.compare(model, self.source, _FINAL_DRAWS, self._note_bad)
+        if isinstance(model, AttentionSampler) and model.attention is not None:
+            judged = self.progress.trust
+            found = Trust(**judged) if judged else Trust(model.attention_scale.item(), None, None, 0)
+            if self.validation:
+                by_attention, by_uniform = self.watch.compare(
+                    model, self.source, _FINAL_DRAWS, self._note_bad
+                )
         loss = by_attention.get("loss", self.progress.validation_loss)
         return Trained(
             model,
             self.progress.rows,
-            Trust(**found) if found else None,
+            found,
             by_attention,
             by_uniform,
             validation_loss=math.inf if loss is None else loss,

@@ -412,3 +412,20 @@ def test_what_attention_gives_is_said_and_recorded(train, tmp_path):
     assert set(card) == {"scale", "foretells", "foresight", "error", "cases"}
     assert "by attention" in ran.stderr or "does not tell where to look" in ran.stderr or card["cases"] < 4
     assert "training cases" in ran.stderr  # two classes of two
+
+
+@pytest.mark.parametrize(
+    ("changes", "scale", "said"),
+    [
+        (("training.epochs=0", "training.joint_epochs=1"), 1, "slides, 8 tiles each, mean of several"),
+        (("training.epochs=1",), 0, "attention was not trained; tiles are drawn uniformly"),
+    ],
+    ids=["together with all the rest", "not at all"],
+)
+def test_what_attention_gives_is_said_without_epochs_of_its_own(train, tmp_path, changes, scale, said):
+    changes = (*changes, "training.attention_epochs=0")
+    ran = train(tmp_path / "out", *(word for change in changes for word in ("--set", change)))
+    assert ran.exit_code == 0
+    assert said in ran.stderr
+    card = read_json(tmp_path / "out" / "model.json")["attention"]
+    assert card == {"scale": scale, "foresight": None, "error": None, "slides": 0}
