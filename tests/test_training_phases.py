@@ -575,6 +575,30 @@ def test_a_run_that_has_ended_gives_the_same_again_and_reads_only_what_is_watche
     assert {slide for slide, _ in asked} == {each.ref.id for each in VALIDATION}
 
 
+@pytest.mark.parametrize("fate", ["missing", "cut short", "no state"])
+@pytest.mark.parametrize("backbone", ["full", "frozen"])
+def test_a_survey_that_is_lost_is_made_again(tmp_path, caplog, fate, backbone):
+    def stop(row):
+        if row["phase"] == "attention":
+            raise KeyboardInterrupt
+
+    changes = [*ATTENTION, f"training.fine_tuning={backbone}"]
+    whole = trained(tmp_path / "whole", *changes)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "lost", *changes, on_epoch=stop)
+    path = tmp_path / "lost" / "checkpoints" / "survey.safetensors"
+    kept = path.read_bytes()
+    path.unlink()
+    if fate != "missing":
+        path.write_bytes(kept[:-100] if fate == "cut short" else b"nothing that can be read")
+    with caplog.at_level(logging.WARNING):
+        assert_same(trained(tmp_path / "lost", *changes), whole)
+    assert "survey.safetensors is missing or damaged" in caplog.text
+    assert "slides are surveyed again" in caplog.text
+    assert path.read_bytes() == kept
+    assert figures(tmp_path / "lost") == figures(tmp_path / "whole")
+
+
 def test_the_survey_of_another_run_is_refused(tmp_path):
     def stop(row):
         if row["phase"] == "attention":

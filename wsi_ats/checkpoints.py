@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -25,6 +26,11 @@ from wsi_ats.nn.mil import AttentionMIL
 from wsi_ats.nn.model import build_model
 from wsi_ats.nn.network import SlideNetwork
 from wsi_ats.targets import Target
+
+_LOG = logging.getLogger(__name__)
+
+# What reading a state gives that is missing, damaged or no state.
+_UNREADABLE = (SafetensorError, OSError, KeyError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -230,17 +236,19 @@ class StateFolder:
             When the state is damaged or of another run.
         """
         path = self.newest()
-        return None if path is None else self._own(path)
-
-    def _own(self, path: Path) -> dict[str, Any]:
+        if path is None:
+            return None
         found = read_record(path)
+        self._check_own(path, found)
+        record: dict[str, Any] = found["record"]
+        return record
+
+    def _check_own(self, path: Path, found: Mapping[str, Any]) -> None:
         if found["run"] != self._run:
             raise ArtifactError(
                 f"{path} belongs to a run with other settings or slides, or another number of processes; "
                 "use --overwrite to start anew, or another --out"
             )
-        record: dict[str, Any] = found["record"]
-        return record
 
     def load(
         self,
@@ -305,18 +313,22 @@ class StateFolder:
         """Keep tensors of this run under a name, atomically; there may be none."""
         self._write(name, tensors, {})
 
-    def load_named(self, name: str) -> dict[str, Tensor]:
-        """Load what :meth:`save_named` kept.
+    def load_named(self, name: str) -> dict[str, Tensor] | None:
+        """Load what :meth:`save_named` kept; ``None`` when it is missing or damaged.
 
         Raises
         ------
         ArtifactError
-            When it is missing, damaged or of another run.
+            When it is of another run.
         """
         path = self._folder / f"{name}.safetensors"
-        self._own(path)
-        with _fitting(path):
+        try:
+            found = _read_record(path)
             tensors: dict[str, Tensor] = load_file(path)
+        except _UNREADABLE as error:
+            _LOG.warning("%s is missing or damaged: %s", path, error)
+            return None
+        self._check_own(path, found)
         return tensors
 
     def _write(self, name: str, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
@@ -341,12 +353,16 @@ def read_record(path: Path) -> dict[str, Any]:
         When the file is damaged.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            found: dict[str, Any] = json.loads(file.metadata()["state"])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        return _read_record(path)
+    except _UNREADABLE as error:
         raise ArtifactError(
             f"{path} is damaged: {error}; delete it to go on from the state before, or start with --overwrite"
         ) from error
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    with safe_open(path, framework="pt") as file:
+        found: dict[str, Any] = json.loads(file.metadata()["state"])
     return found
 
 

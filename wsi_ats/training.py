@@ -347,7 +347,8 @@ class _Training:
             self.progress.sums = {}  # of all processes, and the first has them
         for slide_id, error in self.progress.bad.items():
             self.on_bad(slide_id, error)
-        self._recall()
+        if self.phase.name == "attention":
+            self._recall(self._stored_survey())
 
     def _frozen_features(self, stack: ExitStack) -> FrozenFeatures | None:
         """Return a reader of features, for a backbone that does not learn; all processes share its folder."""
@@ -415,7 +416,10 @@ class _Training:
         self._prepare()
         self.progress.start, self.progress.best = self.progress.step, None
         if phase.name == "attention":
-            self._survey()
+            found = self._survey()
+            if not self.frozen:
+                self._add(tiles=sum(len(found[number]) for number in self.processes.share(sorted(found))))
+            self._recall(found)
         if phase.name == "joint" and self.progress.phase and self.validation:
             before = self._validate("")
             name, merit = watched_figure(before, self.learning)
@@ -512,47 +516,55 @@ class _Training:
         """Slides that attention learns from, and behind them those that tell how far to trust it."""
         return dict(enumerate([*self.training, *self.validation]))
 
-    def _survey(self) -> None:
+    def _survey(self) -> dict[int, Tensor]:
         """Ask the fixed classifier what tiles of each slide tell, and keep the answers."""
         model, examples = cast(AttentionSampler, self.model.eval()), self._surveyed
-        model.attention_scale.fill_(0.0)
         own = {number: examples[number] for number in self.processes.share(list(examples))}
         bad: dict[str, str] = {}
-        found = survey(
-            cast(AttentionSampling, self.method),
-            own,
-            self.source,
-            self.learning.seed,
-            read_ahead=self.learning.read_ahead,
-            on_bad=bad.__setitem__,
-        )
+        with drawing_uniformly(model):
+            found = survey(
+                cast(AttentionSampling, self.method),
+                own,
+                self.source,
+                self.learning.seed,
+                read_ahead=self.learning.read_ahead,
+                on_bad=bad.__setitem__,
+            )
         self._note_bad(bad)
         everything = {number: each for part in self.processes.gather(found) for number, each in part.items()}
-        if not self.frozen:
-            self._add(tiles=sum(map(len, found.values())))
         if self.processes.first:
             self.states.save_named("survey", {str(number): each for number, each in everything.items()})
         self.processes.gather(None)
-        self._recall()
+        return everything
 
-    def _recall(self) -> None:
+    def _stored_survey(self) -> dict[int, Tensor]:
+        """Return the answers that were kept, or ask again: seed and classifier are the same, and so are they.
+
+        Tiles that are read again are not counted again, as those of steps that a killed run repeats are not.
+        """
+        stored = self.states.load_named("survey")
+        if all(self.processes.gather(stored is not None)):
+            return {int(number): each for number, each in (stored or {}).items()}
+        _LOG.warning("slides are surveyed again, which reads training.attention_tiles tiles of each")
+        found = self._survey()
+        if self.frozen:
+            self.frozen.take_count()
+        return found
+
+    def _recall(self, found: Mapping[int, Tensor]) -> None:
         """Make the evidence of the slides from what their survey found."""
-        if self.phase.name != "attention":
-            return
         model = cast(AttentionSampler, self.model)
-        model.attention_scale.fill_(0.0)
-        found = {int(number): each for number, each in self.states.load_named("survey").items()}
         bad: dict[str, str] = {}
-        self.evidence = recall(
-            cast(AttentionSampling, self.method),
-            self._surveyed,
-            self.source,
-            self.learning.seed,
-            found,
-            on_bad=bad.__setitem__,
-        )
+        with drawing_uniformly(model):
+            self.evidence = recall(
+                cast(AttentionSampling, self.method),
+                self._surveyed,
+                self.source,
+                self.learning.seed,
+                found,
+                on_bad=bad.__setitem__,
+            )
         self._note_bad(bad)
-        model.attention_scale.fill_(1.0)
 
     def _known(self, slides: Sequence[int]) -> list[Evidence]:
         """Return what the survey of slides of a case found: of each or, where they are pooled, of all."""
