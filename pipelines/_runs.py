@@ -17,7 +17,7 @@ from typing import Any
 from pipelines._reports import Reporter, Silent, duration
 from wsi_ats.artifacts import digest_of, locked, read_json, write_json
 from wsi_ats.config import Settings
-from wsi_ats.errors import ArtifactError
+from wsi_ats.errors import ArtifactError, SettingsError
 from wsi_ats.selection import Status
 
 RUN_FILE = "run.json"
@@ -315,6 +315,21 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = "not installed"
     return found
+
+
+def check_pixels(settings: Settings) -> None:
+    """Refuse a model of features that are computed already, before any work.
+
+    Raises
+    ------
+    SettingsError
+        When ``model.backbone`` stands for such features.
+    """
+    if settings.model.takes_features:
+        raise SettingsError(
+            f"model.backbone is {settings.model.backbone}, but the commands do not read files of features "
+            "yet; name a backbone, or train from Python (wsi_ats.training.fit) with a reader of your features"
+        )
 
 
 def together() -> bool:

@@ -13,7 +13,16 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
 from pipelines._records import Row, absolute
-from pipelines._runs import RUN_FILE, Execution, Identity, Summary, open_run, rooted, together
+from pipelines._runs import (
+    RUN_FILE,
+    Execution,
+    Identity,
+    Summary,
+    check_pixels,
+    open_run,
+    rooted,
+    together,
+)
 from pipelines.evaluate import RESAMPLES
 from pipelines.score import score
 from pipelines.train import train
@@ -99,6 +108,7 @@ def crossval(
         )
     execution, out, settings = execution or Execution(), rooted(out), settings or Settings()
     settings.check_trainable()
+    check_pixels(settings)
     without = {ref.id for ref in unlabelled(refs)}
     if without and len(without) < len(refs):
         execution.reporter.message(f"{len(without)} of {len(refs)} slides have no label and are left out")

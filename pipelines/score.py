@@ -20,7 +20,7 @@ from pipelines._records import (
     write_table,
 )
 from pipelines._rounds import complete_arrivals
-from pipelines._runs import Execution, Identity, Summary, count, open_run, rooted
+from pipelines._runs import Execution, Identity, Summary, check_pixels, count, open_run, rooted
 from pipelines._watch import Arrivals
 from wsi_ats.artifacts import atomic, save_attention
 from wsi_ats.cases import case_scores
@@ -114,6 +114,7 @@ def score(
     card = read_card(model)
     settings = settings or card.settings
     check_settings(settings, card.settings)
+    check_pixels(card.settings)
     known = [ref for each in refs.sources for ref in refs.find(each)] if isinstance(refs, Arrivals) else refs
     identity = Identity.of("score", settings, *_SECTIONS, seed=seed, model=card.digest)
     if card.settings.model.cases != "separate" and all(ref.case == ref.id for ref in known):

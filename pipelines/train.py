@@ -22,7 +22,17 @@ from pipelines import prepare
 from pipelines._fitting import Fitting, device
 from pipelines._readers import check_readers
 from pipelines._records import Results, complete, pending, report_left_out, settled
-from pipelines._runs import Execution, Identity, Run, Summary, count, open_run, rooted, together
+from pipelines._runs import (
+    Execution,
+    Identity,
+    Run,
+    Summary,
+    check_pixels,
+    count,
+    open_run,
+    rooted,
+    together,
+)
 from pipelines._tensorboard import FOLDER as EVENTS
 from pipelines._tensorboard import check_tensorboard
 from wsi_ats.artifacts import atomic, digest_of, slide_digest
@@ -155,6 +165,7 @@ class _Others:
 def _train(refs: Sequence[SlideRef], fitting: Fitting, others: _Others) -> Summary:
     out, settings, execution = fitting.out, fitting.settings, fitting.execution
     settings.check_trainable(processes=1 if others.processes is None else others.processes.count)
+    check_pixels(settings)
     if fitting.tensorboard:
         check_tensorboard()
     # What JPEG loses changes the result; who reads, and how many, does not.

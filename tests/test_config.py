@@ -296,7 +296,7 @@ def test_biased_designs_are_for_scoring_one_draw_only():
     for design in DESIGNS:
         settings = Settings().with_values([f"sampling.design={design}"])
         if design not in BIASED:
-            settings.check_trainable()
+            settings.with_values(["training.attention_epochs=0"]).check_trainable()
             continue
         with pytest.raises(SettingsError, match=f"{design!r} is biased"):
             settings.check_trainable()
@@ -334,15 +334,48 @@ def test_artefacts_that_can_be_left_out():
 @pytest.mark.parametrize("kind", ["sampling", "uniform", "mil", "image"])
 def test_without_epochs_there_is_nothing_to_train(kind):
     none = Settings().with_values([f"model.kind={kind}", "training.epochs=0", "training.attention_epochs=0"])
-    with pytest.raises(SettingsError, match=r"there are no epochs to train; set training\.epochs"):
+    advice = r", or training\.joint_epochs" if kind == "sampling" else ""
+    with pytest.raises(SettingsError, match=rf"there are no epochs to train; set training\.epochs{advice}$"):
         none.check_trainable()
-    for phase in ("attention_epochs", "joint_epochs"):
-        some = none.with_values([f"training.{phase}=1"])
-        if kind == "sampling":
+    some = none.with_values(["training.joint_epochs=1"])
+    if kind == "sampling":
+        some.check_trainable()
+    else:  # which has no such phase
+        with pytest.raises(SettingsError, match="there are no epochs to train"):
             some.check_trainable()
-        else:  # which has no such phase
-            with pytest.raises(SettingsError, match="there are no epochs to train"):
-                some.check_trainable()
+
+
+@pytest.mark.parametrize("kind", ["uniform", "mil", "image"])
+@pytest.mark.parametrize("only", ["joint_epochs=3", "teaching=1.0"])
+def test_kinds_without_attention_to_thumbnails_refuse_what_would_teach_it(kind, only):
+    name, value = only.split("=")
+    said = rf"training\.{name} is {value}, but a model of kind {kind} has .* set training\.{name}=0"
+    with pytest.raises(SettingsError, match=said):
+        Settings().with_values([f"model.kind={kind}", f"training.{only}"]).check_trainable()
+
+
+@pytest.mark.parametrize("joint", [0, 5])
+def test_attention_is_not_taught_by_a_classifier_that_has_learned_nothing(joint):
+    changes = ["training.epochs=0", f"training.joint_epochs={joint}"]  # 12 epochs of attention by default
+    said = r"epochs is 0 and training\.attention_epochs 12: .* learned nothing; set .*attention_epochs=0 and"
+    with pytest.raises(SettingsError, match=said):
+        Settings().with_values(changes).check_trainable()
+    Settings().with_values(["training.attention_epochs=0"]).check_trainable()
+
+
+def test_attention_that_would_never_be_drawn_from_is_not_learned():
+    uniform = Settings().with_values(["sampling.design=uniform"])
+    with pytest.raises(SettingsError, match=r"never drawn from; set model\.kind=uniform"):
+        uniform.check_trainable()
+    uniform.with_values(["model.kind=uniform"]).check_trainable()
+    uniform.with_values(["training.attention_epochs=0"]).check_trainable()
+
+
+def test_features_of_tiles_are_no_network_for_thumbnails():
+    assert Settings().with_values(["model.backbone=features:12"]).model.takes_features
+    assert not Settings().model.takes_features
+    with pytest.raises(SettingsError, match=r"name a timm network, not 'features:12'"):
+        Settings().with_values(["model.attention=features:12"])
 
 
 def test_patience_needs_slides_to_watch():

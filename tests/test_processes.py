@@ -50,7 +50,7 @@ RUNS: Mapping[str, list[str]] = {
     "some blocks": ["training.fine_tuning=last-1", "training.weight_decay=0.5"],
     "mean": ["model.cases=mean", "training.entropy=0.1", "training.slides_per_step=1"],
     "union": ["model.cases=union", "training.entropy=0.1", "training.slides_per_step=1"],
-    "mil": ["model.kind=mil", "training.epochs=1"],
+    "mil": ["model.kind=mil", "training.epochs=1", "training.joint_epochs=0"],
     "all phases": [*PHASES, "training.ema=0.5"],
     "all phases, frozen": [*PHASES, "training.fine_tuning=frozen"],
 }

@@ -357,7 +357,9 @@ def test_every_kind_trains_and_a_stopped_run_ends_the_same(tmp_path, changes, ti
 def test_mil_learns_a_class_that_shows_in_half_of_the_cells(tmp_path):
     rows = []
     run(
-        tmp_path, "model.kind=mil", "training.epochs=10", "training.learning_rate=0.001", on_epoch=rows.append
+        tmp_path,
+        *("model.kind=mil", "training.epochs=10", "training.joint_epochs=0", "training.learning_rate=0.001"),
+        on_epoch=rows.append,
     )
     assert rows[-1]["loss"] < 0.2
     assert rows[-1]["validation_auc"] == 1.0
@@ -368,7 +370,7 @@ def test_an_image_that_does_not_fit_is_refused_before_anything_is_read(tmp_path,
     with pytest.raises(ModelError, match=r"at model\.scale 1\.0: training would need .* GB on cpu"):
         run(
             tmp_path,
-            *("model.kind=image", "model.scale=1.0", "training.epochs=1"),
+            *("model.kind=image", "model.scale=1.0", "training.epochs=1", "training.joint_epochs=0"),
             opener=unreadable(*(each.ref.id for each in TRAINING)),
         )
 

@@ -103,7 +103,8 @@ def test_tiles_of_an_older_attention_are_less_effective(tmp_path):
 
 def test_no_tiles_are_drawn_by_other_kinds_and_nothing_is_said_of_them(tmp_path):
     rows = []
-    run(tmp_path, *FEW, "model.kind=mil", "training.epochs=2", on_epoch=rows.append, validation=[])
+    changes = ["model.kind=mil", "training.epochs=2", "training.joint_epochs=0"]
+    run(tmp_path, *changes, on_epoch=rows.append, validation=[])
     assert {
         row[name] for row in rows for name in ("effective", "staleness", "effective_cells", "top_share")
     } == {None}

@@ -24,6 +24,9 @@ _CHOICES = {
     "monitor": ("loss", "score"),
 }
 
+# How a backbone is called that stands for features that are computed already, before their number.
+_FEATURES = "features:"
+
 ARTEFACTS = ("pen", "blur")
 """What can be told of a slide's quality; see :func:`wsi_ats.quality.find_artefacts`."""
 
@@ -146,7 +149,8 @@ class ModelSettings:
     attention), ``mil`` (attention-based multiple-instance learning on all tiles) and ``image`` (a CNN on the
     whole slide) are what it is held against."""
     backbone: str = "resnet18"
-    """Any timm name, or ``hf-hub:owner/model``; resnet18 is the smallest that is still common."""
+    """Any timm name, ``hf-hub:owner/model``, or, from Python, ``features:N`` for features of N numbers that
+    are computed already; resnet18 is the smallest that is still common."""
     pretrained: bool = True
     """Start from the published weights; they are downloaded at first use."""
     checkpoint: str = ""
@@ -193,11 +197,19 @@ class ModelSettings:
         )
         _require(self.scale > 0, f"model.scale must be positive, not {self.scale}")
         _require(bool(self.backbone), "model.backbone must name a timm network")
-        _require(bool(self.attention), "model.attention must be 'small' or name a timm network")
+        _require(
+            bool(self.attention) and not self.attention.startswith(_FEATURES),
+            f"model.attention must be 'small' or name a timm network, not {self.attention!r}",
+        )
         _require(
             self.pool in {"linear", "gated"},
             f"model.pool must be linear or gated, not {self.pool!r}",
         )
+
+    @property
+    def takes_features(self) -> bool:
+        """Whether the backbone is no network: features of tiles are given, in place of their pixels."""
+        return self.backbone.startswith(_FEATURES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -575,15 +587,21 @@ class Settings:
         Raises
         ------
         SettingsError
-            For a biased design, or what kind of model, task, frozen backbone or number of processes have no
-            use for.
+            For a biased design, phases that could teach nothing, or what kind of model, task, frozen backbone
+            or number of processes have no use for.
         """
         balance, task, learning = self.training.balance, self.model.task, self.training
-        others = learning.attention_epochs + learning.joint_epochs if self.model.kind == "sampling" else 0
-        _require(
-            learning.epochs + others > 0,
-            "there are no epochs to train; set training.epochs, or training.joint_epochs",
-        )
+        if self.model.kind == "sampling":
+            self._check_phases()
+        else:
+            _require(learning.epochs > 0, "there are no epochs to train; set training.epochs")
+            for name in ("joint_epochs", "teaching"):
+                value = getattr(learning, name)
+                _require(
+                    not value,
+                    f"training.{name} is {value}, but a model of kind {self.model.kind} has no attention to "
+                    f"the thumbnail that could learn; set training.{name}=0",
+                )
         _require(
             balance == "none" or task == "classification",
             f"training.balance is {balance}, but {task} has no classes to balance; use none",
@@ -605,6 +623,25 @@ class Settings:
             self.sampling.design != "top",
             "sampling.design 'top' is biased: it never looks at what attention has not found yet, so nothing "
             "can be trained with it; train with another, such as systematic, and score with top",
+        )
+
+    def _check_phases(self) -> None:
+        """Refuse phases of attention sampling that could not teach attention anything."""
+        learning = self.training
+        _require(
+            learning.epochs + learning.attention_epochs + learning.joint_epochs > 0,
+            "there are no epochs to train; set training.epochs, or training.joint_epochs",
+        )
+        _require(
+            not learning.attention_epochs or learning.epochs > 0,
+            f"training.epochs is 0 and training.attention_epochs {learning.attention_epochs}: attention "
+            "would be taught by a classifier that has learned nothing; set training.epochs, or, for joint "
+            "training alone, training.attention_epochs=0 and training.joint_epochs",
+        )
+        _require(
+            not learning.attention_epochs or self.sampling.design != "uniform",
+            "sampling.design is uniform: attention would be learned and never drawn from; set "
+            "model.kind=uniform to do without it, or another design, such as systematic",
         )
 
     def check_watched(self, slides: int) -> None:

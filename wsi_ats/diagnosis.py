@@ -194,7 +194,7 @@ def compare(
     if not scale:
         return ["the thumbnail does not tell where to look; tiles are drawn uniformly"]
     lines = []
-    if foretells is None:
+    if foretells is None and (cases or not by_attention):
         count = f"{cases} validation case{'' if cases == 1 else 's'}" if cases else "no validation cases"
         lines += [f"attention was not judged, for there are {count}; tiles are drawn by it as it was learned"]
     if not by_attention:

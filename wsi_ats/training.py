@@ -834,7 +834,7 @@ class _Training:
         by_uniform: dict[str, float | None] = {}
         if isinstance(model, AttentionSampler) and model.attention is not None:
             judged = self.progress.trust
-            found = Trust(**judged) if judged else Trust(model.attention_scale.item(), None, None, 0)
+            found = Trust(**judged) if judged else Trust(model.attention_scale.item(), None, None, None, 0)
             if self.validation:
                 by_attention, by_uniform = self.watch.compare(
                     model, self.source, _FINAL_DRAWS, self._note_bad

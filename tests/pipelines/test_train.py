@@ -429,3 +429,20 @@ def test_what_attention_gives_is_said_without_epochs_of_its_own(train, tmp_path,
     assert said in ran.stderr
     card = read_json(tmp_path / "out" / "model.json")["attention"]
     assert card == {"scale": scale, "foresight": None, "error": None, "slides": 0}
+
+
+def test_features_in_place_of_a_backbone_are_refused_before_the_work(train, run, slides, model, tmp_path):
+    """Which only a reader that is given from Python has."""
+    said = "model.backbone is features:12, but the commands do not read files of features yet"
+    ran = train(tmp_path / "out", "--set", "model.backbone=features:12")
+    assert (ran.exit_code, said in ran.stderr) == (2, True)
+    labels = ("--labels", slides / "labels.csv")
+    ran = run("crossval", slides, *labels, "--out", tmp_path / "out", "--set", "model.backbone=features:12")
+    assert (ran.exit_code, said in ran.stderr) == (2, True)
+    shutil.copytree(model, tmp_path / "model")
+    card = read_json(tmp_path / "model" / "model.json")
+    card["settings"]["model"]["backbone"] = "features:12"
+    (tmp_path / "model" / "model.json").write_text(json.dumps(card))
+    ran = run("score", slides, "--model", tmp_path / "model", "--out", tmp_path / "out")
+    assert (ran.exit_code, said in ran.stderr) == (2, True)
+    assert not (tmp_path / "out").exists()
