@@ -11,7 +11,7 @@ from test_training import SETTINGS, TRAINING, slide_of, unreadable
 from test_training_phases import Recorded, start_of
 
 from wsi_ats.batches import TileReader
-from wsi_ats.distilling import FEWEST, SCALES, Judge, Trust, loss, recall, survey, trust
+from wsi_ats.distilling import FEWEST, SCALES, USUAL, Judge, Trust, loss, recall, survey, trust
 from wsi_ats.errors import ModelError
 from wsi_ats.methods import method_for
 from wsi_ats.methods.evidence import Attended, Evidence
@@ -72,9 +72,9 @@ SLIDES = range(16)
 LABELS = torch.tensor([number % 2 for number in SLIDES])
 
 
-def figure(outputs: torch.Tensor) -> float:
+def figure(outputs: torch.Tensor, places) -> float:
     """The larger the better, as those of all tasks that choose."""
-    return -torch.nn.functional.cross_entropy(outputs, LABELS[: len(outputs)]).item()
+    return -torch.nn.functional.cross_entropy(outputs, LABELS[list(places)]).item()
 
 
 def judges_of(model: Attention, logits) -> list[Judge]:
@@ -88,7 +88,7 @@ def figure_at(model: Attention, judges: list[Judge], scale: float) -> float:
         torch.cat([each.simulate(4, 0.1, 100 * number + part) for part in range(12)])
         for number, each in enumerate(judges)
     ]
-    return fmean(figure(each) for each in torch.stack(outputs, 1))
+    return fmean(figure(each, SLIDES) for each in torch.stack(outputs, 1))
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.5, 1.0])
@@ -96,15 +96,15 @@ def test_attention_that_finds_what_tells_the_classes_apart_is_trusted(noise):
     model = Attention()
     judges = judges_of(model, lambda number: 3.0 * lesion(number) + noise * normal(500 + number))
     found = trust(model, judges, figure, **DRAWS)
-    assert found.scale in SCALES
+    assert found.scale in {USUAL, *SCALES}
     assert model.attention_scale == found.scale
     assert found.foresight > 2 * found.error > 0
     assert (found.foretells, found.cases) == (True, len(SLIDES))
     # By other draws than those that chose: it is better by far, and hardly worse than any other scale.
-    figures = {scale: figure_at(model, judges, scale) for scale in (0.0, *SCALES)}
+    figures = {scale: figure_at(model, judges, scale) for scale in (USUAL, *SCALES)}
     gained, possible = (each - figures[0.0] for each in (figures[found.scale], max(figures.values())))
     assert gained > 0.2 * abs(figures[0.0])
-    assert gained > 0.95 * possible
+    assert gained > 0.9 * possible
 
 
 def test_attention_that_has_nothing_to_do_with_the_classes_is_hardly_ever_trusted():
@@ -140,18 +140,18 @@ def test_judges_say_the_same_whenever_they_are_asked_with_the_same_seed():
 
 def test_slides_of_which_no_figure_can_be_told_still_tell_whether_attention_foresees():
     model = Attention()
-    for size, scale in ((3.0, 1.0), (-3.0, 0.0)):
+    for size, scale in ((3.0, USUAL), (-3.0, 0.0)):
         judges = judges_of(model, lambda number, size=size: size * lesion(number))
-        assert trust(model, judges, lambda outputs: None, **DRAWS).scale == scale
+        assert trust(model, judges, lambda outputs, places: None, **DRAWS).scale == scale
 
 
 @pytest.mark.parametrize("count", range(4))
-def test_attention_that_too_few_can_judge_is_taken_as_it_is(count):
+def test_attention_that_too_few_can_judge_is_used_all_the_same(count):
     model = Attention()
     model.attention_scale.fill_(0.25)
     judges = judges_of(model, lambda number: -3.0 * lesion(number))[:count]
-    assert trust(model, judges, figure, **DRAWS) == Trust(1.0, None, None, None, count)
-    assert model.attention_scale == 1
+    assert trust(model, judges, figure, **DRAWS) == Trust(USUAL, None, None, None, count)
+    assert model.attention_scale == USUAL
 
 
 def test_slides_of_one_case_count_as_one():
@@ -165,7 +165,7 @@ def test_slides_of_one_case_count_as_one():
                 judge(model, common + normal(shift + 100 + 10 * case + slide), said_of(case), str(case))
                 for slide in range(5)
             ]
-        found = trust(model, judges, lambda outputs: None, **DRAWS)
+        found = trust(model, judges, lambda outputs, places: None, **DRAWS)
         assert found.cases == 8
         wrong += bool(found.foretells)
     assert wrong <= 12  # 5 % of 100, and chance; taken as 40 slides it would be some 20
@@ -176,14 +176,32 @@ def test_slides_of_too_few_cases_judge_nothing():
     judges = [
         judge(model, -3.0 * lesion(number), said_of(number), str(number % (FEWEST - 1))) for number in SLIDES
     ]
-    assert trust(model, judges, figure, **DRAWS) == Trust(1.0, None, None, None, FEWEST - 1)
+    assert trust(model, judges, figure, **DRAWS) == Trust(USUAL, None, None, None, FEWEST - 1)
 
 
-def test_attention_that_foretells_and_does_no_good_is_not_used_and_that_is_told():
+def narrow(outputs: torch.Tensor, places) -> float:
+    """Best where all outputs are alike, which they are by uniform draws."""
+    del places
+    return -outputs.var(0).sum().item()
+
+
+def test_attention_that_foretells_and_does_clear_harm_is_not_used_and_that_is_told():
     model = Attention()
-    judges = judges_of(model, lambda number: 3.0 * lesion(number))
-    found = trust(model, judges, lambda outputs: -outputs.var(0).sum().item(), **DRAWS)
+    found = trust(model, judges_of(model, lambda number: 3.0 * lesion(number)), narrow, **DRAWS)
     assert (found.scale, found.foretells) == (0.0, True)
+
+
+def test_a_figure_that_is_better_by_luck_changes_nothing():
+    """Of few slides, whatever attention is: no scale has anything to do with this figure."""
+
+    def luck(outputs: torch.Tensor, places) -> float:
+        del places
+        return math.sin(1e4 * outputs.sum().item())
+
+    for shift in range(20):
+        model = Attention()
+        judges = judges_of(model, lambda number, shift=shift: 3.0 * lesion(number) + normal(shift + number))
+        assert trust(model, judges, luck, **DRAWS).scale == USUAL
 
 
 def parts_of(whole: torch.Tensor) -> list[torch.Tensor]:

@@ -438,7 +438,7 @@ def test_all_together_draw_by_attention_as_far_as_it_is_trusted(tmp_path, monkey
 
     def trust(model, judges, figure, *, tiles, exploration, seed):
         assert (tiles, exploration, seed, len(judges)) == (3, 0.1, 0, 4)
-        assert figure(torch.zeros(4, 2)) == 0.5  # the area under the curve
+        assert figure(torch.zeros(4, 2), range(4)) == 0.5  # the area under the curve
         model.attention_scale.fill_(scale)
         return distilling.Trust(scale, True, 0.5, 0.6, 4)
 

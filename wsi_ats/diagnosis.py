@@ -37,7 +37,7 @@ def diagnose(
         Class of each training case; empty for tasks without classes.
     scale
         Of attention's logits, as the validation slides have chosen it. Below 1 nothing is said of how narrow
-        attention is: it is not used as it was learned, and not at all with 0.
+        attention is: it is wider than it was learned, and not used at all with 0.
 
     Examples
     --------
@@ -45,7 +45,7 @@ def diagnose(
     ["class 'normal' has only 3 training cases, ...]
     """
     lines = [*_few(classes), *_learned(rows)]
-    if scale == 1:
+    if scale >= 1:
         lines += [*_collapsed(rows, settings), *_narrowed(rows, settings)]
     return lines
 
@@ -196,7 +196,7 @@ def compare(
     lines = []
     if foretells is None and (cases or not by_attention):
         count = f"{cases} validation case{'' if cases == 1 else 's'}" if cases else "no validation cases"
-        lines += [f"attention was not judged, for there are {count}; tiles are drawn by it as it was learned"]
+        lines += [f"attention was not judged, for there are {count}; tiles are drawn by it all the same"]
     if not by_attention:
         return lines
     lines += [f"{slides} validation slides, {tiles} tiles each, mean of several draws:"]

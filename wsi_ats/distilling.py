@@ -19,10 +19,18 @@ from wsi_ats.methods.sampling import AttentionSampling
 from wsi_ats.nn.distillation import distillation
 from wsi_ats.nn.model import AttentionSampler
 
-SCALES = (1.0, 0.75, 1.5, 0.5, 2.0, 0.25, 0.0)
-"""Scales of attention's logits that are tried, of equal ones the first is taken; 0 is uniform. Attention is
-taught the draws that tell best what *all* tiles say on average; sharper ones may tell the labels better,
-which only labels show."""
+USUAL = 2.0
+"""Scale of attention's logits where nothing speaks against it. Attention is taught the draws that tell best
+what *all* tiles of a slide say on average; sharper ones tell labels better (``benchmarks/learning.py``)."""
+
+SCALES = (0.0, 0.25, 0.5, 1.0)
+"""Scales that are tried beside it; 0 is uniform."""
+
+# By how many standard errors the figure of another scale must be better: validation slides are few, and the
+# best of several figures is best by luck.
+_BETTER = 2.0
+
+_RESAMPLES = 200
 
 # How often attention that knows nothing may seem to foretell, by Student's t over the cases. That does little
 # harm: such attention is nearly flat, and the figure has a say, too.
@@ -49,7 +57,7 @@ class Trust:
     foretells
         Whether attention foretells, by more than chance and more than a little, which tiles of other slides
         are worth reading; ``None`` where there were fewer than :data:`FEWEST` cases to judge by, and it is
-        used as it was learned.
+        used all the same.
     foresight
         How much more attention's logits are where tiles are worth reading than on average, in nats, mean over
         cases; ``None`` where it was not judged.
@@ -184,7 +192,7 @@ def loss(evidence: Evidence) -> tuple[Tensor, Tensor, float]:
 def trust(
     model: AttentionSampler,
     judges: Sequence[Judge],
-    figure: Callable[[Tensor], float | None],
+    figure: Callable[[Tensor, Sequence[int]], float | None],
     *,
     tiles: int,
     exploration: float,
@@ -194,8 +202,8 @@ def trust(
 
     Two questions are asked, of the tiles of the survey alone. Does attention foretell which tiles are worth
     reading, by more than chance and more than a little? That takes no labels; if not, tiles are drawn
-    uniformly. If it does, the scale is the one whose draws give the best figure. Where no figure can be told,
-    or there are too few cases to judge by, attention is used as it was learned.
+    uniformly. If it does, are draws by another scale than the usual one, uniform ones among them, clearly
+    better by the labels? Where there are too few cases to judge by, attention is used all the same.
 
     Parameters
     ----------
@@ -204,33 +212,77 @@ def trust(
     judges
         The slides.
     figure
-        From outputs (N, O) of the judges to the task's main figure, the larger the better.
+        From outputs (n, O), and the numbers of the n judges that they are of, to the task's main figure, the
+        larger the better.
     tiles, exploration
         Of the draws.
     seed
         Of the simulation.
     """
     model.attention_scale.fill_(1.0)
-    of_case: dict[str, list[float]] = {}
-    for judge in judges:
-        of_case.setdefault(judge.case, []).append(judge.foresight())
-    cases = len(of_case)
-    if cases < FEWEST:
-        return Trust(1.0, None, None, None, cases)
-    foresight = [fmean(each) for each in of_case.values()]  # slides of a case are not independent
-    mean, error = fmean(foresight), stdev(foresight) / math.sqrt(cases)
-    certain = mean > float(stdtrit(cases - 1, 1 - _ERROR_RATE)) * error
+    of_case: dict[str, list[int]] = {}
+    for number, judge in enumerate(judges):
+        of_case.setdefault(judge.case, []).append(number)
+    cases = list(of_case.values())
+    if len(cases) < FEWEST:
+        model.attention_scale.fill_(USUAL)
+        return Trust(USUAL, None, None, None, len(cases))
+    each = [judge.foresight() for judge in judges]
+    foresight = [
+        fmean(each[number] for number in case) for case in cases
+    ]  # slides of one are not independent
+    mean, error = fmean(foresight), stdev(foresight) / math.sqrt(len(cases))
+    certain = mean > float(stdtrit(len(cases) - 1, 1 - _ERROR_RATE)) * error
     foretells = certain and mean > _LEAST_FORESIGHT
-    best, scale = -math.inf, 0.0
-    for candidate in SCALES if foretells else ():
-        model.attention_scale.fill_(candidate)
-        outputs = [
-            each.simulate(tiles, exploration, draw_seed(seed, "trust", number))
-            for number, each in enumerate(judges)
-        ]
-        known = [value for each in torch.stack(outputs, 1) if (value := figure(each)) is not None]
-        found = fmean(known) if known else 0.0
-        if found > best:
-            best, scale = found, candidate
+    scale = 0.0
+    if foretells:
+        outputs = {}
+        for candidate in (USUAL, *SCALES):
+            model.attention_scale.fill_(candidate)
+            outputs[candidate] = torch.stack(
+                [
+                    judge.simulate(tiles, exploration, draw_seed(seed, "trust", number))
+                    for number, judge in enumerate(judges)
+                ],
+                1,
+            )
+        scale = _best(outputs, cases, figure, torch.Generator().manual_seed(draw_seed(seed, "trust", -1)))
     model.attention_scale.fill_(scale)
-    return Trust(scale, foretells, mean, error, cases)
+    return Trust(scale, foretells, mean, error, len(cases))
+
+
+def _best(
+    outputs: Mapping[float, Tensor],
+    cases: Sequence[Sequence[int]],
+    figure: Callable[[Tensor, Sequence[int]], float | None],
+    generator: torch.Generator,
+) -> float:
+    """Return the scale whose figure is best if it is clearly so, by resampled cases, and else the usual one.
+
+    Parameters
+    ----------
+    outputs
+        Of all judges by each scale, shape (draws, N, O).
+    cases
+        Numbers of the judges of each case.
+    figure
+        See :func:`trust`.
+    generator
+        Source of randomness.
+    """
+    better: dict[float, list[float]] = {scale: [] for scale in outputs}
+    for resample in range(_RESAMPLES):
+        chosen = torch.randint(len(cases), (len(cases),), generator=generator).tolist()
+        places = [number for case in chosen for number in cases[case]]
+        draw = resample % _SIMULATED
+        figures = {scale: figure(each[draw, places], places) for scale, each in outputs.items()}
+        usual = figures[USUAL]
+        for scale, value in figures.items():
+            if value is not None and usual is not None:
+                better[scale].append(value - usual)
+    clear = {
+        scale: fmean(each)
+        for scale, each in better.items()
+        if len(each) > 1 and fmean(each) > _BETTER * stdev(each)
+    }
+    return max(clear, key=lambda scale: clear[scale]) if clear else USUAL

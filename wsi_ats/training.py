@@ -476,8 +476,9 @@ class _Training:
                 judges.append(Judge(example.ref.case, known))
                 targets.append(example.target)
 
-        def figure(outputs: Tensor) -> float | None:
-            return self.watch.main_figure(outputs, torch.tensor(targets, dtype=torch.float64))[1]
+        def figure(outputs: Tensor, places: Sequence[int]) -> float | None:
+            chosen = torch.tensor([targets[place] for place in places], dtype=torch.float64)
+            return self.watch.main_figure(outputs, chosen)[1]
 
         return trust(
             cast(AttentionSampler, self.model.eval()),
