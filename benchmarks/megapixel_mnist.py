@@ -60,6 +60,7 @@ SETTINGS = (
     "training.slides_per_step=16",
     "training.learning_rate=5e-4",  # the tile network starts from nothing; at 2e-3 it learned nothing either
     "training.head_learning_rate=2e-3",
+    "training.gate_learning_rate=2e-3",
     "training.teaching=1",
     "training.evidence=1",
     "training.entropy=0.01",
@@ -67,7 +68,12 @@ SETTINGS = (
     "training.clip=5",
     "training.calibration_tiles=2048",  # one in twenty is not black
 )
-_FROM_THE_START = ("training.joint_epochs=0", "training.epochs=10", "training.tiles=10")
+_FROM_THE_START = (
+    "training.joint_epochs=0",
+    "training.teaching=0",
+    "training.epochs=10",
+    "training.tiles=10",
+)
 ARMS: Mapping[str, Sequence[str]] = {
     "attention": (),
     "uniform": ("model.kind=uniform", *_FROM_THE_START),

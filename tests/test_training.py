@@ -45,6 +45,7 @@ SETTINGS = Settings().with_values(
         *("training.epochs=0", "training.attention_epochs=0", "training.joint_epochs=3"),
         "training.slides_per_step=3",
         "training.head_learning_rate=0.01",
+        "training.gate_learning_rate=0.01",
         "training.feature_dropout=0.0",
         "training.calibration_tiles=40",
         "training.precision=float32",
@@ -465,7 +466,7 @@ def test_no_readable_slide_is_an_error_that_says_why(tmp_path):
 
 
 def test_learning_rates_that_are_far_too_high_stop_training_with_advice(tmp_path):
-    for rate in ("head_learning_rate", "attention_learning_rate", "learning_rate"):
+    for rate in ("head_learning_rate", "gate_learning_rate", "attention_learning_rate", "learning_rate"):
         with pytest.raises(ModelError, match=r"(loss|norm|attention of s\d\w) is .*try lower learning rates"):
             run(tmp_path / rate, f"training.{rate}=1e36", "training.warmup=0.0", validation=[])
 

@@ -26,7 +26,7 @@ from test_training import (
 )
 
 from wsi_ats import batches, training
-from wsi_ats.batches import Example, TileReader
+from wsi_ats.batches import Example, TileReader, balancing
 from wsi_ats.checkpoints import model_for
 from wsi_ats.errors import ManifestError, ModelError, SettingsError, SlideReadError
 from wsi_ats.methods.sampling import AttentionSampling
@@ -380,8 +380,8 @@ def test_training_asks_no_other_processors_for_random_numbers(tmp_path, monkeypa
 
 
 def test_weights_give_classes_the_same_say(tmp_path, monkeypatch):
-    assert training._balancing([0, 0, 0, 1]) == pytest.approx([2 / 3, 2 / 3, 2 / 3, 2])
-    assert training._balancing([2, 2, 0, 0]) == [1, 1, 1, 1]
+    assert balancing([0, 0, 0, 1]) == pytest.approx([2 / 3, 2 / 3, 2 / 3, 2])
+    assert balancing([2, 2, 0, 0]) == [1, 1, 1, 1]
     noted = []
 
     def losses(task, outputs, targets):
@@ -411,7 +411,9 @@ def test_a_network_that_knows_nothing_has_no_gain_however_classes_are_balanced(t
             model.head.bias.copy_(torch.tensor([0.75, 0.25] if balance == "none" else [0.5, 0.5]).log())
         return model
 
-    rates = [f"training.{name}=1e-30" for name in ("learning_rate", "head_learning_rate")]
+    rates = [
+        f"training.{name}=1e-30" for name in ("learning_rate", "head_learning_rate", "gate_learning_rate")
+    ]
     rows = []
     changes = [f"training.balance={balance}", "training.joint_epochs=1", "training.weight_decay=0.0", *rates]
     run(tmp_path, *changes, examples=RARE, validation=RARE, network=knows_nothing, on_epoch=rows.append)

@@ -18,6 +18,7 @@ from test_training import (
     TRAINING,
     VALIDATION,
     assert_same_weights,
+    example,
     figures,
     progress,
     run,
@@ -769,3 +770,44 @@ def test_features_of_another_width_are_refused(tmp_path):
             TRAINING, [], SETTINGS.with_values(changes), target=TARGET, folder=tmp_path,
             device=torch.device("cpu"), on_epoch=print, reader=Table(),
         )  # fmt: skip
+
+
+MORE = [example(f"s{number}{'pv'[number % 2]}") for number in range(40, 52)]
+
+
+@pytest.mark.parametrize("kind", ["sampling", "uniform", "mil", "image"])
+def test_scores_are_calibrated_on_the_validation_slides_and_keep_their_order(tmp_path, kind):
+    changes = [*CLASSIFIER, f"model.kind={kind}", "training.head_learning_rate=0.05"]
+    as_they_are = trained(
+        tmp_path / "as they are", *changes, "training.calibrate_scores=false", validation=MORE
+    )
+    found = trained(tmp_path / "calibrated", *changes, validation=MORE)
+    assert (as_they_are.calibrated, found.calibrated) == (False, True)
+    assert found.validation_loss < as_they_are.validation_loss
+    before, after = as_they_are.model.head, found.model.head
+    scale = after.weight / before.weight
+    torch.testing.assert_close(scale, scale[0, 0].expand_as(scale), rtol=1e-4, atol=0)
+    assert scale[0, 0] > 0
+    assert not torch.allclose(after.bias, scale[0, 0] * before.bias)
+    assert_same_weights(found.model.encoder, as_they_are.model.encoder)
+
+
+@pytest.mark.parametrize("watched", [MORE[:9], [each for each in MORE if each.target == (0.0,)] * 2])
+def test_scores_are_left_alone_where_validation_slides_are_few_or_of_one_class(tmp_path, watched):
+    as_they_are = run(
+        tmp_path / "as they are", *CLASSIFIER, "training.calibrate_scores=false", validation=watched
+    )
+    found = trained(tmp_path / "tried", *CLASSIFIER, validation=watched)
+    assert not found.calibrated
+    assert_same_weights(found.model, as_they_are)
+
+
+def test_rare_classes_keep_their_say_where_the_loss_gave_them_one(tmp_path):
+    rare = [each for each in MORE if each.target == MORE[0].target] * 2 + MORE[1:4:2]
+    heads = [
+        run(tmp_path / balance, *CLASSIFIER, f"training.balance={balance}", validation=rare).head.bias
+        for balance in ("none", "weights")
+    ]
+    # By how common classes are among these slides the rare one would lose by its bias alone.
+    rarer = int(rare[-1].target[0])
+    assert heads[1][rarer] - heads[1][1 - rarer] > heads[0][rarer] - heads[0][1 - rarer]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -309,3 +309,15 @@ def outcomes(
             tiles.append(None)
             failed[example.ref.id] = str(error)
     return tiles, failed
+
+
+def balancing(classes: Sequence[float]) -> list[float]:
+    """Weight of each slide, or case, that gives all classes the same say; their mean is 1.
+
+    Examples
+    --------
+    >>> balancing([0, 0, 1])
+    [0.75, 0.75, 1.5]
+    """
+    counts = Counter(classes)
+    return [len(classes) / (len(counts) * counts[each]) for each in classes]

@@ -45,11 +45,16 @@ def phases_of(settings: Settings) -> list[Phase]:
     [('classifier', 18), ('attention', 12)]
     """
     learning = settings.training
-    phases = [Phase("classifier", learning.epochs, ("backbone", "attention", "head"), learning.tiles)]
+    phases = [Phase("classifier", learning.epochs, ("backbone", "attention", "head", "gate"), learning.tiles)]
     if settings.model.kind == "sampling":
         phases = [
-            Phase("classifier", learning.epochs, ("backbone", "head"), learning.tiles),
+            Phase("classifier", learning.epochs, ("backbone", "head", "gate"), learning.tiles),
             Phase("attention", learning.attention_epochs, ("attention",), learning.attention_tiles),
-            Phase("joint", learning.joint_epochs, ("backbone", "attention", "head"), settings.sampling.tiles),
+            Phase(
+                "joint",
+                learning.joint_epochs,
+                ("backbone", "attention", "head", "gate"),
+                settings.sampling.tiles,
+            ),
         ]
     return [phase for phase in phases if phase.epochs]

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from wsi_ats.artifacts import atomic, digest_of
-from wsi_ats.batches import Example, Reader, ahead, epoch_batches, units
+from wsi_ats.batches import Example, Reader, ahead, balancing, epoch_batches, units
 from wsi_ats.checkpoints import StateFolder, model_for
 from wsi_ats.config import LEARNED, Settings
 from wsi_ats.diagnosis import Row
@@ -49,7 +49,7 @@ from wsi_ats.phases import Phase, phases_of
 from wsi_ats.processes import Processes
 from wsi_ats.tables import write_csv
 from wsi_ats.targets import Target
-from wsi_ats.watching import Watch, drawing_uniformly, is_exhausted, watched_figure
+from wsi_ats.watching import Outputs, Watch, drawing_uniformly, is_exhausted, watched_figure
 
 _LOG = logging.getLogger(__name__)
 
@@ -176,8 +176,6 @@ class Progress:
         Slides that could not be read, and why.
     best
         Best validation figure of the phase, where its best epoch is kept.
-    validation_loss
-        Of the weights that are kept: those of the best epoch, or of the last.
     trust
         How far attention is trusted, once that is known.
     """
@@ -189,7 +187,6 @@ class Progress:
     sums: dict[str, float] = field(default_factory=dict)
     bad: dict[str, str] = field(default_factory=dict)
     best: float | None = None
-    validation_loss: float | None = None
     trust: dict[str, Any] | None = None
 
 
@@ -212,6 +209,8 @@ class Trained:
     validation_loss
         Loss of the validation slides by the model as it is, by attention where it has some; infinite where
         there are none.
+    calibrated
+        Whether scores are calibrated; see ``training.calibrate_scores``.
     """
 
     model: SlideNetwork
@@ -220,6 +219,7 @@ class Trained:
     by_attention: Mapping[str, float | None] = field(default_factory=dict)
     by_uniform: Mapping[str, float | None] = field(default_factory=dict)
     validation_loss: float = math.inf
+    calibrated: bool = False
 
 
 @dataclass(frozen=True)
@@ -272,7 +272,7 @@ class _Training:
         by_case = settings.model.cases != "separate"
         self.units, self.watched = (units(each, by_case=by_case) for each in (training, validation))
         self.classes = [training[places[0]].target[0] for places in self.units]
-        self.unit_weights = _balancing(self.classes) if self.learning.balance == "weights" else None
+        self.unit_weights = balancing(self.classes) if self.learning.balance == "weights" else None
         targets = target.normalise(torch.tensor([training[places[0]].target for places in self.units]))
         # The constant with the least loss, under the loss and the draws that are trained with: with balanced
         # classes, each as likely as any other. Validation figures have the same one, though their loss is
@@ -393,6 +393,7 @@ class _Training:
             "backbone": learning.learning_rate,
             "attention": learning.attention_learning_rate,
             "head": learning.head_learning_rate,
+            "gate": learning.gate_learning_rate,
         }
         self.optimizer = optimizer_of(self.model, rates, weight_decay=learning.weight_decay)
         self.average = averaged(self.model, learning.ema)
@@ -492,9 +493,7 @@ class _Training:
     def _keep_if_best(self, row: Row) -> None:
         """Keep the weights if the validation figure is the best of the phase, where the best epoch counts."""
         joint = self.phase.name == "joint" and self.progress.phase > 0
-        loss = cast(float | None, row["validation_loss"])
         if not (self.learning.patience or joint) or not self.validation:
-            self.progress.validation_loss = loss
             return
         name, merit = watched_figure(row, self.learning)
         if merit is None:
@@ -506,7 +505,7 @@ class _Training:
                 )
             return
         if self.progress.best is None or merit > self.progress.best:
-            self.progress.best, self.progress.validation_loss = merit, loss
+            self.progress.best = merit
             if self.processes.first:
                 self.states.save_best(self.final)
 
@@ -828,27 +827,39 @@ class _Training:
             return self.watch.figures(outputs, prefix)
 
     def _trained(self) -> Trained:
-        """Compare attention with uniform draws, each by the mean of several, and return the model."""
-        model = self.model.eval()
-        found: Trust | None = None
+        """Calibrate the outputs, hold attention against uniform draws, and return the model."""
+        model, found = self.model.eval(), None
         by_attention: dict[str, float | None] = {}
         by_uniform: dict[str, float | None] = {}
+        loss, calibrated = None, None
         if isinstance(model, AttentionSampler) and model.attention is not None:
             judged = self.progress.trust
             found = Trust(**judged) if judged else Trust(model.attention_scale.item(), None, None, None, 0)
-            if self.validation:
-                by_attention, by_uniform = self.watch.compare(
-                    model, self.source, _FINAL_DRAWS, self._note_bad
-                )
-        loss = by_attention.get("loss", self.progress.validation_loss)
+        if self.validation:
+            draws = uniform = self._drawn()
+            if found and found.scale:
+                with drawing_uniformly(cast(AttentionSampler, model)):
+                    uniform = self._drawn()
+            draws, calibrated = self.watch.calibrated(draws)
+            uniform, _ = self.watch.calibrated(uniform)
+            by_attention, by_uniform = self.watch.compare(draws, uniform)
+            loss = by_attention["loss"]
+            if calibrated:
+                calibrated.into(model.head)
         return Trained(
             model,
             self.progress.rows,
             found,
-            by_attention,
-            by_uniform,
+            by_attention if found else {},
+            by_uniform if found else {},
             validation_loss=math.inf if loss is None else loss,
+            calibrated=calibrated is not None,
         )
+
+    def _drawn(self) -> Sequence[Outputs]:
+        """Outputs of the validation slides by several draws, by one where there is no chance in it."""
+        draws = _FINAL_DRAWS if isinstance(self.model, AttentionSampler) else 1
+        return self.watch.outputs(self.model, self.source, range(draws), self._note_bad)
 
     def _save(self) -> None:
         """Store the state; of the figures so far the first process keeps those of all."""
@@ -870,9 +881,3 @@ class _Training:
     def _last_good(self) -> str:
         newest = self.states.newest()
         return "not there yet" if newest is None else str(newest)
-
-
-def _balancing(classes: Sequence[float]) -> list[float]:
-    """Weight of each slide, or case, that gives all classes the same say; their mean is 1."""
-    counts = Counter(classes)
-    return [len(classes) / (len(counts) * counts[each]) for each in classes]

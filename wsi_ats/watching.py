@@ -11,13 +11,14 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from wsi_ats.batches import Example, Reader, ahead
+from wsi_ats.batches import Example, Reader, ahead, balancing
 from wsi_ats.config import Settings, TrainingSettings
 from wsi_ats.diagnosis import Row
 from wsi_ats.errors import ModelError
 from wsi_ats.evaluation import main_figure
 from wsi_ats.methods import method_for
 from wsi_ats.methods.base import Finish, draw_seed
+from wsi_ats.nn.calibration import Calibration, calibration
 from wsi_ats.nn.cases import pool_slides
 from wsi_ats.nn.losses import activate, losses
 from wsi_ats.nn.model import AttentionSampler
@@ -27,6 +28,9 @@ from wsi_ats.targets import Target
 
 OnFailed = Callable[[Mapping[str, str]], None]
 """Told the messages of slides that could not be read, by id."""
+
+FEWEST = 10
+"""Slides, or cases, that it takes to calibrate outputs."""
 
 Outputs = Mapping[int, Sequence[float]]
 """What a network says by one draw: O numbers of each slide, or case, that could be read, by its number."""
@@ -155,29 +159,55 @@ class Watch:
         scores = self.target.restore(activate(self.target.task, outputs))
         return main_figure(self.target.task, targets.numpy(), scores.numpy())
 
-    def compare(
-        self, model: AttentionSampler, source: Reader, draws: int, on_failed: OnFailed
-    ) -> tuple[dict[str, float | None], dict[str, float | None]]:
-        """Hold attention against uniform draws, on the slides that all draws of both could read.
+    def calibrated(self, draws: Sequence[Outputs]) -> tuple[Sequence[Outputs], Calibration | None]:
+        """Make outputs mean what they say; see :mod:`wsi_ats.nn.calibration`.
 
         Parameters
         ----------
-        model, source, on_failed
-            See :meth:`outputs`.
         draws
-            How many of each.
+            Outputs of several draws.
 
         Returns
         -------
-        dict, dict
-            Mean of the figures over the draws by attention, and over uniform ones.
+        list of dict, and Calibration
+            What the outputs become, and how. They stay as they are where the slides are fewer than
+            :data:`FEWEST`, a class is absent, or settings say so; then there is ``None``.
         """
-        by_attention = by_uniform = self.outputs(model, source, range(draws), on_failed)
-        if model.attention_scale:
-            with drawing_uniformly(model):
-                by_uniform = self.outputs(model, source, range(draws), on_failed)
-        known = set.intersection(*map(set, by_attention), *map(set, by_uniform))
-        return self._mean_figures(by_attention, known), self._mean_figures(by_uniform, known)
+        task, learning = self.target.task, self.settings.training
+        units = sorted(set.intersection(*map(set, draws)))
+        if len(units) < FEWEST or not learning.calibrate_scores:
+            return draws, None
+        targets = torch.tensor(
+            [self.examples[self.units[unit][0]].target for unit in units], dtype=torch.float64
+        )
+        classes = targets[:, 0].tolist() if task == "classification" else []
+        if classes and len(set(classes)) < self.target.outputs:
+            return draws, None
+        weights = balancing(classes) if learning.balance != "none" else [1.0] * len(units)
+        weight, true = torch.tensor(weights, dtype=torch.float64), self.target.normalise(targets)
+        found = calibration(
+            torch.tensor([[draw[unit] for unit in units] for draw in draws], dtype=torch.float64),
+            lambda outputs: (losses(task, outputs, true) * weight).mean(),
+            classes=bool(classes),
+        )
+        changed = [
+            {unit: found(torch.tensor(each, dtype=torch.float64)).tolist() for unit, each in draw.items()}
+            for draw in draws
+        ]
+        return changed, found
+
+    def compare(
+        self, one: Sequence[Outputs], other: Sequence[Outputs]
+    ) -> tuple[dict[str, float | None], dict[str, float | None]]:
+        """Return the mean figures of two ways to draw, on the slides that all draws of both could read.
+
+        Parameters
+        ----------
+        one, other
+            Outputs of several draws of each.
+        """
+        known = set.intersection(*map(set, one), *map(set, other))
+        return self._mean_figures(one, known), self._mean_figures(other, known)
 
     def _mean_figures(self, draws: Sequence[Outputs], units: Collection[int]) -> dict[str, float | None]:
         """Return the mean of the figures over several draws, of some slides alone."""

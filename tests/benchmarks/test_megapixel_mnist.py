@@ -66,12 +66,18 @@ def test_digits_that_lie_wholly_in_a_tile_are_noted(settings):
 def test_the_experiment_runs_and_writes_its_table(canvases, tmp_path, monkeypatch):
     monkeypatch.setattr(megapixel_mnist, "make", lambda *_, **__: (canvases.part(0, 8), canvases.part(8, 12)))
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
-    short = ["training.epochs=1", "training.attention_epochs=1", "training.joint_epochs=1"]
-    few = ["training.tiles=5", "training.attention_tiles=5", "model.mil_tiles=5"]
-    options = ["--seeds", "1", "--arms", *ARMS, "--out", str(tmp_path)]
-    megapixel_mnist.main([*options, "--set", *short, *few])
-    with (tmp_path / "megapixel_mnist.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    few = ["training.epochs=1", "training.tiles=5", "training.attention_tiles=5", "model.mil_tiles=5"]
+    rows = []
+    for arms, phases in (
+        (["attention"], ["training.attention_epochs=1", "training.joint_epochs=1"]),
+        (["uniform", "mil"], []),
+    ):
+        megapixel_mnist.main(
+            ["--seeds", "1", "--arms", *arms, "--out", str(tmp_path), "--set", *few, *phases]
+        )
+        with (tmp_path / "megapixel_mnist.csv").open() as file:
+            rows += list(csv.DictReader(file))
+    assert {row["arm"] for row in rows} == set(ARMS)
     assert [(row["arm"], row["phase"]) for row in rows] == [
         ("attention", "classifier"),
         ("attention", "attention"),

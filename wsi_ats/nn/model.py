@@ -161,11 +161,12 @@ class AttentionSampler(SlideNetwork):
         return torch.logsumexp(weights.clamp(min=torch.finfo(weights.dtype).tiny).log() + gate, 0)
 
     def parts(self) -> Mapping[str, Sequence[nn.Module]]:
-        """See :meth:`wsi_ats.nn.network.SlideNetwork.parts`; the gate learns as the head does."""
+        """See :meth:`wsi_ats.nn.network.SlideNetwork.parts`; the gate is one more."""
         return {
             "backbone": [self.encoder],
             "attention": [each for each in (self.attention, self.regions) if each is not None],
-            "head": [self.head] if self.gate is None else [self.head, self.gate],
+            "head": [self.head],
+            "gate": [] if self.gate is None else [self.gate],
         }
 
 

@@ -38,5 +38,5 @@ class SlideNetwork(nn.Module):
         return logits
 
     def parts(self) -> Mapping[str, Sequence[nn.Module]]:
-        """Modules by what decides how fast they learn: ``backbone``, ``attention`` or ``head``."""
+        """Modules by what decides how fast they learn: ``backbone``, ``attention``, ``head`` or ``gate``."""
         return {"backbone": [self.encoder], "head": [self.head]}
