@@ -43,7 +43,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from benchmarks.tissue import Bag, BagReader, Collection, make_collection
-from wsi_ats.batches import Example
+from wsi_ats.batches import Example, Reader
 from wsi_ats.config import Settings
 from wsi_ats.evaluation import auc
 from wsi_ats.methods import method_for
@@ -207,7 +207,7 @@ def _examples(bags: Sequence[Bag], shuffle: np.random.Generator | None) -> list[
 
 @torch.inference_mode()
 def scores(
-    model: SlideNetwork, settings: Settings, examples: Sequence[Example], reader: BagReader, *, draws: int
+    model: SlideNetwork, settings: Settings, examples: Sequence[Example], reader: Reader, *, draws: int
 ) -> list[NDArray[np.float64]]:
     """Probabilities (N, classes) of slides by each of several draws."""
     method, found = method_for(model.eval(), settings), []

@@ -147,6 +147,11 @@ class Fitting:
             classes=classes if self.settings.model.task == "classification" else [],
             scale=1.0 if trained.trust is None else trained.trust.scale,
         )
+        if self.settings.training.calibrate_scores and not trained.calibrated:
+            lines.append(
+                "scores are not calibrated, which takes ten validation slides, and some of each class: "
+                "probabilities may be far too certain"
+            )
         if trained.trust is None:
             return lines
         if not any("attention" in phase.learns for phase in phases_of(self.settings)):

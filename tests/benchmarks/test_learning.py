@@ -79,7 +79,7 @@ def test_the_summary_has_every_seed_the_worst_first():
 
 def test_tables_are_joined_and_drawn(tmp_path, monkeypatch, capsys):
     rows = [
-        Row("oral", 0.05, thumbnail, 1, arm, "", 48, 0.9, 0.01, 0.3, 1.0, 12.0, 3.0)
+        Row("oral", 0.05, thumbnail, 1, arm, "", 45, 0.9, 0.01, 0.3, 1.0, 12.0, 3.0)
         for thumbnail in (True, False)
         for arm in ("attention", "uniform")
     ]
