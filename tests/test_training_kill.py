@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_training import SETTINGS, TARGET, TRAINING, VALIDATION, figures, slide_of
+from test_training import SETTINGS, TARGET, TRAINING, VALIDATION, figures, slide_of, trusting
 
 from wsi_ats import checkpoints, training
 from wsi_ats.batches import TileReader
@@ -328,4 +328,5 @@ def test_another_process_with_other_hashes_ends_in_the_same_weights(root, tmp_pa
 
 
 if __name__ == "__main__":
+    training.trust = trusting(training.trust)
     main(Path(sys.argv[1]))

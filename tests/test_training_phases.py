@@ -24,6 +24,7 @@ from test_training import (
     run,
     slide_of,
     trained,
+    trusting,
     unreadable,
 )
 
@@ -85,6 +86,13 @@ def recorded(folder: Path, *changes: str, on_epoch=lambda row: None):
             reader=reader,
         )
     return found, reader.asked
+
+
+@pytest.fixture(scope="module", autouse=True)
+def trusted():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "trust", trusting(training.trust))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -277,8 +285,8 @@ def test_slides_of_a_pooled_case_are_taught_together(tmp_path, monkeypatch):
 def test_without_slides_to_watch_nobody_judges_attention(tmp_path):
     rows: list = []
     found = trained(tmp_path, *ATTENTION, validation=[], on_epoch=rows.append)
-    assert found.trust == distilling.Trust(1.0, None, None, None, 0)
-    assert found.model.attention_scale == 1
+    assert found.trust == distilling.Trust(distilling.USUAL, None, None, None, 0)
+    assert found.model.attention_scale == distilling.USUAL
     assert [row["tiles"] for row in rows] == [8 * 5, 8 * 5, 8 * 10, 0, 0]
     assert (found.by_attention, found.by_uniform) == ({}, {})
     watched = trained(tmp_path / "watched", *ATTENTION)

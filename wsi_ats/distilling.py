@@ -228,9 +228,8 @@ def trust(
         model.attention_scale.fill_(USUAL)
         return Trust(USUAL, None, None, None, len(cases))
     each = [judge.foresight() for judge in judges]
-    foresight = [
-        fmean(each[number] for number in case) for case in cases
-    ]  # slides of one are not independent
+    # Slides of a case are not independent.
+    foresight = [fmean(each[number] for number in case) for case in cases]
     mean, error = fmean(foresight), stdev(foresight) / math.sqrt(len(cases))
     certain = mean > float(stdtrit(len(cases) - 1, 1 - _ERROR_RATE)) * error
     foretells = certain and mean > _LEAST_FORESIGHT
