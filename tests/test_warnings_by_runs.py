@@ -23,8 +23,12 @@ CLASSIFIER = ("training.slides_per_step=4", "training.attention_epochs=0")
 JOINT = (
     *("training.epochs=0", "training.attention_epochs=0", "training.joint_epochs=15"),
     *("training.slides_per_step=4", "training.head_learning_rate=0.01", "sampling.exploration=0.0"),
+    "training.gate_learning_rate=0.01",
 )
-UNBOUND = ("training.feature_dropout=0.0", "training.head_learning_rate=0.01")
+UNBOUND = (
+    *("training.feature_dropout=0.0", "training.head_learning_rate=0.01"),
+    "training.gate_learning_rate=0.01",
+)
 
 
 def slides(
@@ -94,7 +98,10 @@ def test_labels_that_mean_nothing_are_told_by_a_classifier_that_finds_nothing(tm
 
 def test_a_classifier_that_is_far_too_certain_has_found_something(tmp_path):
     """With dropout and few tiles its loss of training slides is worse than a guess, though it knows them."""
-    changes = ("training.head_learning_rate=0.05", "training.tiles=32")
+    changes = (
+        *("training.head_learning_rate=0.05", "training.gate_learning_rate=0.05"),
+        "training.tiles=32",
+    )
     found, said = ran(tmp_path, *PHASES, *changes, seed=2, width=64)
     assert [row["gain"] for row in found.rows if row["gain"] is not None][-1] < 0.05
     assert found.by_attention["auc"] > 0.9
@@ -114,7 +121,8 @@ def test_slides_that_are_learned_by_heart_in_part_are_told(tmp_path):
 
 
 def test_attention_that_collapses_on_chance_is_told(tmp_path):
-    changes = ("training.attention_learning_rate=0.1", "training.head_learning_rate=0.1")
+    rates = ("attention", "head", "gate")
+    changes = tuple(f"training.{part}_learning_rate=0.1" for part in rates)
     found, said = ran(tmp_path, *JOINT, *changes, width=16, meaningless=True)
     assert found.rows[-1]["effective_cells"] < 3
     assert COLLAPSED in said

@@ -94,7 +94,15 @@ class Judge:
         return fmean(each.foresight().item() for each in self.evidence)
 
     def simulate(self, tiles: int, exploration: float, seed: int) -> Tensor:
-        """Outputs (draws, O) of simulated draws; see :meth:`wsi_ats.methods.evidence.Evidence.simulate`."""
+        """Outputs (draws, O) of simulated draws; see :meth:`wsi_ats.methods.evidence.Evidence.simulate`.
+
+        Parameters
+        ----------
+        tiles, exploration
+            Of each draw.
+        seed
+            Of the simulation.
+        """
         generator = torch.Generator().manual_seed(seed)
         outputs = [
             each.simulate(tiles, exploration=exploration, draws=_SIMULATED, generator=generator)
