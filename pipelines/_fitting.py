@@ -149,8 +149,8 @@ class Fitting:
         )
         if self.settings.training.calibrate_scores and not trained.calibrated:
             lines.append(
-                "scores are not calibrated, which takes ten validation slides, and some of each class: "
-                "probabilities may be far too certain"
+                "scores are not calibrated: that takes at least ten validation slides, with every class "
+                "among them; probabilities may be far too certain"
             )
         if trained.trust is None:
             return lines
