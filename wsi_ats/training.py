@@ -406,8 +406,8 @@ class _Training:
         phase, model = self.phase, self.model
         if phase.name == "joint" and self.progress.trust and not self.progress.trust["scale"]:
             self._skip(
-                "tiles are drawn uniformly, as the validation slides tell, and attention that is not drawn from "
-                "learns nothing"
+                "tiles are drawn uniformly, as the validation slides tell, and attention that is not drawn "
+                "from learns nothing"
             )
             return
         if isinstance(model, AttentionSampler):
