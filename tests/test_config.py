@@ -37,6 +37,7 @@ OTHER = {  # for every setting, a value that is not its default
         "pretrained": False,
         "checkpoint": 'C:\\weights\\"a".pth',
         "attention": "resnet18",
+        "attention_checkpoint": "maps.pth",
         "pool": "linear",
         "kind": "uniform",
         "mil_attention": "plain",
@@ -60,6 +61,7 @@ OTHER = {  # for every setting, a value that is not its default
         "attention_epochs": 3,
         "attention_tiles": 128,
         "joint_epochs": 2,
+        "retries": 0,
         "feature_dropout": 0.25,
         "slides_per_step": 1,
         "learning_rate": 0.0,
@@ -297,6 +299,16 @@ def test_tiles_that_are_encoded_once_cannot_be_varied(name):
     ):
         frozen.check_trainable()
     frozen.with_values([f"augmentation.{name}=0"]).check_trainable()
+
+
+def test_weights_of_a_network_of_attention_that_is_not_there_are_refused():
+    given = Settings().with_values(["model.attention=resnet18", "model.attention_checkpoint=maps.pth"])
+    given.check_trainable()
+    for other in ("model.attention=small", "model.kind=uniform"):
+        with pytest.raises(
+            SettingsError, match=r"attention_checkpoint is 'maps\.pth', but model\.attention is"
+        ):
+            given.with_values([other, "training.joint_epochs=0", "training.teaching=0"]).check_trainable()
 
 
 def test_biased_designs_are_for_scoring_one_draw_only():

@@ -287,7 +287,11 @@ def test_the_average_is_that_of_the_weights_after_each_step(tmp_path, weights_af
     assert not torch.equal(model.head.weight, weights_after[-1]["head.weight"])
 
 
-def test_the_rates_of_the_parts_are_those_set(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("attention", "peaks"),
+    [("small", [1e-5, 1e-3, 1e-2, 1e-2]), ("test_resnet", [1e-5, 1e-3, 1e-5, 1e-2, 1e-2])],
+)
+def test_the_rates_of_the_parts_are_those_set(tmp_path, monkeypatch, attention, peaks):
     seen = []
 
     def noted(optimizer, done, *, warmup):
@@ -297,9 +301,9 @@ def test_the_rates_of_the_parts_are_those_set(tmp_path, monkeypatch):
     real = training.set_rates
     monkeypatch.setattr(training, "set_rates", noted)
     rates = ["training.learning_rate=1e-5", "training.attention_learning_rate=1e-3", "training.warmup=0.0"]
-    run(tmp_path, *FEW, *rates, validation=[])
+    run(tmp_path, *FEW, *rates, f"model.attention={attention}", validation=[])
     assert [done for done, _ in seen] == [step / 8 for step in range(8)]
-    assert seen[0][1] == pytest.approx([1e-5, 1e-3, 1e-2, 1e-2])
+    assert seen[0][1] == pytest.approx(peaks)  # attention's own backbone learns like that of tiles
 
 
 # When it ends

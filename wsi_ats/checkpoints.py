@@ -95,6 +95,7 @@ def model_for(settings: Settings, target: Target, *, weights: bool = True) -> Sl
         backbone=network.backbone,
         pretrained=pretrained,
         checkpoint=checkpoint,
+        attention_checkpoint=network.attention_checkpoint if weights else "",
         attention=None if network.kind == "uniform" else network.attention,
         pool=network.pool,
         tile_size=settings.tile.size,

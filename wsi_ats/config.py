@@ -157,6 +157,8 @@ class ModelSettings:
     """A local weights file for the backbone, instead of the published ones."""
     attention: str = "small"
     """``small``, or any timm name that gives feature maps."""
+    attention_checkpoint: str = ""
+    """A local weights file for a network of attention from timm, instead of the published ones."""
     pool: str = "gated"
     """``linear`` is the paper's unbiased estimate; ``gated`` lets the tile weigh itself, learns faster, and
     has a bias that falls as 1/n."""
@@ -287,6 +289,9 @@ class TrainingSettings:
     """Passes in which all of the network learns together from tiles drawn by attention, as in the paper;
     the epoch with the best validation figure is kept, or the state before them. Not needed where the first
     two do."""
+    retries: int = 1
+    """How often to train again, from other weights and by other draws, as long as attention finds nothing in
+    the thumbnails of the validation slides; the run with the least validation loss is kept."""
     feature_dropout: float = 0.5
     """Share of each tile's features that is dropped in training, of kinds that read tiles: a few features
     alone tell the slides that were trained on apart."""
@@ -327,10 +332,11 @@ class TrainingSettings:
     keep_checkpoints: int = 2
     """Latest states that are kept; the one before the last is there if the last is damaged."""
     learning_rate: float = 1e-4
-    """Of the backbone; usual for fine-tuning, and slow enough for the features' mean and spread to stay
-    constant."""
+    """Of the backbone, and of attention's own where that is from timm; usual for fine-tuning, and slow enough
+    for the features' mean and spread to stay constant."""
     attention_learning_rate: float = 1e-2
-    """Of the attention network, which is small and starts from uniform attention."""
+    """Of the attention network, which is small and starts from uniform attention, or of its last layer where
+    it has a backbone."""
     head_learning_rate: float = 3e-3
     """Of the head: a linear layer on standardised features, which must become large to find a rare tile."""
     gate_learning_rate: float = 1.5e-3
@@ -374,6 +380,7 @@ class TrainingSettings:
             "epochs",
             "attention_epochs",
             "joint_epochs",
+            "retries",
             "tiles_per_pass",
             "read_ahead",
             "patience",
@@ -625,6 +632,13 @@ class Settings:
                 f"backbone encodes each tile once, as it is; set augmentation.{name}=0.0, or let it learn "
                 "with training.fine_tuning=last-1 or full",
             )
+        _require(
+            not self.model.attention_checkpoint
+            or (self.model.attention != "small" and self.model.kind == "sampling"),
+            f"model.attention_checkpoint is {self.model.attention_checkpoint!r}, but model.attention is "
+            f"{self.model.attention} and model.kind {self.model.kind}, which would not use the file; name "
+            "its timm network with model.attention, or leave it out",
+        )
         _require(
             self.sampling.design != "top",
             "sampling.design 'top' is biased: it never looks at what attention has not found yet, so nothing "

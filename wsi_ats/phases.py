@@ -47,13 +47,14 @@ def phases_of(settings: Settings) -> list[Phase]:
     learning = settings.training
     phases = [Phase("classifier", learning.epochs, ("backbone", "attention", "head", "gate"), learning.tiles)]
     if settings.model.kind == "sampling":
+        looking = ("attention", "attention_backbone")
         phases = [
             Phase("classifier", learning.epochs, ("backbone", "head", "gate"), learning.tiles),
-            Phase("attention", learning.attention_epochs, ("attention",), learning.attention_tiles),
+            Phase("attention", learning.attention_epochs, looking, learning.attention_tiles),
             Phase(
                 "joint",
                 learning.joint_epochs,
-                ("backbone", "attention", "head", "gate"),
+                ("backbone", *looking, "head", "gate"),
                 settings.sampling.tiles,
             ),
         ]

@@ -392,6 +392,7 @@ class _Training:
         rates = {
             "backbone": learning.learning_rate,
             "attention": learning.attention_learning_rate,
+            "attention_backbone": learning.learning_rate,
             "head": learning.head_learning_rate,
             "gate": learning.gate_learning_rate,
         }

@@ -127,8 +127,26 @@ def test_a_weights_file_takes_precedence_over_a_download(tmp_path, monkeypatch):
     assert asked["pretrained"] is False
 
 
+@pytest.mark.parametrize("name", [*NAMES, "tf_efficientnet_lite0"])
+def test_weights_of_a_whole_network_serve_for_its_maps(tmp_path, name):
+    path = tmp_path / "weights.safetensors"
+    whole = timm.create_model(name, pretrained=False)
+    safetensors.torch.save_file(whole.state_dict(), path)
+    made = create_backbone(name, pretrained=False, checkpoint=str(path), maps=True)
+    known = [each for each in whole.state_dict().values() if each.ndim > 1]
+    for weight in (each for each in made.network.state_dict().values() if each.ndim > 1):
+        assert any(weight.shape == each.shape and torch.equal(weight, each) for each in known)
+
+
+def test_weights_of_another_network_are_refused_for_maps(tmp_path):
+    path = tmp_path / "other.safetensors"
+    safetensors.torch.save_file(timm.create_model("test_convnext", pretrained=False).state_dict(), path)
+    with pytest.raises(ModelError, match=r"other\.safetensors do not fit backbone 'test_resnet'"):
+        create_backbone("test_resnet", pretrained=False, checkpoint=str(path), maps=True)
+
+
 def test_a_missing_weights_file_is_named(tmp_path):
-    with pytest.raises(ModelError, match=r"nowhere\.pth' is no file"):
+    with pytest.raises(ModelError, match=r"nowhere\.pth' of backbone 'test_resnet' is not there"):
         create_backbone("test_resnet", pretrained=False, checkpoint=str(tmp_path / "nowhere.pth"))
 
 

@@ -102,7 +102,7 @@ def test_a_network_that_cannot_be_built_is_a_model_error():
         built(backbone="no_such_net")
 
 
-@pytest.mark.parametrize("attention", ["small", None])
+@pytest.mark.parametrize("attention", ["small", "test_resnet", None])
 def test_every_weight_learns_in_one_part(attention):
     model = built(attention=attention, pool="gated")
     parts = [w for modules in model.parts().values() for m in modules for w in m.parameters()]

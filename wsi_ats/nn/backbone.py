@@ -87,13 +87,19 @@ def create_backbone(
     options: dict[str, Any] = {"features_only": True} if maps else {"num_classes": 0}
     if checkpoint:
         if not Path(checkpoint).is_file():
-            raise ModelError(f"model.checkpoint {checkpoint!r} is no file; give a weights file")
+            raise ModelError(f"the weights file {checkpoint!r} of backbone {name!r} is not there")
         pretrained = False
+    if checkpoint and maps:
+        # timm takes out of a whole network what gives the maps, and does not mind if nothing fits: so it is
+        # tried on the whole first.
+        create_backbone(name, pretrained=False, checkpoint=checkpoint, size=size)
+        pretrained = True
+        options["pretrained_cfg_overlay"] = {"file": checkpoint}
     try:
         network = _build(name, pretrained, options, size)
     except (RuntimeError, OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(_advice(name, pretrained, error)) from error
-    if checkpoint:
+        raise ModelError(_advice(name, pretrained and not checkpoint, error)) from error
+    if checkpoint and not maps:
         _load(network, name, checkpoint)
     # timm keeps these as plain attributes of its networks, which the type of a module does not show.
     facts: Any = network

@@ -161,10 +161,13 @@ class AttentionSampler(SlideNetwork):
         return torch.logsumexp(weights.clamp(min=torch.finfo(weights.dtype).tiny).log() + gate, 0)
 
     def parts(self) -> Mapping[str, Sequence[nn.Module]]:
-        """See :meth:`wsi_ats.nn.network.SlideNetwork.parts`; the gate is one more."""
+        """See :meth:`wsi_ats.nn.network.SlideNetwork.parts`; gate and attention's backbone are two more."""
+        lookers = [each for each in (self.attention, self.regions) if each is not None]
+        maps = [each for each in lookers if isinstance(each, FeatureMapAttention)]
         return {
             "backbone": [self.encoder],
-            "attention": [each for each in (self.attention, self.regions) if each is not None],
+            "attention": [each.logit if isinstance(each, FeatureMapAttention) else each for each in lookers],
+            "attention_backbone": [each.network for each in maps],
             "head": [self.head],
             "gate": [] if self.gate is None else [self.gate],
         }
@@ -181,6 +184,7 @@ def build_model(
     pixels_per_cell: int,
     pixels_per_region: int | None = None,
     checkpoint: str = "",
+    attention_checkpoint: str = "",
 ) -> AttentionSampler:
     """Build a model from settings.
 
@@ -190,8 +194,8 @@ def build_model(
         Number of outputs: of classes, or what else a task needs.
     backbone, pretrained, checkpoint
         See :func:`wsi_ats.nn.backbone.create_backbone`.
-    attention
-        ``"small"`` or a timm name; ``None`` for uniform sampling.
+    attention, attention_checkpoint
+        ``"small"`` or a timm name, and a local file of its weights; ``None`` for uniform sampling.
     pool
         ``"linear"`` or ``"gated"``.
     tile_size
@@ -213,7 +217,9 @@ def build_model(
             return None
         if attention == "small":
             return SmallAttention(pixels)
-        return FeatureMapAttention(create_backbone(attention, pretrained=pretrained, maps=True))
+        return FeatureMapAttention(
+            create_backbone(attention, pretrained=pretrained, checkpoint=attention_checkpoint, maps=True)
+        )
 
     return AttentionSampler(
         looker(pixels_per_cell),
