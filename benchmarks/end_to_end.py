@@ -20,7 +20,7 @@ from statistics import fmean
 
 import torch
 
-from benchmarks.learning import TARGET, scores
+from benchmarks.learning import TARGET, scores, train
 from benchmarks.tissue import MPP, Bag, BagReader, Collection, make_collection, write_slides
 from benchmarks.tissue_features import BACKBONE, SIDE, weights_file
 from wsi_ats.batches import Example, Reader, TileReader
@@ -28,10 +28,10 @@ from wsi_ats.config import Settings
 from wsi_ats.evaluation import auc
 from wsi_ats.look import look
 from wsi_ats.nn.model import AttentionSampler
+from wsi_ats.restarts import best_of
 from wsi_ats.slides import open_slide
 from wsi_ats.slides.base import Slide, SlideRef
 from wsi_ats.tables import write_csv
-from wsi_ats.training import fit
 
 SLIDES = (60, 16, 60)
 DRAWS = 4  # each reads and encodes its tiles anew
@@ -90,19 +90,10 @@ def measured(
         )
         reader = TileReader(1, partial(opened, folder))
     begin = time.perf_counter()
-    with reader as tiles_of, tempfile.TemporaryDirectory() as out:
-        trained = fit(
-            training,
-            validation,
-            settings,
-            target=TARGET,
-            folder=Path(out),
-            device=torch.device("cpu"),
-            on_epoch=lambda row: None,  # noqa: ARG005
-            reader=tiles_of,
-        )
+    with reader as tiles_of:
+        runs = train(training, validation, settings, tiles_of)
         seconds = time.perf_counter() - begin
-        model = trained.model
+        model = runs[best_of(runs)].model
         assert isinstance(model, AttentionSampler)
         rows: list[dict[str, object]] = []
         labels = [int(bag.positive) for bag in collection.test]

@@ -28,7 +28,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, astuple, dataclass, fields, replace
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean, median
@@ -42,7 +42,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from benchmarks.tissue import Bag, BagReader, Collection, make_collection
+from benchmarks.tissue import Bag, BagReader, Collection, make_collection, seen_at
 from wsi_ats.batches import Example, Reader
 from wsi_ats.config import Settings
 from wsi_ats.evaluation import auc
@@ -50,9 +50,10 @@ from wsi_ats.methods import method_for
 from wsi_ats.methods.base import draw_seed
 from wsi_ats.nn.model import AttentionSampler
 from wsi_ats.nn.network import SlideNetwork
+from wsi_ats.restarts import best_of, is_worth_another
 from wsi_ats.tables import read_csv, write_csv
 from wsi_ats.targets import Target
-from wsi_ats.training import fit
+from wsi_ats.training import Trained, fit
 
 DRAWS = 8
 TILES = (24, 45, 92)  # 2, 4 and 8 % of the cells
@@ -94,6 +95,25 @@ class Case:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What training took.
+
+    Parameters
+    ----------
+    read
+        Tiles of each training slide that were read, mean.
+    seconds
+        Of all runs.
+    runs
+        How often the network was trained; see ``training.retries``.
+    """
+
+    read: float = 0.0
+    seconds: float = 0.0
+    runs: int = 1
+
+
+@dataclass(frozen=True)
 class Row:
     """A line of the table: how one way of scoring did on one collection."""
 
@@ -117,6 +137,8 @@ class Row:
     """Tiles of each training slide that were read, mean."""
     seconds: float
     """Of training."""
+    runs: int
+    """How often the network was trained."""
 
 
 def run(case: Case, cache: Path, data: Path) -> list[Row]:
@@ -138,45 +160,60 @@ def run(case: Case, cache: Path, data: Path) -> list[Row]:
 
 
 def _trained(case: Case, collection: Collection) -> list[Row]:
+    settings = settings_of(case, collection)
+    collection = seen_at(collection, settings.thumbnail.pixels_per_cell)
     shuffle = np.random.default_rng([case.seed, 5]) if case.arm == "shuffled" else None
     training, validation, test = (
         _examples(bags, shuffle if bags is not collection.test else None)
         for bags in (collection.train, collection.validation, collection.test)
     )
-    settings = settings_of(case, collection)
     reader, begin = BagReader(collection), time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        trained = fit(
-            training,
-            validation,
-            settings,
-            target=TARGET,
-            folder=Path(folder),
-            device=torch.device("cpu"),
-            on_epoch=lambda row: None,  # noqa: ARG005
-            reader=reader,
-        )
-    seconds = time.perf_counter() - begin
-    read = fmean(reader.tiles_read.get(each.ref.id, 0) for each in training)
-    model, rows = trained.model, []
+    runs = train(training, validation, settings, reader)
+    model = runs[best_of(runs)].model
+    cost = Cost(
+        fmean(reader.tiles_read.get(each.ref.id, 0) for each in training),
+        time.perf_counter() - begin,
+        len(runs),
+    )
     if not isinstance(model, AttentionSampler):
         found = scores(model, settings, test, reader, draws=1)
-        return [_row(case, 0, found, collection, read=read, seconds=seconds)]
-    scale = model.attention_scale.item()
+        return [_row(case, 0, found, collection, cost=cost)]
+    scale, rows = model.attention_scale.item(), []
     for arm, at in ((case.arm, scale), ("uniform", 0.0)):
         model.attention_scale.fill_(at)
         for tiles in TILES:
             drawn = replace(settings, sampling=replace(settings.sampling, tiles=tiles))
             found = scores(model, drawn, test, reader, draws=DRAWS)
-            rows.append(
-                _row(replace(case, arm=arm), tiles, found, collection, scale=at, read=read, seconds=seconds)
-            )
+            rows.append(_row(replace(case, arm=arm), tiles, found, collection, scale=at, cost=cost))
         if case.arm == "shuffled":
             return rows
     every = replace(settings, sampling=replace(settings.sampling, tiles=10_000))
     found = scores(model, every, test, reader, draws=1)
-    rows.append(_row(replace(case, arm="all tiles"), 0, found, collection, read=read, seconds=seconds))
+    rows.append(_row(replace(case, arm="all tiles"), 0, found, collection, cost=cost))
     return rows
+
+
+def train(
+    training: Sequence[Example], validation: Sequence[Example], settings: Settings, reader: Reader
+) -> list[Trained]:
+    """Train as the command ``train`` does: again where attention finds nothing."""
+    runs: list[Trained] = []
+    learning = settings.training
+    while not runs or is_worth_another(runs, restarts=1, retries=learning.retries):
+        with tempfile.TemporaryDirectory() as folder:
+            runs.append(
+                fit(
+                    training,
+                    validation,
+                    replace(settings, training=replace(learning, seed=learning.seed + len(runs))),
+                    target=TARGET,
+                    folder=Path(folder),
+                    device=torch.device("cpu"),
+                    on_epoch=lambda row: None,  # noqa: ARG005
+                    reader=reader,
+                )
+            )
+    return runs
 
 
 def settings_of(case: Case, collection: Collection) -> Settings:
@@ -253,8 +290,7 @@ def _row(
     collection: Collection,
     *,
     scale: float = 1.0,
-    read: float = 0.0,
-    seconds: float = 0.0,
+    cost: Cost = Cost(),
 ) -> Row:
     labels = np.array([int(bag.positive) for bag in collection.test])
     areas = [auc(labels.tolist(), each) for each in found]
@@ -272,8 +308,7 @@ def _row(
         float(np.std(known)),
         float(loss),
         scale,
-        read,
-        seconds,
+        *astuple(cost),
     )
 
 
@@ -304,7 +339,7 @@ def line(row: Row) -> str:
     return (
         f"{row.material} {row.lesion:.2f} {'visible' if row.visible else 'hidden'} seed {row.seed} "
         f"{row.variant} {row.arm} {row.tiles}: {row.auc:.3f} +- {row.deviation:.3f}, loss {row.loss:.2f}, "
-        f"scale {row.scale:g}, {row.read:.0f} read, {row.seconds:.0f} s"
+        f"scale {row.scale:g}, {row.read:.0f} read, {row.seconds:.0f} s in {row.runs}"
     )
 
 

@@ -16,7 +16,7 @@ import csv
 import heapq
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -30,7 +30,6 @@ from benchmarks.tissue_features import (
     GLASS,
     SIDE,
     STAINS,
-    THUMBNAIL,
     CropTable,
     crop_table,
 )
@@ -67,7 +66,7 @@ class Bag:
     ref
         Its name, label (``positive`` or ``negative``) and split; there is no file at its path.
     thumbnail
-        RGB, uint8, (320, 320, 3).
+        RGB, uint8, (40 p, 40 p, 3) with p pixels a side of a cell, eight as slides are made.
     tissue
         Its tissue cells, K of them, and their grid.
     crops
@@ -332,11 +331,38 @@ def _bag(
         rows = table.rows(ref.split, stain, kind, hidden=not visible and kind != Kind.STROMA)
         here = kinds == kind
         crops[here] = rng.choice(rows, np.count_nonzero(here))
-    shown = np.full((CELLS, CELLS, THUMBNAIL, THUMBNAIL, 3), GLASS, dtype=np.uint8)
-    shown[layout.tissue] = table.thumbnails[crops]
-    thumbnail = shown.transpose(0, 2, 1, 3, 4).reshape(CELLS * THUMBNAIL, CELLS * THUMBNAIL, 3)
     tissue = TissueMask(_GRID, layout.tissue.astype(np.float32), layout.tissue)
-    return Bag(ref, thumbnail, tissue, crops, kinds)
+    return Bag(ref, _thumbnail(layout.tissue, table.thumbnails[crops]), tissue, crops, kinds)
+
+
+def _thumbnail(tissue: Mask, views: Pixels) -> Pixels:
+    """Lay the views of tissue cells, (K, p, p, 3), where they are; all else is glass."""
+    pixels = views.shape[1]
+    shown = np.full((CELLS, CELLS, pixels, pixels, 3), GLASS, dtype=np.uint8)
+    shown[tissue] = views
+    return shown.transpose(0, 2, 1, 3, 4).reshape(CELLS * pixels, CELLS * pixels, 3)
+
+
+def seen_at(collection: Collection, pixels: int) -> Collection:
+    """Return the same slides with thumbnails of another resolution.
+
+    Parameters
+    ----------
+    collection
+        The slides.
+    pixels
+        Of a thumbnail, a side of a cell; a divisor of :data:`SIDE`. What thumbnails hide or show was made
+        for eight: finer ones show more.
+    """
+    used, numbers = np.unique(np.concatenate([bag.crops for bag in collection.bags]), return_inverse=True)
+    views = collection.table.views(used, pixels)
+    ends = np.cumsum([len(bag.crops) for bag in collection.bags])
+    changed = [
+        replace(bag, thumbnail=_thumbnail(bag.tissue.mask, views[numbers[end - len(bag.crops) : end]]))
+        for bag, end in zip(collection.bags, ends, strict=True)
+    ]
+    first, second = len(collection.train), len(collection.train) + len(collection.validation)
+    return replace(collection, train=changed[:first], validation=changed[first:second], test=changed[second:])
 
 
 def write_slides(collection: Collection, folder: Path) -> None:

@@ -107,6 +107,14 @@ class CropTable:
         """One crop, encoded."""
         return self.jpegs[self.ends[row - 1] if row else 0 : self.ends[row]].tobytes()
 
+    def views(self, rows: NDArray[np.int64], pixels: int) -> Pixels:
+        """Means of some crops' squares, uint8 (N, pixels, pixels, 3); pixels divide :data:`SIDE`."""
+        if pixels == THUMBNAIL:
+            return self.thumbnails[rows]
+        return np.stack(
+            [_rounded(_means(jpeg8_decode(self.jpeg(int(row)))[None], pixels)[0]) for row in rows]
+        )
+
 
 def crop_table(material: str, fold: int, *, cache: Path, data: Path) -> CropTable:
     """Load the crops of a material, or make them, which takes some minutes of one core.
@@ -357,11 +365,11 @@ def with_means_of(crops: Floats, others: Floats) -> Floats:
     return crops
 
 
-def _means(crops: NDArray[np.generic]) -> Floats:
-    side = SIDE // THUMBNAIL
+def _means(crops: NDArray[np.generic], pixels: int = THUMBNAIL) -> Floats:
+    side = SIDE // pixels
     # First down, then across, which is much faster than both at a time.
-    rows = crops.reshape(len(crops), THUMBNAIL, side, SIDE * 3).mean(2, dtype=np.float32)
-    means: Floats = rows.reshape(len(crops), THUMBNAIL, THUMBNAIL, side, 3).mean(3)
+    rows = crops.reshape(len(crops), pixels, side, SIDE * 3).mean(2, dtype=np.float32)
+    means: Floats = rows.reshape(len(crops), pixels, pixels, side, 3).mean(3)
     return means
 
 

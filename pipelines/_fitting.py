@@ -108,32 +108,41 @@ class Fitting:
     def fit(self, refs: Sequence[SlideRef], target: Target, processes: Processes | None = None) -> Fitted:
         """Train on prepared slides; of several processes only the first speaks and writes.
 
-        Of several restarts the one with the least validation loss is kept.
+        Of several runs, restarts or retries, the one with the least validation loss is kept.
 
         Raises
         ------
         SettingsError
             When there are restarts to choose from, and no validation slides to choose by.
         """
+        from wsi_ats.restarts import best_of, is_worth_another
+
         training, validation, target = self.plan(refs, target)
         if self.restarts > 1 and not validation:
             raise SettingsError(
                 f"--restarts {self.restarts} keeps the run with the least validation loss, but no slides are "
                 "set aside to watch; set training.validation, or give a split column with val"
             )
-        runs = [
-            self._fit_once(number, training, validation, target, processes) for number in range(self.restarts)
-        ]
-        best = min(range(len(runs)), key=lambda number: runs[number].trained.validation_loss)
-        first = processes is None or processes.first
+        first, reporter = processes is None or processes.first, self.execution.reporter
+        runs = [self._fit_once(0, training, validation, target, processes)]
+        while is_worth_another(
+            [each.trained for each in runs], restarts=self.restarts, retries=self.settings.training.retries
+        ):
+            if first and len(runs) >= self.restarts:
+                reporter.message(
+                    "attention found nothing in the thumbnails; training again, from other weights "
+                    "(training.retries)"
+                )
+            runs.append(self._fit_once(len(runs), training, validation, target, processes))
+        best = best_of([each.trained for each in runs])
         if best and first:
             shutil.copy(self._folder(best) / "metrics.csv", self.out / "metrics.csv")
         if first:
-            if self.restarts > 1:
+            if len(runs) > 1:
                 losses = ", ".join(f"{each.trained.validation_loss:.3f}" for each in runs)
-                self.execution.reporter.message(f"validation losses {losses}: restart {best} is kept")
+                reporter.message(f"validation losses {losses}: restart {best} is kept")
             for line in self.judge(runs[best].trained, training, validation):
-                self.execution.reporter.message(line)
+                reporter.message(line)
         return runs[best]
 
     def judge(

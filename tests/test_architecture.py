@@ -44,6 +44,7 @@ LAYERS = {
     "networks meet slides: each kind of model in one file": ["methods"],
     "where attention looks, and how validation slides do": ["distilling", "watching"],
     "the verbs": ["inference", "training", "baselines"],
+    "a verb again": ["restarts"],
     "the names that users see": ["__init__"],
     "helpers for tests, usable by other projects": ["testing"],
     "stages on Dask; nothing in the library knows of them": ["pipelines"],

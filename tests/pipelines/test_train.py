@@ -20,6 +20,7 @@ from pipelines._console import ConsoleReporter
 from pipelines._runs import Summary
 from wsi_ats.artifacts import read_json
 from wsi_ats.config import Settings
+from wsi_ats.distilling import Trust
 from wsi_ats.errors import SlideReadError
 from wsi_ats.tiles import read_tiles
 
@@ -398,6 +399,27 @@ def test_restarts_with_a_frozen_backbone_share_its_features(train, published, tm
     ran = train(out, "--restarts", "2", *published, "--overwrite")
     assert ran.exit_code == 0, ran.stderr
     assert len(files(out / "features")) == 6
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_run_whose_attention_finds_nothing_is_trained_again(train, tmp_path, monkeypatch, retries):
+    def distrust(model, *args, **options):
+        model.attention_scale.fill_(0.0)
+        return Trust(0.0, False, 0.01, 0.02, 6)
+
+    monkeypatch.setattr("wsi_ats.training.trust", distrust)
+    out = tmp_path / "out"
+    ran = train(out, "--set", f"training.retries={retries}")
+    assert ran.exit_code == 0, ran.stderr
+    assert ran.stderr.count("attention found nothing in the thumbnails; training again") == retries
+    assert (out / "restarts").exists() == bool(retries)
+    if retries:
+        said = next(line for line in ran.stderr.splitlines() if "is kept" in line)
+        losses = [float(each) for each in re.findall(r"\d+\.\d+", said)]
+        assert read_json(out / "run.json")["trained_with_seed"] == losses.index(min(losses))
+    models = model_of(out)
+    again = train(out, "--set", f"training.retries={retries}", "--overwrite")
+    assert (again.exit_code, model_of(out)) == (0, models)
 
 
 def test_restarts_without_slides_to_choose_by_are_refused(train, tmp_path):
