@@ -44,7 +44,7 @@ COMMON = (
     "training.epochs=6",
     "training.tiles=32",
     "training.slides_per_step=2",
-    "training.attention_tiles=128",
+    "training.attention_tiles=64",
 )
 ARMS = {
     "trained": (f"model.backbone={BACKBONE}",),

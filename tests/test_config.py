@@ -295,9 +295,12 @@ def test_tiles_that_are_encoded_once_cannot_be_varied(name):
     with pytest.raises(
         SettingsError,
         match=rf"augmentation\.{name} is 0\.1, but training\.fine_tuning is frozen.*"
-        rf"set augmentation\.{name}=0\.0, or .*training\.fine_tuning=last-1 or full",
+        rf"training\.fine_tuning=last-1 or full; set augmentation\.{name}=0\.0",
     ):
         frozen.check_trainable()
+    for model in ("model.kind=image", "model.backbone=features:8"):
+        with pytest.raises(SettingsError, match=rf"augmentation\.{name} is 0\.1, but .*(image|features:8)"):
+            varied.with_values([model]).check_trainable()
     frozen.with_values([f"augmentation.{name}=0"]).check_trainable()
 
 

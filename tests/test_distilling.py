@@ -11,7 +11,7 @@ from test_training import SETTINGS, TRAINING, slide_of, unreadable
 from test_training_phases import Recorded, start_of
 
 from wsi_ats.batches import TileReader
-from wsi_ats.distilling import FEWEST, SCALES, USUAL, Judge, Trust, loss, recall, survey, trust
+from wsi_ats.distilling import FEWEST_TO_JUDGE, SCALES, USUAL, Judge, Trust, loss, recall, survey, trust
 from wsi_ats.errors import ModelError
 from wsi_ats.methods import method_for
 from wsi_ats.methods.evidence import Attended, Evidence
@@ -174,9 +174,10 @@ def test_slides_of_one_case_count_as_one():
 def test_slides_of_too_few_cases_judge_nothing():
     model = Attention()
     judges = [
-        judge(model, -3.0 * lesion(number), said_of(number), str(number % (FEWEST - 1))) for number in SLIDES
+        judge(model, -3.0 * lesion(number), said_of(number), str(number % (FEWEST_TO_JUDGE - 1)))
+        for number in SLIDES
     ]
-    assert trust(model, judges, figure, **DRAWS) == Trust(USUAL, None, None, None, FEWEST - 1)
+    assert trust(model, judges, figure, **DRAWS) == Trust(USUAL, None, None, None, FEWEST_TO_JUDGE - 1)
 
 
 def narrow(outputs: torch.Tensor, places) -> float:

@@ -626,12 +626,19 @@ class Settings:
         )
         for name in ("colour", "stain"):
             strength = getattr(self.augmentation, name)
-            _require(
-                not strength or learning.fine_tuning != "frozen",
-                f"augmentation.{name} is {strength}, but training.fine_tuning is frozen, and a frozen "
-                f"backbone encodes each tile once, as it is; set augmentation.{name}=0.0, or let it learn "
-                "with training.fine_tuning=last-1 or full",
-            )
+            for useless, why in (
+                (self.model.kind == "image", "a model of kind image learns from slides as they are"),
+                (self.model.takes_features, f"of {self.model.backbone} the tiles are never seen"),
+                (
+                    learning.fine_tuning == "frozen",
+                    "training.fine_tuning is frozen, and a frozen backbone encodes each tile once, as it is; "
+                    "let it learn with training.fine_tuning=last-1 or full",
+                ),
+            ):
+                _require(
+                    not strength or not useless,
+                    f"augmentation.{name} is {strength}, but {why}; set augmentation.{name}=0.0",
+                )
         _require(
             not self.model.attention_checkpoint
             or (self.model.attention != "small" and self.model.kind == "sampling"),

@@ -42,7 +42,7 @@ _LEAST_FORESIGHT = 0.1
 # Simulated draws of each slide.
 _SIMULATED = 32
 
-FEWEST = 4
+FEWEST_TO_JUDGE = 4
 """Cases that it takes to judge attention; fewer tell nothing."""
 
 
@@ -56,8 +56,8 @@ class Trust:
         What attention's logits are multiplied by; 0 for uniform draws.
     foretells
         Whether attention foretells, by more than chance and more than a little, which tiles of other slides
-        are worth reading; ``None`` where there were fewer than :data:`FEWEST` cases to judge by, and it is
-        used all the same.
+        are worth reading; ``None`` where there were fewer than :data:`FEWEST_TO_JUDGE` cases, and it is used
+        all the same.
     foresight
         How much more attention's logits are where tiles are worth reading than on average, in nats, mean over
         cases; ``None`` where it was not judged.
@@ -232,7 +232,7 @@ def trust(
     for number, judge in enumerate(judges):
         of_case.setdefault(judge.case, []).append(number)
     cases = list(of_case.values())
-    if len(cases) < FEWEST:
+    if len(cases) < FEWEST_TO_JUDGE:
         model.attention_scale.fill_(USUAL)
         return Trust(USUAL, None, None, None, len(cases))
     each = [judge.foresight() for judge in judges]

@@ -29,7 +29,7 @@ from wsi_ats.targets import Target
 OnFailed = Callable[[Mapping[str, str]], None]
 """Told the messages of slides that could not be read, by id."""
 
-FEWEST = 10
+FEWEST_TO_CALIBRATE = 10
 """Slides, or cases, that it takes to calibrate outputs."""
 
 Outputs = Mapping[int, Sequence[float]]
@@ -171,11 +171,11 @@ class Watch:
         -------
         list of dict, and Calibration
             What the outputs become, and how. They stay as they are where the slides are fewer than
-            :data:`FEWEST`, a class is absent, or settings say so; then there is ``None``.
+            :data:`FEWEST_TO_CALIBRATE`, a class is absent, or settings say so; then there is ``None``.
         """
         task, learning = self.target.task, self.settings.training
         units = sorted(set.intersection(*map(set, draws)))
-        if len(units) < FEWEST or not learning.calibrate_scores:
+        if len(units) < FEWEST_TO_CALIBRATE or not learning.calibrate_scores:
             return draws, None
         targets = torch.tensor(
             [self.examples[self.units[unit][0]].target for unit in units], dtype=torch.float64
