@@ -94,7 +94,8 @@ def train(
         Write each epoch's figures for TensorBoard, too.
     restarts
         Train so many times, from other weights and draws each time, and keep the model with the least
-        validation loss. Models of later restarts are trained in ``restarts/``.
+        validation loss. Models of later runs, those of ``training.retries`` among them, are trained in
+        ``restarts/``.
     features
         Folder for the features of a frozen backbone; by default ``features/`` in the output folder. All
         restarts share it, and so may runs of the same settings, whatever their seeds and splits.

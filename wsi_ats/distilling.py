@@ -119,7 +119,7 @@ def survey(
     *,
     read_ahead: int,
     on_bad: Callable[[str, str], None],
-) -> dict[int, Tensor]:
+) -> dict[int, Evidence]:
     """Draw tiles of slides uniformly, and ask the classifier what each tells.
 
     Parameters
@@ -139,9 +139,8 @@ def survey(
 
     Returns
     -------
-    dict of Tensor, shape (m, 1 + O)
-        What the classifier says of each tile; see :class:`wsi_ats.methods.sampling.Evidence`, by number of
-        the slide.
+    dict of Evidence
+        By number of the slide. What the classifier says is all that needs to be kept; see :func:`recall`.
     """
 
     def begin(number: int) -> Callable[[], Evidence] | None:
@@ -152,11 +151,11 @@ def survey(
             on_bad(example.ref.id, str(error))
             return None
 
-    found: dict[int, Tensor] = {}
+    found: dict[int, Evidence] = {}
     for number, finish in ahead(examples, begin, read_ahead):
         try:
             if finish:
-                found[number] = finish().said.cpu()
+                found[number] = finish()
         except SlideError as error:
             on_bad(examples[number].ref.id, str(error))
     return found
@@ -171,7 +170,15 @@ def recall(
     *,
     on_bad: Callable[[str, str], None],
 ) -> dict[int, Evidence]:
-    """Return the evidence of surveyed slides, by number; see :func:`survey` for the arguments."""
+    """Return the evidence of slides that were surveyed elsewhere or earlier, without reading a tile.
+
+    Parameters
+    ----------
+    method, examples, reader, seed, on_bad
+        See :func:`survey`.
+    found
+        What the classifier said of the tiles, shape (m, 1 + O), by number of the slide.
+    """
     evidence: dict[int, Evidence] = {}
     for number, said in found.items():
         example = examples[number]

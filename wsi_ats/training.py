@@ -532,7 +532,9 @@ class _Training:
                 on_bad=bad.__setitem__,
             )
         self._note_bad(bad)
-        everything = {number: each for part in self.processes.gather(found) for number, each in part.items()}
+        self.evidence = dict(found)
+        said = {number: each.said.cpu() for number, each in found.items()}
+        everything = {number: each for part in self.processes.gather(said) for number, each in part.items()}
         if self.processes.first:
             self.states.save_named("survey", {str(number): each for number, each in everything.items()})
         self.processes.gather(None)
@@ -553,16 +555,16 @@ class _Training:
         return found
 
     def _recall(self, found: Mapping[int, Tensor]) -> None:
-        """Make the evidence of the slides from what their survey found."""
+        """Make the evidence of slides that this process did not survey itself, from what was found."""
         model = cast(AttentionSampler, self.model)
         bad: dict[str, str] = {}
         with drawing_uniformly(model):
-            self.evidence = recall(
+            self.evidence |= recall(
                 cast(AttentionSampling, self.method),
                 self._surveyed,
                 self.source,
                 self.learning.seed,
-                found,
+                {number: each for number, each in found.items() if number not in self.evidence},
                 on_bad=bad.__setitem__,
             )
         self._note_bad(bad)
