@@ -28,7 +28,6 @@ from wsi_ats.config import Settings
 from wsi_ats.evaluation import auc
 from wsi_ats.look import look
 from wsi_ats.nn.model import AttentionSampler
-from wsi_ats.restarts import best_of
 from wsi_ats.slides import open_slide
 from wsi_ats.slides.base import Slide, SlideRef
 from wsi_ats.tables import write_csv
@@ -91,9 +90,9 @@ def measured(
         reader = TileReader(1, partial(opened, folder))
     begin = time.perf_counter()
     with reader as tiles_of:
-        runs = train(training, validation, settings, tiles_of)
+        trained, _ = train(training, validation, settings, tiles_of)
         seconds = time.perf_counter() - begin
-        model = runs[best_of(runs)].model
+        model = trained.model
         assert isinstance(model, AttentionSampler)
         rows: list[dict[str, object]] = []
         labels = [int(bag.positive) for bag in collection.test]

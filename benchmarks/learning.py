@@ -36,7 +36,6 @@ from statistics import fmean, median
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -50,7 +49,7 @@ from wsi_ats.methods import method_for
 from wsi_ats.methods.base import draw_seed
 from wsi_ats.nn.model import AttentionSampler
 from wsi_ats.nn.network import SlideNetwork
-from wsi_ats.restarts import best_of, is_worth_another
+from wsi_ats.restarts import Outcome, repeat
 from wsi_ats.tables import read_csv, write_csv
 from wsi_ats.targets import Target
 from wsi_ats.training import Trained, fit
@@ -105,7 +104,7 @@ class Cost:
     seconds
         Of all runs.
     runs
-        How often the network was trained; see ``training.retries``.
+        How often the network was trained; see :mod:`wsi_ats.restarts`.
     """
 
     read: float = 0.0
@@ -168,12 +167,12 @@ def _trained(case: Case, collection: Collection) -> list[Row]:
         for bags in (collection.train, collection.validation, collection.test)
     )
     reader, begin = BagReader(collection), time.perf_counter()
-    runs = train(training, validation, settings, reader)
-    model = runs[best_of(runs)].model
+    trained, outcomes = train(training, validation, settings, reader)
+    model = trained.model
     cost = Cost(
         fmean(reader.tiles_read.get(each.ref.id, 0) for each in training),
         time.perf_counter() - begin,
-        len(runs),
+        len(outcomes),
     )
     if not isinstance(model, AttentionSampler):
         found = scores(model, settings, test, reader, draws=1)
@@ -195,25 +194,25 @@ def _trained(case: Case, collection: Collection) -> list[Row]:
 
 def train(
     training: Sequence[Example], validation: Sequence[Example], settings: Settings, reader: Reader
-) -> list[Trained]:
+) -> tuple[Trained, list[Outcome]]:
     """Train as the command ``train`` does: again where attention finds nothing."""
-    runs: list[Trained] = []
     learning = settings.training
-    while not runs or is_worth_another(runs, restarts=1, retries=learning.retries):
-        with tempfile.TemporaryDirectory() as folder:
-            runs.append(
-                fit(
-                    training,
-                    validation,
-                    replace(settings, training=replace(learning, seed=learning.seed + len(runs))),
-                    target=TARGET,
-                    folder=Path(folder),
-                    device=torch.device("cpu"),
-                    on_epoch=lambda row: None,  # noqa: ARG005
-                    reader=reader,
-                )
+    with tempfile.TemporaryDirectory() as folder:
+
+        def fit_once(number: int) -> Trained:
+            return fit(
+                training,
+                validation,
+                replace(settings, training=replace(learning, seed=learning.seed + number)),
+                target=TARGET,
+                folder=Path(folder) / str(number),
+                features=Path(folder) / "features",
+                device=torch.device("cpu"),
+                on_epoch=lambda row: None,  # noqa: ARG005
+                reader=reader,
             )
-    return runs
+
+        return repeat(fit_once, restarts=1, retries=1)
 
 
 def settings_of(case: Case, collection: Collection) -> Settings:
@@ -380,12 +379,12 @@ def figure_of_seeds(rows: Sequence[Row], path: Path, *, tiles: int) -> None:
                 r.auc for r in wanted if (r.material, not r.visible, r.arm) == (material, hidden, arm)
             )
             if areas:
-                axis.plot(range(1, len(areas) + 1), areas, style, label=arm, markersize=4)
+                worse = [(place + 0.5) / len(areas) for place in range(len(areas))]
+                axis.plot(worse, areas, style, label=f"{arm}, {len(areas)} seeds", markersize=3)
         axis.set_title(f"{material}, thumbnail {'shows nothing' if hidden else 'shows regions'}", fontsize=9)
-        axis.set_xlabel("seeds, worst first")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.set_xlabel("share of seeds, worst first")
+        axis.legend(fontsize=7)
     axes[0][0].set_ylabel(f"held-out AUC\n{tiles} of about 1,150 tiles (MIL: all)")
-    axes[0][0].legend(fontsize=8)
     picture.savefig(path, dpi=120)
     plt.close(picture)
 

@@ -65,7 +65,7 @@ class Fitting:
         All of them.
     execution
         Where Dask's workers are, if these read tiles, and who is told how it goes.
-    readers, max_bad, tensorboard, restarts, features
+    readers, max_bad, tensorboard, restarts, retries, features
         See :func:`pipelines.train.train`.
     """
 
@@ -76,6 +76,7 @@ class Fitting:
     max_bad: int | None
     tensorboard: bool
     restarts: int = 1
+    retries: int = 1
     features: Path | None = None
 
     def plan(self, refs: Sequence[SlideRef], target: Target) -> tuple[list[SlideRef], list[SlideRef], Target]:
@@ -108,14 +109,14 @@ class Fitting:
     def fit(self, refs: Sequence[SlideRef], target: Target, processes: Processes | None = None) -> Fitted:
         """Train on prepared slides; of several processes only the first speaks and writes.
 
-        Of several runs, restarts or retries, the one with the least validation loss is kept.
+        Of several runs one is kept; see :func:`wsi_ats.restarts.best_of`.
 
         Raises
         ------
         SettingsError
             When there are restarts to choose from, and no validation slides to choose by.
         """
-        from wsi_ats.restarts import best_of, is_worth_another
+        from wsi_ats.restarts import best_of, repeat
 
         training, validation, target = self.plan(refs, target)
         if self.restarts > 1 and not validation:
@@ -124,26 +125,32 @@ class Fitting:
                 "set aside to watch; set training.validation, or give a split column with val"
             )
         first, reporter = processes is None or processes.first, self.execution.reporter
-        runs = [self._fit_once(0, training, validation, target, processes)]
-        while is_worth_another(
-            [each.trained for each in runs], restarts=self.restarts, retries=self.settings.training.retries
-        ):
-            if first and len(runs) >= self.restarts:
+        unreadable: list[dict[str, str]] = []
+
+        def fit_once(number: int) -> Trained:
+            unreadable.append({})
+            return self._fit_once(number, training, validation, target, processes, unreadable[-1])
+
+        def announce() -> None:
+            if first:
                 reporter.message(
-                    "attention found nothing in the thumbnails; training again, from other weights "
-                    "(training.retries)"
+                    "attention found nothing in the thumbnails; training again from other weights (--retries)"
                 )
-            runs.append(self._fit_once(len(runs), training, validation, target, processes))
-        best = best_of([each.trained for each in runs])
+
+        trained, outcomes = repeat(fit_once, restarts=self.restarts, retries=self.retries, on_retry=announce)
+        best = best_of(outcomes)
         if best and first:
             shutil.copy(self._folder(best) / "metrics.csv", self.out / "metrics.csv")
         if first:
-            if len(runs) > 1:
-                losses = ", ".join(f"{each.trained.validation_loss:.3f}" for each in runs)
-                reporter.message(f"validation losses {losses}: restart {best} is kept")
-            for line in self.judge(runs[best].trained, training, validation):
+            if len(outcomes) > 1:
+                losses = ", ".join(
+                    f"{each.loss:.3f}" + ("" if each.found else " (attention found nothing)")
+                    for each in outcomes
+                )
+                reporter.message(f"validation losses {losses}: run {best} is kept")
+            for line in self.judge(trained, training, validation):
                 reporter.message(line)
-        return runs[best]
+        return Fitted(trained, target, unreadable[best], self.settings.training.seed + best)
 
     def judge(
         self, trained: Trained, training: Sequence[SlideRef], validation: Sequence[SlideRef]
@@ -185,15 +192,15 @@ class Fitting:
         validation: Sequence[SlideRef],
         target: Target,
         processes: Processes | None,
-    ) -> Fitted:
+        unreadable: dict[str, str],
+    ) -> Trained:
         from wsi_ats.training import fit
 
         learning, folder = self.settings.training, self._folder(restart)
         settings = replace(self.settings, training=replace(learning, seed=learning.seed + restart))
         first = processes is None or processes.first
         reporter = self.execution.reporter if first else Silent()
-        unreadable: dict[str, str] = {}
-        title = f"train, restart {restart}" if restart else "train"
+        title = f"train, run {restart}" if restart else "train"
         with (
             open_reader(self.readers, self.execution.scheduler, self.execution.workers) as reader,
             reporter.progress(title, sum(phase.epochs for phase in phases_of(settings))) as advance,
@@ -211,7 +218,7 @@ class Fitting:
                 unreadable[slide_id] = error
                 reporter.message(f"training goes on without {slide_id}: {error}")
 
-            trained = fit(
+            return fit(
                 self._examples(training, target),
                 self._examples(validation, target),
                 settings,
@@ -225,7 +232,6 @@ class Fitting:
                 processes=processes,
                 features=self.features or self.out / "features",
             )
-        return Fitted(trained, target, unreadable, settings.training.seed)
 
     def _examples(self, refs: Sequence[SlideRef], target: Target) -> list[Example]:
         from wsi_ats.batches import Example

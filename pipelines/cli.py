@@ -127,6 +127,14 @@ def train(
             "--restarts", min=1, help="Train so many times and keep the model with the least validation loss."
         ),
     ] = 1,
+    retries: Annotated[
+        int,
+        typer.Option(
+            "--retries",
+            min=0,
+            help="Train again, so often, from other weights, as long as attention finds nothing.",
+        ),
+    ] = 1,
 ) -> Result:
     """Train a model from slides and the label of each."""
     from pipelines.train import train
@@ -147,6 +155,7 @@ def train(
         readers=readers,
         tensorboard=tensorboard,
         restarts=restarts,
+        retries=retries,
     )
 
 

@@ -66,6 +66,7 @@ def train(
     readers: str = "threads",
     tensorboard: bool = False,
     restarts: int = 1,
+    retries: int = 1,
     features: str | Path | None = None,
 ) -> Summary:
     """Train a model.
@@ -94,8 +95,10 @@ def train(
         Write each epoch's figures for TensorBoard, too.
     restarts
         Train so many times, from other weights and draws each time, and keep the model with the least
-        validation loss. Models of later runs, those of ``training.retries`` among them, are trained in
+        validation loss, of those whose attention found where to look. Models of later runs are in
         ``restarts/``.
+    retries
+        How often to train again, in the same way, as long as attention finds nothing in the thumbnails.
     features
         Folder for the features of a frozen backbone; by default ``features/`` in the output folder. All
         restarts share it, and so may runs of the same settings, whatever their seeds and splits.
@@ -125,6 +128,7 @@ def train(
         max_bad,
         tensorboard,
         restarts,
+        retries,
         None if features is None else rooted(features),
     )
     if not together():
@@ -319,11 +323,13 @@ def _write_splits(out: Path, splits: Mapping[str, Sequence[SlideRef]], execution
         "split": [name for _, name in members],
     }
     path = out / "splits.csv"
-    if path.exists() and read_csv(path) != columns and (out / "checkpoints").exists():
+    stale = [out / "checkpoints", out / "restarts"]
+    if path.exists() and read_csv(path) != columns and any(folder.exists() for folder in stale):
         execution.reporter.message(
             "the slides that can be used have changed; training starts from the beginning"
         )
-        shutil.rmtree(out / "checkpoints")
+        for folder in stale:
+            shutil.rmtree(folder, ignore_errors=True)
         (out / "metrics.csv").unlink(missing_ok=True)
     with atomic(path) as temporary:
         write_csv(temporary, columns)

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -90,6 +91,24 @@ def test_loading_needs_neither_published_weights_nor_the_file_training_started_f
     settings = SETTINGS.with_values(["model.checkpoint=/nowhere/weights.pth", "model.pretrained=true"])
     digest = save_model(tmp_path, build(), settings, TARGET)
     assert load_model(tmp_path).digest == digest
+
+
+def test_attention_starts_from_its_own_file_and_is_loaded_without_it(tmp_path):
+    given = timm.create_model("test_resnet", pretrained=False)
+    save_file(given.state_dict(), tmp_path / "maps.safetensors")
+    settings = SETTINGS.with_values(
+        ["model.attention=test_resnet", f"model.attention_checkpoint={tmp_path / 'maps.safetensors'}"]
+    )
+    model = model_for(settings, TARGET)
+    known = given.state_dict()
+    for name, weight in model.attention.network.state_dict().items():
+        assert torch.equal(weight, known[name])
+    stem = "conv1.0.weight"
+    assert not torch.equal(model.encoder.network.state_dict()[stem], known[stem])
+    save_model(tmp_path / "model", model, settings, TARGET)
+    (tmp_path / "maps.safetensors").unlink()
+    loaded = load_model(tmp_path / "model").model
+    assert all(map(torch.equal, loaded.state_dict().values(), model.state_dict().values()))
 
 
 def test_the_digest_tells_weights_settings_and_target_apart(tmp_path):

@@ -61,7 +61,6 @@ OTHER = {  # for every setting, a value that is not its default
         "attention_epochs": 3,
         "attention_tiles": 128,
         "joint_epochs": 2,
-        "retries": 0,
         "feature_dropout": 0.25,
         "slides_per_step": 1,
         "learning_rate": 0.0,
@@ -307,6 +306,8 @@ def test_tiles_that_are_encoded_once_cannot_be_varied(name):
 def test_weights_of_a_network_of_attention_that_is_not_there_are_refused():
     given = Settings().with_values(["model.attention=resnet18", "model.attention_checkpoint=maps.pth"])
     given.check_trainable()
+    with pytest.raises(SettingsError, match=r"maps\.pth', but attention has no epochs"):
+        given.with_values(["training.attention_epochs=0"]).check_trainable()
     for other in ("model.attention=small", "model.kind=uniform"):
         with pytest.raises(
             SettingsError, match=r"attention_checkpoint is 'maps\.pth', but model\.attention is"

@@ -246,6 +246,20 @@ def test_attention_comes_closer_to_what_it_is_taught(tmp_path):
     assert learned[-1]["effective_cells"] < learned[0]["effective_cells"]
 
 
+def test_what_a_run_has_surveyed_itself_is_not_recalled(tmp_path, monkeypatch):
+    """With two levels that would read the closer looks at regions again."""
+    recalled: list[list[int]] = []
+    real = training.recall
+
+    def recall(method, examples, reader, seed, found, *, on_bad):
+        recalled.append(sorted(found))
+        return real(method, examples, reader, seed, found, on_bad=on_bad)
+
+    monkeypatch.setattr(training, "recall", recall)
+    trained(tmp_path, *ATTENTION)
+    assert recalled == [[]]
+
+
 @pytest.mark.parametrize("turns", [True, False])
 def test_attention_learns_from_slides_laid_any_way_and_is_used_as_they_lie(tmp_path, monkeypatch, turns):
     seen: list[tuple[bool, int]] = []

@@ -289,9 +289,6 @@ class TrainingSettings:
     """Passes in which all of the network learns together from tiles drawn by attention, as in the paper;
     the epoch with the best validation figure is kept, or the state before them. Not needed where the first
     two do."""
-    retries: int = 1
-    """How often to train again, from other weights and by other draws, as long as attention finds nothing in
-    the thumbnails of the validation slides; the run with the least validation loss is kept."""
     feature_dropout: float = 0.5
     """Share of each tile's features that is dropped in training, of kinds that read tiles: a few features
     alone tell the slides that were trained on apart."""
@@ -380,7 +377,6 @@ class TrainingSettings:
             "epochs",
             "attention_epochs",
             "joint_epochs",
-            "retries",
             "tiles_per_pass",
             "read_ahead",
             "patience",
@@ -645,6 +641,11 @@ class Settings:
             f"model.attention_checkpoint is {self.model.attention_checkpoint!r}, but model.attention is "
             f"{self.model.attention} and model.kind {self.model.kind}, which would not use the file; name "
             "its timm network with model.attention, or leave it out",
+        )
+        _require(
+            not self.model.attention_checkpoint or learning.attention_epochs + learning.joint_epochs > 0,
+            f"model.attention_checkpoint is {self.model.attention_checkpoint!r}, but attention has no epochs "
+            "to learn in; set training.attention_epochs, or leave it out",
         )
         _require(
             self.sampling.design != "top",

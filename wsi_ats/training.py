@@ -461,7 +461,9 @@ class _Training:
         if self.progress.best is not None:
             self.states.load_best(self.model)
         if self.phase.name == "attention":
-            found = self._trust()
+            # The first process decides for all: they could not go on together in different phases.
+            found = self.processes.gather(self._trust())[0]
+            cast(AttentionSampler, self.model).attention_scale.fill_(found.scale)
             self.progress.trust = asdict(found)
             self.evidence = {}
         self.progress.phase += 1
@@ -832,6 +834,7 @@ class _Training:
     def _trained(self) -> Trained:
         """Calibrate the outputs, hold attention against uniform draws, and return the model."""
         model, found = self.model.eval(), None
+        model.zero_grad(set_to_none=True)
         by_attention: dict[str, float | None] = {}
         by_uniform: dict[str, float | None] = {}
         loss, calibrated = None, None

@@ -20,7 +20,6 @@ QUICK = (
     "training.tiles=16",
     "training.attention_epochs=2",
     "training.attention_tiles=32",
-    "training.retries=0",
 )
 
 
@@ -47,7 +46,7 @@ def test_attention_is_scored_beside_uniform_draws_and_all_tiles_of_the_same_clas
     assert all(0 <= row.auc <= 1 and np.isfinite(row.loss) for row in rows)
     assert rows[1].scale == 0
     # 64 to measure the features' spread, two epochs of 16 and a survey of 32; some may come twice.
-    assert 64 <= rows[0].read <= 128
+    assert 64 <= rows[0].read <= 128 * rows[0].runs
     assert "quick attention 8" in line(rows[0])
 
 

@@ -138,6 +138,22 @@ def test_weights_of_a_whole_network_serve_for_its_maps(tmp_path, name):
         assert any(weight.shape == each.shape and torch.equal(weight, each) for each in known)
 
 
+def test_a_weights_file_for_maps_comes_before_what_goes_with_the_name(tmp_path, monkeypatch):
+    path = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file(timm.create_model("test_resnet", pretrained=False).state_dict(), path)
+    overlays = []
+
+    def create_model(name, *, pretrained_cfg_overlay=None, **options):
+        overlays.append(pretrained_cfg_overlay)
+        return real("test_resnet", **{**options, "pretrained": False})
+
+    real = timm.create_model
+    monkeypatch.setattr(timm, "create_model", create_model)
+    create_backbone("hf-hub:owner/model", pretrained=True, checkpoint=str(path), maps=True)
+    # timm looks at a hub before it looks at a file.
+    assert overlays == [None, {"file": str(path), "source": "", "custom_load": False}]
+
+
 def test_weights_of_another_network_are_refused_for_maps(tmp_path):
     path = tmp_path / "other.safetensors"
     safetensors.torch.save_file(timm.create_model("test_convnext", pretrained=False).state_dict(), path)
@@ -146,7 +162,7 @@ def test_weights_of_another_network_are_refused_for_maps(tmp_path):
 
 
 def test_a_missing_weights_file_is_named(tmp_path):
-    with pytest.raises(ModelError, match=r"nowhere\.pth' of backbone 'test_resnet' is not there"):
+    with pytest.raises(ModelError, match=r"nowhere\.pth' is no file"):
         create_backbone("test_resnet", pretrained=False, checkpoint=str(tmp_path / "nowhere.pth"))
 
 
@@ -211,6 +227,8 @@ def test_no_network_gives_advice_and_no_traceback_of_a_download(refused):
     assert "--set model.checkpoint=FILE" in message
     assert "--set model.pretrained=false" in message
     assert "\n" not in message
+    with pytest.raises(ModelError, match=r"--set model\.attention_checkpoint=FILE"):
+        create_backbone("resnet18", pretrained=True, maps=True)
     assert isinstance(caught.value.__cause__, LocalEntryNotFoundError)
 
 

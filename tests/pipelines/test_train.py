@@ -17,7 +17,8 @@ import torch
 from conftest import ROOT, SETTINGS, files, start, table
 
 from pipelines._console import ConsoleReporter
-from pipelines._runs import Summary
+from pipelines._runs import Execution, Summary
+from pipelines.train import _write_splits
 from wsi_ats.artifacts import read_json
 from wsi_ats.config import Settings
 from wsi_ats.distilling import Trust
@@ -189,6 +190,20 @@ def test_other_settings_or_labels_are_refused(train, trained, slides, tmp_path):
         writer.writerows(rows)
     other = train(tmp_path / "run", labels=tmp_path / "labels.csv")
     assert other.exit_code == 2
+
+
+def test_nothing_is_kept_of_runs_on_other_slides(refs, tmp_path):
+    """The first run's states may be of other slides, and so may a retry's."""
+    parts = [{"train": refs[:4], "val": refs[4:]}, {"train": refs[1:4], "val": refs[4:]}]
+    for made in ("checkpoints", "restarts/1/checkpoints"):
+        (tmp_path / made).mkdir(parents=True)
+    _write_splits(tmp_path, parts[0], Execution())
+    _write_splits(tmp_path, parts[0], Execution())
+    assert (tmp_path / "checkpoints").exists()
+    assert (tmp_path / "restarts").exists()
+    shutil.rmtree(tmp_path / "checkpoints")
+    _write_splits(tmp_path, parts[1], Execution())
+    assert not (tmp_path / "restarts").exists()
 
 
 def test_interrupted_between_epochs_and_taken_up_again(train, trained, tmp_path, monkeypatch):
@@ -376,7 +391,7 @@ def test_of_several_restarts_the_one_with_the_least_validation_loss_is_kept(trai
     said = next(line for line in ran.stderr.splitlines() if "is kept" in line)
     losses = [float(each) for each in re.findall(r"\d+\.\d+", said)]
     best = losses.index(min(losses))
-    assert f"restart {best} is kept" in said
+    assert f"run {best} is kept" in said
     assert (model_of(out) == model_of(trained)) == (best == 0)
     assert read_json(out / "run.json")["trained_with_seed"] == best
     seconds = {"seconds"}
@@ -409,7 +424,7 @@ def test_a_run_whose_attention_finds_nothing_is_trained_again(train, tmp_path, m
 
     monkeypatch.setattr("wsi_ats.training.trust", distrust)
     out = tmp_path / "out"
-    ran = train(out, "--set", f"training.retries={retries}")
+    ran = train(out, "--retries", str(retries))
     assert ran.exit_code == 0, ran.stderr
     assert ran.stderr.count("attention found nothing in the thumbnails; training again") == retries
     assert (out / "restarts").exists() == bool(retries)
@@ -418,7 +433,7 @@ def test_a_run_whose_attention_finds_nothing_is_trained_again(train, tmp_path, m
         losses = [float(each) for each in re.findall(r"\d+\.\d+", said)]
         assert read_json(out / "run.json")["trained_with_seed"] == losses.index(min(losses))
     models = model_of(out)
-    again = train(out, "--set", f"training.retries={retries}", "--overwrite")
+    again = train(out, "--retries", str(retries), "--overwrite")
     assert (again.exit_code, model_of(out)) == (0, models)
 
 

@@ -87,18 +87,19 @@ def create_backbone(
     options: dict[str, Any] = {"features_only": True} if maps else {"num_classes": 0}
     if checkpoint:
         if not Path(checkpoint).is_file():
-            raise ModelError(f"the weights file {checkpoint!r} of backbone {name!r} is not there")
+            raise ModelError(f"{_setting(maps)} {checkpoint!r} is no file; give a weights file")
         pretrained = False
     if checkpoint and maps:
         # timm takes out of a whole network what gives the maps, and does not mind if nothing fits: so it is
         # tried on the whole first.
         create_backbone(name, pretrained=False, checkpoint=checkpoint, size=size)
         pretrained = True
-        options["pretrained_cfg_overlay"] = {"file": checkpoint}
+        # A source or a way of loading that goes with the name would be preferred to the file.
+        options["pretrained_cfg_overlay"] = {"file": checkpoint, "source": "", "custom_load": False}
     try:
         network = _build(name, pretrained, options, size)
     except (RuntimeError, OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(_advice(name, pretrained and not checkpoint, error)) from error
+        raise ModelError(_advice(name, pretrained and not checkpoint, error, _setting(maps))) from error
     if checkpoint and not maps:
         _load(network, name, checkpoint)
     # timm keeps these as plain attributes of its networks, which the type of a module does not show.
@@ -224,7 +225,12 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
-def _advice(name: str, pretrained: bool, error: Exception) -> str:
+def _setting(maps: bool) -> str:
+    """Setting that names a file of weights."""
+    return "model.attention_checkpoint" if maps else "model.checkpoint"
+
+
+def _advice(name: str, pretrained: bool, error: Exception, setting: str) -> str:
     first = _first_line(error)
     if not pretrained or "Unknown model" in first:
         return (
@@ -234,6 +240,6 @@ def _advice(name: str, pretrained: bool, error: Exception) -> str:
     return (
         f"the weights of backbone {name!r} cannot be downloaded: {first}. Check the network; where the "
         "model is gated, accept its licence on its page and log in with `hf auth login`; or give a "
-        "local file with --set model.checkpoint=FILE, or start from random weights with "
+        f"local file with --set {setting}=FILE, or start from random weights with "
         "--set model.pretrained=false"
     )
