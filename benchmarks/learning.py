@@ -408,7 +408,7 @@ def main() -> None:
     parser.add_argument("--variant", default="", help="what the table calls these settings")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--join", nargs="*", type=Path, default=[], help="tables of earlier runs to add")
-    parser.add_argument("--figure", type=Path, help="picture of all seeds, of the rows with 45 tiles")
+    parser.add_argument("--figure", type=Path, help="picture of all seeds of one --lesion, with 45 tiles")
     given = parser.parse_args()
     cases = [
         Case(material, lesion, thumbnail == "visible", seed, arm, tuple(given.changes), given.variant)
@@ -424,7 +424,14 @@ def main() -> None:
     given.out.parent.mkdir(parents=True, exist_ok=True)
     write_csv(given.out, {name: [getattr(row, name) for row in rows] for name in asdict(rows[0])})
     if given.figure:
-        figure_of_seeds(rows, given.figure, tiles=45)
+        shown = [
+            row
+            for row in rows
+            if row.lesion in given.lesion
+            and ("visible" if row.visible else "hidden") in given.thumbnails
+            and row.variant == given.variant
+        ]
+        figure_of_seeds(shown, given.figure, tiles=45)
 
 
 if __name__ == "__main__":
