@@ -29,7 +29,7 @@ from pipelines.train import train
 from wsi_ats.artifacts import atomic, digest_of, read_json
 from wsi_ats.config import Settings
 from wsi_ats.errors import ManifestError, SettingsError
-from wsi_ats.manifest import check_labels, unlabelled
+from wsi_ats.manifest import check_labels, match_splits, unlabelled
 from wsi_ats.slides.base import SlideRef
 
 if TYPE_CHECKING:  # scikit-learn and matplotlib take seconds to import
@@ -114,7 +114,7 @@ def crossval(
         execution.reporter.message(f"{len(without)} of {len(refs)} slides have no label and are left out")
     check_labels(refs, settings.model.task)
     labelled = [ref for ref in absolute(refs) if ref.id not in without]
-    plan = _plan(labelled, settings, folds, splits, execution)
+    plan = _plan(labelled, settings, folds, splits, execution, known=[ref.id for ref in refs])
     # Of scoring, too: folds that are finished are not scored again.
     sections = ("tile", "thumbnail", "model", "sampling", "training", "augmentation", "scoring")
     identity = Identity.of("crossval", settings, *sections, seed=settings.training.seed, splits=_digest(plan))
@@ -178,6 +178,8 @@ def _plan(
     folds: int | None,
     splits: str | Path | None,
     execution: Execution,
+    *,
+    known: Sequence[str],
 ) -> dict[str, list[SlideRef]]:
     """Splits of each fold, by the name of its folder; complains before the work rather than after it."""
     from wsi_ats.splits import check_leakage, check_tested_once, folds_by_case, untrained, with_validation
@@ -187,7 +189,7 @@ def _plan(
         made = folds_by_case(refs, FOLDS if folds is None else folds, seed=seed, task=task)
         plan = {f"fold_{number}": fold for number, fold in enumerate(made)}
     else:
-        plan = _read_plan(refs, splits, folds, execution)
+        plan = _read_plan(refs, splits, folds, execution, known)
     for name, fold in plan.items():
         source = f"{splits}, {_file(name)}" if splits is not None else name
         check_leakage(fold, source)
@@ -206,7 +208,11 @@ def _plan(
 
 
 def _read_plan(
-    refs: Sequence[SlideRef], splits: str | Path, folds: int | None, execution: Execution
+    refs: Sequence[SlideRef],
+    splits: str | Path,
+    folds: int | None,
+    execution: Execution,
+    known: Sequence[str],
 ) -> dict[str, list[SlideRef]]:
     from wsi_ats.splits import read_folds
 
@@ -214,19 +220,20 @@ def _read_plan(
     if folds is not None and folds != len(files):
         raise ManifestError(f"{splits} holds {len(files)} folds, not {folds}; leave --folds out")
     plan = {}
-    for file, split_of in files.items():
+    for file, named in files.items():
+        split_of = match_splits(named, known, f"{splits}, {file}")
         fold = [replace(ref, split=split_of[ref.id]) for ref in refs if ref.id in split_of]
         numbers = _count(fold)
         empty = [split for split in ("train", "test") if not numbers[split]]
         if empty:
             raise ManifestError(
-                f"{splits}, {file}: names {len(split_of)} slides, of which {len(fold)} are among the "
-                f"{len(refs)} with labels, and none of these is for {' or '.join(empty)}; named alike?"
+                f"{splits}, {file}: of its {len(split_of)} slides {len(fold)} have labels, and none of these "
+                f"is for {' or '.join(empty)}"
             )
         if len(fold) < max(len(split_of), len(refs)):
             execution.reporter.message(
-                f"{file}: {len(split_of) - len(fold)} of its slides are not among those given, and "
-                f"{len(refs) - len(fold)} of those given are not in it; they are not used in this fold"
+                f"{file}: {len(split_of) - len(fold)} of its slides have no label, and "
+                f"{len(refs) - len(fold)} with labels are not in it; they are not used in this fold"
             )
         plan[file.replace("splits_", "fold_").removesuffix(".csv")] = fold
     return plan

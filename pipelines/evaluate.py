@@ -84,8 +84,10 @@ def evaluate(
     execution, scores, out = execution or Execution(), rooted(scores), rooted(out)
     found = shared.read_scores(scores)
     task = found.target.task
-    refs = with_tables(found.refs, labels=labels, label_column=label_column, task=task, splits=splits)
     split = split or ("test" if splits is not None else None)
+    refs = with_tables(
+        found.refs, labels=labels, label_column=label_column, task=task, splits=splits, split=split
+    )
     _check_splits(refs, split, source=str(splits or labels))
     joined = shared.join(found, refs, by=by, split=split)
     shared.check_some(joined)

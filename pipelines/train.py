@@ -261,10 +261,19 @@ def _written_notes(out: Path, task: str) -> dict[str, Any]:
 
 def _report_alike(target: Target, execution: Execution) -> None:
     what = "classes" if target.task == "classification" else "labels"
-    for folded, number in Counter(name.casefold() for name in target.names).items():
+    for plain, number in Counter(map(_plain, target.names)).items():
         if number > 1:
-            names = " and ".join(repr(name) for name in target.names if name.casefold() == folded)
+            names = " and ".join(repr(name) for name in target.names if _plain(name) == plain)
             execution.reporter.message(f"warning: {names} are different {what}; if not, mend the labels")
+
+
+def _plain(name: str) -> str:
+    """What is the same for labels that differ in writing alone: Tumor and tumor, 1 and 1.0."""
+    text = " ".join(name.casefold().split())
+    try:
+        return f"{float(text):g}"
+    except ValueError:
+        return text
 
 
 def _finished(run: Run) -> bool:

@@ -15,6 +15,7 @@ from wsi_ats.manifest import (
     read_manifest,
     read_splits,
     unlabelled,
+    with_tables,
 )
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.targets import Target
@@ -338,7 +339,25 @@ def test_the_only_other_column_is_the_class_also_beside_a_row_number(folder):
 def test_clam_splits_are_ragged_columns(folder):
     splits = table(folder, ",train,val,test\n0,a,b,c\n1,d,,\n")
     assert read_splits(splits) == {"a": "train", "d": "train", "b": "val", "c": "test"}
-    assert [r.split for r in read_manifest(folder, splits=splits)] == ["train", "val"]
+    there = table(folder, "Unnamed: 0,train,val,test\n0,a,b,\n", "there.csv")
+    assert [r.split for r in read_manifest(folder, splits=there)] == ["train", "val"]
+
+
+def test_ids_that_pandas_has_made_numbers_of_are_understood(tmp_path, caplog):
+    for name in ("100", "104", "106.0"):
+        (tmp_path / f"{name}.svs").write_text("")
+    splits = table(tmp_path, ",train,val,test\n0,100,104.0,106.0\n")
+    with caplog.at_level(logging.WARNING):
+        refs = read_manifest(tmp_path, splits=splits)
+    assert {ref.id: ref.split for ref in refs} == {"100": "train", "104": "val", "106.0": "test"}
+    assert "ids with '.0' at the end are taken without it: 104.0" in caplog.text
+
+
+def test_of_one_split_that_is_of_interest_all_slides_must_be_known(folder):
+    refs, splits = read_manifest(folder), table(folder, "train,test\nq,a\n")
+    assert [ref.split for ref in with_tables(refs, splits=splits, split="test")] == ["test", None]
+    with pytest.raises(ManifestError, match="1 of its 2 slides"):
+        with_tables(refs, splits=splits)
 
 
 def test_slides_that_a_table_of_splits_does_not_name_are_left_out(folder, caplog):
@@ -352,13 +371,29 @@ def test_slides_that_a_table_of_splits_does_not_name_are_left_out(folder, caplog
     ("text", "message"),
     [
         ("train,val\na,a\n", "'a' is in train and in val"),
-        ("x,y\na,b\n", "needs columns train, val, test; found x, y"),
-        ("train,val\nq,r\n", "none of its slides.*has q, r; the slides are a, b"),
+        ("x,y\na,b\n", "has the columns train, val and test; found x, y"),
+        ("train,validation\na,b\n", "found train, validation; rename or remove 'validation'"),
+        ("train,dev,x\na,b,\n", "rename or remove 'dev', 'x'"),
+        ("train,val\nq,r\n", "2 of its 2 slides are not among the 2 given: 'q', 'r'"),
+        ("train,val\na,bb\n", r"1 of its 2 slides .* 2 given: 'bb' \(nearest: 'b'\); mend or remove"),
+        ("train,val\na,a.0\n", "'a' is in train and, as 'a.0', in val"),
     ],
 )
 def test_splits_that_cannot_work_are_refused(folder, text, message):
     with pytest.raises(ManifestError, match=message):
         read_manifest(folder, splits=table(folder, text))
+
+
+def test_a_class_whose_name_means_no_label_is_warned_of(folder, caplog):
+    with caplog.at_level(logging.WARNING):
+        labels = read_labels(table(folder, "slide_id,label\na,None\nb,Mild\nc,None\nd,\n"))
+        assert [row.label for row in labels.rows.values()] == [None, "Mild", None, None]
+        assert caplog.text.count("means that the label is not known") == 1
+        assert "2 rows of column 'label' are 'None'" in caplog.text
+        assert "another name in the table" in caplog.text
+        caplog.clear()
+        read_labels(table(folder, "slide_id,label\na,\nb,x\n"))  # nobody's class is called so
+        assert not caplog.text
 
 
 # --- classes ---

@@ -13,17 +13,19 @@ split      split                             this library
 mpp        mpp                               this library, TRIDENT
 =========  ================================  ==================================================
 
-A label that is empty or one of ``nan``, ``na``, ``n/a``, ``none``, ``null``, ``<na>`` means: not known.
+A label that is empty or one of ``nan``, ``na``, ``n/a``, ``none``, ``null``, ``<na>`` means: not known. Where
+one of these words stands beside other labels a warning says so, for it may be the name of a class.
 :mod:`wsi_ats.targets` tells how labels are written for each task; several columns are joined to one label.
 """
 
 from __future__ import annotations
 
+import difflib
 import glob
 import logging
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
@@ -88,8 +90,8 @@ def read_manifest(
     task
         ``model.task`` of the settings: how several columns are joined.
     splits
-        CLAM's ``splits_k.csv``: columns ``train``, ``val``, ``test`` of slides. Others are left out, which is
-        logged as a warning.
+        CLAM's ``splits_k.csv``: columns ``train``, ``val``, ``test`` of slides, all of which must be there.
+        Slides that it does not name are left out, which is logged as a warning.
     mpp
         Micrometres per level-0 pixel of slides for which no table gives a value of its own.
 
@@ -200,6 +202,7 @@ def with_tables(
     label_column: str | None = None,
     task: str = "classification",
     splits: str | Path | None = None,
+    split: str | None = None,
 ) -> list[SlideRef]:
     """Give slides that are known already what tables say of them: label, patient, split, mpp.
 
@@ -209,16 +212,20 @@ def with_tables(
         The slides; their files need not be there.
     labels, label_column, task, splits
         As in :func:`read_manifest`.
+    split
+        The one of ``splits`` that is of interest: slides of others need not be known.
 
     Raises
     ------
     ManifestError
-        When a table cannot be understood, or none of its rows belongs to any slide.
+        When a table cannot be understood, none of its rows belongs to any slide, or a table of splits names
+        slides that are not there.
     """
     if labels is not None:
         refs = _join(refs, read_labels(labels, column=label_column, task=task), str(labels))
     if splits is not None:
-        refs = _assign(refs, read_splits(splits), str(splits))
+        split_of = match_splits(read_splits(splits), [ref.id for ref in refs], str(splits), split=split)
+        refs = [replace(ref, split=split_of.get(ref.id, ref.split)) for ref in refs]
     return list(refs)
 
 
@@ -456,11 +463,16 @@ def read_splits(path: str | Path) -> dict[str, str]:
     Raises
     ------
     ManifestError
-        When the columns are others, or a slide is in two of them.
+        When there are other columns, or a slide is in two of them.
     """
     columns = {name.lower(): values for name, values in read_csv(path).items()}
-    if "train" not in columns:
-        raise ManifestError(f"{path}: needs columns train, val, test; found {', '.join(columns)}")
+    # An unnamed column is the row number that pandas writes.
+    others = [name for name in columns if name not in {*_SPLITS, "", "unnamed: 0"}]
+    if others or "train" not in columns:
+        raise ManifestError(
+            f"{path}: a table of splits has the columns train, val and test; found {', '.join(columns)}"
+            + (f"; rename or remove {', '.join(map(repr, others))}" if "train" in columns else "")
+        )
     splits: dict[str, str] = {}
     for split in _SPLITS:
         for name in columns.get(split, []):
@@ -468,6 +480,64 @@ def read_splits(path: str | Path) -> dict[str, str]:
             if slide and splits.setdefault(slide, split) != split:
                 raise ManifestError(f"{path}: {slide!r} is in {splits[slide]} and in {split}")
     return splits
+
+
+def match_splits(
+    splits: Mapping[str, str], known: Collection[str], source: str, *, split: str | None = None
+) -> dict[str, str]:
+    """Find the slides that a table of splits names.
+
+    Parameters
+    ----------
+    splits
+        Split by slide, as :func:`read_splits` gives it. ``104.0`` is slide ``104`` where there is no other:
+        pandas writes whole numbers so in a column that has gaps.
+    known
+        Ids of the slides.
+    source
+        Named in messages.
+    split
+        The one that is of interest: slides of others need not be known.
+
+    Returns
+    -------
+    dict
+        Split by the slide's own id.
+
+    Raises
+    ------
+    ManifestError
+        When a slide is not known, or in two splits by two ways to write its id.
+
+    Examples
+    --------
+    >>> match_splits({"103": "train", "104.0": "val"}, ["103", "104", "105"], "splits_0.csv")
+    {'103': 'train', '104': 'val'}
+    """
+    matched: dict[str, str] = {}
+    ids, unknown, renamed = set(known), [], []
+    for name, of in splits.items():
+        slide = name if name in ids else name.removesuffix(".0")
+        if slide not in ids:
+            if split in {None, of}:
+                unknown.append(name)
+            continue
+        if matched.setdefault(slide, of) != of:
+            raise ManifestError(f"{source}: {slide!r} is in {matched[slide]} and, as {name!r}, in {of}")
+        renamed += [name] if slide != name else []
+    if unknown:
+        raise ManifestError(
+            f"{source}: {len(unknown)} of its {len(splits)} slides are not among the {len(ids)} given: "
+            f"{_list([_with_nearest(name, ids) for name in unknown])}; mend or remove them"
+        )
+    if renamed:
+        _log.warning("%s: ids with '.0' at the end are taken without it: %s", source, _list(renamed))
+    return matched
+
+
+def _with_nearest(name: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(name, sorted(known), 1)
+    return f"{name!r} (nearest: {near[0]!r})" if near else repr(name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -505,14 +575,28 @@ class _Table:
                     raise ManifestError(f"{self.path}: has no column {name!r}; found {self.found}")
             return self._joined(names, task) if len(names) > 1 else self._texts(names[0])
         if "label" in self.columns:
-            return [_known(text) for text in self.columns["label"]]
+            return self._known_labels("label", self.columns["label"])
         # An unnamed column is the row number that pandas writes.
         known = {name for names in _NAMES.values() for name in names} | {""}
         others = [name for name in self.rows if name.lower() not in known]
         return self._texts(others[0]) if len(others) == 1 else None
 
     def _texts(self, name: str) -> list[str | None]:
-        return [_known(text) for text in self.rows[name]]
+        return self._known_labels(name, self.rows[name])
+
+    def _known_labels(self, name: str, texts: Sequence[str]) -> list[str | None]:
+        labels = [_known(text) for text in texts]
+        words = Counter(text for text, label in zip(texts, labels, strict=True) if text and label is None)
+        for word, number in words.items() if any(labels) else ():
+            _log.warning(
+                "%s: %d rows of column %r are %r, which means that the label is not known; if it is a class, "
+                "give it another name in the table, such as 'no finding'",
+                self.path,
+                number,
+                name,
+                word,
+            )
+        return labels
 
     def _joined(self, names: Sequence[str], task: str) -> list[str | None]:
         """One label of several columns."""
@@ -746,15 +830,6 @@ def _join(refs: Sequence[SlideRef], labels: Labels, source: str) -> list[SlideRe
     if unused:
         _log.warning("%s: %d labels have no slide: %s", source, len(unused), _list(unused))
     return joined
-
-
-def _assign(refs: Sequence[SlideRef], splits: Mapping[str, str], source: str) -> list[SlideRef]:
-    if not any(ref.id in splits for ref in refs):
-        raise ManifestError(
-            f"{source}: none of its slides is among those given. The table has {_list(splits)}; "
-            f"the slides are {_list([ref.id for ref in refs])}"
-        )
-    return [replace(ref, split=splits.get(ref.id, ref.split)) for ref in refs]
 
 
 def _file_id(text: str) -> str:

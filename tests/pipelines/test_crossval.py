@@ -156,7 +156,7 @@ def test_a_class_absent_from_a_fold_and_a_slide_that_cannot_be_read(crossval, sl
     assert ran.json["failed"].keys() == {"slide_006"}
     assert ran.json["counts"] == {"folds": 2, "evaluated": 2, "left_out": 1}
     assert ran.json["notes"]["failed"] == "1 (slide_006)"
-    assert "splits_0.csv: 0 of its slides are not among those given, and 1 of those given" in ran.stderr
+    assert "splits_0.csv: 0 of its slides have no label, and 1 with labels are not in it" in ran.stderr
     rows = {(row["fold"], row["figure"]): row for row in table(tmp_path / "cv" / "metrics.csv")}
     assert rows["fold_0", "auc"]["note"] == "not defined: there is none of class 'positive'"
     assert rows["fold_1", "auc"]["value"] == rows["mean", "auc"]["value"] == ""
