@@ -241,7 +241,10 @@ def test_a_folder_that_clam_wrote(tmp_path):
         ({}, "holds 0 files"),
         ({"splits_0.csv": "train,val,test\na,,b\n"}, "holds 1 files"),
         ({"splits_0.csv": "train,val,test\na,,a\n", "splits_1.csv": "train,test\na,b\n"}, "'a' is in train"),
-        ({"splits_0.csv": "a,b\n1,2\n", "splits_1.csv": "train,test\na,b\n"}, "has the columns train, val and test"),
+        (
+            {"splits_0.csv": "a,b\n1,2\n", "splits_1.csv": "train,test\na,b\n"},
+            "has the columns train, val and test",
+        ),
     ],
 )
 def test_folders_of_folds_that_cannot_be_used(tmp_path, files, said):

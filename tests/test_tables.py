@@ -28,6 +28,15 @@ def test_a_table_is_read_however_spreadsheets_write_it(tmp_path, text):
     assert read_csv(path) == {"slide_id": ["a", "b"], "label": ["x", "y"]}
 
 
+@pytest.mark.parametrize("first", ["sep=;", '"sep=;"', "\ufeffsep=;\r"])
+def test_the_first_line_may_name_the_separator_for_excel(tmp_path, first):
+    (tmp_path / "t.csv").write_text(f"{first}\na,b;c\n1;2\n", encoding="utf-8")
+    assert read_csv(tmp_path / "t.csv") == {"a,b": ["1"], "c": ["2"]}
+    (tmp_path / "t.csv").write_text(f"{first}\na;b\n1;2;3\n", encoding="utf-8")
+    with pytest.raises(ManifestError, match="line 3: 3 values for 2 columns"):
+        read_csv(tmp_path / "t.csv")
+
+
 def test_short_rows_end_in_empty_cells(tmp_path):
     (tmp_path / "t.csv").write_text("train,val,test\na,b,c\nd\n")
     assert read_csv(tmp_path / "t.csv") == {"train": ["a", "d"], "val": ["b", ""], "test": ["c", ""]}

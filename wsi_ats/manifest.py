@@ -470,7 +470,8 @@ def read_splits(path: str | Path) -> dict[str, str]:
     others = [name for name in columns if name not in {*_SPLITS, "", "unnamed: 0"}]
     if others or "train" not in columns:
         raise ManifestError(
-            f"{path}: a table of splits has the columns train, val and test; found {', '.join(columns)}"
+            f"{path}: a table of splits has the columns train, val and test; found "
+            + ", ".join(filter(None, columns))
             + (f"; rename or remove {', '.join(map(repr, others))}" if "train" in columns else "")
         )
     splits: dict[str, str] = {}

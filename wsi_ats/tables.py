@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,8 @@ def read_csv(path: str | Path) -> dict[str, list[str]]:
     """Read a table that a person wrote, everything as text.
 
     The separator is the comma, semicolon or tab, whichever the first line has most of: spreadsheet
-    programs write the one of their country. Spaces around values, empty lines and a byte order mark are
-    dropped; cells missing at the end of a row are empty.
+    programs write the one of their country. Or the first line names it, as ``sep=;`` does for Excel. Spaces
+    around values, empty lines and a byte order mark are dropped; cells missing at the end of a row are empty.
 
     Parameters
     ----------
@@ -54,12 +55,16 @@ def read_csv(path: str | Path) -> dict[str, list[str]]:
         raise ManifestError(
             f"{path}: is no UTF-8 text (byte {error.start}); save it as 'CSV UTF-8'"
         ) from error
+    named = re.match(r'\s*"?sep=(.)"?\n', text)
+    if named:
+        text = text[named.end() :]
     first = next((line for line in text.split("\n") if line.strip()), "")
-    separator = max(",;\t", key=first.count)
+    separator = named[1] if named else max(",;\t", key=first.count)
     # Not splitlines(), which also ends lines at characters that are text in a table.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
     try:
-        rows = [(reader.line_num, [value.strip() for value in row]) for row in reader]
+        before = 0 if named is None else named[0].count("\n")
+        rows = [(before + reader.line_num, [value.strip() for value in row]) for row in reader]
     except csv.Error as error:
         raise ManifestError(f"{path}: is no CSV table: {error}") from error
     rows = [(line, row) for line, row in rows if any(row)]
