@@ -563,9 +563,6 @@ def test_what_aperio_says(handmade, same, tmp_path, text):
 # --- what is left to OpenSlide ---
 
 OTHERS = {
-    "mirrored": {"tags": {274: (3, [2])}},
-    "turned": {"tags": {274: (3, [8])}},
-    "upside down": {"tags": {274: (3, [4])}},
     "several layers": {"tags": {32997: (4, [2])}},
     "signed": {"tags": {339: (3, [2] * 3)}},
     "differences without compression": {"tags": {317: (3, [2])}},
@@ -598,6 +595,25 @@ def test_what_openslide_reads_by_rules_of_its_own_is_left_to_it(handmade, tmp_pa
     assert choice.reason
     with contextlib.suppress(SlideError), open_slide(path) as slide:  # some lack what OpenSlide looks for
         assert isinstance(slide, OpenSlideSlide)
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+@pytest.mark.parametrize("aperio", [False, True])
+def test_what_is_stored_turned_or_mirrored_is_refused(handmade, tmp_path, orientation, aperio):
+    """Read tile by tile each tile would be turned in its place, and the picture be scrambled."""
+    tags = {274: (3, [orientation])} | (APERIO if aperio else {})
+    path = handmade().write(tmp_path / "s.tif", [image(tags=tags), image(size=(350, 220))])
+    with pytest.raises(SlideOpenError, match=rf"orientation \(tag 274\) is {orientation}: .*upright"):
+        open_slide(path)
+
+
+def test_dicom_that_begins_as_tiff_does_is_no_tiff(handmade, tmp_path):
+    path = handmade().write(tmp_path / "s.tif", [image(), image(size=(350, 220))])
+    assert choose_reader(path).reader == "direct"
+    content = bytearray(path.read_bytes())
+    content[128:132] = b"DICM"
+    (tmp_path / "s.dcm").write_bytes(content)
+    assert choose_reader(tmp_path / "s.dcm").reason == "it is no TIFF file"
 
 
 def test_more_tiles_than_places_are_left_to_openslide(handmade, tmp_path):

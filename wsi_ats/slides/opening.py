@@ -162,6 +162,13 @@ def _choose(ref: SlideRef) -> tuple[Choice, Storage | None, TiffIndex | None]:
         elif any(each.below for each in levels_of(index)):
             why = "OpenSlide does not see its coarser levels, which are in SubIFDs"
         return Choice("direct", why), storage, index
+    if index is not None and index.orientation != 1:
+        storage.close()
+        raise SlideOpenError(
+            ref.path,
+            f"its orientation (tag 274) is {index.orientation}: it is stored turned or mirrored, and readers "
+            "of tiles turn each in its place; write it upright, with `vips autorot` for example",
+        )
     if index is not None and index.planes > 1:
         storage.close()
         raise SlideOpenError(

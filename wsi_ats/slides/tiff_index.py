@@ -35,7 +35,7 @@ _COMPRESSIONS = {
 }
 _DIFFERENCED = {Compression.DEFLATE, Compression.LZW, Compression.ZSTD}
 _NO_PREDICTOR, _DIFFERENCES = 1, 2
-_ROWS_FROM_THE_TOP = 1
+_ORIENTATION, _UPRIGHT = "tiff.Orientation", 1
 _GREY, _RGB, _YCBCR = 1, 2, 6
 
 # A tile or strip is decoded whole. What is larger is no tile but an image, or a claim to fill the memory.
@@ -56,6 +56,9 @@ _BYTES, _WHOLE, _RATIONAL, _REAL = {1, 2, 7}, {1, 3, 4, 13, 16, 18}, {5, 10}, {1
 
 # Of a text that tells whose file it is, so much is looked at.
 _MOST_TEXT = 1 << 20
+
+# Where DICOM says that it is DICOM, whatever comes before.
+_DICOM = slice(128, 132)
 
 _DAMAGED = (
     ArithmeticError,
@@ -162,7 +165,7 @@ class TiffIndex:
 
         try:
             with storage.open() as file:
-                if not _is_tiff(file.read(4)):
+                if not _is_tiff(file.read(_DICOM.stop)):
                     return None
                 file.seek(0)
                 with _Complaints() as complaints, tifffile.TiffFile(file, name=storage.path) as tiff:
@@ -187,6 +190,11 @@ class TiffIndex:
         index = cls(vendor, images, properties, bytes(icc) if icc else None)
         index._check(storage)
         return index
+
+    @property
+    def orientation(self) -> int:
+        """How its rows and columns are stored, as TIFF numbers it; 1 is upright."""
+        return int(self.properties.get(_ORIENTATION, _UPRIGHT))
 
     @property
     def planes(self) -> int:
@@ -243,7 +251,8 @@ class _Complaints(logging.Handler):
 
 
 def _is_tiff(start: bytes) -> bool:
-    return start in {b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"}
+    """Whether a file that begins so is TIFF; DICOM may begin as TIFF does, for others to open it."""
+    return start[:4] in {b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"} and start[_DICOM] != b"DICM"
 
 
 def _pages(tiff: Any) -> list[tuple[Any, bool]]:
@@ -309,6 +318,7 @@ def _properties(page: Any, vendor: str) -> Iterator[tuple[str, str]]:
             yield name, repr(tag.value[0] / tag.value[1])
         elif tag is not None and tag.dtype in _REAL:
             yield name, repr(tag.value[0])
+    yield _ORIENTATION, str(_number(page, 274, _UPRIGHT))
     yield "tiff.ResolutionUnit", _UNITS.get(_number(page, 296, _INCH), "unknown")
     if vendor == "aperio":
         for part in _text(page, 270).decode(errors="replace").split("|")[1:]:
@@ -426,7 +436,7 @@ def _coding(page: Any, vendor: str) -> tuple[Coding | None, str]:
     if predictor not in understood and compression is not Compression.JPEG:
         # Where a compression is not meant to have them, readers do not agree on what they mean.
         return None, f"its pixels are stored as differences of a kind ({predictor}) that is not read directly"
-    if int(page.fillorder) != 1 or _number(page, 274, _ROWS_FROM_THE_TOP) != _ROWS_FROM_THE_TOP:
+    if int(page.fillorder) != 1 or _number(page, 274, _UPRIGHT) != _UPRIGHT:
         return None, "its pixels are stored in an order that is not decoded directly"
     if compression is not Compression.JPEG:
         return Coding(compression, samples, differences), ""
