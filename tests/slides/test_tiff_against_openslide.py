@@ -607,6 +607,48 @@ def test_what_is_stored_turned_or_mirrored_is_refused(handmade, tmp_path, orient
         open_slide(path)
 
 
+@pytest.mark.parametrize(
+    ("tag", "names"),
+    [
+        ("<channel>{}</channel>", r" \(DAPI, FITC, Cy3\)"),
+        ("<x><Name>{}</Name></x>", r" \(DAPI,"),
+        ("", ", and"),
+    ],
+)
+def test_pages_of_one_size_are_channels_and_refused_by_name(handmade, tmp_path, tag, names):
+    texts = [tag.format(each).encode() + b" " * 8 + b"\0" for each in ("DAPI", "FITC", "Cy3")]
+    pages = [
+        image(grey, samples=1, photometric=1, seed=seed, tags={270: (2, text)})
+        for seed, text in enumerate(texts)
+    ]
+    path = handmade().write(tmp_path / "s.tif", pages)
+    with pytest.raises(SlideOpenError, match=rf"3 channels, depths or times of the same place{names}"):
+        open_slide(path)
+
+
+def test_a_second_version_of_the_whole_is_no_channel(handmade, tmp_path):
+    path = handmade().write(tmp_path / "s.tif", [image(), image(tags={254: (4, [1])}, size=(350, 220))])
+    with open_slide(path) as slide:
+        assert len(slide.levels) == 2
+
+
+@pytest.mark.parametrize("name", ["label", "Macro", "Aperio x\nlabel 387x463", "overview of it"])
+def test_a_picture_of_the_label_is_no_slide(handmade, tmp_path, name):
+    text = {270: (2, name.encode() + b"\0" * 8)}
+    path = handmade().write(tmp_path / "s.tif", [image(tags=text)])
+    with pytest.raises(SlideOpenError, match=r"only picture is called '(?i:label|macro|overview)'"):
+        open_slide(path)
+    path = handmade().write(tmp_path / "both.tif", [image(tags=text), image(size=(350, 220))])
+    with open_slide(path) as slide:
+        assert slide.levels
+
+
+def test_an_olympus_overview_is_no_slide(handmade, tmp_path):
+    path = handmade().write(tmp_path / "s.vsi", [image()])
+    with pytest.raises(SlideOpenError, match=r"an overview and the label.*convert it"):
+        open_slide(path)
+
+
 def test_dicom_that_begins_as_tiff_does_is_no_tiff(handmade, tmp_path):
     path = handmade().write(tmp_path / "s.tif", [image(), image(size=(350, 220))])
     assert choose_reader(path).reader == "direct"

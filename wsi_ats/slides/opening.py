@@ -142,6 +142,12 @@ def _choose(ref: SlideRef) -> tuple[Choice, Storage | None, TiffIndex | None]:
         return Choice("zarr", "it is OME-Zarr"), None, None
     if Path(ref.path).is_dir() and not is_remote(ref.path):
         return Choice("openslide", "it is a folder"), None, None
+    if ref.path.lower().endswith(".vsi"):
+        raise SlideOpenError(
+            ref.path,
+            "a .vsi file holds an overview and the label; the slide itself is in .ets files, which cannot be "
+            "read here; convert it, with bioformats2raw for example",
+        )
     from wsi_ats.slides.tiff import levels_of, why_not
     from wsi_ats.slides.tiff_index import TiffIndex
 
@@ -151,6 +157,11 @@ def _choose(ref: SlideRef) -> tuple[Choice, Storage | None, TiffIndex | None]:
     except SlideOpenError:
         storage.close()
         raise
+    if index is not None and index.beside:
+        storage.close()
+        raise SlideOpenError(
+            ref.path, f"its only picture is called {index.beside!r}; give the file that has the slide itself"
+        )
     reason = "it is no TIFF file" if index is None else why_not(index)
     if not reason:
         assert index is not None

@@ -231,7 +231,10 @@ def why_not(index: TiffIndex, *, like_openslide: bool = True) -> str:
         Whether its levels, too, must be those that OpenSlide finds.
     """
     if index.planes > 1:
-        return f"it has {index.planes} channels, depths or times of the same place"
+        names = ", ".join(filter(None, index.pages))
+        return f"it has {index.planes} channels, depths or times of the same place" + (
+            f" ({names})" if names else ""
+        )
     levels = levels_of(index)
     refused = next((each.refused for each in levels if each.coding is None), "")
     if refused:

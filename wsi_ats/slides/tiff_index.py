@@ -6,6 +6,7 @@ A file's index is read once, whole, and kept in arrays: 12 bytes for each tile o
 from __future__ import annotations
 
 import logging
+import re
 import struct
 import threading
 from collections.abc import Iterator, Mapping
@@ -46,6 +47,12 @@ _STRIP = 1 << 20
 
 # How many images of different channels, depths or times an OME-TIFF has of the same place.
 _PLANES = "ome.planes"
+
+# How pages of several channels are named: by PerkinElmer's and Akoya's QPTIFF, and by others.
+_NAME = re.compile(r"<(?:Name|channel)>([^<]+)</", re.IGNORECASE)
+
+# Aperio, for one, calls them so, in the second line or at the beginning.
+_BESIDE = re.compile(r"^(?:label|macro|overview)\b", re.IGNORECASE | re.MULTILINE)
 
 # Pages in sequence are what a file with a damaged index seems to have without end.
 _MOST_PAGES = 10_000
@@ -145,12 +152,19 @@ class TiffIndex:
         What the file says of itself, by OpenSlide's names where it has one.
     icc
         Its colour profile, if it has one.
+    beside
+        What the only image is called, where that says that it shows what is beside the slide itself.
+    pages
+        Names of the images in sequence that are as large as the first, it included, as far as they have one:
+        of plain TIFF they are channels, depths or times.
     """
 
     vendor: str
     images: tuple[StoredImage, ...]
     properties: Mapping[str, str] = field(default_factory=dict)
     icc: bytes | None = None
+    pages: tuple[str, ...] = ()
+    beside: str = ""
 
     @classmethod
     def of(cls, storage: Storage) -> Self | None:
@@ -176,6 +190,9 @@ class TiffIndex:
                     properties = dict(_properties(first, vendor))
                     icc = first.tags.valueof(34675)
                     images = tuple(_images(pages, vendor))
+                    said = _text(first, 270).decode(errors="replace")
+                    beside = _BESIDE.search(said) if len(pages) == 1 else None
+                    alike = tuple(_alike(pages)) if vendor == "generic-tiff" else ()
                     complaints.check()
                     for page, _ in pages:
                         # Pages refer to each other, and with them four times the bytes of the index would
@@ -187,7 +204,9 @@ class TiffIndex:
                 f"its TIFF index is damaged ({error!r:.200}); is the copy complete? If it is, try "
                 "--reader openslide",
             ) from error
-        index = cls(vendor, images, properties, bytes(icc) if icc else None)
+        index = cls(
+            vendor, images, properties, bytes(icc) if icc else None, alike, beside[0] if beside else ""
+        )
         index._check(storage)
         return index
 
@@ -199,7 +218,7 @@ class TiffIndex:
     @property
     def planes(self) -> int:
         """Images of the same place, in other channels, depths or times, as far as the file tells."""
-        return int(self.properties.get(_PLANES, 1))
+        return max(int(self.properties.get(_PLANES, 1)), len(self.pages))
 
     def image(self, width: int, height: int) -> StoredImage | None:
         """Find a tiled image by its size."""
@@ -351,6 +370,15 @@ def _images(pages: list[tuple[Any, bool]], vendor: str) -> Iterator[StoredImage]
             # Labels and overviews come in many forms, and are not what is read.
             if number == 0 or page.is_tiled:
                 raise
+
+
+def _alike(pages: list[tuple[Any, bool]]) -> Iterator[str]:
+    """Name what is as large as the first image and not said to be another version of it."""
+    first = pages[0][0]
+    for page, below in pages:
+        if not below and page.shape == first.shape and (page is first or not _number(page, 254, 0) & 1):
+            named = _NAME.search(_text(page, 270).decode(errors="replace"))
+            yield named[1].strip() if named else ""
 
 
 def _check_tags(page: Any) -> None:
