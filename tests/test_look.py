@@ -7,7 +7,8 @@ import pytest
 
 from wsi_ats import look as module
 from wsi_ats.config import Settings
-from wsi_ats.look import inspect
+from wsi_ats.geometry import Region
+from wsi_ats.look import inspect, look_closer, regions_of
 from wsi_ats.slides import open_slide
 from wsi_ats.slides.memory import MemorySlide
 from wsi_ats.testing.synthetic import write_collection
@@ -57,3 +58,42 @@ def test_fluorescence_is_looked_at_as_it_is(monkeypatch):
     slide = MemorySlide([nuclei], mpp=0.5)
     whole, spared = (seen(slide, monkeypatch, most, 16) for most in (1 << 40, 1))
     np.testing.assert_array_equal(whole.found.fraction, spared.found.fraction)
+
+
+class Margined(MemorySlide):
+    """A slide in a margin that the scanner never saw, of a colour that looks like tissue."""
+
+    bounds = Region(512, 256, 1024, 768)
+
+    @classmethod
+    def drawn(cls) -> Margined:
+        noise = np.random.default_rng(0).normal(0, 6, (1280, 2048, 3))
+        pixels = np.array([150, 110, 140]) + noise
+        pixels[256:1024, 512:1536] = 240 + noise[256:1024, 512:1536] / 4
+        pixels[512:768, 768:1152] -= (40, 120, 70)
+        return cls([pixels.clip(0, 255).astype(np.uint8)], mpp=0.5)
+
+
+@pytest.mark.parametrize("tissue", ["auto", "brightfield", "none"])
+@pytest.mark.parametrize("levels", [1, 2])
+def test_cells_outside_the_scan_are_no_candidates(tissue, levels):
+    changes = ["tile.size=64", f"thumbnail.tissue={tissue}", f"thumbnail.levels={levels}"]
+    settings = Settings().with_values([*changes, "thumbnail.cells_per_region=4"])
+    slide = Margined.drawn()
+    found = inspect(slide, settings).tissue
+    x, y = found.grid.boxes(found.cells).T[:2]
+    side = found.grid.cell
+    assert len(found.cells) > 0
+    assert ((x + side > 512) & (x < 1536) & (y + side > 256) & (y < 1024)).all()
+    if levels == 1 and tissue != "none":
+        assert len(found.cells) == 24  # of 64 pixels, in 384 x 256
+    if levels == 2:
+        view, regions = inspect(slide, settings), regions_of(found, settings)
+        for number in found.cells:
+            window = regions.window(int(number))
+            _, mask = look_closer(slide, view.thumbnail, regions, window, settings)
+            rows, columns = np.divmod(mask.cells, mask.grid.shape[1])
+            assert (
+                ((window.column + columns) * 64 + 64 > 512) & ((window.column + columns) * 64 < 1536)
+            ).all()
+            assert (((window.row + rows) * 64 + 64 > 256) & ((window.row + rows) * 64 < 1024)).all()

@@ -148,6 +148,47 @@ def test_white_padding_past_the_edge_of_a_dark_slide_is_no_tissue():
     assert find_tissue(pixels, grid).cells.size == 0
 
 
+def test_bright_nuclei_on_clean_black_are_fluorescence():
+    pixels = np.zeros((192, 320, 3), np.uint8)
+    place = np.random.default_rng(0)
+    for y, x in zip(place.integers(0, 184, 400), place.integers(0, 312, 400), strict=True):
+        pixels[y : y + 8, x : x + 8] = place.integers(60, 255)  # grey, a quarter of them overexposed
+    assert is_fluorescence(pixels)
+    assert find_tissue(pixels, GRID).mask.mean() > 0.5
+
+
+# --- what was not scanned ---
+
+
+@pytest.mark.parametrize("tone", [0, 60, 128, 190])
+@pytest.mark.parametrize("side", [2, 4, 6])  # of the scanned part, in cells, of 12 rows
+def test_a_field_that_was_not_scanned_is_no_tissue_and_hides_none(tone, side):
+    pixels = picture(GLASS)
+    pixels = paint(pixels, PINK, (5, 6), (5, 6))
+    scanned = np.zeros(pixels.shape[:2], dtype=bool)
+    scanned[(6 - side // 2) * P : (6 + side // 2) * P, (6 - side // 2) * P : (6 + side // 2) * P] = True
+    pixels[~scanned] = tone
+    assert not is_fluorescence(pixels)
+    found = find_tissue(pixels, GRID)
+    np.testing.assert_array_equal(found.mask, cells(5, 5))
+    np.testing.assert_array_equal(find_tissue(pixels, GRID, scanned=scanned).mask, found.mask)
+
+
+@pytest.mark.parametrize("tone", [(90, 140, 60), (128, 128, 128)])
+def test_what_is_known_not_to_be_scanned_is_never_a_candidate(tone):
+    pixels = paint(picture(tone, noise=8), GLASS, (2, 10), (2, 12))
+    pixels = paint(pixels, PINK, (3, 7), (5, 9))
+    scanned = np.zeros(pixels.shape[:2], dtype=bool)
+    scanned[2 * P : 10 * P, 2 * P : 12 * P] = True
+    assert find_tissue(pixels, GRID).mask[:, 12:].any()  # it looks like tissue
+    found = find_tissue(pixels, GRID, scanned=scanned)
+    np.testing.assert_array_equal(found.mask, cells(slice(3, 7), slice(5, 9)))
+    every = find_tissue(pixels, GRID, method="none", scanned=scanned)
+    np.testing.assert_array_equal(every.mask, cells(slice(2, 10), slice(2, 12)))
+    nowhere = find_tissue(pixels, GRID, scanned=np.zeros_like(scanned))
+    assert nowhere.cells.size == 0
+
+
 # --- the edge of the slide ---
 
 

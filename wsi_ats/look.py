@@ -163,7 +163,14 @@ def inspect(slide: Slide, settings: Settings) -> View:
     method, seen = _method(settings), _coarse(thumbnail, view.pixels_per_cell)
     if method == "fluorescence" or (method == "auto" and is_fluorescence(seen)):
         seen = thumbnail  # bright nuclei far apart would be averaged away
-    found = find_tissue(seen, grid, method=method, min_fraction=view.min_tissue)
+    pixel = grid.pitch * grid.shape[0] / len(seen)
+    found = find_tissue(
+        seen,
+        grid,
+        method=method,
+        min_fraction=view.min_tissue,
+        scanned=_scanned(slide, seen, (0.0, 0.0), pixel),
+    )
     return View(thumbnail, found, settings, settings.thumbnail_mpp)
 
 
@@ -205,9 +212,13 @@ def look_closer(
     method = _method(settings)
     if method == "auto":
         method = "fluorescence" if is_fluorescence(coarse) else "brightfield"
-    found = find_tissue(thumbnail, grid, method=method, min_fraction=view.min_tissue)
-    if not len(found.cells):
-        found = find_tissue(thumbnail, grid, method="none")
+    pixel = regions.cells.pitch / pixels
+    corner = (window.column * regions.cells.pitch, window.row * regions.cells.pitch)
+    scanned = _scanned(slide, thumbnail, corner, pixel)
+    found = find_tissue(thumbnail, grid, method=method, min_fraction=view.min_tissue, scanned=scanned)
+    for seen in (scanned, None):
+        if not len(found.cells):
+            found = find_tissue(thumbnail, grid, method="none", scanned=seen)
     if view.exclude and method != "fluorescence":
         left = View(thumbnail, found, settings, settings.thumbnail_mpp).tissue
         found = left if len(left.cells) else found
@@ -248,18 +259,50 @@ def _inspect_regions(slide: Slide, grid: Grid, settings: Settings) -> View:
     )
     parts = Grid(width, height, side, 1)
     down, across = parts.shape
+    seen = thumbnail[: down * side, : across * side]
     found = find_tissue(
-        thumbnail[: down * side, : across * side],
+        seen,
         parts,
         method=_method(settings),
         min_fraction=settings.thumbnail.min_tissue,
+        scanned=_scanned(slide, seen, (0.0, 0.0), grid.pitch / pixels),
     )
     fraction = _of_regions(np.where(found.mask, found.fraction, 0), rows, columns)
-    # Of a region at the very edge there may be less than half a pixel to see.
-    mask = (fraction > 0) | (settings.thumbnail.tissue == "none")
+    mask = fraction > 0
+    if settings.thumbnail.tissue == "none":
+        # Of a region at the very edge there may be less than half a pixel to see.
+        mask |= _of_regions(found.mask, rows, columns) > 0
     view = settings.thumbnail
     mpp = settings.thumbnail_mpp * view.pixels_per_cell * view.cells_per_region / view.pixels_per_region
     return View(thumbnail, TissueMask(grid, fraction, mask), settings, mpp, found)
+
+
+def _scanned(
+    slide: Slide, seen: Pixels, corner: tuple[float, float], pixel: float
+) -> npt.NDArray[np.bool_] | None:
+    """Which pixels of a view the scanner saw, shape (h, w); ``None`` for all.
+
+    Parameters
+    ----------
+    slide
+        Its bounds say where it was scanned.
+    seen
+        The view, shape (h, w, 3).
+    corner
+        Its top-left ``x, y`` in level-0 pixels.
+    pixel
+        Its pixels' side in level-0 pixels.
+    """
+    bounds, full = slide.bounds, slide.levels[0]
+    if bounds == (0, 0, full.width, full.height):
+        return None
+    y, x = (
+        first + pixel * (np.arange(count) + 0.5)
+        for first, count in zip(corner[::-1], seen.shape, strict=False)
+    )
+    down = (y >= bounds.y) & (y < bounds.y + bounds.height)
+    across = (x >= bounds.x) & (x < bounds.x + bounds.width)
+    return np.outer(down, across)
 
 
 def _coarse(thumbnail: Pixels, side: int) -> Pixels:

@@ -39,12 +39,25 @@ _BLUR = 0.08  # joins nuclei into tissue and drowns single noisy pixels
 _SMALLEST_SPECK = 0.25  # dust and torn-off cells are no reason to read a tile
 _SMALLEST_HOLE = 1.0  # a vessel or duct belongs to the tissue around it
 
-# Black in all colours: the scanner never looked there.
+# Black in all colours: the scanner never looked there, where a brightfield slide has it.
 _UNSCANNED = 20
+
+# Such rectangles are a hundredth of the picture or more, and filled but for what is as dark as they are not.
+_RECTANGLE, _FILLED = 0.01, 0.9
+
+# Other tones that programs fill in for it: without colour and all the same, which tissue and glass never are
+# over a tenth of a picture. Brighter ones may be glass that is too bright for the camera.
+_FIELD = 0.1
+_FIELD_TONES = (_UNSCANNED, 200)
 
 
 def find_tissue(
-    thumbnail: Pixels, grid: Grid, *, method: Method = "auto", min_fraction: float = 0.1
+    thumbnail: Pixels,
+    grid: Grid,
+    *,
+    method: Method = "auto",
+    min_fraction: float = 0.1,
+    scanned: Mask | None = None,
 ) -> TissueMask:
     """Find the cells that hold tissue.
 
@@ -60,11 +73,14 @@ def find_tissue(
         brighter than black. ``"auto"``: whichever fits the background. ``"none"``: every cell.
     min_fraction
         Share of a cell that must be tissue, in (0, 1].
+    scanned
+        Which of the thumbnail's pixels the scanner saw, shape (rows * p, columns * p); all by default. The
+        others say nothing of background and stain, nor do grey fields that a program has filled in.
 
     Returns
     -------
     TissueMask
-        Empty for bare glass. What lies outside the slide is never tissue.
+        Empty for bare glass. What lies outside the slide, or was not scanned, is never tissue.
 
     Raises
     ------
@@ -87,38 +103,58 @@ def find_tissue(
 
     down, across = _axes(grid, side)
     possible = np.minimum(np.outer(down.sum(axis=1), across.sum(axis=1)), 1)
+    inside = np.ones(seen.shape[:2], dtype=bool) if scanned is None else scanned[: len(seen), : seen.shape[1]]
     if method == "none":
-        return TissueMask(grid, possible, np.ones(grid.shape, dtype=bool))
+        there = np.ones(grid.shape, dtype=bool) if scanned is None else shares(inside, grid, side) > 0
+        return TissueMask(grid, np.where(there, possible, 0), there)
     if method == "auto":
-        method = "fluorescence" if is_fluorescence(seen) else "brightfield"
-    signal = blurred(_absorbed(seen) if method == "brightfield" else _emitted(seen), _BLUR * side)
-    tissue = signal > _threshold(signal, method)
+        method = "fluorescence" if is_fluorescence(seen, inside) else "brightfield"
+    known = inside & ~_filled_in(seen) if method == "brightfield" else inside
+    if not known.any():
+        return TissueMask(grid, np.zeros(grid.shape, np.float32), np.zeros(grid.shape, dtype=bool))
+    signal = _absorbed(seen, known) if method == "brightfield" else _emitted(seen, known)
+    signal = blurred(signal, _BLUR * side)
+    tissue = (signal > _threshold(signal[known], method)) & known
     area = min(side**2, tissue.size)  # of a cell, or of a slide that is smaller
     tissue = without_small(tissue, _SMALLEST_SPECK * area)
-    tissue |= _enclosed(~tissue & ~without_small(~tissue, _SMALLEST_HOLE * area))
+    tissue |= _enclosed(~tissue & ~without_small(~tissue, _SMALLEST_HOLE * area)) & inside
     fraction = np.minimum(shares(tissue, grid, side), 1)
     # A slide smaller than a cell fills none; its share counts of what a cell could hold.
     return TissueMask(grid, fraction, fraction >= min_fraction * possible.max())
 
 
-def is_fluorescence(pixels: Pixels) -> bool:
+def is_fluorescence(pixels: Pixels, inside: Mask | None = None) -> bool:
     """Tell a dark background from a bright one.
 
     Parameters
     ----------
     pixels
-        Shape (..., 3), none of them from outside the slide.
+        Shape (h, w, 3).
+    inside
+        Which of them are of the slide, shape (h, w); all by default.
 
     Returns
     -------
     bool
         Whether more is dark than bright. In a fluorescence image at least one colour is dark even where
-        there is tissue; in brightfield none is, but where the scanner left out a part, and glass and
-        pale tissue are bright in all three.
+        there is tissue; in brightfield none is, and glass and pale tissue are bright in all three. Black
+        around rectangles of which a quarter is bright is what a brightfield scanner left out.
     """
-    darkest = _extreme(np.minimum, pixels)
-    dark, bright = int(np.count_nonzero(darkest < 24)), int(np.count_nonzero(darkest > 160))
-    return dark > max(bright, darkest.size / 4)
+    darkest, black = _extreme(np.minimum, pixels), _extreme(np.maximum, pixels) < _UNSCANNED
+    inside = np.ones(black.shape, dtype=bool) if inside is None else inside
+    seen, rest = darkest[inside], inside & ~black
+    dark, bright = int(np.count_nonzero(seen < 24)), int(np.count_nonzero(seen > 160))
+    if dark <= max(bright, seen.size / 4):
+        return False
+    return bright <= max(np.count_nonzero(rest) / 4, 1) or not _is_rectangles(rest)
+
+
+def _is_rectangles(mask: Mask) -> bool:
+    """Whether nearly all of a mask is in rectangles that are no specks."""
+    least = _RECTANGLE * mask.size
+    found = measure.regionprops(_parts(mask))  # type: ignore[no-untyped-call]
+    filled = sum(each.area for each in found if each.area >= least and each.extent >= _FILLED)
+    return bool(filled >= _FILLED * np.count_nonzero(mask))
 
 
 def within(thumbnail: Pixels, grid: Grid) -> tuple[Pixels, int]:
@@ -198,21 +234,35 @@ def blurred(signal: Floats, sigma: float) -> Floats:
     return smooth
 
 
-def _absorbed(pixels: Pixels) -> Floats:
-    """How much light is gone from the colour that lost most."""
+def _absorbed(pixels: Pixels, known: Mask) -> Floats:
+    """How much light is gone from the colour that lost most; nothing where that is not known."""
     brightest = _extreme(np.maximum, pixels)
-    absorbed: Floats = np.clip(lamp(pixels) - _extreme(np.minimum, pixels), 0, _SIGNAL_MAX)
-    absorbed[brightest < _UNSCANNED] = 0
+    absorbed: Floats = np.clip(lamp(pixels[known]) - _extreme(np.minimum, pixels), 0, _SIGNAL_MAX)
+    absorbed[(brightest < _UNSCANNED) | ~known] = 0
     return absorbed
 
 
-def _emitted(pixels: Pixels) -> Floats:
-    """How much brighter than the background the brightest colour is."""
+def _emitted(pixels: Pixels, known: Mask) -> Floats:
+    """How much brighter than the background the brightest colour is; nothing where that is not known."""
     brightest = _extreme(np.maximum, pixels)
     # Where all is tissue the darkest pixels are tissue too; black is never as bright as 30.
-    black = np.float32(min(np.percentile(brightest, 2), 30))
+    black = np.float32(min(np.percentile(brightest[known], 2), 30))
     emitted: Floats = np.clip(brightest - black, 0, _SIGNAL_MAX)
+    emitted[~known] = 0
     return emitted
+
+
+def _filled_in(pixels: Pixels) -> Mask:
+    """Black, and the one grey of a field that no scanner saw, shape (h, w)."""
+    brightest = _extreme(np.maximum, pixels)
+    colourless = brightest - _extreme(np.minimum, pixels) <= 2
+    low, high = _FIELD_TONES
+    counts = np.bincount(brightest[colourless], minlength=256)
+    tone = low + int(counts[low:high].argmax())
+    filled: Mask = brightest < _UNSCANNED
+    if counts[tone] > _FIELD * brightest.size:
+        filled |= colourless & (brightest == tone)
+    return filled
 
 
 def _extreme(which: np.ufunc, pixels: Pixels) -> Pixels:
