@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import unicodedata
 
 import pytest
 
@@ -394,6 +395,43 @@ def test_a_class_whose_name_means_no_label_is_warned_of(folder, caplog):
         caplog.clear()
         read_labels(table(folder, "slide_id,label\na,\nb,x\n"))  # nobody's class is called so
         assert not caplog.text
+
+
+@pytest.mark.parametrize("column", ["slide_id", "case_id", "path"])
+def test_names_are_compared_however_unicode_writes_them(tmp_path, column):
+    name = "M\u00fcller_01"
+    decomposed = unicodedata.normalize("NFD", name)
+    (tmp_path / f"{decomposed}.svs").write_text("")
+    ending = ".svs" if column == "path" else ""
+    labels = table(tmp_path, f"{column},label\n{name}{ending},x\n")
+    [ref] = read_manifest(tmp_path, labels=labels)
+    assert (ref.id, ref.label, ref.path) == (name, "x", str(tmp_path / f"{decomposed}.svs"))
+    splits = table(tmp_path, f"train\n{decomposed}\n", "splits.csv")
+    assert read_manifest(tmp_path, splits=splits)[0].split == "train"
+
+
+def test_linked_folders_are_searched_once_and_circles_end(tmp_path):
+    real, linked = tmp_path / "elsewhere", tmp_path / "slides"
+    (real / "deep").mkdir(parents=True)
+    (linked / "own").mkdir(parents=True)
+    for path in (real / "deep" / "a.svs", linked / "own" / "b.svs"):
+        path.write_text("")
+    (linked / "batch").symlink_to(real, target_is_directory=True)
+    (linked / "again").symlink_to(linked / "own", target_is_directory=True)
+    (real / "deep" / "up").symlink_to(linked, target_is_directory=True)
+    refs = read_manifest(linked)
+    assert [(ref.id, ref.path) for ref in refs] == [
+        ("a", str(linked / "batch" / "deep" / "a.svs")),
+        ("b", str(linked / "own" / "b.svs")),
+    ]
+
+
+def test_what_will_be_refused_is_not_passed_over(tmp_path):
+    for name in ("a.qptiff", "b.vsi", "c.txt"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "series").mkdir()
+    (tmp_path / "series" / "1.dicom").write_text("")
+    assert [ref.id for ref in read_manifest(tmp_path)] == ["a", "b", "series"]
 
 
 # --- classes ---

@@ -30,17 +30,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
 from wsi_ats.errors import ManifestError
-from wsi_ats.slides.base import SlideRef
+from wsi_ats.slides.base import SlideRef, composed
 from wsi_ats.slides.storage import is_remote
 from wsi_ats.tables import read_csv
 from wsi_ats.targets import Target, check_label, join_columns
 
 # What folders are searched for: OpenSlide's formats. A file that is named outright may end in anything.
 SLIDE_SUFFIXES = frozenset(
-    {".bif", ".czi", ".dcm", ".mrxs", ".ndpi", ".scn", ".svs", ".svslide", ".tif", ".tiff", ".vms", ".vmu"}
+    {".bif", ".czi", ".dcm", ".dicom", ".mrxs", ".ndpi", ".qptiff", ".scn", ".svs", ".svslide", ".tif"}
+    | {".tiff", ".vms", ".vmu"}
 )
+_DICOM = frozenset({".dcm", ".dicom"})
 # A folder that is one slide: an OME-Zarr image.
 _ZARR = ".zarr"
+# What counts as a slide when it is met: Olympus's files will be refused by name rather than passed over.
+_MET = SLIDE_SUFFIXES | {_ZARR, ".vsi"}
 # Tables. Excel files are among them to be refused as tables, with advice, not as damaged slides.
 _TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".xls", ".xlsx"})
 _NAMES = {
@@ -444,9 +448,8 @@ def read_labels(path: str | Path, *, column: str | None = None, task: str = "cla
         name = table.value(key, i)
         if name is None:
             raise ManifestError(f"{path}, row {i + 1}: names no slide and no patient")
-        if key != "case":
-            name = _file_id(name) if key == "file" else _slide_id(name)
-        row = Label(label, table.value("case", i), table.split(i), table.mpp(i))
+        name = {"file": _file_id, "slide": _slide_id, "case": composed}[key](name)
+        row = Label(label, table.case(i), table.split(i), table.mpp(i))
         if rows.setdefault(name, row) != row:
             raise ManifestError(f"{path}, row {i + 1}: {name!r} is {row} here and {rows[name]} above")
     return Labels(key == "case", rows)
@@ -620,6 +623,10 @@ class _Table:
     def value(self, meaning: str, row: int) -> str | None:
         return _known(self.columns[meaning][row]) if meaning in self.columns else None
 
+    def case(self, row: int) -> str | None:
+        text = self.value("case", row)
+        return text and composed(text)
+
     def split(self, row: int) -> str | None:
         text = self.value("split", row)
         if text is not None and text.lower() not in _SPLITS:
@@ -660,7 +667,7 @@ def _from_table(path: Path, label_column: str | None, task: str, *, awaited: boo
         else:
             raise ManifestError(f"{path}, row {i + 1}: names neither a path nor a slide_id")
         identity = SlideRef.from_path(location).id if name is None else _slide_id(name)
-        case = table.value("case", i) or identity
+        case = table.case(i) or identity
         label = None if labels is None else labels[i]
         refs.append(SlideRef(identity, location, case, label, table.split(i), table.mpp(i)))
     if awaited:
@@ -723,8 +730,7 @@ def _from_store(url: str) -> list[SlideRef]:
     refs = [
         SlideRef.from_path(each)
         for each in sorted(slides)
-        if PurePath(each).suffix.lower() in {*SLIDE_SUFFIXES, _ZARR}
-        and not PurePath(each).name.startswith(".")
+        if PurePath(each).suffix.lower() in _MET and not PurePath(each).name.startswith(".")
     ]
     if not refs:
         raise ManifestError(
@@ -739,9 +745,9 @@ def _refs(files: Iterable[Path]) -> list[SlideRef]:
     series: dict[Path, list[Path]] = defaultdict(list)
     for file in set(files):
         # macOS leaves a "._name.svs" beside each file that it copies to a foreign disk.
-        if file.name.startswith(".") or file.suffix.lower() not in {*SLIDE_SUFFIXES, _ZARR}:
+        if file.name.startswith(".") or file.suffix.lower() not in _MET:
             continue
-        if file.suffix.lower() == ".dcm":
+        if file.suffix.lower() in _DICOM:
             series[file.parent].append(file)
         else:
             refs.append(SlideRef.from_path(file))
@@ -766,13 +772,21 @@ def _walk(folder: Path) -> list[Path]:
         raise ManifestError(f"{error.filename}: cannot be searched: {error.strerror}") from error
 
     files: list[Path] = []
-    for parent, folders, names in os.walk(folder, onerror=refuse):
+    searched: set[str] = set()
+    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        # A folder is searched once, by whatever links it can be reached, and a link to one above ends there.
+        real = os.path.realpath(parent)
+        if real in searched:
+            folders.clear()
+            continue
+        searched.add(real)
         files += [Path(parent, name) for name in names]
         files += [Path(parent, name) for name in folders if _is_zarr(Path(parent, name))]
         # Hidden folders hold what programs that copy have not finished (rsync's partial files), and copies.
         folders[:] = [
             name for name in folders if not name.startswith(".") and not _is_zarr(Path(parent, name))
         ]
+        folders.sort(key=lambda name: (Path(parent, name).is_symlink(), name))  # links last
     return files
 
 
@@ -840,7 +854,9 @@ def _file_id(text: str) -> str:
 
 def _slide_id(text: str) -> str:
     """Slide that a table names, with or without the file's ending."""
-    return SlideRef.from_path(text).id if PurePath(text).suffix.lower() in {*SLIDE_SUFFIXES, _ZARR} else text
+    if PurePath(text).suffix.lower() in _MET:
+        return SlideRef.from_path(text).id
+    return composed(text)
 
 
 def _known(text: str) -> str | None:

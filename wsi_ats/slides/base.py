@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,17 @@ _PLAUSIBLE_MPP = (0.01, 100.0)
 
 READERS = ("auto", "direct", "openslide", "zarr")
 COLOURS = ("stored", "srgb")
+
+
+def composed(name: str) -> str:
+    """Write a name the one way of several that Unicode has (NFC): macOS writes files in another than tables.
+
+    Examples
+    --------
+    >>> composed("Mu\u0308ller") == "M\u00fcller"
+    True
+    """
+    return unicodedata.normalize("NFC", name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +106,7 @@ class SlideRef:
         file = Path(path)
         if is_remote(str(path)):
             file = Path(str(path).partition("://")[2].partition("?")[0])
-        name = file.stem.removesuffix(".ome")
+        name = composed(file.stem.removesuffix(".ome"))
         return cls(id=name, path=str(path), case=name, mpp=mpp)
 
     def check_colour(self, wanted: str) -> None:
