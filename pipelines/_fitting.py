@@ -243,6 +243,19 @@ class Fitting:
         return examples
 
 
+def check_network(settings: Settings, target: Target) -> None:
+    """Make the network once, to find out before any other work whether that can be done.
+
+    Raises
+    ------
+    ModelError
+        When a name is unknown, or weights are missing, do not fit or cannot be downloaded.
+    """
+    from wsi_ats.checkpoints import model_for
+
+    model_for(settings, target)
+
+
 def device() -> torch.device:
     """A graphics processor, if there is one; of several processes each has its own."""
     import torch

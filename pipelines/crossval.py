@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
+from pipelines._fitting import check_network
 from pipelines._records import Row, absolute
 from pipelines._runs import (
     RUN_FILE,
@@ -112,7 +113,7 @@ def crossval(
     without = {ref.id for ref in unlabelled(refs)}
     if without and len(without) < len(refs):
         execution.reporter.message(f"{len(without)} of {len(refs)} slides have no label and are left out")
-    check_labels(refs, settings.model.task)
+    target = check_labels(refs, settings.model.task)
     labelled = [ref for ref in absolute(refs) if ref.id not in without]
     plan = _plan(labelled, settings, folds, splits, execution, known=[ref.id for ref in refs])
     # Of scoring, too: folds that are finished are not scored again.
@@ -121,6 +122,7 @@ def crossval(
     results = [*shared.RESULTS, "splits", "features", *(path.name for path in out.glob("fold_*"))]
     with open_run(out, identity, execution, results=results) as run:
         if execution.dry_run:
+            check_network(settings, target)
             finished = sum(_is_finished(out / name / "scores") for name in plan if not execution.overwrite)
             return Summary.of_dry_run("crossval", out, finished, len(plan) - finished, notes=_sizes(plan))
         run.begin()

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import prepare
-from pipelines._fitting import Fitting, device
+from pipelines._fitting import Fitting, check_network, device
 from pipelines._readers import check_readers
 from pipelines._records import Results, complete, pending, report_left_out, settled
 from pipelines._runs import (
@@ -188,6 +188,7 @@ def _train(refs: Sequence[SlideRef], fitting: Fitting, others: _Others) -> Summa
     task = prepare.PrepareTask.of(out, settings)
     with open_run(out, identity, execution, results=(*_OWN, *prepare.RESULTS)) as run:
         if execution.dry_run:
+            check_network(settings, target)
             left = (len(part) for part in pending(task, refs))
             return Summary.of_dry_run(
                 "train", out, *left, notes=_notes(settings.model.task, *map(_labels, planned))
@@ -197,6 +198,7 @@ def _train(refs: Sequence[SlideRef], fitting: Fitting, others: _Others) -> Summa
             summary = _finished_summary(out, settings.model.task, earlier)
             execution.reporter.message(f"{out} holds this model already; nothing to do{_advice(summary)}")
             return summary
+        check_network(settings, target)
         run.begin()
         results = complete(task, refs, execution, title="prepare")
         if results.stopped:

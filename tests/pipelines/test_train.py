@@ -308,10 +308,21 @@ def test_a_dry_run_writes_nothing(train, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_backbone_that_is_none(train, tmp_path):
-    ran = train(tmp_path / "run", "--set", "model.backbone=no_such_network")
+@pytest.mark.parametrize("options", [(), ("--dry-run",)])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("model.backbone=no_such_network", "'no_such_network' cannot be built"),
+        ("model.attention=no_such_network", "'no_such_network' cannot be built"),
+        ("model.checkpoint=nowhere.pth", "model.checkpoint 'nowhere.pth' is no file"),
+    ],
+)
+def test_a_network_that_cannot_be_had_is_found_before_any_work(train, tmp_path, change, said, options):
+    out = tmp_path / "run"
+    ran = train(out, "--set", change, *options)
     assert ran.exit_code == 2
-    assert "no_such_network" in ran.stderr
+    assert said in ran.stderr
+    assert not (out / "prepared").exists()
 
 
 def test_a_biased_design_is_refused_before_anything_is_written(train, tmp_path):
