@@ -113,3 +113,16 @@ def aperio(path, pixels, description):
             software=False,
         )
     return path
+
+
+@pytest.mark.parametrize("dots", [72, 96, 150, 300, 600])
+def test_resolutions_of_screens_and_printers_are_doubted(dots):
+    tags = {"tiff.XResolution": str(dots), "tiff.YResolution": f"{dots}.0"}
+    with pytest.raises(MppError, match=rf"says {dots} dots per inch, as programs .* with --mpp"):
+        find_mpp("s.tif", {**tags, "tiff.ResolutionUnit": "inch"}, None)
+    assert find_mpp("s.tif", {**tags, "tiff.ResolutionUnit": "inch"}, 0.5).value == 0.5
+
+
+def test_the_same_number_for_a_centimetre_is_taken():
+    tags = {"tiff.XResolution": "300", "tiff.YResolution": "300", "tiff.ResolutionUnit": "centimeter"}
+    assert find_mpp("s.tif", tags, None).value == pytest.approx(1e4 / 300)

@@ -643,6 +643,24 @@ def test_a_picture_of_the_label_is_no_slide(handmade, tmp_path, name):
         assert slide.levels
 
 
+@pytest.mark.parametrize("code", [34675, 347])  # colour profile, JPEG tables
+@pytest.mark.parametrize(
+    ("kind", "values"), [(4, [3_000_000_000]), (3, [8, 9]), (2, b"text\0"), (5, [1, 2])], ids=str
+)
+def test_tags_of_bytes_of_another_type_are_damage(handmade, tmp_path, code, kind, values):
+    """As a number one would be taken for so many bytes of memory."""
+    coded = image(jpeg(), compression=7, photometric=6, tags={code: (kind, values)})
+    path = handmade().write(tmp_path / "s.tif", [coded])
+    with pytest.raises(SlideOpenError, match=f"tag {code} has . values of type {kind}, and should be bytes"):
+        open_slide(path)
+
+
+def test_an_empty_file_is_called_empty(tmp_path):
+    (tmp_path / "s.svs").write_bytes(b"")
+    with pytest.raises(SlideOpenError, match="it is an empty file"):
+        open_slide(tmp_path / "s.svs")
+
+
 def test_an_olympus_overview_is_no_slide(handmade, tmp_path):
     path = handmade().write(tmp_path / "s.vsi", [image()])
     with pytest.raises(SlideOpenError, match=r"an overview and the label.*convert it"):

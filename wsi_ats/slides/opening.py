@@ -152,6 +152,9 @@ def _choose(ref: SlideRef) -> tuple[Choice, Storage | None, TiffIndex | None]:
     from wsi_ats.slides.tiff_index import TiffIndex
 
     storage = open_storage(ref.path)
+    if storage.size == 0:
+        storage.close()
+        raise SlideOpenError(ref.path, "it is an empty file; copy it again")
     try:
         index = TiffIndex.of(storage)
     except SlideOpenError:

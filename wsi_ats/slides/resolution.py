@@ -39,6 +39,9 @@ MICROMETRES = {
     "meter": 1e6,
 }
 
+# Dots per inch that are no slide's: a pixel would be of 42 to 353 micrometres.
+_PRINTED = frozenset({72.0, 96.0, 100.0, 150.0, 200.0, 300.0, 600.0})
+
 # A magnification is that of a lens, and says little of the camera behind it.
 _POWER = ("openslide.objective-power", "aperio.AppMag")
 
@@ -80,6 +83,12 @@ def find_mpp(path: str, properties: Mapping[str, str], override: float | None) -
     unit = MICROMETRES.get(properties.get(_TAGS[2], ""))
     if unit is not None and set(_TAGS) <= properties.keys():
         x, y = (_number(path, properties, key) for key in _TAGS[:2])
+        if properties[_TAGS[2]] == "inch" and x in _PRINTED and x == y:
+            raise MppError(
+                path,
+                f"{_TAGS[0]} says {x:g} dots per inch, as programs write for screens and printers when "
+                f"they do not know; {ADVICE}",
+            )
         if min(x, y) > 0:
             return square_mpp(path, unit / x, unit / y, _TAGS[0])
     raise MppError(

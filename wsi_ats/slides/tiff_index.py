@@ -188,7 +188,7 @@ class TiffIndex:
                     first, _ = pages[0]
                     vendor = _vendor(first)
                     properties = dict(_properties(first, vendor))
-                    icc = first.tags.valueof(34675)
+                    icc = _bytes(first, 34675)
                     images = tuple(_images(pages, vendor))
                     said = _text(first, 270).decode(errors="replace")
                     beside = _BESIDE.search(said) if len(pages) == 1 else None
@@ -204,9 +204,7 @@ class TiffIndex:
                 f"its TIFF index is damaged ({error!r:.200}); is the copy complete? If it is, try "
                 "--reader openslide",
             ) from error
-        index = cls(
-            vendor, images, properties, bytes(icc) if icc else None, alike, beside[0] if beside else ""
-        )
+        index = cls(vendor, images, properties, icc or None, alike, beside[0] if beside else "")
         index._check(storage)
         return index
 
@@ -319,6 +317,20 @@ def _text(page: Any, code: int) -> bytes:
     file = page.parent.filehandle
     file.seek(tag.valueoffset)
     return cast(bytes, file.read(min(tag.valuebytecount, _MOST_TEXT))).partition(b"\0")[0]
+
+
+def _bytes(page: Any, code: int) -> bytes | None:
+    """What a tag of bytes holds; ``None`` without it."""
+    tag = page.tags.get(code)
+    if tag is None:
+        return None
+    file = page.parent.filehandle
+    if tag.dtype not in {1, 7} or tag.valueoffset + tag.valuebytecount > file.size:
+        raise ValueError(
+            f"tag {code} has {tag.count} values of type {tag.dtype}, and should be bytes of the file"
+        )
+    file.seek(tag.valueoffset)
+    return cast(bytes, file.read(tag.valuebytecount))
 
 
 def _number(page: Any, code: int, default: int) -> int:
@@ -472,7 +484,7 @@ def _coding(page: Any, vendor: str) -> tuple[Coding | None, str]:
         # NDPI: one image, whose parts are tiles; each has a restart marker where a tile has an end.
         return Coding(compression, samples, prefix=bytes(page.jpegheader), suffix=b"\xff\xd9"), ""
     colours: jpeg.Colours = "Gray" if samples == 1 else "RGB" if photometric == _RGB else "YCbCr"
-    start = jpeg.prefix(None if page.jpegtables is None else bytes(page.jpegtables), colours)
+    start = jpeg.prefix(_bytes(page, 347), colours)
     # OpenSlide believes the file, whatever a stream says. Bio-Formats writes files of which only its streams
     # are to be believed, where they say anything.
     believed = None if vendor == "ome-tiff" else colours
