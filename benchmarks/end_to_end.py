@@ -3,7 +3,7 @@
 ``python -m benchmarks.end_to_end --data FOLDER`` writes the slides of :mod:`benchmarks.tissue` as pyramids,
 looks at them, reads tiles of them and trains EfficientNet-Lite0 from its ImageNet weights, once as a whole
 and once frozen. Frozen it sees what the bags hold, so the last lines of each seed, the same training on the
-bags, must say much the same if what is measured on bags is to be true of slides. No table of it is kept yet.
+bags, must say much the same if what is measured on bags is to be true of slides.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from pathlib import Path, PurePath
 
 from wsi_ats.errors import ManifestError
 from wsi_ats.slides.base import SlideRef, composed
-from wsi_ats.slides.storage import is_remote
+from wsi_ats.slides.storage import is_remote, is_zarr
 from wsi_ats.tables import read_csv
 from wsi_ats.targets import Target, check_label, join_columns
 
@@ -82,9 +82,9 @@ def read_manifest(
         A slide, a folder (searched with all below it that is not hidden), a glob (``**`` too) or a table.
         Paths in a table are relative to the table; a row without a path names a slide at or below the
         table's folder.
-        A folder that holds DICOM files is one slide, named after the folder. So is a folder whose name ends
-        in ``.zarr``, without that ending or ``.ome.zarr``. Slides, folders and globs may be URLs, such as
-        ``s3://bucket/scans/``; web servers list no folders.
+        A folder that holds DICOM files is one slide, named after the folder. So is a folder that is an
+        OME-Zarr image, or whose name ends in ``.zarr``, without that ending or ``.ome.zarr``. Slides, folders
+        and globs may be URLs, such as ``s3://bucket/scans/``; web servers list no folders.
     labels
         A table of labels, joined by slide if it names slides, else by patient. It may also give
         patient, split and mpp.
@@ -190,7 +190,7 @@ def find_slides(source: str | Path) -> list[SlideRef]:
     path = Path(source)
     if path.is_file() and path.suffix.lower() in _TABLE_SUFFIXES:
         return _from_table(path, None, "classification", awaited=True)
-    if path.is_file() or _is_zarr(path):
+    if path.is_file() or is_zarr(path):
         return [SlideRef.from_path(path)]
     if path.is_dir():
         return _refs(_walk(path))
@@ -745,7 +745,7 @@ def _refs(files: Iterable[Path]) -> list[SlideRef]:
     series: dict[Path, list[Path]] = defaultdict(list)
     for file in set(files):
         # macOS leaves a "._name.svs" beside each file that it copies to a foreign disk.
-        if file.name.startswith(".") or file.suffix.lower() not in _MET:
+        if file.name.startswith(".") or not (file.suffix.lower() in _MET or is_zarr(file)):
             continue
         if file.suffix.lower() in _DICOM:
             series[file.parent].append(file)
@@ -781,28 +781,23 @@ def _walk(folder: Path) -> list[Path]:
             continue
         searched.add(real)
         files += [Path(parent, name) for name in names]
-        files += [Path(parent, name) for name in folders if _is_zarr(Path(parent, name))]
+        files += [Path(parent, name) for name in folders if is_zarr(Path(parent, name))]
         # Hidden folders hold what programs that copy have not finished (rsync's partial files), and copies.
         folders[:] = [
-            name for name in folders if not name.startswith(".") and not _is_zarr(Path(parent, name))
+            name for name in folders if not name.startswith(".") and not is_zarr(Path(parent, name))
         ]
         folders.sort(key=lambda name: (Path(parent, name).is_symlink(), name))  # links last
     return files
 
 
-def _is_zarr(path: Path) -> bool:
-    """Whether it is a folder that is one slide; of the thousands of files in it, none is another."""
-    return path.suffix.lower() == _ZARR and path.is_dir()
-
-
 def _expand(pattern: str) -> list[Path]:
     files: list[Path] = []
     matches = glob.glob(pattern, recursive=True)  # noqa: PTH207  (Path.glob takes no absolute pattern)
-    slides = {match for match in map(Path, matches) if _is_zarr(match)}
+    slides = {match for match in map(Path, matches) if is_zarr(match)}
     for match in map(Path, matches):
         if slides.intersection(match.parents):
             continue  # a part of one
-        files += _walk(match) if match.is_dir() and not _is_zarr(match) else [match]
+        files += _walk(match) if match.is_dir() and not is_zarr(match) else [match]
     return files
 
 

@@ -101,12 +101,15 @@ class SlideRef:
     def from_path(cls, path: str | Path, *, mpp: float | None = None) -> Self:
         """Name a slide after its file, or its folder: without ``.svs``, ``.ome.tif``, ``.ome.zarr``.
 
-        What comes after ``?`` in a URL is no part of the name.
+        What comes after ``?`` in a URL is no part of the name. An image ``0`` in ``a.ome.zarr`` is ``a_0``.
         """
         file = Path(path)
         if is_remote(str(path)):
             file = Path(str(path).partition("://")[2].partition("?")[0])
-        name = composed(file.stem.removesuffix(".ome"))
+        name = file.stem.removesuffix(".ome")
+        if name.isdigit() and file.parent.suffix.lower() == ".zarr":  # one of several images in it
+            name = f"{file.parent.stem.removesuffix('.ome')}_{name}"
+        name = composed(name)
         return cls(id=name, path=str(path), case=name, mpp=mpp)
 
     def check_colour(self, wanted: str) -> None:

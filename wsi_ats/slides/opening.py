@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from wsi_ats.errors import SlideOpenError
 from wsi_ats.slides.base import Slide, SlideRef
-from wsi_ats.slides.storage import is_remote, open_storage
+from wsi_ats.slides.storage import is_remote, is_zarr, open_storage
 
 if TYPE_CHECKING:
     from wsi_ats.slides.storage import Storage
@@ -138,7 +138,7 @@ def _choose(ref: SlideRef) -> tuple[Choice, Storage | None, TiffIndex | None]:
         )
     if ref.reader != "auto":
         return Choice(ref.reader, "asked for"), None, None
-    if ref.path.rstrip("/").lower().endswith(".zarr"):
+    if is_zarr(ref.path) or ref.path.rstrip("/").lower().endswith(".zarr"):
         return Choice("zarr", "it is OME-Zarr"), None, None
     if Path(ref.path).is_dir() and not is_remote(ref.path):
         return Choice("openslide", "it is a folder"), None, None

@@ -7,6 +7,7 @@ after the other, and a store gets few large requests instead of many small ones.
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -94,6 +95,32 @@ def open_storage(path: str) -> Storage:
 
         return RemoteFile(path)
     return LocalFile(path)
+
+
+def is_zarr(path: str | Path) -> bool:
+    """Whether a folder or URL is an OME-Zarr image: by its name or, on this machine, by what it holds.
+
+    Parameters
+    ----------
+    path
+        Of an image, or of what bioformats2raw writes around one or several.
+    """
+    text = str(path).rstrip("/")
+    if is_remote(text):
+        return bool(re.search(r"\.zarr(/\d+)?$", text.lower()))
+    folder = Path(path)
+    if not folder.is_dir():
+        return False
+    if folder.suffix.lower() == ".zarr":
+        return True
+    for name in ("zarr.json", ".zattrs"):
+        try:
+            said = (folder / name).read_bytes()
+        except OSError:
+            continue
+        if b'"multiscales"' in said or b'"bioformats2raw.layout"' in said:
+            return True
+    return False
 
 
 def file_size(path: str) -> int:

@@ -59,6 +59,10 @@ def open_store(path: str, *, read_only: bool) -> Store:
     return LocalStore(Path(path), read_only=read_only)
 
 
+# What bioformats2raw says of a group that holds images.
+_LAYOUT = "bioformats2raw.layout"
+
+
 class ZarrSlide(Closable):
     """A slide in OME-Zarr 0.5 (or 0.4).
 
@@ -71,7 +75,8 @@ class ZarrSlide(Closable):
     Parameters
     ----------
     path
-        Folder or URL (``s3://bucket/slide.ome.zarr``) of the image.
+        Folder or URL (``s3://bucket/slide.ome.zarr``) of the image, or of what bioformats2raw writes around
+        it.
     mpp
         Micrometres per level-0 pixel, where the file's own value is missing or wrong.
 
@@ -96,6 +101,10 @@ class ZarrSlide(Closable):
             store = open_store(path, read_only=True)
             group = _group(path, store)
             attributes: Mapping[str, Any] = group.attrs.asdict()
+            if _LAYOUT in attributes.get("ome", attributes):
+                store = open_store(f"{path.rstrip('/')}/{_only_image(path, group)}", read_only=True)
+                group = _group(path, store)
+                attributes = group.attrs.asdict()
             image = _Image.of(attributes)
             own = attributes.get(OWN)
             own = own if isinstance(own, Mapping) else {}
@@ -222,6 +231,22 @@ def _group(path: str, store: Store) -> zarr.Group:
         ) from error
 
 
+def _only_image(path: str, group: zarr.Group) -> str:
+    """Name of the image in what bioformats2raw writes, if there is one alone."""
+    try:
+        said: Any = group["OME"].attrs.asdict()
+        names = [str(each) for each in said.get("ome", said)["series"]]
+    except KeyError:  # an older one, or by others
+        names = sorted(name for name in group.group_keys() if name.isdigit())
+    if len(names) != 1:
+        raise SlideOpenError(
+            path,
+            f"it holds {len(names)} images ({', '.join(names)}), and a slide is one of them"
+            + (f"; give {path.rstrip('/')}/{names[0]}, for example" if names else ""),
+        )
+    return names[0]
+
+
 def is_unfinished(store: Store) -> bool:
     """Whether a store holds the beginning of a pyramid of this library."""
     try:
@@ -264,8 +289,7 @@ class _Image:
         """Read them; whatever is wrong is a ValueError or the like."""
         ome = attributes.get("ome", attributes)
         if "multiscales" not in ome:
-            more = "; the images are in folders below it" if "bioformats2raw.layout" in ome else ""
-            raise ValueError(f"no multiscales in its attributes, so it is no OME-Zarr image{more}")
+            raise ValueError("no multiscales in its attributes, so it is no OME-Zarr image")
         first = ome["multiscales"][0]
         version = ome.get("version", first.get("version"))
         if version not in {"0.4", "0.5"}:
