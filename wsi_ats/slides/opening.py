@@ -152,7 +152,8 @@ def _choose(ref: SlideRef) -> tuple[Choice, Storage | None, TiffIndex | None]:
     from wsi_ats.slides.tiff_index import TiffIndex
 
     storage = open_storage(ref.path)
-    if storage.size == 0:
+    # Of MIRAX the file itself says nothing, and may be empty.
+    if storage.size == 0 and not ref.path.lower().endswith(".mrxs"):
         storage.close()
         raise SlideOpenError(ref.path, "it is an empty file; copy it again")
     try:
