@@ -32,7 +32,7 @@ from wsi_ats.testing.layout import Kind
 from wsi_ats.testing.synthetic import write_collection, write_slide
 from wsi_ats.tiles import read_tiles
 
-# Small enough for two cores and five minutes. The backbone is one of the smallest of timm and starts
+# Small enough for two cores and a few minutes. The backbone is one of the smallest of timm and starts
 # from random weights, so nothing is downloaded.
 SETTINGS = (
     "tile.size=64",
@@ -178,7 +178,7 @@ def demo(
     seed
         Of everything: slides, weights, draws.
     scale
-        How large; five minutes on two cores by default.
+        How large; some seven minutes on two cores by default.
     execution
         Where and how; the folder of an earlier demo of the same seed and scale is gone on with.
 
