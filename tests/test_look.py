@@ -65,13 +65,40 @@ class Margined(MemorySlide):
 
     bounds = Region(512, 256, 1024, 768)
 
-    @classmethod
-    def drawn(cls) -> Margined:
+    @staticmethod
+    def pixels() -> np.ndarray:
         noise = np.random.default_rng(0).normal(0, 6, (1280, 2048, 3))
         pixels = np.array([150, 110, 140]) + noise
         pixels[256:1024, 512:1536] = 240 + noise[256:1024, 512:1536] / 4
         pixels[512:768, 768:1152] -= (40, 120, 70)
-        return cls([pixels.clip(0, 255).astype(np.uint8)], mpp=0.5)
+        return pixels.clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+def test_a_black_margin_around_a_scan_of_any_shape_is_no_fluorescence(levels):
+    """That the scan fills no rectangle would tell against it, but the bounds say enough."""
+    pixels = Margined.pixels()
+    scan = pixels[256:1024, 512:1536].copy()
+    rows, columns = np.indices(scan.shape[:2])
+    scan[rows / 768 + columns / 1024 > 1.37] = 0  # a fifth of it, off one corner
+    pixels[:] = 0
+    pixels[256:1024, 512:1536] = scan
+    slide = Margined([pixels], mpp=0.5)
+    settings = Settings().with_values(
+        ["tile.size=64", f"thumbnail.levels={levels}", "thumbnail.cells_per_region=4"]
+    )
+    view = inspect(slide, settings)
+    forced = settings.with_values(["thumbnail.tissue=brightfield"])
+    np.testing.assert_array_equal(view.found.mask, inspect(slide, forced).found.mask)
+    assert 0 < view.found.mask.sum() < view.found.mask.size / 4
+    if levels == 2:
+        regions = regions_of(view.tissue, settings)
+        for number in view.tissue.cells:
+            masks = [
+                look_closer(slide, view.thumbnail, regions, regions.window(int(number)), each)[1].mask
+                for each in (settings, forced)
+            ]
+            np.testing.assert_array_equal(*masks)
 
 
 @pytest.mark.parametrize("tissue", ["auto", "brightfield", "none"])
@@ -79,7 +106,7 @@ class Margined(MemorySlide):
 def test_cells_outside_the_scan_are_no_candidates(tissue, levels):
     changes = ["tile.size=64", f"thumbnail.tissue={tissue}", f"thumbnail.levels={levels}"]
     settings = Settings().with_values([*changes, "thumbnail.cells_per_region=4"])
-    slide = Margined.drawn()
+    slide = Margined([Margined.pixels()], mpp=0.5)
     found = inspect(slide, settings).tissue
     x, y = found.grid.boxes(found.cells).T[:2]
     side = found.grid.cell

@@ -160,17 +160,12 @@ def inspect(slide: Slide, settings: Settings) -> View:
     if view.levels == 2:
         return _inspect_regions(slide, RegionGrid(grid, view.cells_per_region).grid, settings)
     thumbnail = read_thumbnail(slide, grid, view.pixels_per_cell)
-    method, seen = _method(settings), _coarse(thumbnail, view.pixels_per_cell)
-    if method == "fluorescence" or (method == "auto" and is_fluorescence(seen)):
+    seen = _coarse(thumbnail, view.pixels_per_cell)
+    method = _known_method(slide, seen, grid, settings)
+    if method == "fluorescence":
         seen = thumbnail  # bright nuclei far apart would be averaged away
-    pixel = grid.pitch * grid.shape[0] / len(seen)
-    found = find_tissue(
-        seen,
-        grid,
-        method=method,
-        min_fraction=view.min_tissue,
-        scanned=_scanned(slide, seen, (0.0, 0.0), pixel),
-    )
+    scanned = _scanned(slide, seen, (0.0, 0.0), _pixel(seen, grid))
+    found = find_tissue(seen, grid, method=method, min_fraction=view.min_tissue, scanned=scanned)
     return View(thumbnail, found, settings, settings.thumbnail_mpp)
 
 
@@ -209,14 +204,12 @@ def look_closer(
     pixels = view.pixels_per_cell
     thumbnail = read_thumbnail(slide, regions.cells, pixels, window)
     grid = Grid(window.columns * pixels, window.rows * pixels, pixels, pixels)
-    method = _method(settings)
-    if method == "auto":
-        method = "fluorescence" if is_fluorescence(coarse) else "brightfield"
+    method = _known_method(slide, coarse, regions.grid, settings)
     pixel = regions.cells.pitch / pixels
     corner = (window.column * regions.cells.pitch, window.row * regions.cells.pitch)
     scanned = _scanned(slide, thumbnail, corner, pixel)
     found = find_tissue(thumbnail, grid, method=method, min_fraction=view.min_tissue, scanned=scanned)
-    for seen in (scanned, None):
+    for seen in (scanned, None):  # a region at the very edge of the scan may show no pixel of it
         if not len(found.cells):
             found = find_tissue(thumbnail, grid, method="none", scanned=seen)
     if view.exclude and method != "fluorescence":
@@ -263,9 +256,9 @@ def _inspect_regions(slide: Slide, grid: Grid, settings: Settings) -> View:
     found = find_tissue(
         seen,
         parts,
-        method=_method(settings),
+        method=_known_method(slide, thumbnail, grid, settings),
         min_fraction=settings.thumbnail.min_tissue,
-        scanned=_scanned(slide, seen, (0.0, 0.0), grid.pitch / pixels),
+        scanned=_scanned(slide, seen, (0.0, 0.0), _pixel(thumbnail, grid)),
     )
     fraction = _of_regions(np.where(found.mask, found.fraction, 0), rows, columns)
     mask = fraction > 0
@@ -322,5 +315,15 @@ def _of_regions(parts: npt.NDArray[np.generic], rows: int, columns: int) -> npt.
     return means
 
 
-def _method(settings: Settings) -> Method:
-    return cast(Method, settings.thumbnail.tissue)
+def _pixel(thumbnail: Pixels, grid: Grid) -> float:
+    """Side of a thumbnail's pixels, in level-0 pixels."""
+    return grid.pitch * grid.shape[0] / len(thumbnail)
+
+
+def _known_method(slide: Slide, thumbnail: Pixels, grid: Grid, settings: Settings) -> Method:
+    """How tissue is found; ``auto`` is decided by the part of the slide's thumbnail that was scanned."""
+    method = cast(Method, settings.thumbnail.tissue)
+    if method != "auto":
+        return method
+    inside = _scanned(slide, thumbnail, (0.0, 0.0), _pixel(thumbnail, grid))
+    return "fluorescence" if is_fluorescence(thumbnail, inside) else "brightfield"

@@ -45,8 +45,8 @@ _UNSCANNED = 20
 # Such rectangles are a hundredth of the picture or more, and filled but for what is as dark as they are not.
 _RECTANGLE, _FILLED = 0.01, 0.9
 
-# Other tones that programs fill in for it: without colour and all the same, which tissue and glass never are
-# over a tenth of a picture. Brighter ones may be glass that is too bright for the camera.
+# Other tones that programs fill in for it: without colour and all the same over a tenth of a picture, where
+# tissue and glass have grain. Brighter ones may be glass that is too bright for the camera.
 _FIELD = 0.1
 _FIELD_TONES = (_UNSCANNED, 200)
 
