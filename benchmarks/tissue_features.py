@@ -109,8 +109,6 @@ class CropTable:
 
     def views(self, rows: NDArray[np.int64], pixels: int) -> Pixels:
         """Means of some crops' squares, uint8 (N, pixels, pixels, 3); pixels divide :data:`SIDE`."""
-        if pixels == THUMBNAIL:
-            return self.thumbnails[rows]
         return np.stack(
             [_rounded(_means(jpeg8_decode(self.jpeg(int(row)))[None], pixels)[0]) for row in rows]
         )

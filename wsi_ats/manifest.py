@@ -190,7 +190,7 @@ def find_slides(source: str | Path) -> list[SlideRef]:
     path = Path(source)
     if path.is_file() and path.suffix.lower() in _TABLE_SUFFIXES:
         return _from_table(path, None, "classification", awaited=True)
-    if path.is_file() or is_zarr(path):
+    if path.is_file() or (path.is_dir() and is_zarr(path)):
         return [SlideRef.from_path(path)]
     if path.is_dir():
         return _refs(_walk(path))
@@ -591,7 +591,9 @@ class _Table:
     def _known_labels(self, name: str, texts: Sequence[str]) -> list[str | None]:
         labels = [_known(text) for text in texts]
         words = Counter(text for text, label in zip(texts, labels, strict=True) if text and label is None)
-        for word, number in words.items() if any(labels) else ():
+        if not any(labels):
+            return labels
+        for word, number in words.items():
             _log.warning(
                 "%s: %d rows of column %r are %r, which means that the label is not known; if it is a class, "
                 "give it another name in the table, such as 'no finding'",
@@ -745,7 +747,8 @@ def _refs(files: Iterable[Path]) -> list[SlideRef]:
     series: dict[Path, list[Path]] = defaultdict(list)
     for file in set(files):
         # macOS leaves a "._name.svs" beside each file that it copies to a foreign disk.
-        if file.name.startswith(".") or not (file.suffix.lower() in _MET or is_zarr(file)):
+        # A folder among them is a slide: OME-Zarr.
+        if file.name.startswith(".") or not (file.suffix.lower() in _MET or file.is_dir()):
             continue
         if file.suffix.lower() in _DICOM:
             series[file.parent].append(file)
@@ -780,12 +783,10 @@ def _walk(folder: Path) -> list[Path]:
             folders.clear()
             continue
         searched.add(real)
-        files += [Path(parent, name) for name in names]
-        files += [Path(parent, name) for name in folders if is_zarr(Path(parent, name))]
+        slides = {name for name in folders if is_zarr(Path(parent, name))}
+        files += [Path(parent, name) for name in (*names, *slides)]
         # Hidden folders hold what programs that copy have not finished (rsync's partial files), and copies.
-        folders[:] = [
-            name for name in folders if not name.startswith(".") and not is_zarr(Path(parent, name))
-        ]
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in slides]
         folders.sort(key=lambda name: (Path(parent, name).is_symlink(), name))  # links last
     return files
 
@@ -793,11 +794,11 @@ def _walk(folder: Path) -> list[Path]:
 def _expand(pattern: str) -> list[Path]:
     files: list[Path] = []
     matches = glob.glob(pattern, recursive=True)  # noqa: PTH207  (Path.glob takes no absolute pattern)
-    slides = {match for match in map(Path, matches) if is_zarr(match)}
+    slides = {match for match in map(Path, matches) if match.is_dir() and is_zarr(match)}
     for match in map(Path, matches):
         if slides.intersection(match.parents):
             continue  # a part of one
-        files += _walk(match) if match.is_dir() and not is_zarr(match) else [match]
+        files += _walk(match) if match.is_dir() and match not in slides else [match]
     return files
 
 

@@ -10,7 +10,7 @@ import pytest
 from scipy import ndimage
 
 from benchmarks import tissue, tissue_features
-from benchmarks.tissue import OTHERS, BagReader, Layout, collect, grown, write_slides
+from benchmarks.tissue import OTHERS, BagReader, Layout, collect, grown, seen_at, write_slides
 from benchmarks.tissue_features import CROPS, SIDE, STAINS, make_table, read_images, shared_out, with_means_of
 from wsi_ats.config import Settings
 from wsi_ats.errors import ManifestError, SettingsError
@@ -232,3 +232,16 @@ def test_images_of_regions_have_one_mean_density(shared_data):
     means = [each.mean((0, 1)) for kind in (Kind.LOOKALIKE, Kind.LESION) for each in found[kind][0]]
     np.testing.assert_allclose(means, means[:1] * 20, rtol=1e-3)
     assert all(each.mean() < means[0].mean() for one in found[Kind.STROMA] for each in one)
+
+
+@pytest.mark.parametrize("pixels", [4, 24])
+def test_the_same_slides_are_seen_at_another_resolution(collection, pixels):
+    assert seen_at(collection, 8) is collection
+    others = seen_at(collection, pixels)
+    for one, other in zip(collection.bags, others.bags, strict=True):
+        assert other.ref == one.ref
+        assert other.thumbnail.shape == (40 * pixels, 40 * pixels, 3)
+        pair = sorted((one.thumbnail, other.thumbnail), key=len)
+        factor = len(pair[1]) // len(pair[0])
+        finer = pair[1].reshape(len(pair[0]), factor, len(pair[0]), factor, 3).mean((1, 3))
+        assert np.abs(finer - pair[0]).max() <= 1  # both are rounded

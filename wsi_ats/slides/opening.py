@@ -138,7 +138,7 @@ def _choose(ref: SlideRef) -> tuple[Choice, Storage | None, TiffIndex | None]:
         )
     if ref.reader != "auto":
         return Choice(ref.reader, "asked for"), None, None
-    if is_zarr(ref.path) or ref.path.rstrip("/").lower().endswith(".zarr"):
+    if is_zarr(ref.path):
         return Choice("zarr", "it is OME-Zarr"), None, None
     if Path(ref.path).is_dir() and not is_remote(ref.path):
         return Choice("openslide", "it is a folder"), None, None
@@ -148,27 +148,28 @@ def _choose(ref: SlideRef) -> tuple[Choice, Storage | None, TiffIndex | None]:
             "a .vsi file holds an overview and the label; the slide itself is in .ets files, which cannot be "
             "read here; convert it, with bioformats2raw for example",
         )
-    from wsi_ats.slides.tiff import levels_of, why_not
-    from wsi_ats.slides.tiff_index import TiffIndex
-
     storage = open_storage(ref.path)
-    # Of MIRAX the file itself says nothing, and may be empty.
-    if storage.size == 0 and not ref.path.lower().endswith(".mrxs"):
-        storage.close()
-        raise SlideOpenError(ref.path, "it is an empty file; copy it again")
     try:
-        index = TiffIndex.of(storage)
+        choice, index = _choose_by_content(ref, storage)
     except SlideOpenError:
         storage.close()
         raise
-    if index is not None and index.beside:
-        storage.close()
-        raise SlideOpenError(
-            ref.path, f"its only picture is called {index.beside!r}; give the file that has the slide itself"
-        )
+    return choice, storage, index
+
+
+def _choose_by_content(ref: SlideRef, storage: Storage) -> tuple[Choice, TiffIndex | None]:
+    """Choose by what is in the file, and hand on its index where that is what will be read."""
+    from wsi_ats.slides.tiff import levels_of, why_not
+    from wsi_ats.slides.tiff_index import TiffIndex
+
+    # Of MIRAX the file itself says nothing, and may be empty.
+    if storage.size == 0 and not ref.path.lower().endswith(".mrxs"):
+        raise SlideOpenError(ref.path, "it is an empty file; copy it again")
+    index = TiffIndex.of(storage)
+    if index is not None:
+        _check_shows_slide(ref.path, index)
     reason = "it is no TIFF file" if index is None else why_not(index)
-    if not reason:
-        assert index is not None
+    if index is not None and not reason:
         why = "its pixels are those that OpenSlide gives"
         if not index.images[0].tiled:
             why = "OpenSlide reads no TIFF in strips"
@@ -176,26 +177,33 @@ def _choose(ref: SlideRef) -> tuple[Choice, Storage | None, TiffIndex | None]:
             why = "OpenSlide reads no OME-TIFF, or its finest level alone"
         elif any(each.below for each in levels_of(index)):
             why = "OpenSlide does not see its coarser levels, which are in SubIFDs"
-        return Choice("direct", why), storage, index
-    if index is not None and index.orientation != 1:
-        storage.close()
-        raise SlideOpenError(
-            ref.path,
-            f"its orientation (tag 274) is {index.orientation}: it is stored turned or mirrored, and readers "
-            "of tiles turn each in its place; write it upright, with `vips autorot` for example",
-        )
+        return Choice("direct", why), index
     if index is not None and index.planes > 1:
-        storage.close()
         raise SlideOpenError(
             ref.path, f"{reason}, and a slide is one picture; --reader openslide takes the first, if it can"
         )
     if not is_remote(ref.path):
-        return Choice("openslide", reason), storage, None
+        return Choice("openslide", reason), None
     if index is None or why_not(index, like_openslide=False):
-        storage.close()
         raise SlideOpenError(
             ref.path,
             f"only OME-Zarr and plain TIFF pyramids are read from a store, and {reason}; copy it to this "
             "machine, or convert it with `wsi-ats convert`",
         )
-    return Choice("direct", f"OpenSlide reads no store, although {reason}"), storage, index
+    return Choice("direct", f"OpenSlide reads no store, although {reason}"), index
+
+
+def _check_shows_slide(path: str, index: TiffIndex) -> None:
+    """Miss TIFF files of which any reader would show something else than the slide."""
+    if index.overview:
+        raise SlideOpenError(
+            path,
+            f"its only picture is called {index.overview!r}; give the file that has the slide itself, or, if "
+            "that is what it shows, --reader direct",
+        )
+    if index.orientation != 1:
+        raise SlideOpenError(
+            path,
+            f"its orientation (tag 274) is {index.orientation}: it is stored turned or mirrored, and readers "
+            "of tiles turn each in its place; write it upright, with `vips autorot` for example",
+        )

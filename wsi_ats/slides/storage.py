@@ -98,24 +98,20 @@ def open_storage(path: str) -> Storage:
 
 
 def is_zarr(path: str | Path) -> bool:
-    """Whether a folder or URL is an OME-Zarr image: by its name or, on this machine, by what it holds.
+    """Whether a path or URL is an OME-Zarr image: by its name or, on this machine, by what the folder holds.
 
     Parameters
     ----------
     path
-        Of an image, or of what bioformats2raw writes around one or several.
+        Of an image, or of what bioformats2raw writes around one or several. It need not exist.
     """
-    text = str(path).rstrip("/")
-    if is_remote(text):
-        return bool(re.search(r"\.zarr(/\d+)?$", text.lower()))
-    folder = Path(path)
-    if not folder.is_dir():
-        return False
-    if folder.suffix.lower() == ".zarr":
+    if re.search(r"\.zarr(/\d+)?/*$", str(path).lower()):
         return True
+    if is_remote(str(path)):
+        return False
     for name in ("zarr.json", ".zattrs"):
         try:
-            said = (folder / name).read_bytes()
+            said = Path(path, name).read_bytes()
         except OSError:
             continue
         if b'"multiscales"' in said or b'"bioformats2raw.layout"' in said:

@@ -52,7 +52,7 @@ _PLANES = "ome.planes"
 _NAME = re.compile(r"<(?:Name|channel)>([^<]+)</", re.IGNORECASE)
 
 # Aperio, for one, calls them so, in the second line or at the beginning.
-_BESIDE = re.compile(r"^(?:label|macro|overview)\b", re.IGNORECASE | re.MULTILINE)
+_OVERVIEW = re.compile(r"^(?:label|macro|overview)\b", re.IGNORECASE | re.MULTILINE)
 
 # Pages in sequence are what a file with a damaged index seems to have without end.
 _MOST_PAGES = 10_000
@@ -152,8 +152,8 @@ class TiffIndex:
         What the file says of itself, by OpenSlide's names where it has one.
     icc
         Its colour profile, if it has one.
-    beside
-        What the only image is called, where that says that it shows what is beside the slide itself.
+    overview
+        What the only image is called, where that says that it is a label, macro or overview.
     pages
         Names of the images in sequence that are as large as the first, it included, as far as they have one:
         of plain TIFF they are channels, depths or times.
@@ -164,7 +164,7 @@ class TiffIndex:
     properties: Mapping[str, str] = field(default_factory=dict)
     icc: bytes | None = None
     pages: tuple[str, ...] = ()
-    beside: str = ""
+    overview: str = ""
 
     @classmethod
     def of(cls, storage: Storage) -> Self | None:
@@ -191,7 +191,7 @@ class TiffIndex:
                     icc = _bytes(first, 34675)
                     images = tuple(_images(pages, vendor))
                     said = _text(first, 270).decode(errors="replace")
-                    beside = _BESIDE.search(said) if len(pages) == 1 else None
+                    overview = _OVERVIEW.search(said) if len(pages) == 1 else None
                     alike = tuple(_alike(pages)) if vendor == "generic-tiff" else ()
                     complaints.check()
                     for page, _ in pages:
@@ -204,7 +204,7 @@ class TiffIndex:
                 f"its TIFF index is damaged ({error!r:.200}); is the copy complete? If it is, try "
                 "--reader openslide",
             ) from error
-        index = cls(vendor, images, properties, icc or None, alike, beside[0] if beside else "")
+        index = cls(vendor, images, properties, icc or None, alike, overview[0] if overview else "")
         index._check(storage)
         return index
 
