@@ -124,7 +124,10 @@ def train(
     restarts: Annotated[
         int,
         typer.Option(
-            "--restarts", min=1, help="Train so many times and keep the model with the least validation loss."
+            "--restarts",
+            min=1,
+            help="Train so many times and keep the model with the least validation loss, of those whose "
+            "attention found where to look.",
         ),
     ] = 1,
     retries: Annotated[
@@ -132,7 +135,7 @@ def train(
         typer.Option(
             "--retries",
             min=0,
-            help="Train again, so often, from other weights, as long as attention finds nothing.",
+            help="Train again from other weights, up to so often, while attention finds nothing.",
         ),
     ] = 1,
 ) -> Result:

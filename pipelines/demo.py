@@ -178,7 +178,7 @@ def demo(
     seed
         Of everything: slides, weights, draws.
     scale
-        How large; some seven minutes on two cores by default.
+        How large; by default it takes some twelve minutes of processor time.
     execution
         Where and how; the folder of an earlier demo of the same seed and scale is gone on with.
 

@@ -48,9 +48,10 @@ def repeat(
     fit_once
         Trains a run, given its number from 0 on.
     restarts
-        Runs that are wanted in any case.
+        Runs that are wanted in any case, at least 1.
     retries
-        As long as attention has found nothing in any run, there are more, up to so many beside the first.
+        Runs beside the first, at most, that are made as long as attention has found nothing in any; those that
+        are wanted in any case count among them.
     on_retry
         Called before each run that is one of these.
 
