@@ -50,8 +50,8 @@ def repeat(
     restarts
         Runs that are wanted in any case, at least 1.
     retries
-        Runs beside the first, at most, that are made as long as attention has found nothing in any; those that
-        are wanted in any case count among them.
+        Runs beside the first, at most, that are made as long as attention has found nothing in any; those
+        that are wanted in any case count among them.
     on_retry
         Called before each run that is one of these.
 
