@@ -37,6 +37,7 @@ from wsi_ats.methods import method_for, sampling
 from wsi_ats.nn import model
 from wsi_ats.nn.backbone import batch_norms
 from wsi_ats.phases import Phase, phases_of
+from wsi_ats.processes import Processes
 from wsi_ats.slides.memory import MemorySlide
 from wsi_ats.training import fit
 
@@ -244,6 +245,25 @@ def test_attention_comes_closer_to_what_it_is_taught(tmp_path):
     assert learned[0]["loss"] == pytest.approx(math.log(20), rel=0.05)  # of flat attention
     assert learned[-1]["loss"] < learned[0]["loss"] - 0.05
     assert learned[-1]["effective_cells"] < learned[0]["effective_cells"]
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5])
+def test_of_several_processes_the_first_says_how_far_attention_is_trusted(tmp_path, monkeypatch, scale):
+    """If each went by its own verdict, they could wait for one another in different phases."""
+    verdict = distilling.Trust(scale, scale > 0, 0.5, 0.1, 4)
+
+    class Second(Processes):
+        def gather(self, value):
+            return [verdict, value] if isinstance(value, distilling.Trust) else [value]
+
+    def trust(model, *args, **options):
+        model.attention_scale.fill_(2.0)
+        return distilling.Trust(2.0, True, 1.0, 0.1, 4)
+
+    monkeypatch.setattr(training, "trust", trust)
+    found = trained(tmp_path, *ATTENTION, processes=Second())
+    assert found.trust == verdict
+    assert found.model.attention_scale == scale
 
 
 def test_what_a_run_has_surveyed_itself_is_not_recalled(tmp_path, monkeypatch):
