@@ -8,8 +8,8 @@ from __future__ import annotations
 import logging
 import re
 import struct
-import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Self, cast
 from xml.etree import ElementTree as ET
@@ -182,9 +182,8 @@ class TiffIndex:
                 if not _is_tiff(file.read(_DICOM.stop)):
                     return None
                 file.seek(0)
-                with _Complaints() as complaints, tifffile.TiffFile(file, name=storage.path) as tiff:
+                with _quiet(), tifffile.TiffFile(file, name=storage.path) as tiff:
                     pages = _pages(tiff)
-                    complaints.check()
                     first, _ = pages[0]
                     vendor = _vendor(first)
                     properties = dict(_properties(first, vendor))
@@ -193,7 +192,6 @@ class TiffIndex:
                     said = _text(first, 270).decode(errors="replace")
                     overview = _OVERVIEW.search(said) if len(pages) == 1 else None
                     alike = tuple(_alike(pages)) if vendor == "generic-tiff" else ()
-                    complaints.check()
                     for page, _ in pages:
                         # Pages refer to each other, and with them four times the bytes of the index would
                         # stay until the garbage collector next looks at everything.
@@ -236,35 +234,19 @@ class TiffIndex:
                 )
 
 
-class _Complaints(logging.Handler):
-    """What tifffile logs about the file that this thread reads, which else goes to the user's terminal.
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep off the user's terminal what tifffile logs of a file where a program has set up no log.
 
-    It leaves out tags and pages that it cannot read and logs an error. Without them other pixels would be
-    shown, or fewer levels. What it finds wrong with a page that it has read is for :func:`_image` to judge,
-    and its warnings are of no concern: that a number has no name, for instance.
+    Nothing rests on the log: what is wrong with tags and pages is found by :func:`_check_tags` and
+    :func:`_check_sequence`.
     """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._thread = threading.get_ident()
-        self._errors: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno >= logging.ERROR and record.thread == self._thread:
-            message = record.getMessage()
-            if not message.startswith("<tifffile.TiffPage "):
-                self._errors.append(message)
-
-    def check(self) -> None:
-        if self._errors:
-            raise ValueError(self._errors[0])
-
-    def __enter__(self) -> Self:
-        logging.getLogger("tifffile").addHandler(self)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        logging.getLogger("tifffile").removeHandler(self)
+    logger, handler = logging.getLogger("tifffile"), logging.NullHandler()
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def _is_tiff(start: bytes) -> bool:
@@ -275,8 +257,7 @@ def _is_tiff(start: bytes) -> bool:
 def _pages(tiff: Any) -> list[tuple[Any, bool]]:
     """All pages, and whether they are below another one."""
     pages: list[tuple[Any, bool]] = []
-    if len(tiff.pages) > _MOST_PAGES:
-        raise ValueError(f"{len(tiff.pages)} images, at most {_MOST_PAGES} are looked at")
+    _check_sequence(tiff)
     for page in tiff.pages:
         pages.append((page, False))
         below = len(page.subifds or ())
@@ -289,7 +270,24 @@ def _pages(tiff: Any) -> list[tuple[Any, bool]]:
             pages += [(each, True) for each in found]
     if not pages:
         raise ValueError("no image")
+    for page, _ in pages:
+        _check_tags(page)
     return pages
+
+
+def _check_sequence(tiff: Any) -> None:
+    """Follow the images in sequence to their end; tifffile stops where it cannot go on, and logs it."""
+    file, form, seen, place = tiff.filehandle, tiff.tiff, set[int](), int(tiff.pages.first.offset)
+    while place:
+        if place in seen:
+            raise ValueError(f"image {len(seen) + 1} in sequence is an earlier one again")
+        seen.add(place)
+        if len(seen) > _MOST_PAGES:
+            raise ValueError(f"more than {_MOST_PAGES} images")
+        file.seek(place)
+        (count,) = struct.unpack(form.tagnoformat, file.read(form.tagnosize))
+        file.seek(place + form.tagnosize + count * form.tagsize)
+        (place,) = struct.unpack(form.offsetformat, file.read(form.offsetsize))
 
 
 def _vendor(page: Any) -> str:
@@ -394,7 +392,7 @@ def _alike(pages: list[tuple[Any, bool]]) -> Iterator[str]:
 
 
 def _check_tags(page: Any) -> None:
-    """Miss tags that tifffile could not read: it only logs this, and a program may have silenced its log."""
+    """Miss tags that cannot be read; tifffile leaves them out, and logs it."""
     tiff, file = page.parent.tiff, page.parent.filehandle
     file.seek(page.offset)
     (count,) = struct.unpack(tiff.tagnoformat, file.read(tiff.tagnosize))
@@ -404,7 +402,6 @@ def _check_tags(page: Any) -> None:
 
 def _image(page: Any, vendor: str) -> StoredImage:
     width, height, tiled = int(page.imagewidth), int(page.imagelength), bool(page.is_tiled)
-    _check_tags(page)
     if width < 1 or height < 1:
         raise ValueError(f"an image of {width} x {height} pixels")
     tile_width = int(page.tilewidth) if tiled else width
