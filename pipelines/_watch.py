@@ -25,6 +25,7 @@ from wsi_ats.artifacts import digest_of
 from wsi_ats.errors import SettingsError, WsiAtsError
 from wsi_ats.manifest import find_slides
 from wsi_ats.slides.base import SlideRef
+from wsi_ats.slides.dicom import files_of_series, is_dicom
 from wsi_ats.slides.storage import is_remote
 
 # Formats whose main file lists its others, and the most of it that is read for that.
@@ -112,9 +113,11 @@ class Arrivals:
 
     def marked(self, ref: SlideRef) -> bool:
         """Whether there is a marker beside the slide."""
-        place = _place(ref)
-        names = {place.name} if _is_dicom(ref) else {place.name, place.stem}  # folders are called 1.2.840.1
-        return any(place.with_name(f"{name}{self.marker}").exists() for name in names)
+        file, place = Path(ref.path), _place(ref)
+        beside = {place}
+        if place == file or ref.id == file.stem:  # not of DICOM in several files, in folders called 1.2.840.1
+            beside |= {file, file.with_name(file.stem)}
+        return any(each.with_name(f"{each.name}{self.marker}").exists() for each in beside)
 
 
 @dataclass(frozen=True)
@@ -290,7 +293,10 @@ def stop_on_signals(clock: Callable[[], float] = time.monotonic) -> Iterator[Sto
 
 
 def _is_dicom(ref: SlideRef) -> bool:
-    return ref.path.lower().endswith(".dcm")
+    try:
+        return Path(ref.path).is_file() and is_dicom(Path(ref.path))
+    except OSError:  # it went away since it was listed
+        return False
 
 
 def _place(ref: SlideRef) -> Path:
@@ -313,10 +319,8 @@ def _files(path: Path) -> list[Path]:
     ending = path.suffix.lower()
     if path.is_dir():
         return _below(path)
-    if ending == ".dcm":
-        return sorted(
-            file for file in path.parent.iterdir() if file.suffix.lower() == ending and file.name[0] != "."
-        )
+    if is_dicom(path):
+        return files_of_series(path)
     if ending == ".mrxs":
         return [path, *_below(path.with_suffix(""))]
     return [path, *_named_in(path)] if ending in _LISTS else [path]

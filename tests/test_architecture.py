@@ -74,6 +74,7 @@ DOORS = {
     "safetensors": ["wsi_ats.checkpoints", "wsi_ats.nn.backbone"],
     "psutil": ["wsi_ats.nn.memory"],
     "pyarrow": ["wsi_ats.tables"],
+    "pydicom": ["wsi_ats.slides.dicom"],
     "filelock": ["wsi_ats.artifacts"],
     "tomli_w": ["wsi_ats.config"],
     "pytest": ["wsi_ats.testing.contract"],

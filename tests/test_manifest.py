@@ -126,15 +126,6 @@ def test_a_mirax_slide_is_its_index_file_alone(tmp_path):
     assert [r.path for r in read_manifest(tmp_path)] == [str(tmp_path / "m.mrxs")]
 
 
-def test_a_folder_of_dicom_files_is_one_slide_of_the_folders_name(tmp_path):
-    (tmp_path / "case 1").mkdir()
-    for name, size in (("1.dcm", 10), ("2.dcm", 1000), ("3.dcm", 100)):
-        (tmp_path / "case 1" / name).write_bytes(b"x" * size)
-    [slide] = read_manifest(tmp_path)
-    assert (slide.id, slide.path) == ("case 1", str(tmp_path / "case 1" / "2.dcm"))
-    assert read_manifest(f"{tmp_path}/*/*.dcm") == [slide]
-
-
 def test_ome_tiff_loses_both_endings(tmp_path):
     (tmp_path / "s.ome.tif").write_bytes(b"x")
     assert read_manifest(tmp_path)[0].id == "s"
@@ -431,7 +422,7 @@ def test_what_will_be_refused_is_not_passed_over(tmp_path):
         (tmp_path / name).write_text("")
     (tmp_path / "series").mkdir()
     (tmp_path / "series" / "1.dicom").write_text("")
-    assert [ref.id for ref in read_manifest(tmp_path)] == ["a", "b", "series"]
+    assert [ref.id for ref in read_manifest(tmp_path)] == ["a", "b", "1"]
 
 
 # --- classes ---

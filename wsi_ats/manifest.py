@@ -31,6 +31,7 @@ from pathlib import Path, PurePath
 
 from wsi_ats.errors import ManifestError
 from wsi_ats.slides.base import SlideRef, composed
+from wsi_ats.slides.dicom import find_series, is_dicom
 from wsi_ats.slides.storage import is_remote, is_zarr
 from wsi_ats.tables import read_csv
 from wsi_ats.targets import Target, check_label, join_columns
@@ -82,9 +83,11 @@ def read_manifest(
         A slide, a folder (searched with all below it that is not hidden), a glob (``**`` too) or a table.
         Paths in a table are relative to the table; a row without a path names a slide at or below the
         table's folder.
-        A folder that holds DICOM files is one slide, named after the folder. So is a folder that is an
-        OME-Zarr image, or whose name ends in ``.zarr``, without that ending or ``.ome.zarr``. Slides, folders
-        and globs may be URLs, such as ``s3://bucket/scans/``; web servers list no folders.
+        DICOM files of one series are one slide, named as :func:`wsi_ats.slides.dicom.find_series` says; they
+        are found by their content where their names have no ending. DICOM files that are no whole-slide
+        images are left out, which is logged as a warning. A folder that is an OME-Zarr image, or whose name
+        ends in ``.zarr``, is one slide, named without that ending or ``.ome.zarr``. Slides, folders and globs
+        may be URLs, such as ``s3://bucket/scans/``; web servers list no folders.
     labels
         A table of labels, joined by slide if it names slides, else by patient. It may also give
         patient, split and mpp.
@@ -132,7 +135,14 @@ def read_manifest(
     elif remote:
         refs = _from_store(str(source))
     else:
-        refs = find_slides(source)
+        refs, left_out = _find(source)
+        if left_out:
+            _log.warning(
+                "%s: %d DICOM files are no whole-slide images and are left out: %s",
+                source,
+                len(left_out),
+                _list(left_out),
+            )
     if not refs:
         raise ManifestError(
             f"{source}: no slides found; looked for files ending in {', '.join(sorted(SLIDE_SUFFIXES))} "
@@ -187,11 +197,16 @@ def find_slides(source: str | Path) -> list[SlideRef]:
     >>> [ref.id for ref in find_slides(folder)]
     ['a']
     """
+    return _find(source)[0]
+
+
+def _find(source: str | Path) -> tuple[list[SlideRef], list[str]]:
+    """Slides of a source, and the files of their kind that are none."""
     path = Path(source)
     if path.is_file() and path.suffix.lower() in _TABLE_SUFFIXES:
-        return _from_table(path, None, "classification", awaited=True)
+        return _from_table(path, None, "classification", awaited=True), []
     if path.is_file() or (path.is_dir() and is_zarr(path)):
-        return [SlideRef.from_path(path)]
+        return [SlideRef.from_path(path)], []
     if path.is_dir():
         return _refs(_walk(path))
     if glob.has_magic(str(source)):
@@ -700,7 +715,7 @@ class _Beside:
         """Path of a slide; one that is not there is noted in ``lost``, to name all of them at once."""
         if self._paths is None:
             self._paths = defaultdict(list)
-            for ref in _refs(_walk(self._table.parent)):
+            for ref in _refs(_walk(self._table.parent))[0]:
                 self._paths[ref.id].append(ref.path)
         paths = self._paths.get(name, [])
         if len(paths) > 1:
@@ -741,33 +756,37 @@ def _from_store(url: str) -> list[SlideRef]:
     return refs
 
 
-def _refs(files: Iterable[Path]) -> list[SlideRef]:
-    """Slides among files, sorted by path."""
+def _refs(files: Iterable[Path]) -> tuple[list[SlideRef], list[str]]:
+    """Slides among files, sorted by path, and DICOM files that are none."""
     refs: list[SlideRef] = []
-    series: dict[Path, list[Path]] = defaultdict(list)
+    dicom: list[Path] = []
     for file in set(files):
         # macOS leaves a "._name.svs" beside each file that it copies to a foreign disk.
-        # A folder among them is a slide: OME-Zarr.
-        if file.name.startswith(".") or not (file.suffix.lower() in _MET or file.is_dir()):
+        if file.name.startswith("."):
             continue
-        if file.suffix.lower() in _DICOM:
-            series[file.parent].append(file)
-        else:
+        if _is_dicom(file):
+            dicom.append(file)
+        # A folder among them is a slide: OME-Zarr.
+        elif file.suffix.lower() in _MET or file.is_dir():
             refs.append(SlideRef.from_path(file))
-    # DICOM keeps each level in a file of its own, and OpenSlide finds the others from any of them; the
-    # largest is surely a level and not a picture of the slide's label.
-    for folder, parts in series.items():
-        largest = max(sorted(parts), key=_size)
-        name = folder.resolve().name
-        refs.append(SlideRef(id=name, path=str(largest), case=name))
-    return sorted(refs, key=lambda ref: ref.path)
+    series, left_out = find_series(dicom)
+    for each in series:
+        name = composed(each.name)
+        refs.append(SlideRef(id=name, path=str(each.path), case=name))
+    return sorted(refs, key=lambda ref: ref.path), left_out
 
 
-def _size(file: Path) -> int:
+def _is_dicom(file: Path) -> bool:
+    """Whether a file is called DICOM, or has no ending, or that of a UID, and is DICOM."""
+    ending = file.suffix.lower()
+    if ending in _DICOM:
+        return True
+    if ending and not ending[1:].isdigit():
+        return False
     try:
-        return file.stat().st_size
-    except OSError:  # it went away since the folder was listed
-        return -1
+        return file.is_file() and is_dicom(file)
+    except OSError:  # not to be read, or it went away since the folder was listed
+        return False
 
 
 def _walk(folder: Path) -> list[Path]:

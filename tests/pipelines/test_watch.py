@@ -15,9 +15,11 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import pytest
 import slide_jobs
 from conftest import ROOT, files, start, table, without_times
+from dicom import write_dicom
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -160,12 +162,17 @@ def test_no_slide_is_taken_that_has_changed_within_the_time(tmp_path_factory, ev
 
 def test_a_marker_completes_a_new_slide_at_once_and_nothing_else_does(tmp_path):
     desk = Desk(tmp_path, marker=".done")
-    for name in ("a.svs", "b.ome.tif", "c.svs", "d.zarr/zarr.json", "series/1.dcm", "series/2.dcm"):
+    for name in ("a.svs", "b.ome.tif", "c.svs", "d.zarr/zarr.json"):
         put(tmp_path / name)
+    for name, series in (("series/1.dcm", "1.2"), ("series/2.dcm", "1.2"), ("e.dcm", "1.3")):
+        write_dicom(tmp_path / name, series, np.zeros((64, 64, 3), np.uint8))
     assert desk.look(1000) == []
     assert desk.look(1000) == []
     put(tmp_path / "c.svs.done.part", "")
-    for name, marker in (("a", "a.svs"), ("b", "b.ome"), ("d", "d.zarr"), ("series", "series")):
+    for name, marker in (
+        *(("a", "a.svs"), ("b", "b.ome"), ("d", "d.zarr"), ("e", "e.dcm")),
+        ("series", "series"),
+    ):
         put(tmp_path / f"{marker}.done", "")
         assert desk.look() == [name]
         desk.watch.take([name])
@@ -181,7 +188,6 @@ def test_a_marker_completes_a_new_slide_at_once_and_nothing_else_does(tmp_path):
     [
         ("a.mrxs", "a/Data0001.dat", "a"),
         ("a.zarr", "a.zarr/0/c/0/0", "a"),
-        ("series/1.dcm", "series/2.dcm", "series"),
         ("a.vms", "a-(1,0).jpg", "a"),
     ],
 )
@@ -209,6 +215,21 @@ def test_all_files_of_a_slide_count(tmp_path, slide, companion, name):
     put(tmp_path / "other" / "Data0001.dat")
     desk.look()
     assert [ref.id for ref in desk.watch.waiting] == ["a2"]
+
+
+def test_dicom_files_of_other_series_are_no_part_of_a_slide(tmp_path):
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    write_dicom(tmp_path / "1.dcm", "1.2", pixels)
+    desk = Desk(tmp_path)
+    desk.look()
+    assert desk.look(SETTLE) == ["1"]
+    desk.watch.take(["1"])
+    write_dicom(tmp_path / "2.dcm", "1.3", pixels)
+    assert desk.look() == []
+    assert [ref.id for ref in desk.watch.waiting] == ["2"]
+    write_dicom(tmp_path / "3.dcm", "1.3", pixels)
+    desk.look()
+    assert desk.look(SETTLE) == ["1.3"]
 
 
 def test_files_of_programs_that_copy_are_no_slides(tmp_path):

@@ -1,0 +1,117 @@
+"""Which DICOM files are one slide, and which are none; read by OpenSlide."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+from dicom import write_dicom
+from pydicom.uid import SegmentationStorage
+
+from wsi_ats.errors import SlideOpenError
+from wsi_ats.manifest import find_slides, read_manifest
+from wsi_ats.slides import open_slide
+from wsi_ats.slides.dicom import files_of_series, is_dicom, read_instance
+
+SERIES = [f"1.3.6.1.4.1.5962.99.1.{number}.1637717011470.2.0" for number in (1334438926, 1334438927)]
+
+
+@pytest.fixture
+def colour():
+    """A picture of one colour."""
+
+    def made(red, width=256, height=192):
+        pixels = np.full((height, width, 3), 200, np.uint8)
+        pixels[..., 0] = red
+        return pixels
+
+    return made
+
+
+def shown(ref):
+    """The red of a slide's first pixel, about, and its levels' widths."""
+    with open_slide(ref) as slide:
+        red = int(slide.read_regions(0, np.array([[0, 0]]), 1, 1)[0, 0, 0, 0])
+        return round(red, -1), [level.width for level in slide.levels]
+
+
+def test_every_series_of_a_folder_is_a_slide(tmp_path, colour):
+    for red in (50, 100, 150):
+        write_dicom(tmp_path / f"scan_{red}.dcm", f"1.2.{red}", colour(red))
+    refs = read_manifest(tmp_path)
+    assert [ref.id for ref in refs] == ["scan_100", "scan_150", "scan_50"]
+    assert [shown(ref)[0] for ref in refs] == [100, 150, 50]
+    assert read_manifest(f"{tmp_path}/*.dcm") == refs
+
+
+def test_a_series_in_several_files_is_one_slide_of_all_its_levels(tmp_path, colour):
+    for number, series in enumerate(SERIES):
+        for level, width in enumerate((512, 256, 128)):
+            name = tmp_path / f"{level}{number}.dcm"
+            write_dicom(name, series, colour(100 + 50 * number, width, width), mpp=0.5 * 2**level)
+        write_dicom(tmp_path / f"label{number}.dcm", series, colour(0, 1024, 1024), flavour="LABEL")
+    refs = read_manifest(tmp_path)
+    assert [ref.id for ref in refs] == SERIES
+    assert [shown(ref) for ref in refs] == [(100, [512, 256, 128]), (150, [512, 256, 128])]
+
+
+def test_a_series_alone_in_its_folder_is_called_as_the_folder(tmp_path, colour):
+    for level, width in enumerate((256, 128)):
+        write_dicom(tmp_path / "case 1" / f"{level}.dcm", SERIES[0], colour(90, width, width))
+    write_dicom(tmp_path / "case 1" / "marks.dcm", "1.2.3", colour(0), kind=SegmentationStorage)
+    [ref] = read_manifest(tmp_path)
+    assert (ref.id, ref.path) == ("case 1", str(tmp_path / "case 1" / "0.dcm"))
+    assert shown(ref) == (90, [256, 128])
+
+
+def test_what_is_no_whole_slide_image_is_named_and_left_out(tmp_path, colour, caplog):
+    write_dicom(tmp_path / "slide.dcm", SERIES[0], colour(90))
+    write_dicom(tmp_path / "marks.dcm", "1.2.3", colour(0), kind=SegmentationStorage)
+    write_dicom(tmp_path / "glass.dcm", "1.2.4", colour(0), flavour="OVERVIEW")
+    assert [ref.id for ref in read_manifest(tmp_path)] == ["slide"]
+    assert "2 DICOM files are no whole-slide images" in caplog.text
+    assert f"{tmp_path / 'marks.dcm'} (Segmentation Storage)" in caplog.text
+    assert f"{tmp_path / 'glass.dcm'} (overview)" in caplog.text
+
+
+def test_files_without_an_ending_are_known_by_their_content(tmp_path, colour):
+    write_dicom(tmp_path / "first", "1.2.3", colour(60))
+    write_dicom(tmp_path / "1.2.840.7", "1.2.4", colour(120))
+    (tmp_path / "README").write_text("DICM is not at byte 128 of this")
+    refs = read_manifest(tmp_path)
+    assert [ref.path for ref in refs] == [str(tmp_path / "1.2.840.7"), str(tmp_path / "first")]
+    assert [shown(ref)[0] for ref in refs] == [120, 60]
+
+
+def test_a_series_in_several_folders_is_one_slide(tmp_path, colour):
+    for folder, width in (("a", 128), ("b", 256)):
+        write_dicom(tmp_path / folder / "1.dcm", SERIES[0], colour(90, width, width))
+    [ref] = read_manifest(tmp_path)
+    assert (ref.id, ref.path) == (SERIES[0], str(tmp_path / "b" / "1.dcm"))
+
+
+def test_a_file_whose_header_cannot_be_read_is_listed_and_refused(tmp_path, colour):
+    whole = write_dicom(tmp_path / "whole.dcm", SERIES[0], colour(90)).read_bytes()
+    (tmp_path / "empty.dcm").write_bytes(b"")
+    (tmp_path / "cut.dcm").write_bytes(whole[:160])
+    refs = find_slides(tmp_path)
+    assert [ref.id for ref in refs] == ["cut", "empty", "whole"]
+    for ref in refs[:2]:
+        with pytest.raises(SlideOpenError, match=ref.id):
+            open_slide(ref)
+
+
+def test_a_type_of_image_that_is_not_told_is_taken_for_a_level(tmp_path, colour):
+    path = write_dicom(tmp_path / "s.dcm", SERIES[0], colour(90), flavour=None)
+    assert read_instance(path).is_level
+
+
+def test_the_files_of_a_slide_are_those_of_its_series(tmp_path, colour):
+    first = write_dicom(tmp_path / "0.dcm", SERIES[0], colour(90))
+    second = write_dicom(tmp_path / "1", SERIES[0], colour(90, 128, 128))
+    write_dicom(tmp_path / "2.dcm", SERIES[1], colour(90))
+    shutil.copy(first, tmp_path / ".0.dcm")
+    (tmp_path / "notes.txt").write_text("")
+    assert files_of_series(first) == [first, second]
+    assert is_dicom(second)
