@@ -359,10 +359,12 @@ def figures(done: Sequence[Finished], seconds: float) -> dict[str, Any]:
 
 
 def report_left_out(rows: Sequence[Row], execution: Execution) -> None:
-    """Name slides that have tissue of which nothing is left to read, and say why."""
+    """Name slides that have tissue of which nothing is left to read, or whose tissue is in doubt, and why."""
     for row in rows:
         if row["status"] == Status.NO_TISSUE and row["error"]:
             execution.reporter.message(f"warning: {row['slide_id']} has nothing to read: {row['error']}")
+        if row.get("warning"):
+            execution.reporter.message(f"warning: {row['slide_id']}: {row['warning']}")
 
 
 def own_cores() -> int:

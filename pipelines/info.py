@@ -50,6 +50,8 @@ class SlideInfo:
         What would make reading cheaper; empty when nothing would.
     rows, cols, tissue_tiles
         The grid, and its cells with tissue, without those left out.
+    tissue_method, tissue_reason, warning
+        How tissue was found, why so, and what speaks against it.
     pen, blur, excluded_tiles
         Shares of the tissue cells that are spoilt, ``None`` where that cannot be told, and how many are left
         out.
@@ -74,6 +76,9 @@ class SlideInfo:
     rows: int
     cols: int
     tissue_tiles: int
+    tissue_method: str
+    tissue_reason: str
+    warning: str
     pen: float | None
     blur: float | None
     excluded_tiles: int
@@ -101,10 +106,12 @@ class SlideInfo:
                 f"level {self.level}, {'native' if self.native else 'resampled'}, {alignment[self.aligned]}",
             ),
             ("grid", f"{self.rows} x {self.cols} cells, {self.tissue_tiles} with tissue"),
+            ("tissue", f"{self.tissue_method}: {self.tissue_reason}"),
             ("quality", self._quality()),
             ("scoring reads", f"{self.tiles} tiles{cost}"),
         ]
-        return [*lines, ("advice", self.advice)] if self.advice else lines
+        said = [("warning", self.warning), ("advice", self.advice)]
+        return lines + [(name, text) for name, text in said if text]
 
     def _quality(self) -> str:
         told = {"pen": self.pen, "blur": self.blur}
@@ -201,6 +208,9 @@ def _look(ref: SlideRef, settings: Settings) -> SlideInfo:
             rows=cells.shape[0],
             cols=cells.shape[1],
             tissue_tiles=tissue_tiles,
+            tissue_method=view.background.method,
+            tissue_reason=view.background.reason,
+            warning=view.background.doubt,
             **view.spoilt_shares,
             excluded_tiles=count_tiles(view.found, settings) - tissue_tiles,
             tiles=tiles,

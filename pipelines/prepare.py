@@ -40,10 +40,11 @@ _TYPES = {
         ("width", "height", "levels", "level", "tile_size", "rows", "cols", "tissue_tiles"),
         "int64",
     ),
+    **dict.fromkeys(("tissue_method", "tissue_reason"), "string"),
     **dict.fromkeys(ARTEFACTS, "double"),
     **dict.fromkeys(("excluded_tiles", "bytes_read"), "int64"),
     "seconds": "double",
-    "error": "string",
+    **dict.fromkeys(("warning", "error"), "string"),
 }
 
 
@@ -64,8 +65,10 @@ def prepare(
         Folder for ``prepared/<slide_id>.npz`` (see :func:`wsi_ats.artifacts.load_prepared`),
         ``thumbnails/<slide_id>.png``, ``quality/<slide_id>.png`` (the thumbnail with spoilt tissue cells
         framed: cyan under ink, yellow out of focus; where there are any), ``slides.parquet`` and ``.csv``,
-        ``run.json``. Columns ``pen`` and ``blur`` of the table are the shares of the tissue cells that are
-        spoilt, left out or not, empty where that cannot be told; ``excluded_tiles`` are those left out.
+        ``run.json``. Of the table's columns, ``tissue_method`` and ``tissue_reason`` say how tissue was found
+        and why so, ``warning`` what speaks against it; ``pen`` and ``blur`` are the shares of the tissue
+        cells that are spoilt, left out or not, empty where that cannot be told; ``excluded_tiles`` are those
+        left out.
     settings
         Sections ``tile`` and ``thumbnail`` are used.
     execution
@@ -171,10 +174,13 @@ class PrepareTask(SlideTask):
             "rows": grid.shape[0],
             "cols": grid.shape[1],
             "tissue_tiles": tiles,
+            "tissue_method": view.background.method,
+            "tissue_reason": view.background.reason,
             **view.spoilt_shares,
             "excluded_tiles": count_tiles(view.found, self.settings) - tiles,
             "bytes_read": counting.stored_bytes_read if read is None else read,
             "seconds": time.perf_counter() - begin,
+            "warning": view.background.doubt or None,
             "error": view.nothing_left,
         }
         return row, written

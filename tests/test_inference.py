@@ -408,6 +408,7 @@ def test_a_row_has_the_columns_that_users_were_promised(model):
         "draws",
         "tiles_read",
         "tiles_total",
+        "tiles_empty",
         "bytes_read",
         "seconds",
         "model_digest",

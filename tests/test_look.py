@@ -101,6 +101,17 @@ def test_a_black_margin_around_a_scan_of_any_shape_is_no_fluorescence(levels):
             np.testing.assert_array_equal(*masks)
 
 
+def test_between_two_scanned_regions_nothing_is_a_candidate():
+    class Apart(MemorySlide):
+        scanned = (Region(0, 0, 512, 1024), Region(1536, 256, 512, 512))
+
+    settings = Settings().with_values(["tile.size=256", "thumbnail.tissue=none"])
+    found = inspect(Apart([np.full((1024, 2048, 3), 150, np.uint8)], mpp=0.5), settings).tissue
+    expected = np.zeros((4, 8), dtype=bool)
+    expected[:, :2] = expected[1:3, 6:] = True
+    np.testing.assert_array_equal(found.mask, expected)
+
+
 @pytest.mark.parametrize("tissue", ["auto", "brightfield", "none"])
 @pytest.mark.parametrize("levels", [1, 2])
 def test_cells_outside_the_scan_are_no_candidates(tissue, levels):

@@ -47,6 +47,7 @@ def prediction(**changes) -> Prediction:
         "draws": 2,
         "tiles_read": 3,
         "tiles_total": 12,
+        "tiles_empty": 0,
         "bytes_read": 1000,
         "seconds": 0.5,
         "model_digest": "abc",

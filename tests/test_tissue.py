@@ -13,7 +13,7 @@ from wsi_ats.geometry import Grid
 from wsi_ats.slides import SlideRef, open_slide
 from wsi_ats.slides.memory import MemorySlide
 from wsi_ats.tiles import grid_for, read_thumbnail
-from wsi_ats.tissue import find_tissue, is_fluorescence
+from wsi_ats.tissue import are_empty, find_tissue, tell_background
 
 P = 16
 GRID = Grid(20 * 256, 12 * 256, 256, 256)
@@ -129,7 +129,7 @@ def test_the_mask_hardly_depends_on_the_thumbnails_resolution(p):
 
 def test_bright_on_black_is_tissue():
     pixels = paint(picture((2, 2, 4), noise=1.5), (0, 0, 120), (3, 7), (5, 12))
-    assert is_fluorescence(pixels)
+    assert tell_background(pixels).method == "fluorescence"
     mask = find_tissue(pixels, GRID, min_fraction=0.2).mask  # light spills over into the next cells
     np.testing.assert_array_equal(mask, cells(slice(3, 7), slice(5, 12)))
 
@@ -137,7 +137,7 @@ def test_bright_on_black_is_tissue():
 @pytest.mark.parametrize(("level", "noise"), [(0, 0), (5, 2), (20, 3)])
 def test_black_alone_has_no_tissue(level, noise):
     pixels = picture((level,) * 3, noise=noise)
-    assert is_fluorescence(pixels)
+    assert tell_background(pixels).method == "fluorescence"
     assert find_tissue(pixels, GRID).cells.size == 0
 
 
@@ -153,8 +153,36 @@ def test_bright_nuclei_on_clean_black_are_fluorescence():
     place = np.random.default_rng(0)
     for y, x in zip(place.integers(0, 184, 400), place.integers(0, 312, 400), strict=True):
         pixels[y : y + 8, x : x + 8] = place.integers(60, 255)  # grey, a quarter of them overexposed
-    assert is_fluorescence(pixels)
+    assert tell_background(pixels).method == "fluorescence"
     assert find_tissue(pixels, GRID).mask.mean() > 0.5
+
+
+def test_bright_and_dark_fields_in_one_picture_are_doubted():
+    pixels = paint(picture(GLASS), (2, 2, 4), (0, 12), (0, 9))
+    found = tell_background(pixels)
+    assert found.method == "brightfield"
+    assert found.reason == "55% of it is bright, 45% dark"
+    assert "set thumbnail.tissue" in found.doubt
+    assert tell_background(paint(picture(GLASS), (2, 2, 4), (0, 12), (0, 3))).doubt == ""
+
+
+@pytest.mark.parametrize("tone", [(0, 0, 0), (128, 128, 128), (240, 238, 241)])
+def test_a_tile_of_one_tone_is_empty_and_one_with_a_nucleus_is_not(tone):
+    noise = np.random.default_rng(0).normal(0, 1.5, (3, 256, 256, 3))
+    tiles = np.clip(np.array(tone) + noise, 0, 255).astype(np.uint8)
+    tiles[1, 100:140, 100:140] = (110, 70, 150)
+    tiles[2, 8:10, 8:10] = (20, 200, 20)  # dust
+    assert are_empty(tiles).tolist() == [True, False, True]
+
+
+def test_pale_tissue_of_one_tone_is_not_empty():
+    assert are_empty(np.full((1, 64, 64, 3), PINK, np.uint8)).tolist() == [False]
+
+
+def test_dim_tissue_in_fluorescence_is_not_empty():
+    tiles = np.zeros((1, 64, 64, 3), np.uint8)
+    tiles[0, :32, :, 2] = 12
+    assert are_empty(tiles).tolist() == [False]
 
 
 # --- what was not scanned ---
@@ -168,7 +196,7 @@ def test_a_field_that_was_not_scanned_is_no_tissue_and_hides_none(tone, side):
     scanned = np.zeros(pixels.shape[:2], dtype=bool)
     scanned[(6 - side // 2) * P : (6 + side // 2) * P, (6 - side // 2) * P : (6 + side // 2) * P] = True
     pixels[~scanned] = tone
-    assert not is_fluorescence(pixels)
+    assert tell_background(pixels).method == "brightfield"
     found = find_tissue(pixels, GRID)
     np.testing.assert_array_equal(found.mask, cells(5, 5))
     np.testing.assert_array_equal(find_tissue(pixels, GRID, scanned=scanned).mask, found.mask)

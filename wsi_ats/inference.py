@@ -129,6 +129,7 @@ def predict_slide(
         draws=len(draws),
         tiles_read=read,
         tiles_total=max(count_tiles(tissue, settings), read),
+        tiles_empty=sum(each.empty_tiles for each in draws),
         bytes_read=counting.stored_bytes_read,
         seconds=time.perf_counter() - begin,
         model_digest=model_digest,

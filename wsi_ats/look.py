@@ -21,7 +21,7 @@ from wsi_ats.resample import resample
 from wsi_ats.selection import Quality, TissueMask
 from wsi_ats.slides.base import Pixels, Slide
 from wsi_ats.tiles import grid_for, read_thumbnail
-from wsi_ats.tissue import Method, find_tissue, is_fluorescence
+from wsi_ats.tissue import Background, Method, find_tissue, tell_background
 
 # Tissue is as well found at fewer pixels per cell, and on a large slide in a fraction of the time: a
 # thumbnail of more pixels is halved for it, as long as four pixels a side of a cell are left.
@@ -46,6 +46,8 @@ class View:
         Section ``thumbnail`` is used.
     mpp
         Micrometres per pixel of the thumbnail, as the settings want it.
+    background
+        What tissue was told from.
     parts
         With two levels, the tissue of a quarter of a region's side each; ``found`` is of regions then.
     """
@@ -54,6 +56,7 @@ class View:
     found: TissueMask
     settings: Settings
     mpp: float
+    background: Background
     parts: TissueMask | None = None
 
     @cached_property
@@ -109,7 +112,7 @@ class View:
     @cached_property
     def _quality(self) -> Quality:
         """Of the cells, or of the parts of regions."""
-        if self.settings.thumbnail.tissue == "fluorescence":
+        if self.background.method == "fluorescence":
             return Quality()
         tissue = self.parts or self.found
         side = len(self.thumbnail) // self.found.grid.shape[0] // (_PARTS if self.parts else 1)
@@ -161,12 +164,12 @@ def inspect(slide: Slide, settings: Settings) -> View:
         return _inspect_regions(slide, RegionGrid(grid, view.cells_per_region).grid, settings)
     thumbnail = read_thumbnail(slide, grid, view.pixels_per_cell)
     seen = _coarse(thumbnail, view.pixels_per_cell)
-    method = _known_method(slide, seen, grid, settings)
-    if method == "fluorescence":
+    background = _background(slide, seen, grid, settings)
+    if background.method == "fluorescence":
         seen = thumbnail  # bright nuclei far apart would be averaged away
     scanned = _scanned(slide, seen, (0.0, 0.0), _pixel(seen, grid))
-    found = find_tissue(seen, grid, method=method, min_fraction=view.min_tissue, scanned=scanned)
-    return View(thumbnail, found, settings, settings.thumbnail_mpp)
+    found = find_tissue(seen, grid, method=background.method, min_fraction=view.min_tissue, scanned=scanned)
+    return View(thumbnail, found, settings, settings.thumbnail_mpp, background)
 
 
 def look_closer(
@@ -204,7 +207,8 @@ def look_closer(
     pixels = view.pixels_per_cell
     thumbnail = read_thumbnail(slide, regions.cells, pixels, window)
     grid = Grid(window.columns * pixels, window.rows * pixels, pixels, pixels)
-    method = _known_method(slide, coarse, regions.grid, settings)
+    background = _background(slide, coarse, regions.grid, settings)
+    method = background.method
     pixel = regions.cells.pitch / pixels
     corner = (window.column * regions.cells.pitch, window.row * regions.cells.pitch)
     scanned = _scanned(slide, thumbnail, corner, pixel)
@@ -213,7 +217,7 @@ def look_closer(
         if not len(found.cells):
             found = find_tissue(thumbnail, grid, method="none", scanned=seen)
     if view.exclude and method != "fluorescence":
-        left = View(thumbnail, found, settings, settings.thumbnail_mpp).tissue
+        left = View(thumbnail, found, settings, settings.thumbnail_mpp, background).tissue
         found = left if len(left.cells) else found
     return thumbnail, found
 
@@ -253,10 +257,11 @@ def _inspect_regions(slide: Slide, grid: Grid, settings: Settings) -> View:
     parts = Grid(width, height, side, 1)
     down, across = parts.shape
     seen = thumbnail[: down * side, : across * side]
+    background = _background(slide, thumbnail, grid, settings)
     found = find_tissue(
         seen,
         parts,
-        method=_known_method(slide, thumbnail, grid, settings),
+        method=background.method,
         min_fraction=settings.thumbnail.min_tissue,
         scanned=_scanned(slide, seen, (0.0, 0.0), _pixel(thumbnail, grid)),
     )
@@ -267,7 +272,7 @@ def _inspect_regions(slide: Slide, grid: Grid, settings: Settings) -> View:
         mask |= _of_regions(found.mask, rows, columns) > 0
     view = settings.thumbnail
     mpp = settings.thumbnail_mpp * view.pixels_per_cell * view.cells_per_region / view.pixels_per_region
-    return View(thumbnail, TissueMask(grid, fraction, mask), settings, mpp, found)
+    return View(thumbnail, TissueMask(grid, fraction, mask), settings, mpp, background, found)
 
 
 def _scanned(
@@ -278,7 +283,7 @@ def _scanned(
     Parameters
     ----------
     slide
-        Its bounds say where it was scanned.
+        It says which parts were scanned.
     seen
         The view, shape (h, w, 3).
     corner
@@ -286,16 +291,19 @@ def _scanned(
     pixel
         Its pixels' side in level-0 pixels.
     """
-    bounds, full = slide.bounds, slide.levels[0]
-    if bounds == (0, 0, full.width, full.height):
+    full = slide.levels[0]
+    if slide.scanned == ((0, 0, full.width, full.height),):
         return None
     y, x = (
         first + pixel * (np.arange(count) + 0.5)
         for first, count in zip(corner[::-1], seen.shape, strict=False)
     )
-    down = (y >= bounds.y) & (y < bounds.y + bounds.height)
-    across = (x >= bounds.x) & (x < bounds.x + bounds.width)
-    return np.outer(down, across)
+    seen_there = np.zeros(seen.shape[:2], dtype=bool)
+    for part in slide.scanned:
+        down = (y >= part.y) & (y < part.y + part.height)
+        across = (x >= part.x) & (x < part.x + part.width)
+        seen_there |= np.outer(down, across)
+    return seen_there
 
 
 def _coarse(thumbnail: Pixels, side: int) -> Pixels:
@@ -320,10 +328,9 @@ def _pixel(thumbnail: Pixels, grid: Grid) -> float:
     return grid.pitch * grid.shape[0] / len(thumbnail)
 
 
-def _known_method(slide: Slide, thumbnail: Pixels, grid: Grid, settings: Settings) -> Method:
+def _background(slide: Slide, thumbnail: Pixels, grid: Grid, settings: Settings) -> Background:
     """How tissue is found; ``auto`` is decided by the part of the slide's thumbnail that was scanned."""
     method = cast(Method, settings.thumbnail.tissue)
     if method != "auto":
-        return method
-    inside = _scanned(slide, thumbnail, (0.0, 0.0), _pixel(thumbnail, grid))
-    return "fluorescence" if is_fluorescence(thumbnail, inside) else "brightfield"
+        return Background(method, "asked for")
+    return tell_background(thumbnail, _scanned(slide, thumbnail, (0.0, 0.0), _pixel(thumbnail, grid)))

@@ -19,9 +19,9 @@ from wsi_ats.tissue import (
     Mask,
     Pixels,
     blurred,
-    is_fluorescence,
     lamp,
     shares,
+    tell_background,
     within,
     without_small,
 )
@@ -89,7 +89,7 @@ def find_artefacts(thumbnail: Pixels, tissue: TissueMask, *, mpp: float | None =
     [0.0, 0.0, 0.0, 1.0]
     """
     seen, side = within(thumbnail, tissue.grid)
-    if is_fluorescence(seen):
+    if tell_background(seen).method == "fluorescence":
         return Quality()
     white = lamp(seen)
     gone = np.log10(white) - np.log10(np.clip(seen, 1, white, dtype=np.float32))

@@ -222,6 +222,9 @@ class Prediction:
         Independent draws.
     tiles_read, tiles_total
         Distinct tiles read, and tissue tiles of the slide.
+    tiles_empty
+        How many of those read show nothing, neither tissue nor anything else; where they are many, tissue was
+        found where there is none.
     bytes_read
         Compressed bytes of the file's tiles under all that was read, thumbnail included; a tile that was
         needed for both counts twice, for it is read twice. ``None`` where the format does not tell. In the
@@ -248,6 +251,7 @@ class Prediction:
     draws: int
     tiles_read: int
     tiles_total: int
+    tiles_empty: int
     bytes_read: int | None
     seconds: float
     model_digest: str

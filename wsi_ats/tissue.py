@@ -7,6 +7,7 @@ says how far it is from the background, and a threshold parts the two.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
@@ -42,6 +43,15 @@ _SMALLEST_HOLE = 1.0  # a vessel or duct belongs to the tissue around it
 # Black in all colours: the scanner never looked there, where a brightfield slide has it.
 _UNSCANNED = 20
 
+# A slide is dark where at least one colour is, and bright where all are.
+_DARK, _BRIGHT = 24, 160
+
+# Shares of what was scanned from which on dark and bright speak for different kinds of slides.
+_CONTRADICTION = 0.2
+
+# A tile is empty if fewer of its pixels differ from one grey: dust and noise.
+_NOTHING = 0.01
+
 # Such rectangles are a hundredth of the picture or more, and filled but for what is as dark as they are not.
 _RECTANGLE, _FILLED = 0.01, 0.9
 
@@ -49,6 +59,25 @@ _RECTANGLE, _FILLED = 0.01, 0.9
 # tissue and glass have grain. Brighter ones may be glass that is too bright for the camera.
 _FIELD = 0.1
 _FIELD_TONES = (_UNSCANNED, 200)
+
+
+@dataclass(frozen=True)
+class Background:
+    """What the tissue of a slide stands out from, and how that was told.
+
+    Parameters
+    ----------
+    method
+        ``brightfield``, ``fluorescence`` or, where it was asked for, ``none``.
+    reason
+        What speaks for it.
+    doubt
+        What speaks against it; empty where nothing does.
+    """
+
+    method: Method
+    reason: str
+    doubt: str = ""
 
 
 def find_tissue(
@@ -108,7 +137,7 @@ def find_tissue(
         there = np.ones(grid.shape, dtype=bool) if scanned is None else shares(inside, grid, side) > 0
         return TissueMask(grid, np.where(there, possible, 0), there)
     if method == "auto":
-        method = "fluorescence" if is_fluorescence(seen, inside) else "brightfield"
+        method = tell_background(seen, inside).method
     known = inside & ~_filled_in(seen) if method == "brightfield" else inside
     if not known.any():
         return TissueMask(grid, np.zeros(grid.shape, np.float32), np.zeros(grid.shape, dtype=bool))
@@ -123,8 +152,12 @@ def find_tissue(
     return TissueMask(grid, fraction, fraction >= min_fraction * possible.max())
 
 
-def is_fluorescence(pixels: Pixels, inside: Mask | None = None) -> bool:
+def tell_background(pixels: Pixels, inside: Mask | None = None) -> Background:
     """Tell a dark background from a bright one.
+
+    In a fluorescence image at least one colour is dark even where there is tissue; in brightfield none is,
+    and glass and pale tissue are bright in all three. Black around rectangles of which a quarter is bright is
+    what a brightfield scanner left out.
 
     Parameters
     ----------
@@ -133,20 +166,56 @@ def is_fluorescence(pixels: Pixels, inside: Mask | None = None) -> bool:
     inside
         Which of them are of the slide, shape (h, w); all by default.
 
-    Returns
-    -------
-    bool
-        Whether more is dark than bright. In a fluorescence image at least one colour is dark even where
-        there is tissue; in brightfield none is, and glass and pale tissue are bright in all three. Black
-        around rectangles of which a quarter is bright is what a brightfield scanner left out.
+    Examples
+    --------
+    >>> tell_background(np.full((8, 8, 3), 240, np.uint8))
+    Background(method='brightfield', reason='100% of it is bright, 0% dark', doubt='')
     """
     darkest, black = _extreme(np.minimum, pixels), _extreme(np.maximum, pixels) < _UNSCANNED
     inside = np.ones(black.shape, dtype=bool) if inside is None else inside
     seen, rest = darkest[inside], inside & ~black
-    dark, bright = int(np.count_nonzero(seen < 24)), int(np.count_nonzero(seen > 160))
+    dark, bright = int(np.count_nonzero(seen < _DARK)), int(np.count_nonzero(seen > _BRIGHT))
+    of_dark, of_bright = (number / max(1, seen.size) for number in (dark, bright))
+    reason = f"{of_bright:.0%} of it is bright, {of_dark:.0%} dark"
+    doubt = ""
+    if min(of_dark, of_bright) > _CONTRADICTION:
+        doubt = (
+            f"{reason}: a brightfield slide with dark fields, or a fluorescence slide with bright ones; look "
+            "at what was found, and set thumbnail.tissue if it is wrong"
+        )
     if dark <= max(bright, seen.size / 4):
-        return False
-    return bright <= max(np.count_nonzero(rest) / 4, 1) or not _is_rectangles(rest)
+        return Background("brightfield", reason, doubt)
+    if bright <= max(np.count_nonzero(rest) / 4, 1) or not _is_rectangles(rest):
+        return Background("fluorescence", reason, doubt)
+    return Background("brightfield", f"{reason}, all around rectangles that were scanned", doubt)
+
+
+def are_empty(tiles: Pixels) -> Mask:
+    """Tell tiles on which nothing is to be seen: glass, or what was never scanned.
+
+    Parameters
+    ----------
+    tiles
+        RGB, uint8, shape (N, h, w, 3).
+
+    Returns
+    -------
+    ndarray of bool, shape (N,)
+        Where all but a hundredth of the pixels are of one grey, as far as tissue stands out from glass or,
+        in the dark, from black. Every fourth pixel or so is looked at.
+
+    Examples
+    --------
+    >>> are_empty(np.full((2, 64, 64, 3), 240, np.uint8)).tolist()
+    [True, True]
+    """
+    step = max(1, tiles.shape[1] // 64)
+    pixels = tiles[:, ::step, ::step].reshape(len(tiles), -1, 3)
+    grey = np.median(pixels, axis=1).max(axis=1)[:, None]
+    limits = np.where(grey < _DARK, _LIMITS["fluorescence"][0], _LIMITS["brightfield"][0])
+    other = np.abs(pixels - grey[..., None]).max(axis=2) > limits
+    empty: Mask = other.mean(axis=1) < _NOTHING
+    return empty
 
 
 def _is_rectangles(mask: Mask) -> bool:

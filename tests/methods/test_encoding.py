@@ -116,8 +116,9 @@ def test_cells_are_read_a_few_at_a_time_while_others_are_encoded():
         return np.repeat(cells.astype(np.uint8), 48).reshape(-1, 4, 4, 3)
 
     with TileBatches(means, size=8) as batches:
-        found = encode_cells(batches, job, np.arange(50), at_a_time=20)
+        found, empty = encode_cells(batches, job, np.arange(50), at_a_time=20)
     assert found[:, 0].tolist() == list(range(50))
+    assert empty == 50
     assert max(read) <= 20
 
 

@@ -29,11 +29,14 @@ COLUMNS = [
     "rows",
     "cols",
     "tissue_tiles",
+    "tissue_method",
+    "tissue_reason",
     "pen",
     "blur",
     "excluded_tiles",
     "bytes_read",
     "seconds",
+    "warning",
     "error",
 ]
 
@@ -93,6 +96,34 @@ def test_cells_under_ink_are_counted_and_left_out_if_asked(run, slides, config, 
     assert not prepared.tissue.mask[:, 8:12].any()
     for name in ("all", "less"):
         assert files(tmp_path / name / "quality") == ["inked.png"]
+
+
+def test_how_tissue_was_found_is_said_and_doubts_are_too(run, slides, model, config, tmp_path):
+    import tifffile
+
+    folder = tmp_path / "half"
+    folder.mkdir()
+    pixels = tifffile.imread(slides / "slide_000.tif")
+    pixels[:, :768], pixels[:, 768:1152] = 0, 240
+    options = {"tile": (64, 64), "photometric": "rgb", "compression": "zlib"}
+    tifffile.imwrite(folder / "half.tif", pixels, **options, resolution=(20000, 20000), resolutionunit=3)
+    out = tmp_path / "out"
+    ran = run("prepare", folder, "--config", config, "--out", out)
+    (row,) = table(out / "slides.csv")
+    assert row["tissue_method"] == "brightfield"
+    assert row["tissue_reason"].endswith("50% dark, all around rectangles that were scanned")
+    assert row["warning"].startswith("50% of it is bright, 50% dark: a brightfield slide with dark fields")
+    assert f"warning: half: {row['warning']}" in ran.stderr
+    looked = run("info", folder, "--config", config)
+    assert "brightfield: 50% of it is bright, 50% dark" in " ".join(looked.stdout.split())
+    # Who has all cells scored sees how many of them show nothing.
+    tissue = int(row["tissue_tiles"])
+    all_cells = ("--set", "thumbnail.tissue=none", "--set", "sampling.tiles=384")
+    scored = run("score", folder, "--model", model, "--out", tmp_path / "scores", *all_cells)
+    assert scored.exit_code == 0, scored.stderr
+    (row,) = table(tmp_path / "scores" / "predictions.csv")
+    assert row["tiles_read"] == "384"
+    assert 18 * 16 <= int(row["tiles_empty"]) <= 384 - tissue < 384
 
 
 def test_a_slide_of_which_nothing_is_left_is_reported(run, slides, model, config, tmp_path):

@@ -30,6 +30,7 @@ COLUMNS = [
         "draws",
         "tiles_read",
         "tiles_total",
+        "tiles_empty",
         "bytes_read",
         "seconds",
         "model_digest",

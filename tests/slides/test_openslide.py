@@ -179,6 +179,19 @@ def test_bounds_are_the_file_s_where_it_tells(with_properties):
     slide = with_properties(**{f"openslide.bounds-{name}": value for name, value in sides.items()})
     assert slide.bounds == (10, 20, 30, 40)
     assert with_properties().bounds == (0, 0, 100, 80)
+    assert slide.scanned == (slide.bounds,)
+
+
+def test_several_regions_are_scanned_where_the_file_names_them(with_properties):
+    regions = [(0, 5, 30, 40), (60, 10, 20, 30)]
+    slide = with_properties(
+        **{
+            f"openslide.region[{number}].{side}": str(value)
+            for number, region in enumerate(regions)
+            for side, value in zip(("x", "y", "width", "height"), region, strict=True)
+        }
+    )
+    assert slide.scanned == tuple(regions)
 
 
 # --- broken files ---

@@ -121,6 +121,8 @@ class DrawLogits:
         The tiles of the draw; ``None`` where no tiles are read.
     new_tiles
         How many of them no earlier draw had read.
+    empty_tiles
+        On how many of those nothing is to be seen; see :func:`wsi_ats.tissue.are_empty`.
     attention
         Over the slide's tissue cells, shape (K,), the same for every draw; ``None`` where there is none.
     together
@@ -134,6 +136,7 @@ class DrawLogits:
     logits: Tensor
     tiles: WeightedTiles | None = None
     new_tiles: int = 0
+    empty_tiles: int = 0
     attention: Tensor | None = None
     together: Tensor | None = None
     log_weight: float = 0.0

@@ -29,6 +29,7 @@ from wsi_ats.geometry import IntArray
 from wsi_ats.nn.network import SlideNetwork
 from wsi_ats.nn.precision import autocast
 from wsi_ats.slides.base import Pixels
+from wsi_ats.tissue import are_empty
 
 # Tiles that are read at a time: pixels and feature maps of more would cost memory and gain no speed.
 TILES_AT_A_TIME = 64
@@ -244,7 +245,7 @@ def encode_cells(
     cells: IntArray,
     *,
     at_a_time: int = TILES_AT_A_TIME,
-) -> Tensor:
+) -> tuple[Tensor, int]:
     """Read and encode cells; some are read while others are encoded, and pixels of few are in memory.
 
     Parameters
@@ -261,6 +262,9 @@ def encode_cells(
     Returns
     -------
     Tensor, shape (N, D)
+        Their features.
+    int
+        On how many of them nothing is to be seen; see :func:`wsi_ats.tissue.are_empty`.
 
     Raises
     ------
@@ -269,8 +273,11 @@ def encode_cells(
     """
     begun: deque[Future[Tensor]] = deque()
     encoded: list[Tensor] = []
+    empty = 0
     for part in np.array_split(cells, -(-len(cells) // at_a_time)):
-        begun.append(batches.encode(read(part)))
+        tiles = read(part)
+        begun.append(batches.encode(tiles))
+        empty += int(are_empty(tiles).sum())
         if len(begun) > 1:
             encoded.append(begun.popleft().result())
-    return torch.cat([*encoded, *(each.result() for each in begun)])
+    return torch.cat([*encoded, *(each.result() for each in begun)]), empty

@@ -108,7 +108,7 @@ class MultipleInstanceLearning:
         """Compute the logits of one slide from all its tiles; each weighs what attention gives it."""
         read = partial(read_tiles, slide, tissue.grid)
         with encoder_for(self.model, self.settings, self.device, encoder) as batches:
-            features = encode_cells(batches, read, tissue.cells, at_a_time=self.at_a_time)
+            features, empty = encode_cells(batches, read, tissue.cells, at_a_time=self.at_a_time)
         logits, attention, mass = self._classify(features, slide.path)
         tiles = WeightedTiles(
             grid=tissue.grid,
@@ -121,7 +121,8 @@ class MultipleInstanceLearning:
             logits.float().cpu(),
             tiles,
             len(tissue.cells),
-            attention,
+            empty,
+            attention=attention,
             log_weight=self._log_weight(mass).item(),
         )
 

@@ -264,8 +264,9 @@ class AttentionSampling:
                 tiles = chosen.tiles
                 read = partial(read_tiles, slide, tiles.grid)
                 new = np.array(sorted(set(tiles.cells.tolist()) - features.keys()), dtype=np.int64)
+                empty = 0
                 if len(new):
-                    encoded = encode_cells(batches, read, new)
+                    encoded, empty = encode_cells(batches, read, new)
                     features.update(zip(new.tolist(), encoded, strict=True))
                 weights.append(tiles.weight)
                 drawn.append(torch.stack([features[cell] for cell in tiles.cells.tolist()]))
@@ -273,7 +274,15 @@ class AttentionSampling:
                 weight, all_drawn = torch.cat(weights) / len(weights), torch.cat(drawn)
                 together = self.model.classify(self.model.pool(weight, all_drawn)).float().cpu()
                 log_weight = self._log_weight(chosen, weight, all_drawn).item()
-                yield DrawLogits(logits.float().cpu(), tiles, len(new), attention, together, log_weight)
+                yield DrawLogits(
+                    logits.float().cpu(),
+                    tiles,
+                    len(new),
+                    empty,
+                    attention=attention,
+                    together=together,
+                    log_weight=log_weight,
+                )
 
     def _logits(self, network: Looker, thumbnail: Pixels, tissue: TissueMask, name: str) -> Tensor:
         """Attention's logits (K,) of the tissue cells by a network; the slide's name is for the error."""

@@ -153,11 +153,21 @@ class Mpp:
 
 
 class Closable(ABC):
-    """What a reader inherits to be a context manager: leaving the context closes the slide."""
+    """What readers share: leaving the context closes the slide, and what was scanned is one rectangle."""
 
     @abstractmethod
     def close(self) -> None:
         """Release the file."""
+
+    @property
+    @abstractmethod
+    def bounds(self) -> Region:
+        """See :attr:`Slide.bounds`."""
+
+    @property
+    def scanned(self) -> tuple[Region, ...]:
+        """See :attr:`Slide.scanned`."""
+        return (self.bounds,)
 
     def __enter__(self) -> Self:
         return self
@@ -207,6 +217,11 @@ class Slide(Protocol):
     @property
     def bounds(self) -> Region:
         """Part of level 0 that was scanned; the whole where the format does not tell."""
+        ...
+
+    @property
+    def scanned(self) -> tuple[Region, ...]:
+        """The same in parts, where several regions of a glass were scanned; at least one."""
         ...
 
     @property

@@ -118,11 +118,21 @@ class OpenSlideSlide(Closable):
     @property
     def bounds(self) -> Region:
         """The scanned rectangle, where the format (MIRAX, some Hamamatsu) leaves a margin around it."""
-        keys = [f"openslide.bounds-{name}" for name in ("x", "y", "width", "height")]
-        texts = [self._properties.get(key) for key in keys]
-        if None in texts:
-            return Region(0, 0, self.levels[0].width, self.levels[0].height)
-        return Region(*(int(str(text)) for text in texts))
+        whole = Region(0, 0, self.levels[0].width, self.levels[0].height)
+        return self._rectangle("openslide.bounds-{}") or whole
+
+    @property
+    def scanned(self) -> tuple[Region, ...]:
+        """The scanned regions, where the format (Leica, Zeiss) names several."""
+        found: list[Region] = []
+        while region := self._rectangle(f"openslide.region[{len(found)}].{{}}"):
+            found.append(region)
+        return tuple(found) or (self.bounds,)
+
+    def _rectangle(self, name: str) -> Region | None:
+        """What properties say of a rectangle; in their name is a place for ``x``, ``width`` and so on."""
+        texts = [self._properties.get(name.format(side)) for side in ("x", "y", "width", "height")]
+        return None if None in texts else Region(*(int(str(text)) for text in texts))
 
     def tile_shape(self, level: int) -> tuple[int, int] | None:
         """Width and height of the file's tiles, where OpenSlide tells."""

@@ -79,6 +79,11 @@ class WrappedSlide(Closable):
         return self._inner.bounds
 
     @property
+    def scanned(self) -> tuple[Region, ...]:
+        """The inner slide's."""
+        return self._inner.scanned
+
+    @property
     def icc(self) -> bytes | None:
         """The inner slide's."""
         return self._inner.icc

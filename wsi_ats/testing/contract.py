@@ -184,6 +184,10 @@ class SlideContract:
         assert y >= 0
         assert 0 < x + width <= slide.levels[0].width
         assert 0 < y + height <= slide.levels[0].height
+        assert slide.scanned
+        for part in slide.scanned:
+            assert x <= part.x < part.x + part.width <= x + width
+            assert y <= part.y < part.y + part.height <= y + height
 
     def test_descriptions_have_the_promised_form(self, slide: Slide) -> None:
         """Colour, format and tile shapes."""
