@@ -7,7 +7,6 @@ tiles are drawn, travels as it is. What is drawn, and the order of tiles, are th
 
 from __future__ import annotations
 
-import os
 import re
 import time
 import uuid
@@ -19,6 +18,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
 import numpy as np
+from dask.system import CPU_COUNT
 from distributed import Client, KilledWorker, Worker, WorkerPlugin, get_worker
 from distributed import Future as Read
 
@@ -83,7 +83,7 @@ def check_readers(readers: str) -> int | None:
     known = re.fullmatch(r"threads(?::([1-9]\d*))?", readers)
     if known is None:
         raise SettingsError(f"--readers must be threads, threads:N or dask, not {readers!r}")
-    return int(known[1] or os.cpu_count() or 1)
+    return int(known[1] or CPU_COUNT)
 
 
 class _NeverSentError(Exception):
@@ -137,7 +137,7 @@ class DaskReader(Reader):
     ) -> None:
         self._client = client
         self._name = f"slides-{uuid.uuid4()}"  # several trainings may share the workers
-        self._pool = ThreadPoolExecutor(threads or os.cpu_count(), thread_name_prefix="tiles")
+        self._pool = ThreadPoolExecutor(threads or CPU_COUNT, thread_name_prefix="tiles")
         self._suspects = Lock()
         self._waiting: set[Read[Any]] = set()
         client.register_plugin(_Slides(opener), name=self._name)

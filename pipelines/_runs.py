@@ -28,6 +28,9 @@ _FAILURES_SHOWN = 20
 # A disk with less is full for any purpose here; it is better said before the work than after.
 _LEAST_FREE_BYTES = 64 << 20
 
+# What it sets for each of the processes that it starts.
+_TORCHRUN = frozenset({"LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE"})
+
 _PACKAGES = (
     *("wsi-ats", "dask", "distributed", "lifelines", "numpy", "openslide-bin", "openslide-python"),
     *("scikit-learn", "timm", "torch"),
@@ -334,7 +337,23 @@ def check_pixels(settings: Settings) -> None:
 
 def together() -> bool:
     """Whether ``torchrun`` has started this process, and others that do the same."""
-    return {"RANK", "WORLD_SIZE"} <= os.environ.keys()
+    return os.environ.keys() >= _TORCHRUN
+
+
+def check_together() -> None:
+    """Miss a process of which the environment says that there are others, but not how to find them.
+
+    Raises
+    ------
+    SettingsError
+        When ``WORLD_SIZE`` is set and something else that ``torchrun`` sets is not.
+    """
+    missing = sorted(_TORCHRUN - os.environ.keys())
+    if missing and "WORLD_SIZE" in os.environ:
+        raise SettingsError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, as for several processes that train together, but "
+            f"{', '.join(missing)} not set; start with torchrun, or unset WORLD_SIZE to train in one process"
+        )
 
 
 def speaks() -> bool:

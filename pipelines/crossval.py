@@ -20,6 +20,7 @@ from pipelines._runs import (
     Identity,
     Summary,
     check_pixels,
+    check_together,
     open_run,
     rooted,
     together,
@@ -102,6 +103,7 @@ def crossval(
     from pipelines import _evaluation as shared
 
     shared.check_by(by)
+    check_together()
     if together():
         raise SettingsError(
             "crossval trains one model after the other in one process; start it without torchrun, which can "

@@ -28,6 +28,7 @@ from pipelines._runs import (
     Run,
     Summary,
     check_pixels,
+    check_together,
     count,
     open_run,
     rooted,
@@ -131,6 +132,7 @@ def train(
         retries,
         None if features is None else rooted(features),
     )
+    check_together()
     if not together():
         return _train(refs, fitting, _Others(None))
     from wsi_ats.processes import started_by_torchrun

@@ -81,7 +81,7 @@ DOORS = {
     # Reading, writing, and what is missing in Zarr itself.
     "zarr": ["wsi_ats.slides.pyramid", "wsi_ats.slides.zarr", "wsi_ats.slides.zarr_jpeg"],
     # The client, and what is done with its futures: of whole slides, and of tiles.
-    "dask": ["pipelines._cluster"],
+    "dask": ["pipelines._cluster", "pipelines._readers"],  # the second counts cores
     "distributed": ["pipelines._cluster", "pipelines._readers", "pipelines._stage"],
     # The commands, and the options they share.
     "typer": ["pipelines.cli", "pipelines._options"],

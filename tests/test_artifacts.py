@@ -120,7 +120,7 @@ def test_a_process_killed_while_writing_leaves_nothing_under_the_final_name(tmp_
     )
     kill(child)
     (left,) = files(tmp_path)
-    assert left.startswith(".table.")
+    assert left.endswith(".part.csv")
     assert (tmp_path / left).read_text() == "half"
     with atomic(tmp_path / "table.csv") as temporary:
         temporary.write_text("whole")

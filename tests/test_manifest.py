@@ -425,6 +425,32 @@ def test_what_will_be_refused_is_not_passed_over(tmp_path):
     assert [ref.id for ref in read_manifest(tmp_path)] == ["a", "b", "1"]
 
 
+def test_backslashes_of_a_table_from_windows_are_understood_or_named(tmp_path):
+    (tmp_path / "scans").mkdir()
+    for name in ("scans/a.svs", "b\\c.svs"):
+        (tmp_path / name).write_text("")
+    table = tmp_path / "slides.csv"
+    table.write_text("path,label\nscans\\a.svs,x\nb\\c.svs,y\n")
+    # The second is the name of a file on this machine.
+    [first] = read_manifest(tmp_path / "scans", labels=table)
+    assert (first.id, first.label) == ("a", "x")
+    table.write_text("path\nscans\\a.svs\n")
+    assert [ref.path for ref in read_manifest(table)] == [str(tmp_path / "scans" / "a.svs")]
+    for path in ("D:\\scans\\a.svs", "\\\\server\\share\\a.svs"):
+        table.write_text(f"path\n{path}\n")
+        with pytest.raises(ManifestError, match=r"row 1: .* is a path on Windows"):
+            read_manifest(table)
+
+
+def test_a_name_that_is_too_long_for_the_files_of_a_slide_is_refused_by_its_length(tmp_path):
+    (tmp_path / ("\u00e9" * 120 + ".svs")).write_text("")
+    [longest] = read_manifest(tmp_path)
+    assert len(longest.id.encode()) == 240
+    (tmp_path / ("a" * 241 + ".svs")).write_text("")
+    with pytest.raises(ManifestError, match=r"slide_id has 241 bytes .* 240 at most.* shorter slide_id"):
+        read_manifest(tmp_path)
+
+
 # --- classes ---
 
 

@@ -63,7 +63,8 @@ def atomic(path: Path) -> Iterator[Path]:
     >>> target.read_text()
     'done'
     """
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.part{path.suffix}")
+    # Without the name, which may be as long as names can be.
+    temporary = path.with_name(f".{uuid.uuid4().hex}.part{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()

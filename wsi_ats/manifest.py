@@ -27,7 +27,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PureWindowsPath
 
 from wsi_ats.errors import ManifestError
 from wsi_ats.slides.base import SlideRef, composed
@@ -676,7 +676,7 @@ def _from_table(path: Path, label_column: str | None, task: str, *, awaited: boo
     for i in range(len(next(iter(table.rows.values())))):
         file, name = table.value("file", i), table.value("slide", i)
         if file is not None:
-            location = file if "://" in file else str(path.parent / file)
+            location = file if "://" in file else str(path.parent / _as_here(file, path, i))
         elif name is not None:
             location = files.find(_slide_id(name))
             if awaited and location in files.lost:
@@ -701,6 +701,18 @@ def _from_table(path: Path, label_column: str | None, task: str, *, awaited: boo
             "relative to the table's own folder"
         )
     return refs
+
+
+def _as_here(file: str, table: Path, row: int) -> str:
+    """A path as this machine writes it; with the backslashes of Windows, the same with slashes."""
+    if os.sep == "\\" or "\\" not in file or (table.parent / file).exists():
+        return file
+    path = PureWindowsPath(file)
+    if path.anchor:
+        raise ManifestError(
+            f"{table}, row {row + 1}: {file!r} is a path on Windows; write it as this machine sees the file"
+        )
+    return path.as_posix()
 
 
 class _Beside:
@@ -864,7 +876,9 @@ def _join(refs: Sequence[SlideRef], labels: Labels, source: str) -> list[SlideRe
 
 def _file_id(text: str) -> str:
     """Slide of a file that a table names."""
-    return SlideRef.from_path(text).id if is_remote(text) else _slide_id(PurePath(text).name)
+    if is_remote(text):
+        return SlideRef.from_path(text).id
+    return _slide_id((PureWindowsPath if "\\" in text else PurePath)(text).name)
 
 
 def _slide_id(text: str) -> str:

@@ -129,7 +129,7 @@ def started_by_torchrun(environment: dict[str, str], device: torch.device) -> It
     device
         Where the model will be; decides what the processes talk through (NCCL or Gloo).
     """
-    if "WORLD_SIZE" not in environment or "RANK" not in environment:
+    if not {"RANK", "WORLD_SIZE"} <= environment.keys():
         yield Processes()
         return
     if device.type == "cuda":

@@ -332,6 +332,16 @@ def test_a_biased_design_is_refused_before_anything_is_written(train, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_half_of_what_torchrun_sets_is_refused(run, slides, config, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    labels = slides / "labels.csv"
+    for command in ("train", "crossval"):
+        ran = run(command, slides, "--labels", labels, "--out", tmp_path / command, "--config", config)
+        assert ran.exit_code == 2
+        assert "LOCAL_RANK, MASTER_ADDR, MASTER_PORT, RANK not set; start with torchrun" in ran.stderr
+        assert not (tmp_path / command).exists()
+
+
 def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Start a command in two processes that train together."""
     return subprocess.run(

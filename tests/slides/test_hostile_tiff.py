@@ -535,6 +535,36 @@ def test_a_file_that_may_not_be_read_is_an_error(slides, tmp_path):
             open_slide(SlideRef("s", str(path), "s", reader=reader))
 
 
+# --- what is advised ---
+
+
+@pytest.mark.parametrize("kind", ["big, deflate", "jpeg", "zstd"])
+def test_whether_a_copy_is_complete_is_asked_where_that_is_likely(slides, tmp_path, kind):
+    path, _ = slides[kind]
+    with tifffile.TiffFile(path) as file:
+        start, size = file.pages[0].dataoffsets[0], file.pages[0].databytecounts[0]
+    damaged = tmp_path / "damaged.tif"
+    for content, asked in ((bytes(size), True), (b"\x55" * size, False)):
+        whole = bytearray(path.read_bytes())
+        whole[start : start + size] = content
+        damaged.write_bytes(whole)
+        with TiffSlide(str(damaged)) as slide, pytest.raises(SlideReadError) as caught:
+            slide.read_regions(0, np.array([[0, 0]]), 9, 9)
+        assert ("is the copy complete?" in str(caught.value)) == asked
+        assert ("only zeros" in str(caught.value)) == asked
+        assert ("have it written again" in str(caught.value)) != asked
+        assert "--reader" not in str(caught.value)
+
+
+def test_an_index_that_ends_too_early_is_told_from_one_that_makes_no_sense(slides, damaged_tag, tmp_path):
+    cut = tmp_path / "cut.tif"
+    cut.write_bytes(slides["none"][0].read_bytes()[:-9])
+    with pytest.raises(SlideOpenError, match=r"is the copy complete\?"):
+        open_slide(cut)
+    with pytest.raises(SlideOpenError, match="have it written again"):
+        open_slide(damaged_tag)
+
+
 # --- files that change while they are open ---
 
 

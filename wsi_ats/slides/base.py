@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -23,8 +24,39 @@ Pixels = npt.NDArray[np.uint8]
 # (72 dots per inch) and 0 are what broken writers leave behind.
 _PLAUSIBLE_MPP = (0.01, 100.0)
 
+# A slide's files are called as the slide, with an ending of up to twelve bytes, and names have at most 255.
+_LONGEST_ID = 240
+
 READERS = ("auto", "direct", "openslide", "zarr")
 COLOURS = ("stored", "srgb")
+
+
+# What is said of files that end too early, or lack a part: by OpenSlide, zlib, numpy, this library ...
+_CUT_SHORT = re.compile(
+    r"beyond|\beof\b|end of file|too short|short read|truncat|not enough data|premature|no such file|missing|"
+    r"requires a buffer|only zeros",
+    re.IGNORECASE,
+)
+
+
+def advice_on(problem: str) -> str:
+    """Say what to do with a file that cannot be read; only what was cut short was hardly copied whole.
+
+    Parameters
+    ----------
+    problem
+        What is wrong with it.
+
+    Examples
+    --------
+    >>> advice_on("TIFFFillTile: Read error at row 0: Short read")
+    'is the copy complete?'
+    >>> advice_on("Dimensional mismatch reading JPEG")
+    'the file is damaged, or was written wrongly; copy it again, or have it written again'
+    """
+    if _CUT_SHORT.search(problem):
+        return "is the copy complete?"
+    return "the file is damaged, or was written wrongly; copy it again, or have it written again"
 
 
 def composed(name: str) -> str:
@@ -94,6 +126,11 @@ class SlideRef:
             raise ManifestError(
                 f"{self.path!r}: the name is no valid UTF-8 text, as tables of results must be; rename it"
             ) from error
+        if len(self.id.encode()) > _LONGEST_ID:
+            raise ManifestError(
+                f"{self.path}: slide_id has {len(self.id.encode())} bytes and names output files, so it can "
+                f"have {_LONGEST_ID} at most; rename the file, or give a shorter slide_id in a table"
+            )
         if self.mpp is not None:
             Mpp(self.mpp, "the given mpp").check(self.path)
 

@@ -179,9 +179,11 @@ def _choose_by_content(ref: SlideRef, storage: Storage) -> tuple[Choice, TiffInd
             why = "OpenSlide does not see its coarser levels, which are in SubIFDs"
         return Choice("direct", why), index
     if index is not None and index.planes > 1:
-        raise SlideOpenError(
-            ref.path, f"{reason}, and a slide is one picture; --reader openslide takes the first, if it can"
-        )
+        from wsi_ats.slides.openslide import is_known
+
+        known = not is_remote(ref.path) and is_known(ref.path)
+        advice = "--reader openslide takes the first" if known else "write the one that is wanted to a file"
+        raise SlideOpenError(ref.path, f"{reason}, and a slide is one picture; {advice}")
     if not is_remote(ref.path):
         return Choice("openslide", reason), None
     if index is None or why_not(index, like_openslide=False):

@@ -11,7 +11,7 @@ import openslide
 
 from wsi_ats.errors import SlideOpenError, SlideReadError
 from wsi_ats.geometry import IntArray, Level, Region
-from wsi_ats.slides.base import Closable, Mpp, Pixels
+from wsi_ats.slides.base import Closable, Mpp, Pixels, advice_on
 from wsi_ats.slides.resolution import find_mpp
 from wsi_ats.slides.storage import LocalFile
 from wsi_ats.slides.tiff_index import TiffIndex
@@ -87,7 +87,7 @@ class OpenSlideSlide(Closable):
                     ) from error
                 except openslide.OpenSlideError as error:
                     raise SlideOpenError(
-                        self.path, f"OpenSlide cannot open it: {error}; is the copy complete?"
+                        self.path, f"OpenSlide cannot open it: {error}; {advice_on(str(error))}"
                     ) from error
                 self._handle.set_cache(openslide.OpenSlideCache(_CACHE_BYTES))
             return self._handle
@@ -158,7 +158,7 @@ class OpenSlideSlide(Closable):
                 raise SlideReadError(
                     self.path,
                     f"level {level}, {width} x {height} pixels at level-0 {location} cannot be "
-                    f"read: {error}; is the copy complete?",
+                    f"read: {error}; {advice_on(str(error))}",
                 ) from error
             if not downsample.is_integer():
                 # OpenSlide takes whole level-0 pixels, which fall between the pixels of such a level. It
@@ -206,6 +206,11 @@ def _over(rgba: Pixels, background: tuple[int, int, int]) -> Pixels:
     share = alpha.astype(np.float32) / 255
     mixed = colour * share + np.asarray(background, dtype=np.float32) * (1 - share)
     return np.rint(mixed).astype(np.uint8)
+
+
+def is_known(path: str) -> bool:
+    """Whether OpenSlide knows a file's format; it may be damaged all the same."""
+    return openslide.OpenSlide.detect_format(path) is not None
 
 
 def library_version() -> str:

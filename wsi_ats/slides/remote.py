@@ -229,7 +229,7 @@ class RemoteFile:
 
         async def one(start: int, stop: int) -> memoryview:
             if stop > self.size:
-                raise FailedError(f"bytes {start} to {stop} are beyond its end; is the copy complete?")
+                raise FailedError(f"bytes {start} to {stop} are beyond its end")
             async with limit:
                 _, body = await self._request(start, stop)
             if len(body) != stop - start:

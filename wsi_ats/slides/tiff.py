@@ -16,7 +16,7 @@ import numpy as np
 
 from wsi_ats.errors import SlideOpenError, SlideReadError
 from wsi_ats.geometry import IntArray, Level, Region
-from wsi_ats.slides.base import Closable, Mpp, Pixels
+from wsi_ats.slides.base import Closable, Mpp, Pixels, advice_on
 from wsi_ats.slides.resolution import find_mpp
 from wsi_ats.slides.storage import Fetch, Storage, open_storage
 from wsi_ats.slides.tiff_index import StoredImage, TiffIndex
@@ -154,11 +154,13 @@ class TiffSlide(Closable):
                 round(place * side * self.levels[level].downsample)
                 for place, side in zip(tile[::-1], (image.tile_width, image.tile_height), strict=True)
             )
-            problem = error.problem if isinstance(error, SlideReadError) else error
+            problem = error.problem if isinstance(error, SlideReadError) else str(error)
+            if isinstance(error, ValueError) and not any(fetch(number)):
+                problem = f"its bytes are only zeros, as copies leave them that were not finished ({problem})"
             raise SlideReadError(
                 self.path,
                 f"level {level}, the tile of {shape[1]} x {shape[0]} pixels at level-0 ({x}, {y}) cannot be "
-                f"read: {problem}; is the copy complete, or does --reader openslide read it?",
+                f"read: {problem}; {advice_on(problem)}",
             ) from error
         if alone is None:
             places.paste(regions, tile, pixels)

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from wsi_ats import jpeg
 from wsi_ats.errors import SlideOpenError
 from wsi_ats.geometry import IntArray
+from wsi_ats.slides.base import advice_on
 from wsi_ats.slides.codecs import Coding, Compression
 from wsi_ats.slides.storage import Storage
 
@@ -60,6 +61,26 @@ _MOST_PAGES = 10_000
 _INCH = 2
 _UNITS = {1: "none", _INCH: "inch", 3: "centimeter"}
 _BYTES, _WHOLE, _RATIONAL, _REAL = {1, 2, 7}, {1, 3, 4, 13, 16, 18}, {5, 10}, {11, 12}
+
+# Bytes of a value, by the number of its type.
+_SIZES = {
+    1: 1,
+    2: 1,
+    3: 2,
+    4: 4,
+    5: 8,
+    6: 1,
+    7: 1,
+    8: 2,
+    9: 4,
+    10: 8,
+    11: 4,
+    12: 8,
+    13: 4,
+    16: 8,
+    17: 8,
+    18: 8,
+}
 
 # Of a text that tells whose file it is, so much is looked at.
 _MOST_TEXT = 1 << 20
@@ -199,8 +220,7 @@ class TiffIndex:
         except (*_DAMAGED, tifffile.TiffFileError) as error:
             raise SlideOpenError(
                 storage.path,
-                f"its TIFF index is damaged ({error!r:.200}); is the copy complete? If it is, try "
-                "--reader openslide",
+                f"its TIFF index is damaged ({error!r:.200}); {advice_on(str(error))}",
             ) from error
         index = cls(vendor, images, properties, icc or None, alike, overview[0] if overview else "")
         index._check(storage)
@@ -397,7 +417,20 @@ def _check_tags(page: Any) -> None:
     file.seek(page.offset)
     (count,) = struct.unpack(tiff.tagnoformat, file.read(tiff.tagnosize))
     if len(page.tags) != count:
-        raise ValueError(f"{count - len(page.tags)} of {count} tags of an image cannot be read")
+        entries = file.read(count * tiff.tagsize)
+        where = "" if tiff.is_ndpi else _where_cut(entries, tiff, file.size)
+        raise ValueError(f"{count - len(page.tags)} of {count} tags of an image cannot be read{where}")
+
+
+def _where_cut(entries: bytes, form: Any, size: int) -> str:
+    """Whether the values of some tags lie beyond the end of a file of so many bytes."""
+    for place in range(0, len(entries), form.tagsize):
+        _, kind, count, value = struct.unpack(form.tagheaderformat, entries[place : place + form.tagsize])
+        (start,) = struct.unpack(form.offsetformat, value)
+        length = count * _SIZES.get(kind, 0)
+        if length > form.tagoffsetthreshold and start + length > size:
+            return f": values at {start} lie beyond the end of the file, {size} bytes"
+    return ""
 
 
 def _image(page: Any, vendor: str) -> StoredImage:

@@ -24,7 +24,7 @@ from zarr.storage import FsspecStore, LocalStore, WrapperStore
 from wsi_ats.errors import MppError, SlideOpenError, SlideReadError
 from wsi_ats.geometry import IntArray, Level, Region
 from wsi_ats.slides.answers import raised
-from wsi_ats.slides.base import Closable, Mpp, Pixels
+from wsi_ats.slides.base import Closable, Mpp, Pixels, advice_on
 from wsi_ats.slides.resolution import ADVICE, MICROMETRES, given_mpp, square_mpp
 from wsi_ats.slides.storage import is_remote
 from wsi_ats.slides.zarr_jpeg import register_jpeg
@@ -116,7 +116,7 @@ class ZarrSlide(Closable):
             ]
         except zarr_errors() as error:
             raise SlideOpenError(
-                path, f"cannot be opened as OME-Zarr: {text_of(error)}; is the copy complete?"
+                path, f"cannot be opened as OME-Zarr: {text_of(error)}; {advice_on(text_of(error))}"
             ) from error
         self._image = image
         self.levels = _levels(path, self._arrays, image.scales)
@@ -168,7 +168,7 @@ class ZarrSlide(Closable):
                     raise SlideReadError(
                         self.path,
                         f"level {level}, {width} x {height} pixels at ({x}, {y}) of that level cannot be "
-                        f"read: {text_of(error)}; is the copy complete?",
+                        f"read: {text_of(error)}; {advice_on(text_of(error))}",
                     ) from error
             regions[i, top - y : bottom - y, left - x : right - x] = pixels
 
@@ -200,7 +200,8 @@ class ZarrSlide(Closable):
         except zarr_errors() as error:
             raise SlideReadError(
                 self.path,
-                f"level {level}: an index of chunks cannot be read: {text_of(error)}; is the copy complete?",
+                f"level {level}: an index of chunks cannot be read: {text_of(error)}; "
+                f"{advice_on(text_of(error))}",
             ) from error
 
     def _check_open(self) -> None:
