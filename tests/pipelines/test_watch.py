@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 import slide_jobs
 from conftest import ROOT, files, start, table, without_times
-from dicom import write_dicom
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,6 +33,7 @@ from wsi_ats.config import Settings
 from wsi_ats.errors import MppError, SettingsError, WsiAtsError
 from wsi_ats.exports.tables import read_selection
 from wsi_ats.manifest import read_manifest
+from wsi_ats.testing.dicom import write_dicom
 
 SETTLE = 30.0
 

@@ -6,13 +6,13 @@ import shutil
 
 import numpy as np
 import pytest
-from dicom import write_dicom
 from pydicom.uid import SegmentationStorage
 
 from wsi_ats.errors import SlideOpenError
 from wsi_ats.manifest import find_slides, read_manifest
 from wsi_ats.slides import open_slide
 from wsi_ats.slides.dicom import files_of_series, is_dicom, read_instance
+from wsi_ats.testing.dicom import write_dicom
 
 SERIES = [f"1.3.6.1.4.1.5962.99.1.{number}.1637717011470.2.0" for number in (1334438926, 1334438927)]
 
@@ -100,6 +100,19 @@ def test_a_file_whose_header_cannot_be_read_is_listed_and_refused(tmp_path, colo
     for ref in refs[:2]:
         with pytest.raises(SlideOpenError, match=ref.id):
             open_slide(ref)
+
+
+def test_a_damaged_table_of_offsets_is_an_error_and_not_the_end_of_the_process(tmp_path, colour):
+    path = write_dicom(tmp_path / "s.dcm", SERIES[0], colour(90))
+    write_dicom(tmp_path / "t.dcm", SERIES[0], colour(90, 128, 128))
+    content = bytearray(path.read_bytes())
+    table = content.index(b"\xe0\x7f\x10\x00") + 20
+    assert content[table : table + 4] == bytes(4)
+    content[table + 6] ^= 0x80
+    path.write_bytes(content)
+    for name in ("s.dcm", "t.dcm"):
+        with pytest.raises(SlideOpenError, match=r"offsets in s\.dcm is damaged: 12 frames"):
+            open_slide(tmp_path / name)
 
 
 def test_a_type_of_image_that_is_not_told_is_taken_for_a_level(tmp_path, colour):

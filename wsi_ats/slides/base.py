@@ -39,6 +39,10 @@ _CUT_SHORT = re.compile(
 )
 
 
+# What is said of files that are whole, and of a kind that is not read.
+_NOT_READ = re.compile(r"unsupported|not supported|can not handle", re.IGNORECASE)
+
+
 def advice_on(problem: str) -> str:
     """Say what to do with a file that cannot be read; only what was cut short was hardly copied whole.
 
@@ -51,11 +55,15 @@ def advice_on(problem: str) -> str:
     --------
     >>> advice_on("TIFFFillTile: Read error at row 0: Short read")
     'is the copy complete?'
+    >>> advice_on("Unsupported TIFF compression: 34712")
+    'convert it, with vips or bioformats2raw for example'
     >>> advice_on("Dimensional mismatch reading JPEG")
     'the file is damaged, or was written wrongly; copy it again, or have it written again'
     """
     if _CUT_SHORT.search(problem):
         return "is the copy complete?"
+    if _NOT_READ.search(problem):
+        return "convert it, with vips or bioformats2raw for example"
     return "the file is damaged, or was written wrongly; copy it again, or have it written again"
 
 

@@ -7,17 +7,28 @@ DICOM keeps each level, label and overview of a slide in a file of its own (PS3.
 from __future__ import annotations
 
 import logging
+import os
+import struct
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from wsi_ats.errors import SlideOpenError
+from wsi_ats.slides.base import advice_on
+
 if TYPE_CHECKING:
     from pydicom.dataset import FileDataset
 
 _WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 _SOP_CLASS, _IMAGE_TYPE, _SERIES = 0x00080016, 0x00080008, 0x0020000E
+_EXTENDED_OFFSETS = 0x7FE00001
+
+# Bytes of an element's tag, type and length; frames that are compressed follow those of the pixel data.
+_ELEMENT = 12
 
 # After 128 bytes of anything, a TIFF header for instance.
 _PREAMBLE, _MAGIC = 128, b"DICM"
@@ -112,7 +123,7 @@ def _damaged() -> tuple[type[Exception], ...]:
 
     return (
         *(BytesLengthException, InvalidDicomError, OSError, EOFError, ValueError, LookupError),
-        *(AttributeError, NotImplementedError, TypeError, OverflowError, MemoryError),
+        *(AttributeError, NotImplementedError, TypeError, OverflowError, MemoryError, struct.error),
     )
 
 
@@ -177,6 +188,47 @@ def files_of_series(path: Path) -> list[Path]:
     beside = (file for file in path.parent.iterdir() if file.is_file() and not file.name.startswith("."))
     instances = (read_instance(file) for file in beside if is_dicom(file))
     return sorted(each.path for each in instances if each is not None and each.series == own.series)
+
+
+def check_offsets(path: Path) -> None:
+    """Check that frames of a DICOM file follow one another as its table of offsets says.
+
+    OpenSlide 4.0 ends the whole process where they do not.
+
+    Raises
+    ------
+    SlideOpenError
+        When they do not, or the header is damaged.
+    OSError
+        When the file cannot be read.
+    """
+    from pydicom import dcmread
+    from pydicom.encaps import parse_basic_offsets
+
+    try:
+        with path.open("rb") as file:
+            data = dcmread(file, stop_before_pixels=True, specific_tags=[_EXTENDED_OFFSETS])
+            told = data.get_item(_EXTENDED_OFFSETS) if _EXTENDED_OFFSETS in data else None
+            if told is not None:
+                offsets = np.frombuffer(told.value or b"", dtype="<u8")
+            elif data.file_meta.TransferSyntaxUID.is_compressed:
+                file.seek(_ELEMENT, os.SEEK_CUR)
+                offsets = np.array(parse_basic_offsets(file), dtype=np.uint64)
+            else:
+                return
+    except OSError:
+        raise
+    except _damaged() as error:
+        raise SlideOpenError(
+            str(path), f"the DICOM header of {path.name} is damaged: {error}; {advice_on(str(error))}"
+        ) from error
+    size = path.stat().st_size
+    if (offsets[1:] <= offsets[:-1]).any() or (offsets >= size).any():
+        raise SlideOpenError(
+            str(path),
+            f"the table of offsets in {path.name} is damaged: {len(offsets)} frames do not follow one "
+            f"another in {size} bytes; copy it again, or have it written again",
+        )
 
 
 def _size(file: Path) -> int:

@@ -12,6 +12,7 @@ import openslide
 from wsi_ats.errors import SlideOpenError, SlideReadError
 from wsi_ats.geometry import IntArray, Level, Region
 from wsi_ats.slides.base import Closable, Mpp, Pixels, advice_on
+from wsi_ats.slides.dicom import check_offsets, files_of_series, is_dicom
 from wsi_ats.slides.resolution import find_mpp
 from wsi_ats.slides.storage import LocalFile
 from wsi_ats.slides.tiff_index import TiffIndex
@@ -77,6 +78,12 @@ class OpenSlideSlide(Closable):
                         f"its pixels are missing: MIRAX keeps them in a folder {path.stem!r} beside it; copy "
                         "both",
                     )
+                try:
+                    if path.is_file() and is_dicom(path):
+                        for file in files_of_series(path):
+                            check_offsets(file)
+                except OSError as error:
+                    raise SlideOpenError(self.path, f"cannot be read: {error.strerror}") from error
                 try:
                     self._handle = openslide.OpenSlide(self.path)
                 except openslide.OpenSlideUnsupportedFormatError as error:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import simplejpeg
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
-from pydicom.uid import JPEGBaseline8Bit, VLWholeSlideMicroscopyImageStorage, generate_uid
+from pydicom.uid import UID, JPEGBaseline8Bit, VLWholeSlideMicroscopyImageStorage, generate_uid
+
+from wsi_ats import jpeg
 
 SIDE = 64
 
@@ -42,14 +43,14 @@ def write_dicom(
     """
     height, width = pixels.shape[:2]
     frames = [
-        simplejpeg.encode_jpeg(np.ascontiguousarray(pixels[y : y + SIDE, x : x + SIDE]), 95, "RGB", "444")
+        jpeg.encode(pixels[y : y + SIDE, x : x + SIDE])
         for y in range(0, height, SIDE)
         for x in range(0, width, SIDE)
     ]
     image, measures, shared, origin = Dataset(), Dataset(), Dataset(), Dataset()
     image.file_meta = FileMetaDataset()
     image.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
-    image.file_meta.MediaStorageSOPClassUID = image.SOPClassUID = kind
+    image.file_meta.MediaStorageSOPClassUID = image.SOPClassUID = UID(kind)
     image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID = generate_uid()
     image.SeriesInstanceUID = series
     image.StudyInstanceUID = image.FrameOfReferenceUID = series + ".1"
