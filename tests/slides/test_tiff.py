@@ -6,12 +6,15 @@ import gc
 import os
 import threading
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
 
 from wsi_ats.errors import SlideOpenError, SlideReadError
 from wsi_ats.slides import SlideRef, choose_reader, open_slide
+from wsi_ats.slides.openslide import OpenSlideSlide
 from wsi_ats.slides.tiff import TiffSlide
 from wsi_ats.testing.contract import SlideContract
 
@@ -300,3 +303,56 @@ def test_closed_slides_and_failed_openings_leave_no_file_open(awkward_tiff, tmp_
             open_slide(tmp_path / "bad.tif")
     gc.collect()
     assert len(os.listdir("/proc/self/fd")) <= before  # noqa: PTH208
+
+
+@pytest.mark.parametrize("compression", [None, "zlib", "lzw", "zstd"])
+def test_a_last_strip_that_is_filled_up_is_read(pattern, tmp_path, compression):
+    """Some programs write it as high as the others, which Pillow and libtiff understand."""
+    pixels, path = pattern(120, 70), tmp_path / "s.tif"
+    tifffile.imwrite(path, pixels, rowsperstrip=32, compression=compression, photometric="rgb", metadata=None)
+    filled_up = np.concatenate([pixels[64:], np.full((26, 120, 3), 7, np.uint8)]).tobytes()
+    encode = {
+        None: bytes,
+        "zlib": imagecodecs.zlib_encode,
+        "lzw": imagecodecs.lzw_encode,
+        "zstd": imagecodecs.zstd_encode,
+    }[compression]
+    strip = encode(filled_up)
+    with path.open("ab") as file:
+        start = file.tell()
+        file.write(strip)
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        tags = file.pages[0].tags
+        for code, value in ((273, start), (279, len(strip))):
+            tags[code].overwrite((*tags[code].value[:2], value))
+    with open_slide(path) as slide:
+        np.testing.assert_array_equal(read(slide, 0, 0, 120, 70), pixels)
+    with Image.open(path) as other:
+        np.testing.assert_array_equal(np.asarray(other), pixels)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib", "lzw"])
+def test_colours_that_are_stored_by_themselves_are_read_by_openslide(pattern, tmp_path, compression):
+    pixels, path = pattern(200, 130), tmp_path / "s.tif"
+    options = {"photometric": "rgb", "planarconfig": "separate", "metadata": None}
+    tifffile.imwrite(path, pixels.transpose(2, 0, 1), tile=(64, 64), compression=compression, **options)
+    with open_slide(path) as slide:
+        assert isinstance(slide, OpenSlideSlide)
+        np.testing.assert_array_equal(read(slide, 0, 0, 200, 130), pixels)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "<OME><BinaryOnly MetadataFile='set.companion.ome' UUID='urn:uuid:1'/></OME>",
+        "<OME><Image><Pixels SizeZ='2'><TiffData><UUID FileName='z0.ome.tif'>urn:uuid:1</UUID></TiffData>"
+        "<TiffData><UUID FileName='z1.ome.tif'>urn:uuid:2</UUID></TiffData></Pixels></Image></OME>",
+    ],
+)
+def test_one_of_several_files_of_an_image_is_refused_by_their_names(pattern, tmp_path, said):
+    path = tmp_path / "z0.ome.tif"
+    tifffile.imwrite(
+        path, pattern(128, 96), tile=(64, 64), photometric="rgb", description=said, metadata=None
+    )
+    with pytest.raises(SlideOpenError, match=r"one of the files of an OME-TIFF \((set|z0\.ome\.tif, z1)"):
+        open_slide(path)

@@ -203,6 +203,12 @@ def _check_shows_slide(path: str, index: TiffIndex) -> None:
             f"its only picture is called {index.overview!r}; give the file that has the slide itself, or, if "
             "that is what it shows, --reader direct",
         )
+    if index.files:
+        raise SlideOpenError(
+            path,
+            f"it is one of the files of an OME-TIFF ({index.files}), and a slide is one file; write them to "
+            "one, with bioformats2raw for example",
+        )
     if index.orientation != 1:
         raise SlideOpenError(
             path,

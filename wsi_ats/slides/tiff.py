@@ -147,8 +147,7 @@ class TiffSlide(Closable):
         shape = image.rows_stored(tile[0]), image.tile_width, 3
         pixels = regions[alone] if alone is not None else np.empty(shape, dtype=np.uint8)
         try:
-            assert image.coding is not None
-            image.coding.decode(fetch(number), pixels)
+            image.decode(fetch(number), pixels)
         except (SlideReadError, ValueError) as error:
             x, y = (
                 round(place * side * self.levels[level].downsample)

@@ -49,6 +49,9 @@ _STRIP = 1 << 20
 # How many images of different channels, depths or times an OME-TIFF has of the same place.
 _PLANES = "ome.planes"
 
+# The files that an OME-TIFF is spread over, where they are several.
+_FILES = "ome.files"
+
 # How pages of several channels are named: by PerkinElmer's and Akoya's QPTIFF, and by others.
 _NAME = re.compile(r"<(?:Name|channel)>([^<]+)</", re.IGNORECASE)
 
@@ -139,6 +142,32 @@ class StoredImage:
     def rows_stored(self, row: int) -> int:
         """Rows of pixels in the tiles of one row."""
         return self.tile_height if self.tiled else min(self.tile_height, self.height - row * self.tile_height)
+
+    def decode(self, data: bytes | memoryview, out: npt.NDArray[np.uint8]) -> None:
+        """Decode a tile.
+
+        Parameters
+        ----------
+        data
+            The tile as stored.
+        out
+            Where to: contiguous, shape (:meth:`rows_stored` of its row, tile_width, 3).
+
+        Raises
+        ------
+        ValueError
+            When the data are damaged, or not a tile of that size. Some programs fill up the last strip, which
+            is understood.
+        """
+        assert self.coding is not None
+        try:
+            self.coding.decode(data, out)
+        except ValueError:
+            if len(out) == self.tile_height:
+                raise
+            filled_up = np.empty((self.tile_height, *out.shape[1:]), dtype=np.uint8)
+            self.coding.decode(data, filled_up)
+            out[:] = filled_up[: len(out)]
 
     def touched(self, corners: IntArray, width: int, height: int) -> int:
         """Bytes of the tiles under regions, each tile once.
@@ -235,6 +264,11 @@ class TiffIndex:
     def planes(self) -> int:
         """Images of the same place, in other channels, depths or times, as far as the file tells."""
         return max(int(self.properties.get(_PLANES, 1)), len(self.pages))
+
+    @property
+    def files(self) -> str:
+        """Names of the files that the image is spread over; empty where it is all in this one."""
+        return self.properties.get(_FILES, "")
 
     def image(self, width: int, height: int) -> StoredImage | None:
         """Find a tiled image by its size."""
@@ -383,13 +417,23 @@ def _ome_properties(text: str, samples: int) -> Iterator[tuple[str, str]]:
         root = ET.fromstring(text)
     except ET.ParseError as error:
         raise ValueError(f"its OME-XML cannot be read: {error}") from error
-    pixels = next((each for each in root.iter() if each.tag.rpartition("}")[2] == "Pixels"), None)
+    named = {_name_of(each): each for each in reversed(list(root.iter()))}
+    files = {each.get("FileName", "") for each in root.iter() if _name_of(each) == "UUID"} - {""}
+    if "BinaryOnly" in named:
+        files.add(named["BinaryOnly"].get("MetadataFile", "another"))
+    if len(files) > 1 or "BinaryOnly" in named:
+        yield _FILES, ", ".join(sorted(files))
+    pixels = named.get("Pixels")
     if pixels is not None:
         for name in ("PhysicalSizeX", "PhysicalSizeY", "PhysicalSizeXUnit", "PhysicalSizeYUnit"):
             if name in pixels.attrib:
                 yield f"ome.{name}", pixels.attrib[name]
         colours, depths, times = (int(pixels.attrib.get(f"Size{axis}", 1)) for axis in "CZT")
         yield _PLANES, str(max(1, colours // samples) * depths * times)
+
+
+def _name_of(element: ET.Element) -> str:
+    return element.tag.rpartition("}")[2]
 
 
 def _images(pages: list[tuple[Any, bool]], vendor: str) -> Iterator[StoredImage]:
