@@ -673,6 +673,28 @@ def test_damage_is_found_where_a_program_has_silenced_the_log(damaged_tag, slide
             )
 
 
+@pytest.mark.parametrize(
+    ("tag", "value"),
+    [(258, (3, [9, 8, 8])), (284, (3, [2])), (277, (3, [4]))],
+    ids=["bits", "planes", "samples"],
+)
+@pytest.mark.parametrize("kind", ["zstd", "deflate"])
+def test_a_level_that_is_damaged_is_not_left_out(handmade, pattern, tmp_path, kind, tag, value):
+    """OpenSlide would leave it out, and read all of level 0 for a thumbnail: 10 seconds at 10,000 pixels."""
+    encode, number = {
+        "zstd": (lambda tile: imagecodecs.zstd_encode(tile.tobytes()), 50000),
+        "deflate": (deflate, 8),
+    }[kind]
+    full, half = (pattern(*size, seed) for seed, size in enumerate(SIZES))
+    images = [
+        image(full, encode, compression=number, tags=RESOLUTION),
+        image(half, encode, compression=number, tags={**REDUCED, tag: value}),
+    ]
+    path = handmade().write(tmp_path / "s.tif", images)
+    with pytest.raises(SlideOpenError, match="its level of 100 x 65 pixels is not stored as level 0 is: "):
+        open_slide(path)
+
+
 @pytest.mark.parametrize("wrong", ["no place", "no size", "too many strips", "no pixels at all"])
 def test_a_label_that_cannot_be_read_keeps_no_slide_from_being_opened(handmade, pattern, tmp_path, wrong):
     label = strip((10, 10), _279=(4, [300]), _278=(4, [10]))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wsi_ats.errors import SlideOpenError
-from wsi_ats.slides.base import Slide, SlideRef
+from wsi_ats.slides.base import Slide, SlideRef, advice_on
 from wsi_ats.slides.storage import is_remote, is_zarr, open_storage
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def _choose(ref: SlideRef) -> tuple[Choice, Storage | None, TiffIndex | None]:
 
 def _choose_by_content(ref: SlideRef, storage: Storage) -> tuple[Choice, TiffIndex | None]:
     """Choose by what is in the file, and hand on its index where that is what will be read."""
-    from wsi_ats.slides.tiff import levels_of, why_not
+    from wsi_ats.slides.tiff import damaged_level, levels_of, why_not
     from wsi_ats.slides.tiff_index import TiffIndex
 
     # Of MIRAX the file itself says nothing, and may be empty.
@@ -178,6 +178,13 @@ def _choose_by_content(ref: SlideRef, storage: Storage) -> tuple[Choice, TiffInd
         elif any(each.below for each in levels_of(index)):
             why = "OpenSlide does not see its coarser levels, which are in SubIFDs"
         return Choice("direct", why), index
+    if index is not None and (level := damaged_level(index)) is not None:
+        # OpenSlide would leave it out, and make a thumbnail of the whole of level 0.
+        raise SlideOpenError(
+            ref.path,
+            f"its level of {level.width} x {level.height} pixels is not stored as level 0 is: "
+            f"{level.refused}; {advice_on(level.refused)}",
+        )
     if index is not None and index.planes > 1:
         from wsi_ats.slides.openslide import is_known
 

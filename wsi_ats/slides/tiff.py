@@ -251,6 +251,14 @@ def why_not(index: TiffIndex, *, like_openslide: bool = True) -> str:
     return ""
 
 
+def damaged_level(index: TiffIndex) -> StoredImage | None:
+    """Find a level that cannot be decoded although level 0 can: no program writes such pyramids."""
+    first, *others = levels_of(index)
+    if index.vendor not in _PLAIN or first.coding is None:
+        return None
+    return next((each for each in others if each.coding is None), None)
+
+
 @dataclass(frozen=True)
 class _Places:
     """Which tiles lie under which regions.
