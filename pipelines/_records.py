@@ -176,8 +176,9 @@ def absolute(refs: Sequence[SlideRef]) -> list[SlideRef]:
 
 
 def settled(refs: Sequence[SlideRef], settings: Settings) -> list[SlideRef]:
-    """Refer to slides from the root, in the colours that settings ask for."""
-    return [replace(ref, colour=settings.tile.colour) for ref in absolute(refs)]
+    """Refer to slides from the root, in the colours and the channel that settings ask for."""
+    tile = settings.tile
+    return [replace(ref, colour=tile.colour, channel=tile.channel) for ref in absolute(refs)]
 
 
 def pending(task: SlideTask, refs: Sequence[SlideRef]) -> tuple[dict[str, Row], list[SlideRef]]:

@@ -170,7 +170,7 @@ def info(refs: Iterable[SlideRef], *, settings: Settings | None = None) -> Infos
 
 
 def _look(ref: SlideRef, settings: Settings) -> SlideInfo:
-    slide, choice = open_chosen(replace(ref, colour=settings.tile.colour))
+    slide, choice = open_chosen(replace(ref, colour=settings.tile.colour, channel=settings.tile.channel))
     with slide:
         counting = CountingSlide(slide)
         view = inspect(counting, settings)

@@ -20,7 +20,7 @@ from wsi_ats.targets import TASKS
 
 SECTIONS = [field.name for field in dataclasses.fields(Settings)]
 OTHER = {  # for every setting, a value that is not its default
-    "tile": {"size": 128, "mpp": 0.25, "tolerance": 0.0, "stride": 0.5, "colour": "srgb"},
+    "tile": {"size": 128, "mpp": 0.25, "tolerance": 0.0, "stride": 0.5, "colour": "srgb", "channel": "DAPI"},
     "thumbnail": {
         "pixels_per_cell": 4,
         "tissue": "none",

@@ -64,6 +64,9 @@ class TileSettings:
     colour: str = "stored"
     """``stored``: pixels as the file has them, as published backbones were trained; ``srgb``: as its colour
     profile says they look, which brings scanners closer; files without a profile stay as they are."""
+    channel: str = ""
+    """Name, or number from 0, of the channel to read of TIFF files with several, such as ``DAPI``. Without it
+    such a file is refused, for its first channel is not the slide."""
 
     def __post_init__(self) -> None:
         _require(self.size >= 16, f"tile.size must be at least 16 pixels, not {self.size}")

@@ -96,13 +96,13 @@ def predict_slide(
         When the slide's resolution is unknown or a pixel that is needed cannot be read.
     SettingsError
         When the model is in training mode, for its scores would depend on dropout; when the slide's colours
-        are not those of ``tile.colour``.
+        or channel are not those of ``tile.colour`` and ``tile.channel``.
     ModelError
         When the slide would not fit into memory, which can happen with kind ``image``.
     """
     if model.training:
         raise SettingsError("scoring needs a model in evaluation mode; call model.eval() first")
-    ref.check_colour(settings.tile.colour)
+    ref.check_pixels(colour=settings.tile.colour, channel=settings.tile.channel)
     begin = time.perf_counter()
     counting = CountingSlide(slide)
     view = inspect(counting, settings)

@@ -122,7 +122,7 @@ def fit(
     ------
     SettingsError
         When they suit scoring only, the task or the number of processes has no use for them, patience has
-        no slides to watch, or a slide's colours are not those of ``tile.colour``.
+        no slides to watch, or a slide's colours or channel are not those of section ``tile``.
     ManifestError
         When slides of one case, taken together, have different labels.
     ModelError
@@ -136,7 +136,7 @@ def fit(
     settings.check_trainable(processes=1 if processes is None else processes.count)
     settings.check_watched(len(validation))
     for example in (*training, *validation):
-        example.ref.check_colour(settings.tile.colour)
+        example.ref.check_pixels(colour=settings.tile.colour, channel=settings.tile.channel)
     run = _Training(
         training,
         validation,

@@ -216,6 +216,22 @@ def test_of_several_channels_or_depths_none_is_taken_for_the_slide(tmp_path, sha
             open_slide(SlideRef("s", str(path), "s", reader=reader))
 
 
+@pytest.mark.parametrize("channel", ["Cy3", "2"])
+def test_a_channel_of_ome_is_read_with_its_levels(tmp_path, channel):
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 128, 192), dtype=np.uint8)
+    path = tmp_path / "s.ome.tif"
+    options = {"photometric": "minisblack", "tile": (64, 64)}
+    with tifffile.TiffWriter(path, ome=True) as file:
+        named = {"axes": "CYX", "Channel": {"Name": ["DAPI", "FITC", "Cy3"]}}
+        file.write(pixels, subifds=1, metadata=named, **options)
+        file.write(pixels[:, ::2, ::2], subfiletype=1, **options)
+    with open_slide(SlideRef("s", str(path), "s", channel=channel)) as slide:
+        for level, step in enumerate((1, 2)):
+            expected = np.repeat(pixels[2, ::step, ::step, None], 3, 2)
+            found = read(slide, 0, 0, 192 // step, 128 // step, level=level)
+            np.testing.assert_array_equal(found, expected)
+
+
 def test_levels_of_another_picture_are_not_those_of_the_slide(pattern, tmp_path):
     path = tmp_path / "s.ome.tif"
     with tifffile.TiffWriter(path, ome=True) as file:

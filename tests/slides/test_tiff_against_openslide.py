@@ -626,6 +626,46 @@ def test_pages_of_one_size_are_channels_and_refused_by_name(handmade, tmp_path, 
         open_slide(path)
 
 
+@pytest.fixture
+def channels(handmade, tmp_path):
+    """A QPTIFF of two channels in two levels, with a thumbnail between them."""
+    names = [f"<Name>{each}</Name>".encode() + b"\0" * 8 for each in ("DAPI", "Cy3")]
+
+    def grey_page(seed, size=SIZE, **tags):
+        tags = {int(key[1:]): value for key, value in tags.items()}
+        return image(grey, samples=1, photometric=1, seed=seed, size=size, tags=tags)
+
+    full = [grey_page(seed, _270=(2, name)) for seed, name in enumerate(names)]
+    half = [grey_page(seed, (350, 220), _254=(4, [1])) for seed in (2, 3)]
+    thumbnail = image(size=(70, 44), tags={254: (4, [1])})
+    return handmade().write(tmp_path / "s.tif", [*full, thumbnail, *half])
+
+
+@pytest.mark.parametrize("channel", ["Cy3", "cy3", "1"])
+@pytest.mark.parametrize("reader", ["auto", "direct"])
+def test_a_channel_is_read_at_all_its_levels(channels, channel, reader):
+    with open_slide(SlideRef("s", str(channels), "s", channel=channel, reader=reader)) as slide:
+        assert [(level.width, level.height) for level in slide.levels] == [SIZE, (350, 220)]
+        with tifffile.TiffFile(channels) as file:
+            for number, page in enumerate((1, 4)):
+                level = slide.levels[number]
+                found = slide.read_regions(number, np.array([[0, 0]]), level.width, level.height)[0]
+                expected = file.pages[page].asarray()
+                np.testing.assert_array_equal(found, np.repeat(expected[..., None], 3, 2))
+
+
+def test_a_channel_that_is_not_there_is_refused_with_those_that_are(channels, handmade, tmp_path):
+    with pytest.raises(SlideOpenError, match=r"tile.channel is 'GFP', but its channels are 0 DAPI, 1 Cy3"):
+        open_slide(SlideRef("s", str(channels), "s", channel="GFP"))
+    with pytest.raises(SlideOpenError, match=r"give one by its name, or its number"):
+        open_slide(channels)
+    alone = handmade().write(tmp_path / "alone.tif", [image()])
+    with pytest.raises(SlideOpenError, match="has no channels to choose from"):
+        open_slide(SlideRef("s", str(alone), "s", channel="DAPI"))
+    with pytest.raises(SlideOpenError, match="the reader is openslide: asked for"):
+        open_slide(SlideRef("s", str(alone), "s", channel="DAPI", reader="openslide"))
+
+
 def test_a_second_version_of_the_whole_is_no_channel(handmade, tmp_path):
     path = handmade().write(tmp_path / "s.tif", [image(), image(tags={254: (4, [1])}, size=(350, 220))])
     with open_slide(path) as slide:

@@ -101,6 +101,8 @@ class SlideRef:
         :func:`wsi_ats.slides.open_slide` choose.
     colour
         ``"stored"``: pixels as they are; ``"srgb"``: as the file's colour profile says they look.
+    channel
+        Name or number, from 0, of the channel to read of a TIFF file with several; empty for all others.
 
     Examples
     --------
@@ -118,6 +120,7 @@ class SlideRef:
     mpp: float | None = None
     reader: str = "auto"
     colour: str = "stored"
+    channel: str = ""
 
     def __post_init__(self) -> None:
         for name, value, known in (("reader", self.reader, READERS), ("colour", self.colour, COLOURS)):
@@ -157,19 +160,20 @@ class SlideRef:
         name = composed(name)
         return cls(id=name, path=str(path), case=name, mpp=mpp)
 
-    def check_colour(self, wanted: str) -> None:
-        """Miss a slide that would be opened in other colours than a model is used with.
+    def check_pixels(self, *, colour: str, channel: str) -> None:
+        """Miss a slide that would be opened in other colours, or another channel, than a model is used with.
 
         Raises
         ------
         SettingsError
-            When ``colour`` is not the wanted one.
+            When ``colour`` or ``channel`` is not the wanted one.
         """
-        if self.colour != wanted:
-            raise SettingsError(
-                f"{self.path}: its colour is {self.colour!r}, but tile.colour is {wanted!r}; open it by "
-                f"SlideRef(..., colour={wanted!r})"
-            )
+        for name, own, wanted in (("colour", self.colour, colour), ("channel", self.channel, channel)):
+            if own != wanted:
+                raise SettingsError(
+                    f"{self.path}: its {name} is {own!r}, but tile.{name} is {wanted!r}; open it by "
+                    f"SlideRef(..., {name}={wanted!r})"
+                )
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,9 +109,17 @@ def _open(
     if choice.reader == "direct":
         from wsi_ats.slides.tiff import TiffSlide
 
-        return TiffSlide(ref.path, mpp=ref.mpp, threads=threads, storage=storage, index=index)
+        return TiffSlide(
+            ref.path, mpp=ref.mpp, channel=ref.channel, threads=threads, storage=storage, index=index
+        )
     if storage is not None:
         storage.close()
+    if ref.channel:
+        raise SlideOpenError(
+            ref.path,
+            f"tile.channel is {ref.channel!r}, but channels can be chosen of TIFF files alone that are read "
+            f"directly, and the reader is {choice.reader}: {choice.reason}",
+        )
     if choice.reader == "zarr":
         from wsi_ats.slides.zarr import ZarrSlide
 
@@ -165,9 +173,11 @@ def _choose_by_content(ref: SlideRef, storage: Storage) -> tuple[Choice, TiffInd
     # Of MIRAX the file itself says nothing, and may be empty.
     if storage.size == 0 and not ref.path.lower().endswith(".mrxs"):
         raise SlideOpenError(ref.path, "it is an empty file; copy it again")
-    index = TiffIndex.of(storage)
+    whole = index = TiffIndex.of(storage)
     if index is not None:
         _check_shows_slide(ref.path, index)
+    if index is not None and ref.channel:
+        index = index.of_channel(ref.path, ref.channel)
     reason = "it is no TIFF file" if index is None else why_not(index)
     if index is not None and not reason:
         why = "its pixels are those that OpenSlide gives"
@@ -177,7 +187,7 @@ def _choose_by_content(ref: SlideRef, storage: Storage) -> tuple[Choice, TiffInd
             why = "OpenSlide reads no OME-TIFF, or its finest level alone"
         elif any(each.below for each in levels_of(index)):
             why = "OpenSlide does not see its coarser levels, which are in SubIFDs"
-        return Choice("direct", why), index
+        return Choice("direct", why), whole
     if index is not None and (level := damaged_level(index)) is not None:
         # OpenSlide would leave it out, and make a thumbnail of the whole of level 0.
         raise SlideOpenError(
@@ -189,8 +199,10 @@ def _choose_by_content(ref: SlideRef, storage: Storage) -> tuple[Choice, TiffInd
         from wsi_ats.slides.openslide import is_known
 
         known = not is_remote(ref.path) and is_known(ref.path)
-        advice = "--reader openslide takes the first" if known else "write the one that is wanted to a file"
-        raise SlideOpenError(ref.path, f"{reason}, and a slide is one picture; {advice}")
+        advice = "; --reader openslide takes the first" if known else ""
+        if index.pages:
+            advice = "; give one by its name, or its number from 0, with --set tile.channel=..." + advice
+        raise SlideOpenError(ref.path, f"{reason}, and a slide is one picture{advice}")
     if not is_remote(ref.path):
         return Choice("openslide", reason), None
     if index is None or why_not(index, like_openslide=False):
@@ -199,7 +211,7 @@ def _choose_by_content(ref: SlideRef, storage: Storage) -> tuple[Choice, TiffInd
             f"only OME-Zarr and plain TIFF pyramids are read from a store, and {reason}; copy it to this "
             "machine, or convert it with `wsi-ats convert`",
         )
-    return Choice("direct", f"OpenSlide reads no store, although {reason}"), index
+    return Choice("direct", f"OpenSlide reads no store, although {reason}"), whole
 
 
 def _check_shows_slide(path: str, index: TiffIndex) -> None:

@@ -36,6 +36,8 @@ class TiffSlide(Closable):
         The file, or a URL.
     mpp
         Micrometres per level-0 pixel, where the file's own value is missing or wrong.
+    channel
+        Name or number of the one to read, of a file with several; "" of others.
     threads
         How many decode at a time, for a read of several tiles.
     storage, index
@@ -52,6 +54,7 @@ class TiffSlide(Closable):
         path: str,
         *,
         mpp: float | None = None,
+        channel: str = "",
         threads: int = 1,
         storage: Storage | None = None,
         index: TiffIndex | None = None,
@@ -64,6 +67,8 @@ class TiffSlide(Closable):
             index = index or TiffIndex.of(self._storage)
             if index is None:
                 raise SlideOpenError(path, "it is no TIFF file; leave out --reader to have another tried")
+            if channel:
+                index = index.of_channel(path, channel)
             refused = why_not(index, like_openslide=False)
             if refused:
                 raise SlideOpenError(path, f"it cannot be read directly: {refused}; leave out --reader")

@@ -125,6 +125,8 @@ class StoredImage:
         Whether the file says that it is another image at a lower resolution.
     below
         Whether it is kept below another image (in a SubIFD) and not in the file's own sequence.
+    channel
+        Number of the channel that it is of, where the file has several; ``None`` for labels and overviews.
     """
 
     width: int
@@ -138,6 +140,7 @@ class StoredImage:
     refused: str = ""
     reduced: bool = False
     below: bool = False
+    channel: int | None = None
 
     def rows_stored(self, row: int) -> int:
         """Rows of pixels in the tiles of one row."""
@@ -205,8 +208,8 @@ class TiffIndex:
     overview
         What the only image is called, where that says that it is a label, macro or overview.
     pages
-        Names of the images in sequence that are as large as the first, it included, as far as they have one:
-        of plain TIFF they are channels, depths or times.
+        Names of the images in sequence that are as large as the first, it included, empty for those without:
+        of plain TIFF they are channels, depths or times, of OME-TIFF channels.
     """
 
     vendor: str
@@ -238,10 +241,10 @@ class TiffIndex:
                     vendor = _vendor(first)
                     properties = dict(_properties(first, vendor))
                     icc = _bytes(first, 34675)
-                    images = tuple(_images(pages, vendor))
+                    images = tuple(_images(pages, vendor, _channels(pages)))
                     said = _text(first, 270).decode(errors="replace")
                     overview = _OVERVIEW.search(said) if len(pages) == 1 else None
-                    alike = tuple(_alike(pages)) if vendor == "generic-tiff" else ()
+                    alike = tuple(_names(pages, vendor))
                     for page, _ in pages:
                         # Pages refer to each other, and with them four times the bytes of the index would
                         # stay until the garbage collector next looks at everything.
@@ -264,6 +267,38 @@ class TiffIndex:
     def planes(self) -> int:
         """Images of the same place, in other channels, depths or times, as far as the file tells."""
         return max(int(self.properties.get(_PLANES, 1)), len(self.pages))
+
+    def of_channel(self, path: str, channel: str) -> Self:
+        """Choose one of several channels.
+
+        Parameters
+        ----------
+        path
+            Named in errors.
+        channel
+            Its name, or its number from 0.
+
+        Raises
+        ------
+        SlideOpenError
+            When the file has one picture, or no such channel.
+        """
+        known = ", ".join(f"{number} {name}".strip() for number, name in enumerate(self.pages))
+        if len(self.pages) < 2:
+            raise SlideOpenError(
+                path, f"tile.channel is {channel!r}, but the file has no channels to choose from"
+            )
+        names = [name.lower() for name in self.pages]
+        number = names.index(channel.lower()) if channel.lower() in names else -1
+        if number < 0 and channel.isdecimal():
+            number = int(channel)
+        images = tuple(each for each in self.images if each.channel == number)
+        if not images:
+            raise SlideOpenError(
+                path, f"tile.channel is {channel!r}, but its channels are {known}; give one of them"
+            )
+        properties = {name: value for name, value in self.properties.items() if name != _PLANES}
+        return replace(self, images=images, pages=(), properties=properties)
 
     @property
     def files(self) -> str:
@@ -436,23 +471,66 @@ def _name_of(element: ET.Element) -> str:
     return element.tag.rpartition("}")[2]
 
 
-def _images(pages: list[tuple[Any, bool]], vendor: str) -> Iterator[StoredImage]:
+def _images(pages: list[tuple[Any, bool]], vendor: str, channels: Mapping[int, int]) -> Iterator[StoredImage]:
     for number, (page, below) in enumerate(pages):
         try:
-            yield replace(_image(page, vendor), below=below)
+            yield replace(_image(page, vendor), below=below, channel=channels.get(number))
         except ValueError:
             # Labels and overviews come in many forms, and are not what is read.
             if number == 0 or page.is_tiled:
                 raise
 
 
-def _alike(pages: list[tuple[Any, bool]]) -> Iterator[str]:
-    """Name what is as large as the first image and not said to be another version of it."""
+def _alike(pages: list[tuple[Any, bool]]) -> list[int]:
+    """Number the pages that are as large as the first and not said to be another version of it."""
     first = pages[0][0]
-    for page, below in pages:
-        if not below and page.shape == first.shape and (page is first or not _number(page, 254, 0) & 1):
-            named = _NAME.search(_text(page, 270).decode(errors="replace"))
+    return [
+        number
+        for number, (page, below) in enumerate(pages)
+        if not below and page.shape == first.shape and (page is first or not _number(page, 254, 0) & 1)
+    ]
+
+
+def _names(pages: list[tuple[Any, bool]], vendor: str) -> Iterator[str]:
+    """Name the channels; none where there are depths or times as well."""
+    first, alike = pages[0][0], _alike(pages)
+    if vendor == "generic-tiff":
+        for number in alike:
+            named = _NAME.search(_text(pages[number][0], 270).decode(errors="replace"))
             yield named[1].strip() if named else ""
+    elif vendor == "ome-tiff":
+        root = ET.fromstring(str(first.description))
+        pixels = next((each for each in root.iter() if _name_of(each) == "Pixels"), None)
+        if pixels is not None and len(alike) > 1:
+            names = [each.get("Name", "") for each in pixels if _name_of(each) == "Channel"]
+            flat = pixels.get("SizeZ", "1") == pixels.get("SizeT", "1") == "1"
+            if flat and len(names) == len(alike):
+                yield from names
+
+
+def _channels(pages: list[tuple[Any, bool]]) -> dict[int, int]:
+    """Number the channels of pages, by the page's number.
+
+    Coarser levels are below the page of their channel, or follow one another as the channels do.
+    """
+    alike = _alike(pages)
+    groups: dict[Any, list[int]] = {}
+    for number, (page, below) in enumerate(pages):
+        if number not in alike and not below and page.is_tiled == pages[0][0].is_tiled:
+            groups.setdefault(page.shape, []).append(number)
+    channels = {
+        number: channel
+        for places in (alike, *groups.values())
+        if len(places) == len(alike)
+        for channel, number in enumerate(places)
+    }
+    owner = 0
+    for number, (_, below) in enumerate(pages):
+        if not below:
+            owner = number
+        elif owner in channels:
+            channels[number] = channels[owner]
+    return channels
 
 
 def _check_tags(page: Any) -> None:
