@@ -181,7 +181,9 @@ def _choose_by_content(ref: SlideRef, storage: Storage) -> tuple[Choice, TiffInd
     reason = "it is no TIFF file" if index is None else why_not(index)
     if index is not None and not reason:
         why = "its pixels are those that OpenSlide gives"
-        if not index.images[0].tiled:
+        if ref.channel:
+            why = f"channel {ref.channel} was asked for"
+        elif not index.images[0].tiled:
             why = "OpenSlide reads no TIFF in strips"
         elif index.vendor == "ome-tiff":
             why = "OpenSlide reads no OME-TIFF, or its finest level alone"
