@@ -9,8 +9,10 @@ from tempfile import TemporaryDirectory
 
 from pipelines._records import absolute
 from wsi_ats.errors import ManifestError
-from wsi_ats.manifest import read_manifest
+from wsi_ats.manifest import find_slides_among, read_manifest
 from wsi_ats.slides.base import SlideRef
+from wsi_ats.slides.dicom import read_instance
+from wsi_ats.slides.storage import is_remote
 from wsi_ats.tables import write_csv
 
 
@@ -35,8 +37,11 @@ def read_sources(
             sources[0], labels=labels, label_column=label_column, task=task, splits=splits, mpp=mpp
         )
     named: dict[str, tuple[str, SlideRef]] = {}
-    for source in sources:
-        for ref in read_manifest(source):
+    files, others = _dicom_files(sources)
+    found = [(source, read_manifest(source)) for source in others]
+    found += [("its files", find_slides_among(files))] if files else []
+    for source, refs in found:
+        for ref in refs:
             where, other = named.setdefault(ref.id, (source, ref))
             if other is not ref:
                 raise ManifestError(
@@ -54,6 +59,12 @@ def read_sources(
         return read_manifest(
             table, labels=labels, label_column=label_column, task=task, splits=splits, mpp=mpp
         )
+
+
+def _dicom_files(sources: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Set apart the sources that are DICOM files: where a shell has expanded ``*.dcm``, each is a level."""
+    files = [Path(each) for each in sources if not is_remote(each) and read_instance(Path(each)) is not None]
+    return files, [each for each in sources if Path(each) not in files]
 
 
 def _columns(refs: Sequence[SlideRef]) -> dict[str, list[str]]:

@@ -113,11 +113,14 @@ class Arrivals:
 
     def marked(self, ref: SlideRef) -> bool:
         """Whether there is a marker beside the slide."""
-        file, place = Path(ref.path), _place(ref)
-        beside = {place}
-        if place == file or ref.id == file.stem:  # not of DICOM in several files, in folders called 1.2.840.1
-            beside |= {file, file.with_name(file.stem)}
-        return any(each.with_name(f"{each.name}{self.marker}").exists() for each in beside)
+        file = Path(ref.path)
+        names = {file: {file.name, file.stem}}
+        if _is_dicom(ref):  # in folders called 1.2.840.1, which have no ending
+            folder = file.parent
+            names = {folder: {folder.name}} if ref.id == folder.name else {file: {file.name, ref.id}}
+        return any(
+            place.with_name(f"{name}{self.marker}").exists() for place, each in names.items() for name in each
+        )
 
 
 @dataclass(frozen=True)
@@ -319,7 +322,7 @@ def _files(path: Path) -> list[Path]:
     ending = path.suffix.lower()
     if path.is_dir():
         return _below(path)
-    if is_dicom(path):
+    if path.is_file() and is_dicom(path):
         return files_of_series(path)
     if ending == ".mrxs":
         return [path, *_below(path.with_suffix(""))]

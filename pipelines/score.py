@@ -45,7 +45,7 @@ RESULTS = ("records", "selections", "attention", *_TABLES)
 # What a network was built for; scoring with another value would feed it what it has never seen.
 _VIEW = ("pixels_per_cell", "levels", "cells_per_region", "pixels_per_region")
 _FIXED = (
-    "tile.size",
+    *("tile.size", "tile.colour", "tile.channel"),
     *(f"thumbnail.{name}" for name in _VIEW),
     *(f"model.{each.name}" for each in fields(ModelSettings)),
 )

@@ -166,7 +166,12 @@ def test_bright_and_dark_fields_in_one_picture_are_doubted():
     assert tell_background(paint(picture(GLASS), (2, 2, 4), (0, 12), (0, 3))).doubt == ""
 
 
-@pytest.mark.parametrize("tone", [(0, 0, 0), (128, 128, 128), (240, 238, 241)])
+def test_where_nothing_is_bright_and_nothing_dark_the_background_is_doubted():
+    found = tell_background(paint(picture((40, 40, 40)), (120, 120, 120), (3, 7), (5, 12)))
+    assert "no background" in found.doubt
+
+
+@pytest.mark.parametrize("tone", [(0, 0, 0), (128, 128, 128), (240, 238, 241), (235, 225, 215)])
 def test_a_tile_of_one_tone_is_empty_and_one_with_a_nucleus_is_not(tone):
     noise = np.random.default_rng(0).normal(0, 1.5, (3, 256, 256, 3))
     tiles = np.clip(np.array(tone) + noise, 0, 255).astype(np.uint8)

@@ -585,7 +585,10 @@ class Settings:
                 raise SettingsError(f"expected section.name=value, not {assignment!r}")
             if not isinstance(values.get(section), dict):
                 raise SettingsError(f"unknown settings section {section!r}; known are {_names(self)}")
-            values[section] = values[section] | {key: _parse(text.strip())}
+            known = values[section]
+            # What is a word is one also where it looks like a number: the channel 0, a backbone "18".
+            word = isinstance(known.get(key), str) and not text.strip().startswith(('"', "'"))
+            values[section] = known | {key: text.strip() if word else _parse(text.strip())}
         return type(self).from_mapping(values)
 
     def check_trainable(self, *, processes: int = 1) -> None:

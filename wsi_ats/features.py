@@ -141,5 +141,6 @@ class FeatureFolder:
 
     def file(self, ref: SlideRef, grid: Grid) -> FeatureFile:
         """File of a slide on a grid of tiles; its name depends on the slide's content, so keep it at hand."""
-        digest = digest_of(self.encoder, str(self.width), slide_digest(ref.path), repr(grid))
+        pixels = (slide_digest(ref.path), ref.colour, ref.channel)
+        digest = digest_of(self.encoder, str(self.width), *pixels, repr(grid))
         return FeatureFile(self.folder / f"{ref.id}-{digest}.f32", grid.size, self.width)

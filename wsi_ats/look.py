@@ -333,4 +333,6 @@ def _background(slide: Slide, thumbnail: Pixels, grid: Grid, settings: Settings)
     method = cast(Method, settings.thumbnail.tissue)
     if method != "auto":
         return Background(method, "asked for")
+    if settings.tile.channel:
+        return Background("fluorescence", "a channel was asked for")
     return tell_background(thumbnail, _scanned(slide, thumbnail, (0.0, 0.0), _pixel(thumbnail, grid)))

@@ -31,7 +31,8 @@ from pathlib import Path, PurePath, PureWindowsPath
 
 from wsi_ats.errors import ManifestError
 from wsi_ats.slides.base import SlideRef, composed
-from wsi_ats.slides.dicom import find_series, is_dicom
+from wsi_ats.slides.dicom import SUFFIXES as _DICOM
+from wsi_ats.slides.dicom import find_series, is_dicom, read_instance
 from wsi_ats.slides.storage import is_remote, is_zarr
 from wsi_ats.tables import read_csv
 from wsi_ats.targets import Target, check_label, join_columns
@@ -41,7 +42,6 @@ SLIDE_SUFFIXES = frozenset(
     {".bif", ".czi", ".dcm", ".dicom", ".mrxs", ".ndpi", ".qptiff", ".scn", ".svs", ".svslide", ".tif"}
     | {".tiff", ".vms", ".vmu"}
 )
-_DICOM = frozenset({".dcm", ".dicom"})
 # A folder that is one slide: an OME-Zarr image.
 _ZARR = ".zarr"
 # What counts as a slide when it is met: Olympus's files will be refused by name rather than passed over.
@@ -136,13 +136,7 @@ def read_manifest(
         refs = _from_store(str(source))
     else:
         refs, left_out = _find(source)
-        if left_out:
-            _log.warning(
-                "%s: %d DICOM files are no whole-slide images and are left out: %s",
-                source,
-                len(left_out),
-                _list(left_out),
-            )
+        _warn_of_left_out(left_out, str(source))
     if not refs:
         raise ManifestError(
             f"{source}: no slides found; looked for files ending in {', '.join(sorted(SLIDE_SUFFIXES))} "
@@ -197,20 +191,49 @@ def find_slides(source: str | Path) -> list[SlideRef]:
     >>> [ref.id for ref in find_slides(folder)]
     ['a']
     """
-    return _find(source)[0]
+    folder = Path(source)
+    return _find(source, growing=folder if folder.is_dir() else folder.parent)[0]
 
 
-def _find(source: str | Path) -> tuple[list[SlideRef], list[str]]:
-    """Slides of a source, and the files of their kind that are none."""
+def find_slides_among(files: Sequence[Path]) -> list[SlideRef]:
+    """List the slides that files of this machine are, of which several may be one.
+
+    Parameters
+    ----------
+    files
+        Such as the DICOM files of a folder, each a level of a slide. Those that are no slides are left out,
+        which is logged as a warning.
+
+    Raises
+    ------
+    ManifestError
+        When none of them is a slide.
+    """
+    refs, left_out = _refs(files)
+    if not refs:
+        raise ManifestError(f"none of these files is a slide: {_list(left_out or map(str, files))}")
+    _warn_of_left_out(left_out, f"of {len(files)} files")
+    return refs
+
+
+def _warn_of_left_out(left_out: Sequence[str], source: str) -> None:
+    if left_out:
+        _log.warning("%s: %d DICOM files are left out: %s", source, len(left_out), _list(left_out))
+
+
+def _find(source: str | Path, *, growing: Path | None = None) -> tuple[list[SlideRef], list[str]]:
+    """Slides of a source, and the files of their kind that are none; see :func:`find_series`."""
     path = Path(source)
     if path.is_file() and path.suffix.lower() in _TABLE_SUFFIXES:
         return _from_table(path, None, "classification", awaited=True), []
+    if path.is_file() and _is_dicom(path):
+        return _refs([path])
     if path.is_file() or (path.is_dir() and is_zarr(path)):
         return [SlideRef.from_path(path)], []
     if path.is_dir():
-        return _refs(_walk(path))
+        return _refs(_walk(path), growing)
     if glob.has_magic(str(source)):
-        return _refs(_expand(str(source)))
+        return _refs(_expand(str(source)), growing)
     raise ManifestError(f"{source}: no such file or folder")
 
 
@@ -695,12 +718,33 @@ def _from_table(path: Path, label_column: str | None, task: str, *, awaited: boo
             f"{path.parent}: {_list(files.lost)}; add a column path, or give the slides' folder as "
             "the source and this table with --labels"
         )
+    _check_series(refs, path)
     if not any("://" in ref.path or Path(ref.path).exists() for ref in refs):
         raise ManifestError(
             f"{path}: none of its {len(refs)} slides exists, for example {refs[0].path}; paths are "
             "relative to the table's own folder"
         )
     return refs
+
+
+def _check_series(refs: Sequence[SlideRef], table: Path) -> None:
+    """Check that a table names each DICOM slide once: OpenSlide reads all of it from any of its files."""
+    first: dict[tuple[Path, str], SlideRef] = {}
+    for ref in refs:
+        file = Path(ref.path)
+        instance = read_instance(file) if _is_dicom(file) else None
+        if instance is None:
+            continue
+        if not instance.is_level:
+            raise ManifestError(
+                f"{table}: {ref.path} is no level of a slide, but {instance.other}; remove it"
+            )
+        other = first.setdefault((file.parent, instance.series), ref)
+        if other is not ref:
+            raise ManifestError(
+                f"{table}: {other.path} and {ref.path} are files of one slide (SeriesInstanceUID "
+                f"{instance.series}); name one of them"
+            )
 
 
 def _as_here(file: str, table: Path, row: int) -> str:
@@ -768,8 +812,8 @@ def _from_store(url: str) -> list[SlideRef]:
     return refs
 
 
-def _refs(files: Iterable[Path]) -> tuple[list[SlideRef], list[str]]:
-    """Slides among files, sorted by path, and DICOM files that are none."""
+def _refs(files: Iterable[Path], growing: Path | None = None) -> tuple[list[SlideRef], list[str]]:
+    """Slides among files, sorted by path, and DICOM files that are none; see :func:`find_series`."""
     refs: list[SlideRef] = []
     dicom: list[Path] = []
     for file in set(files):
@@ -781,7 +825,7 @@ def _refs(files: Iterable[Path]) -> tuple[list[SlideRef], list[str]]:
         # A folder among them is a slide: OME-Zarr.
         elif file.suffix.lower() in _MET or file.is_dir():
             refs.append(SlideRef.from_path(file))
-    series, left_out = find_series(dicom)
+    series, left_out = find_series(dicom, growing=growing)
     for each in series:
         name = composed(each.name)
         refs.append(SlideRef(id=name, path=str(each.path), case=name))
@@ -791,12 +835,10 @@ def _refs(files: Iterable[Path]) -> tuple[list[SlideRef], list[str]]:
 def _is_dicom(file: Path) -> bool:
     """Whether a file is called DICOM, or has no ending, or that of a UID, and is DICOM."""
     ending = file.suffix.lower()
-    if ending in _DICOM:
-        return True
-    if ending and not ending[1:].isdigit():
+    if ending and ending not in _DICOM and not ending[1:].isdigit():
         return False
     try:
-        return file.is_file() and is_dicom(file)
+        return file.is_file() and (ending in _DICOM or is_dicom(file))
     except OSError:  # not to be read, or it went away since the folder was listed
         return False
 

@@ -49,7 +49,10 @@ _DARK, _BRIGHT = 24, 160
 # Shares of what was scanned from which on dark and bright speak for different kinds of slides.
 _CONTRADICTION = 0.2
 
-# A tile is empty if fewer of its pixels differ from one grey: dust and noise.
+# Where fewer pixels are dark or bright, nothing is known of the background.
+_NO_BACKGROUND = 0.01
+
+# A tile is empty if fewer of its pixels differ from one tone: dust and noise.
 _NOTHING = 0.01
 
 # Such rectangles are a hundredth of the picture or more, and filled but for what is as dark as they are not.
@@ -183,6 +186,8 @@ def tell_background(pixels: Pixels, inside: Mask | None = None) -> Background:
             f"{reason}: a brightfield slide with dark fields, or a fluorescence slide with bright ones; look "
             "at what was found, and set thumbnail.tissue if it is wrong"
         )
+    if max(of_dark, of_bright) < _NO_BACKGROUND:
+        doubt = f"{reason}: there is no background to tell tissue from; set thumbnail.tissue if it is wrong"
     if dark <= max(bright, seen.size / 4):
         return Background("brightfield", reason, doubt)
     if bright <= max(np.count_nonzero(rest) / 4, 1) or not _is_rectangles(rest):
@@ -201,8 +206,8 @@ def are_empty(tiles: Pixels) -> Mask:
     Returns
     -------
     ndarray of bool, shape (N,)
-        Where all but a hundredth of the pixels are of one grey, as far as tissue stands out from glass or,
-        in the dark, from black. Every fourth pixel or so is looked at.
+        Where all but a hundredth of the pixels are of one tone with hardly a colour, as far as tissue stands
+        out from glass or, in the dark, from black. Every fourth pixel or so is looked at.
 
     Examples
     --------
@@ -211,10 +216,14 @@ def are_empty(tiles: Pixels) -> Mask:
     """
     step = max(1, tiles.shape[1] // 64)
     pixels = tiles[:, ::step, ::step].reshape(len(tiles), -1, 3)
-    grey = np.median(pixels, axis=1).max(axis=1)[:, None]
-    limits = np.where(grey < _DARK, _LIMITS["fluorescence"][0], _LIMITS["brightfield"][0])
-    other = np.abs(pixels - grey[..., None]).max(axis=2) > limits
-    empty: Mask = other.mean(axis=1) < _NOTHING
+    tone = np.median(pixels, axis=1)
+    dark = tone.max(axis=1) < _DARK
+    grain, colour = (
+        np.where(dark, fluorescence, brightfield)
+        for fluorescence, brightfield in zip(_LIMITS["fluorescence"], _LIMITS["brightfield"], strict=True)
+    )
+    other = np.abs(pixels - tone[:, None]).max(axis=2) > grain[:, None]
+    empty: Mask = (other.mean(axis=1) < _NOTHING) & (np.ptp(tone, axis=1) < colour)
     return empty
 
 

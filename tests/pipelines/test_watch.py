@@ -232,6 +232,21 @@ def test_dicom_files_of_other_series_are_no_part_of_a_slide(tmp_path):
     assert desk.look(SETTLE) == ["1.3"]
 
 
+def test_a_marker_of_a_folder_completes_one_slide_and_not_the_next(tmp_path):
+    desk = Desk(tmp_path, marker=".done")
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    for name, series in (("1.dcm", "1.2"), ("2.dcm", "1.2"), ("3.dcm", "1.3")):
+        write_dicom(tmp_path / name, series, pixels)
+    put(tmp_path.with_name(f"{tmp_path.name}.done"), "")
+    assert desk.look(1000) == []
+    assert desk.look(1000) == []
+    put(tmp_path / "3.done", "")
+    assert desk.look() == ["3"]
+    desk.watch.take(["3"])
+    put(tmp_path / "1.2.done", "")
+    assert desk.look() == ["1.2"]
+
+
 def test_files_of_programs_that_copy_are_no_slides(tmp_path):
     desk = Desk(tmp_path)
     for name in (

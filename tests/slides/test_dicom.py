@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 
 import numpy as np
 import pytest
-from pydicom.uid import SegmentationStorage
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, MediaStorageDirectoryStorage, SegmentationStorage
 
-from wsi_ats.errors import SlideOpenError
+from pipelines._sources import read_sources
+from wsi_ats.errors import ManifestError, SlideOpenError
 from wsi_ats.manifest import find_slides, read_manifest
 from wsi_ats.slides import open_slide
 from wsi_ats.slides.dicom import files_of_series, is_dicom, read_instance
@@ -70,7 +73,7 @@ def test_what_is_no_whole_slide_image_is_named_and_left_out(tmp_path, colour, ca
     write_dicom(tmp_path / "marks.dcm", "1.2.3", colour(0), kind=SegmentationStorage)
     write_dicom(tmp_path / "glass.dcm", "1.2.4", colour(0), flavour="OVERVIEW")
     assert [ref.id for ref in read_manifest(tmp_path)] == ["slide"]
-    assert "2 DICOM files are no whole-slide images" in caplog.text
+    assert "2 DICOM files are left out" in caplog.text
     assert f"{tmp_path / 'marks.dcm'} (Segmentation Storage)" in caplog.text
     assert f"{tmp_path / 'glass.dcm'} (overview)" in caplog.text
 
@@ -84,11 +87,90 @@ def test_files_without_an_ending_are_known_by_their_content(tmp_path, colour):
     assert [shown(ref)[0] for ref in refs] == [120, 60]
 
 
-def test_a_series_in_several_folders_is_one_slide(tmp_path, colour):
+def test_a_series_in_several_folders_is_one_slide_and_what_is_not_read_is_named(tmp_path, colour, caplog):
     for folder, width in (("a", 128), ("b", 256)):
         write_dicom(tmp_path / folder / "1.dcm", SERIES[0], colour(90, width, width))
     [ref] = read_manifest(tmp_path)
     assert (ref.id, ref.path) == (SERIES[0], str(tmp_path / "b" / "1.dcm"))
+    assert f"{tmp_path / 'a' / '1.dcm'} (a part of {ref.path}: put all of a slide" in caplog.text
+
+
+def test_files_of_one_name_in_folders_of_their_own_are_called_as_the_folders(tmp_path, colour):
+    for number, folder in enumerate("xy"):
+        write_dicom(tmp_path / folder / "IM0001.dcm", f"1.2.{number}", colour(90))
+    assert [ref.id for ref in read_manifest(tmp_path)] == ["x", "y"]
+
+
+def test_the_last_number_of_a_uid_is_no_ending(tmp_path, colour):
+    for number in (1, 2):
+        write_dicom(tmp_path / f"1.2.840.{number}", f"1.2.{number}", colour(90))
+    assert [ref.id for ref in read_manifest(tmp_path)] == ["1.2.840.1", "1.2.840.2"]
+
+
+def test_a_directory_of_files_is_no_slide(tmp_path, colour, caplog):
+    """Every export to a disk has one; it has no SOP class but in its header."""
+    directory = Dataset()
+    directory.FileSetID = "DISK"
+    directory.file_meta = FileMetaDataset()
+    directory.file_meta.MediaStorageSOPClassUID = MediaStorageDirectoryStorage
+    directory.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    directory.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+    directory.save_as(tmp_path / "DICOMDIR", enforce_file_format=True)
+    write_dicom(tmp_path / "SE000000", SERIES[0], colour(90))
+    [ref] = read_manifest(tmp_path)
+    assert shown(ref)[0] == 90
+    assert "DICOMDIR (Media Storage Directory Storage)" in caplog.text
+
+
+def test_files_of_a_slide_that_are_named_one_by_one_are_one_slide(tmp_path, colour):
+    files = [
+        write_dicom(tmp_path / "case 1" / f"{level}.dcm", SERIES[0], colour(90, width, width))
+        for level, width in enumerate((256, 128))
+    ]
+    files.append(write_dicom(tmp_path / "case 1" / "l.dcm", SERIES[0], colour(9), flavour="LABEL"))
+    [ref] = read_sources([str(file) for file in files])
+    assert (ref.id, ref.path) == ("case 1", str(files[0]))
+    table = tmp_path / "slides.csv"
+    for first, second, problem in (
+        (0, 1, "are files of one slide"),
+        (0, 2, "no level of a slide, but label"),
+    ):
+        table.write_text(f"path\n{files[first]}\n{files[second]}\n")
+        with pytest.raises(ManifestError, match=problem):
+            read_manifest(table)
+    with pytest.raises(ManifestError, match="no slides found"):
+        read_manifest(files[2])
+
+
+def test_a_folder_to_which_slides_come_gives_none_its_name(tmp_path, colour):
+    """Else the first would be called otherwise as soon as there is a second."""
+    for number in (1, 2):
+        for level, width in enumerate((256, 128)):
+            write_dicom(tmp_path / f"{number}{level}.dcm", f"1.2.{number}", colour(90, width, width))
+        assert [ref.id for ref in find_slides(tmp_path)] == ["1.2.1", "1.2.2"][:number]
+
+
+def test_a_neighbour_that_cannot_be_read_does_no_harm(tmp_path, colour, monkeypatch):
+    path = write_dicom(tmp_path / "s.dcm", SERIES[0], colour(90))
+    (tmp_path / "gone.dcm").symlink_to(tmp_path / "nowhere")
+    assert files_of_series(path) == [path]
+    gone, whole = read_manifest(tmp_path)
+    with pytest.raises(SlideOpenError, match="gone"):
+        open_slide(gone)
+    assert shown(whole)[0] == 90
+    os.mkfifo(tmp_path / "pipe.dcm")  # OpenSlide itself would wait for it
+    assert files_of_series(path) == [path]
+    assert [ref.id for ref in find_slides(tmp_path)] == ["gone", "pipe", "s"]
+
+
+def test_a_header_is_read_once_for_as_long_as_the_file_is_the_same(tmp_path, colour, monkeypatch):
+    path = write_dicom(tmp_path / "s.dcm", SERIES[0], colour(90))
+    assert read_instance(path).series == SERIES[0]
+    monkeypatch.setattr("pydicom.filereader.read_partial", None)
+    assert read_instance(path).series == SERIES[0]
+    monkeypatch.undo()
+    write_dicom(path, SERIES[1], colour(90, 128, 128))
+    assert read_instance(path).series == SERIES[1]
 
 
 def test_a_file_whose_header_cannot_be_read_is_listed_and_refused(tmp_path, colour):

@@ -675,7 +675,7 @@ def test_damage_is_found_where_a_program_has_silenced_the_log(damaged_tag, slide
 
 @pytest.mark.parametrize(
     ("tag", "value"),
-    [(258, (3, [9, 8, 8])), (284, (3, [2])), (277, (3, [4]))],
+    [(258, (3, [9, 8, 8])), (284, (3, [3])), (277, (3, [4]))],
     ids=["bits", "planes", "samples"],
 )
 @pytest.mark.parametrize("kind", ["zstd", "deflate"])
@@ -693,6 +693,19 @@ def test_a_level_that_is_damaged_is_not_left_out(handmade, pattern, tmp_path, ki
     path = handmade().write(tmp_path / "s.tif", images)
     with pytest.raises(SlideOpenError, match="its level of 100 x 65 pixels is not stored as level 0 is: "):
         open_slide(path)
+
+
+def test_a_level_that_openslide_alone_reads_is_no_damage(handmade, pattern, tmp_path):
+    full, half = (pattern(*size, seed) for seed, size in enumerate(SIZES))
+    packed = image(
+        half, lambda tile: imagecodecs.packbits_encode(tile.tobytes()), compression=32773, tags=REDUCED
+    )
+    path = handmade().write(tmp_path / "s.tif", [image(full, tags=RESOLUTION), packed])
+    with open_slide(path) as slide:
+        assert isinstance(slide, OpenSlideSlide)
+        read = [slide.read_regions(n, np.array([[0, 0]]), *size)[0] for n, size in enumerate(SIZES)]
+    for found, expected in zip(read, (full, half), strict=True):
+        np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("wrong", ["no place", "no size", "too many strips", "no pixels at all"])

@@ -363,6 +363,9 @@ def test_colours_that_are_stored_by_themselves_are_read_by_openslide(pattern, tm
         "<OME><BinaryOnly MetadataFile='set.companion.ome' UUID='urn:uuid:1'/></OME>",
         "<OME><Image><Pixels SizeZ='2'><TiffData><UUID FileName='z0.ome.tif'>urn:uuid:1</UUID></TiffData>"
         "<TiffData><UUID FileName='z1.ome.tif'>urn:uuid:2</UUID></TiffData></Pixels></Image></OME>",
+        "<OME UUID='urn:uuid:2'><Image><Pixels><TiffData><UUID FileName='case_s0.ome.tif'>urn:uuid:1</UUID>"
+        "</TiffData></Pixels></Image><Image><Pixels><TiffData><UUID FileName='case_s1.ome.tif'>urn:uuid:2"
+        "</UUID></TiffData></Pixels></Image></OME>",
     ],
 )
 def test_one_of_several_files_of_an_image_is_refused_by_their_names(pattern, tmp_path, said):
@@ -370,5 +373,52 @@ def test_one_of_several_files_of_an_image_is_refused_by_their_names(pattern, tmp
     tifffile.imwrite(
         path, pattern(128, 96), tile=(64, 64), photometric="rgb", description=said, metadata=None
     )
-    with pytest.raises(SlideOpenError, match=r"one of the files of an OME-TIFF \((set|z0\.ome\.tif, z1)"):
+    with pytest.raises(
+        SlideOpenError, match=r"is in the files of an OME-TIFF \((set|z0\.ome\.tif, z1|case_s0)"
+    ):
         open_slide(path)
+
+
+def test_the_first_of_several_pictures_in_files_of_their_own_is_a_slide(pattern, tmp_path):
+    """As it is said in each file, under whatever name the file has now."""
+    said = (
+        "<OME UUID='urn:uuid:1'><Image><Pixels PhysicalSizeX='0.25' PhysicalSizeY='0.25'><TiffData>"
+        "<UUID FileName='case_s0.ome.tif'>urn:uuid:1</UUID></TiffData></Pixels></Image>"
+        "<Image><Pixels PhysicalSizeX='4' PhysicalSizeY='4'><TiffData>"
+        "<UUID FileName='case_s1.ome.tif'>urn:uuid:2</UUID></TiffData></Pixels></Image></OME>"
+    )
+    path = tmp_path / "renamed.ome.tif"
+    tifffile.imwrite(
+        path, pattern(128, 96), tile=(64, 64), photometric="rgb", description=said, metadata=None
+    )
+    with open_slide(path) as slide:
+        assert slide.mpp.value == 0.25
+
+
+def test_channels_whose_pages_are_in_another_order_are_not_chosen_from(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (2, 64, 64), dtype=np.uint8)
+    said = (
+        "<OME><Image><Pixels SizeC='2' SizeZ='1' SizeT='1'><Channel Name='DAPI'/><Channel Name='Cy3'/>"
+        "<TiffData IFD='0' FirstC='1'/><TiffData IFD='1' FirstC='0'/></Pixels></Image></OME>"
+    )
+    path = tmp_path / "s.ome.tif"
+    with tifffile.TiffWriter(path) as file:
+        for number, page in enumerate(pixels):
+            options = {"photometric": "minisblack", "tile": (64, 64), "metadata": None}
+            file.write(page, description=said if not number else None, **options)
+    with pytest.raises(SlideOpenError, match="does not tell which page is of which channel"):
+        open_slide(SlideRef("s", str(path), "s", channel="DAPI"))
+    with pytest.raises(SlideOpenError, match="2 channels, depths or times"):
+        open_slide(path)
+
+
+def test_a_last_strip_that_is_cut_short_is_told_as_it_is(pattern, tmp_path):
+    path = tmp_path / "s.tif"
+    options = {"rowsperstrip": 32, "compression": "zlib", "photometric": "rgb", "metadata": None}
+    tifffile.imwrite(path, pattern(120, 70), **options)
+    with tifffile.TiffFile(path, mode="r+b") as file:
+        tag = file.pages[0].tags[279]
+        tag.overwrite((*tag.value[:2], tag.value[2] // 2))
+    with open_slide(path) as slide, pytest.raises(SlideReadError, match="120 x 6 pixels") as caught:
+        read(slide, 0, 0, 120, 70)
+    assert "32" not in str(caught.value).partition("cannot be read")[2]

@@ -660,10 +660,24 @@ def test_a_channel_that_is_not_there_is_refused_with_those_that_are(channels, ha
     with pytest.raises(SlideOpenError, match=r"give one by its name, or its number"):
         open_slide(channels)
     alone = handmade().write(tmp_path / "alone.tif", [image()])
-    with pytest.raises(SlideOpenError, match="has no channels to choose from"):
+    with pytest.raises(SlideOpenError, match="has one picture"):
         open_slide(SlideRef("s", str(alone), "s", channel="DAPI"))
     with pytest.raises(SlideOpenError, match="the reader is openslide: asked for"):
         open_slide(SlideRef("s", str(alone), "s", channel="DAPI", reader="openslide"))
+
+
+def test_of_channels_with_one_name_one_is_chosen_by_its_number(handmade, tmp_path):
+    pages = [
+        image(grey, samples=1, photometric=1, seed=seed, tags={270: (2, b"<Name>Opal 520</Name>\0")})
+        for seed in (0, 1)
+    ]
+    path = str(handmade().write(tmp_path / "s.tif", pages))
+    with pytest.raises(
+        SlideOpenError, match=r"several channels are called 'opal 520': 0 Opal 520, 1 Opal 520"
+    ):
+        open_slide(SlideRef("s", path, "s", channel="opal 520"))
+    with open_slide(SlideRef("s", path, "s", channel="1")) as slide:
+        assert slide.levels
 
 
 def test_a_second_version_of_the_whole_is_no_channel(handmade, tmp_path):

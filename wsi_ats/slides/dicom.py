@@ -9,10 +9,12 @@ from __future__ import annotations
 import logging
 import os
 import struct
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
+from stat import S_ISREG
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,11 +23,18 @@ from wsi_ats.errors import SlideOpenError
 from wsi_ats.slides.base import advice_on
 
 if TYPE_CHECKING:
-    from pydicom.dataset import FileDataset
+    from pydicom.dataset import Dataset
 
 _WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 _SOP_CLASS, _IMAGE_TYPE, _SERIES = 0x00080016, 0x00080008, 0x0020000E
+_MEDIA_SOP_CLASS = 0x00020002
 _EXTENDED_OFFSETS = 0x7FE00001
+
+SUFFIXES = frozenset({".dcm", ".dicom"})
+"""Endings of DICOM files; many have none."""
+
+# Files of which it is kept what they say.
+_KEPT = 1 << 16
 
 # Bytes of an element's tag, type and length; frames that are compressed follow those of the pixel data.
 _ELEMENT = 12
@@ -89,10 +98,21 @@ def is_dicom(path: Path) -> bool:
 
 
 def read_instance(path: Path) -> Instance | None:
-    """Read what a DICOM file is part of, without its pixels; ``None`` where it does not tell."""
+    """Read what a DICOM file is part of, without its pixels; ``None`` where that cannot be told."""
+    try:
+        facts = path.stat()
+    except OSError:
+        return None
+    return _read(path, facts.st_size, facts.st_mtime_ns) if S_ISREG(facts.st_mode) else None
+
+
+@lru_cache(maxsize=_KEPT)
+def _read(path: Path, size: int, changed: int) -> Instance | None:
+    """Read an instance once for as long as its file is the same; watched folders are asked often."""
     from pydicom.filereader import read_partial
     from pydicom.uid import UID
 
+    del size, changed
     try:
         with path.open("rb") as file:
             data = read_partial(
@@ -102,18 +122,19 @@ def read_instance(path: Path) -> Instance | None:
             )
         # As stored: to make values of them, pydicom would check them and warn.
         kind, image, series = (_text(data, tag) for tag in (_SOP_CLASS, _IMAGE_TYPE, _SERIES))
+        kind = kind or _text(data.file_meta, _MEDIA_SOP_CLASS)
     except _damaged() as error:
         _log.debug("%s: its DICOM header cannot be read: %r", path, error)
         return None
+    if kind and kind != _WHOLE_SLIDE:
+        return Instance(path, series, UID(kind).name)
     if not (kind and series):
         return None
-    if kind != _WHOLE_SLIDE:
-        return Instance(path, series, UID(kind).name)
     flavour = [each.strip().lower() for each in image.split("\\")][2:3]
     return Instance(path, series, "" if flavour in ([], ["volume"]) else flavour[0])
 
 
-def _text(data: FileDataset, tag: int) -> str:
+def _text(data: Dataset, tag: int) -> str:
     value = (data.get_item(tag).value or b"") if tag in data else b""
     return value.decode("ascii", "replace").strip("\0 ") if isinstance(value, bytes) else str(value)
 
@@ -127,51 +148,65 @@ def _damaged() -> tuple[type[Exception], ...]:
     )
 
 
-def find_series(files: Iterable[Path]) -> tuple[list[Series], list[str]]:
+def find_series(files: Iterable[Path], *, growing: Path | None = None) -> tuple[list[Series], list[str]]:
     """Find out which slides DICOM files are, and what else is among them.
 
     A slide is named after its file where its series has one; after the folder where all files of the series
     are in it and it holds no other slide; else by its ``SeriesInstanceUID``, all of it, for UIDs of one
-    archive may begin and end alike. A file whose header cannot be read is listed as a slide of its own, to
-    be refused by its name.
+    archive may begin and end alike. Of files of one name in folders of their own, too, the folder is the
+    name. A file whose header cannot be read is listed as a slide of its own, to be refused by its name.
 
     Parameters
     ----------
     files
         DICOM files, in any folders.
+    growing
+        A folder in which other slides are expected: its name is that of none.
 
     Returns
     -------
     list of Series
         The slides.
     list of str
-        Series and files without a level of a whole-slide image, each with what it is.
+        Files that are left out, each with the reason: no level of a whole-slide image, or in another folder
+        than the largest level of their series, where OpenSlide does not find them.
     """
     by_series: dict[str, list[Instance]] = defaultdict(list)
     series, left_out = [], []
     for file in sorted(files):
         instance = read_instance(file)
         if instance is None:
-            series.append(Series(file.stem, file))
+            series.append(Series(_stem(file), file))
         else:
             by_series[instance.series].append(instance)
+    alone: dict[Path, bool] = {}
     slides = {uid: parts for uid, parts in by_series.items() if any(part.is_level for part in parts)}
-    folders: dict[Path, set[str]] = defaultdict(set)
-    for uid, parts in slides.items():
-        for part in parts:
-            folders[part.path.parent].add(uid)
+    for parts in slides.values():
+        for folder in {part.path.parent for part in parts}:
+            alone[folder] = folder not in alone and folder != growing
     for uid, parts in by_series.items():
         if uid not in slides:
             left_out += [f"{part.path} ({part.other})" for part in parts]
             continue
-        within = {part.path.parent for part in parts}
-        alone = len(within) == 1 and len(folders[next(iter(within))]) == 1
-        name = parts[0].path.stem if len(parts) == 1 else uid
-        if alone and len(parts) > 1:
-            name = parts[0].path.parent.resolve().name
         largest = max((part.path for part in parts if part.is_level), key=_size)
+        apart = [part.path for part in parts if part.path.parent != largest.parent]
+        left_out += [f"{path} (a part of {largest}: put all of a slide into one folder)" for path in apart]
+        name = _stem(largest) if len(parts) == 1 else uid
+        if len(parts) > 1 and not apart and alone[largest.parent]:
+            name = largest.parent.resolve().name
         series.append(Series(name, largest))
-    return series, left_out
+    names = Counter(each.name for each in series)
+    return [
+        replace(each, name=each.path.parent.resolve().name)
+        if names[each.name] > 1 and alone.get(each.path.parent)
+        else each
+        for each in series
+    ], left_out
+
+
+def _stem(file: Path) -> str:
+    """A file's name without an ending of DICOM; of a UID, the last number is no ending."""
+    return file.stem if file.suffix.lower() in SUFFIXES else file.name
 
 
 def files_of_series(path: Path) -> list[Path]:
@@ -185,9 +220,8 @@ def files_of_series(path: Path) -> list[Path]:
     own = read_instance(path)
     if own is None:
         return [path]
-    beside = (file for file in path.parent.iterdir() if file.is_file() and not file.name.startswith("."))
-    instances = (read_instance(file) for file in beside if is_dicom(file))
-    return sorted(each.path for each in instances if each is not None and each.series == own.series)
+    beside = (read_instance(file) for file in path.parent.iterdir() if not file.name.startswith("."))
+    return sorted(each.path for each in beside if each is not None and each.series == own.series)
 
 
 def check_offsets(path: Path) -> None:
@@ -202,9 +236,23 @@ def check_offsets(path: Path) -> None:
     OSError
         When the file cannot be read.
     """
+    facts = path.stat()
+    count, follow = _check_offsets(path, facts.st_size, facts.st_mtime_ns)
+    if not follow:
+        raise SlideOpenError(
+            str(path),
+            f"the table of offsets in {path.name} is damaged: {count} frames do not follow one another in "
+            f"{facts.st_size} bytes; copy it again, or have it written again",
+        )
+
+
+@lru_cache(maxsize=_KEPT)
+def _check_offsets(path: Path, size: int, changed: int) -> tuple[int, bool]:
+    """Frames of a file, and whether each begins after the one before and within the file."""
     from pydicom import dcmread
     from pydicom.encaps import parse_basic_offsets
 
+    del changed
     try:
         with path.open("rb") as file:
             data = dcmread(file, stop_before_pixels=True, specific_tags=[_EXTENDED_OFFSETS])
@@ -215,20 +263,14 @@ def check_offsets(path: Path) -> None:
                 file.seek(_ELEMENT, os.SEEK_CUR)
                 offsets = np.array(parse_basic_offsets(file), dtype=np.uint64)
             else:
-                return
+                return 0, True
     except OSError:
         raise
     except _damaged() as error:
         raise SlideOpenError(
             str(path), f"the DICOM header of {path.name} is damaged: {error}; {advice_on(str(error))}"
         ) from error
-    size = path.stat().st_size
-    if (offsets[1:] <= offsets[:-1]).any() or (offsets >= size).any():
-        raise SlideOpenError(
-            str(path),
-            f"the table of offsets in {path.name} is damaged: {len(offsets)} frames do not follow one "
-            f"another in {size} bytes; copy it again, or have it written again",
-        )
+    return len(offsets), bool((offsets[1:] > offsets[:-1]).all() and (offsets < size).all())
 
 
 def _size(file: Path) -> int:

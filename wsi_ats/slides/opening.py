@@ -127,11 +127,30 @@ def _open(
     from wsi_ats.slides.openslide import OpenSlideSlide
 
     try:
-        return OpenSlideSlide(ref.path, mpp=ref.mpp)
+        slide = OpenSlideSlide(ref.path, mpp=ref.mpp)
     except SlideOpenError as error:
         if ref.reader != "auto":
             raise
         raise SlideOpenError(ref.path, f"{error.problem} (and not read directly: {choice.reason})") from error
+    if index is not None:
+        _check_levels(slide, index)
+    return slide
+
+
+def _check_levels(slide: Slide, index: TiffIndex) -> None:
+    """Miss a pyramid with a damaged level: OpenSlide would make a thumbnail of the whole of level 0."""
+    from wsi_ats.slides.tiff import damaged_level
+
+    level = damaged_level(index)
+    if level is not None and (level.width, level.height) not in {
+        (each.width, each.height) for each in slide.levels
+    }:
+        slide.close()
+        raise SlideOpenError(
+            slide.path,
+            f"its level of {level.width} x {level.height} pixels is not stored as level 0 is: "
+            f"{level.refused}; {advice_on(level.refused)}",
+        )
 
 
 def _reference(ref: SlideRef | str | Path) -> SlideRef:
@@ -167,7 +186,7 @@ def _choose(ref: SlideRef) -> tuple[Choice, Storage | None, TiffIndex | None]:
 
 def _choose_by_content(ref: SlideRef, storage: Storage) -> tuple[Choice, TiffIndex | None]:
     """Choose by what is in the file, and hand on its index where that is what will be read."""
-    from wsi_ats.slides.tiff import damaged_level, levels_of, why_not
+    from wsi_ats.slides.tiff import levels_of, why_not
     from wsi_ats.slides.tiff_index import TiffIndex
 
     # Of MIRAX the file itself says nothing, and may be empty.
@@ -190,13 +209,6 @@ def _choose_by_content(ref: SlideRef, storage: Storage) -> tuple[Choice, TiffInd
         elif any(each.below for each in levels_of(index)):
             why = "OpenSlide does not see its coarser levels, which are in SubIFDs"
         return Choice("direct", why), whole
-    if index is not None and (level := damaged_level(index)) is not None:
-        # OpenSlide would leave it out, and make a thumbnail of the whole of level 0.
-        raise SlideOpenError(
-            ref.path,
-            f"its level of {level.width} x {level.height} pixels is not stored as level 0 is: "
-            f"{level.refused}; {advice_on(level.refused)}",
-        )
     if index is not None and index.planes > 1:
         from wsi_ats.slides.openslide import is_known
 
@@ -206,7 +218,7 @@ def _choose_by_content(ref: SlideRef, storage: Storage) -> tuple[Choice, TiffInd
             advice = "; give one by its name, or its number from 0, with --set tile.channel=..." + advice
         raise SlideOpenError(ref.path, f"{reason}, and a slide is one picture{advice}")
     if not is_remote(ref.path):
-        return Choice("openslide", reason), None
+        return Choice("openslide", reason), index
     if index is None or why_not(index, like_openslide=False):
         raise SlideOpenError(
             ref.path,
@@ -227,8 +239,8 @@ def _check_shows_slide(path: str, index: TiffIndex) -> None:
     if index.files:
         raise SlideOpenError(
             path,
-            f"it is one of the files of an OME-TIFF ({index.files}), and a slide is one file; write them to "
-            "one, with bioformats2raw for example",
+            f"its picture is in the files of an OME-TIFF ({index.files}), and a slide is one file; write "
+            "them to one, with bioformats2raw for example",
         )
     if index.orientation != 1:
         raise SlideOpenError(

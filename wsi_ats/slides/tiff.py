@@ -257,7 +257,7 @@ def why_not(index: TiffIndex, *, like_openslide: bool = True) -> str:
 
 
 def damaged_level(index: TiffIndex) -> StoredImage | None:
-    """Find a level that cannot be decoded although level 0 can: no program writes such pyramids."""
+    """Find a level that cannot be decoded here although level 0 can: it is damaged, or OpenSlide reads it."""
     first, *others = levels_of(index)
     if index.vendor not in _PLAIN or first.coding is None:
         return None

@@ -165,11 +165,14 @@ class StoredImage:
         assert self.coding is not None
         try:
             self.coding.decode(data, out)
-        except ValueError:
+        except ValueError as error:
             if len(out) == self.tile_height:
                 raise
             filled_up = np.empty((self.tile_height, *out.shape[1:]), dtype=np.uint8)
-            self.coding.decode(data, filled_up)
+            try:
+                self.coding.decode(data, filled_up)
+            except ValueError:
+                raise error from None  # of the strip as it should be
             out[:] = filled_up[: len(out)]
 
     def touched(self, corners: IntArray, width: int, height: int) -> int:
@@ -286,9 +289,15 @@ class TiffIndex:
         known = ", ".join(f"{number} {name}".strip() for number, name in enumerate(self.pages))
         if len(self.pages) < 2:
             raise SlideOpenError(
-                path, f"tile.channel is {channel!r}, but the file has no channels to choose from"
+                path,
+                f"tile.channel is {channel!r}, but the file has one picture, or does not tell which page is "
+                "of which channel",
             )
         names = [name.lower() for name in self.pages]
+        if names.count(channel.lower()) > 1:
+            raise SlideOpenError(
+                path, f"several channels are called {channel!r}: {known}; give tile.channel a number"
+            )
         number = names.index(channel.lower()) if channel.lower() in names else -1
         if number < 0 and channel.isdecimal():
             number = int(channel)
@@ -453,11 +462,17 @@ def _ome_properties(text: str, samples: int) -> Iterator[tuple[str, str]]:
     except ET.ParseError as error:
         raise ValueError(f"its OME-XML cannot be read: {error}") from error
     named = {_name_of(each): each for each in reversed(list(root.iter()))}
-    files = {each.get("FileName", "") for each in root.iter() if _name_of(each) == "UUID"} - {""}
+    # Of several pictures, the first is the slide; the others may be in other files.
+    parts = [each for each in named.get("Image", root).iter() if _name_of(each) == "UUID"]
+    files = {each.get("FileName", "") for each in parts} - {""}
+    elsewhere = bool(parts) and root.get("UUID", "") not in {
+        "",
+        *((each.text or "").strip() for each in parts),
+    }
     if "BinaryOnly" in named:
         files.add(named["BinaryOnly"].get("MetadataFile", "another"))
-    if len(files) > 1 or "BinaryOnly" in named:
-        yield _FILES, ", ".join(sorted(files))
+    if len(files) > 1 or elsewhere or "BinaryOnly" in named:
+        yield _FILES, ", ".join(sorted(files)) or "another"
     pixels = named.get("Pixels")
     if pixels is not None:
         for name in ("PhysicalSizeX", "PhysicalSizeY", "PhysicalSizeXUnit", "PhysicalSizeYUnit"):
@@ -504,7 +519,13 @@ def _names(pages: list[tuple[Any, bool]], vendor: str) -> Iterator[str]:
         if pixels is not None and len(alike) > 1:
             names = [each.get("Name", "") for each in pixels if _name_of(each) == "Channel"]
             flat = pixels.get("SizeZ", "1") == pixels.get("SizeT", "1") == "1"
-            if flat and len(names) == len(alike):
+            # Pages may be assigned to channels in any order; in all files that we know it is theirs.
+            in_order = all(
+                each.get("IFD", "0") == each.get("FirstC", "0")
+                for each in pixels
+                if _name_of(each) == "TiffData"
+            )
+            if flat and in_order and len(names) == len(alike):
                 yield from names
 
 
