@@ -438,3 +438,10 @@ def test_the_least_number_of_draws():
     assert least("draws=3") == least("draws=3", "max_tiles=640") == 3
     assert least("tolerance=0.1") == least("tolerance=0.1", "draws=2") == config.LEAST_DRAWS
     assert least("tolerance=0.1", "draws=20") == 20
+
+
+@pytest.mark.parametrize("channel", ["0", "520", "DAPI", '"Opal 520"', "Opal 520"])
+def test_a_channel_is_a_name_or_a_number(channel):
+    settings = Settings().with_values([f"tile.channel={channel}"])
+    assert settings.tile.channel == channel.strip('"')
+    assert Settings.from_mapping({"tile": {"channel": 7}}).tile.channel == "7"

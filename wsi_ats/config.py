@@ -24,6 +24,9 @@ _CHOICES = {
     "monitor": ("loss", "score"),
 }
 
+# Settings that are a name or a number.
+_NAMES_OR_NUMBERS = frozenset({"tile.channel"})
+
 # How a backbone is called that stands for features that are computed already, before their number.
 _FEATURES = "features:"
 
@@ -585,10 +588,7 @@ class Settings:
                 raise SettingsError(f"expected section.name=value, not {assignment!r}")
             if not isinstance(values.get(section), dict):
                 raise SettingsError(f"unknown settings section {section!r}; known are {_names(self)}")
-            known = values[section]
-            # What is a word is one also where it looks like a number: the channel 0, a backbone "18".
-            word = isinstance(known.get(key), str) and not text.strip().startswith(('"', "'"))
-            values[section] = known | {key: text.strip() if word else _parse(text.strip())}
+            values[section] = values[section] | {key: _parse(text.strip())}
         return type(self).from_mapping(values)
 
     def check_trainable(self, *, processes: int = 1) -> None:
@@ -734,6 +734,8 @@ def _build(kind: type[_Record], values: Mapping[str, Any], prefix: str) -> _Reco
             continue
         if wanted is float and type(value) is int:
             value = float(value)
+        if f"{prefix}{name}" in _NAMES_OR_NUMBERS and type(value) is int:
+            value = str(value)
         if type(value) is not wanted:
             raise SettingsError(f"{prefix}{name} must be of type {wanted.__name__}, not {value!r}")
         if isinstance(value, float) and not math.isfinite(value):
