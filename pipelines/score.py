@@ -344,13 +344,18 @@ def check_settings(settings: Settings, trained: Settings) -> None:
         wanted, built = getattr(getattr(settings, section), key), getattr(getattr(trained, section), key)
         if wanted != built and name in _FIXED:
             raise SettingsError(
-                f"{name} is {wanted}, but the model was trained with {built}; leave it or train anew"
+                f"{name} is {_shown(wanted)}, but the model was trained with {_shown(built)}; leave it or train "
+                "anew"
             )
         if wanted != built:
             raise SettingsError(
                 f"{name} is {wanted}, but it has no effect on scoring; the model was trained with {built}, "
                 "leave it out"
             )
+
+
+def _shown(value: object) -> object:
+    return "none" if value == "" else value
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
 from functools import partial
 from threading import Event
 
@@ -68,6 +69,8 @@ def test_features_are_found_by_slide_grid_and_encoder(tmp_path):
         FeatureFolder(tmp_path, "one", 6).file(REF, GRID),
         FeatureFolder(tmp_path, "one", 5).file(SlideRef("case8", "nowhere.svs", "patient"), GRID),
         FeatureFolder(tmp_path, "one", 5).file(REF, Grid(64, 48, cell=16, tile_size=8)),
+        FeatureFolder(tmp_path, "one", 5).file(replace(REF, colour="srgb"), GRID),
+        FeatureFolder(tmp_path, "one", 5).file(replace(REF, channel="DAPI"), GRID),
     ):
         assert known(other) == []
 

@@ -146,6 +146,8 @@ def test_one_worker_or_two_add_the_same_draws(slides, model, client, tmp_path):
     [
         ("tile.size=128", "tile.size is 128, but the model was trained with 64"),
         ("thumbnail.pixels_per_cell=8", "thumbnail.pixels_per_cell is 8, but the model was trained with 4"),
+        ("tile.colour=srgb", "tile.colour is srgb, but the model was trained with stored"),
+        ("tile.channel=DAPI", "tile.channel is DAPI, but the model was trained with none"),
         ("model.pool=linear", "model.pool is linear, but the model was trained with gated"),
         ("training.epochs=3", "training.epochs is 3, but it has no effect on scoring"),
     ],
