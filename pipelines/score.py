@@ -344,8 +344,8 @@ def check_settings(settings: Settings, trained: Settings) -> None:
         wanted, built = getattr(getattr(settings, section), key), getattr(getattr(trained, section), key)
         if wanted != built and name in _FIXED:
             raise SettingsError(
-                f"{name} is {_shown(wanted)}, but the model was trained with {_shown(built)}; leave it or train "
-                "anew"
+                f"{name} is {_shown(wanted)}, but the model was trained with {_shown(built)}; leave it or "
+                "train anew"
             )
         if wanted != built:
             raise SettingsError(
