@@ -265,8 +265,9 @@ def test_options_that_cannot_work_are_refused_before_any_work(crossval, tmp_path
 
 
 def test_several_processes_are_refused(crossval, tmp_path, monkeypatch):
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    given = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "localhost", "MASTER_PORT": 29500}
+    for name, value in given.items():
+        monkeypatch.setenv(name, str(value))
     ran = crossval()
     assert ran.exit_code == 2
     assert "start it without torchrun" in ran.stderr
