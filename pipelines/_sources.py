@@ -11,7 +11,7 @@ from pipelines._records import absolute
 from wsi_ats.errors import ManifestError
 from wsi_ats.manifest import find_slides_among, read_manifest
 from wsi_ats.slides.base import SlideRef
-from wsi_ats.slides.dicom import read_instance
+from wsi_ats.slides.dicom import is_dicom
 from wsi_ats.slides.storage import is_remote
 from wsi_ats.tables import write_csv
 
@@ -63,7 +63,7 @@ def read_sources(
 
 def _dicom_files(sources: Sequence[str]) -> tuple[list[Path], list[str]]:
     """Set apart the sources that are DICOM files: where a shell has expanded ``*.dcm``, each is a level."""
-    files = [Path(each) for each in sources if not is_remote(each) and read_instance(Path(each)) is not None]
+    files = [Path(each) for each in sources if not is_remote(each) and is_dicom(Path(each))]
     return files, [each for each in sources if Path(each) not in files]
 
 

@@ -24,7 +24,7 @@ from pipelines._records import absolute
 from wsi_ats.artifacts import digest_of
 from wsi_ats.errors import SettingsError, WsiAtsError
 from wsi_ats.manifest import find_slides
-from wsi_ats.slides.base import SlideRef
+from wsi_ats.slides.base import SlideRef, composed
 from wsi_ats.slides.dicom import files_of_series, is_dicom
 from wsi_ats.slides.storage import is_remote
 
@@ -117,7 +117,8 @@ class Arrivals:
         names = {file: {file.name, file.stem}}
         if _is_dicom(ref):  # in folders called 1.2.840.1, which have no ending
             folder = file.parent
-            names = {folder: {folder.name}} if ref.id == folder.name else {file: {file.name, ref.id}}
+            of_folder = ref.id == composed(folder.resolve().name)  # as find_series names it
+            names = {folder: {folder.name}} if of_folder else {file: {file.name, ref.id}}
         return any(
             place.with_name(f"{name}{self.marker}").exists() for place, each in names.items() for name in each
         )
@@ -296,10 +297,7 @@ def stop_on_signals(clock: Callable[[], float] = time.monotonic) -> Iterator[Sto
 
 
 def _is_dicom(ref: SlideRef) -> bool:
-    try:
-        return Path(ref.path).is_file() and is_dicom(Path(ref.path))
-    except OSError:  # it went away since it was listed
-        return False
+    return is_dicom(Path(ref.path))
 
 
 def _place(ref: SlideRef) -> Path:
@@ -322,7 +320,7 @@ def _files(path: Path) -> list[Path]:
     ending = path.suffix.lower()
     if path.is_dir():
         return _below(path)
-    if path.is_file() and is_dicom(path):
+    if is_dicom(path):
         return files_of_series(path)
     if ending == ".mrxs":
         return [path, *_below(path.with_suffix(""))]

@@ -837,10 +837,7 @@ def _is_dicom(file: Path) -> bool:
     ending = file.suffix.lower()
     if ending and ending not in _DICOM and not ending[1:].isdigit():
         return False
-    try:
-        return file.is_file() and (ending in _DICOM or is_dicom(file))
-    except OSError:  # not to be read, or it went away since the folder was listed
-        return False
+    return file.is_file() if ending in _DICOM else is_dicom(file)
 
 
 def _walk(folder: Path) -> list[Path]:

@@ -232,6 +232,42 @@ def test_dicom_files_of_other_series_are_no_part_of_a_slide(tmp_path):
     assert desk.look(SETTLE) == ["1.3"]
 
 
+def test_all_files_of_a_dicom_slide_count(tmp_path):
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    for number in (1, 2):
+        write_dicom(tmp_path / "series" / f"{number}.dcm", "1.2", pixels)
+    desk = Desk(tmp_path)
+    assert desk.look() == []
+    for mpp in (1.0, 2.0):  # the second is being written
+        write_dicom(tmp_path / "series" / "2.dcm", "1.2", pixels, mpp=mpp)
+        assert desk.look(SETTLE) == []
+    assert desk.look(SETTLE) == ["series"]
+    desk.watch.take(["series"])
+    write_dicom(tmp_path / "series" / "2.dcm", "1.2", pixels, mpp=4.0)
+    assert desk.look() == []
+    [ref] = desk.watch.waiting
+    assert desk.watch.changed(ref)
+    assert desk.look(SETTLE) == ["series"]
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_marker_stands_beside_a_folder_that_names_a_dicom_slide(tmp_path, linked):
+    real = tmp_path / "real" / "case"
+    for number in (1, 2):
+        write_dicom(real / f"{number}.dcm", "1.2", np.zeros((64, 64, 3), np.uint8))
+    inbox = tmp_path / "inbox"
+    inbox.mkdir()
+    folder = inbox / "batch"
+    if linked:
+        folder.symlink_to(real, target_is_directory=True)
+    else:
+        real.rename(folder)
+    desk = Desk(inbox, marker=".done")
+    assert desk.look(1000) == []
+    put(inbox / "batch.done", "")
+    assert desk.look() == ["case" if linked else "batch"]
+
+
 def test_a_marker_of_a_folder_completes_one_slide_and_not_the_next(tmp_path):
     desk = Desk(tmp_path, marker=".done")
     pixels = np.zeros((64, 64, 3), np.uint8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -210,3 +211,15 @@ def test_the_files_of_a_slide_are_those_of_its_series(tmp_path, colour):
     (tmp_path / "notes.txt").write_text("")
     assert files_of_series(first) == [first, second]
     assert is_dicom(second)
+
+
+def test_a_file_that_could_not_be_read_once_is_read_when_it_can_be(tmp_path, colour, monkeypatch):
+    path = write_dicom(tmp_path / "s.dcm", SERIES[0], colour(90))
+
+    def away(self, *given):
+        raise OSError(116, "Stale file handle")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", away)
+        assert read_instance(path) is None
+    assert read_instance(path).series == SERIES[0]

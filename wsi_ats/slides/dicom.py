@@ -86,24 +86,23 @@ class Series:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file is DICOM by its content, whatever it is called.
-
-    Raises
-    ------
-    OSError
-        When it cannot be read.
-    """
-    with path.open("rb") as file:
-        return file.read(_PREAMBLE + len(_MAGIC))[_PREAMBLE:] == _MAGIC
+    """Whether something is a DICOM file by its content, whatever it is called; not if it cannot be read."""
+    try:
+        if not path.is_file():  # a pipe would be waited for without end
+            return False
+        with path.open("rb") as file:
+            return file.read(_PREAMBLE + len(_MAGIC))[_PREAMBLE:] == _MAGIC
+    except OSError:
+        return False
 
 
 def read_instance(path: Path) -> Instance | None:
     """Read what a DICOM file is part of, without its pixels; ``None`` where that cannot be told."""
     try:
         facts = path.stat()
-    except OSError:
+        return _read(path, facts.st_size, facts.st_mtime_ns) if S_ISREG(facts.st_mode) else None
+    except OSError:  # not kept, unlike damage: a share may be back at the next look
         return None
-    return _read(path, facts.st_size, facts.st_mtime_ns) if S_ISREG(facts.st_mode) else None
 
 
 @lru_cache(maxsize=_KEPT)
@@ -143,7 +142,7 @@ def _damaged() -> tuple[type[Exception], ...]:
     from pydicom.errors import BytesLengthException, InvalidDicomError
 
     return (
-        *(BytesLengthException, InvalidDicomError, OSError, EOFError, ValueError, LookupError),
+        *(BytesLengthException, InvalidDicomError, EOFError, ValueError, LookupError),
         *(AttributeError, NotImplementedError, TypeError, OverflowError, MemoryError, struct.error),
     )
 
@@ -264,8 +263,6 @@ def _check_offsets(path: Path, size: int, changed: int) -> tuple[int, bool]:
                 offsets = np.array(parse_basic_offsets(file), dtype=np.uint64)
             else:
                 return 0, True
-    except OSError:
-        raise
     except _damaged() as error:
         raise SlideOpenError(
             str(path), f"the DICOM header of {path.name} is damaged: {error}; {advice_on(str(error))}"

@@ -79,7 +79,7 @@ class OpenSlideSlide(Closable):
                         "both",
                     )
                 try:
-                    if path.is_file() and is_dicom(path):
+                    if is_dicom(path):
                         for file in files_of_series(path):
                             check_offsets(file)
                 except OSError as error:
