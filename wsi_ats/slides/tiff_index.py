@@ -244,10 +244,11 @@ class TiffIndex:
                     vendor = _vendor(first)
                     properties = dict(_properties(first, vendor))
                     icc = _bytes(first, 34675)
-                    images = tuple(_images(pages, vendor, _channels(pages)))
+                    alike = _alike(pages)
+                    images = tuple(_images(pages, vendor, _channels(pages, alike)))
                     said = _text(first, 270).decode(errors="replace")
                     overview = _OVERVIEW.search(said) if len(pages) == 1 else None
-                    alike = tuple(_names(pages, vendor))
+                    names = tuple(_names(pages, vendor, alike))
                     for page, _ in pages:
                         # Pages refer to each other, and with them four times the bytes of the index would
                         # stay until the garbage collector next looks at everything.
@@ -257,7 +258,7 @@ class TiffIndex:
                 storage.path,
                 f"its TIFF index is damaged ({error!r:.200}); {advice_on(str(error))}",
             ) from error
-        index = cls(vendor, images, properties, icc or None, alike, overview[0] if overview else "")
+        index = cls(vendor, images, properties, icc or None, names, overview[0] if overview else "")
         index._check(storage)
         return index
 
@@ -506,9 +507,9 @@ def _alike(pages: list[tuple[Any, bool]]) -> list[int]:
     ]
 
 
-def _names(pages: list[tuple[Any, bool]], vendor: str) -> Iterator[str]:
-    """Name the channels; none where there are depths or times as well."""
-    first, alike = pages[0][0], _alike(pages)
+def _names(pages: list[tuple[Any, bool]], vendor: str, alike: list[int]) -> Iterator[str]:
+    """Name the channels, which are the pages ``alike``; none where there are depths or times as well."""
+    first = pages[0][0]
     if vendor == "generic-tiff":
         for number in alike:
             named = _NAME.search(_text(pages[number][0], 270).decode(errors="replace"))
@@ -529,15 +530,15 @@ def _names(pages: list[tuple[Any, bool]], vendor: str) -> Iterator[str]:
                 yield from names
 
 
-def _channels(pages: list[tuple[Any, bool]]) -> dict[int, int]:
+def _channels(pages: list[tuple[Any, bool]], alike: list[int]) -> dict[int, int]:
     """Number the channels of pages, by the page's number.
 
     Coarser levels are below the page of their channel, or follow one another as the channels do.
     """
-    alike = _alike(pages)
+    full = set(alike)
     groups: dict[Any, list[int]] = {}
     for number, (page, below) in enumerate(pages):
-        if number not in alike and not below and page.is_tiled == pages[0][0].is_tiled:
+        if number not in full and not below and page.is_tiled == pages[0][0].is_tiled:
             groups.setdefault(page.shape, []).append(number)
     channels = {
         number: channel
@@ -555,7 +556,7 @@ def _channels(pages: list[tuple[Any, bool]]) -> dict[int, int]:
 
 
 def _check_tags(page: Any) -> None:
-    """Miss tags that cannot be read; tifffile leaves them out, and logs it."""
+    """Refuse an image some of whose tags cannot be read; tifffile leaves them out, and logs it."""
     tiff, file = page.parent.tiff, page.parent.filehandle
     file.seek(page.offset)
     (count,) = struct.unpack(tiff.tagnoformat, file.read(tiff.tagnosize))
