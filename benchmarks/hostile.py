@@ -63,6 +63,9 @@ _ADDRESSES = 8 << 30  # so that what claims the whole memory gets an error inste
 _INDEX_SHARE = 0.7
 _BLOCK = 512
 
+# Ways to do damage, and how often each is tried.
+_WAYS = {"cut": 0.15, "bit": 0.3, "byte": 0.25, "number": 0.2, "block": 0.08, "gone": 0.02}
+
 
 def picture(seed: int = 0, width: int = 320, height: int = 256) -> Pixels:
     """Make pixels with something to see in them, and grain."""
@@ -175,7 +178,7 @@ def damage(file: Path, generator: np.random.Generator) -> None:
     content, index = bytearray(file.read_bytes()), _index_of(file)
     within = len(index) > 0 and generator.random() < _INDEX_SHARE
     place = int(generator.choice(index)) if within else int(generator.integers(len(content)))
-    match str(generator.choice(["cut", "bit", "byte", "number", "block", "gone"], p=_HOW)):
+    match str(generator.choice(list(_WAYS), p=list(_WAYS.values()))):
         case "cut":
             del content[place:]
         case "bit":
@@ -191,9 +194,6 @@ def damage(file: Path, generator: np.random.Generator) -> None:
             file.unlink()
             return
     file.write_bytes(content)
-
-
-_HOW = (0.15, 0.3, 0.25, 0.2, 0.08, 0.02)
 
 
 def read_all(path: Path) -> str:

@@ -341,7 +341,7 @@ def together() -> bool:
 
 
 def check_together() -> None:
-    """Miss a process of which the environment says that there are others, but not how to find them.
+    """Refuse an environment that speaks of other processes, but does not say how to find them.
 
     Raises
     ------
@@ -352,7 +352,8 @@ def check_together() -> None:
     if missing and "WORLD_SIZE" in os.environ:
         raise SettingsError(
             f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, as for several processes that train together, but "
-            f"{', '.join(missing)} not set; start with torchrun, or unset WORLD_SIZE to train in one process"
+            f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set; start with torchrun, or "
+            "unset WORLD_SIZE to train in one process"
         )
 
 

@@ -338,7 +338,7 @@ def test_half_of_what_torchrun_sets_is_refused(run, slides, config, tmp_path, mo
     for command in ("train", "crossval"):
         ran = run(command, slides, "--labels", labels, "--out", tmp_path / command, "--config", config)
         assert ran.exit_code == 2
-        assert "LOCAL_RANK, MASTER_ADDR, MASTER_PORT, RANK not set; start with torchrun" in ran.stderr
+        assert "LOCAL_RANK, MASTER_ADDR, MASTER_PORT, RANK are not set; start with torchrun" in ran.stderr
         assert not (tmp_path / command).exists()
 
 

@@ -161,7 +161,7 @@ class SlideRef:
         return cls(id=name, path=str(path), case=name, mpp=mpp)
 
     def check_pixels(self, *, colour: str, channel: str) -> None:
-        """Miss a slide that would be opened in other colours, or another channel, than a model is used with.
+        """Refuse a slide that would be opened in other colours, or another channel, than a model expects.
 
         Raises
         ------

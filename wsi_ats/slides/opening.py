@@ -138,7 +138,7 @@ def _open(
 
 
 def _check_levels(slide: Slide, index: TiffIndex) -> None:
-    """Miss a pyramid with a damaged level: OpenSlide would make a thumbnail of the whole of level 0."""
+    """Refuse a pyramid with a damaged level: OpenSlide would make a thumbnail of the whole of level 0."""
     from wsi_ats.slides.tiff import damaged_level
 
     level = damaged_level(index)
@@ -229,7 +229,7 @@ def _choose_by_content(ref: SlideRef, storage: Storage) -> tuple[Choice, TiffInd
 
 
 def _check_shows_slide(path: str, index: TiffIndex) -> None:
-    """Miss TIFF files of which any reader would show something else than the slide."""
+    """Refuse TIFF files of which any reader would show something else than the slide."""
     if index.overview:
         raise SlideOpenError(
             path,

@@ -51,7 +51,9 @@ def write_dicom(
     image.file_meta = FileMetaDataset()
     image.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
     image.file_meta.MediaStorageSOPClassUID = image.SOPClassUID = UID(kind)
-    image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID = generate_uid()
+    image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID = generate_uid(
+        entropy_srcs=[series, path.name]  # the same file each time
+    )
     image.SeriesInstanceUID = series
     image.StudyInstanceUID = image.FrameOfReferenceUID = series + ".1"
     image.Modality, image.ContainerIdentifier = "SM", "glass"
