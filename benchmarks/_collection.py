@@ -18,10 +18,10 @@ import numpy as np
 
 from pipelines._records import Row, SlideTask
 from pipelines.score import ScoreTask
-from wsi_ats.config import Settings
-from wsi_ats.model_card import read_card
+from wsi_ats.models.card import read_card
+from wsi_ats.settings import Settings
 from wsi_ats.slides.base import SlideRef
-from wsi_ats.targets import Target
+from wsi_ats.tasks.targets import Target
 
 if TYPE_CHECKING:
     from wsi_ats.testing.bank import TileBank
@@ -65,7 +65,7 @@ def write_model(folder: Path, settings: Settings) -> Path:
     """Write a model that has learned nothing, whose attention is random and not uniform."""
     import torch
 
-    from wsi_ats.checkpoints import model_for, save_model
+    from wsi_ats.models.checkpoints import model_for, save_model
 
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from wsi_ats.batches import Example, Reader
-from wsi_ats.config import Settings
+from wsi_ats.models.batches import Example, Reader
+from wsi_ats.settings import Settings
 from wsi_ats.slides.base import Pixels
-from wsi_ats.targets import Target
-from wsi_ats.training import fit
+from wsi_ats.tasks.targets import Target
+from wsi_ats.training.fit import fit
 
 TARGET = Target("classification", ("negative", "positive"))
 
@@ -47,7 +47,7 @@ class Clock(Reader):
         self.waits: list[float] = []
 
     def run(self, jobs: Sequence[Any]) -> list[Any]:
-        """See :meth:`wsi_ats.batches.Reader.run`."""
+        """See :meth:`wsi_ats.models.batches.Reader.run`."""
         self._on_begin(len(self.times))
         self.times.append(time.perf_counter())
         self.waits.append(0.0)
@@ -84,7 +84,7 @@ class Memory(Reader):
         self._tiles = tiles
 
     def run(self, jobs: Sequence[Any]) -> list[Future[Any]]:
-        """See :meth:`wsi_ats.batches.Reader.run`."""
+        """See :meth:`wsi_ats.models.batches.Reader.run`."""
         return [self._given(len(job.keywords["cells"])) for _, job in jobs]
 
     def _given(self, count: int) -> Future[Any]:

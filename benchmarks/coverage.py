@@ -37,25 +37,25 @@ from scipy.stats import t as student
 from torch import Tensor
 
 from pipelines.demo import SETTINGS
-from wsi_ats.batches import Example, TileReader
-from wsi_ats.checkpoints import load_model, save_model
-from wsi_ats.config import Settings
-from wsi_ats.evaluation import auc
-from wsi_ats.look import look
-from wsi_ats.manifest import read_manifest
-from wsi_ats.methods.base import WeightedTiles, draw_seed
-from wsi_ats.methods.sampling import draw_cells, weigh
-from wsi_ats.methods.tiles import embed_in_parts
+from wsi_ats.models.base import WeightedTiles, draw_seed
+from wsi_ats.models.batches import Example, TileReader
+from wsi_ats.models.calibration import embed_in_parts
+from wsi_ats.models.checkpoints import load_model, save_model
+from wsi_ats.models.sampling import draw_cells, weigh
+from wsi_ats.models.stopping import MOST_DRAWS
 from wsi_ats.nn.model import AttentionSampler
-from wsi_ats.selection import TissueMask
+from wsi_ats.overview.masks import TissueMask
+from wsi_ats.overview.overview import look
+from wsi_ats.overview.tiles import read_tiles
+from wsi_ats.settings import Settings
 from wsi_ats.slides import open_slide
 from wsi_ats.slides.base import SlideRef
-from wsi_ats.stopping import MOST_DRAWS
-from wsi_ats.tables import write_csv
-from wsi_ats.targets import Target
+from wsi_ats.tables.files import write_csv
+from wsi_ats.tables.manifest import read_manifest
+from wsi_ats.tasks.evaluation import auc
+from wsi_ats.tasks.targets import Target
 from wsi_ats.testing.synthetic import write_collection
-from wsi_ats.tiles import read_tiles
-from wsi_ats.training import fit
+from wsi_ats.training.fit import fit
 
 RESULTS = Path(__file__).parent / "results"
 LEVEL = 0.9
@@ -279,7 +279,7 @@ def _draw(slide: Encoded, settings: Settings, seed: int) -> WeightedTiles:
 
 
 def stopping_time(values: np.ndarray, tolerance: float, least: int) -> int:
-    """After how many draws :func:`wsi_ats.stopping.stop` ends them, if it may after ``least``.
+    """After how many draws :func:`wsi_ats.models.stopping.stop` ends them, if it may after ``least``.
 
     Parameters
     ----------

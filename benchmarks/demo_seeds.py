@@ -24,11 +24,11 @@ import torch
 from benchmarks.report import report
 from pipelines._runs import Execution
 from pipelines.demo import SETTINGS, Scale, Stopwatch, compare, make_slides
-from wsi_ats import training
-from wsi_ats.artifacts import read_json
-from wsi_ats.config import Settings
+from wsi_ats.files import read_json
 from wsi_ats.nn.network import SlideNetwork
-from wsi_ats.targets import Target
+from wsi_ats.settings import Settings
+from wsi_ats.tasks.targets import Target
+from wsi_ats.training import fit as training
 
 
 @dataclass(frozen=True)

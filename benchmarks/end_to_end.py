@@ -23,14 +23,14 @@ import torch
 from benchmarks.learning import TARGET, scores, train
 from benchmarks.tissue import MPP, Bag, BagReader, Collection, make_collection, write_slides
 from benchmarks.tissue_features import BACKBONE, SIDE, weights_file
-from wsi_ats.batches import Example, Reader, TileReader
-from wsi_ats.config import Settings
-from wsi_ats.evaluation import auc
-from wsi_ats.look import look
+from wsi_ats.models.batches import Example, Reader, TileReader
 from wsi_ats.nn.model import AttentionSampler
+from wsi_ats.overview.overview import look
+from wsi_ats.settings import Settings
 from wsi_ats.slides import open_slide
 from wsi_ats.slides.base import Slide, SlideRef
-from wsi_ats.tables import write_csv
+from wsi_ats.tables.files import write_csv
+from wsi_ats.tasks.evaluation import auc
 
 SLIDES = (60, 16, 60)
 DRAWS = 4  # each reads and encodes its tiles anew

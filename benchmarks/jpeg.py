@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.report import report
-from wsi_ats import jpeg
-from wsi_ats.slides import open_slide
+from wsi_ats.slides import jpeg, open_slide
 from wsi_ats.slides.base import Pixels
 from wsi_ats.testing.bank import make_tile_bank
 

@@ -42,17 +42,17 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from benchmarks.tissue import Bag, BagReader, Collection, make_collection, seen_at
-from wsi_ats.batches import Example, Reader
-from wsi_ats.config import Settings
-from wsi_ats.evaluation import auc
-from wsi_ats.methods import method_for
-from wsi_ats.methods.base import draw_seed
+from wsi_ats.models.base import draw_seed
+from wsi_ats.models.batches import Example, Reader
+from wsi_ats.models.kinds import method_for
 from wsi_ats.nn.model import AttentionSampler
 from wsi_ats.nn.network import SlideNetwork
-from wsi_ats.restarts import Outcome, repeat
-from wsi_ats.tables import read_csv, write_csv
-from wsi_ats.targets import Target
-from wsi_ats.training import Trained, fit
+from wsi_ats.settings import Settings
+from wsi_ats.tables.files import read_csv, write_csv
+from wsi_ats.tasks.evaluation import auc
+from wsi_ats.tasks.targets import Target
+from wsi_ats.training.fit import Trained, fit
+from wsi_ats.training.restarts import Outcome, repeat
 
 DRAWS = 8
 TILES = (24, 45, 92)  # 2, 4 and 8 % of the cells
@@ -104,7 +104,7 @@ class Cost:
     seconds
         Of all runs.
     runs
-        How often the network was trained; see :mod:`wsi_ats.restarts`.
+        How often the network was trained; see :mod:`wsi_ats.training.restarts`.
     """
 
     read: float = 0.0

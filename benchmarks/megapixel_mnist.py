@@ -34,17 +34,17 @@ from torch.nn import functional as F
 from benchmarks.mnist_canvas import DIGITS, PATCH, Canvases, make_canvases, read_digits
 from benchmarks.mnist_models import network
 from benchmarks.report import report
-from wsi_ats.batches import Example, Reader, Wanted
-from wsi_ats.config import Settings
-from wsi_ats.diagnosis import Row
 from wsi_ats.geometry import Grid
-from wsi_ats.methods import method_for
-from wsi_ats.methods.base import draw_seed
+from wsi_ats.models.base import draw_seed
+from wsi_ats.models.batches import Example, Reader, Wanted
+from wsi_ats.models.kinds import method_for
 from wsi_ats.nn.network import SlideNetwork
-from wsi_ats.selection import TissueMask
+from wsi_ats.overview.masks import TissueMask
+from wsi_ats.settings import Settings
 from wsi_ats.slides.base import Pixels, SlideRef
-from wsi_ats.targets import Target
-from wsi_ats.training import fit
+from wsi_ats.tasks.targets import Target
+from wsi_ats.training.diagnosis import Row
+from wsi_ats.training.fit import fit
 
 TARGET = Target("classification", tuple("0123456789"))
 SETTINGS = (
@@ -117,7 +117,7 @@ class CanvasReader(Reader):
         self._canvases = canvases
 
     def read(self, wanted: Sequence[Wanted]) -> list[Future[Pixels]]:
-        """See :meth:`wsi_ats.batches.Reader.read`; tiles are grey, shape (N, 50, 50, 1)."""
+        """See :meth:`wsi_ats.models.batches.Reader.read`; tiles are grey, shape (N, 50, 50, 1)."""
         futures: list[Future[Pixels]] = []
         for ref, grid, cells in wanted:
             which, corners = np.full(len(cells), int(ref.id)), grid.boxes(cells)[:, 1::-1]

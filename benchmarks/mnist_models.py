@@ -7,12 +7,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.mnist_canvas import CLASSES
-from wsi_ats.config import Settings
 from wsi_ats.nn.backbone import Backbone
 from wsi_ats.nn.encoder import TileEncoder
 from wsi_ats.nn.mil import AttentionMIL
 from wsi_ats.nn.model import AttentionSampler
 from wsi_ats.nn.network import SlideNetwork
+from wsi_ats.settings import Settings
 
 
 class AttentionNetwork(nn.Module):

@@ -21,17 +21,17 @@ from pipelines._runs import Execution
 from pipelines.demo import SETTINGS
 from pipelines.score import score
 from pipelines.train import train
-from wsi_ats.artifacts import load_attention
-from wsi_ats.config import Settings
-from wsi_ats.evaluation import auc
-from wsi_ats.exports.tables import read_selection
-from wsi_ats.manifest import read_manifest
-from wsi_ats.plots import ModelView, SlideView, figure_of_models
-from wsi_ats.selection import Selection
+from wsi_ats.overview.tiles import read_thumbnail, read_tiles
+from wsi_ats.results.attention import load_attention
+from wsi_ats.results.exports.tables import read_selection
+from wsi_ats.results.plots import ModelView, SlideView, figure_of_models
+from wsi_ats.results.records import Selection
+from wsi_ats.settings import Settings
 from wsi_ats.slides import SlideRef, open_slide
-from wsi_ats.tables import read_parquet
+from wsi_ats.tables.files import read_parquet
+from wsi_ats.tables.manifest import read_manifest
+from wsi_ats.tasks.evaluation import auc
 from wsi_ats.testing.synthetic import write_collection
-from wsi_ats.tiles import read_thumbnail, read_tiles
 
 _TILE = 64
 _SHOWN = 16  # tiles of each model

@@ -34,14 +34,14 @@ from torch import Tensor
 
 from benchmarks._steps import JOINT, Memory, Steps, measure, table, train
 from benchmarks.report import report
-from wsi_ats.batches import Example, TileReader
-from wsi_ats.config import Settings
 from wsi_ats.geometry import Grid, IntArray
+from wsi_ats.models.batches import Example, TileReader
 from wsi_ats.nn.model import AttentionSampler
-from wsi_ats.selection import TissueMask
+from wsi_ats.overview.masks import TissueMask
+from wsi_ats.overview.tiles import read_thumbnail
+from wsi_ats.settings import Settings
 from wsi_ats.slides.base import Pixels, SlideRef
 from wsi_ats.slides.memory import MemorySlide
-from wsi_ats.tiles import read_thumbnail
 
 READ_SECONDS = 0.01  # of one tile
 SLIDES = 8  # in a step

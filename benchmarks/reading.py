@@ -34,8 +34,8 @@ import simplejpeg
 
 from benchmarks.report import report
 from benchmarks.slide_size import write
-from wsi_ats.config import Settings
 from wsi_ats.geometry import IntArray
+from wsi_ats.settings import Settings
 from wsi_ats.slides import SlideRef, open_slide
 from wsi_ats.slides.base import Pixels
 from wsi_ats.slides.storage import LocalFile
@@ -272,7 +272,7 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def opening(path: Path, rounds: int) -> dict[str, Any]:
     """Open and read the thumbnail, some times."""
-    from wsi_ats.tiles import grid_for, read_thumbnail
+    from wsi_ats.overview.tiles import grid_for, read_thumbnail
 
     times: dict[str, list[float]] = {"open": [], "openslide": [], "thumbnail": []}
     for _ in range(rounds):
@@ -299,7 +299,7 @@ def opening(path: Path, rounds: int) -> dict[str, Any]:
 
 def look_alone(path: Path, pixels_per_cell: int) -> dict[str, Any]:
     """Prepare a slide in this process; see ``memory``."""
-    from wsi_ats.look import inspect
+    from wsi_ats.overview.overview import inspect
 
     settings = Settings().with_values([f"thumbnail.pixels_per_cell={pixels_per_cell}"])
     with open_slide(path) as slide:

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from wsi_ats.tables import write_csv
+from wsi_ats.tables.files import write_csv
 
 
 def report(

@@ -44,23 +44,24 @@ import torch
 from torch import Tensor, nn
 
 import pipelines.score
-import wsi_ats.inference
-import wsi_ats.look
+import wsi_ats.models.scoring
+import wsi_ats.overview.overview
 from benchmarks import reading
 from benchmarks._collection import TARGET, hardware, say, score_task, table, write_model
 from benchmarks.report import report
 from benchmarks.slide_size import write
 from pipelines.score import ScoreTask
-from wsi_ats.checkpoints import load_model
-from wsi_ats.config import Settings
 from wsi_ats.geometry import IntArray
-from wsi_ats.inference import Scored, predict_slide
-from wsi_ats.methods import sampling
+from wsi_ats.models import sampling
+from wsi_ats.models.checkpoints import load_model
+from wsi_ats.models.scoring import Scored, predict_slide
 from wsi_ats.nn.backbone import batch_norms, create_backbone
 from wsi_ats.nn.encoder import TileEncoder
 from wsi_ats.nn.model import AttentionSampler
 from wsi_ats.nn.precision import autocast, resolve
-from wsi_ats.selection import TissueMask
+from wsi_ats.overview.masks import TissueMask
+from wsi_ats.overview.tiles import read_tiles
+from wsi_ats.settings import Settings
 from wsi_ats.slides import SlideRef, open_slide
 from wsi_ats.slides.base import Pixels, Slide
 from wsi_ats.slides.codecs import Coding
@@ -68,7 +69,6 @@ from wsi_ats.slides.storage import LocalFile
 from wsi_ats.slides.tiff import levels_of
 from wsi_ats.slides.tiff_index import StoredImage, TiffIndex
 from wsi_ats.slides.wrappers import WrappedSlide
-from wsi_ats.tiles import read_tiles
 
 Rows = list[dict[str, Any]]
 
@@ -86,9 +86,9 @@ _ENCODE = "encode_cells" if hasattr(sampling, "encode_cells") else "embed_in_par
 STAGES: dict[str, tuple[Any, str]] = {
     "records": (ScoreTask, "__call__"),
     "open": (pipelines.score, "open_slide"),
-    "rest": (wsi_ats.inference, "predict_slide"),
-    "thumbnail": (wsi_ats.look, "read_thumbnail"),
-    "tissue": (wsi_ats.look, "find_tissue"),
+    "rest": (wsi_ats.models.scoring, "predict_slide"),
+    "thumbnail": (wsi_ats.overview.overview, "read_thumbnail"),
+    "tissue": (wsi_ats.overview.overview, "find_tissue"),
     "attention": (AttentionSampler, "score_cells"),
     "draw": (sampling, "draw_cells"),
     "network": (sampling, _ENCODE),
@@ -241,7 +241,7 @@ class Floor:
             slide = _Noting(inner)
             selection = predict(task, ref, slide, model).selection
             assert selection is not None
-            thumbnail, tissue = wsi_ats.look.look(inner, task.settings)
+            thumbnail, tissue = wsi_ats.overview.overview.look(inner, task.settings)
             tiles = read_tiles(inner, selection.grid, np.unique(selection.cells))
         return cls(
             Path(ref.path),
@@ -355,7 +355,7 @@ def _type(settings: Settings) -> str:
 def all_tissue(path: Path, settings: Settings) -> tuple[IntArray, int]:
     """Corners (n, 2) of all tissue tiles in level-0 pixels, and their compressed bytes in the file."""
     with open_slide(path) as slide:
-        tissue = wsi_ats.look.look(slide, settings)[1]
+        tissue = wsi_ats.overview.overview.look(slide, settings)[1]
         side = settings.tile.size
         corners = tissue.grid.boxes(tissue.cells)[:, :2]
         if tissue.grid.cell != side:

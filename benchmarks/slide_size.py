@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.report import report
-from wsi_ats.config import Settings
-from wsi_ats.targets import Target
+from wsi_ats.settings import Settings
+from wsi_ats.tasks.targets import Target
 
 _SIDES = (10_000, 40_000, 160_000)
 _SETTINGS = (
@@ -48,8 +48,8 @@ def measure(path: Path, levels: int, changes: tuple[str, ...]) -> dict[str, Any]
     """Score one slide in this process."""
     import torch
 
-    from wsi_ats.checkpoints import model_for
-    from wsi_ats.inference import predict_slide
+    from wsi_ats.models.checkpoints import model_for
+    from wsi_ats.models.scoring import predict_slide
     from wsi_ats.slides import SlideRef, open_slide
     from wsi_ats.slides.memory import MemorySlide
     from wsi_ats.testing.memory import peak_memory

@@ -34,12 +34,12 @@ from benchmarks.tissue_features import (
     CropTable,
     crop_table,
 )
-from wsi_ats.batches import Example, Reader
 from wsi_ats.errors import SettingsError
 from wsi_ats.geometry import Grid, IntArray
-from wsi_ats.selection import TissueMask
+from wsi_ats.models.batches import Example, Reader
+from wsi_ats.overview.masks import TissueMask
 from wsi_ats.slides.base import SlideRef
-from wsi_ats.targets import Target
+from wsi_ats.tasks.targets import Target
 from wsi_ats.testing.bank import TileBank, encode, shrink
 from wsi_ats.testing.layout import Kind, tissue_field
 from wsi_ats.testing.synthetic import write_tiff
@@ -151,7 +151,7 @@ class BagReader(Reader):
         return {name: int(asked.sum()) for name, asked in self._asked.items()}
 
     def read(self, wanted: Sequence[tuple[SlideRef, Grid, IntArray]]) -> list[Future[NDArray[np.float32]]]:
-        """See :meth:`wsi_ats.batches.Reader.read`; float32 (N, D).
+        """See :meth:`wsi_ats.models.batches.Reader.read`; float32 (N, D).
 
         Raises
         ------

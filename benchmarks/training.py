@@ -29,16 +29,16 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks._steps import JOINT, Memory, Steps, measure, table
 from benchmarks.report import report
-from wsi_ats.batches import Example, TileReader
-from wsi_ats.config import Settings
 from wsi_ats.errors import SettingsError
-from wsi_ats.look import look
+from wsi_ats.models.batches import Example, TileReader
 from wsi_ats.nn.precision import resolve
+from wsi_ats.overview.overview import look
+from wsi_ats.overview.tiles import read_tiles
+from wsi_ats.settings import Settings
 from wsi_ats.slides import open_slide
 from wsi_ats.slides.base import Pixels, SlideRef
 from wsi_ats.testing.bank import make_tile_bank
 from wsi_ats.testing.synthetic import write_slide
-from wsi_ats.tiles import read_tiles
 
 MEMORY = "memory"
 FEEDS = {MEMORY: 0, "slides, read ahead": 1, "slides": 0}

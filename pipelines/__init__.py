@@ -17,7 +17,7 @@ moment and started again. Everything that is done to one slide lives in :mod:`ws
 
 Examples
 --------
->>> from wsi_ats.manifest import read_manifest
+>>> from wsi_ats.tables.manifest import read_manifest
 >>> from pipelines.score import score
 >>> summary = score(read_manifest("slides"), Path("run"), Path("scores"))  # doctest: +SKIP
 >>> summary.counts  # doctest: +SKIP

@@ -22,8 +22,8 @@ from dask.system import CPU_COUNT
 from distributed import Client, Nanny, Scheduler, Security, SpecCluster, Status
 from distributed.comm.core import connect as connect_comm
 
-from wsi_ats.artifacts import read_json
 from wsi_ats.errors import ArtifactError, SettingsError
+from wsi_ats.files import read_json
 
 # Long enough for a busy scheduler behind a slow network, short enough to wait for.
 _ANSWER_SECONDS = 10

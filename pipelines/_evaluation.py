@@ -15,14 +15,14 @@ import numpy as np
 
 from pipelines._records import Row
 from pipelines._runs import RUN_FILE, Summary
-from wsi_ats import curves
-from wsi_ats.artifacts import atomic, digest_of, read_json
 from wsi_ats.errors import ArtifactError, ManifestError, SettingsError
-from wsi_ats.plots import ClassCurves, figure_of_classes, figure_of_survival, figure_of_values
-from wsi_ats.selection import Status
+from wsi_ats.files import atomic, digest_of, read_json
+from wsi_ats.results.plots import ClassCurves, figure_of_classes, figure_of_survival, figure_of_values
+from wsi_ats.results.records import Status
 from wsi_ats.slides.base import SlideRef
-from wsi_ats.tables import read_csv, read_parquet, write_csv
-from wsi_ats.targets import Target
+from wsi_ats.tables.files import read_csv, read_parquet, write_csv
+from wsi_ats.tasks import curves
+from wsi_ats.tasks.targets import Target
 
 BY = ("slide", "case")
 
@@ -130,7 +130,7 @@ class LabelledScores:
     names, cases, labels
         Slide or case, its case, and its label as it is written.
     targets
-        The same in numbers, shape (N, T); see :mod:`wsi_ats.targets`.
+        The same in numbers, shape (N, T); see :mod:`wsi_ats.tasks.targets`.
     scores
         Shape (N, C), in the order of ``target.columns``.
     left_out
@@ -273,8 +273,8 @@ def check_by(by: str) -> None:
 
 
 def metrics_of(joined: LabelledScores, *, resamples: int, seed: int) -> list[Row]:
-    """Figures with intervals; see :func:`wsi_ats.evaluation.metrics_table`."""
-    from wsi_ats.evaluation import metrics_table
+    """Figures with intervals; see :func:`wsi_ats.tasks.evaluation.metrics_table`."""
+    from wsi_ats.tasks.evaluation import metrics_table
 
     target = joined.target
     return metrics_table(
@@ -318,7 +318,7 @@ def write_details(out: Path, joined: LabelledScores, *, title: str) -> None:
 
 
 def _write_survival(out: Path, joined: LabelledScores, title: str) -> None:
-    from wsi_ats.survival import kaplan_meier
+    from wsi_ats.tasks.concordance import kaplan_meier
 
     risk, folds = joined.scores[:, 0], np.array(joined.folds)
     # Each model has a scale of its own, so its half is told by its own median.

@@ -14,21 +14,21 @@ from pipelines._reports import Silent
 from pipelines._runs import Execution, together
 from pipelines._tensorboard import writing_events
 from pipelines.prepare import PrepareTask
-from wsi_ats.artifacts import load_prepared
-from wsi_ats.config import Settings
-from wsi_ats.diagnosis import compare, diagnose
 from wsi_ats.errors import ManifestError, SettingsError
-from wsi_ats.manifest import check_cases, check_labels
-from wsi_ats.phases import phases_of
+from wsi_ats.overview.prepared import load_prepared
+from wsi_ats.settings import Settings
 from wsi_ats.slides.base import SlideRef
-from wsi_ats.targets import Target
+from wsi_ats.tables.manifest import check_cases, check_labels
+from wsi_ats.tasks.targets import Target
+from wsi_ats.training.diagnosis import compare, diagnose
+from wsi_ats.training.phases import phases_of
 
 if TYPE_CHECKING:  # torch takes seconds to import
     import torch
 
-    from wsi_ats.batches import Example
-    from wsi_ats.processes import Processes
-    from wsi_ats.training import Trained
+    from wsi_ats.models.batches import Example
+    from wsi_ats.training.fit import Trained
+    from wsi_ats.training.processes import Processes
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Fitting:
         SettingsError
             When settings wait for better figures of slides to watch, and there are none.
         """
-        from wsi_ats.splits import split_by_case
+        from wsi_ats.tables.splits import split_by_case
 
         if self.settings.model.cases != "separate":
             check_cases(refs)
@@ -109,14 +109,14 @@ class Fitting:
     def fit(self, refs: Sequence[SlideRef], target: Target, processes: Processes | None = None) -> Fitted:
         """Train on prepared slides; of several processes only the first speaks and writes.
 
-        Of several runs one is kept; see :func:`wsi_ats.restarts.best_of`.
+        Of several runs one is kept; see :func:`wsi_ats.training.restarts.best_of`.
 
         Raises
         ------
         SettingsError
             When there are restarts to choose from, and no validation slides to choose by.
         """
-        from wsi_ats.restarts import best_of, repeat
+        from wsi_ats.training.restarts import best_of, repeat
 
         training, validation, target = self.plan(refs, target)
         if self.restarts > 1 and not validation:
@@ -194,7 +194,7 @@ class Fitting:
         processes: Processes | None,
         unreadable: dict[str, str],
     ) -> Trained:
-        from wsi_ats.training import fit
+        from wsi_ats.training.fit import fit
 
         learning, folder = self.settings.training, self._folder(restart)
         settings = replace(self.settings, training=replace(learning, seed=learning.seed + restart))
@@ -234,7 +234,7 @@ class Fitting:
             )
 
     def _examples(self, refs: Sequence[SlideRef], target: Target) -> list[Example]:
-        from wsi_ats.batches import Example
+        from wsi_ats.models.batches import Example
 
         task, examples = PrepareTask.of(self.out, self.settings), []
         for ref in refs:
@@ -251,7 +251,7 @@ def check_network(settings: Settings, target: Target) -> None:
     ModelError
         When a name is unknown, or weights are missing, do not fit or cannot be downloaded.
     """
-    from wsi_ats.checkpoints import model_for
+    from wsi_ats.models.checkpoints import model_for
 
     model_for(settings, target)
 

@@ -20,7 +20,7 @@ import typer
 
 if TYPE_CHECKING:
     from pipelines._runs import Execution
-    from wsi_ats.config import Settings
+    from wsi_ats.settings import Settings
     from wsi_ats.slides.base import SlideRef
 
 _SETTINGS = "Settings"
@@ -136,7 +136,7 @@ class Reading(Basic):
         from dataclasses import asdict
         from tomllib import loads
 
-        from wsi_ats.config import Settings
+        from wsi_ats.settings import Settings
 
         base = base or Settings()
         if self.config is not None:

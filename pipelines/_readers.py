@@ -1,8 +1,8 @@
 """Who reads the tiles of a training: threads of this process, or Dask workers near the slides.
 
-Workers send tiles as JPEG (:mod:`wsi_ats.jpeg`), a quarter of the bytes, which this process decodes. That is
-the only step of reading which loses anything. Whatever else is read, such as a closer look that decides where
-tiles are drawn, travels as it is. What is drawn, and the order of tiles, are those of threads.
+Workers send tiles as JPEG (:mod:`wsi_ats.slides.jpeg`), a quarter of the bytes, which this process decodes.
+That is the only step of reading which loses anything. Whatever else is read, such as a closer look that
+decides where tiles are drawn, travels as it is. What is drawn, and the order of tiles, are those of threads.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from distributed import Client, KilledWorker, Worker, WorkerPlugin, get_worker
 from distributed import Future as Read
 
 from pipelines._cluster import connect
-from wsi_ats.batches import OpenSlides, Reader, TileReader
 from wsi_ats.errors import SettingsError, SlideReadError, WsiAtsError
-from wsi_ats.jpeg import JpegTiles
+from wsi_ats.models.batches import OpenSlides, Reader, TileReader
 from wsi_ats.slides import open_slide
 from wsi_ats.slides.base import Slide, SlideRef
+from wsi_ats.slides.jpeg import JpegTiles
 
 T = TypeVar("T")
 
@@ -116,7 +116,7 @@ def open_reader(readers: str, scheduler: Any = "local", workers: int | None = No
 class DaskReader(Reader):
     """Reads tiles on the workers of a cluster, each of which keeps the slides open that it used of late.
 
-    A drop-in for :class:`wsi_ats.batches.TileReader`. A read whose worker dies is tried again.
+    A drop-in for :class:`wsi_ats.models.batches.TileReader`. A read whose worker dies is tried again.
 
     Parameters
     ----------
@@ -143,7 +143,7 @@ class DaskReader(Reader):
         client.register_plugin(_Slides(opener), name=self._name)
 
     def run(self, jobs: Sequence[tuple[SlideRef, Callable[[Slide], T]]]) -> list[Future[T]]:
-        """See :meth:`wsi_ats.batches.Reader.run`.
+        """See :meth:`wsi_ats.models.batches.Reader.run`.
 
         Returns
         -------

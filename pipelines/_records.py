@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipelines._reports import Finished
 from pipelines._runs import Execution, rooted
-from wsi_ats.artifacts import atomic, digest_of, read_json, remove_partial, slide_digest, write_json
-from wsi_ats.config import Settings
 from wsi_ats.errors import ArtifactError, without_secrets
-from wsi_ats.selection import Status
+from wsi_ats.files import atomic, digest_of, read_json, remove_partial, write_json
+from wsi_ats.results.records import Status
+from wsi_ats.settings import Settings
 from wsi_ats.slides.base import SlideRef
-from wsi_ats.tables import write_csv, write_parquet
+from wsi_ats.slides.fingerprint import slide_digest
+from wsi_ats.tables.files import write_csv, write_parquet
 
 if TYPE_CHECKING:  # Dask takes a while to import, and a command that finds nothing to do needs none
     from pipelines._stage import Limits, Outcome

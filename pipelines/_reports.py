@@ -17,7 +17,7 @@ class Finished:
     Parameters
     ----------
     slide_id, status
-        Which, and how it ended: a value of :class:`wsi_ats.selection.Status`.
+        Which, and how it ended: a value of :class:`wsi_ats.results.records.Status`.
     seconds
         Wall time in the worker; 0 where the worker could not tell.
     worker

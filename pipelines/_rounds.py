@@ -11,7 +11,7 @@ from pipelines._records import Results, Row, SlideTask, carry_out, figures, pend
 from pipelines._reports import Finished
 from pipelines._runs import Execution
 from pipelines._watch import Arrivals
-from wsi_ats.config import Settings
+from wsi_ats.settings import Settings
 from wsi_ats.slides.base import SlideRef
 
 # A round ends in workers that wait for its last slide. This is long beside that, and short for whoever waits

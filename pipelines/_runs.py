@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from pipelines._reports import Reporter, Silent, duration
-from wsi_ats.artifacts import digest_of, locked, read_json, write_json
-from wsi_ats.config import Settings
 from wsi_ats.errors import ArtifactError, SettingsError
-from wsi_ats.selection import Status
+from wsi_ats.files import digest_of, locked, read_json, write_json
+from wsi_ats.results.records import Status
+from wsi_ats.settings import Settings
 
 RUN_FILE = "run.json"
 
@@ -331,7 +331,8 @@ def check_pixels(settings: Settings) -> None:
     if settings.model.takes_features:
         raise SettingsError(
             f"model.backbone is {settings.model.backbone}, but the commands do not read files of features "
-            "yet; name a backbone, or train from Python (wsi_ats.training.fit) with a reader of your features"
+            "yet; name a backbone, or train from Python (wsi_ats.training.fit.fit) with a reader of your "
+            "features"
         )
 
 

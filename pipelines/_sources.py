@@ -9,11 +9,11 @@ from tempfile import TemporaryDirectory
 
 from pipelines._records import absolute
 from wsi_ats.errors import ManifestError
-from wsi_ats.manifest import find_slides_among, read_manifest
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.dicom import is_dicom
 from wsi_ats.slides.storage import is_remote
-from wsi_ats.tables import write_csv
+from wsi_ats.tables.files import write_csv
+from wsi_ats.tables.manifest import find_slides_among, read_manifest
 
 
 def read_sources(
@@ -25,7 +25,7 @@ def read_sources(
     splits: Path | None = None,
     mpp: float | None = None,
 ) -> list[SlideRef]:
-    """List the slides of several sources, as :func:`wsi_ats.manifest.read_manifest` does those of one.
+    """List the slides of several sources, as :func:`wsi_ats.tables.manifest.read_manifest` does those of one.
 
     Raises
     ------

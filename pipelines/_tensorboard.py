@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from wsi_ats.errors import SettingsError
-from wsi_ats.tables import read_csv
+from wsi_ats.tables.files import read_csv
 
 FOLDER = "tensorboard"
 

@@ -222,7 +222,7 @@ def score(
     from pipelines._watch import Arrivals, stop_on_signals
     from pipelines.score import score
     from wsi_ats.errors import SettingsError
-    from wsi_ats.model_card import read_card
+    from wsi_ats.models.card import read_card
 
     refs = None if watch else options.refs(slides)
     settings = options.settings(read_card(model).settings)

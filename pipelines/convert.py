@@ -9,11 +9,12 @@ from pathlib import Path, PurePath
 
 from pipelines._records import Row, SlideTask, absolute, complete, own_cores, pending, write_table
 from pipelines._runs import Execution, Identity, Summary, count, open_run, rooted
-from wsi_ats.artifacts import digest_of, slide_digest
 from wsi_ats.errors import SettingsError
-from wsi_ats.selection import Status
+from wsi_ats.files import digest_of
+from wsi_ats.results.records import Status
 from wsi_ats.slides import open_slide
 from wsi_ats.slides.base import SlideRef
+from wsi_ats.slides.fingerprint import slide_digest
 from wsi_ats.slides.storage import is_remote
 
 RESULTS = ("records", "conversions.parquet", "conversions.csv")
@@ -71,7 +72,7 @@ def convert(
 
     Examples
     --------
-    >>> from wsi_ats.manifest import read_manifest
+    >>> from wsi_ats.tables.manifest import read_manifest
     >>> convert(read_manifest("slides"), "pyramids").counts  # doctest: +SKIP
     {'done': 120, 'failed': 1, 'no_tissue': 0}
     """

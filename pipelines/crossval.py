@@ -28,11 +28,11 @@ from pipelines._runs import (
 from pipelines.evaluate import RESAMPLES
 from pipelines.score import score
 from pipelines.train import train
-from wsi_ats.artifacts import atomic, digest_of, read_json
-from wsi_ats.config import Settings
 from wsi_ats.errors import ManifestError, SettingsError
-from wsi_ats.manifest import check_labels, match_splits, unlabelled
+from wsi_ats.files import atomic, digest_of, read_json
+from wsi_ats.settings import Settings
 from wsi_ats.slides.base import SlideRef
+from wsi_ats.tables.manifest import check_labels, match_splits, unlabelled
 
 if TYPE_CHECKING:  # scikit-learn and matplotlib take seconds to import
     from pipelines._evaluation import Evaluation, LabelledScores
@@ -96,7 +96,7 @@ def crossval(
 
     Examples
     --------
-    >>> from wsi_ats.manifest import read_manifest
+    >>> from wsi_ats.tables.manifest import read_manifest
     >>> crossval(read_manifest("slides", labels="labels.csv"), "cv", folds=5).exit_code  # doctest: +SKIP
     0
     """
@@ -160,7 +160,7 @@ def crossval(
 def _run_fold(
     fold: Sequence[SlideRef], folder: Path, splits: Path, settings: Settings, execution: Execution
 ) -> list[Summary]:
-    from wsi_ats.splits import write_splits
+    from wsi_ats.tables.splits import write_splits
 
     # What was there before is deleted already, where that is asked for.
     execution = replace(execution, overwrite=False)
@@ -186,7 +186,13 @@ def _plan(
     known: Sequence[str],
 ) -> dict[str, list[SlideRef]]:
     """Splits of each fold, by the name of its folder; complains before the work rather than after it."""
-    from wsi_ats.splits import check_leakage, check_tested_once, folds_by_case, untrained, with_validation
+    from wsi_ats.tables.splits import (
+        check_leakage,
+        check_tested_once,
+        folds_by_case,
+        untrained,
+        with_validation,
+    )
 
     task, seed = settings.model.task, settings.training.seed
     if splits is None:
@@ -218,7 +224,7 @@ def _read_plan(
     execution: Execution,
     known: Sequence[str],
 ) -> dict[str, list[SlideRef]]:
-    from wsi_ats.splits import read_folds
+    from wsi_ats.tables.splits import read_folds
 
     files = read_folds(splits)
     if folds is not None and folds != len(files):

@@ -19,18 +19,20 @@ from pipelines._runs import Execution, Summary, rooted
 from pipelines.prepare import PrepareTask
 from pipelines.score import score
 from pipelines.train import train
-from wsi_ats.artifacts import load_attention, load_prepared, read_json, write_json
-from wsi_ats.config import Settings
 from wsi_ats.errors import ArtifactError
-from wsi_ats.exports.tables import read_selection
-from wsi_ats.manifest import read_manifest
+from wsi_ats.files import read_json, write_json
+from wsi_ats.overview.prepared import load_prepared
+from wsi_ats.overview.tiles import read_tiles
+from wsi_ats.results.attention import load_attention
+from wsi_ats.results.exports.tables import read_selection
+from wsi_ats.settings import Settings
 from wsi_ats.slides import open_slide
 from wsi_ats.slides.base import SlideRef
-from wsi_ats.tables import read_parquet
+from wsi_ats.tables.files import read_parquet
+from wsi_ats.tables.manifest import read_manifest
 from wsi_ats.testing.bank import make_tile_bank
 from wsi_ats.testing.layout import Kind
 from wsi_ats.testing.synthetic import write_collection, write_slide
-from wsi_ats.tiles import read_tiles
 
 # Small enough for two cores and a few minutes. The backbone is one of the smallest of timm and starts
 # from random weights, so nothing is downloaded.
@@ -366,7 +368,7 @@ def _truth(folder: Path, slide_id: str, name: str) -> npt.NDArray[Any]:
 
 def _measure(scores: Path, refs: Sequence[SlideRef], truth: Path) -> Arm:
     """Compare the scores of held-out slides with what is known of them."""
-    from wsi_ats.evaluation import auc
+    from wsi_ats.tasks.evaluation import auc
 
     rows, _ = read_parquet(scores / "predictions.parquet")
     labels = {ref.id: ref.label for ref in refs}
@@ -397,10 +399,10 @@ def _thumbnail_arm(
     """Train on the thumbnails that training has prepared, and classify those of the held-out slides."""
     import torch
 
-    from wsi_ats.artifacts import Prepared
-    from wsi_ats.baselines import fit_thumbnails, thumbnail_logits
-    from wsi_ats.evaluation import auc
-    from wsi_ats.look import look
+    from wsi_ats.overview.overview import look
+    from wsi_ats.overview.prepared import Prepared
+    from wsi_ats.tasks.evaluation import auc
+    from wsi_ats.training.baselines import fit_thumbnails, thumbnail_logits
 
     task = PrepareTask.of(model, settings)
     classifier = fit_thumbnails(
@@ -484,8 +486,8 @@ def _draw_gigapixel(
     figure: Path, ref: SlideRef, scores: Path, truth: npt.NDArray[np.uint8], settings: Settings
 ) -> dict[str, str]:
     """Draw the large slide and tell its figures."""
-    from wsi_ats.look import look
-    from wsi_ats.plots import figure_of_slide
+    from wsi_ats.overview.overview import look
+    from wsi_ats.results.plots import figure_of_slide
 
     rows, _ = read_parquet(scores / "predictions.parquet")
     row = {name: column[0] for name, column in rows.items()}

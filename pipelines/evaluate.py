@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines._runs import Execution, Identity, Summary, open_run, rooted
-from wsi_ats.artifacts import digest_of
 from wsi_ats.errors import ManifestError
-from wsi_ats.manifest import with_tables
+from wsi_ats.files import digest_of
 from wsi_ats.slides.base import SlideRef
+from wsi_ats.tables.manifest import with_tables
 
 if TYPE_CHECKING:  # scikit-learn and matplotlib take seconds to import
     from pipelines._evaluation import Evaluation
@@ -41,7 +41,7 @@ def evaluate(
     scores
         Folder that :func:`pipelines.score.score` wrote.
     labels
-        Table of labels, by slide or by case; see :func:`wsi_ats.manifest.read_manifest`.
+        Table of labels, by slide or by case; see :func:`wsi_ats.tables.manifest.read_manifest`.
     out
         Folder for ``metrics.csv``, the curves as tables, ``evaluated.csv``, ``left_out.csv``,
         ``evaluation.png`` and ``run.json``.
@@ -108,7 +108,7 @@ def evaluate(
 
 
 def _check_splits(refs: Sequence[SlideRef], split: str | None, *, source: str) -> None:
-    from wsi_ats.splits import check_leakage
+    from wsi_ats.tables.splits import check_leakage
 
     known = [ref for ref in refs if ref.split is not None]
     check_leakage(known, source)

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines._runs import RUN_FILE, Execution, Identity, Summary, open_run, rooted
-from wsi_ats.artifacts import atomic, digest_of, read_json
 from wsi_ats.errors import ArtifactError, SettingsError
-from wsi_ats.exports.qupath import write_qupath
-from wsi_ats.exports.tables import read_selection, write_selections_csv, write_selections_parquet
-from wsi_ats.selection import Selection, Status
-from wsi_ats.tables import read_parquet
+from wsi_ats.files import atomic, digest_of, read_json
+from wsi_ats.results.exports.qupath import write_qupath
+from wsi_ats.results.exports.tables import read_selection, write_selections_csv, write_selections_parquet
+from wsi_ats.results.records import Selection, Status
+from wsi_ats.tables.files import read_parquet
 
 FORMATS = ("csv", "parquet", "qupath")
 

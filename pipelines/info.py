@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from wsi_ats.config import Settings, TileSettings
 from wsi_ats.errors import WsiAtsError
-from wsi_ats.look import count_tiles, inspect, regions_of
-from wsi_ats.selection import TissueMask
+from wsi_ats.overview.masks import TissueMask
+from wsi_ats.overview.overview import count_tiles, inspect, regions_of
+from wsi_ats.overview.tiles import level_for
+from wsi_ats.settings import Settings, TileSettings
 from wsi_ats.slides.base import Slide, SlideRef
 from wsi_ats.slides.opening import open_chosen
 from wsi_ats.slides.storage import file_size
 from wsi_ats.slides.wrappers import CountingSlide
-from wsi_ats.tiles import level_for
 
 # A resolution that differs by less is worth suggesting: cells look much the same, networks do as well.
 _NEAR = 0.25

@@ -18,16 +18,17 @@ from pipelines._records import (
     write_table,
 )
 from pipelines._runs import Execution, Identity, Summary, count, open_run, rooted
-from wsi_ats.artifacts import Prepared, atomic, save_prepared
-from wsi_ats.config import ARTEFACTS, Settings
-from wsi_ats.look import count_tiles, inspect
-from wsi_ats.quality import mark
-from wsi_ats.resample import write_png
-from wsi_ats.selection import Status
+from wsi_ats.files import atomic
+from wsi_ats.overview.overview import count_tiles, inspect
+from wsi_ats.overview.prepared import Prepared, save_prepared
+from wsi_ats.overview.quality import mark
+from wsi_ats.overview.tiles import level_for
+from wsi_ats.results.records import Status
+from wsi_ats.settings import ARTEFACTS, Settings
 from wsi_ats.slides import open_slide
 from wsi_ats.slides.base import SlideRef
+from wsi_ats.slides.resample import write_png
 from wsi_ats.slides.wrappers import CountingSlide, bytes_read
-from wsi_ats.tiles import level_for
 
 RESULTS = ("records", "prepared", "thumbnails", "quality", "slides.parquet", "slides.csv")
 SECTIONS = ("tile", "thumbnail")
@@ -62,7 +63,7 @@ def prepare(
     refs
         The slides.
     out
-        Folder for ``prepared/<slide_id>.npz`` (see :func:`wsi_ats.artifacts.load_prepared`),
+        Folder for ``prepared/<slide_id>.npz`` (see :func:`wsi_ats.overview.prepared.load_prepared`),
         ``thumbnails/<slide_id>.png``, ``quality/<slide_id>.png`` (the thumbnail with spoilt tissue cells
         framed: cyan under ink, yellow out of focus; where there are any), ``slides.parquet`` and ``.csv``,
         ``run.json``. Of the table's columns, ``tissue_method`` and ``tissue_reason`` say how tissue was found
@@ -87,7 +88,7 @@ def prepare(
 
     Examples
     --------
-    >>> from wsi_ats.manifest import read_manifest
+    >>> from wsi_ats.tables.manifest import read_manifest
     >>> prepare(read_manifest("slides"), "work").counts  # doctest: +SKIP
     {'done': 120, 'failed': 1, 'no_tissue': 0}
     """

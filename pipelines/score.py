@@ -22,21 +22,22 @@ from pipelines._records import (
 from pipelines._rounds import complete_arrivals
 from pipelines._runs import Execution, Identity, Summary, check_pixels, count, open_run, rooted
 from pipelines._watch import Arrivals
-from wsi_ats.artifacts import atomic, save_attention
-from wsi_ats.cases import case_scores
-from wsi_ats.config import AugmentationSettings, ModelSettings, SamplingSettings, Settings, TrainingSettings
 from wsi_ats.errors import ModelError, SettingsError
-from wsi_ats.exports.tables import write_selection
-from wsi_ats.model_card import read_card
-from wsi_ats.selection import Prediction, Status, Stop
+from wsi_ats.files import atomic
+from wsi_ats.models.card import read_card
+from wsi_ats.results.attention import save_attention
+from wsi_ats.results.exports.tables import write_selection
+from wsi_ats.results.records import Prediction, Status, Stop
+from wsi_ats.settings import AugmentationSettings, ModelSettings, SamplingSettings, Settings, TrainingSettings
 from wsi_ats.slides import open_slide
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.wrappers import bytes_read
-from wsi_ats.targets import Target
+from wsi_ats.tasks.cases import case_scores
+from wsi_ats.tasks.targets import Target
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a worker needs it, not a command line
-    from wsi_ats.checkpoints import LoadedModel
-    from wsi_ats.methods.encoding import TileBatches
+    from wsi_ats.models.checkpoints import LoadedModel
+    from wsi_ats.models.encoding import TileBatches
 
 _TABLES = ("predictions.parquet", "predictions.csv", "cases.parquet", "cases.csv")
 _SECTIONS = ("tile", "thumbnail", "sampling", "scoring")
@@ -103,7 +104,7 @@ def score(
 
     Examples
     --------
-    >>> from wsi_ats.manifest import read_manifest
+    >>> from wsi_ats.tables.manifest import read_manifest
     >>> summary = score(read_manifest("slides"), "run", "scores")  # doctest: +SKIP
     >>> summary.exit_code  # doctest: +SKIP
     0
@@ -251,7 +252,7 @@ class ScoreTask(SlideTask):
         """Score the slide; several threads may score one each."""
         from torch import set_num_threads
 
-        from wsi_ats.inference import predict_slide
+        from wsi_ats.models.scoring import predict_slide
 
         # What is split among threads is summed up in another order, and a worker's cores are not always as
         # many. They are used by encoding batches of tiles at the same time.
@@ -319,8 +320,8 @@ def _loaded(folder: Path, digest: str, precision: str) -> tuple[LoadedModel, Til
 def _once(folder: Path, digest: str, precision: str) -> tuple[LoadedModel, TileBatches]:
     import torch
 
-    from wsi_ats.checkpoints import load_model
-    from wsi_ats.methods.encoding import TileBatches
+    from wsi_ats.models.checkpoints import load_model
+    from wsi_ats.models.encoding import TileBatches
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loaded = load_model(folder, device)

@@ -36,17 +36,18 @@ from pipelines._runs import (
 )
 from pipelines._tensorboard import FOLDER as EVENTS
 from pipelines._tensorboard import check_tensorboard
-from wsi_ats.artifacts import atomic, digest_of, slide_digest
-from wsi_ats.config import Settings
 from wsi_ats.errors import ArtifactError
-from wsi_ats.manifest import check_labels, unlabelled
-from wsi_ats.selection import Status
+from wsi_ats.files import atomic, digest_of
+from wsi_ats.results.records import Status
+from wsi_ats.settings import Settings
 from wsi_ats.slides.base import SlideRef
-from wsi_ats.tables import read_csv, read_parquet, write_csv
-from wsi_ats.targets import Target
+from wsi_ats.slides.fingerprint import slide_digest
+from wsi_ats.tables.files import read_csv, read_parquet, write_csv
+from wsi_ats.tables.manifest import check_labels, unlabelled
+from wsi_ats.tasks.targets import Target
 
 if TYPE_CHECKING:  # torch takes seconds to import
-    from wsi_ats.processes import Processes
+    from wsi_ats.training.processes import Processes
 
 # Files without which a run is not finished; checkpoints only serve to get there.
 _WRITTEN = ("config.toml", "splits.csv", "metrics.csv", "slides.parquet", "slides.csv")
@@ -117,7 +118,7 @@ def train(
 
     Examples
     --------
-    >>> from wsi_ats.manifest import read_manifest
+    >>> from wsi_ats.tables.manifest import read_manifest
     >>> train(read_manifest("slides", labels="labels.csv"), "run").exit_code  # doctest: +SKIP
     0
     """
@@ -135,7 +136,7 @@ def train(
     check_together()
     if not together():
         return _train(refs, fitting, _Others(None))
-    from wsi_ats.processes import started_by_torchrun
+    from wsi_ats.training.processes import started_by_torchrun
 
     with started_by_torchrun(dict(os.environ), device()) as processes:
         others = _Others(processes)
@@ -216,7 +217,7 @@ def _train(refs: Sequence[SlideRef], fitting: Fitting, others: _Others) -> Summa
             path.write_text(settings.to_toml(), encoding="utf-8")
         others.tell((usable, target))
         fitted = fitting.fit(usable, target, others.processes)
-        from wsi_ats.checkpoints import save_model
+        from wsi_ats.models.checkpoints import save_model
 
         found = fitted.trained.trust
         attention = asdict(found) if found else {}
@@ -286,7 +287,7 @@ def _finished(run: Run) -> bool:
         return False
     if not all((run.out / name).exists() for name in _WRITTEN):
         return False
-    from wsi_ats.checkpoints import load_model
+    from wsi_ats.models.checkpoints import load_model
 
     try:
         return load_model(run.out).digest == run.previous.get("model")

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from wsi_ats.batches import Example, Reader
-from wsi_ats.config import Settings
 from wsi_ats.geometry import Grid
-from wsi_ats.selection import TissueMask
+from wsi_ats.models.batches import Example, Reader
+from wsi_ats.overview.masks import TissueMask
+from wsi_ats.settings import Settings
 from wsi_ats.slides.base import SlideRef
-from wsi_ats.targets import Target
-from wsi_ats.training import Trained, fit
+from wsi_ats.tasks.targets import Target
+from wsi_ats.training.fit import Trained, fit
 
 TILE, PIXELS = 16, 2  # of a tile, and of a cell in the thumbnail
 BACKGROUND, STANDING_OUT = (200, 130, 190), (140, 90, 170)

@@ -14,37 +14,16 @@ ROOT = Path(__file__).parents[1]
 
 # From the ground up. A module may import from the layers above its own line, and from its own layer.
 LAYERS = {
-    "what can go wrong": ["errors"],
-    "plain values: places, choices, what is predicted": [
-        "geometry",
-        "regions",
-        "config",
-        "phases",
-        "resample",
-        "jpeg",
-        "targets",
-        "cases",
-    ],
+    "what can go wrong; places; files that are whole or not there": ["errors", "geometry", "files"],
+    "all choices of a run": ["settings"],
     "slides, each format in one file": ["slides"],
-    "records that are kept, and tables; when it is enough": ["selection", "tables", "stopping"],
-    "what a slide shows; which slides": ["tissue", "quality", "tiles", "manifest", "splits"],
-    "files and folders of a run; the first look; other programs": [
-        "artifacts",
-        "look",
-        "exports",
-        "features",
-    ],
-    "what is said of a run": ["model_card", "survival", "curves", "evaluation", "plots", "diagnosis"],
+    "what is predicted": ["tasks"],
+    "which slides, and their labels": ["tables"],
+    "the first view of a slide: thumbnail, tissue, artefacts": ["overview"],
+    "what is kept of a slide that was scored; files for other programs": ["results"],
     "torch, without slides": ["nn"],
-    "torch meets slides: inputs, models on disk; processes that share a model": [
-        "batches",
-        "checkpoints",
-        "processes",
-    ],
-    "networks meet slides: each kind of model in one file": ["methods"],
-    "where attention looks, and how validation slides do": ["distilling", "watching"],
-    "the verbs": ["inference", "training", "baselines"],
-    "a verb again": ["restarts"],
+    "networks meet slides: each kind of model in one file, and models on disk": ["models"],
+    "learning from labels": ["training"],
     "the names that users see": ["__init__"],
     "helpers for tests, usable by other projects": ["testing"],
     "stages on Dask; nothing in the library knows of them": ["pipelines"],
@@ -55,28 +34,32 @@ DOORS = {
     "openslide": ["wsi_ats.slides.openslide"],
     "tifffile": ["wsi_ats.slides.tiff_index", "wsi_ats.testing.synthetic"],  # the second writes files
     "imagecodecs": ["wsi_ats.slides.codecs", "wsi_ats.testing.bank"],  # the second makes slides of JPEG
-    "simplejpeg": ["wsi_ats.jpeg"],
+    "simplejpeg": ["wsi_ats.slides.jpeg"],
     "fsspec": ["wsi_ats.slides.remote"],
-    "PIL": ["wsi_ats.resample", "wsi_ats.slides.colour"],  # the second turns colours by a profile
-    "skimage": ["wsi_ats.tissue"],
+    "PIL": ["wsi_ats.slides.resample", "wsi_ats.slides.colour"],  # the second turns colours by a profile
+    "skimage": ["wsi_ats.overview.tissue"],
     "scipy": [
-        "wsi_ats.distilling",
-        "wsi_ats.tissue",
+        "wsi_ats.training.distillation",
+        "wsi_ats.overview.tissue",
         "wsi_ats.testing.layout",
         "wsi_ats.testing.synthetic",
         "wsi_ats.testing.textures",
     ],
-    "sklearn": ["wsi_ats.curves", "wsi_ats.evaluation", "wsi_ats.splits"],  # of each what the name says
-    "lifelines": ["wsi_ats.survival"],
-    "matplotlib": ["wsi_ats.plots"],
+    "sklearn": [
+        "wsi_ats.tasks.curves",
+        "wsi_ats.tasks.evaluation",
+        "wsi_ats.tables.splits",
+    ],  # of each what the name says
+    "lifelines": ["wsi_ats.tasks.concordance"],
+    "matplotlib": ["wsi_ats.results.plots"],
     "timm": ["wsi_ats.nn.backbone"],
     # A model on disk, and the error of a backbone's weights file.
-    "safetensors": ["wsi_ats.checkpoints", "wsi_ats.nn.backbone"],
+    "safetensors": ["wsi_ats.models.checkpoints", "wsi_ats.nn.backbone"],
     "psutil": ["wsi_ats.nn.memory"],
-    "pyarrow": ["wsi_ats.tables"],
+    "pyarrow": ["wsi_ats.tables.files"],
     "pydicom": ["wsi_ats.slides.dicom", "wsi_ats.testing.dicom"],  # the second writes files
-    "filelock": ["wsi_ats.artifacts"],
-    "tomli_w": ["wsi_ats.config"],
+    "filelock": ["wsi_ats.files"],
+    "tomli_w": ["wsi_ats.settings.__init__"],
     "pytest": ["wsi_ats.testing.contract"],
     # Reading, writing, and what is missing in Zarr itself.
     "zarr": ["wsi_ats.slides.pyramid", "wsi_ats.slides.zarr", "wsi_ats.slides.zarr_jpeg"],
@@ -89,9 +72,7 @@ DOORS = {
     "prometheus_client": ["pipelines._metrics"],
 }
 # Languages that many speak: arrays everywhere; tensors in these.
-TENSORS = ["wsi_ats.nn", "wsi_ats.batches", "wsi_ats.checkpoints", "wsi_ats.methods", "wsi_ats.inference"]
-TENSORS += ["wsi_ats.processes", "wsi_ats.distilling", "wsi_ats.watching", "wsi_ats.training"]
-TENSORS += ["wsi_ats.baselines", "wsi_ats.testing.enumeration"]
+TENSORS = ["wsi_ats.nn", "wsi_ats.models", "wsi_ats.training", "wsi_ats.testing.enumeration"]
 TENSORS += [
     "pipelines._tensorboard",
     "pipelines._fitting",
@@ -224,7 +205,10 @@ HEAVY = {
         ("import pipelines.cli", HEAVY),
         ("from wsi_ats import SlideRef, Grid, Settings, Prediction", HEAVY),
         ("from wsi_ats import open_slide, read_tiles, read_manifest", HEAVY - {"pyarrow"}),
-        ("from wsi_ats.look import look", {"torch", "timm", "dask", "distributed", "sklearn", "matplotlib"}),
+        (
+            "from wsi_ats.overview.overview import look",
+            {"torch", "timm", "dask", "distributed", "sklearn", "matplotlib"},
+        ),
     ],
 )
 def test_an_import_loads_no_heavy_library_that_it_does_not_need(statement, not_loaded):

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from wsi_ats.batches import Example, TileReader
-from wsi_ats.config import Settings
-from wsi_ats.inference import predict_slide
-from wsi_ats.look import look
+from wsi_ats.models.batches import Example, TileReader
+from wsi_ats.models.scoring import predict_slide
 from wsi_ats.nn import expectation
 from wsi_ats.nn.sampling import DESIGNS, draw
+from wsi_ats.overview.overview import look
+from wsi_ats.settings import Settings
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.memory import MemorySlide
-from wsi_ats.targets import Target
-from wsi_ats.training import fit
+from wsi_ats.tasks.targets import Target
+from wsi_ats.training.fit import fit
 
 pytestmark = [
     pytest.mark.gpu,

@@ -87,7 +87,7 @@ def test_no_public_name_is_hidden_by_a_module_of_that_name():
 def test_names_resolve_in_any_order_in_a_fresh_process():
     """And all of them together need neither Dask nor matplotlib nor an installed OpenSlide."""
     code = (
-        "import sys; from wsi_ats import *; import wsi_ats.tiles\n"
+        "import sys; from wsi_ats import *; import wsi_ats.overview.tiles\n"
         "print(all(name in globals() for name in wsi_ats.__all__))\n"
         "print(*sorted(sys.modules.keys() & {'dask', 'distributed', 'matplotlib', 'openslide', 'pipelines'}))"
     )

@@ -11,9 +11,9 @@ import torch
 from typer.testing import CliRunner
 
 from pipelines.cli import app
-from wsi_ats.checkpoints import model_for, save_model
-from wsi_ats.config import Settings
-from wsi_ats.targets import Target
+from wsi_ats.models.checkpoints import model_for, save_model
+from wsi_ats.settings import Settings
+from wsi_ats.tasks.targets import Target
 from wsi_ats.testing.synthetic import write_collection
 
 ROOT = Path(__file__).parents[1]

@@ -13,7 +13,7 @@ The way of the data
       --read_tiles--> (n, size, size, 3) --embed--> features --pool--> feature --classify--> Prediction
 
 Torch ends at the numbers of the drawn cells and begins again at their tiles; in between, tiles are read.
-Gradients stay in the attention and the features. Only :mod:`wsi_ats.methods` knows both sides, one file
+Gradients stay in the attention and the features. Only :mod:`wsi_ats.models` knows both sides, one file
 for each kind of model.
 
 Nouns
@@ -25,11 +25,10 @@ place where attention may look and one tile that may be read. ``TissueMask`` and
 are what a user keeps. ``Target`` says what is predicted, ``Settings`` are all choices of a run. Every error
 is a ``WsiAtsError``.
 
-Verbs
------
-``read_manifest``, ``open_slide``, ``grid_for``, ``read_thumbnail``, ``find_tissue``, ``build_model``,
-``draw``, ``read_tiles``, ``fit``, ``load_model``, ``predict_slide``; and :func:`wsi_ats.look.look`, which is
-three of them in one. What a verb needs to know it is given: randomness and devices are arguments.
+Verbs ----- ``read_manifest``, ``open_slide``, ``grid_for``, ``read_thumbnail``, ``find_tissue``,
+``build_model``, ``draw``, ``read_tiles``, ``fit``, ``load_model``, ``predict_slide``; and
+:func:`wsi_ats.overview.overview.look`, which is three of them in one. What a verb needs to know it is given:
+randomness and devices are arguments.
 
 Names are imported when they are first used, so that whoever looks at slides never waits for torch.
 
@@ -64,21 +63,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wsi_ats.batches import Example, TileReader
-    from wsi_ats.checkpoints import LoadedModel, load_model, save_model
-    from wsi_ats.config import Settings
     from wsi_ats.errors import WsiAtsError
     from wsi_ats.geometry import Grid, Level, Region
-    from wsi_ats.inference import Scored, predict_slide
-    from wsi_ats.manifest import read_manifest
+    from wsi_ats.models.batches import Example, TileReader
+    from wsi_ats.models.checkpoints import LoadedModel, load_model, save_model
+    from wsi_ats.models.scoring import Scored, predict_slide
     from wsi_ats.nn.model import AttentionSampler, build_model
     from wsi_ats.nn.sampling import Draw, draw
-    from wsi_ats.selection import AttentionMap, Prediction, Selection, Status, TissueMask
+    from wsi_ats.overview.masks import TissueMask
+    from wsi_ats.overview.tiles import grid_for, read_thumbnail, read_tiles
+    from wsi_ats.overview.tissue import find_tissue
+    from wsi_ats.results.records import AttentionMap, Prediction, Selection, Status
+    from wsi_ats.settings import Settings
     from wsi_ats.slides import Slide, SlideRef, choose_reader, open_slide
-    from wsi_ats.targets import Target
-    from wsi_ats.tiles import grid_for, read_thumbnail, read_tiles
-    from wsi_ats.tissue import find_tissue
-    from wsi_ats.training import fit
+    from wsi_ats.tables.manifest import read_manifest
+    from wsi_ats.tasks.targets import Target
+    from wsi_ats.training.fit import fit
 
 __all__ = [
     "AttentionMap",
@@ -115,23 +115,24 @@ __all__ = [
     "save_model",
 ]
 
-# The same as above, for when the program runs. `look` is not here: the module of that name would hide it.
+# The same as above, for when the program runs.
 _HOMES = {
-    "batches": ("Example", "TileReader"),
-    "checkpoints": ("LoadedModel", "load_model", "save_model"),
-    "config": ("Settings",),
     "errors": ("WsiAtsError",),
     "geometry": ("Grid", "Level", "Region"),
-    "inference": ("Scored", "predict_slide"),
-    "manifest": ("read_manifest",),
+    "models.batches": ("Example", "TileReader"),
+    "models.checkpoints": ("LoadedModel", "load_model", "save_model"),
+    "models.scoring": ("Scored", "predict_slide"),
     "nn.model": ("AttentionSampler", "build_model"),
     "nn.sampling": ("Draw", "draw"),
-    "selection": ("AttentionMap", "Prediction", "Selection", "Status", "TissueMask"),
+    "overview.masks": ("TissueMask",),
+    "overview.tiles": ("grid_for", "read_thumbnail", "read_tiles"),
+    "overview.tissue": ("find_tissue",),
+    "results.records": ("AttentionMap", "Prediction", "Selection", "Status"),
+    "settings": ("Settings",),
     "slides": ("Slide", "SlideRef", "choose_reader", "open_slide"),
-    "targets": ("Target",),
-    "tiles": ("grid_for", "read_thumbnail", "read_tiles"),
-    "tissue": ("find_tissue",),
-    "training": ("fit",),
+    "tables.manifest": ("read_manifest",),
+    "tasks.targets": ("Target",),
+    "training.fit": ("fit",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -10,9 +10,9 @@ import pytest
 from benchmarks import _collection, collection
 from benchmarks.collection import Case, Crew
 from pipelines._records import SlideTask
-from wsi_ats.look import look
+from wsi_ats.overview.overview import look
 from wsi_ats.slides import SlideRef, open_slide
-from wsi_ats.tables import read_csv
+from wsi_ats.tables.files import read_csv
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_a_case_is_as_many_slides_as_it_has_links(tmp_path):
 
 
 def test_small_slides_have_few_tissue_tiles(slides):
-    from wsi_ats.config import Settings
+    from wsi_ats.settings import Settings
 
     for path in _collection.small_slides(slides, 4):
         with open_slide(path) as slide:

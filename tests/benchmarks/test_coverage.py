@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from benchmarks.coverage import Scale, half_width, measure, stopping_time
-from wsi_ats.config import LEAST_DRAWS, SamplingSettings
-from wsi_ats.stopping import MOST_DRAWS, stop
+from wsi_ats.models.stopping import MOST_DRAWS, stop
+from wsi_ats.settings import LEAST_DRAWS, SamplingSettings
 
 torch.set_num_threads(1)
 

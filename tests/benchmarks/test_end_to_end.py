@@ -12,7 +12,7 @@ from test_tissue_bags import images, table  # noqa: F401  (fixtures)
 from benchmarks import end_to_end
 from benchmarks.end_to_end import COMMON, seen
 from benchmarks.tissue import collect, write_slides
-from wsi_ats.config import Settings
+from wsi_ats.settings import Settings
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from test_tissue_bags import images, table  # noqa: F401  (fixtures)
 from benchmarks import learning
 from benchmarks.learning import Case, Row, line, run, summary
 from benchmarks.tissue import collect
-from wsi_ats.tables import write_csv
+from wsi_ats.tables.files import write_csv
 
 QUICK = (
     "training.epochs=2",

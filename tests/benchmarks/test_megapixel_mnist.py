@@ -8,7 +8,7 @@ from benchmarks import megapixel_mnist
 from benchmarks.megapixel_mnist import ARMS, SETTINGS, CanvasReader, examples, holding
 from benchmarks.mnist_canvas import PATCH, Canvases, make_canvases
 from benchmarks.mnist_models import network
-from wsi_ats.config import Settings
+from wsi_ats.settings import Settings
 
 
 @pytest.fixture(scope="module")

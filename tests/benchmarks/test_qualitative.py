@@ -6,7 +6,7 @@ import numpy as np
 
 from benchmarks.qualitative import heaviest
 from wsi_ats.geometry import Grid, Region
-from wsi_ats.selection import Selection
+from wsi_ats.results.records import Selection
 
 
 def test_the_heaviest_tiles_come_first_and_of_equal_ones_those_of_most_attention():

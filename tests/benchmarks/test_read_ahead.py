@@ -19,7 +19,7 @@ from benchmarks.read_ahead import (
     repeated,
     staleness,
 )
-from wsi_ats.batches import TileReader
+from wsi_ats.models.batches import TileReader
 from wsi_ats.slides.memory import MemorySlide
 
 torch.set_num_threads(1)  # tiny networks

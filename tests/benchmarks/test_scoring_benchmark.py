@@ -11,11 +11,11 @@ import torch
 from benchmarks import scoring
 from benchmarks.scoring import Stopwatch, all_tissue
 from benchmarks.slide_size import write
-from wsi_ats.config import Settings
+from wsi_ats.settings import Settings
 from wsi_ats.slides import open_slide
 from wsi_ats.slides.storage import LocalFile
 from wsi_ats.slides.tiff_index import TiffIndex
-from wsi_ats.tables import read_csv
+from wsi_ats.tables.files import read_csv
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from wsi_ats.tables import read_csv
+from wsi_ats.tables.files import read_csv
 
 ROOT = Path(__file__).parents[2]
 

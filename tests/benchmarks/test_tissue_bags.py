@@ -12,14 +12,14 @@ from scipy import ndimage
 from benchmarks import tissue, tissue_features
 from benchmarks.tissue import OTHERS, BagReader, Layout, collect, grown, seen_at, write_slides
 from benchmarks.tissue_features import CROPS, SIDE, STAINS, make_table, read_images, shared_out, with_means_of
-from wsi_ats.config import Settings
 from wsi_ats.errors import ManifestError, SettingsError
-from wsi_ats.look import inspect
-from wsi_ats.manifest import read_manifest
+from wsi_ats.overview.overview import inspect
+from wsi_ats.overview.tiles import read_tiles
+from wsi_ats.settings import Settings
 from wsi_ats.slides import open_slide
-from wsi_ats.targets import Target
+from wsi_ats.tables.manifest import read_manifest
+from wsi_ats.tasks.targets import Target
 from wsi_ats.testing.layout import Kind
-from wsi_ats.tiles import read_tiles
 
 DENSITY = {Kind.STROMA: 0.4, Kind.LOOKALIKE: 0.8, Kind.LESION: 0.8}
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from wsi_ats.nn.losses import activate, cox, losses
-from wsi_ats.targets import TASKS
+from wsi_ats.tasks.targets import TASKS
 
 
 def outputs_and_targets(task, *, slides=5, dtype=torch.float64):

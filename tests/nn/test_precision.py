@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from wsi_ats.batches import Example, TileReader
-from wsi_ats.checkpoints import model_for
-from wsi_ats.config import Settings
 from wsi_ats.errors import SettingsError
-from wsi_ats.look import look
-from wsi_ats.methods import method_for
+from wsi_ats.models.batches import Example, TileReader
+from wsi_ats.models.checkpoints import model_for
+from wsi_ats.models.kinds import method_for
 from wsi_ats.nn.precision import autocast, in_full, resolve
+from wsi_ats.overview.overview import look
+from wsi_ats.settings import Settings
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.memory import MemorySlide
-from wsi_ats.targets import Target
+from wsi_ats.tasks.targets import Target
 
 torch.set_num_threads(1)
 

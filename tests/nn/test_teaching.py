@@ -7,7 +7,7 @@ import torch
 
 from wsi_ats.nn import expectation
 from wsi_ats.nn.sampling import BIASED, DESIGNS, draw, explore
-from wsi_ats.nn.teaching import teaching, worth
+from wsi_ats.nn.supervision import teaching, worth
 from wsi_ats.testing.enumeration import enumerate_draws
 
 EXACT = {"rtol": 0, "atol": 1e-12}

@@ -19,10 +19,10 @@ from typer.testing import CliRunner
 
 from pipelines._cluster import connect
 from pipelines.cli import app
-from wsi_ats.config import Settings
-from wsi_ats.manifest import read_manifest
+from wsi_ats.settings import Settings
 from wsi_ats.slides.base import SlideRef
-from wsi_ats.targets import Target
+from wsi_ats.tables.manifest import read_manifest
+from wsi_ats.tasks.targets import Target
 from wsi_ats.testing.synthetic import write_collection
 
 ROOT = Path(__file__).parents[2]
@@ -88,7 +88,7 @@ def model(tmp_path_factory) -> Path:
     """A model as it is before training."""
     import torch
 
-    from wsi_ats.checkpoints import model_for, save_model
+    from wsi_ats.models.checkpoints import model_for, save_model
 
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)

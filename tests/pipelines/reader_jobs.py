@@ -10,9 +10,9 @@ from distributed import Worker
 
 from wsi_ats.errors import SlideOpenError, SlideReadError
 from wsi_ats.geometry import Grid
+from wsi_ats.overview.tiles import grid_for, read_tiles
 from wsi_ats.slides.base import Slide, SlideRef
 from wsi_ats.slides.memory import MemorySlide
-from wsi_ats.tiles import grid_for, read_tiles
 
 GRID = Grid(80, 64, cell=16, tile_size=16)
 

@@ -22,12 +22,12 @@ from interruptions import in_the_middle, recorded, results
 from pipelines._records import complete
 from pipelines._runs import Execution
 from pipelines.score import ScoreTask, score
-from wsi_ats.artifacts import read_json
-from wsi_ats.checkpoints import model_for, save_model
 from wsi_ats.errors import ArtifactError
-from wsi_ats.manifest import read_manifest
-from wsi_ats.model_card import read_card
-from wsi_ats.targets import Target
+from wsi_ats.files import read_json
+from wsi_ats.models.card import read_card
+from wsi_ats.models.checkpoints import model_for, save_model
+from wsi_ats.tables.manifest import read_manifest
+from wsi_ats.tasks.targets import Target
 
 GOOD = 82
 AWKWARD = {"comma": "with, comma.tif", "line": "two\nlines.tif", "letters": "näve 組織 [1].tif"}

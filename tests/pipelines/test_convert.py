@@ -14,10 +14,10 @@ import pytest
 import tifffile
 from conftest import files, start, table, without_times
 
-from wsi_ats.artifacts import read_json
+from wsi_ats.files import read_json
 from wsi_ats.slides import open_slide
 from wsi_ats.slides.zarr import ZarrSlide
-from wsi_ats.tables import read_parquet
+from wsi_ats.tables.files import read_parquet
 
 COLUMNS = [
     *("slide_id", "path", "status", "pyramid", "x", "y", "width", "height", "levels", "mpp", "mpp_source"),

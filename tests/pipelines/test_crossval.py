@@ -10,9 +10,9 @@ from conftest import SETTINGS, files, table
 from pipelines._console import ConsoleReporter
 from pipelines._runs import Execution
 from pipelines.crossval import crossval as run_crossval
-from wsi_ats.artifacts import read_json
-from wsi_ats.manifest import read_manifest
-from wsi_ats.splits import read_folds
+from wsi_ats.files import read_json
+from wsi_ats.tables.manifest import read_manifest
+from wsi_ats.tables.splits import read_folds
 
 QUICK = ("training.epochs=1", "training.validation=0.5")
 

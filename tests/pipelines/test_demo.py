@@ -10,9 +10,9 @@ import pytest
 from pipelines._console import show
 from pipelines._runs import Execution
 from pipelines.demo import ARMS, Scale, _claim, demo
-from wsi_ats.artifacts import read_json
 from wsi_ats.errors import ArtifactError
-from wsi_ats.tables import read_parquet
+from wsi_ats.files import read_json
+from wsi_ats.tables.files import read_parquet
 
 SMALL = Scale(training=8, held_out=8, side=1024, gigapixel_side=2048, slides_per_bank=4, epochs=1)
 

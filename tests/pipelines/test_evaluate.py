@@ -12,8 +12,8 @@ from sklearn.metrics import roc_auc_score
 
 from pipelines._runs import Execution
 from pipelines.score import score
-from wsi_ats.tables import write_csv, write_parquet
-from wsi_ats.targets import Target
+from wsi_ats.tables.files import write_csv, write_parquet
+from wsi_ats.tasks.targets import Target
 
 CLASSES = Target("classification", ("negative", "positive"))
 ALWAYS = ["evaluated.csv", "evaluation.png", "left_out.csv", "metrics.csv"]

@@ -9,7 +9,7 @@ from conftest import files, table
 
 from pipelines._runs import Execution
 from pipelines.score import score
-from wsi_ats.tables import read_parquet
+from wsi_ats.tables.files import read_parquet
 
 
 @pytest.fixture(scope="module")

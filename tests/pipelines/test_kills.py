@@ -33,10 +33,10 @@ from pipelines._runs import Execution
 from pipelines._stage import Limits, Outcome, for_each_slide
 from pipelines._watch import Arrivals
 from pipelines.score import score
-from wsi_ats.config import Settings
 from wsi_ats.errors import ModelError, SettingsError, WsiAtsError
-from wsi_ats.manifest import read_manifest
+from wsi_ats.settings import Settings
 from wsi_ats.slides.base import SlideRef
+from wsi_ats.tables.manifest import read_manifest
 
 HERE = Path(__file__).parent
 DIED = "the process that worked on it died, and died again when it was tried alone"

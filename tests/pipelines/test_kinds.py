@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from conftest import files, table
 
-from wsi_ats.artifacts import load_attention
-from wsi_ats.exports.tables import read_selection
+from wsi_ats.results.attention import load_attention
+from wsi_ats.results.exports.tables import read_selection
 
 FOLDERS = ["predictions.csv", "predictions.parquet", "records", "run.json"]
 

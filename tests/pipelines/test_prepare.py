@@ -10,9 +10,10 @@ from conftest import SETTINGS, files, table, without_times
 
 from pipelines._runs import Execution
 from pipelines.prepare import prepare
-from wsi_ats.artifacts import load_prepared, locked, read_json
-from wsi_ats.manifest import read_manifest
-from wsi_ats.tables import read_parquet
+from wsi_ats.files import locked, read_json
+from wsi_ats.overview.prepared import load_prepared
+from wsi_ats.tables.files import read_parquet
+from wsi_ats.tables.manifest import read_manifest
 
 COLUMNS = [
     "slide_id",

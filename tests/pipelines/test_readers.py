@@ -14,12 +14,12 @@ from reader_jobs import GRID, grey_slide, greys_of, look, open_slides, tiles_at
 from pipelines import _readers
 from pipelines._cluster import connect
 from pipelines._readers import DaskReader, check_readers, open_reader
-from wsi_ats.batches import Example, TileReader, outcomes
 from wsi_ats.errors import SettingsError, SlideOpenError, WsiAtsError
-from wsi_ats.selection import TissueMask
+from wsi_ats.models.batches import Example, TileReader, outcomes
+from wsi_ats.overview.masks import TissueMask
 from wsi_ats.slides.base import SlideRef
-from wsi_ats.targets import Target
-from wsi_ats.training import fit
+from wsi_ats.tasks.targets import Target
+from wsi_ats.training.fit import fit
 
 CELLS = np.array([7, 0, 19, 7])
 

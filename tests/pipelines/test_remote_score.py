@@ -9,8 +9,8 @@ import fsspec
 import pytest
 from conftest import files, table, without_times
 
-from wsi_ats.artifacts import load_prepared
-from wsi_ats.exports.tables import read_selection
+from wsi_ats.overview.prepared import load_prepared
+from wsi_ats.results.exports.tables import read_selection
 
 BLOCK = 64 << 10
 

@@ -9,9 +9,9 @@ import pytest
 
 from pipelines import _runs
 from pipelines._runs import Execution, Identity, Summary, open_run, rooted
-from wsi_ats.artifacts import locked, read_json
-from wsi_ats.config import Settings
 from wsi_ats.errors import ArtifactError, LockedError
+from wsi_ats.files import locked, read_json
+from wsi_ats.settings import Settings
 
 IDENTITY = Identity.of("score", Settings(), "sampling", seed=3, model="abc")
 

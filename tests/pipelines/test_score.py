@@ -16,12 +16,13 @@ from conftest import ROOT, SETTINGS, files, start, table, without_times
 
 from pipelines._runs import Execution
 from pipelines.score import ScoreTask, score
-from wsi_ats.artifacts import load_attention, locked, read_json
-from wsi_ats.exports.tables import read_selection
-from wsi_ats.manifest import read_manifest
-from wsi_ats.model_card import read_card
-from wsi_ats.tables import read_parquet
-from wsi_ats.targets import Target
+from wsi_ats.files import locked, read_json
+from wsi_ats.models.card import read_card
+from wsi_ats.results.attention import load_attention
+from wsi_ats.results.exports.tables import read_selection
+from wsi_ats.tables.files import read_parquet
+from wsi_ats.tables.manifest import read_manifest
+from wsi_ats.tasks.targets import Target
 
 COLUMNS = [
     *("slide_id", "case_id", "path", "status", "prob_negative", "prob_positive", "predicted", "logit_se"),
@@ -351,7 +352,7 @@ def test_one_worker_or_two_give_the_same(slides, model, client, tmp_path):
 def test_whoever_scores_slides_without_cases_by_a_model_of_cases_is_told(run, slides, tmp_path):
     import torch
 
-    from wsi_ats.checkpoints import model_for, save_model
+    from wsi_ats.models.checkpoints import model_for, save_model
 
     settings = SETTINGS.with_values(["model.cases=mean"])
     target = Target("classification", ("negative", "positive"))

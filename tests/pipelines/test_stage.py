@@ -17,10 +17,10 @@ from pipelines._reports import Silent
 from pipelines._runs import Execution
 from pipelines._stage import Limits, Outcome, for_each_slide
 from pipelines.score import ScoreTask
-from wsi_ats.config import Settings
 from wsi_ats.errors import ModelError, SettingsError
+from wsi_ats.settings import Settings
 from wsi_ats.slides.base import SlideRef
-from wsi_ats.targets import Target
+from wsi_ats.tasks.targets import Target
 
 
 def outcomes(client, function, *names: str, strict: bool = False) -> dict[str, Outcome[str]]:

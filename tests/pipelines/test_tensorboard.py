@@ -9,7 +9,7 @@ import pytest
 from pipelines import _tensorboard
 from pipelines._tensorboard import check_tensorboard, writing_events
 from wsi_ats.errors import SettingsError
-from wsi_ats.tables import write_csv
+from wsi_ats.tables.files import write_csv
 
 ROWS = [{"epoch": 0, "loss": 0.7, "validation_loss": None}, {"epoch": 1, "loss": 0.5, "validation_loss": 0.6}]
 

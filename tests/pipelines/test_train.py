@@ -19,11 +19,11 @@ from conftest import ROOT, SETTINGS, files, start, table
 from pipelines._console import ConsoleReporter
 from pipelines._runs import Execution, Summary
 from pipelines.train import _write_splits
-from wsi_ats.artifacts import read_json
-from wsi_ats.config import Settings
-from wsi_ats.distilling import Trust
 from wsi_ats.errors import SlideReadError
-from wsi_ats.tiles import read_tiles
+from wsi_ats.files import read_json
+from wsi_ats.overview.tiles import read_tiles
+from wsi_ats.settings import Settings
+from wsi_ats.training.distillation import Trust
 
 RUN_FILES = [
     *("checkpoints", "config.toml", "metrics.csv", "model.json", "model.safetensors", "prepared", "records"),
@@ -47,7 +47,7 @@ def model_of(out) -> str:
 def trained(slides, client, tmp_path_factory):
     from pipelines._runs import Execution
     from pipelines.train import train
-    from wsi_ats.manifest import read_manifest
+    from wsi_ats.tables.manifest import read_manifest
 
     out = tmp_path_factory.mktemp("trained")
     refs = read_manifest(slides, labels=slides / "labels.csv")
@@ -265,7 +265,7 @@ def test_a_slide_that_turns_unreadable_in_training_is_left_out_and_has_failed(tr
             raise SlideReadError(slide.path, "tile 3 is damaged")
         return read_tiles(slide, grid, cells)
 
-    monkeypatch.setattr("wsi_ats.batches.read_tiles", turning)
+    monkeypatch.setattr("wsi_ats.models.batches.read_tiles", turning)
     out = tmp_path / "run"
     validation = ("--set", "training.validation=0")
     ran = train(out, *validation)
@@ -444,7 +444,7 @@ def test_a_run_whose_attention_finds_nothing_is_trained_again(train, tmp_path, m
         model.attention_scale.fill_(0.0)
         return Trust(0.0, False, 0.01, 0.02, 6)
 
-    monkeypatch.setattr("wsi_ats.training.trust", distrust)
+    monkeypatch.setattr("wsi_ats.training.fit.trust", distrust)
     out = tmp_path / "out"
     ran = train(out, "--retries", str(retries))
     assert ran.exit_code == 0, ran.stderr

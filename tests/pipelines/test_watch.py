@@ -28,11 +28,11 @@ from pipelines._runs import Execution, Silent, Summary
 from pipelines._watch import Arrivals, Watch, stop_on_signals
 from pipelines.cli import app
 from pipelines.score import ScoreTask, score
-from wsi_ats.artifacts import read_json
-from wsi_ats.config import Settings
 from wsi_ats.errors import MppError, SettingsError, WsiAtsError
-from wsi_ats.exports.tables import read_selection
-from wsi_ats.manifest import read_manifest
+from wsi_ats.files import read_json
+from wsi_ats.results.exports.tables import read_selection
+from wsi_ats.settings import Settings
+from wsi_ats.tables.manifest import read_manifest
 from wsi_ats.testing.dicom import write_dicom
 
 SETTLE = 30.0

@@ -27,15 +27,14 @@ from zarr.abc.store import RangeByteRequest, SuffixByteRequest
 from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore
 
-from wsi_ats import jpeg
 from wsi_ats.errors import ArtifactError, MppError, SettingsError, SlideError, SlideOpenError, SlideReadError
 from wsi_ats.geometry import Region
-from wsi_ats.manifest import read_manifest
-from wsi_ats.slides import open_slide
+from wsi_ats.slides import jpeg, open_slide
 from wsi_ats.slides import pyramid as writing
 from wsi_ats.slides.memory import MemorySlide
 from wsi_ats.slides.pyramid import halved, is_complete, remove_pyramid, write_pyramid
 from wsi_ats.slides.zarr import ZarrSlide
+from wsi_ats.tables.manifest import read_manifest
 from wsi_ats.testing.contract import SlideContract
 
 ROOT = Path(__file__).parents[2]

@@ -18,8 +18,8 @@ def losses(task: str, outputs: Tensor, targets: Tensor) -> Tensor:
     outputs
         Of the network, shape (B, O).
     targets
-        As :meth:`wsi_ats.targets.Target.encode` and ``normalise`` give them, shape (B, T); float64 keeps
-        times apart that differ by little.
+        As :meth:`wsi_ats.tasks.targets.Target.encode` and ``normalise`` give them, shape (B, T); float64
+        keeps times apart that differ by little.
 
     Returns
     -------

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 import numpy as np
 
-from wsi_ats import jpeg
+from wsi_ats.slides import jpeg
 from wsi_ats.slides.base import Pixels
 
 # Of a JPEG 2000 codestream: markers of its start and of its size, width, height, the offsets of both, the

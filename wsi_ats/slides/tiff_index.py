@@ -17,9 +17,9 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import numpy.typing as npt
 
-from wsi_ats import jpeg
 from wsi_ats.errors import SlideOpenError
 from wsi_ats.geometry import IntArray
+from wsi_ats.slides import jpeg
 from wsi_ats.slides.base import advice_on
 from wsi_ats.slides.codecs import Coding, Compression
 from wsi_ats.slides.storage import Storage

@@ -17,7 +17,7 @@ from zarr.core.array_spec import ArraySpec
 from zarr.core.buffer import Buffer, NDBuffer
 from zarr.registry import get_codec_class, register_codec
 
-from wsi_ats import jpeg
+from wsi_ats.slides import jpeg
 
 NAME = "imagecodecs_jpeg"
 

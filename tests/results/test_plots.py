@@ -1,0 +1,144 @@
+"""Figures are drawn for every shape of slide, and leave nothing behind."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from wsi_ats.errors import ArtifactError
+from wsi_ats.geometry import Grid, Region
+from wsi_ats.results.plots import (
+    ClassCurves,
+    ModelView,
+    SlideView,
+    figure_of_classes,
+    figure_of_models,
+    figure_of_slide,
+    figure_of_survival,
+    figure_of_values,
+)
+from wsi_ats.results.records import AttentionMap, Selection
+
+
+def pixels_of(path):
+    with Image.open(path) as picture:
+        return np.asarray(picture)
+
+
+def slide(shape, drawn, seed):
+    """A slide's thumbnail, attention, selection and tiles."""
+    generator = np.random.default_rng(seed)
+    grid = Grid(shape[1] * 64, shape[0] * 64, cell=64, tile_size=64)
+    tissue = np.ones(shape, dtype=bool)
+    tissue[0, 0] = shape == (1, 1)
+    attention = generator.random(shape) * tissue
+    attention /= attention.sum()
+    cells = generator.choice(np.flatnonzero(tissue), min(drawn, tissue.sum()), replace=False)
+    values = np.ones(len(cells))
+    selection = Selection(
+        slide_id="a",
+        path="a.svs",
+        grid=grid,
+        level=0,
+        bounds=Region(0, 0, grid.width, grid.height),
+        cells=cells,
+        attention=values,
+        inclusion=values,
+        weight=values,
+        draw=np.zeros(len(cells), int),
+        order=np.arange(len(cells)),
+        scores={},
+    )
+    thumbnail = generator.integers(0, 255, (shape[0] * 8, shape[1] * 8, 3), dtype=np.uint8)
+    tiles = generator.integers(0, 255, (len(cells), 64, 64, 3), dtype=np.uint8)
+    truth = generator.integers(0, 4, shape, dtype=np.uint8)
+    return thumbnail, AttentionMap(grid, attention, tissue), selection, tiles, truth
+
+
+def figure(path, shape=(4, 6), drawn=3, *, truth=True, seed=0):
+    thumbnail, attention, selection, tiles, kinds = slide(shape, drawn, seed)
+    figure_of_slide(
+        path,
+        thumbnail=thumbnail,
+        attention=attention,
+        selection=selection,
+        tiles=tiles,
+        title="case µ7: 0.93",
+        truth=kinds if truth else None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("shape", "drawn", "truth"),
+    [((4, 6), 3, False), ((1, 1), 1, True), ((1, 9), 8, False), ((9, 1), 0, True), ((6, 6), 30, True)],
+)
+def test_a_figure_is_drawn_for_every_shape_of_slide_and_number_of_tiles(tmp_path, shape, drawn, truth):
+    figure(tmp_path / "a.png", shape, drawn, truth=truth)
+    picture = pixels_of(tmp_path / "a.png")
+    assert min(picture.shape[:2]) > 300
+    assert len(np.unique(picture[..., :3].reshape(-1, 3), axis=0)) > 50
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_the_same_input_gives_the_same_picture_and_other_input_another(tmp_path):
+    figure(tmp_path / "a.png")
+    figure(tmp_path / "b.png")
+    figure(tmp_path / "c.png", seed=1)
+    a, b, c = (pixels_of(tmp_path / f"{name}.png") for name in "abc")
+    assert np.array_equal(a, b)
+    assert not np.array_equal(a, c)
+
+
+def test_drawing_needs_no_display_and_leaves_pyplot_alone():
+    code = "import sys, wsi_ats.results.plots; print('matplotlib.pyplot' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False"
+
+
+def test_a_figure_that_cannot_be_written_is_an_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArtifactError, match=r"a\.png"):
+        figure(tmp_path / "file" / "a.png")
+
+
+@pytest.mark.parametrize("drawn", [0, 1, 9, 16])
+def test_models_are_drawn_side_by_side_whatever_the_number_of_slides_and_tiles(tmp_path, drawn):
+    views = []
+    for seed, shape in enumerate([(4, 6), (9, 1)]):
+        thumbnail, attention, selection, tiles, truth = slide(shape, drawn, seed)
+        views.append(SlideView(thumbnail, truth, dict.fromkeys("AB", ModelView(attention, selection, tiles))))
+    sizes = []
+    for number in (1, 2):
+        figure_of_models(tmp_path / "a.png", views[:number], title="two models")
+        sizes.append(pixels_of(tmp_path / "a.png").shape)
+    assert sizes[1][0] > sizes[0][0] > 300
+    assert sizes[1][1] == sizes[0][1]
+
+
+def curves_of(classes, confusion=True):
+    curve = {"false_positive_rate": [0.0, 0.5, 1.0], "true_positive_rate": [0.0, 1.0, 1.0]}
+    precision = {"precision": [0.5, 0.6, 1.0], "recall": [1.0, 0.5, 0.0]}
+    table = {"low": [0.0, 0.5], "n": [0, 4], "probability": [None, 0.7], "frequency": [None, 0.5]}
+    counts = np.arange(classes**2).reshape(classes, classes) if confusion else None
+    names = [f"class number {i} of a long name" for i in range(classes)]
+    told = names if confusion else []
+    return ClassCurves(dict.fromkeys(told, curve), dict.fromkeys(told, precision), table, counts, names)
+
+
+@pytest.mark.parametrize(("classes", "confusion"), [(2, True), (9, True), (3, False)])
+def test_classes_are_drawn_with_and_without_what_is_defined(tmp_path, classes, confusion):
+    figure_of_classes(tmp_path / "a.png", curves_of(classes, confusion), title="some")
+    picture = pixels_of(tmp_path / "a.png")
+    assert picture.shape[1] > (4 if confusion else 3) * 300
+    assert len(np.unique(picture[..., :3].reshape(-1, 3), axis=0)) > 50
+
+
+def test_values_and_survival_are_drawn_even_for_one_slide(tmp_path):
+    figure_of_values(tmp_path / "a.png", true=[1.0], predicted=[1.5], title="one")
+    figure_of_survival(tmp_path / "b.png", {"all": ([0.0, 1.0], [1.0, 0.0])}, title="one")
+    for name in "ab":
+        assert min(pixels_of(tmp_path / f"{name}.png").shape[:2]) > 300

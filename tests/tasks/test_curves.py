@@ -1,0 +1,67 @@
+"""Curves pass through the right points, and calibration is what scikit-learn says it is."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.calibration import calibration_curve
+
+from wsi_ats.tasks.curves import (
+    confusion,
+    events,
+    expected_calibration_error,
+    precision_recall,
+    reliability,
+    roc,
+)
+
+
+def test_what_probabilities_foretell():
+    scores = np.array([[0.2, 0.8], [0.7, 0.3]])
+    happened, probability = events("classification", np.array([[1.0], [1.0]]), scores)
+    assert (happened.tolist(), probability.tolist()) == ([True, True], [0.8, 0.3])
+    three = np.array([[0.2, 0.7, 0.1], [0.5, 0.3, 0.2]])
+    happened, probability = events("classification", np.array([[1.0], [2.0]]), three)
+    assert (happened.tolist(), probability.tolist()) == ([True, False], [0.7, 0.5])
+    happened, probability = events("multilabel", np.array([[1.0, np.nan], [0.0, 1.0]]), scores)
+    assert (happened.tolist(), probability.tolist()) == ([True, False, True], [0.2, 0.7, 0.3])
+
+
+@pytest.mark.parametrize("bins", [1, 5, 10])
+def test_reliability_agrees_with_scikit_learn(bins):
+    generator = np.random.default_rng(0)
+    probability = generator.random(300)
+    happened = generator.random(300) < probability
+    table = reliability(happened, probability, bins=bins)
+    frequency, mean = calibration_curve(happened, probability, n_bins=bins)
+    assert np.allclose(table["frequency"], frequency)
+    assert np.allclose(table["probability"], mean)
+    assert sum(table["n"]) == 300
+    expected = sum(n / 300 * abs(f - p) for n, f, p in zip(table["n"], frequency, mean, strict=True))
+    assert expected_calibration_error(happened, probability, bins=bins) == pytest.approx(expected)
+
+
+def test_calibration_by_hand():
+    happened = np.array([True, True, False, True])
+    probability = np.array([0.0, 0.1, 1.0, 1.0])  # edges belong to the bin below
+    table = reliability(happened, probability)
+    assert (table["n"][0], table["n"][9], sum(table["n"])) == (2, 2, 4)
+    assert (table["probability"][0], table["frequency"][0]) == (0.05, 1)
+    assert (table["frequency"][5], table["probability"][5]) == (None, None)
+    assert expected_calibration_error(happened, probability) == pytest.approx((0.95 + 0.5) / 2)
+    assert expected_calibration_error(happened[:0], probability[:0]) is None
+
+
+def test_curves_by_hand():
+    happened, probability = np.array([False, True, False, True]), np.array([0.1, 0.4, 0.35, 0.8])
+    curve = roc(happened, probability)
+    points = set(zip(curve["false_positive_rate"], curve["true_positive_rate"], strict=True))
+    assert {(0.0, 0.0), (0.0, 0.5), (0.0, 1.0), (1.0, 1.0)} >= points >= {(0.0, 0.0), (0.0, 1.0), (1.0, 1.0)}
+    assert curve["threshold"][0] == float("inf")
+    curve = precision_recall(happened, probability)
+    assert (curve["precision"][-1], curve["recall"][-1], curve["threshold"][-1]) == (1, 0, float("inf"))
+    assert (1.0, 1.0, 0.4) in set(zip(curve["precision"], curve["recall"], curve["threshold"], strict=True))
+
+
+def test_the_confusion_matrix_has_true_classes_in_rows_and_all_of_them():
+    assert confusion([0, 0, 1], [0, 1, 1], 3).tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 0]]

@@ -1,0 +1,210 @@
+"""Figures are the textbook's, intervals honest, and what is not defined is not given."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn import metrics
+
+from wsi_ats.errors import SettingsError
+from wsi_ats.tasks.evaluation import auc, bootstrap, figures, main_figure, metrics_table, reason
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 5)), min_size=2, max_size=30))
+def test_area_is_the_chance_that_a_positive_outranks_a_negative(pairs):
+    true, score = np.array(pairs).T
+    if len(set(true)) < 2:
+        return
+    wins = [1.0 if p > n else 0.5 if p == n else 0.0 for p in score[true == 1] for n in score[true == 0]]
+    probabilities = np.stack([5 - score, score], axis=1) / 5
+    assert auc(true, probabilities) == pytest.approx(np.mean(wins))
+
+
+def test_area_of_several_classes_is_the_mean_of_each_against_the_rest():
+    true = np.array([0, 0, 1, 1, 2, 2])
+    probabilities = np.random.default_rng(0).dirichlet((1, 1, 1), 6)
+    each = [auc(true == k, np.stack([1 - probabilities[:, k], probabilities[:, k]], 1)) for k in range(3)]
+    assert auc(true, probabilities) == pytest.approx(np.mean(each))
+
+
+def test_area_is_not_defined_where_a_class_is_absent():
+    assert auc([1, 1], [[0.2, 0.8], [0.5, 0.5]]) is None
+    assert auc([0, 1, 1], [[0.2, 0.4, 0.4]] * 3) is None
+
+
+def test_probabilities_in_single_precision_need_not_sum_to_exactly_one():
+    generator = np.random.default_rng(0)
+    logits = generator.normal(0, 5, (30, 3)).astype(np.float32)
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    assert 0 <= auc(np.arange(30) % 3, probabilities) <= 1
+
+
+def softmax(logits):
+    return np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_figures_of_classes_are_those_of_scikit_learn(classes):
+    generator = np.random.default_rng(classes)
+    true = np.arange(60) % classes
+    scores = softmax(generator.normal(0, 1, (60, classes)) + np.eye(classes)[true])
+    found = figures("classification", true, scores, names="xyz"[:classes])
+    assert next(iter(found)) == "auc"
+    assert found["accuracy"] == metrics.accuracy_score(true, scores.argmax(1))
+    assert found["balanced_accuracy"] == pytest.approx(
+        metrics.recall_score(true, scores.argmax(1), average="macro")
+    )
+    one = np.eye(classes)[true]
+    if classes == 2:
+        assert found["auc"] == metrics.roc_auc_score(true, scores[:, 1])
+        assert found["average_precision"] == metrics.average_precision_score(true, scores[:, 1])
+        assert found["f1"] == metrics.f1_score(true, scores.argmax(1))
+        assert found["brier"] == pytest.approx(metrics.brier_score_loss(true, scores[:, 1]))
+        assert not any(name.startswith("auc_") for name in found)
+    else:
+        assert found["auc"] == pytest.approx(metrics.roc_auc_score(true, scores, multi_class="ovr"))
+        assert found["average_precision"] == pytest.approx(metrics.average_precision_score(one, scores))
+        assert found["f1"] == pytest.approx(metrics.f1_score(true, scores.argmax(1), average="macro"))
+        half = metrics.brier_score_loss(true, scores, labels=[0, 1, 2], scale_by_half=True)
+        assert found["brier"] == pytest.approx(half)
+        assert found["auc_y"] == metrics.roc_auc_score(true == 1, scores[:, 1])
+
+
+def test_what_an_absent_class_leaves_undefined_is_none_and_the_rest_is_given():
+    scores = np.array([[0.2, 0.8], [0.6, 0.4]])
+    found = figures("classification", [[1], [1]], scores)
+    assert {name for name, value in found.items() if value is None} == {
+        *("auc", "average_precision", "balanced_accuracy", "f1")
+    }
+    assert found["accuracy"] == 0.5
+    assert found["brier"] == pytest.approx((0.04 + 0.36) / 2)
+    assert reason("classification", [[1], [1]], ["no", "yes"]) == "there is none of class 'no'"
+    assert reason("classification", [[0], [1]], ["no", "yes"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("task", "targets", "columns"),
+    [("classification", 1, 2), ("multilabel", 2, 2), ("regression", 1, 1), ("survival", 2, 1)],
+)
+def test_of_nothing_nothing_is_known(task, targets, columns):
+    true, scores = np.empty((0, targets)), np.empty((0, columns))
+    assert set(figures(task, true, scores).values()) == {None}
+    rows = metrics_table(task, ["a", "b"][:columns], true, scores, [], resamples=5, seed=0)
+    assert {row["note"] for row in rows} == {"not defined: there is none to evaluate"}
+    assert {(row["value"], row["low"], row["n"], row["cases"]) for row in rows} == {(None, None, 0, 0)}
+
+
+def test_figures_of_labels_are_means_over_the_labels_where_they_are_known():
+    generator = np.random.default_rng(0)
+    true = generator.integers(0, 2, (40, 2)).astype(float)
+    scores = generator.random((40, 2))
+    found = figures("multilabel", true, scores, names=["er", "her2"])
+    assert found["auc"] == pytest.approx(metrics.roc_auc_score(true, scores))
+    assert found["average_precision"] == pytest.approx(metrics.average_precision_score(true, scores))
+    assert found["f1"] == pytest.approx(metrics.f1_score(true, scores >= 0.5, average="macro"))
+    assert found["accuracy"] == pytest.approx(1 - metrics.hamming_loss(true, scores >= 0.5))
+    true[:10, 1] = np.nan
+    found = figures("multilabel", true, scores, names=["er", "her2"])
+    assert found["auc_her2"] == metrics.roc_auc_score(true[10:, 1], scores[10:, 1])
+    true[:, 1] = np.nan
+    found = figures("multilabel", true, scores, names=["er", "her2"])
+    assert (found["auc"], found["auc_her2"]) == (None, None)
+    assert found["auc_er"] == metrics.roc_auc_score(true[:, 0], scores[:, 0])
+    assert found["brier"] == pytest.approx(np.mean((true[:, 0] - scores[:, 0]) ** 2))
+    assert reason("multilabel", true, ["er", "her2"]) == "there are not both with and without 'her2'"
+
+
+def test_one_label_alone_is_like_two_classes():
+    true, scores = np.array([[0], [1], [1], [0]]), np.array([[0.1], [0.4], [0.8], [0.6]])
+    one = figures("multilabel", true, scores)
+    two = figures("classification", true, np.hstack([1 - scores, scores]))
+    assert {name: one[name] for name in one} == {name: pytest.approx(two[name]) for name in one}
+
+
+def test_figures_of_values_are_in_their_unit():
+    true, scores = [[10.0], [20.0], [30.0]], [[11.0], [20.0], [27.0]]
+    found = figures("regression", true, scores)
+    assert list(found) == ["r2", "mae", "rmse"]
+    assert found == pytest.approx({"r2": 1 - 10 / 200, "mae": 4 / 3, "rmse": (10 / 3) ** 0.5})
+    same = figures("regression", [[5.0]] * 3, scores)
+    assert same["r2"] is None
+    assert same["mae"] > 0
+    assert reason("regression", [[5.0]] * 3, ["value"]) == "all values are the same"
+
+
+def test_survival_is_judged_by_concordance():
+    true = [[1, 1], [2, 0], [3, 1]]
+    assert figures("survival", true, [[0.9], [0.5], [0.1]]) == {"concordance": 1.0}
+    assert figures("survival", [[1, 0], [2, 0]], [[0.9], [0.5]]) == {"concordance": None}
+    assert reason("survival", [[1, 0], [2, 0]], ["risk"]) == "no event was seen"
+
+
+@pytest.mark.parametrize("task", ["classification", "three classes", "multilabel", "regression", "survival"])
+@pytest.mark.parametrize("cases", [0, 1, 40])
+def test_the_main_figure_alone_is_the_first_of_all(task, cases):
+    rng = np.random.default_rng(0)
+    targets = {
+        "classification": rng.integers(2, size=(cases, 1)),
+        "three classes": rng.integers(3, size=(cases, 1)),
+        "multilabel": np.where(rng.random((cases, 3)) < 0.2, np.nan, rng.integers(2, size=(cases, 3))),
+        "regression": rng.normal(size=(cases, 1)),
+        "survival": np.stack([rng.exponential(size=cases), rng.integers(2, size=cases)], 1),
+    }[task]
+    columns = {"classification": 2, "three classes": 3, "multilabel": 3}.get(task, 1)
+    scores = rng.dirichlet(np.ones(columns), cases) if "class" in task else rng.random((cases, columns))
+    task = "classification" if "class" in task else task
+    every = figures(task, targets, scores)
+    assert main_figure(task, targets, scores) == next(iter(every.items()))
+    assert cases < 40 or main_figure(task, targets, scores)[1] is not None
+
+
+def test_an_unknown_task_is_refused():
+    with pytest.raises(SettingsError, match="unknown task 'ranking'; choose one of classification"):
+        figures("ranking", [[0]], [[0.5]])
+
+
+def mean_of(values):
+    return lambda sample: {"mean": float(values[sample].mean())}
+
+
+def test_resamples_follow_their_seed():
+    values, cases = np.arange(30.0), [str(i) for i in range(30)]
+    first, again, other = (
+        bootstrap(mean_of(values), cases, resamples=50, seed=seed)["mean"] for seed in (1, 1, 2)
+    )
+    assert first == again != other
+
+
+def test_intervals_are_as_wide_as_theory_says():
+    values = np.random.default_rng(0).normal(0, 1, 400)
+    interval = bootstrap(mean_of(values), [str(i) for i in range(400)], resamples=2000, seed=0)["mean"]
+    half = 1.96 * values.std() / 20
+    assert interval.low == pytest.approx(values.mean() - half, abs=0.01)
+    assert interval.high == pytest.approx(values.mean() + half, abs=0.01)
+
+
+def test_slides_of_a_case_are_drawn_together():
+    """Ten copies of each slide say no more than one."""
+    values = np.random.default_rng(0).normal(0, 1, 40)
+    one = bootstrap(mean_of(values), [str(i) for i in range(40)], resamples=300, seed=0)["mean"]
+    cases = [str(i) for i in range(40) for _ in range(10)]
+    ten = bootstrap(mean_of(np.repeat(values, 10)), cases, resamples=300, seed=0)["mean"]
+    assert (ten.low, ten.high) == pytest.approx((one.low, one.high))
+
+
+def test_resamples_without_a_class_are_counted_and_left_out():
+    true, scores = np.array([[0], [0], [0], [1]]), np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.4, 0.6]])
+    rows = metrics_table("classification", ["no", "yes"], true, scores, list("abcd"), resamples=400, seed=0)
+    area, accuracy = (next(row for row in rows if row["figure"] == name) for name in ("auc", "accuracy"))
+    # A resample of four lacks the one with chance (3/4)^4, and holds nothing else with (1/4)^4.
+    assert area["undefined_resamples"] == pytest.approx(400 * (81 + 1) / 256, abs=30)
+    assert accuracy["undefined_resamples"] == 0
+    assert area["low"] <= area["value"] <= area["high"]
+    assert (area["n"], area["cases"], area["note"]) == (4, 4, None)
+
+
+def test_one_case_tells_nothing_of_others():
+    interval = bootstrap(mean_of(np.arange(3.0)), ["a"] * 3, resamples=10, seed=0)["mean"]
+    assert (interval.low, interval.high, interval.undefined) == (None, None, 0)

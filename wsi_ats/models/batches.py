@@ -1,0 +1,323 @@
+"""From prepared slides to training batches: what a slide gives to a step, and how its tiles are read."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from threading import Lock
+from types import TracebackType
+from typing import Protocol, Self, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from wsi_ats.errors import SettingsError, SlideError
+from wsi_ats.geometry import Grid, IntArray
+from wsi_ats.models.features import Features
+from wsi_ats.overview.masks import TissueMask
+from wsi_ats.overview.tiles import read_tiles
+from wsi_ats.slides import open_slide
+from wsi_ats.slides.base import Pixels, Slide, SlideRef
+from wsi_ats.tables.manifest import check_cases
+
+T = TypeVar("T")
+U = TypeVar("U")
+T_co = TypeVar("T_co", covariant=True)
+
+Wanted = tuple[SlideRef, Grid, IntArray]
+"""A slide, its grid of tiles, and the flat numbers (N,) of the cells that are wanted."""
+
+
+class Pending(Protocol[T_co]):
+    """A result that is on its way, such as a :class:`concurrent.futures.Future`."""
+
+    def result(self) -> T_co:
+        """Wait for it; raises what went wrong."""
+        ...
+
+
+# Opening a slide costs as much as reading a few tiles, an open one some MB (see its reader's cache).
+_OPEN_SLIDES = 128
+
+
+@dataclass(frozen=True)
+class Example:
+    """A slide ready for training: what attention sees of it, and its label.
+
+    Parameters
+    ----------
+    ref
+        The slide; its tiles are read when they are drawn.
+    thumbnail
+        RGB, uint8, shape (rows * p, columns * p, 3).
+    tissue
+        Tissue cells and their grid; at least one.
+    target
+        What is to be predicted; see :meth:`wsi_ats.tasks.targets.Target.encode`.
+    """
+
+    ref: SlideRef
+    thumbnail: Pixels
+    tissue: TissueMask
+    target: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not len(self.tissue.cells):
+            raise SettingsError(f"{self.ref.id} has no tissue; leave it out of training")
+
+
+class Reader(Protocol):
+    """Whatever reads from slides while something else is computed: threads, or workers near the slides.
+
+    The order in which reads finish has no influence on what is returned.
+    """
+
+    def read(self, wanted: Sequence[Wanted]) -> Sequence[Pending[Pixels | Features]]:
+        """Begin to read cells of some slides: their pixels, or features that are known already.
+
+        Parameters
+        ----------
+        wanted
+            Slides with the cells to read; see :meth:`run`.
+
+        Returns
+        -------
+        results, one for each slide
+            uint8, shape (N, tile_size, tile_size, 3), or float32, shape (N, D). Each may raise
+            :class:`~wsi_ats.errors.SlideError`.
+        """
+        return self.run([(ref, partial(read_tiles, grid=grid, cells=cells)) for ref, grid, cells in wanted])
+
+    def run(self, jobs: Sequence[tuple[SlideRef, Callable[[Slide], T]]]) -> list[Future[T]]:
+        """Begin to read something from each slide.
+
+        Parameters
+        ----------
+        jobs
+            Slides with what is to be done with each while it is open. What was begun by earlier calls goes
+            on; a slide that is in use is opened a second time.
+
+        Returns
+        -------
+        list of futures
+            Each may raise :class:`~wsi_ats.errors.SlideError`.
+        """
+        ...
+
+
+class OpenSlides:
+    """Slides that were used of late, kept open; may be used by several threads.
+
+    Parameters
+    ----------
+    opener
+        How a slide is opened.
+    """
+
+    def __init__(self, opener: Callable[[SlideRef], Slide] = open_slide) -> None:
+        self._opener = opener
+        self._idle: dict[str, Slide] = {}
+        self._guard = Lock()
+        self._closed = False
+
+    def run(self, ref: SlideRef, job: Callable[[Slide], T]) -> T:
+        """Do something with a slide, which is opened if it is not open or another thread uses it.
+
+        Raises
+        ------
+        SlideError
+            When it cannot be opened, or the job raises it.
+        """
+        with self._guard:
+            slide = self._idle.pop(ref.id, None)
+        slide = slide or self._opener(ref)
+        try:
+            return job(slide)
+        finally:
+            self._put_back(ref.id, slide)
+
+    def _put_back(self, name: str, slide: Slide) -> None:
+        """Keep a slide open until too many are, least recently used first."""
+        with self._guard:
+            surplus = [self._idle.pop(name)] if name in self._idle else []
+            self._idle[name] = slide
+            while len(self._idle) > (0 if self._closed else _OPEN_SLIDES):
+                surplus.append(self._idle.pop(next(iter(self._idle))))
+        for each in surplus:
+            each.close()
+
+    def close(self) -> None:
+        """Close them all; those in use when they are put back."""
+        with self._guard:
+            idle, self._idle, self._closed = self._idle, {}, True
+        for slide in idle.values():
+            slide.close()
+
+
+class TileReader(Reader):
+    """Reads the tiles of many slides in a few threads, keeping recently used slides open.
+
+    Parameters
+    ----------
+    threads
+        Number of threads; OpenSlide and the decoders release Python's lock.
+    opener
+        How a slide is opened.
+
+    Examples
+    --------
+    >>> with TileReader(2) as reader:  # doctest: +SKIP
+    ...     tiles = reader.read([(ref, grid, cells)])[0].result()
+    """
+
+    def __init__(self, threads: int, opener: Callable[[SlideRef], Slide] = open_slide) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="tiles")
+        self._slides = OpenSlides(opener)
+
+    def run(self, jobs: Sequence[tuple[SlideRef, Callable[[Slide], T]]]) -> list[Future[T]]:
+        """See :meth:`Reader.run`."""
+        return [self._pool.submit(self._slides.run, ref, job) for ref, job in jobs]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        self._slides.close()
+
+
+def epoch_batches(
+    size: int, per_step: int, seed: int, *, classes: Sequence[float] | None = None
+) -> list[IntArray]:
+    """Order of the slides, or cases, in an epoch, in batches that differ in length by at most one.
+
+    Parameters
+    ----------
+    size
+        Number of slides.
+    per_step
+        Largest batch.
+    seed
+        Decides the order.
+    classes
+        Class of each, if all classes are to be shown equally often: an epoch then has as many slides as
+        ever, those of rare classes several times, and not all of the others.
+
+    Examples
+    --------
+    >>> [len(batch) for batch in epoch_batches(10, 4, seed=0)]
+    [4, 3, 3]
+    >>> shown = np.concatenate(epoch_batches(8, 4, seed=0, classes=[0, 0, 0, 0, 0, 0, 1, 1]))
+    >>> sum(shown < 6), sum(shown >= 6)
+    (np.int64(4), np.int64(4))
+    """
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(size)
+    if classes is not None:
+        order = generator.permutation(_balanced(order, np.asarray(classes)))
+    return np.array_split(order, -(-size // per_step))
+
+
+def _balanced(order: IntArray, classes: npt.NDArray[np.float64]) -> IntArray:
+    """As many of each class, give or take one, each class in its given order, again and again."""
+    known = np.unique(classes)
+    quotas = [len(part) for part in np.array_split(order, len(known))]
+    parts = [np.resize(order[classes[order] == each], n) for each, n in zip(known, quotas, strict=True)]
+    return np.concatenate(parts)
+
+
+def units(examples: Sequence[Example], *, by_case: bool) -> list[list[int]]:
+    """Group slides by what has an output of its own: each alone, or all of a case.
+
+    Parameters
+    ----------
+    examples
+        The slides.
+    by_case
+        Whether slides of one case are taken together.
+
+    Returns
+    -------
+    list of list of int
+        Places of the slides of each unit, in order of first appearance.
+
+    Raises
+    ------
+    ManifestError
+        When slides of one case have different labels.
+    """
+    if not by_case:
+        return [[place] for place in range(len(examples))]
+    # As text, for nan is not nan.
+    check_cases([each.ref for each in examples], [repr(each.target) for each in examples])
+    grouped: dict[str, list[int]] = {}
+    for place, example in enumerate(examples):
+        grouped.setdefault(example.ref.case, []).append(place)
+    return list(grouped.values())
+
+
+def ahead(items: Iterable[T], begin: Callable[[T], U], steps: int) -> Iterator[tuple[T, U]]:
+    """Begin items some steps before they are given out.
+
+    Parameters
+    ----------
+    items
+        In order.
+    begin
+        Called once for each.
+    steps
+        How many more have been begun whenever one is given out; 0 begins each when its turn comes.
+
+    Yields
+    ------
+    item, and what ``begin`` gave for it
+
+    Examples
+    --------
+    >>> for item, _ in ahead("abc", lambda item: print("begin", item), 1):
+    ...     print(item)
+    begin a
+    begin b
+    a
+    begin c
+    b
+    c
+    """
+    waiting: deque[tuple[T, U]] = deque()
+    for item in items:
+        waiting.append((item, begin(item)))
+        if len(waiting) > steps:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def outcomes(
+    futures: Sequence[Pending[T]], examples: Sequence[Example]
+) -> tuple[list[T | None], Mapping[str, str]]:
+    """Wait for reads; a slide that failed gives ``None`` and a message under its id."""
+    tiles: list[T | None] = []
+    failed: dict[str, str] = {}
+    for future, example in zip(futures, examples, strict=True):
+        try:
+            tiles.append(future.result())
+        except SlideError as error:
+            tiles.append(None)
+            failed[example.ref.id] = str(error)
+    return tiles, failed
+
+
+def balancing(classes: Sequence[float]) -> list[float]:
+    """Weight of each slide, or case, that gives all classes the same say; their mean is 1.
+
+    Examples
+    --------
+    >>> balancing([0, 0, 1])
+    [0.75, 0.75, 1.5]
+    """
+    counts = Counter(classes)
+    return [len(classes) / (len(counts) * counts[each]) for each in classes]

@@ -1,0 +1,391 @@
+"""Models on disk: safetensors and JSON, so that loading one never runs code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from wsi_ats.errors import ArtifactError, SettingsError
+from wsi_ats.files import atomic
+from wsi_ats.models.card import ModelCard, read_card, write_card
+from wsi_ats.nn.encoder import build_encoder
+from wsi_ats.nn.image import ImageClassifier
+from wsi_ats.nn.mil import AttentionMIL
+from wsi_ats.nn.model import build_model
+from wsi_ats.nn.network import SlideNetwork
+from wsi_ats.settings import LEARNED, Settings
+from wsi_ats.tasks.targets import Target
+
+_LOG = logging.getLogger(__name__)
+
+# What reading a state gives that is missing, damaged or no state.
+_UNREADABLE = (SafetensorError, OSError, KeyError, TypeError, ValueError)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A trained model and what is needed to use it.
+
+    Parameters
+    ----------
+    model
+        In evaluation mode.
+    settings
+        Those it was trained with.
+    target
+        What it predicts.
+    digest
+        Fingerprint of weights, settings and target.
+    """
+
+    model: SlideNetwork
+    settings: Settings
+    target: Target
+    digest: str
+
+
+def model_for(settings: Settings, target: Target, *, weights: bool = True) -> SlideNetwork:
+    """Build the model that settings describe.
+
+    Parameters
+    ----------
+    settings
+        Sections ``model``, ``tile`` and ``thumbnail`` are used.
+    target
+        What it is to predict.
+    weights
+        Load the backbone's weights; not needed where a trained model's own will replace them.
+
+    Raises
+    ------
+    SettingsError
+        When settings and target are of different tasks.
+    ModelError
+        When a network cannot be built.
+    """
+    if target.task != settings.model.task:
+        raise SettingsError(
+            f"model.task is {settings.model.task}, but the target is one of {target.task}; make both the same"
+        )
+    network, view, dropout = settings.model, settings.thumbnail, settings.training.feature_dropout
+    pretrained, checkpoint = network.pretrained and weights, network.checkpoint if weights else ""
+    if network.kind == "image":
+        whole = build_encoder(network.backbone, pretrained=pretrained, checkpoint=checkpoint)
+        return ImageClassifier(whole, classes=target.outputs)
+    if network.kind == "mil":
+        encoder = build_encoder(
+            network.backbone, pretrained=pretrained, checkpoint=checkpoint, size=settings.tile.size
+        )
+        pooled = AttentionMIL(encoder, classes=target.outputs, gated=network.mil_attention == "gated")
+        pooled.dropout = dropout
+        return pooled
+    sampler = build_model(
+        classes=target.outputs,
+        backbone=network.backbone,
+        pretrained=pretrained,
+        checkpoint=checkpoint,
+        attention_checkpoint=network.attention_checkpoint if weights else "",
+        attention=None if network.kind == "uniform" else network.attention,
+        pool=network.pool,
+        tile_size=settings.tile.size,
+        pixels_per_cell=view.pixels_per_cell,
+        pixels_per_region=view.pixels_per_region if view.levels == 2 else None,
+    )
+    sampler.dropout = dropout
+    return sampler
+
+
+def save_model(
+    folder: Path,
+    model: SlideNetwork,
+    settings: Settings,
+    target: Target,
+    *,
+    attention: Mapping[str, float | None] | None = None,
+) -> str:
+    """Write ``model.safetensors`` and ``model.json``, the latter last.
+
+    Parameters
+    ----------
+    folder
+        Where to; it is made if need be.
+    model
+        The trained model.
+    settings
+        Those it was trained with.
+    target
+        What it predicts.
+    attention
+        How far its attention is trusted, for ``model.json``.
+
+    Returns
+    -------
+    str
+        The model's digest.
+    """
+    weights = folder / "model.safetensors"
+    with atomic(weights) as temporary:
+        save_file(_contiguous(model.state_dict()), temporary)
+    digest = _digest(weights, settings, target)
+    write_card(folder, ModelCard(settings, target, digest, attention or {}))
+    return digest
+
+
+def load_model(folder: str | Path, device: torch.device | None = None) -> LoadedModel:
+    """Read a trained model.
+
+    Parameters
+    ----------
+    folder
+        Output folder of ``train``.
+    device
+        Where to put it; the CPU by default.
+
+    Raises
+    ------
+    ArtifactError
+        When a file is missing, damaged or of another version.
+    """
+    folder = Path(folder)
+    card, weights = read_card(folder), folder / "model.safetensors"
+    digest = _digest(weights, card.settings, card.target)
+    if digest != card.digest:
+        raise ArtifactError(
+            f"{weights} and model.json do not belong together (digest {digest}, recorded {card.digest}); "
+            "copy the whole folder again"
+        )
+    model = model_for(card.settings, card.target, weights=False)
+    try:
+        model.load_state_dict(load_file(weights))
+    except (SafetensorError, RuntimeError) as error:
+        raise ArtifactError(f"{weights} does not fit model.json: {error}") from error
+    return LoadedModel(model.to(device).eval(), card.settings, card.target, digest)
+
+
+class StateFolder:
+    """The states of a run: the last few of training, and the weights of the best epoch.
+
+    Parameters
+    ----------
+    folder
+        Where.
+    run
+        Fingerprint of all that a state depends on.
+    keep
+        Number of latest states that are kept.
+    """
+
+    def __init__(self, folder: Path, run: str, *, keep: int) -> None:
+        self._folder, self._run, self._keep = folder, run, keep
+
+    def newest(self) -> Path | None:
+        """The latest state."""
+        return max(self._folder.glob("step_*.safetensors"), default=None)
+
+    def save(
+        self,
+        step: int,
+        model: SlideNetwork,
+        optimizer: torch.optim.Optimizer,
+        average: nn.Module | None,
+        record: Mapping[str, Any],
+    ) -> None:
+        """Write everything that training needs to go on, atomically, and delete the oldest state.
+
+        Parameters
+        ----------
+        step
+            Steps that were taken; names the file.
+        model, optimizer, average
+            What to store.
+        record
+            Stored with it, as JSON.
+
+        Raises
+        ------
+        ArtifactError
+            When it cannot be written; the states that are there stay as they are.
+        """
+        tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+        if average is not None:
+            tensors |= {f"average.{name}": value for name, value in average.state_dict().items()}
+        for index, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
+        self._write(f"step_{step:09d}", tensors, record)
+        for old in sorted(self._folder.glob("step_*.safetensors"))[: -self._keep]:
+            old.unlink()
+        for part in self._folder.glob(".*.part.safetensors"):  # of a run that was killed while writing
+            part.unlink()
+
+    def record(self) -> dict[str, Any] | None:
+        """What is stored with the latest state besides tensors; ``None`` where there is no state.
+
+        Raises
+        ------
+        ArtifactError
+            When the state is damaged or of another run.
+        """
+        path = self.newest()
+        if path is None:
+            return None
+        found = read_record(path)
+        self._check_own(path, found)
+        record: dict[str, Any] = found["record"]
+        return record
+
+    def _check_own(self, path: Path, found: Mapping[str, Any]) -> None:
+        if found["run"] != self._run:
+            raise ArtifactError(
+                f"{path} belongs to a run with other settings or slides, or another number of processes; "
+                "use --overwrite to start anew, or another --out"
+            )
+
+    def load(
+        self,
+        model: SlideNetwork,
+        optimizer: torch.optim.Optimizer,
+        average: nn.Module | None,
+    ) -> bool:
+        """Go on from the latest state, if there is any, and say whether there was.
+
+        Parameters
+        ----------
+        model, optimizer, average
+            Of the kind that was stored, on whatever device; they are changed.
+
+        Raises
+        ------
+        ArtifactError
+            When the state is damaged or of another run.
+        """
+        path = self.newest()
+        if path is None:
+            return False
+        with _fitting(path):
+            # Through main memory: there AdamW keeps the number of its steps, and would wait for the device
+            # at each weight if it had to be fetched.
+            tensors = load_file(path)
+            model.load_state_dict(_named(tensors, "model."))
+            if average is not None:
+                average.load_state_dict(_named(tensors, "average."))
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in _named(tensors, "optimizer.").items():
+            index, key = name.split(".")
+            state.setdefault(int(index), {})[key] = value
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+        for weight, moments in optimizer.state.items():  # laid out as their weights, channels last, or slower
+            moments.update(
+                {
+                    name: torch.empty_like(weight, requires_grad=False).copy_(each)
+                    for name, each in moments.items()
+                    if each.shape == weight.shape
+                }
+            )
+        return True
+
+    def save_best(self, model: SlideNetwork) -> None:
+        """Keep the weights of the best epoch so far."""
+        self._write("best", {f"model.{name}": value for name, value in model.state_dict().items()}, {})
+
+    def load_best(self, model: SlideNetwork) -> None:
+        """Put the weights of the best epoch into a model.
+
+        Raises
+        ------
+        ArtifactError
+            When they are missing or damaged.
+        """
+        path = self._folder / "best.safetensors"
+        with _fitting(path):
+            model.load_state_dict(_named(load_file(path), "model."))
+
+    def save_named(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Keep tensors of this run under a name, atomically; there may be none."""
+        self._write(name, tensors, {})
+
+    def load_named(self, name: str) -> dict[str, Tensor] | None:
+        """Load what :meth:`save_named` kept; ``None`` when it is missing or damaged.
+
+        Raises
+        ------
+        ArtifactError
+            When it is of another run.
+        """
+        path = self._folder / f"{name}.safetensors"
+        try:
+            found = _read_record(path)
+            tensors: dict[str, Tensor] = load_file(path)
+        except _UNREADABLE as error:
+            _LOG.warning("%s is missing or damaged: %s", path, error)
+            return None
+        self._check_own(path, found)
+        return tensors
+
+    def _write(self, name: str, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+        text = json.dumps({"run": self._run, "record": record})
+        path = self._folder / f"{name}.safetensors"
+        try:
+            with atomic(path) as temporary:
+                save_file(_contiguous(tensors), temporary, metadata={"state": text})
+        except SafetensorError as error:  # what it makes of a full disk
+            raise ArtifactError(
+                f"{path} cannot be written: {error}; make room on the disk, and the same command goes on "
+                "from the state before"
+            ) from error
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Read what is stored with a state besides tensors: ``run``, whose it is, and ``record``.
+
+    Raises
+    ------
+    ArtifactError
+        When the file is damaged.
+    """
+    try:
+        return _read_record(path)
+    except _UNREADABLE as error:
+        raise ArtifactError(
+            f"{path} is damaged: {error}; delete it to go on from the state before, or start with --overwrite"
+        ) from error
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    with safe_open(path, framework="pt") as file:
+        found: dict[str, Any] = json.loads(file.metadata()["state"])
+    return found
+
+
+@contextmanager
+def _fitting(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise ArtifactError(f"{path} does not fit the model: {error}; start with --overwrite") from error
+
+
+def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Tensors whose names begin so, without that beginning."""
+    return {name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)}
+
+
+def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+
+
+def _digest(weights: Path, settings: Settings, target: Target) -> str:
+    with weights.open("rb") as file:
+        content = hashlib.file_digest(file, "sha256").hexdigest()
+    text = json.dumps([content, settings.digest(*LEARNED), asdict(target)])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

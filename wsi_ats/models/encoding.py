@@ -1,0 +1,283 @@
+"""Encoding tiles at scoring: in batches of one size, which tiles of several slides may share.
+
+In half precision what some networks say of a tile depends, in its last digits, on how many tiles are
+computed with it: other sizes are computed by other kernels. It does not depend on what the other tiles show,
+nor on the tile's place among them. So all batches have one size, the last is filled up, and a tile's features
+are the same whichever slides it is computed with, on whichever worker.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from threading import Lock
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from wsi_ats.errors import SettingsError
+from wsi_ats.geometry import IntArray
+from wsi_ats.nn.network import SlideNetwork
+from wsi_ats.nn.precision import autocast
+from wsi_ats.overview.tissue import are_empty
+from wsi_ats.settings import Settings
+from wsi_ats.slides.base import Pixels
+
+# Tiles that are read at a time: pixels and feature maps of more would cost memory and gain no speed.
+TILES_AT_A_TIME = 64
+
+# Tiles in a batch. Processors are as fast with 8 as with 64, and fill up fewer; graphics processors are not.
+_BATCH = 8
+_BATCH_ON_GPU = 64
+
+
+def to_device(tiles: NDArray[Any], device: torch.device | None) -> Tensor:
+    """Bring tiles or features to a device as the bytes that they are; a GPU need not wait for them."""
+    tensor = torch.from_numpy(tiles)
+    if device is not None and device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+@dataclass(eq=False)
+class _Request:
+    """Tiles of one caller, and what is known of them."""
+
+    tiles: Pixels
+    done: Future[Tensor] = field(default_factory=Future)
+    parts: dict[int, Tensor] = field(default_factory=dict)
+
+    def receive(self, first: int, features: Tensor) -> None:
+        self.parts[first] = features
+        if sum(map(len, self.parts.values())) == len(self.tiles):
+            # Its caller goes on at once, perhaps to read more, and these may not be in memory any longer.
+            self.tiles = self.tiles[:0].copy()
+            self.done.set_result(torch.cat([self.parts[place] for place in sorted(self.parts)]))
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A few of the tiles of a request that are in one batch."""
+
+    request: _Request
+    first: int
+    count: int
+
+
+class TileBatches:
+    """An encoder that many callers share, each from a thread of its own.
+
+    Whoever comes while a batch is computed waits in a queue, and the next batch is made of all that is there:
+    slides with a few tiles each share batches when there are many of them, and none waits for company.
+    Results are the same either way.
+
+    Parameters
+    ----------
+    embed
+        Tiles, uint8 (n, h, w, 3), on the device, to features (n, D); of each tile alone.
+    device
+        Where tiles are encoded; the CPU by default.
+    precision
+        See :func:`wsi_ats.nn.precision.resolve`.
+    lanes
+        Batches that are computed at a time, for a processor of several cores.
+    threads
+        Of torch for each lane, in place of torch's own choice; whoever wants the same result on machines of
+        different size gives 1 here and has more lanes.
+    size
+        Tiles in a batch; by default what suits the device.
+
+    Raises
+    ------
+    SettingsError
+        For fewer than one lane, thread or tile.
+
+    Examples
+    --------
+    >>> with TileBatches(lambda tiles: tiles.float().mean((1, 2)), size=2) as batches:
+    ...     batches.encode(np.full((3, 4, 4, 3), 7, np.uint8)).result().tolist()
+    [[7.0, 7.0, 7.0], [7.0, 7.0, 7.0], [7.0, 7.0, 7.0]]
+    """
+
+    def __init__(
+        self,
+        embed: Callable[[Tensor], Tensor],
+        *,
+        device: torch.device | None = None,
+        precision: str = "float32",
+        lanes: int = 1,
+        threads: int | None = None,
+        size: int | None = None,
+    ) -> None:
+        self._embed, self._device, self._precision = embed, device or torch.device("cpu"), precision
+        self.size = size or (_BATCH_ON_GPU if self._device.type == "cuda" else _BATCH)
+        if lanes < 1 or self.size < 1 or (threads is not None and threads < 1):
+            raise SettingsError(
+                f"encoding needs a lane, a thread and a tile a batch, not {lanes}, {threads} and {self.size}"
+            )
+        set_threads = None if threads is None else partial(torch.set_num_threads, threads)
+        self._pool = ThreadPoolExecutor(lanes, "encode", initializer=set_threads)
+        self._guard = Lock()
+        self._queue: deque[_Piece] = deque()
+
+    def encode(self, tiles: Pixels) -> Future[Tensor]:
+        """Begin to encode tiles.
+
+        Parameters
+        ----------
+        tiles
+            RGB, uint8, shape (n, h, w, 3); all callers' tiles are of one size.
+
+        Returns
+        -------
+        future of a Tensor, shape (n, D), on the device
+            Raises whatever encoding raised.
+        """
+        request = _Request(tiles)
+        if not len(tiles):
+            raise SettingsError("there are no tiles to encode")
+        with self._guard:
+            self._queue.append(_Piece(request, 0, len(tiles)))
+        # As many as would do without company: then whatever is queued is taken by somebody.
+        for _ in range(-(-len(tiles) // self.size)):
+            batch: list[_Piece] = []
+            self._pool.submit(self._compute, batch).add_done_callback(partial(self._tell_error, batch))
+        return request.done
+
+    def _take(self) -> list[_Piece]:
+        """The next tiles of the queue, at most a batch."""
+        taken: list[_Piece] = []
+        room = self.size
+        with self._guard:
+            while room and self._queue:
+                piece = self._queue.popleft()
+                part = _Piece(piece.request, piece.first, min(room, piece.count))
+                taken.append(part)
+                room -= part.count
+                if part.count < piece.count:
+                    rest = _Piece(piece.request, piece.first + part.count, piece.count - part.count)
+                    self._queue.appendleft(rest)
+        return taken
+
+    def _compute(self, batch: list[_Piece]) -> None:
+        """Encode a batch, filled up with black tiles; what is in it is told by way of the argument."""
+        batch += self._take()
+        if not batch:  # others have taken it along
+            return
+        pixels = np.zeros((self.size, *batch[0].request.tiles.shape[1:]), dtype=np.uint8)
+        place = 0
+        for each in batch:
+            pixels[place : place + each.count] = each.request.tiles[each.first : each.first + each.count]
+            place += each.count
+        with torch.inference_mode(), autocast(self._precision, self._device, pixels.shape[1]):
+            features = self._embed(to_device(pixels, self._device))
+        # Here and not in a callback, of which nobody would hear what went wrong: what a graphics processor
+        # did wrong is said by whatever is asked of it next.
+        place = 0
+        with self._guard:
+            for each in batch:
+                if not each.request.done.done():  # else another part of it had an error
+                    each.request.receive(each.first, features[place : place + each.count])
+                place += each.count
+
+    def _tell_error(self, batch: list[_Piece], done: Future[None]) -> None:
+        """Hand out what went wrong with a batch."""
+        if done.cancelled():
+            return  # closed: what is queued is dropped there
+        if (error := done.exception()) is not None:
+            with self._guard:
+                for each in batch:
+                    if not each.request.done.done():
+                        each.request.done.set_exception(error)
+
+    def close(self) -> None:
+        """Wait for the batches that are being computed; what is queued is cancelled."""
+        self._pool.shutdown(cancel_futures=True)
+        with self._guard:
+            for piece in self._queue:
+                piece.request.done.cancel()
+            self._queue.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def encoder_for(
+    model: SlideNetwork,
+    settings: Settings,
+    device: torch.device | None = None,
+    shared: TileBatches | None = None,
+) -> AbstractContextManager[TileBatches]:
+    """Make a model's encoder for as long as a context lasts, unless there is one that others use, too.
+
+    Parameters
+    ----------
+    model
+        The network.
+    settings
+        Section ``scoring`` is used.
+    device
+        Where the network is; the CPU by default.
+    shared
+        The encoder that is there; it is left open.
+    """
+    if shared is not None:
+        return nullcontext(shared)
+    return TileBatches(model.embed, device=device, precision=settings.scoring.precision)
+
+
+def encode_cells(
+    batches: TileBatches,
+    read: Callable[[IntArray], Pixels],
+    cells: IntArray,
+    *,
+    at_a_time: int = TILES_AT_A_TIME,
+) -> tuple[Tensor, int]:
+    """Read and encode cells; some are read while others are encoded, and pixels of few are in memory.
+
+    Parameters
+    ----------
+    batches
+        The encoder.
+    read
+        Cells (n,) to tiles.
+    cells
+        Flat cell numbers, shape (N,), at least one.
+    at_a_time
+        Tiles that are read together; as many again may be waiting to be encoded.
+
+    Returns
+    -------
+    Tensor, shape (N, D)
+        Their features.
+    int
+        On how many of them nothing is to be seen; see :func:`wsi_ats.overview.tissue.are_empty`.
+
+    Raises
+    ------
+    SlideError
+        When a tile cannot be read.
+    """
+    begun: deque[Future[Tensor]] = deque()
+    encoded: list[Tensor] = []
+    empty = 0
+    for part in np.array_split(cells, -(-len(cells) // at_a_time)):
+        tiles = read(part)
+        begun.append(batches.encode(tiles))
+        empty += int(are_empty(tiles).sum())
+        if len(begun) > 1:
+            encoded.append(begun.popleft().result())
+    return torch.cat([*encoded, *(each.result() for each in begun)]), empty

@@ -1,0 +1,147 @@
+"""Features of tiles, kept on disk so that a frozen backbone sees each tile once.
+
+Several processes may read and write the same file: each locks it meanwhile, so that none sees half a row,
+also where the folder is shared over a network. The operating system drops the lock of a process that dies.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from wsi_ats.errors import ArtifactError
+from wsi_ats.files import digest_of
+from wsi_ats.geometry import Grid, IntArray
+from wsi_ats.slides.base import SlideRef
+from wsi_ats.slides.fingerprint import slide_digest
+
+Features = npt.NDArray[np.float32]
+"""Features of tiles as a backbone gives them, shape (N, D)."""
+
+# At the end of a row that is complete: a killed process leaves rows without it.
+_COMPLETE = np.float32(1)
+
+
+@dataclass(frozen=True)
+class FeatureFile:
+    """Features of one slide; the file grows with the tiles that are read.
+
+    It has a row for every cell of the grid, but file systems store only rows that were written.
+
+    Parameters
+    ----------
+    path
+        The file; need not exist yet.
+    cells
+        Number of cells of the grid.
+    width
+        Features of a tile.
+    """
+
+    path: Path
+    cells: int
+    width: int
+
+    def load(self, cells: IntArray) -> tuple[Features, npt.NDArray[np.bool_]]:
+        """Load the features of some cells, as far as they are known.
+
+        Parameters
+        ----------
+        cells
+            Flat numbers on the grid, shape (N,).
+
+        Returns
+        -------
+        float32, shape (N, width), and bool, shape (N,)
+            The features, and which of them are known; the others mean nothing.
+
+        Raises
+        ------
+        ArtifactError
+            When the file is damaged or cannot be locked.
+        """
+        if not self.path.exists() or not self.path.stat().st_size:  # or killed before it had its size
+            return np.zeros((len(cells), self.width), np.float32), np.zeros(len(cells), dtype=np.bool_)
+        try:
+            with self.path.open("rb") as file:
+                _lock(file.fileno(), fcntl.LOCK_SH, self.path)
+                # Copied here: the lock is held for as long as the file is mapped.
+                rows = np.memmap(file, np.float32, "r", shape=(self.cells, self.width + 1))[cells]
+        except (OSError, ValueError) as error:
+            raise ArtifactError(
+                f"{self.path} is damaged: {error}; delete it, and it is made again"
+            ) from error
+        return rows[:, :-1], rows[:, -1] == _COMPLETE
+
+    def save(self, cells: IntArray, features: Features) -> None:
+        """Keep the ``features``, shape (N, width), of some ``cells``, shape (N,).
+
+        Raises
+        ------
+        ArtifactError
+            When they cannot be written, such as on a full disk, or the file cannot be locked.
+        """
+        rows = np.concatenate([features, np.full((len(features), 1), _COMPLETE)], axis=1, dtype=np.float32)
+        size = rows.shape[1] * rows.itemsize
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            file = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o666)
+            try:
+                _lock(file, fcntl.LOCK_EX, self.path)
+                os.ftruncate(file, self.cells * size)
+                for cell, row in zip(cells.tolist(), rows, strict=True):
+                    _write(file, row.tobytes(), cell * size)
+            finally:
+                os.close(file)
+        except OSError as error:
+            raise ArtifactError(
+                f"{self.path} cannot be written: {error.strerror or error}; make room on the disk, and the "
+                "same command goes on"
+            ) from error
+
+
+def _lock(file: int, kind: int, path: Path) -> None:
+    """Wait for the lock of an open file, which closing it gives back."""
+    try:
+        fcntl.flock(file, kind)
+    except OSError as error:
+        raise ArtifactError(
+            f"{path} cannot be locked: {error.strerror or error}; choose an --out on a file system with locks"
+        ) from error
+
+
+def _write(file: int, content: bytes, place: int) -> None:
+    """Write all of it: on a nearly full disk a part is written without an error, and only the next fails."""
+    while content:
+        count = os.pwrite(file, content, place)
+        content, place = content[count:], place + count
+
+
+@dataclass(frozen=True)
+class FeatureFolder:
+    """A folder of features; a file's name says of which slide, grid and encoder they are.
+
+    Parameters
+    ----------
+    folder
+        Where.
+    encoder
+        Fingerprint of the encoder: features of another are never found.
+    width
+        Features of a tile.
+    """
+
+    folder: Path
+    encoder: str
+    width: int
+
+    def file(self, ref: SlideRef, grid: Grid) -> FeatureFile:
+        """File of a slide on a grid of tiles; its name depends on the slide's content, so keep it at hand."""
+        pixels = (slide_digest(ref.path), ref.colour, ref.channel)
+        digest = digest_of(self.encoder, str(self.width), *pixels, repr(grid))
+        return FeatureFile(self.folder / f"{ref.id}-{digest}.f32", grid.size, self.width)

@@ -1,0 +1,134 @@
+"""A frozen backbone's features in place of pixels: each tile is read and encoded once, and kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+from wsi_ats.errors import ModelError
+from wsi_ats.geometry import Grid, IntArray
+from wsi_ats.models.batches import Pending, Reader, Wanted
+from wsi_ats.models.encoding import TileBatches
+from wsi_ats.models.features import FeatureFile, FeatureFolder, Features
+from wsi_ats.nn.encoder import TileEncoder
+from wsi_ats.slides.base import Pixels, Slide, SlideRef
+
+T = TypeVar("T")
+
+
+class FrozenFeatures(Reader):
+    """Gives the backbone's features of tiles, which another reader reads where they are not known yet.
+
+    Tiles are encoded in batches of one size, so that a feature does not depend on what else was asked for, or
+    on what an interrupted run has left behind.
+
+    Parameters
+    ----------
+    inner
+        Reads tiles.
+    encoder
+        Its backbone does not learn.
+    folder
+        For the features; several processes and runs may share it. A tile that two of them want at the same
+        time both read.
+    device
+        Where the encoder is.
+    precision
+        See :func:`wsi_ats.nn.precision.resolve`.
+    """
+
+    def __init__(
+        self, inner: Reader, encoder: TileEncoder, folder: Path, *, device: torch.device, precision: str
+    ) -> None:
+        self._inner = inner
+        self._folder = FeatureFolder(folder, fingerprint(encoder.network), encoder.width)
+        self._files: dict[tuple[str, Grid], FeatureFile] = {}
+        self._batches = TileBatches(encoder.raw, device=device, precision=precision)
+        self._read = 0
+
+    def read(self, wanted: Sequence[Wanted]) -> Sequence[Pending[Pixels | Features]]:
+        """See :meth:`wsi_ats.models.batches.Reader.read`; features of all cells, shape (N, D)."""
+        files = [self._file(ref, grid) for ref, grid, _ in wanted]
+        unknown = [cells[~file.load(cells)[1]] for file, (_, _, cells) in zip(files, wanted, strict=True)]
+        missing = [
+            (ref, grid, cells) for (ref, grid, _), cells in zip(wanted, unknown, strict=True) if len(cells)
+        ]
+        reads = iter(self._inner.read(missing))
+        return [
+            _Awaited(self, file, cells, new, next(reads) if len(new) else None)
+            for file, (_, _, cells), new in zip(files, wanted, unknown, strict=True)
+        ]
+
+    def run(self, jobs: Sequence[tuple[SlideRef, Callable[[Slide], T]]]) -> Any:
+        """See :meth:`wsi_ats.models.batches.Reader.run`: done by the inner reader."""
+        return self._inner.run(jobs)
+
+    def take_count(self) -> int:
+        """Number of tiles that were read since the last call."""
+        count, self._read = self._read, 0
+        return count
+
+    def finish(self, file: FeatureFile, cells: IntArray, new: IntArray, tiles: Pixels) -> Features:
+        """Encode and keep the ``tiles`` of ``new`` cells in a ``file``; return those of all ``cells``."""
+        self._read += len(new)
+        encoded = self._batches.encode(tiles).result()
+        file.save(new, encoded.float().cpu().numpy())
+        return self.known(file, cells)
+
+    def known(self, file: FeatureFile, cells: IntArray) -> Features:
+        """Features of cells that are known."""
+        features, there = file.load(cells)
+        if not there.all():
+            raise ModelError(
+                f"{file.path} lost features while it was in use; the same command makes them again"
+            )
+        return features
+
+    def _file(self, ref: SlideRef, grid: Grid) -> FeatureFile:
+        key = (ref.id, grid)
+        if key not in self._files:
+            self._files[key] = self._folder.file(ref, grid)
+        return self._files[key]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._batches.close()
+
+
+@dataclass(frozen=True)
+class _Awaited:
+    """Features of which some are still being read."""
+
+    source: FrozenFeatures
+    file: FeatureFile
+    cells: IntArray
+    new: IntArray
+    tiles: Pending[Any] | None
+
+    def result(self) -> Features:
+        """Wait for the tiles, and encode them."""
+        if self.tiles is None:
+            return self.source.known(self.file, self.cells)
+        return self.source.finish(self.file, self.cells, self.new, self.tiles.result())
+
+
+def fingerprint(network: torch.nn.Module) -> str:
+    """Digest of all that a network's outputs depend on: weights and statistics."""
+    digest = hashlib.sha256()
+    named: chain[tuple[str, Tensor]] = chain(network.named_parameters(), network.named_buffers())
+    for name, value in named:
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

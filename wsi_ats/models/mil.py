@@ -1,0 +1,176 @@
+"""Attention-based multiple-instance learning: read and encode all tissue tiles, pool them by attention.
+
+All of a slide's features are in memory, but pixels and feature maps of a few tiles only: in training the
+backward pass reads and encodes the tiles a second time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wsi_ats.errors import ModelError, SlideError
+from wsi_ats.geometry import IntArray
+from wsi_ats.models.base import DrawLogits, Estimates, WeightedTiles, draw_seed
+from wsi_ats.models.batches import Example, Reader
+from wsi_ats.models.calibration import calibrate, embed_in_parts, varied
+from wsi_ats.models.encoding import TILES_AT_A_TIME, TileBatches, encode_cells, encoder_for
+from wsi_ats.models.features import Features
+from wsi_ats.nn.mil import AttentionMIL
+from wsi_ats.nn.precision import autocast
+from wsi_ats.overview.masks import TissueMask
+from wsi_ats.overview.tiles import read_tiles
+from wsi_ats.settings import Settings
+from wsi_ats.slides.base import Pixels, Slide
+
+
+@dataclass(frozen=True)
+class MultipleInstanceLearning:
+    """See :class:`wsi_ats.models.base.Method`.
+
+    Parameters
+    ----------
+    model
+        Its network.
+    settings
+        Sections ``model``, ``training``, ``augmentation`` and ``scoring`` are used.
+    device
+        Where the network is; the CPU by default.
+    at_a_time
+        Tiles that are read together; at scoring, pixels of as many again wait to be encoded.
+    """
+
+    model: AttentionMIL
+    settings: Settings
+    device: torch.device | None = None
+    at_a_time: int = TILES_AT_A_TIME
+
+    def passes(self, slides: int) -> int:
+        """One slide in a pass: the features of a single one are in memory."""
+        return slides
+
+    def check(self, training: Sequence[Example], validation: Sequence[Example]) -> None:
+        """All slides will do: only features grow with their size, 2 KB a tile in a resnet18."""
+
+    def calibrate(self, examples: Sequence[Example], reader: Reader) -> None:
+        """Measure the encoder's constants on tiles drawn uniformly from all slides."""
+        calibrate(self.model.encoder, examples, reader, self.settings, device=self.device)
+
+    def begin(
+        self, examples: Sequence[Example], reader: Reader, seeds: Sequence[int]
+    ) -> Callable[[], Estimates]:
+        """Begin nothing: so many tiles are read a few at a time, when they are needed."""
+        return partial(self._estimate, examples, reader, seeds)
+
+    def _estimate(self, examples: Sequence[Example], reader: Reader, seeds: Sequence[int]) -> Estimates:
+        """Compute the outputs of some slides from all their tiles; nothing is estimated.
+
+        Raises
+        ------
+        ModelError
+            When attention is no longer a number.
+        """
+        outputs, places, masses, failed, read = [], [], [], {}, 0
+        for place, (example, seed) in enumerate(zip(examples, seeds, strict=True)):
+            try:
+                features, tiles = self._features(example, reader, seed)
+            except SlideError as error:
+                failed[example.ref.id] = str(error)
+                continue
+            output, _, mass = self._classify(features, example.ref.id)
+            outputs.append(output)
+            masses.append(self._log_weight(mass))
+            places.append(place)
+            read += tiles
+        none = torch.zeros(0, self.model.head.out_features, device=self.device)
+        return Estimates(
+            outputs=torch.stack(outputs) if outputs else none,
+            places=places,
+            failed=failed,
+            log_weight=torch.stack(masses) if masses else none[:, 0],
+            tiles=read,
+        )
+
+    @torch.inference_mode()
+    def score(
+        self,
+        slide: Slide,
+        thumbnail: Pixels,  # noqa: ARG002  (all that it says is in `tissue`)
+        tissue: TissueMask,
+        seeds: Iterable[int],  # noqa: ARG002  (nothing is drawn)
+        encoder: TileBatches | None = None,
+    ) -> Generator[DrawLogits, None, None]:
+        """Compute the logits of one slide from all its tiles; each weighs what attention gives it."""
+        read = partial(read_tiles, slide, tissue.grid)
+        with encoder_for(self.model, self.settings, self.device, encoder) as batches:
+            features, empty = encode_cells(batches, read, tissue.cells, at_a_time=self.at_a_time)
+        logits, attention, mass = self._classify(features, slide.path)
+        tiles = WeightedTiles(
+            grid=tissue.grid,
+            cells=tissue.cells,
+            attention=attention,
+            inclusion=torch.ones(len(attention), dtype=torch.float64),
+            weight=attention,
+        )
+        yield DrawLogits(
+            logits.float().cpu(),
+            tiles,
+            len(tissue.cells),
+            empty,
+            attention=attention,
+            log_weight=self._log_weight(mass).item(),
+        )
+
+    def _classify(self, features: Tensor, name: str) -> tuple[Tensor, Tensor, Tensor]:
+        """Outputs, attention (K,) and what its softmax divides by, from the features (K, D) of all tiles."""
+        logits = self.model.score_tiles(features)
+        if not logits.isfinite().all():
+            raise ModelError(f"the attention of {name} is no number; try lower learning rates")
+        attention = torch.softmax(logits, 0)
+        return self.model.classify(self.model.pool(attention, features)), attention, logits.logsumexp(0)
+
+    def _log_weight(self, log_mass: Tensor) -> Tensor:
+        """See :class:`wsi_ats.models.base.Estimates`."""
+        return log_mass if self.settings.model.cases == "union" else torch.zeros_like(log_mass)
+
+    def _features(self, example: Example, reader: Reader, seed: int) -> tuple[Tensor, int]:
+        """Features (K, D) of the tiles of a slide, and how many there are to be read for them.
+
+        In training of a random subset, where settings ask for that.
+        """
+
+        def read(cells: IntArray) -> Pixels | Features:
+            [tiles] = reader.read([(example.ref, example.tissue.grid, cells)])
+            return tiles.result()
+
+        cells, encoder = example.tissue.cells, self.model.encoder
+        most = self.settings.model.mil_tiles
+        if self.model.training and 0 < most < len(cells):
+            generator = np.random.default_rng(draw_seed(seed, "subset", 0))
+            cells = np.sort(generator.choice(cells, most, replace=False))
+        twice = torch.is_grad_enabled() and any(each.requires_grad for each in encoder.parameters())
+        vary_part = partial(self._vary, seed=seed) if self.model.training else None
+        device = self.device or torch.device("cpu")
+        with autocast(self.settings.training.precision, device, self.settings.tile.size):
+            features = embed_in_parts(
+                self.model.embed,
+                read,
+                cells,
+                self.device,
+                at_a_time=self.at_a_time,
+                twice=twice,
+                vary_part=vary_part,
+            )
+        return features, 2 * len(cells) if twice else len(cells)
+
+    def _vary(self, tiles: Tensor, cells: IntArray, *, seed: int) -> Tensor:
+        if tiles.ndim == 2:  # features, of tiles as they are
+            return tiles
+        # A seed for each part, for the backward pass must see the same tiles again.
+        part = draw_seed(seed, "part", int(cells[0]))
+        return varied(tiles, [len(cells)], [part], self.settings.augmentation)

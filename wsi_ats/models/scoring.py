@@ -1,0 +1,216 @@
+"""Score one slide: from what a model says of it to the records that a user keeps."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import count
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wsi_ats.errors import SettingsError
+from wsi_ats.models.base import DrawLogits, WeightedTiles, draw_seed
+from wsi_ats.models.encoding import TileBatches
+from wsi_ats.models.kinds import method_for
+from wsi_ats.models.stopping import stop
+from wsi_ats.nn.losses import activate
+from wsi_ats.nn.network import SlideNetwork
+from wsi_ats.overview.masks import TissueMask
+from wsi_ats.overview.overview import count_tiles, inspect
+from wsi_ats.overview.tiles import level_for
+from wsi_ats.results.records import AttentionMap, Prediction, Selection, Status, Stop
+from wsi_ats.settings import SamplingSettings, Settings
+from wsi_ats.slides.base import Slide, SlideRef
+from wsi_ats.slides.wrappers import CountingSlide
+from wsi_ats.tasks.targets import Target
+
+
+@dataclass(frozen=True)
+class Scored:
+    """All that scoring a slide gives.
+
+    Parameters
+    ----------
+    prediction
+        Scores, and what it took to get them.
+    attention, selection
+        Where the model looked and which tiles were read; ``None`` where there is no tissue, and for a model
+        that has no attention and reads no tiles.
+    """
+
+    prediction: Prediction
+    attention: AttentionMap | None = None
+    selection: Selection | None = None
+
+
+def predict_slide(
+    model: SlideNetwork,
+    ref: SlideRef,
+    slide: Slide,
+    settings: Settings,
+    *,
+    target: Target,
+    model_digest: str,
+    seed: int,
+    device: torch.device | None = None,
+    encoder: TileBatches | None = None,
+) -> Scored:
+    """Score a slide.
+
+    Attention sampling reads its thumbnail and a few tiles, and nothing else. With several draws, the scores
+    are those of all their tiles pooled into one estimate, and ``logit_se`` the standard error over the
+    draws; :class:`~wsi_ats.results.records.Prediction` says of what. How many there are,
+    :func:`wsi_ats.models.stopping.stop` says after each. Other kinds of models read more; see
+    :mod:`wsi_ats.models`.
+
+    On the CPU the last digits depend on how many threads torch computes with; ``wsi-ats score`` has one.
+
+    Parameters
+    ----------
+    model
+        In evaluation mode.
+    ref
+        The slide's name, and the colours that it was opened in.
+    slide
+        The open slide.
+    settings
+        Sections ``tile``, ``thumbnail``, ``sampling`` and ``scoring`` are used.
+    target
+        What the model predicts.
+    model_digest
+        Recorded in the prediction.
+    seed
+        With the slide's id, decides which tiles are drawn.
+    device
+        Where the model is; the CPU by default.
+    encoder
+        The model's own, which slides that are scored by several threads may share; see
+        :class:`wsi_ats.models.encoding.TileBatches`. One for this slide by default, with the same result.
+
+    Raises
+    ------
+    SlideError
+        When the slide's resolution is unknown or a pixel that is needed cannot be read.
+    SettingsError
+        When the model is in training mode, for its scores would depend on dropout; when the slide's colours
+        or channel are not those of ``tile.colour`` and ``tile.channel``.
+    ModelError
+        When the slide would not fit into memory, which can happen with kind ``image``.
+    """
+    if model.training:
+        raise SettingsError("scoring needs a model in evaluation mode; call model.eval() first")
+    ref.check_pixels(colour=settings.tile.colour, channel=settings.tile.channel)
+    begin = time.perf_counter()
+    counting = CountingSlide(slide)
+    view = inspect(counting, settings)
+    thumbnail, tissue = view.thumbnail, view.tissue
+    draws: list[DrawLogits] = []
+    stopped: Stop | None = None
+    if len(tissue.cells):
+        seeds = (draw_seed(seed, ref.id, number) for number in count())
+        method = method_for(model, settings, device)
+        scoring = method.score(counting, thumbnail, tissue, seeds, encoder)
+        with closing(scoring):
+            draws, stopped = _enough(scoring, settings.sampling, target)
+    read = sum(each.new_tiles for each in draws)
+    scores = dict(zip(target.columns, _scores(draws, target).tolist(), strict=True)) if draws else {}
+    prediction = Prediction(
+        slide_id=ref.id,
+        case_id=ref.case,
+        path=ref.path,
+        status=Status.DONE if draws else Status.NO_TISSUE,
+        scores=scores,
+        predicted=target.decide(scores) if draws else None,
+        logit_se=_sampling_error(draws, target),
+        stopped_by=stopped,
+        draws=len(draws),
+        tiles_read=read,
+        tiles_total=max(count_tiles(tissue, settings), read),
+        tiles_empty=sum(each.empty_tiles for each in draws),
+        bytes_read=counting.stored_bytes_read,
+        seconds=time.perf_counter() - begin,
+        model_digest=model_digest,
+        seed=seed,
+        error=view.nothing_left,
+        log_weight=draws[-1].log_weight if draws else None,
+    )
+    if not draws:
+        return Scored(prediction)
+    return Scored(
+        prediction,
+        _attention_map(draws[0].attention, tissue),
+        _selection(ref, counting, [each.tiles for each in draws if each.tiles], scores),
+    )
+
+
+def _enough(
+    draws: Iterable[DrawLogits], sampling: SamplingSettings, target: Target
+) -> tuple[list[DrawLogits], Stop]:
+    """Take as many draws as are needed, and say why no more."""
+    taken: list[DrawLogits] = []
+    for each in draws:
+        taken.append(each)
+        read = sum(one.new_tiles for one in taken)
+        stopped = stop(sampling, draws=len(taken), error=_sampling_error(taken, target), read=read)
+        if stopped:
+            return taken, stopped
+    return taken, Stop.DRAWS  # of a model that does not sample there is but one
+
+
+def _scores(draws: Sequence[DrawLogits], target: Target) -> Tensor:
+    """By column, from the tiles of all draws."""
+    last = draws[-1]
+    return target.restore(activate(target.task, last.logits if last.together is None else last.together))
+
+
+def _sampling_error(draws: Sequence[DrawLogits], target: Target) -> float | None:
+    """Standard error over draws: of the predicted class's log-odds, else the largest of all outputs."""
+    if len(draws) < 2:
+        return None
+    logits = torch.stack([each.logits for each in draws])
+    if target.task == "classification":
+        best = _scores(draws, target).argmax()
+        others = torch.arange(logits.shape[1]) != best
+        logits = (logits[:, best] - logits[:, others].logsumexp(1))[:, None]
+    # From the first: of draws that are the same, the mean need not be the same to the last bit.
+    return ((logits - logits[0]).std(0).max() * target.scale / math.sqrt(len(logits))).item()
+
+
+def _attention_map(attention: Tensor | None, tissue: TissueMask) -> AttentionMap | None:
+    if attention is None:
+        return None
+    on_grid = np.zeros(tissue.grid.shape)
+    on_grid.flat[tissue.cells] = attention.double().cpu().numpy()
+    return AttentionMap(tissue.grid, on_grid, tissue.mask)
+
+
+def _selection(
+    ref: SlideRef,
+    slide: Slide,
+    tiles: Sequence[WeightedTiles],
+    scores: dict[str, float],
+) -> Selection | None:
+    """The tiles of every draw as one record."""
+    if not tiles:
+        return None
+    sizes = [len(each.cells) for each in tiles]
+    grid = tiles[0].grid
+    return Selection(
+        slide_id=ref.id,
+        path=ref.path,
+        grid=grid,
+        level=level_for(slide.levels, grid.cell / grid.tile_size),
+        bounds=slide.bounds,
+        cells=np.concatenate([each.cells for each in tiles]),
+        attention=torch.cat([each.attention for each in tiles]).double().cpu().numpy(),
+        inclusion=torch.cat([each.inclusion for each in tiles]).cpu().numpy(),
+        weight=torch.cat([each.weight for each in tiles]).double().cpu().numpy(),
+        draw=np.repeat(np.arange(len(tiles)), sizes),
+        order=np.concatenate([np.arange(size) for size in sizes]),
+        scores=scores,
+    )

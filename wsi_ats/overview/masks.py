@@ -1,0 +1,71 @@
+"""Maps over the cells of a slide: where tissue is, and which artefacts cover it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import numpy.typing as npt
+
+from wsi_ats.errors import SettingsError
+from wsi_ats.geometry import Grid, IntArray
+
+
+@dataclass(frozen=True)
+class TissueMask:
+    """Which cells of a slide's grid hold tissue.
+
+    Parameters
+    ----------
+    grid
+        The slide's grid.
+    fraction
+        Share of each cell that is tissue, in [0, 1], shape (rows, columns), float32.
+    mask
+        Cells that count as tissue, bool, shape (rows, columns).
+    """
+
+    grid: Grid
+    fraction: npt.NDArray[np.float32]
+    mask: npt.NDArray[np.bool_]
+
+    def __post_init__(self) -> None:
+        if not self.fraction.shape == self.mask.shape == self.grid.shape:
+            raise SettingsError(
+                f"a mask of the grid's shape {self.grid.shape} is needed, not "
+                f"{self.fraction.shape} and {self.mask.shape}"
+            )
+
+    @property
+    def cells(self) -> IntArray:
+        """Flat numbers of the tissue cells, shape (K,); empty where there is no tissue."""
+        return np.flatnonzero(self.mask)
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What spoils a slide, cell by cell; see :func:`wsi_ats.overview.quality.find_artefacts`.
+
+    Parameters
+    ----------
+    pen
+        Share of each cell that ink covers, in [0, 1], shape (rows, columns), float32.
+    blur
+        Share of the fine detail that each tissue cell lacks, likewise; 0 where there is no tissue.
+
+    Each is ``None`` where it cannot be told.
+    """
+
+    pen: npt.NDArray[np.float32] | None = None
+    blur: npt.NDArray[np.float32] | None = None
+
+    def __post_init__(self) -> None:
+        for name, values in self.maps.items():
+            if values.ndim != 2 or not ((values >= 0) & (values <= 1)).all():
+                raise SettingsError(f"a map of {name} has two axes and values in [0, 1], not {values}")
+
+    @property
+    def maps(self) -> dict[str, npt.NDArray[np.float32]]:
+        """Those that could be told, by name."""
+        each = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {name: values for name, values in each.items() if values is not None}

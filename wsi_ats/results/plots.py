@@ -1,0 +1,350 @@
+"""Figures: the only import of matplotlib."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.patches import Rectangle
+
+from wsi_ats.files import atomic
+from wsi_ats.results.records import AttentionMap, Selection
+from wsi_ats.slides.base import Pixels
+
+_TRUTH = ListedColormap(["white", "#f3d9e3", "#8796c9", "#c02942"])
+_TRUTH_NAMES = ("glass", "tissue", "look-alike", "lesion")
+
+
+def figure_of_slide(
+    path: Path,
+    *,
+    thumbnail: Pixels,
+    attention: AttentionMap,
+    selection: Selection,
+    tiles: Pixels,
+    title: str,
+    truth: npt.NDArray[np.uint8] | None = None,
+) -> None:
+    """Draw how a slide was scored: thumbnail, tissue, attention, drawn tiles and, if known, the truth.
+
+    Parameters
+    ----------
+    path
+        PNG to write.
+    thumbnail
+        RGB, uint8, shape (rows * p, columns * p, 3).
+    attention
+        Attention over the slide's cells, with its tissue.
+    selection
+        The tiles that were drawn.
+    tiles
+        Pixels of the first of them, shape (M, s, s, 3); shown below.
+    title
+        Above the figure.
+    truth
+        Kind of each cell, shape (rows, columns): 0 glass, 1 tissue, 2 look-alike, 3 lesion.
+    """
+    rows, columns = attention.grid.shape
+    extent = (0.0, float(columns), float(rows), 0.0)
+    panels = 4 if truth is None else 5
+    shown = min(len(tiles), 16)
+    figure = Figure(figsize=(3.2 * panels, 5.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title)
+    halves = figure.subfigures(2, 1, height_ratios=(3.2, 1.2), squeeze=False)
+    upper, lower = halves[0, 0], halves[1, 0]
+    axes = upper.subplots(1, panels)
+    axes[0].imshow(thumbnail, extent=extent)
+    axes[0].set_title("thumbnail")
+    axes[1].imshow(attention.tissue, extent=extent, cmap="gray_r", vmin=0, vmax=2)
+    axes[1].set_title(f"tissue: {attention.tissue.sum():,} cells")
+    image = _draw_attention(axes[2], attention)
+    axes[2].set_title("attention (1 = uniform)")
+    upper.colorbar(image, ax=axes[2], fraction=0.05, extend="max")
+    row, column = np.divmod(selection.cells, columns)
+    axes[3].imshow(thumbnail, extent=extent, alpha=0.5)
+    axes[3].scatter(column + 0.5, row + 0.5, s=30, facecolors="none", edgecolors="black", linewidths=1.2)
+    axes[3].set_title(f"{len(np.unique(selection.cells))} tiles read")
+    if truth is not None:
+        _draw_truth(axes[4], truth)
+        axes[4].set_title("truth: red lesion, blue look-alike")
+        marks = truth.flat[selection.cells[:shown]]
+    for axis in axes:
+        axis.set_axis_off()
+    for i, axis in enumerate(np.atleast_1d(lower.subplots(1, max(1, shown)))):
+        axis.set_axis_off()
+        if i < shown:
+            axis.imshow(tiles[i])
+            if truth is not None:
+                axis.set_title(_TRUTH_NAMES[marks[i]], fontsize=7)
+    with atomic(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+
+
+@dataclass(frozen=True)
+class ModelView:
+    """Where a model looked in one slide.
+
+    Parameters
+    ----------
+    attention
+        Over the slide's cells.
+    selection
+        The tiles that were read; those shown come first.
+    tiles
+        Pixels of the first of them, shape (M, s, s, 3).
+    """
+
+    attention: AttentionMap
+    selection: Selection
+    tiles: Pixels
+
+
+@dataclass(frozen=True)
+class SlideView:
+    """One row of :func:`figure_of_models`.
+
+    Parameters
+    ----------
+    image
+        RGB, uint8, shape (h, w, 3), of all cells of the grid.
+    truth
+        Kind of each cell, shape (rows, columns): 0 glass, 1 tissue, 2 look-alike, 3 lesion.
+    models
+        By name, the same in all rows.
+    """
+
+    image: Pixels
+    truth: npt.NDArray[np.uint8]
+    models: Mapping[str, ModelView]
+
+
+def figure_of_models(path: Path, slides: Sequence[SlideView], *, title: str) -> None:
+    """Draw, side by side, where several models looked: image, truth, attention of each, tiles of each.
+
+    Above a tile stands its weight in the slide's feature; its frame has the colour that the truth gives it.
+
+    Parameters
+    ----------
+    path
+        PNG to write.
+    slides
+        One row each, at least one.
+    title
+        Above the figure.
+    """
+    names = list(slides[0].models)
+    panels = 2 + 2 * len(names)
+    figure = Figure(figsize=(3.2 * panels, 3.3 * len(slides) + 0.9), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title)
+    axes = figure.subplots(len(slides), panels, squeeze=False)
+    for axis, text in zip(
+        axes[0],
+        [
+            "image",
+            "truth: red lesion, blue look-alike",
+            *(f"attention of {name}" for name in names),
+            *(f"tiles of {name}, with weights" for name in names),
+        ],
+        strict=True,
+    ):
+        axis.set_title(text)
+    for slide, row in zip(slides, axes, strict=True):
+        row[0].imshow(slide.image)
+        _draw_truth(row[1], slide.truth)
+        for i, name in enumerate(names):
+            view = slide.models[name]
+            _, most = _draw_attention(row[2 + i], view.attention).get_clim()
+            row[2 + i].set_xlabel(f"bright: {most:.3g} times uniform, or more")
+            _draw_tiles(row[2 + len(names) + i], view, slide.truth)
+        for axis in row:
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+    with atomic(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=100)
+
+
+def _draw_attention(axes: Axes, attention: AttentionMap) -> AxesImage:
+    rows, columns = attention.grid.shape
+    relative = np.where(attention.tissue, attention.attention * attention.tissue.sum(), np.nan)
+    # A few cells may stand far above the rest, which would all be black beside them.
+    top = max(1.0, float(np.nanpercentile(relative, 99)))
+    extent = (0.0, float(columns), float(rows), 0.0)
+    return axes.imshow(relative, extent=extent, cmap="magma", vmin=0, vmax=top)
+
+
+def _draw_truth(axes: Axes, truth: npt.NDArray[np.uint8]) -> None:
+    rows, columns = truth.shape
+    extent = (0.0, float(columns), float(rows), 0.0)
+    axes.imshow(truth, extent=extent, cmap=_TRUTH, vmin=-0.5, vmax=3.5, interpolation="nearest")
+
+
+def _draw_tiles(axes: Axes, view: ModelView, truth: npt.NDArray[np.uint8]) -> None:
+    """Tiles in a square, each with its weight, framed in the colour of what it shows."""
+    side = max(1, math.ceil(math.sqrt(len(view.tiles))))
+    for number, tile in enumerate(view.tiles):
+        row, column = divmod(number, side)
+        left, top, size = column + 0.1, row + 0.18, 0.8
+        axes.imshow(tile, extent=(left, left + size, top + size, top))
+        kind = int(truth.flat[view.selection.cells[number]])
+        frame = _TRUTH(kind) if kind else "grey"
+        axes.add_patch(Rectangle((left, top), size, size, fill=False, edgecolor=frame, linewidth=3))
+        axes.text(column + 0.5, row + 0.15, f"{view.selection.weight[number]:.3f}", ha="center", fontsize=7)
+    axes.set(xlim=(0, side), ylim=(side, 0))
+
+
+@dataclass(frozen=True)
+class ClassCurves:
+    """What :func:`figure_of_classes` draws; tables are those of :mod:`wsi_ats.tasks.curves`.
+
+    Parameters
+    ----------
+    roc, precision_recall
+        By the name of what is told from the rest; empty where nothing can be.
+    reliability
+        Of all probabilities.
+    confusion
+        Rows are true, columns predicted classes; ``None`` where a slide may be of several.
+    names
+        Of the classes of ``confusion``, in order.
+    """
+
+    roc: Mapping[str, Mapping[str, Sequence[float]]]
+    precision_recall: Mapping[str, Mapping[str, Sequence[float]]]
+    reliability: Mapping[str, Sequence[float | None]]
+    confusion: npt.NDArray[np.int64] | None
+    names: Sequence[str]
+
+
+def figure_of_classes(path: Path, curves: ClassCurves, *, title: str) -> None:
+    """Draw how well classes are told apart: ROC and precision-recall curves, confusion, calibration.
+
+    Parameters
+    ----------
+    path
+        PNG to write.
+    curves
+        What to draw.
+    title
+        Above the figure.
+    """
+    panels = 3 if curves.confusion is None else 4
+    figure, axes = _figure(panels, title)
+    axes[0].set(title="ROC", xlabel="false positive rate", ylabel="true positive rate")
+    axes[0].plot((0, 1), (0, 1), color="grey", linewidth=0.8, linestyle=":")
+    axes[1].set(title="precision and recall", xlabel="recall", ylabel="precision")
+    for name in curves.roc:
+        roc, precision = curves.roc[name], curves.precision_recall[name]
+        axes[0].plot(roc["false_positive_rate"], roc["true_positive_rate"], label=name)
+        # A step: average precision counts the precision of the threshold that first reaches a recall.
+        axes[1].step(precision["recall"], precision["precision"], where="post", label=name)
+    for axis in axes[:2]:
+        if curves.roc:
+            axis.legend(loc="lower center", fontsize=8)
+        else:
+            axis.text(
+                0.5, 0.5, "not defined:\na class is absent", ha="center", va="center", backgroundcolor="white"
+            )
+    _draw_reliability(axes[2], curves.reliability)
+    for axis in axes[:3]:
+        axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+    if curves.confusion is not None:
+        _draw_confusion(axes[3], curves.confusion, curves.names)
+    _save(figure, path)
+
+
+def figure_of_values(path: Path, *, true: Sequence[float], predicted: Sequence[float], title: str) -> None:
+    """Draw predicted against true values.
+
+    Parameters
+    ----------
+    path
+        PNG to write.
+    true, predicted
+        One for each slide, in one unit; at least one.
+    title
+        Above the figure.
+    """
+    figure, (axis,) = _figure(1, title)
+    low, high = min(*true, *predicted), max(*true, *predicted)
+    axis.plot((low, high), (low, high), color="grey", linewidth=0.8, linestyle=":")
+    axis.scatter(true, predicted, s=14, alpha=0.6)
+    axis.set(xlabel="true value", ylabel="predicted value", aspect="equal")
+    _save(figure, path)
+
+
+def figure_of_survival(
+    path: Path, curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, title: str
+) -> None:
+    """Draw survival curves.
+
+    Parameters
+    ----------
+    path
+        PNG to write.
+    curves
+        By group: times, and the share without event from each time on.
+    title
+        Above the figure.
+    """
+    figure, (axis,) = _figure(1, title)
+    for name, (times, shares) in curves.items():
+        axis.step(times, shares, where="post", label=name)
+    axis.set(xlabel="time", ylabel="share without event (Kaplan-Meier)", ylim=(0, 1.02))
+    axis.set_xlim(left=0)
+    axis.legend()
+    _save(figure, path)
+
+
+def _figure(panels: int, title: str) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(4.2 * panels, 5.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title)
+    return figure, list(figure.subplots(1, panels, squeeze=False)[0])
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with atomic(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+
+
+def _draw_reliability(axes: Axes, table: Mapping[str, Sequence[float | None]]) -> None:
+    """Frequencies over probabilities, and below how many there are of each."""
+    rows = list(zip(table["low"], table["n"], table["probability"], table["frequency"], strict=True))
+    width = 1 / len(rows)
+    most = max(n or 0 for _, n, _, _ in rows) or 1
+    axes.bar(
+        [low or 0.0 for low, *_ in rows],
+        [0.25 * (n or 0) / most for _, n, _, _ in rows],
+        width=width,
+        align="edge",
+        color="lightgrey",
+        edgecolor="white",
+    )
+    axes.plot((0, 1), (0, 1), color="grey", linewidth=0.8, linestyle=":")
+    axes.plot([p for _, _, p, _ in rows if p is not None], [f for *_, f in rows if f is not None], marker="o")
+    axes.set(title=f"calibration (bars: how many, up to {most})", xlabel="probability", ylabel="frequency")
+
+
+def _draw_confusion(axes: Axes, counts: npt.NDArray[np.int64], names: Sequence[str]) -> None:
+    """Numbers, over the share of each true class in grey."""
+    total = counts.sum(axis=1, keepdims=True)
+    axes.imshow(counts / np.maximum(total, 1), cmap="Blues", vmin=0, vmax=1)
+    for (row, column), number in np.ndenumerate(counts):
+        dark = number > 0.5 * total[row, 0]
+        axes.text(column, row, str(number), ha="center", va="center", color="white" if dark else "black")
+    places, wrapped = range(len(names)), [textwrap.fill(name, 16, break_long_words=False) for name in names]
+    axes.set(title="confusion", xlabel="predicted", ylabel="true")
+    axes.set_xticks(places, wrapped, rotation=90 if len(names) > 3 else 0, fontsize=8)
+    axes.set_yticks(places, wrapped, fontsize=8)

@@ -1,0 +1,342 @@
+"""Which slides are for training, for validation and for testing: all slides of a case together."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from sklearn.model_selection import StratifiedGroupKFold
+
+from wsi_ats.errors import ManifestError
+from wsi_ats.slides.base import SlideRef
+from wsi_ats.tables.files import write_csv
+from wsi_ats.tables.manifest import read_splits
+from wsi_ats.tasks.targets import Target
+
+# Parts of a cross-validation as CLAM names them; beside them it writes splits_0_bool.csv and others.
+_FOLD_FILE = re.compile(r"splits_(\d+)\.csv")
+
+# A quantity is shared out by its quarters, where there are enough cases to fill them.
+_QUANTILES = 4
+_CASES_PER_QUANTILE = 10
+
+
+def split_by_case(
+    refs: Sequence[SlideRef], share: float, *, seed: int, task: str = "classification"
+) -> tuple[list[SlideRef], list[SlideRef]]:
+    """Set some cases aside for validation.
+
+    Where the manifest prescribes splits, they are kept: ``val`` is set aside, ``test`` is left out of
+    both. Else about ``share`` of the cases are drawn, stratified as :func:`strata` says; all slides of a case
+    go together.
+
+    Parameters
+    ----------
+    refs
+        Labelled slides.
+    share
+        Share of the cases to set aside; 0 sets none aside.
+    seed
+        Decides which.
+    task
+        What the labels mean, as in ``model.task``.
+
+    Returns
+    -------
+    list of SlideRef, list of SlideRef
+        For training, and set aside.
+
+    Raises
+    ------
+    ManifestError
+        When a case is in two splits, or a class would be left without slides for training.
+    """
+    if any(ref.split for ref in refs):
+        check_leakage(refs)
+        chosen = [r for r in refs if r.split in {None, "train"}]
+        missing = untrained(refs, chosen, task=task)
+        if missing:
+            raise ManifestError(
+                f"the split column leaves no slide to train on of class {', '.join(map(repr, missing))}"
+            )
+        return chosen, [r for r in refs if r.split == "val"]
+    if share == 0:
+        return list(refs), []
+    stratum, cases = strata(refs, task=task), [ref.case for ref in refs]
+    # A tenth of the cases at a time, stratified, until the share is reached.
+    folds = min(10, _fewest_cases(stratum, cases))
+    folds_aside = round(share * folds)
+    if not 0 < folds_aside < folds or abs(folds_aside / folds - share) > 0.1:
+        raise ManifestError(
+            f"a class has only {folds} cases, too few to set {share:.0%} of each class aside; give more "
+            "cases, a split column in the manifest, or --set training.validation=0"
+        )
+    splitter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
+    aside: set[int] = set()
+    for _, fold in list(splitter.split(np.zeros(len(refs)), stratum, cases))[:folds_aside]:
+        aside |= set(fold.tolist())
+    kept = [ref for i, ref in enumerate(refs) if i not in aside]
+    return kept, [ref for i, ref in enumerate(refs) if i in aside]
+
+
+def folds_by_case(
+    refs: Sequence[SlideRef], folds: int, *, seed: int, task: str = "classification"
+) -> list[list[SlideRef]]:
+    """Prescribe the splits of a cross-validation: every slide is tested once, all of a case together.
+
+    Parameters
+    ----------
+    refs
+        Labelled slides; splits that they have are replaced.
+    folds
+        How often to train; slides are shared out among the folds as evenly as the cases allow, stratified as
+        :func:`strata` says. A class with fewer cases than folds is absent from some test sets.
+    seed
+        Decides which cases go together.
+    task
+        What the labels mean, as in ``model.task``.
+
+    Returns
+    -------
+    list of lists of SlideRef
+        All slides once for each fold, with ``split`` set to ``"train"`` or ``"test"``.
+
+    Raises
+    ------
+    ManifestError
+        When there are too few cases, or a class would be left without slides for training.
+
+    Examples
+    --------
+    >>> refs = [SlideRef(f"{case}{i}", "", case, "xy"[i]) for case in "abc" for i in (0, 1)]
+    >>> sorted([ref.id for ref in fold if ref.split == "test"] for fold in folds_by_case(refs, 3, seed=0))
+    [['a0', 'a1'], ['b0', 'b1'], ['c0', 'c1']]
+    """
+    stratum, cases = strata(refs, task=task), [ref.case for ref in refs]
+    largest = max(Counter(stratum).values())
+    most = min(len(set(cases)), largest)
+    if not 2 <= folds <= most:
+        raise ManifestError(
+            f"{folds} folds are asked for; there must be at least 2, and at most {most}: there are "
+            f"{len(set(cases))} cases, and {largest} slides of the commonest class"
+        )
+    splitter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        # That a class is absent from some test sets is said with the figures, which it leaves undefined.
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+        parts = list(splitter.split(np.zeros(len(refs)), stratum, cases))
+    made = []
+    for training, held_out in parts:
+        missing = untrained(refs, [refs[i] for i in training], task=task)
+        if missing or not len(held_out):
+            raise ManifestError(
+                f"a fold of {folds} has {len(held_out)} slides to test on and leaves none to train on of "
+                f"{', '.join(map(repr, missing)) or 'no class'}; ask for fewer folds"
+            )
+        aside = set(held_out.tolist())
+        made.append([replace(ref, split="test" if i in aside else "train") for i, ref in enumerate(refs)])
+    return made
+
+
+def with_validation(
+    refs: Sequence[SlideRef], share: float, *, seed: int, task: str = "classification"
+) -> list[SlideRef]:
+    """Turn a share of the cases that are for training into ``val``, as :func:`split_by_case` draws them.
+
+    Parameters
+    ----------
+    refs
+        Labelled slides with splits.
+    share, seed, task
+        As in :func:`split_by_case`.
+
+    Returns
+    -------
+    list of SlideRef
+        The same slides in the same order.
+    """
+    training = [replace(ref, split=None) for ref in refs if ref.split == "train"]
+    aside = {ref.id for ref in split_by_case(training, share, seed=seed, task=task)[1]}
+    return [replace(ref, split="val") if ref.id in aside else ref for ref in refs]
+
+
+def strata(refs: Sequence[SlideRef], *, task: str) -> list[str]:
+    """What slides are stratified by, so that each split has its share of all kinds of slides.
+
+    Parameters
+    ----------
+    refs
+        Labelled slides.
+    task
+        ``"classification"``: the class. ``"multilabel"``: the rarest of a slide's labels, for the common
+        ones fall into all splits by themselves. ``"regression"``: the quarter in which the value lies, or
+        nothing if there are few cases. ``"survival"``: whether the event was seen.
+
+    Returns
+    -------
+    list of str
+        One for each slide.
+
+    Examples
+    --------
+    >>> strata([SlideRef(n, "", n, t) for n, t in zip("ab", ["23.5;1", "40;0"])], task="survival")
+    ['event', 'censored']
+    """
+    labels = [str(ref.label) for ref in refs]
+    if task == "multilabel":
+        numbers = Counter(name for ref in refs for name in _classes(ref, task))
+        return [min(_classes(ref, task), key=lambda name: (numbers[name], name)) for ref in refs]
+    if task == "regression":
+        values = np.array([Target(task, ("value",)).encode(label)[0] for label in labels])
+        quantiles = min(_QUANTILES, len({ref.case for ref in refs}) // _CASES_PER_QUANTILE)
+        edges = np.quantile(values, np.arange(1, quantiles) / max(1, quantiles))
+        return [str(number) for number in np.searchsorted(edges, values, side="right")]
+    if task == "survival":
+        return ["event" if Target(task, ("risk",)).encode(label)[1] else "censored" for label in labels]
+    return labels
+
+
+def untrained(refs: Sequence[SlideRef], training: Sequence[SlideRef], *, task: str) -> list[str]:
+    """Classes of ``refs`` of which there is no slide for training; a model cannot learn to tell them.
+
+    Parameters
+    ----------
+    refs, training
+        All slides, and those for training.
+    task
+        What the labels mean. Of several labels a slide each must be seen, of survival an event; a quantity
+        has no classes.
+    """
+    if task == "regression":
+        return []
+    there, here = ({name for ref in part for name in _classes(ref, task)} for part in (refs, training))
+    return sorted(there - here - {"censored", "-"})  # neither is something to be told
+
+
+def check_leakage(refs: Sequence[SlideRef], source: str | None = None) -> None:
+    """Refuse splits that part a case; a slide without split counts as one for training.
+
+    Parameters
+    ----------
+    refs
+        Slides with splits.
+    source
+        Named in the message.
+
+    Raises
+    ------
+    ManifestError
+        Names the case and its splits.
+    """
+    splits: dict[str, set[str]] = defaultdict(set)
+    for ref in refs:
+        splits[ref.case].add(ref.split or "train")
+    for case, found in splits.items():
+        if len(found) > 1:
+            raise ManifestError(
+                f"{f'{source}: ' if source else ''}case {case!r} is in splits {', '.join(sorted(found))}: "
+                "its slides would leak from one into the other; put all slides of a case into one split"
+            )
+
+
+def check_tested_once(folds: Mapping[str, Sequence[SlideRef]]) -> None:
+    """Refuse folds that test a slide or a case twice: pooled figures would count it twice.
+
+    Parameters
+    ----------
+    folds
+        By name, slides with splits.
+
+    Raises
+    ------
+    ManifestError
+        Names the slide or case and the folds.
+    """
+    slides: dict[str, str] = {}
+    cases: dict[str, str] = {}
+    for name, refs in folds.items():
+        for ref in refs:
+            if ref.split != "test":
+                continue
+            for what, key, seen in (("slide", ref.id, slides), ("case", ref.case, cases)):
+                other = seen.setdefault(key, name)
+                if other != name:
+                    raise ManifestError(
+                        f"{what} {key!r} is in the test sets of {other} and of {name}: figures of all folds "
+                        "would count it twice; test each case in one fold"
+                    )
+
+
+def read_folds(folder: str | Path) -> dict[str, dict[str, str]]:
+    """Read a folder of CLAM's ``splits_k.csv``.
+
+    Parameters
+    ----------
+    folder
+        Holds ``splits_0.csv`` and so on; other files are passed over.
+
+    Returns
+    -------
+    dict of dict
+        By the file's name, in the order of their numbers: split by slide.
+
+    Raises
+    ------
+    ManifestError
+        When there is no such file, or one cannot be understood.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ManifestError(f"{folder}: is no folder; give the one that holds splits_0.csv, splits_1.csv ...")
+    numbers = sorted(int(m[1]) for path in folder.iterdir() if (m := _FOLD_FILE.fullmatch(path.name)))
+    if len(numbers) < 2:
+        raise ManifestError(
+            f"{folder}: holds {len(numbers)} files splits_k.csv, two or more are needed (splits_0.csv, "
+            "splits_1.csv ...)"
+        )
+    return {f"splits_{number}.csv": read_splits(folder / f"splits_{number}.csv") for number in numbers}
+
+
+def write_splits(path: str | Path, refs: Sequence[SlideRef]) -> None:
+    """Write CLAM's ``splits_k.csv``: columns ``train``, ``val``, ``test`` of slides, as long as each is.
+
+    Parameters
+    ----------
+    path
+        The file to write.
+    refs
+        Slides with splits.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> file = Path(tempfile.mkdtemp()) / "splits_0.csv"
+    >>> splits = ["train", "train", "test"]
+    >>> write_splits(file, [SlideRef(n, "", n, split=s) for n, s in zip("abc", splits, strict=True)])
+    >>> read_splits(file)
+    {'a': 'train', 'b': 'train', 'c': 'test'}
+    """
+    columns = {name: [ref.id for ref in refs if ref.split == name] for name in ("train", "val", "test")}
+    length = max(map(len, columns.values()))
+    write_csv(path, {name: [*ids, *[None] * (length - len(ids))] for name, ids in columns.items()})
+
+
+def _classes(ref: SlideRef, task: str) -> list[str]:
+    """Classes that a slide is of; of several labels those that it has, "-" for none."""
+    if task == "multilabel":
+        names = map(str.strip, str(ref.label).split(";"))
+        return [name for name in names if not name.startswith("?")] or ["-"]
+    return strata([ref], task=task)
+
+
+def _fewest_cases(stratum: Sequence[str], cases: Sequence[str]) -> int:
+    """Number of cases of the stratum that has fewest."""
+    of: dict[str, set[str]] = defaultdict(set)
+    for name, case in zip(stratum, cases, strict=True):
+        of[name].add(case)
+    return min(map(len, of.values()))
