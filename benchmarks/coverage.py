@@ -41,11 +41,11 @@ from wsi_ats.models.base import WeightedTiles, draw_seed
 from wsi_ats.models.batches import Example, TileReader
 from wsi_ats.models.calibration import embed_in_parts
 from wsi_ats.models.checkpoints import load_model, save_model
-from wsi_ats.models.sampling import draw_cells, weigh
+from wsi_ats.models.one_level import draw_cells, weigh
 from wsi_ats.models.stopping import MOST_DRAWS
 from wsi_ats.nn.model import AttentionSampler
 from wsi_ats.overview.masks import TissueMask
-from wsi_ats.overview.overview import look
+from wsi_ats.overview.overview import read_overview
 from wsi_ats.overview.tiles import read_tiles
 from wsi_ats.settings import Settings
 from wsi_ats.slides import open_slide
@@ -151,7 +151,8 @@ class Draws:
 def encode(model: AttentionSampler, settings: Settings, ref: SlideRef) -> Encoded:
     """Encode all tissue tiles of a slide."""
     with open_slide(ref) as slide:
-        thumbnail, tissue = look(slide, settings)
+        overview = read_overview(slide, settings)
+        thumbnail, tissue = overview.thumbnail, overview.tissue
         cells = torch.from_numpy(tissue.cells)
         attention = model.attend(torch.from_numpy(thumbnail), cells, tissue.grid.shape)
         features = embed_in_parts(model.embed, partial(read_tiles, slide, tissue.grid), tissue.cells, None)
@@ -275,7 +276,7 @@ def anytime(model: AttentionSampler, drawn: Sequence[Draws], tolerance: float, l
 
 def _draw(slide: Encoded, settings: Settings, seed: int) -> WeightedTiles:
     logits = slide.attention.log()
-    return weigh(logits, slide.tissue, draw_cells(logits, slide.tissue, settings.sampling, seed)).tiles
+    return weigh(logits, slide.tissue, draw_cells(logits, slide.tissue, settings.sampling, seed))
 
 
 def stopping_time(values: np.ndarray, tolerance: float, least: int) -> int:
@@ -383,7 +384,7 @@ def _train(refs: Sequence[SlideRef], settings: Settings, folder: Path) -> Attent
     examples = []
     for ref in refs:
         with open_slide(ref) as slide:
-            examples.append(Example(ref, *look(slide, settings), TARGET.encode(str(ref.label))))
+            examples.append(Example(ref, read_overview(slide, settings), TARGET.encode(str(ref.label))))
     with TileReader(1) as reader:
         trained = fit(
             examples,

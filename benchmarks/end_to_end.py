@@ -25,7 +25,7 @@ from benchmarks.tissue import MPP, Bag, BagReader, Collection, make_collection, 
 from benchmarks.tissue_features import BACKBONE, SIDE, weights_file
 from wsi_ats.models.batches import Example, Reader, TileReader
 from wsi_ats.nn.model import AttentionSampler
-from wsi_ats.overview.overview import look
+from wsi_ats.overview.overview import read_overview
 from wsi_ats.settings import Settings
 from wsi_ats.slides import open_slide
 from wsi_ats.slides.base import Slide, SlideRef
@@ -62,8 +62,8 @@ def seen(bags: Sequence[Bag], folder: Path, settings: Settings) -> list[Example]
     examples = []
     for bag in bags:
         with opened(folder, bag.ref) as slide:
-            thumbnail, tissue = look(slide, settings)
-        examples.append(Example(bag.ref, thumbnail, tissue, TARGET.encode(bag.ref.label or "")))
+            overview = read_overview(slide, settings)
+        examples.append(Example(bag.ref, overview, TARGET.encode(bag.ref.label or "")))
     return examples
 
 

@@ -40,6 +40,7 @@ from wsi_ats.models.batches import Example, Reader, Wanted
 from wsi_ats.models.kinds import method_for
 from wsi_ats.nn.network import SlideNetwork
 from wsi_ats.overview.masks import TissueMask
+from wsi_ats.overview.records import Overview
 from wsi_ats.settings import Settings
 from wsi_ats.slides.base import Pixels, SlideRef
 from wsi_ats.tasks.targets import Target
@@ -152,7 +153,8 @@ def examples(canvases: Canvases, settings: Settings) -> list[Example]:
         grey = np.ascontiguousarray(view[:shown, :shown].round().astype(np.uint8))
         # Three colours in the memory of one.
         thumbnail = np.lib.stride_tricks.as_strided(grey, (shown, shown, 3), (shown, 1, 0))
-        found.append(Example(SlideRef(str(number), "canvas", str(number)), thumbnail, everywhere, (label,)))
+        ref = SlideRef(str(number), "canvas", str(number))
+        found.append(Example(ref, Overview(thumbnail, everywhere), (label,)))
     return found
 
 

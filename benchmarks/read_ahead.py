@@ -38,6 +38,7 @@ from wsi_ats.geometry import Grid, IntArray
 from wsi_ats.models.batches import Example, TileReader
 from wsi_ats.nn.model import AttentionSampler
 from wsi_ats.overview.masks import TissueMask
+from wsi_ats.overview.records import Overview
 from wsi_ats.overview.tiles import read_thumbnail
 from wsi_ats.settings import Settings
 from wsi_ats.slides.base import Pixels, SlideRef
@@ -94,7 +95,7 @@ def make_slides(count: int, tile_size: int, seed: int = 0) -> tuple[list[Example
                 part += stripes[:, None, None]
         images[name] = np.clip(pixels, 0, 255).astype(np.uint8)
         thumbnail = read_thumbnail(MemorySlide([images[name]], mpp=0.5), grid, _PIXELS_PER_CELL)
-        examples.append(Example(SlideRef(name, name, name), thumbnail, tissue, (float(label),)))
+        examples.append(Example(SlideRef(name, name, name), Overview(thumbnail, tissue), (float(label),)))
     return examples, images
 
 
@@ -108,8 +109,7 @@ def repeated(examples: Sequence[Example], count: int) -> list[Example]:
     return [
         Example(
             SlideRef(f"{each.ref.id}-{k}", each.ref.path, f"case{k}"),
-            each.thumbnail,
-            each.tissue,
+            each.overview,
             each.target,
         )
         for k in range(count)

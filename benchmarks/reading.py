@@ -299,11 +299,11 @@ def opening(path: Path, rounds: int) -> dict[str, Any]:
 
 def look_alone(path: Path, pixels_per_cell: int) -> dict[str, Any]:
     """Prepare a slide in this process; see ``memory``."""
-    from wsi_ats.overview.overview import inspect
+    from wsi_ats.overview.overview import read_overview
 
     settings = Settings().with_values([f"thumbnail.pixels_per_cell={pixels_per_cell}"])
     with open_slide(path) as slide:
-        view = inspect(slide, settings)
+        view = read_overview(slide, settings)
         _ = view.tissue, view.beyond  # found when asked for
     return {"peak_mb": peak_memory() / 1e6, "pixels": view.thumbnail.shape[0] * view.thumbnail.shape[1]}
 

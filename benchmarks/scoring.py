@@ -52,7 +52,7 @@ from benchmarks.report import report
 from benchmarks.slide_size import write
 from pipelines.score import ScoreTask
 from wsi_ats.geometry import IntArray
-from wsi_ats.models import sampling
+from wsi_ats.models import one_level, sampling
 from wsi_ats.models.checkpoints import load_model
 from wsi_ats.models.scoring import Scored, predict_slide
 from wsi_ats.nn.backbone import batch_norms, create_backbone
@@ -90,7 +90,7 @@ STAGES: dict[str, tuple[Any, str]] = {
     "thumbnail": (wsi_ats.overview.overview, "read_thumbnail"),
     "tissue": (wsi_ats.overview.overview, "find_tissue"),
     "attention": (AttentionSampler, "score_cells"),
-    "draw": (sampling, "draw_cells"),
+    "draw": (one_level, "draw_cells"),
     "network": (sampling, _ENCODE),
     "tiles": (sampling, "read_tiles"),
 }
@@ -241,7 +241,8 @@ class Floor:
             slide = _Noting(inner)
             selection = predict(task, ref, slide, model).selection
             assert selection is not None
-            thumbnail, tissue = wsi_ats.overview.overview.look(inner, task.settings)
+            overview = wsi_ats.overview.overview.read_overview(inner, task.settings)
+            thumbnail, tissue = overview.thumbnail, overview.tissue
             tiles = read_tiles(inner, selection.grid, np.unique(selection.cells))
         return cls(
             Path(ref.path),
@@ -355,7 +356,7 @@ def _type(settings: Settings) -> str:
 def all_tissue(path: Path, settings: Settings) -> tuple[IntArray, int]:
     """Corners (n, 2) of all tissue tiles in level-0 pixels, and their compressed bytes in the file."""
     with open_slide(path) as slide:
-        tissue = wsi_ats.overview.overview.look(slide, settings)[1]
+        tissue = wsi_ats.overview.overview.read_overview(slide, settings).tissue
         side = settings.tile.size
         corners = tissue.grid.boxes(tissue.cells)[:, :2]
         if tissue.grid.cell != side:

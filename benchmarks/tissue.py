@@ -38,6 +38,7 @@ from wsi_ats.errors import SettingsError
 from wsi_ats.geometry import Grid, IntArray
 from wsi_ats.models.batches import Example, Reader
 from wsi_ats.overview.masks import TissueMask
+from wsi_ats.overview.records import Overview
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.tasks.targets import Target
 from wsi_ats.testing.bank import TileBank, encode, shrink
@@ -95,7 +96,7 @@ class Bag:
 
     def example(self, target: Target) -> Example:
         """The slide as training wants it."""
-        return Example(self.ref, self.thumbnail, self.tissue, target.encode(self.ref.label or ""))
+        return Example(self.ref, Overview(self.thumbnail, self.tissue), target.encode(self.ref.label or ""))
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from benchmarks.report import report
 from wsi_ats.errors import SettingsError
 from wsi_ats.models.batches import Example, TileReader
 from wsi_ats.nn.precision import resolve
-from wsi_ats.overview.overview import look
+from wsi_ats.overview.overview import read_overview
 from wsi_ats.overview.tiles import read_tiles
 from wsi_ats.settings import Settings
 from wsi_ats.slides import open_slide
@@ -113,16 +113,16 @@ def look_at(paths: Iterable[Path], settings: Settings) -> list[Example]:
     for number, path in enumerate(paths):
         ref = SlideRef.from_path(path)
         with open_slide(ref) as slide:
-            thumbnail, tissue = look(slide, settings)
-        examples.append(Example(ref, thumbnail, tissue, (float(number % 2),)))
+            overview = read_overview(slide, settings)
+        examples.append(Example(ref, overview, (float(number % 2),)))
     return examples
 
 
 def some_tiles(example: Example, count: int) -> Pixels:
     """Tiles that lie in memory, shape (count, tile_size, tile_size, 3)."""
     with open_slide(example.ref) as slide:
-        cells = np.resize(example.tissue.cells, count)
-        return read_tiles(slide, example.tissue.grid, cells)
+        tissue = example.overview.tissue
+        return read_tiles(slide, tissue.grid, np.resize(tissue.cells, count))
 
 
 class Busy:
@@ -188,7 +188,7 @@ def run(
     """Measure steps by all feeds, which take turns."""
     settings, cuda = plan.settings, device.type == "cuda"
     examples = look_at(paths, settings)
-    each, least = plan.tiles // SLIDES, min(len(example.tissue.cells) for example in examples)
+    each, least = plan.tiles // SLIDES, min(len(example.overview.tissue.cells) for example in examples)
     if least < each:
         raise SettingsError(f"a slide has {least} tissue tiles, and {each} of each are wanted; give others")
     tiles = some_tiles(examples[0], each)

@@ -15,7 +15,7 @@ from pipelines._runs import Execution, together
 from pipelines._tensorboard import writing_events
 from pipelines.prepare import PrepareTask
 from wsi_ats.errors import ManifestError, SettingsError
-from wsi_ats.overview.prepared import load_prepared
+from wsi_ats.overview.prepared import load_overview
 from wsi_ats.settings import Settings
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.tables.manifest import check_cases, check_labels
@@ -238,8 +238,8 @@ class Fitting:
 
         task, examples = PrepareTask.of(self.out, self.settings), []
         for ref in refs:
-            prepared = load_prepared(task.prepared(ref.id))
-            examples.append(Example(ref, prepared.thumbnail, prepared.tissue, target.encode(str(ref.label))))
+            overview = load_overview(task.prepared(ref.id))
+            examples.append(Example(ref, overview, target.encode(str(ref.label))))
         return examples
 
 

@@ -21,7 +21,7 @@ from pipelines.score import score
 from pipelines.train import train
 from wsi_ats.errors import ArtifactError
 from wsi_ats.files import read_json, write_json
-from wsi_ats.overview.prepared import load_prepared
+from wsi_ats.overview.prepared import load_overview
 from wsi_ats.overview.tiles import read_tiles
 from wsi_ats.results.attention import load_attention
 from wsi_ats.results.exports.tables import read_selection
@@ -399,14 +399,13 @@ def _thumbnail_arm(
     """Train on the thumbnails that training has prepared, and classify those of the held-out slides."""
     import torch
 
-    from wsi_ats.overview.overview import look
-    from wsi_ats.overview.prepared import Prepared
+    from wsi_ats.overview.overview import read_overview
     from wsi_ats.tasks.evaluation import auc
     from wsi_ats.training.baselines import fit_thumbnails, thumbnail_logits
 
     task = PrepareTask.of(model, settings)
     classifier = fit_thumbnails(
-        [load_prepared(task.prepared(ref.id)) for ref in training],
+        [load_overview(task.prepared(ref.id)) for ref in training],
         [int(ref.label == "positive") for ref in training],
         classes=2,
         epochs=settings.training.epochs,
@@ -416,7 +415,7 @@ def _thumbnail_arm(
     with torch.inference_mode():
         for ref in held_out:
             with open_slide(ref) as slide:
-                logits = thumbnail_logits(classifier, Prepared(*look(slide, settings)))
+                logits = thumbnail_logits(classifier, read_overview(slide, settings))
             probabilities.append(torch.softmax(logits, dim=0).tolist())
     area = auc([int(ref.label == "positive") for ref in held_out], probabilities)
     assert area is not None  # both classes are there by construction
@@ -486,7 +485,7 @@ def _draw_gigapixel(
     figure: Path, ref: SlideRef, scores: Path, truth: npt.NDArray[np.uint8], settings: Settings
 ) -> dict[str, str]:
     """Draw the large slide and tell its figures."""
-    from wsi_ats.overview.overview import look
+    from wsi_ats.overview.overview import read_overview
     from wsi_ats.results.plots import figure_of_slide
 
     rows, _ = read_parquet(scores / "predictions.parquet")
@@ -494,7 +493,7 @@ def _draw_gigapixel(
     selection = read_selection(scores / "selections" / f"{ref.id}.parquet")
     attention = load_attention(scores / "attention" / f"{ref.id}.npz")
     with open_slide(ref) as slide:
-        thumbnail, _ = look(slide, settings)
+        thumbnail = read_overview(slide, settings).thumbnail
         tiles = read_tiles(slide, selection.grid, selection.cells)
     size = Path(ref.path).stat().st_size
     facts = {

@@ -11,7 +11,7 @@ import numpy as np
 
 from wsi_ats.errors import WsiAtsError
 from wsi_ats.overview.masks import TissueMask
-from wsi_ats.overview.overview import count_tiles, inspect, regions_of
+from wsi_ats.overview.overview import count_tiles, read_overview, regions_of
 from wsi_ats.overview.tiles import level_for
 from wsi_ats.settings import Settings, TileSettings
 from wsi_ats.slides.base import Slide, SlideRef
@@ -173,8 +173,8 @@ def _look(ref: SlideRef, settings: Settings) -> SlideInfo:
     slide, choice = open_chosen(replace(ref, colour=settings.tile.colour, channel=settings.tile.channel))
     with slide:
         counting = CountingSlide(slide)
-        view = inspect(counting, settings)
-        tissue = view.tissue
+        overview = read_overview(counting, settings, measure_quality=True)
+        tissue = overview.tissue
         grid, levels, mpp = tissue.grid, slide.levels, slide.mpp
         cells = regions_of(tissue, settings).cells if settings.thumbnail.levels == 2 else grid
         level = level_for(levels, cells.cell / cells.tile_size)
@@ -208,11 +208,11 @@ def _look(ref: SlideRef, settings: Settings) -> SlideInfo:
             rows=cells.shape[0],
             cols=cells.shape[1],
             tissue_tiles=tissue_tiles,
-            tissue_method=view.background.method,
-            tissue_reason=view.background.reason,
-            warning=view.background.doubt,
-            **view.spoilt_shares,
-            excluded_tiles=count_tiles(view.found, settings) - tissue_tiles,
+            tissue_method=overview.background.method,
+            tissue_reason=overview.background.reason,
+            warning=overview.background.doubt,
+            **overview.artefact_shares,
+            excluded_tiles=count_tiles(overview.all_tissue, settings) - tissue_tiles,
             tiles=tiles,
             bytes_read=read,
             bytes_file=size,

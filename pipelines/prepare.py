@@ -19,8 +19,8 @@ from pipelines._records import (
 )
 from pipelines._runs import Execution, Identity, Summary, count, open_run, rooted
 from wsi_ats.files import atomic
-from wsi_ats.overview.overview import count_tiles, inspect
-from wsi_ats.overview.prepared import Prepared, save_prepared
+from wsi_ats.overview.overview import count_tiles, explain_exclusion, read_overview
+from wsi_ats.overview.prepared import save_overview
 from wsi_ats.overview.quality import mark
 from wsi_ats.overview.tiles import level_for
 from wsi_ats.results.records import Status
@@ -63,7 +63,7 @@ def prepare(
     refs
         The slides.
     out
-        Folder for ``prepared/<slide_id>.npz`` (see :func:`wsi_ats.overview.prepared.load_prepared`),
+        Folder for ``prepared/<slide_id>.npz`` (see :func:`wsi_ats.overview.prepared.load_overview`),
         ``thumbnails/<slide_id>.png``, ``quality/<slide_id>.png`` (the thumbnail with spoilt tissue cells
         framed: cyan under ink, yellow out of focus; where there are any), ``slides.parquet`` and ``.csv``,
         ``run.json``. Of the table's columns, ``tissue_method`` and ``tissue_reason`` say how tissue was found
@@ -146,25 +146,24 @@ class PrepareTask(SlideTask):
         begin = time.perf_counter()
         with open_slide(ref, threads=own_cores()) as slide:
             counting = CountingSlide(slide)
-            view = inspect(counting, self.settings)
-            levels, mpp, grid = slide.levels, slide.mpp, view.found.grid
+            overview = read_overview(counting, self.settings, measure_quality=True)
+            levels, mpp, grid = slide.levels, slide.mpp, overview.tissue.grid
             read = bytes_read(slide)
-        tissue, beyond = view.tissue, view.beyond
         prepared, picture, quality = self.files(ref.id)
-        save_prepared(prepared, Prepared(view.thumbnail, tissue, view.quality))
+        save_overview(prepared, overview)
         with atomic(picture) as path:
-            write_png(path, view.thumbnail)
+            write_png(path, overview.thumbnail)
         written = [prepared, picture]
-        if any(mask.any() for mask in beyond.values()):
+        if any(mask.any() for mask in overview.artefacts.values()):
             written.append(quality)
             with atomic(quality) as path:
-                write_png(path, mark(view.thumbnail, beyond))
-        tiles = count_tiles(tissue, self.settings)
+                write_png(path, mark(overview.thumbnail, overview.artefacts))
+        tiles = count_tiles(overview.tissue, self.settings)
         row = {
             "slide_id": ref.id,
             "case_id": ref.case,
             "path": ref.path,
-            "status": Status.DONE.value if len(tissue.cells) else Status.NO_TISSUE.value,
+            "status": Status.DONE.value if len(overview.tissue.cells) else Status.NO_TISSUE.value,
             "mpp": mpp.value,
             "mpp_source": mpp.source,
             "width": levels[0].width,
@@ -175,14 +174,14 @@ class PrepareTask(SlideTask):
             "rows": grid.shape[0],
             "cols": grid.shape[1],
             "tissue_tiles": tiles,
-            "tissue_method": view.background.method,
-            "tissue_reason": view.background.reason,
-            **view.spoilt_shares,
-            "excluded_tiles": count_tiles(view.found, self.settings) - tiles,
+            "tissue_method": overview.background.method,
+            "tissue_reason": overview.background.reason,
+            **overview.artefact_shares,
+            "excluded_tiles": count_tiles(overview.all_tissue, self.settings) - tiles,
             "bytes_read": counting.stored_bytes_read if read is None else read,
             "seconds": time.perf_counter() - begin,
-            "warning": view.background.doubt or None,
-            "error": view.nothing_left,
+            "warning": overview.background.doubt or None,
+            "error": explain_exclusion(overview, self.settings),
         }
         return row, written
 

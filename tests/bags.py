@@ -13,6 +13,7 @@ import torch
 from wsi_ats.geometry import Grid
 from wsi_ats.models.batches import Example, Reader
 from wsi_ats.overview.masks import TissueMask
+from wsi_ats.overview.records import Overview
 from wsi_ats.settings import Settings
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.tasks.targets import Target
@@ -52,9 +53,8 @@ class Bag:
         grid = Grid(side * TILE, side * TILE, TILE, TILE)
         tissue = TissueMask(grid, np.ones((side, side), dtype=np.float32), np.ones((side, side), dtype=bool))
         thumbnail = pixels.clip(0, 255).astype(np.uint8)
-        return Example(
-            SlideRef(self.name, self.name, self.name), thumbnail, tissue, target.encode(self.label)
-        )
+        overview = Overview(thumbnail, tissue)
+        return Example(SlideRef(self.name, self.name, self.name), overview, target.encode(self.label))
 
 
 class BagReader(Reader):

@@ -206,7 +206,7 @@ HEAVY = {
         ("from wsi_ats import SlideRef, Grid, Settings, Prediction", HEAVY),
         ("from wsi_ats import open_slide, read_tiles, read_manifest", HEAVY - {"pyarrow"}),
         (
-            "from wsi_ats.overview.overview import look",
+            "from wsi_ats.overview.overview import read_overview",
             {"torch", "timm", "dask", "distributed", "sklearn", "matplotlib"},
         ),
     ],

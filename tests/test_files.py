@@ -16,7 +16,8 @@ from wsi_ats.errors import ArtifactError, LockedError
 from wsi_ats.files import atomic, digest_of, locked, read_json, write_json
 from wsi_ats.geometry import Grid
 from wsi_ats.overview.masks import TissueMask
-from wsi_ats.overview.prepared import Prepared, load_prepared, save_prepared
+from wsi_ats.overview.prepared import load_overview, save_overview
+from wsi_ats.overview.records import Overview
 from wsi_ats.results.attention import load_attention, save_attention
 from wsi_ats.results.records import AttentionMap
 from wsi_ats.slides.fingerprint import slide_digest
@@ -236,11 +237,11 @@ def test_the_digest_of_a_folder_of_zarr_is_that_of_its_metadata(tmp_path):
 # Arrays
 
 
-def prepared() -> Prepared:
+def prepared() -> Overview:
     generator = np.random.default_rng(0)
     fraction = generator.random(GRID.shape, dtype=np.float32)
     thumbnail = generator.integers(0, 255, (GRID.shape[0] * 4, GRID.shape[1] * 4, 3), dtype=np.uint8)
-    return Prepared(thumbnail, TissueMask(GRID, fraction, fraction > 0.5))
+    return Overview(thumbnail, TissueMask(GRID, fraction, fraction > 0.5))
 
 
 def test_a_slide_in_a_store_is_known_by_its_size_mark_and_first_bytes(web):
@@ -259,8 +260,8 @@ def test_a_slide_in_a_store_is_known_by_its_size_mark_and_first_bytes(web):
 
 def test_prepared_slides_round_trip_to_the_last_bit(tmp_path):
     saved = prepared()
-    save_prepared(tmp_path / "a.npz", saved)
-    loaded = load_prepared(tmp_path / "a.npz")
+    save_overview(tmp_path / "a.npz", saved)
+    loaded = load_overview(tmp_path / "a.npz")
     assert loaded.tissue.grid == GRID
     for one, other in (
         (loaded.thumbnail, saved.thumbnail),
@@ -282,7 +283,7 @@ def test_attention_round_trips_to_the_last_bit(tmp_path):
 
 def test_damaged_arrays_are_an_error_wherever_the_damage_is(tmp_path):
     path = tmp_path / "a.npz"
-    save_prepared(path, prepared())
+    save_overview(path, prepared())
     whole = path.read_bytes()
     variants = {
         "missing": None,
@@ -300,7 +301,7 @@ def test_damaged_arrays_are_an_error_wherever_the_damage_is(tmp_path):
         elif content is not None:
             path.write_bytes(content)
         try:
-            loaded = load_prepared(path)
+            loaded = load_overview(path)
         except ArtifactError:
             continue
         # Bytes of a zip's own bookkeeping may differ without harm; then the arrays are right.

@@ -12,7 +12,7 @@ from wsi_ats.models.batches import Example, TileReader
 from wsi_ats.models.scoring import predict_slide
 from wsi_ats.nn import expectation
 from wsi_ats.nn.sampling import DESIGNS, draw
-from wsi_ats.overview.overview import look
+from wsi_ats.overview.overview import read_overview
 from wsi_ats.settings import Settings
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.memory import MemorySlide
@@ -51,7 +51,7 @@ def slide(ref: SlideRef) -> MemorySlide:
 
 def examples() -> list[Example]:
     refs = [SlideRef(str(i), f"memory{i}", str(i), TARGET.names[i % 2]) for i in range(8)]
-    return [Example(ref, *look(slide(ref), SETTINGS), TARGET.encode(str(ref.label))) for ref in refs]
+    return [Example(ref, read_overview(slide(ref), SETTINGS), TARGET.encode(str(ref.label))) for ref in refs]
 
 
 @pytest.mark.parametrize("design", DESIGNS)
@@ -74,7 +74,7 @@ def test_the_same_cells_are_drawn_on_both(design, dtype):
         ]
         assert drawn[0].indices.device.type == "cuda"
         assert drawn[0].indices.tolist() == drawn[1].indices.tolist()
-        torch.testing.assert_close(drawn[0].expected.cpu(), drawn[1].expected)
+        torch.testing.assert_close(drawn[0].inclusion.cpu(), drawn[1].inclusion)
         weight = expectation.weights(attention[::2].to("cuda"), drawn[0])
         assert weight.device.type == "cuda"
 

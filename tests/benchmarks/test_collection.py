@@ -10,7 +10,7 @@ import pytest
 from benchmarks import _collection, collection
 from benchmarks.collection import Case, Crew
 from pipelines._records import SlideTask
-from wsi_ats.overview.overview import look
+from wsi_ats.overview.overview import read_overview
 from wsi_ats.slides import SlideRef, open_slide
 from wsi_ats.tables.files import read_csv
 
@@ -120,4 +120,4 @@ def test_small_slides_have_few_tissue_tiles(slides):
 
     for path in _collection.small_slides(slides, 4):
         with open_slide(path) as slide:
-            assert 4 <= len(look(slide, Settings())[1].cells) <= 12
+            assert 4 <= len(read_overview(slide, Settings()).tissue.cells) <= 12

@@ -24,11 +24,11 @@ def test_a_slide_shows_training_what_its_bag_does(collection, tmp_path):
     write_slides(collection, tmp_path)
     settings = Settings().with_values(COMMON)
     for bag, example in zip(collection.train, seen(collection.train, tmp_path, settings), strict=True):
-        both = np.intersect1d(bag.tissue.cells, example.tissue.cells)
-        assert len(both) > 0.95 * max(len(bag.tissue.cells), len(example.tissue.cells))
-        assert np.abs(bag.thumbnail.astype(float) - example.thumbnail).mean() < 4
+        both = np.intersect1d(bag.tissue.cells, example.overview.tissue.cells)
+        assert len(both) > 0.95 * max(len(bag.tissue.cells), len(example.overview.tissue.cells))
+        assert np.abs(bag.thumbnail.astype(float) - example.overview.thumbnail).mean() < 4
         assert example.target == (float(bag.positive),)
-        assert example.tissue.grid.shape == bag.tissue.grid.shape
+        assert example.overview.tissue.grid.shape == bag.tissue.grid.shape
 
 
 def test_every_arm_is_trained_and_scored_by_attention_and_uniform_draws(collection, tmp_path, monkeypatch):

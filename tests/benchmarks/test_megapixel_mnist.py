@@ -27,11 +27,13 @@ def settings():
 def test_a_cell_of_the_low_view_shows_where_its_tile_lies(canvases, settings):
     """The attention network's first look sees the area of the tile: the mean of both is the same."""
     example = examples(canvases, settings)[3]
-    rows, columns = example.tissue.grid.shape
-    assert example.thumbnail.shape == (3 * rows, 3 * columns, 3)
-    grey = torch.from_numpy(example.thumbnail)[None, :, :, 1].float()
+    rows, columns = example.overview.tissue.grid.shape
+    assert example.overview.thumbnail.shape == (3 * rows, 3 * columns, 3)
+    grey = torch.from_numpy(example.overview.thumbnail)[None, :, :, 1].float()
     seen = torch.nn.functional.avg_pool2d(grey, 6, 3)[0]
-    [tiles] = CanvasReader(canvases).read([(example.ref, example.tissue.grid, example.tissue.cells)])
+    [tiles] = CanvasReader(canvases).read(
+        [(example.ref, example.overview.tissue.grid, example.overview.tissue.cells)]
+    )
     means = tiles.result().mean((1, 2, 3)).reshape(rows, columns)
     assert means.max() > 5
     assert seen.numpy() == pytest.approx(means[:-1, :-1], abs=0.3)
@@ -40,8 +42,11 @@ def test_a_cell_of_the_low_view_shows_where_its_tile_lies(canvases, settings):
 def test_attention_is_uniform_where_nothing_was_learned(canvases, settings):
     example = examples(canvases, settings)[0]
     torch.manual_seed(0)
-    view, cells = torch.from_numpy(example.thumbnail), torch.from_numpy(example.tissue.cells)
-    attention = network(settings).attend(view, cells, example.tissue.grid.shape)
+    view, cells = (
+        torch.from_numpy(example.overview.thumbnail),
+        torch.from_numpy(example.overview.tissue.cells),
+    )
+    attention = network(settings).attend(view, cells, example.overview.tissue.grid.shape)
     assert attention.shape == (59 * 59,)
     assert attention.tolist() == pytest.approx([1 / 59**2] * 59**2)
 
@@ -59,7 +64,7 @@ def test_digits_that_lie_wholly_in_a_tile_are_noted(settings):
     held = holding(one, np.array([0]), np.array([[0, 0]]), 50)
     assert held.tolist() == [[True, True, False, False, False]]
     [example], reader = examples(one, settings), CanvasReader(one)
-    reader.read([(example.ref, example.tissue.grid, np.array([0, 59]))])
+    reader.read([(example.ref, example.overview.tissue.grid, np.array([0, 59]))])
     assert reader.digits == {(0, 0), (0, 1), (0, 2), (0, 3)}
 
 

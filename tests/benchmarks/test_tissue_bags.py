@@ -13,7 +13,7 @@ from benchmarks import tissue, tissue_features
 from benchmarks.tissue import OTHERS, BagReader, Layout, collect, grown, seen_at, write_slides
 from benchmarks.tissue_features import CROPS, SIDE, STAINS, make_table, read_images, shared_out, with_means_of
 from wsi_ats.errors import ManifestError, SettingsError
-from wsi_ats.overview.overview import inspect
+from wsi_ats.overview.overview import read_overview
 from wsi_ats.overview.tiles import read_tiles
 from wsi_ats.settings import Settings
 from wsi_ats.slides import open_slide
@@ -201,7 +201,7 @@ def test_files_are_the_same_slides(collection, tmp_path):
     ]
     for ref, bag in zip(refs, few.bags, strict=True):
         with open_slide(ref) as slide:
-            view = inspect(slide, settings)
+            view = read_overview(slide, settings)
             tiles = read_tiles(slide, bag.tissue.grid, bag.tissue.cells)
         assert view.tissue.grid == bag.tissue.grid
         np.testing.assert_array_equal(view.tissue.mask, bag.tissue.mask)

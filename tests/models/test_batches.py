@@ -15,6 +15,7 @@ from wsi_ats.geometry import Grid
 from wsi_ats.models import batches
 from wsi_ats.models.batches import Example, TileReader, epoch_batches, outcomes
 from wsi_ats.overview.masks import TissueMask
+from wsi_ats.overview.records import Overview
 from wsi_ats.overview.tiles import read_tiles
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.memory import MemorySlide
@@ -31,9 +32,8 @@ def slide_of(name: str) -> MemorySlide:
 def example(name: str, mask=None) -> Example:
     mask = np.ones(GRID.shape, dtype=bool) if mask is None else mask
     thumbnail = np.zeros((GRID.shape[0] * 4, GRID.shape[1] * 4, 3), np.uint8)
-    return Example(
-        SlideRef(name, name, name), thumbnail, TissueMask(GRID, mask.astype(np.float32), mask), (0.0,)
-    )
+    overview = Overview(thumbnail, TissueMask(GRID, mask.astype(np.float32), mask))
+    return Example(SlideRef(name, name, name), overview, (0.0,))
 
 
 def wanted(name: str, cells) -> batches.Wanted:

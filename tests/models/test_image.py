@@ -10,7 +10,7 @@ from wsi_ats.errors import ModelError, SlideReadError
 from wsi_ats.models.batches import Example, TileReader
 from wsi_ats.models.checkpoints import model_for
 from wsi_ats.models.image import WholeImage
-from wsi_ats.overview.overview import look
+from wsi_ats.overview.overview import read_overview
 from wsi_ats.overview.tiles import read_thumbnail
 from wsi_ats.settings import Settings
 from wsi_ats.slides.base import SlideRef
@@ -37,7 +37,7 @@ def slide_of(name: str, columns: int = 6) -> MemorySlide:
 
 def example_of(name: str, columns: int = 6) -> Example:
     return Example(
-        SlideRef(name, name, name), *look(slide_of(name, columns), SETTINGS), (float(ord(name) % 2),)
+        SlideRef(name, name, name), read_overview(slide_of(name, columns), SETTINGS), (float(ord(name) % 2),)
     )
 
 
@@ -52,11 +52,12 @@ def method(*changes: str, free: int = 1 << 40) -> WholeImage:
 @pytest.mark.parametrize(("scale", "side"), [(0.25, 8), (0.5, 16), (1.0, 32)])
 def test_the_image_is_the_slide_at_the_scale(scale, side):
     way, slide = method(f"model.scale={scale}"), slide_of("a")
-    thumbnail, tissue = look(slide, SETTINGS)
+    overview = read_overview(slide, SETTINGS)
+    tissue = overview.tissue
     seen = []
     way.model.encoder.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
     way.model.eval()
-    [found] = way.score(slide, thumbnail, tissue, iter([0, 1]))
+    [found] = way.score(slide, overview, iter([0, 1]))
     image = seen[-1]  # before it, one without contents, to count the memory
     assert image.shape == (1, 4 * side, 6 * side, 3)
     np.testing.assert_array_equal(image[0], read_thumbnail(slide, tissue.grid, side))
@@ -97,7 +98,7 @@ def test_features_of_training_slides_are_centred_and_scaled():
         way.calibrate(examples, reader)
     encoder = way.model.encoder
     with torch.no_grad():
-        halves = [read_thumbnail(slide_of(n), example_of(n).tissue.grid, 16) for n in "abcdef"]
+        halves = [read_thumbnail(slide_of(n), example_of(n).overview.tissue.grid, 16) for n in "abcdef"]
         raw = torch.stack([encoder.raw(torch.from_numpy(each)[None])[0] for each in halves])
     scaled = (raw - encoder.centre) * encoder.scale
     torch.testing.assert_close(scaled.mean(0), torch.zeros(encoder.width), rtol=0, atol=1e-3)
@@ -115,7 +116,7 @@ def test_what_will_not_fit_is_refused_with_the_largest_scale_that_would(training
     with pytest.raises(ModelError) as caught:
         way.check(*both)
     text = str(caught.value)
-    assert "b is 256 x 128 pixels at model.scale 1.0" in text
+    assert "b: the image is 256 x 128 pixels at model.scale 1.0" in text
     assert f"would need {needed / 1e9:.3g} GB on cpu, and {free / 1e9:.3g} GB are free" in text
     assert "model.scale of at most 0.625" in text
     method("model.scale=0.625", free=free).check(*both)
@@ -129,13 +130,13 @@ def test_where_nothing_fits_it_says_so_and_nothing_is_read():
             raise AssertionError
 
     slide = slide_of("a")
-    thumbnail, tissue = look(slide, SETTINGS)
+    overview = read_overview(slide, SETTINGS)
     with pytest.raises(ModelError, match=r"scoring would need .* no model\.scale would fit"):
-        next(method(free=1000).score(Unreadable(slide._pyramid, mpp=0.5), thumbnail, tissue, iter([0])))
+        next(method(free=1000).score(Unreadable(slide._pyramid, mpp=0.5), overview, iter([0])))
 
 
 def test_training_counts_gradients_and_the_optimisers_moments():
-    way, grid = method(), example_of("a").tissue.grid
+    way, grid = method(), example_of("a").overview.tissue.grid
     weights = sum(weight.nbytes for weight in way.model.parameters())
     learning = way.needed(grid, 4, training=True)
     assert learning > way.needed(grid, 4, training=False) + 2 * weights

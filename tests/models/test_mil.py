@@ -14,7 +14,7 @@ from wsi_ats.models import mil
 from wsi_ats.models.batches import Example, TileReader
 from wsi_ats.models.checkpoints import model_for
 from wsi_ats.models.mil import MultipleInstanceLearning
-from wsi_ats.overview.overview import look
+from wsi_ats.overview.overview import read_overview
 from wsi_ats.overview.tiles import read_tiles
 from wsi_ats.settings import Settings
 from wsi_ats.slides.base import SlideRef
@@ -63,7 +63,7 @@ def slide_of(columns: int = 6) -> Watched:
 
 
 def example_of(slide: MemorySlide, target: float = 1) -> Example:
-    return Example(SlideRef("case7", "memory.svs", "patient"), *look(slide, SETTINGS), (target,))
+    return Example(SlideRef("case7", "memory.svs", "patient"), read_overview(slide, SETTINGS), (target,))
 
 
 def network(kind: str = "gated", dtype: torch.dtype = torch.float64):
@@ -92,7 +92,7 @@ def loss_and_gradients(model, slide: Watched, example: Example, at_a_time: int, 
 def test_tiles_in_parts_give_the_loss_and_gradients_of_all_tiles_at_once(kind, at_a_time):
     slide, model = slide_of(), network(kind)
     example = example_of(slide)
-    tiles = torch.from_numpy(read_tiles(slide, example.tissue.grid, example.tissue.cells))
+    tiles = torch.from_numpy(read_tiles(slide, example.overview.tissue.grid, example.overview.tissue.cells))
     features = model.train().embed(tiles)  # all twelve, kept for one backward pass
     attention = model.attend(features)
     expected = F.cross_entropy(model.classify(attention @ features)[None], torch.tensor([1]))
@@ -171,7 +171,8 @@ def test_of_a_frozen_backbone_each_tile_is_read_once_without_gradients_of_it():
 @pytest.mark.parametrize("most", [1, 5, 11])
 def test_training_sees_so_many_tiles_of_a_slide_as_settings_say_and_scoring_all(most):
     slide, model = slide_of(), network()
-    thumbnail, tissue = look(slide, SETTINGS)
+    overview = read_overview(slide, SETTINGS)
+    tissue = overview.tissue
     example = example_of(slide)
     asked: list[list[int]] = []
 
@@ -206,7 +207,7 @@ def test_training_sees_so_many_tiles_of_a_slide_as_settings_say_and_scoring_all(
     assert [each.tiles for each in watched] == [12, 12]
     [scored] = MultipleInstanceLearning(
         model.eval(), SETTINGS.with_values([f"model.mil_tiles={most}"])
-    ).score(slide, thumbnail, tissue, iter([0]))
+    ).score(slide, overview, iter([0]))
     assert scored.tiles.cells.tolist() == list(range(12))
 
 
@@ -235,11 +236,9 @@ def test_a_slide_that_cannot_be_read_is_named_and_left_out():
 
 def test_scoring_selects_all_tissue_tiles_and_weighs_them_by_attention():
     slide, model = slide_of(), network(dtype=torch.float32).eval()
-    thumbnail, tissue = look(slide, SETTINGS)
+    overview = read_overview(slide, SETTINGS)
     slide.read = slide.most = 0
-    [found] = MultipleInstanceLearning(model, SETTINGS, at_a_time=4).score(
-        slide, thumbnail, tissue, iter([0, 1])
-    )
+    [found] = MultipleInstanceLearning(model, SETTINGS, at_a_time=4).score(slide, overview, iter([0, 1]))
     assert (slide.read, found.new_tiles) == (12, 12)
     assert slide.most <= 8  # four are read while four are encoded
     assert found.tiles.cells.tolist() == list(range(12))

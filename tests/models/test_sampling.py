@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from wsi_ats.models import sampling
-from wsi_ats.models.base import Finish, SeenTiles
+from wsi_ats.models import drawing
+from wsi_ats.models.base import Finish
 from wsi_ats.models.batches import Example, TileReader
 from wsi_ats.models.checkpoints import model_for
 from wsi_ats.models.kinds import method_for
 from wsi_ats.nn.cases import pool_slides
-from wsi_ats.overview.overview import look
+from wsi_ats.nn.expectation import effective_size
+from wsi_ats.overview.overview import read_overview
+from wsi_ats.overview.tiles import read_tiles
 from wsi_ats.settings import Settings
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.memory import MemorySlide
@@ -58,7 +60,7 @@ def slide_of(ref: SlideRef) -> MemorySlide:
 
 def examples(settings: Settings, *names: str) -> list[Example]:
     refs = [SlideRef(name, name, "case") for name in names]
-    return [Example(ref, *look(slide_of(ref), settings), (1.0,)) for ref in refs]
+    return [Example(ref, read_overview(slide_of(ref), settings), (1.0,)) for ref in refs]
 
 
 def network(settings: Settings):
@@ -107,7 +109,7 @@ def every_outcome(monkeypatch, begin: Callable[[], Finish]) -> list[tuple[float,
             return drawn
 
         with monkeypatch.context() as patch:
-            patch.setattr(sampling, "draw", scripted)
+            patch.setattr(drawing, "draw", scripted)
             begun = begin()
         return chance, begun
 
@@ -167,8 +169,7 @@ def test_what_an_older_attention_drew_estimates_the_newer_one_exactly(monkeypatc
 
 def test_effective_sample_size():
     def effective(*weights: float) -> float:
-        weight = torch.tensor(weights)
-        return SeenTiles(weight, weight, weight, weight[:, None], weight.sum(), 1.0).effective
+        return effective_size(torch.tensor(weights))
 
     assert effective(0.25, 0.25, 0.25, 0.25) == 4
     assert effective(1, 0, 0) == 1
@@ -186,12 +187,11 @@ def test_fresh_tiles_of_equal_attention_are_all_effective_and_those_of_a_newer_o
     with TileReader(1, slide_of) as reader:
         method = method_for(model, settings)
         fresh, stale = (method.begin(slides, reader, [0]) for _ in range(2))
-        assert fresh().drawn[0].effective == pytest.approx(4)
+        assert effective_size(fresh().drawn[0].weight) == pytest.approx(4)
         change_attention(model, 2, 0.3)
-        seen = stale().drawn[0]
-    weight = seen.weight.detach()
-    assert seen.effective == pytest.approx(float(weight.sum() ** 2 / (weight**2).sum()))
-    assert 1 <= seen.effective < 3.9
+        weight = stale().drawn[0].weight.detach()
+    assert effective_size(weight) == pytest.approx(float(weight.sum() ** 2 / (weight**2).sum()))
+    assert 1 <= effective_size(weight) < 3.9
 
 
 # Several slides of a case
@@ -203,11 +203,13 @@ def union_by_hand(model, slides: list[Example]) -> torch.Tensor:
     """Attention over the cells of all slides together."""
     logits, features = [], []
     for each in slides:
-        cells = torch.from_numpy(each.tissue.cells)
-        tiles = torch.from_numpy(sampling.read_tiles(slide_of(each.ref), each.tissue.grid, each.tissue.cells))
+        tissue = each.overview.tissue
+        cells = torch.from_numpy(tissue.cells)
+        tiles = torch.from_numpy(read_tiles(slide_of(each.ref), tissue.grid, tissue.cells))
         features.append(model.embed(tiles))
         if hasattr(model, "score_cells"):
-            logits.append(model.score_cells(torch.from_numpy(each.thumbnail), cells, each.tissue.grid.shape))
+            thumbnail = torch.from_numpy(each.overview.thumbnail)
+            logits.append(model.score_cells(thumbnail, cells, tissue.grid.shape))
         else:
             logits.append(model.score_tiles(features[-1]))
     together, of_all = torch.cat(logits), torch.cat(features)
@@ -306,7 +308,7 @@ def test_of_fewer_tiles_than_asked_for_each_is_read_once(design):
 
     with TileReader(1, lambda ref: Counted(slide_of(ref)._pyramid, mpp=0.5, path=ref.id)) as reader:
         found = method_for(model, settings).begin([slide], reader, [0])()
-    assert sum(read) == found.tiles == len(slide.tissue.cells) == 6
+    assert sum(read) == found.tiles == len(slide.overview.tissue.cells) == 6
     assert found.drawn[0].weight.sum().item() == pytest.approx(1)
 
 

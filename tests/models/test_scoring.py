@@ -13,12 +13,13 @@ from wsi_ats.errors import MppError, SettingsError, SlideReadError
 from wsi_ats.models import scoring as inference
 from wsi_ats.models.base import DrawLogits, WeightedTiles, draw_seed
 from wsi_ats.models.checkpoints import model_for
+from wsi_ats.models.evidence import Attended
 from wsi_ats.models.kinds import method_for
 from wsi_ats.models.scoring import predict_slide
 from wsi_ats.models.stopping import MOST_DRAWS
 from wsi_ats.nn import expectation
 from wsi_ats.nn.sampling import BIASED, DESIGNS, draw
-from wsi_ats.overview.overview import look
+from wsi_ats.overview.overview import read_overview
 from wsi_ats.overview.tiles import read_tiles
 from wsi_ats.results.records import Status, Stop
 from wsi_ats.settings import LEAST_DRAWS, Settings
@@ -130,9 +131,10 @@ def test_bytes_read_are_those_of_the_files_tiles(model):
 
 def chosen_draws(model, slide):
     """The iterator that scoring takes its draws from, and the tissue."""
-    thumbnail, tissue = look(slide, SETTINGS)
+    overview = read_overview(slide, SETTINGS)
+    tissue = overview.tissue
     seeds = (draw_seed(0, "case7", number) for number in itertools.count())
-    return method_for(model, SETTINGS).score(slide, thumbnail, tissue, seeds), tissue
+    return method_for(model, SETTINGS).score(slide, overview, seeds), tissue
 
 
 def test_a_draw_reads_when_it_is_asked_for_and_only_what_none_before_it_has_read(model):
@@ -151,9 +153,9 @@ def test_a_draw_reads_when_it_is_asked_for_and_only_what_none_before_it_has_read
 
 def test_draws_ask_for_no_more_seeds_than_they_need(model):
     asked = []
-    thumbnail, tissue = look(tissue_slide(), SETTINGS)
+    overview = read_overview(tissue_slide(), SETTINGS)
     seeds = (asked.append(number) or number for number in itertools.count())
-    draws = method_for(model, SETTINGS).score(tissue_slide(), thumbnail, tissue, seeds)
+    draws = method_for(model, SETTINGS).score(tissue_slide(), overview, seeds)
     assert asked == []
     next(draws)
     next(draws)
@@ -167,10 +169,12 @@ class Scripted:
     def __init__(self, log_odds, new_tiles):
         self.log_odds, self.new_tiles, self.taken = log_odds, new_tiles, 0
 
-    def score(self, slide, thumbnail, tissue, seeds, encoder):
+    def score(self, slide, overview, seeds, encoder):
+        tissue = overview.tissue
         attention = torch.full((len(tissue.cells),), 1 / len(tissue.cells))
         one = torch.ones(1)
-        tiles = WeightedTiles(tissue.grid, tissue.cells[:1], attention[:1], one, one)
+        attended = Attended(one, one[0], one[0], 1.0)
+        tiles = WeightedTiles(tissue.grid, tissue.cells[:1], attention[:1], one, one, attended)
         for _, odds, new in zip(seeds, self.log_odds, self.new_tiles, strict=False):
             self.taken += 1
             # Two classes of equal weight beside the first: its log-odds are `odds`.
@@ -271,7 +275,8 @@ def test_more_draws_begin_with_the_same_tiles(model):
 def by_hand(model, settings, *, seed=0, name="case7"):
     """Logits of every draw, and the probabilities of all together, step by step."""
     slide = tissue_slide()
-    thumbnail, tissue = look(slide, settings)
+    overview = read_overview(slide, settings)
+    thumbnail, tissue = overview.thumbnail, overview.tissue
     cells = torch.from_numpy(tissue.cells)
     with torch.inference_mode():
         attention = model.attend(torch.from_numpy(thumbnail), cells, tissue.grid.shape)
@@ -321,7 +326,7 @@ OTHER_TARGETS = [
 def test_other_tasks_have_scores_and_errors_in_their_own_units(model, target):
     logits = torch.tensor([[0.1, -2.0, 3.0], [0.3, -1.0, 3.5], [0.2, -3.0, 2.5]])[:, : target.outputs]
     together = torch.tensor([0.25, -2.5, 3.0])[: target.outputs]
-    draws = [DrawLogits(each, together=together) for each in logits]
+    draws = [DrawLogits(each, pooled_logits=together) for each in logits]
     scores, error = inference._scores(draws, target), inference._sampling_error(draws, target)
     expected = {
         "multilabel": (1 / (1 + np.exp([-0.25, 2.5, -3.0])), 1.0),  # of her2, the most uncertain

@@ -15,9 +15,9 @@ from wsi_ats.models.batches import Example, TileReader
 from wsi_ats.models.checkpoints import load_model, model_for, save_model
 from wsi_ats.models.sampling import AttentionSampling
 from wsi_ats.models.scoring import predict_slide
-from wsi_ats.models.two_level import TwoLevelSampling, allocate
+from wsi_ats.models.two_level import allocate
 from wsi_ats.nn import expectation
-from wsi_ats.overview.overview import count_tiles, look, look_closer, regions_of
+from wsi_ats.overview.overview import count_tiles, read_overview, read_region_overview, regions_of
 from wsi_ats.overview.tiles import read_tiles
 from wsi_ats.settings import Settings
 from wsi_ats.slides.base import SlideRef
@@ -91,7 +91,8 @@ def score(model, of=None, *, changes=(), seed=0):
 
 def everything(model, of) -> tuple[torch.Tensor, np.ndarray, torch.Tensor]:
     """The exact model by hand: logits, all cells that have attention, and how much."""
-    thumbnail, tissue = look(of, SETTINGS)
+    overview = read_overview(of, SETTINGS)
+    thumbnail, tissue = overview.thumbnail, overview.tissue
     regions = regions_of(tissue, SETTINGS)
     with torch.inference_mode():
         outer = torch.softmax(
@@ -103,8 +104,11 @@ def everything(model, of) -> tuple[torch.Tensor, np.ndarray, torch.Tensor]:
         numbers, weights = [], []
         for number, share in zip(tissue.cells.tolist(), outer, strict=True):
             window = regions.window(number)
-            view, mask = look_closer(of, thumbnail, regions, window, SETTINGS)
-            inner = model.attend(torch.from_numpy(view), torch.from_numpy(mask.cells), mask.grid.shape)
+            found = read_region_overview(of, overview, regions, window, SETTINGS)
+            mask = found.tissue
+            inner = model.attend(
+                torch.from_numpy(found.thumbnail), torch.from_numpy(mask.cells), mask.grid.shape
+            )
             numbers.append(regions.numbers(window, mask.cells))
             weights.append(share * inner)
         cells, weight = np.concatenate(numbers), torch.cat(weights)
@@ -117,7 +121,8 @@ def everything(model, of) -> tuple[torch.Tensor, np.ndarray, torch.Tensor]:
 
 
 def test_the_coarse_look_finds_the_regions_with_tissue():
-    thumbnail, tissue = look(slide(), SETTINGS)
+    overview = read_overview(slide(), SETTINGS)
+    thumbnail, tissue = overview.thumbnail, overview.tissue
     assert thumbnail.shape == (5 * 8, 6 * 8, 3)
     assert tissue.grid.shape == (5, 6)
     boxes = tissue.grid.boxes(tissue.cells)
@@ -125,17 +130,20 @@ def test_the_coarse_look_finds_the_regions_with_tissue():
     assert boxes[:, :2].max(0).tolist() == [256, 192]
     # 190 x 230 pixels of tissue are 14.8 x 12 tiles of 16; found at 8 pixels a region
     assert count_tiles(tissue, SETTINGS) == pytest.approx(190 * 230 / 256, rel=0.15)
-    assert count_tiles(look(slide(), SETTINGS.with_values(["thumbnail.levels=1"]))[1], Settings()) > 150
+    one_level = read_overview(slide(), SETTINGS.with_values(["thumbnail.levels=1"]))
+    assert count_tiles(one_level.tissue, Settings()) > 150
 
 
 def test_the_closer_look_sees_the_cells_of_a_region_where_they_are():
     of = slide()
-    thumbnail, tissue = look(of, SETTINGS)
-    regions = regions_of(tissue, SETTINGS)
-    whole, mask = look(of, SETTINGS.with_values(["thumbnail.levels=1"]))
+    overview = read_overview(of, SETTINGS)
+    regions = regions_of(overview.tissue, SETTINGS)
+    one_level = read_overview(of, SETTINGS.with_values(["thumbnail.levels=1"]))
+    whole, mask = one_level.thumbnail, one_level.tissue
     for number in (7, 10, 29):
         row, column, rows, columns = window = regions.window(number)
-        view, found = look_closer(of, thumbnail, regions, window, SETTINGS)
+        closer = read_region_overview(of, overview, regions, window, SETTINGS)
+        view, found = closer.thumbnail, closer.tissue
         part = whole[4 * row : 4 * (row + rows), 4 * column : 4 * (column + columns)]
         np.testing.assert_array_equal(view, part)
         if number != 29:  # all glass: there, every cell counts
@@ -149,7 +157,7 @@ def test_what_is_read_are_the_coarse_thumbnail_the_drawn_regions_and_the_drawn_t
     of = slide()
     scored = score(model, of, changes=["sampling.draws=2"])
     selection, grid = scored.selection, scored.selection.grid
-    regions = regions_of(look(slide(), SETTINGS)[1], SETTINGS)
+    regions = regions_of(read_overview(slide(), SETTINGS).tissue, SETTINGS)
     # A region of 64 pixels has 8 in the coarse thumbnail, as in level 3; a cell of 16 has 4, as in level 2.
     coarse, closer, tiles = ([box[1:] for box in of.boxes if box[0] == level] for level in (3, 2, 0))
     assert coarse == [(0, 0, 48, 40)]
@@ -193,11 +201,11 @@ def test_all_regions_and_tiles_drawn_are_the_exact_model(model, design):
 
 def test_more_tiles_come_nearer_to_the_exact_model(model):
     exact, _, _ = everything(model, slide())
-    method = partial(TwoLevelSampling, model)
+    method = partial(AttentionSampling, model)
 
     def error(tiles, regions):
         settings = SETTINGS.with_values([f"sampling.tiles={tiles}", f"sampling.regions={regions}"])
-        draws = method(settings).score(slide(), *look(slide(), settings), range(30))
+        draws = method(settings).score(slide(), read_overview(slide(), settings), range(30))
         logits = torch.stack([each.logits for each in draws])
         return (logits - exact).square().sum(1).mean().item()
 
@@ -213,7 +221,7 @@ def opened(ref: SlideRef, kind=RecordingSlide) -> RecordingSlide:
 
 def examples(count: int = 6) -> list[Example]:
     refs = [SlideRef(str(i), f"memory{i}", str(i), TARGET.names[i % 2]) for i in range(count)]
-    return [Example(ref, *look(opened(ref), SETTINGS), (float(i % 2),)) for i, ref in enumerate(refs)]
+    return [Example(ref, read_overview(opened(ref), SETTINGS), (float(i % 2),)) for i, ref in enumerate(refs)]
 
 
 def trained(folder, opener=opened, settings=SETTINGS, rows=None):
@@ -310,8 +318,8 @@ def test_entropy_is_that_of_the_product_of_both_attentions(model):
     settings = SETTINGS.with_values(["sampling.tiles=2000", "sampling.regions=100"])
     _, _, weight = everything(model, opened(examples(1)[0].ref))
     with TileReader(1, opened) as reader, torch.inference_mode():
-        found = TwoLevelSampling(model, settings).begin(examples(1), reader, [0])()
-    assert found.drawn[0].entropy.item() == pytest.approx(
+        found = AttentionSampling(model, settings).begin(examples(1), reader, [0])()
+    assert found.drawn[0].attended.entropy.item() == pytest.approx(
         expectation.entropy(weight.double()).item(), rel=1e-4
     )
 
@@ -320,7 +328,6 @@ def test_a_model_of_one_level_says_what_it_lacks(model):
     one = model_for(SETTINGS.with_values(["thumbnail.levels=1"]), TARGET)
     with pytest.raises(ModelError, match=r"one level.*thumbnail\.levels=2"):
         one.score_regions(torch.zeros(8, 8, 3, dtype=torch.uint8), torch.arange(1), (1, 1))
-    assert not isinstance(AttentionSampling(one, SETTINGS), TwoLevelSampling)
 
 
 # Sharing tiles among regions
@@ -372,7 +379,7 @@ def test_a_slide_without_tissue_has_no_regions_whatever_lies_past_its_edge(tissu
     bare = MemorySlide([np.full((500, 500, 3), shade, np.uint8)], mpp=0.5)
     settings = SETTINGS.with_values([f"thumbnail.tissue={tissue}"])
     if (tissue, shade) != ("fluorescence", 250):  # there, all of it shines
-        assert not len(look(bare, settings)[1].cells)
+        assert not len(read_overview(bare, settings).tissue.cells)
 
 
 @pytest.mark.parametrize(
@@ -381,7 +388,7 @@ def test_a_slide_without_tissue_has_no_regions_whatever_lies_past_its_edge(tissu
 def test_tiles_are_not_counted_past_the_edge(width, height, cells):
     small = MemorySlide([np.full((height, width, 3), 120, np.uint8)], mpp=0.5)
     settings = SETTINGS.with_values(["thumbnail.tissue=none"])
-    assert count_tiles(look(small, settings)[1], settings) == cells
+    assert count_tiles(read_overview(small, settings).tissue, settings) == cells
 
 
 def test_a_model_refuses_settings_of_another_number_of_levels(model):

@@ -97,7 +97,7 @@ def test_the_gradient_does_not_flow_into_the_expected_number_of_draws():
         n=3,
         generator=torch.Generator().manual_seed(0),
     )
-    assert not one.expected.requires_grad
+    assert not one.inclusion.requires_grad
     weight = expectation.weights(attention, one)
     (gradient,) = torch.autograd.grad(weight @ normal(len(weight), seed=1), logits)
     assert gradient.abs().max() > 0.01
@@ -111,7 +111,7 @@ def distinct(outcomes):
     found = {}
     for p, one in outcomes:
         key = tuple(
-            sorted(zip(one.indices.tolist(), one.counts.tolist(), one.expected.tolist(), strict=True))
+            sorted(zip(one.indices.tolist(), one.counts.tolist(), one.inclusion.tolist(), strict=True))
         )
         found[key] = (found[key][0] + p if key in found else p, one)
     return list(found.values())

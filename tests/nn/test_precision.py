@@ -10,7 +10,7 @@ from wsi_ats.models.batches import Example, TileReader
 from wsi_ats.models.checkpoints import model_for
 from wsi_ats.models.kinds import method_for
 from wsi_ats.nn.precision import autocast, in_full, resolve
-from wsi_ats.overview.overview import look
+from wsi_ats.overview.overview import read_overview
 from wsi_ats.settings import Settings
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.memory import MemorySlide
@@ -73,7 +73,7 @@ def test_bfloat16_agrees_with_float32_to_its_digits_and_only_the_backbone_comput
                 lambda module, given, found, name=name: seen.setdefault(name, set()).add(found.dtype)
             )
         slide = MemorySlide([(tiles[:6] * colours[:6]).to(torch.uint8).flatten(0, 1).numpy()], mpp=0.5)
-        example = Example(SlideRef("a", "a", "a"), *look(slide, settings), (1.0,))
+        example = Example(SlideRef("a", "a", "a"), read_overview(slide, settings), (1.0,))
         model.train()
         with TileReader(1, lambda ref: slide) as reader:
             found = method_for(model, settings).begin([example], reader, [0])()

@@ -18,7 +18,7 @@ from wsi_ats.nn.sampling import (
     DESIGNS,
     draw,
     explore,
-    inclusion,
+    inclusion_probabilities,
     multinomial_at,
     sequential_at,
     systematic_at,
@@ -81,7 +81,7 @@ def test_probability_of_every_outcome_adds_up_to_the_expected_number_of_draws(de
     found = inclusion_of(outcomes, 8)
     stated = torch.zeros(8, dtype=torch.float64)
     for _, one in outcomes:
-        stated[one.indices] = one.expected
+        stated[one.indices] = one.inclusion
     torch.testing.assert_close(found, stated, rtol=0, atol=EXACT)
     assert found.sum().item() == pytest.approx(n, abs=EXACT)
 
@@ -96,7 +96,7 @@ def test_draws_divided_by_pi_are_one_for_every_possible_cell_on_average(design, 
     assert sum(p for p, _ in outcomes) == pytest.approx(1, abs=EXACT)
     mean = torch.zeros(8, dtype=torch.float64)
     for p, one in outcomes:
-        mean.index_add_(0, one.indices, p * (one.counts / one.expected))
+        mean.index_add_(0, one.indices, p * (one.counts / one.inclusion))
     possible = torch.ones(8).bool() if design == "uniform" else proposal > 0
     torch.testing.assert_close(mean, possible.to(torch.float64), rtol=0, atol=EXACT)
 
@@ -112,7 +112,7 @@ def test_draw_is_its_enumerable_part_fed_with_random_numbers(seed, shape):
     one, other = drawn_from("multinomial", proposal, 4, seed, shape=shape), multinomial_at(proposal, points)
     assert one.indices.tolist() == other.indices.tolist()
     assert one.counts.tolist() == other.counts.tolist()
-    torch.testing.assert_close(one.expected, other.expected, rtol=EXACT, atol=0)
+    torch.testing.assert_close(one.inclusion, other.inclusion, rtol=EXACT, atol=0)
 
     for design, drawn_by in (("systematic", proposal), ("uniform", torch.full_like(proposal, 1 / 15))):
         generator = seeded(seed)
@@ -121,11 +121,11 @@ def test_draw_is_its_enumerable_part_fed_with_random_numbers(seed, shape):
         other = systematic_at(drawn_by, cells, 4, curve, offset)
         one = drawn_from(design, proposal, 4, seed, shape=shape)
         assert one.indices.tolist() == other.indices.tolist()
-        torch.testing.assert_close(one.expected, other.expected, rtol=EXACT, atol=0)
+        torch.testing.assert_close(one.inclusion, other.inclusion, rtol=EXACT, atol=0)
 
     one = drawn_from("sequential", proposal, 4, seed, shape=shape)
     other = sequential_at(proposal, one.indices)
-    torch.testing.assert_close(one.expected, other.expected, rtol=EXACT, atol=0)
+    torch.testing.assert_close(one.inclusion, other.inclusion, rtol=EXACT, atol=0)
 
 
 def test_sequential_outcomes_come_as_often_as_enumerated_in_order():
@@ -177,11 +177,11 @@ def test_frequencies_of_fifty_cells_follow_the_stated_inclusion(design):
     for _ in range(draws):
         one = draw(design, proposal, cells=torch.arange(50), shape=(5, 10), n=n, generator=generator)
         found[one.indices] += one.counts
-        stated[one.indices] = one.expected
+        stated[one.indices] = one.inclusion
     variance = stated if design == "multinomial" else stated * (1 - stated)
     assert ((found / draws - stated).abs() <= 5 * (variance / draws).sqrt() + 1e-9).all()
     if design == "systematic":
-        torch.testing.assert_close(stated[stated > 0], inclusion(proposal, n)[0][stated > 0])
+        torch.testing.assert_close(stated[stated > 0], inclusion_probabilities(proposal, n)[0][stated > 0])
 
 
 @settings(max_examples=40)
@@ -200,7 +200,7 @@ def test_systematic_draws_distinct_possible_cells_and_weights_sum_to_one(proposa
 def test_uniform_draws_distinct_cells_all_equally_likely_whatever_the_proposal(proposal, n, seed):
     one = drawn_from("uniform", proposal, n, seed)
     assert len(one.indices) == min(n, len(proposal)) == len(one.indices.unique())
-    torch.testing.assert_close(one.expected, torch.full_like(one.expected, min(1, n / len(proposal))))
+    torch.testing.assert_close(one.inclusion, torch.full_like(one.inclusion, min(1, n / len(proposal))))
 
 
 @settings(max_examples=40)
@@ -219,7 +219,7 @@ def test_inclusion_is_proportional_up_to_one_and_sums_to_n(proposal, n):
     proposal = proposal[proposal > 0]
     if len(proposal) <= n:
         return
-    expected, certain = inclusion(proposal, n)
+    expected, certain = inclusion_probabilities(proposal, n)
     assert expected.sum().item() == pytest.approx(n, rel=EXACT)
     assert ((expected > 0) & (expected <= 1)).all()
     assert len(certain) < n
@@ -260,7 +260,7 @@ def test_cells_within_rounding_of_certain_are_drawn_once(below):
     for offset in (0.0, 1e-16, 1e-12, 0.3, 1 - 1e-12, 1 - 2.0**-53):
         one = systematic_at(proposal, cells, 200, curve, tensor(offset))
         assert len(one.indices.unique()) == 200
-        assert one.expected.max() <= 1
+        assert one.inclusion.max() <= 1
         assert expectation.weights(proposal, one).sum().item() == pytest.approx(1, abs=1e-9)
 
 
@@ -347,18 +347,19 @@ def test_attention_within_1e15_of_one_cell_keeps_its_precision_in_the_others(n):
     """All of the small ones' probabilities is in their last bits if it is got as 1 minus the large one."""
     small = tensor([1, 2, 3, 4, 5, 7]) * 1e-15 / 22
     proposal = torch.cat([small[:3], tensor([1 - 1e-15]), small[3:]])
-    expected, _ = inclusion(proposal, n)
+    expected, _ = inclusion_probabilities(proposal, n)
     assert expected.sum().item() == pytest.approx(n, abs=EXACT)
     if n > 1:
         others = torch.cat([expected[:3], expected[4:]])
         assert expected[3] == 1
-        known, _ = inclusion(small / small.sum(), n - 1)  # the same draw with the certain cell left out
+        # The same draw with the certain cell left out.
+        known, _ = inclusion_probabilities(small / small.sum(), n - 1)
         torch.testing.assert_close(others, known, rtol=EXACT, atol=0)
 
 
 def test_the_smallest_numbers_there_are_do_not_overflow():
     proposal = torch.cat([tensor([1.0]), torch.full((6,), 5e-324, dtype=torch.float64)])
-    expected, _ = inclusion(proposal, 3)
+    expected, _ = inclusion_probabilities(proposal, 3)
     torch.testing.assert_close(expected, torch.cat([tensor([1.0]), tensor([1 / 3] * 6)]))
     assert len(drawn_from("systematic", proposal, 3).indices.unique()) == 3
 
@@ -368,11 +369,11 @@ def test_the_smallest_numbers_there_are_do_not_overflow():
 def test_attention_in_few_bits_is_accepted_and_pi_still_sums_to_n(design, dtype):
     attention = torch.softmax(torch.randn(100, generator=seeded(0)), 0).to(dtype)
     one = drawn_from(design, attention, 10, shape=(10, 10))
-    assert one.expected.dtype == torch.float64
+    assert one.inclusion.dtype == torch.float64
     assert one.counts.sum() == 10
     if design == "systematic":
         wide = attention.double()
-        assert inclusion(wide / wide.sum(), 10)[0].sum().item() == pytest.approx(10, abs=EXACT)
+        assert inclusion_probabilities(wide / wide.sum(), 10)[0].sum().item() == pytest.approx(10, abs=EXACT)
 
 
 def test_attention_computed_under_autocast_is_float32_and_can_be_drawn_from():
@@ -469,7 +470,7 @@ def test_sequential_pi_is_des_rajs_weight():
     """By hand: q = (0.5, 0.3, 0.2), drawn 2 then 0; weights (m_k / q_k + n - 1 - k) q_k / n."""
     one = sequential_at(tensor([0.5, 0.3, 0.2]), torch.tensor([2, 0]))
     weights = [(1 + 0.2) / 2, 0.8 / 2]
-    torch.testing.assert_close(tensor([0.2, 0.5]) / one.expected, tensor(weights), rtol=EXACT, atol=0)
+    torch.testing.assert_close(tensor([0.2, 0.5]) / one.inclusion, tensor(weights), rtol=EXACT, atol=0)
 
 
 def test_sequential_weights_sum_to_one():

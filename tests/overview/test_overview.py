@@ -7,7 +7,7 @@ import pytest
 
 from wsi_ats.geometry import Region
 from wsi_ats.overview import overview as module
-from wsi_ats.overview.overview import inspect, look_closer, regions_of
+from wsi_ats.overview.overview import read_overview, read_region_overview, regions_of
 from wsi_ats.settings import Settings
 from wsi_ats.slides import open_slide
 from wsi_ats.slides.memory import MemorySlide
@@ -25,17 +25,17 @@ def slide(tmp_path_factory):
 def seen(slide, monkeypatch, most, side):
     monkeypatch.setattr(module, "_TISSUE_PIXELS", most)
     settings = Settings().with_values(["tile.size=64", f"thumbnail.pixels_per_cell={side}"])
-    return inspect(slide, settings)
+    return read_overview(slide, settings)
 
 
 @pytest.mark.parametrize("side", [8, 16])
 def test_tissue_of_a_large_thumbnail_is_found_on_a_smaller_one(slide, monkeypatch, side):
     whole, halved = (seen(slide, monkeypatch, most, side) for most in (1 << 40, 1))
     assert np.array_equal(whole.thumbnail, halved.thumbnail)  # attention sees all of it
-    different = np.count_nonzero(whole.found.mask != halved.found.mask)
-    assert whole.found.mask.sum() > 0
-    assert different <= 0.02 * whole.found.mask.sum()
-    assert whole.found.grid == halved.found.grid
+    different = np.count_nonzero(whole.all_tissue.mask != halved.all_tissue.mask)
+    assert whole.all_tissue.mask.sum() > 0
+    assert different <= 0.02 * whole.all_tissue.mask.sum()
+    assert whole.all_tissue.grid == halved.all_tissue.grid
 
 
 def test_four_pixels_a_cell_are_left(monkeypatch):
@@ -57,7 +57,7 @@ def test_fluorescence_is_looked_at_as_it_is(monkeypatch):
     nuclei[::16, ::16] = 250
     slide = MemorySlide([nuclei], mpp=0.5)
     whole, spared = (seen(slide, monkeypatch, most, 16) for most in (1 << 40, 1))
-    np.testing.assert_array_equal(whole.found.fraction, spared.found.fraction)
+    np.testing.assert_array_equal(whole.all_tissue.fraction, spared.all_tissue.fraction)
 
 
 class Margined(MemorySlide):
@@ -87,15 +87,15 @@ def test_a_black_margin_around_a_scan_of_any_shape_is_no_fluorescence(levels):
     settings = Settings().with_values(
         ["tile.size=64", f"thumbnail.levels={levels}", "thumbnail.cells_per_region=4"]
     )
-    view = inspect(slide, settings)
+    view = read_overview(slide, settings)
     forced = settings.with_values(["thumbnail.tissue=brightfield"])
-    np.testing.assert_array_equal(view.found.mask, inspect(slide, forced).found.mask)
-    assert 0 < view.found.mask.sum() < view.found.mask.size / 4
+    np.testing.assert_array_equal(view.all_tissue.mask, read_overview(slide, forced).all_tissue.mask)
+    assert 0 < view.all_tissue.mask.sum() < view.all_tissue.mask.size / 4
     if levels == 2:
         regions = regions_of(view.tissue, settings)
         for number in view.tissue.cells:
             masks = [
-                look_closer(slide, view.thumbnail, regions, regions.window(int(number)), each)[1].mask
+                read_region_overview(slide, view, regions, regions.window(int(number)), each).tissue.mask
                 for each in (settings, forced)
             ]
             np.testing.assert_array_equal(*masks)
@@ -106,7 +106,7 @@ def test_between_two_scanned_regions_nothing_is_a_candidate():
         scanned = (Region(0, 0, 512, 1024), Region(1536, 256, 512, 512))
 
     settings = Settings().with_values(["tile.size=256", "thumbnail.tissue=none"])
-    found = inspect(Apart([np.full((1024, 2048, 3), 150, np.uint8)], mpp=0.5), settings).tissue
+    found = read_overview(Apart([np.full((1024, 2048, 3), 150, np.uint8)], mpp=0.5), settings).tissue
     expected = np.zeros((4, 8), dtype=bool)
     expected[:, :2] = expected[1:3, 6:] = True
     np.testing.assert_array_equal(found.mask, expected)
@@ -118,7 +118,7 @@ def test_cells_outside_the_scan_are_no_candidates(tissue, levels):
     changes = ["tile.size=64", f"thumbnail.tissue={tissue}", f"thumbnail.levels={levels}"]
     settings = Settings().with_values([*changes, "thumbnail.cells_per_region=4"])
     slide = Margined([Margined.pixels()], mpp=0.5)
-    found = inspect(slide, settings).tissue
+    found = read_overview(slide, settings).tissue
     x, y = found.grid.boxes(found.cells).T[:2]
     side = found.grid.cell
     assert len(found.cells) > 0
@@ -126,10 +126,10 @@ def test_cells_outside_the_scan_are_no_candidates(tissue, levels):
     if levels == 1 and tissue != "none":
         assert len(found.cells) == 24  # of 64 pixels, in 384 x 256
     if levels == 2:
-        view, regions = inspect(slide, settings), regions_of(found, settings)
+        view, regions = read_overview(slide, settings), regions_of(found, settings)
         for number in found.cells:
             window = regions.window(int(number))
-            _, mask = look_closer(slide, view.thumbnail, regions, window, settings)
+            mask = read_region_overview(slide, view, regions, window, settings).tissue
             rows, columns = np.divmod(mask.cells, mask.grid.shape[1])
             assert (
                 ((window.column + columns) * 64 + 64 > 512) & ((window.column + columns) * 64 < 1536)

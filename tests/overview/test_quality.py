@@ -13,7 +13,7 @@ from scipy import ndimage
 from wsi_ats.errors import SettingsError
 from wsi_ats.geometry import Grid
 from wsi_ats.overview.masks import Quality
-from wsi_ats.overview.overview import inspect, look, look_closer, regions_of
+from wsi_ats.overview.overview import explain_exclusion, read_overview, read_region_overview, regions_of
 from wsi_ats.overview.quality import find_artefacts, mark
 from wsi_ats.overview.tiles import grid_for, read_thumbnail
 from wsi_ats.overview.tissue import find_tissue
@@ -206,10 +206,10 @@ def test_nothing_is_told_of_fluorescence(shared_data):
     path = str(shared_data / "slides" / "hamamatsu_test3-DAPI.ndpi")
     settings = Settings().with_values(["tile.size=128", "thumbnail.exclude=pen"])
     with open_slide(SlideRef("dapi", path, "dapi")) as slide:
-        view = inspect(slide, settings)
+        view = read_overview(slide, settings)
     assert view.quality == Quality()
-    assert view.spoilt_shares == {"pen": None, "blur": None}
-    np.testing.assert_array_equal(view.tissue.mask, view.found.mask)
+    assert view.artefact_shares == {"pen": None, "blur": None}
+    np.testing.assert_array_equal(view.tissue.mask, view.all_tissue.mask)
 
 
 def test_real_tiles_are_not_inked(shared_data):
@@ -239,31 +239,32 @@ def settings(*changes):
 
 def test_what_is_excluded_leaves_the_mask_and_nothing_else():
     slide = memory_slide(under_ink(slide_of(STAINS["eosin"]), INKS["blue"], LINES)[0])
-    thumbnail, everything = look(slide, settings())
-    view = inspect(slide, settings("thumbnail.exclude=pen"))
+    whole = read_overview(slide, settings())
+    thumbnail, everything = whole.thumbnail, whole.tissue
+    view = read_overview(slide, settings("thumbnail.exclude=pen"))
     over = view.quality.pen > LIMIT
     assert np.count_nonzero(over & everything.mask) > 20
     np.testing.assert_array_equal(view.thumbnail, thumbnail)
-    np.testing.assert_array_equal(view.found.mask, everything.mask)
+    np.testing.assert_array_equal(view.all_tissue.mask, everything.mask)
     np.testing.assert_array_equal(view.tissue.mask, everything.mask & ~over)
     np.testing.assert_array_equal(view.tissue.fraction, everything.fraction)
-    assert view.spoilt_shares["pen"] == np.count_nonzero(over & everything.mask) / everything.mask.sum()
-    assert view.nothing_left is None
-    np.testing.assert_array_equal(look(slide, settings("thumbnail.exclude=pen"))[1].mask, view.tissue.mask)
-    strict = inspect(slide, settings("thumbnail.exclude=pen", "thumbnail.max_artefact=0.9"))
+    assert view.artefact_shares["pen"] == np.count_nonzero(over & everything.mask) / everything.mask.sum()
+    assert explain_exclusion(view, settings()) is None
+    strict = read_overview(slide, settings("thumbnail.exclude=pen", "thumbnail.max_artefact=0.9"))
     assert view.tissue.mask.sum() < strict.tissue.mask.sum() < everything.mask.sum()
 
 
 def test_a_slide_of_which_nothing_is_left_says_so():
     pixels = slide_of(STAINS["eosin"])
     pixels[4 * P : -4 * P, 4 * P : -4 * P] = INKS["green"]
-    view = inspect(memory_slide(pixels), settings("thumbnail.exclude=pen"))
+    view = read_overview(memory_slide(pixels), settings("thumbnail.exclude=pen"))
     assert not view.tissue.mask.any()
-    assert len(view.found.cells) == 16 * 16
-    assert view.nothing_left.startswith("all 256 tissue cells were left out: pen 256; see thumbnail.exclude")
-    glass = inspect(memory_slide(np.full_like(pixels, 240)), settings("thumbnail.exclude=pen"))
-    assert glass.nothing_left is None
-    assert glass.spoilt_shares["pen"] is None
+    assert len(view.all_tissue.cells) == 16 * 16
+    reason = explain_exclusion(view, settings("thumbnail.exclude=pen"))
+    assert reason.startswith("all 256 tissue cells were left out: pen 256; see thumbnail.exclude")
+    glass = read_overview(memory_slide(np.full_like(pixels, 240)), settings("thumbnail.exclude=pen"))
+    assert explain_exclusion(glass, settings()) is None
+    assert glass.artefact_shares["pen"] is None
 
 
 def test_with_two_levels_regions_go_that_are_inked_throughout_and_cells_at_the_closer_look():
@@ -273,17 +274,17 @@ def test_with_two_levels_regions_go_that_are_inked_throughout_and_cells_at_the_c
         "thumbnail.levels=2", "thumbnail.cells_per_region=4", "thumbnail.pixels_per_region=16"
     ).with_values(["thumbnail.exclude=pen"])
     slide = memory_slide(pixels)
-    view = inspect(slide, two)
-    assert view.found.mask[:, :2].all()
+    view = read_overview(slide, two)
+    assert view.all_tissue.mask[:, :2].all()
     assert not view.tissue.mask[:, :2].any()
-    np.testing.assert_array_equal(view.tissue.mask[1:5, 2:], view.found.mask[1:5, 2:])
+    np.testing.assert_array_equal(view.tissue.mask[1:5, 2:], view.all_tissue.mask[1:5, 2:])
     np.testing.assert_array_equal(view.quality.pen[:, :2], 1)
     np.testing.assert_allclose(view.quality.pen[:, 2], 0.5)
     regions = regions_of(view.tissue, two)
-    cells = look_closer(slide, view.thumbnail, regions, regions.window(2 * 6 + 2), two)[1].mask
+    cells = read_region_overview(slide, view, regions, regions.window(2 * 6 + 2), two).tissue.mask
     assert not cells[:, :2].any()
     assert cells[:, 2:].all()
-    wholly = look_closer(slide, view.thumbnail, regions, regions.window(2 * 6), two)[1].mask
+    wholly = read_region_overview(slide, view, regions, regions.window(2 * 6), two).tissue.mask
     assert wholly.all()  # attention that fell on it must fall on a cell
 
 

@@ -11,7 +11,7 @@ from conftest import SETTINGS, files, table, without_times
 from pipelines._runs import Execution
 from pipelines.prepare import prepare
 from wsi_ats.files import locked, read_json
-from wsi_ats.overview.prepared import load_prepared
+from wsi_ats.overview.prepared import load_overview
 from wsi_ats.tables.files import read_parquet
 from wsi_ats.tables.manifest import read_manifest
 
@@ -58,7 +58,7 @@ def test_what_it_writes(work):
     columns, _ = read_parquet(work / "slides.parquet")
     assert list(columns) == COLUMNS
     assert [str(value) for value in columns["tissue_tiles"]] == [row["tissue_tiles"] for row in rows]
-    prepared = load_prepared(work / "prepared" / "slide_000.npz")
+    prepared = load_overview(work / "prepared" / "slide_000.npz")
     assert prepared.tissue.grid.shape == (int(rows[0]["rows"]), int(rows[0]["cols"])) == (16, 24)
     assert len(prepared.tissue.cells) == int(rows[0]["tissue_tiles"]) > 0
     assert prepared.thumbnail.shape == (16 * 4, 24 * 4, 3)
@@ -90,7 +90,7 @@ def test_cells_under_ink_are_counted_and_left_out_if_asked(run, slides, config, 
     assert float(less["pen"]) * int(everything["tissue_tiles"]) == pytest.approx(int(less["excluded_tiles"]))
     assert int(less["excluded_tiles"]) == 4 * 16  # ink on glass is no tissue either
     assert int(less["tissue_tiles"]) + int(less["excluded_tiles"]) == int(everything["tissue_tiles"])
-    prepared = load_prepared(tmp_path / "less" / "prepared" / "inked.npz")
+    prepared = load_overview(tmp_path / "less" / "prepared" / "inked.npz")
     assert prepared.quality.blur is None
     assert (prepared.quality.pen[:, 8:12] == 1).all()
     assert not prepared.quality.pen[:, :8].any()

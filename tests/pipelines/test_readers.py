@@ -17,6 +17,7 @@ from pipelines._readers import DaskReader, check_readers, open_reader
 from wsi_ats.errors import SettingsError, SlideOpenError, WsiAtsError
 from wsi_ats.models.batches import Example, TileReader, outcomes
 from wsi_ats.overview.masks import TissueMask
+from wsi_ats.overview.records import Overview
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.tasks.targets import Target
 from wsi_ats.training.fit import fit
@@ -29,7 +30,7 @@ def example(name: str, target: float = 0.0) -> Example:
     greys = greys_of(name)[..., None].repeat(3, 2)
     thumbnail = np.kron(greys, np.ones((4, 4, 1), np.uint8))
     tissue = TissueMask(GRID, mask.astype(np.float32), mask)
-    return Example(SlideRef(name, name, name), thumbnail, tissue, (target,))
+    return Example(SlideRef(name, name, name), Overview(thumbnail, tissue), (target,))
 
 
 @pytest.fixture
@@ -40,7 +41,9 @@ def reader(client):
 
 def tiles_of(reader, names, cells=CELLS):
     examples = [example(name) for name in names]
-    return outcomes(reader.read([(each.ref, each.tissue.grid, cells) for each in examples]), examples)
+    return outcomes(
+        reader.read([(each.ref, each.overview.tissue.grid, cells) for each in examples]), examples
+    )
 
 
 def test_tiles_of_plain_grey_are_the_same_to_the_last_bit(reader):

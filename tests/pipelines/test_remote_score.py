@@ -9,7 +9,7 @@ import fsspec
 import pytest
 from conftest import files, table, without_times
 
-from wsi_ats.overview.prepared import load_prepared
+from wsi_ats.overview.prepared import load_overview
 from wsi_ats.results.exports.tables import read_selection
 
 BLOCK = 64 << 10
@@ -85,7 +85,7 @@ def test_prepared_slides_are_those_of_the_files(run, stored, some, config, tmp_p
     there, here = (table(tmp_path / name / "slides.csv") for name in ("there", "here"))
     assert without_places(there) == without_places(here)
     assert all(int(row["bytes_read"]) > BLOCK for row in there)
-    one, other = (load_prepared(tmp_path / name / "prepared" / "slide_000.npz") for name in ("there", "here"))
+    one, other = (load_overview(tmp_path / name / "prepared" / "slide_000.npz") for name in ("there", "here"))
     assert (one.thumbnail == other.thumbnail).all()
 
 

@@ -30,14 +30,16 @@ from wsi_ats.models import batches
 from wsi_ats.models.batches import Example, TileReader, balancing
 from wsi_ats.models.checkpoints import model_for
 from wsi_ats.models.kinds import method_for
-from wsi_ats.models.sampling import AttentionSampling
+from wsi_ats.models.one_level import CellDraws
 from wsi_ats.nn.backbone import last_blocks
 from wsi_ats.nn.losses import losses
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.memory import MemorySlide
 from wsi_ats.tasks.targets import Target
-from wsi_ats.training import fit as training
+from wsi_ats.training import epochs as epoch_loop
+from wsi_ats.training import learner, steps
 from wsi_ats.training.fit import fit
+from wsi_ats.training.metrics import Metrics
 
 FEW = ["training.slides_per_step=2", "training.joint_epochs=2"]
 RARE = [example(name) for name in ("s0p", "s2p", "s4p", "s6p", "s8p", "s10p", "s1v", "s3v")]
@@ -47,16 +49,15 @@ RARE = [example(name) for name in ("s0p", "s2p", "s4p", "s6p", "s8p", "s10p", "s
 def begun(monkeypatch) -> list[list[tuple[str, tuple[int, ...]]]]:
     """Slides and cells of each pass that is begun in training, in order."""
     passes: list = []
-    real_begin, real_plan = AttentionSampling.begin, AttentionSampling._plan
+    real_plan = CellDraws.plan
 
     def plan(self, examples, reader, seeds):
         plans, failed = real_plan(self, examples, reader, seeds)
-        if self.model.training:
+        if self.attention.model.training:
             passes.append([(e.ref.id, tuple(p.cells.tolist())) for e, p in zip(examples, plans, strict=True)])
         return plans, failed
 
-    monkeypatch.setattr(AttentionSampling, "_plan", plan)
-    monkeypatch.setattr(AttentionSampling, "begin", real_begin)
+    monkeypatch.setattr(CellDraws, "plan", plan)
     return passes
 
 
@@ -171,7 +172,7 @@ def test_every_slide_that_was_opened_is_closed_however_many_read_at_once(monkeyp
             future
             for _ in range(5)
             for future in reader.read(
-                [(each.ref, each.tissue.grid, np.array([0, 7])) for each in examples + examples[:2]]
+                [(each.ref, each.overview.tissue.grid, np.array([0, 7])) for each in examples + examples[:2]]
             )
         ]
         failed = [future for future in futures if future.exception() is not None]
@@ -187,9 +188,7 @@ def test_every_slide_that_was_opened_is_closed_however_many_read_at_once(monkeyp
 
 def cased(names: dict[str, str]) -> list[Example]:
     made = [(example(name), case) for name, case in names.items()]
-    return [
-        Example(SlideRef(e.ref.id, e.ref.path, case), e.thumbnail, e.tissue, e.target) for e, case in made
-    ]
+    return [Example(SlideRef(e.ref.id, e.ref.path, case), e.overview, e.target) for e, case in made]
 
 
 CASES = {"s0p": "a", "s1v": "b", "s2p": "a", "s3v": "c", "s4p": "a", "s5v": "b", "s6p": "d", "s8p": "e"}
@@ -223,7 +222,7 @@ def test_labels_that_differ_within_a_case_are_refused(tmp_path):
 
 def test_labels_of_which_the_same_is_unknown_do_not_differ():
     two = [
-        Example(SlideRef(name, name, "case"), each.thumbnail, each.tissue, (float("nan"), 1.0))
+        Example(SlideRef(name, name, "case"), each.overview, (float("nan"), 1.0))
         for name, each in zip("ab", TRAINING, strict=False)
     ]
     assert batches.units(two, by_case=True) == [[0, 1]]
@@ -272,8 +271,8 @@ def weights_after(monkeypatch) -> list[dict[str, torch.Tensor]]:
         optimizer.register_step_post_hook(note)
         return optimizer
 
-    real = training.optimizer_of
-    monkeypatch.setattr(training, "optimizer_of", optimizer_of)
+    real = learner.optimizer_of
+    monkeypatch.setattr(learner, "optimizer_of", optimizer_of)
     return taken
 
 
@@ -299,8 +298,8 @@ def test_the_rates_of_the_parts_are_those_set(tmp_path, monkeypatch, attention, 
         real(optimizer, done, warmup=warmup)
         seen.append((done, [group["lr"] for group in optimizer.param_groups]))
 
-    real = training.set_rates
-    monkeypatch.setattr(training, "set_rates", noted)
+    real = epoch_loop.set_rates
+    monkeypatch.setattr(epoch_loop, "set_rates", noted)
     rates = ["training.learning_rate=1e-5", "training.attention_learning_rate=1e-3", "training.warmup=0.0"]
     run(tmp_path, *FEW, *rates, f"model.attention={attention}", validation=[])
     assert [done for done, _ in seen] == [step / 8 for step in range(8)]
@@ -325,16 +324,16 @@ def test_patience_ends_training_and_gives_the_best_epochs_weights(
 ):
     seen = []
 
-    def validate(self, draw, *, prefix="validation_"):
+    def validate(self, prefix="validation_"):
         if prefix != "validation_":  # by uniform draws
             return {"uniform_loss": None, "uniform_auc": None}
-        seen.append({name: each.clone() for name, each in self.final.state_dict().items()})
-        value = values[len(self.progress.rows)]
+        seen.append({name: each.clone() for name, each in self.learner.final.state_dict().items()})
+        value = values[len(self.journal.progress.rows)]
         other = -1.0 if monitor == "score" else 0.5
         found = {"loss": other, "auc": other, ("loss" if monitor == "loss" else "auc"): value}
         return {f"validation_{name}": number for name, number in found.items()}
 
-    monkeypatch.setattr(training._Training, "_validate", validate)
+    monkeypatch.setattr(Metrics, "validate", validate)
     rows = []
     changes = ["training.joint_epochs=6", "training.patience=2", f"training.monitor={monitor}"]
     model = run(tmp_path, *changes, "training.slides_per_step=4", "training.ema=0.5", on_epoch=rows.append)
@@ -350,10 +349,10 @@ def test_patience_ends_training_and_gives_the_best_epochs_weights(
 def test_the_loss_of_a_model_is_that_of_the_weights_that_are_kept(tmp_path, monkeypatch, patience):
     values = [0.9, 0.4, 0.7, 0.8]
 
-    def validate(self, draw, *, prefix="validation_"):
-        return {f"{prefix}loss": values[len(self.progress.rows)], f"{prefix}auc": 0.5}
+    def validate(self, prefix="validation_"):
+        return {f"{prefix}loss": values[len(self.journal.progress.rows)], f"{prefix}auc": 0.5}
 
-    monkeypatch.setattr(training._Training, "_validate", validate)
+    monkeypatch.setattr(Metrics, "validate", validate)
     changes = [
         "model.kind=mil",
         "training.epochs=4",
@@ -375,7 +374,7 @@ def test_the_loss_of_a_model_is_that_of_the_weights_that_are_kept(tmp_path, monk
 
 def test_patience_with_a_figure_that_cannot_be_told_ends_after_the_first_epoch(tmp_path):
     alike = [each for each in VALIDATION if each.target == VALIDATION[0].target]
-    with pytest.raises(ModelError, match=r"validation_auc cannot be told .* a class may be absent"):
+    with pytest.raises(ModelError, match=r"validation_auc is not defined .* a class may be absent"):
         run(tmp_path, "training.patience=2", "training.monitor=score", validation=alike)
 
 
@@ -405,8 +404,8 @@ def test_weights_give_classes_the_same_say(tmp_path, monkeypatch):
             noted.extend(zip(targets[:, 0].tolist(), each.tolist(), strict=True))
         return each
 
-    real = training.losses
-    monkeypatch.setattr(training, "losses", losses)
+    real = steps.losses
+    monkeypatch.setattr(steps, "losses", losses)
     rows = []
     changes = ["training.balance=weights", "training.joint_epochs=1"]
     run(tmp_path, *changes, examples=RARE, validation=[], on_epoch=rows.append)
@@ -456,8 +455,8 @@ def test_a_slide_that_is_shown_twice_in_a_step_counts_twice(tmp_path, monkeypatc
             counted.append(targets[:, 0].tolist())
         return real(task, outputs, targets)
 
-    real = training.losses
-    monkeypatch.setattr(training, "losses", losses)
+    real = steps.losses
+    monkeypatch.setattr(steps, "losses", losses)
     changes = ["training.balance=sampling", "training.slides_per_step=8", f"model.cases={cases}"]
     run(tmp_path, *changes, "training.joint_epochs=2", examples=RARE, validation=[])
     assert [sorted(each) for each in counted] == [[0, 0, 0, 0, 1, 1, 1, 1]] * 2  # two slides of class 1
@@ -538,16 +537,16 @@ def test_a_compiled_backbone_leaves_a_model_that_is_none(tmp_path):
 
 
 def test_where_attention_ends_to_be_a_number_is_told_with_the_last_good_state(tmp_path, monkeypatch):
-    step = training._Training._step
+    take = steps.Steps.take
 
     def poison(self, number, batch, begun):
-        step(self, number, batch, begun)
+        take(self, number, batch, begun)
         if number == 5:
             with torch.no_grad():
-                self.model.attention.logit.weight.fill_(torch.nan)
+                self.learner.model.attention.logit.weight.fill_(torch.nan)
 
-    monkeypatch.setattr(training._Training, "_step", poison)
-    with pytest.raises(ModelError, match=r"attention of s\d. is no number; .* \(step 6, epoch 1\)") as raised:
+    monkeypatch.setattr(steps.Steps, "take", poison)
+    with pytest.raises(ModelError, match=r"s\d.: attention is NaN .* \(step 6, epoch 1\)") as raised:
         run(tmp_path, "training.slides_per_step=2", "training.read_ahead=0", "training.checkpoint_steps=5")
     good = tmp_path / "checkpoints" / "step_000000005.safetensors"
     assert f"the last good state is {good}" in str(raised.value)

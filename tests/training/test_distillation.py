@@ -19,7 +19,7 @@ from wsi_ats.training.distillation import (
     FEWEST_TO_JUDGE,
     SCALES,
     USUAL,
-    Judge,
+    HeldOut,
     Trust,
     loss,
     recall,
@@ -58,9 +58,9 @@ def evidence_of(model: Attention, logits: torch.Tensor, said: torch.Tensor) -> E
     return Evidence(attend, uniform, attend(0.0), said, nothing=None, classes=True)
 
 
-def judge(model: Attention, logits: torch.Tensor, said: torch.Tensor, case: str = "") -> Judge:
+def judge(model: Attention, logits: torch.Tensor, said: torch.Tensor, case: str = "") -> HeldOut:
     judge.count += 1
-    return Judge(case or f"case {judge.count}", [evidence_of(model, logits, said)])
+    return HeldOut(case or f"case {judge.count}", [evidence_of(model, logits, said)])
 
 
 judge.count = 0
@@ -87,11 +87,11 @@ def figure(outputs: torch.Tensor, places) -> float:
     return -torch.nn.functional.cross_entropy(outputs, LABELS[list(places)]).item()
 
 
-def judges_of(model: Attention, logits) -> list[Judge]:
+def judges_of(model: Attention, logits) -> list[HeldOut]:
     return [judge(model, logits(number), said_of(number)) for number in SLIDES]
 
 
-def figure_at(model: Attention, judges: list[Judge], scale: float) -> float:
+def figure_at(model: Attention, judges: list[HeldOut], scale: float) -> float:
     """Mean figure over many draws at a scale of attention."""
     model.attention_scale.fill_(scale)
     outputs = [
@@ -342,7 +342,7 @@ def test_a_classifier_that_gives_no_numbers_is_told_of_and_not_learned_from(meth
         method.model.head.bias[0] = math.nan
     with (
         TileReader(1, lambda ref: slide_of(ref.id)) as reader,
-        pytest.raises(ModelError, match=r"tiles of s0p is no number; try lower learning rates"),
+        pytest.raises(ModelError, match=r"s0p: the classifier gives NaN .*; try lower learning rates"),
     ):
         survey(method, {0: EXAMPLES[0]}, reader, 7, read_ahead=0, on_bad=lambda *_: None)
 

@@ -28,7 +28,10 @@ from wsi_ats.errors import ArtifactError
 from wsi_ats.models import checkpoints
 from wsi_ats.models.batches import TileReader
 from wsi_ats.slides.memory import MemorySlide
+from wsi_ats.training import attention, progress
 from wsi_ats.training import fit as training
+from wsi_ats.training.learner import Learner
+from wsi_ats.training.metrics import Metrics
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and limits are those of POSIX systems")
 
@@ -167,29 +170,29 @@ def prepare(place: str, folder: Path) -> None:
     if place == "calibration":
         MemorySlide.read_regions = at(4, lambda *args: kill(), MemorySlide.read_regions)
     elif place == "validation":
-        real = training._Training._validate
+        real = Metrics.validate
         watch = at(3, lambda *args: kill(), MemorySlide.read_regions)  # four slides are watched
 
         def validate(self, *args, **options):
             MemorySlide.read_regions = watch
             return real(self, *args, **options)
 
-        training._Training._validate = validate
+        Metrics.validate = validate
     elif place == "survey":
-        real_survey = training.survey
+        real_survey = attention.survey
         look = at(5, lambda *args: kill(), MemorySlide.read_regions)  # twelve slides are surveyed
 
         def survey(*args, **options):
             MemorySlide.read_regions = look
             return real_survey(*args, **options)
 
-        training.survey = survey
+        attention.survey = survey
     elif what == "survey written":
         states.save_named = at(number, lambda *args: kill(), states.save_named)
     elif what == "trust":
-        training.trust = at(number, lambda *args: kill(), training.trust)
+        attention.trust = at(number, lambda *args: kill(), attention.trust)
     elif what == "step":
-        training._Training._take_step = at(number, lambda *args: kill(), training._Training._take_step)
+        Learner.take_step = at(number, lambda *args: kill(), Learner.take_step)
     elif what == "row":
 
         def half(number, row, place):
@@ -204,7 +207,7 @@ def prepare(place: str, folder: Path) -> None:
     elif what == "best":
         states.save_best = at(number, lambda *args: kill(), states.save_best)
     elif what == "figures":
-        training.write_csv = at(number, lambda *args: kill(), training.write_csv, after=False)
+        progress.write_csv = at(number, lambda *args: kill(), progress.write_csv, after=False)
     elif what.startswith("half of"):
         name = {"state": "save", "best": "save_best", "survey": "save_named"}[what.split()[-1]]
 
@@ -329,5 +332,5 @@ def test_another_process_with_other_hashes_ends_in_the_same_weights(root, tmp_pa
 
 
 if __name__ == "__main__":
-    training.trust = trusting(training.trust)
+    attention.trust = trusting(attention.trust)
     main(Path(sys.argv[1]))

@@ -29,7 +29,7 @@ from training.test_fit import (
     unreadable,
 )
 from wsi_ats.errors import ArtifactError, ModelError, SlideReadError
-from wsi_ats.models import sampling
+from wsi_ats.models import one_level
 from wsi_ats.models.batches import Reader, TileReader
 from wsi_ats.models.checkpoints import model_for
 from wsi_ats.models.kinds import method_for
@@ -37,9 +37,11 @@ from wsi_ats.nn import model
 from wsi_ats.nn.backbone import batch_norms
 from wsi_ats.settings import Settings
 from wsi_ats.slides.memory import MemorySlide
+from wsi_ats.training import attention as attention_phase
 from wsi_ats.training import distillation as distilling
-from wsi_ats.training import fit as training
-from wsi_ats.training.fit import fit
+from wsi_ats.training.fit import Trained, fit
+from wsi_ats.training.learner import Learner
+from wsi_ats.training.metrics import Metrics
 from wsi_ats.training.phases import Phase, phases_of
 from wsi_ats.training.processes import Processes
 
@@ -94,7 +96,7 @@ def recorded(folder: Path, *changes: str, on_epoch=lambda row: None):
 @pytest.fixture(scope="module", autouse=True)
 def trusted():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "trust", trusting(training.trust))
+        patch.setattr(attention_phase, "trust", trusting(attention_phase.trust))
         yield
 
 
@@ -105,7 +107,7 @@ def whole(tmp_path_factory):
     return trained(folder, *PHASES), folder
 
 
-def assert_same(one: training.Trained, other: training.Trained) -> None:
+def assert_same(one: Trained, other: Trained) -> None:
     assert_same_weights(one.model, other.model)
     assert one.trust == other.trust
     assert (one.by_attention, one.by_uniform) == (other.by_attention, other.by_uniform)
@@ -154,13 +156,13 @@ def test_every_epoch_says_of_which_phase_it_is_and_has_the_same_columns(whole):
 
 
 def test_the_classifier_learns_from_uniform_draws_and_attention_stays_as_it_is(tmp_path, monkeypatch):
-    logits, real = [], sampling.draw_cells
+    logits, real = [], one_level.draw_cells
 
     def draw_cells(given, tissue, settings, seed):
         logits.append((given.clone(), settings.tiles))
         return real(given, tissue, settings, seed)
 
-    monkeypatch.setattr(sampling, "draw_cells", draw_cells)
+    monkeypatch.setattr(one_level, "draw_cells", draw_cells)
     start = start_of(*CLASSIFIER)
     found = trained(tmp_path, *CLASSIFIER, network=lambda: start_of(*CLASSIFIER), validation=[])
     assert {tiles for _, tiles in logits} == {5}
@@ -224,14 +226,14 @@ def test_attention_learns_from_the_survey_alone_and_the_classifier_stays_as_it_i
 def test_gradients_of_attention_are_clipped_by_their_own_norm(tmp_path, monkeypatch):
     """Those that the classifier's last step has left are not among them."""
     owners: dict[str, set[str]] = {}
-    real = training._Training._take_step
+    real = Learner.take_step
 
-    def take_step(self, step, batch, count):
+    def take_step(self, count, check):
         names = {name.split(".")[0] for name, each in self.model.named_parameters() if each.grad is not None}
-        owners.setdefault(self.phase.name, set()).update(names)
-        return real(self, step, batch, count)
+        owners.setdefault(check.func.__self__.phase.name, set()).update(names)
+        return real(self, count, check)
 
-    monkeypatch.setattr(training._Training, "_take_step", take_step)
+    monkeypatch.setattr(Learner, "take_step", take_step)
     trained(tmp_path, *PHASES)
     assert owners["classifier"] == {"encoder", "gate", "head"}
     assert owners["attention"] == {"attention"}
@@ -262,7 +264,7 @@ def test_of_several_processes_the_first_says_how_far_attention_is_trusted(tmp_pa
         model.attention_scale.fill_(2.0)
         return distilling.Trust(2.0, True, 1.0, 0.1, 4)
 
-    monkeypatch.setattr(training, "trust", trust)
+    monkeypatch.setattr(attention_phase, "trust", trust)
     found = trained(tmp_path, *ATTENTION, processes=Second())
     assert found.trust == verdict
     assert found.model.attention_scale == scale
@@ -271,13 +273,13 @@ def test_of_several_processes_the_first_says_how_far_attention_is_trusted(tmp_pa
 def test_what_a_run_has_surveyed_itself_is_not_recalled(tmp_path, monkeypatch):
     """With two levels that would read the closer looks at regions again."""
     recalled: list[list[int]] = []
-    real = training.recall
+    real = attention_phase.recall
 
     def recall(method, examples, reader, seed, found, *, on_bad):
         recalled.append(sorted(found))
         return real(method, examples, reader, seed, found, on_bad=on_bad)
 
-    monkeypatch.setattr(training, "recall", recall)
+    monkeypatch.setattr(attention_phase, "recall", recall)
     trained(tmp_path, *ATTENTION)
     assert recalled == [[]]
 
@@ -302,13 +304,13 @@ def test_attention_learns_from_slides_laid_any_way_and_is_used_as_they_lie(tmp_p
 
 def test_slides_of_a_pooled_case_are_taught_together(tmp_path, monkeypatch):
     counts: list[int] = []
-    real = training.loss
+    real = attention_phase.loss
 
     def loss(evidence):
         counts.append(len(evidence.said))
         return real(evidence)
 
-    monkeypatch.setattr(training, "loss", loss)
+    monkeypatch.setattr(attention_phase, "loss", loss)
     ordered = sorted(TRAINING, key=lambda each: each.target)
     pairs = [replace(each, ref=replace(each.ref, case=f"case {n // 2}")) for n, each in enumerate(ordered)]
     trained(tmp_path / "union", *ATTENTION, "model.cases=union", examples=pairs)
@@ -352,18 +354,16 @@ def test_slides_that_cannot_be_read_are_left_out_of_the_survey(tmp_path):
 
 
 def test_attention_that_is_no_number_is_named_with_slide_step_and_last_good_state(tmp_path, monkeypatch):
-    real = training._Training._distil
+    real = attention_phase.AttentionPhase.take
 
-    def poison(self, step, batch):
+    def poison(self, step, batch, begun):
         if step == 14:
             with torch.no_grad():
-                self.model.attention.logit.weight.fill_(torch.nan)
-        return real(self, step, batch)
+                self._learner.model.attention.logit.weight.fill_(torch.nan)
+        return real(self, step, batch, begun)
 
-    monkeypatch.setattr(training._Training, "_distil", poison)
-    said = (
-        r"attention of s\d[pv] is no number; .* \(step 14, epoch 3\); the last good state is .*step_000000012"
-    )
+    monkeypatch.setattr(attention_phase.AttentionPhase, "take", poison)
+    said = r"s\d[pv]: attention is NaN .* \(step 14, epoch 3\); the last good state is .*step_000000012"
     with pytest.raises(ModelError, match=said):
         trained(tmp_path, *ATTENTION)
     assert progress(tmp_path)["step"] == 12
@@ -371,7 +371,7 @@ def test_attention_that_is_no_number_is_named_with_slide_step_and_last_good_stat
 
 def test_attention_that_is_no_number_while_it_is_judged_is_an_error(tmp_path):
     rate = ["training.attention_learning_rate=1e36", "training.warmup=0.0"]
-    with pytest.raises(ModelError, match=r"(loss|norm|attention of s\d+\w) is .*try lower learning rates"):
+    with pytest.raises(ModelError, match=r"(loss|norm|attention) is .*try lower learning rates"):
         trained(tmp_path, *ATTENTION, *rate)
 
 
@@ -381,16 +381,16 @@ def test_attention_that_is_no_number_while_it_is_judged_is_an_error(tmp_path):
 def spoil(monkeypatch, values: list[float]) -> list[dict[str, torch.Tensor]]:
     """Validation losses by hand, in the phase in which all learns; gives the weights that had each."""
     seen: list[dict[str, torch.Tensor]] = []
-    real = training._Training._validate
+    real = Metrics.validate
 
-    def validate(self, draw, *, prefix="validation_"):
-        found = real(self, draw, prefix=prefix)
-        if self.phase.name == "joint" and prefix == "validation_":
-            seen.append({name: each.clone() for name, each in self.final.state_dict().items()})
+    def validate(self, prefix="validation_"):
+        found = real(self, prefix)
+        if self.journal.phase.name == "joint" and prefix == "validation_":
+            seen.append({name: each.clone() for name, each in self.learner.final.state_dict().items()})
             found["validation_loss"] = values[len(seen) - 1]
         return found
 
-    monkeypatch.setattr(training._Training, "_validate", validate)
+    monkeypatch.setattr(Metrics, "validate", validate)
     return seen
 
 
@@ -424,18 +424,20 @@ def test_joint_epochs_that_no_figure_can_judge_are_left_out_with_a_warning(tmp_p
             after = trained(tmp_path / "after", *changes, validation=alike)
         assert_same(before, after)
         assert [row["phase"] for row in after.rows] == ["classifier"] * 2 + ["attention"] * 3
-        assert "joint training is left out: validation_auc cannot be told" in caplog.text
+        assert "joint training is left out: validation_auc is not defined" in caplog.text
 
 
 def test_patience_with_slides_that_turn_unreadable_ends_the_phase(tmp_path, monkeypatch):
-    real = training._Training._validate
+    real = Metrics.validate
 
-    def validate(self, draw, *, prefix="validation_"):
-        found = real(self, draw, prefix=prefix)
-        readable = self.phase.name != "joint" or self.progress.step == self.progress.start
+    def validate(self, prefix="validation_"):
+        found = real(self, prefix)
+        readable = (
+            self.journal.phase.name != "joint" or self.journal.progress.step == self.journal.progress.start
+        )
         return found if readable else dict.fromkeys(found)
 
-    monkeypatch.setattr(training._Training, "_validate", validate)
+    monkeypatch.setattr(Metrics, "validate", validate)
     changes = [*PHASES, "training.attention_epochs=0", "training.joint_epochs=5", "training.patience=2"]
     found = trained(tmp_path, *changes)
     assert [row["phase"] for row in found.rows] == ["classifier"] * 2 + ["joint"] * 2
@@ -460,7 +462,7 @@ def test_joint_training_is_left_out_where_attention_is_not_trusted(tmp_path, mon
         model.attention_scale.fill_(0.0)
         return distilling.Trust(0.0, False, 0.1, 0.6, 4)
 
-    monkeypatch.setattr(training, "trust", trust)
+    monkeypatch.setattr(attention_phase, "trust", trust)
     before = trained(tmp_path / "before", *ATTENTION)
     for _ in range(2):  # the second goes on from a run that has ended
         caplog.clear()
@@ -468,13 +470,16 @@ def test_joint_training_is_left_out_where_attention_is_not_trusted(tmp_path, mon
             after = trained(tmp_path / "after", *PHASES)
         assert_same(before, after)
         assert [row["phase"] for row in after.rows] == ["classifier"] * 2 + ["attention"] * 3
-        assert "joint training is left out: tiles are drawn uniformly" in caplog.text
+        assert (
+            "joint training is left out: validation slides say that tiles are to be drawn uniformly"
+            in caplog.text
+        )
 
 
 @pytest.mark.parametrize("scale", [0.5, 1.0])
 def test_all_together_draw_by_attention_as_far_as_it_is_trusted(tmp_path, monkeypatch, scale):
     logits: list[torch.Tensor] = []
-    real = sampling.draw_cells
+    real = one_level.draw_cells
 
     def draw_cells(given, tissue, settings, seed):
         if settings.tiles == 3:
@@ -487,13 +492,14 @@ def test_all_together_draw_by_attention_as_far_as_it_is_trusted(tmp_path, monkey
         model.attention_scale.fill_(scale)
         return distilling.Trust(scale, True, 0.5, 0.6, 4)
 
-    monkeypatch.setattr(sampling, "draw_cells", draw_cells)
-    monkeypatch.setattr(training, "trust", trust)
+    monkeypatch.setattr(one_level, "draw_cells", draw_cells)
+    monkeypatch.setattr(attention_phase, "trust", trust)
     found = trained(tmp_path, *PHASES)
     assert found.model.attention_scale == scale
     assert found.trust == distilling.Trust(scale, True, 0.5, 0.6, 4)
+    overview = TRAINING[0].overview
     attention = found.model.score_cells(
-        torch.from_numpy(TRAINING[0].thumbnail), torch.arange(20), TRAINING[0].tissue.grid.shape
+        torch.from_numpy(overview.thumbnail), torch.arange(20), overview.tissue.grid.shape
     )
     assert attention.detach().any()
     joint = logits[-16 - 4 * 2 * (1 + 4) :]
@@ -526,17 +532,17 @@ def test_a_slide_that_only_some_draws_can_read_is_left_out_of_the_comparison(tmp
 def test_the_kept_epoch_of_the_classifier_is_what_attention_is_held_against(tmp_path, monkeypatch):
     """Which need not be the last."""
     values = iter([3.0, 1.0, 2.0, 2.0])
-    real = training._Training._validate
+    real = Metrics.validate
 
-    def validate(self, draw, *, prefix="validation_"):
-        found = real(self, draw, prefix=prefix)
-        if self.phase.name == "classifier":
+    def validate(self, prefix="validation_"):
+        found = real(self, prefix)
+        if self.journal.phase.name == "classifier":
             kept.append(found["validation_loss"])
             found["validation_loss"] = next(values)
         return found
 
     kept: list[float] = []
-    monkeypatch.setattr(training._Training, "_validate", validate)
+    monkeypatch.setattr(Metrics, "validate", validate)
     rows: list = []
     changes = [*ATTENTION, "training.epochs=6", "training.patience=2", "training.attention_epochs=2"]
     trained(tmp_path, *changes, on_epoch=rows.append)
@@ -597,14 +603,14 @@ def whole_with_states(tmp_path_factory):
 def test_a_run_stopped_at_any_step_goes_on_from_the_state_before_and_ends_the_same(
     tmp_path, monkeypatch, step, whole_with_states
 ):
-    real = training._Training._take_step
+    real = Learner.take_step
 
-    def take_step(self, number, batch, count):
-        if number == step:
+    def take_step(self, count, check):
+        if check.keywords["step"] == step:
             raise KeyboardInterrupt
-        return real(self, number, batch, count)
+        return real(self, count, check)
 
-    monkeypatch.setattr(training._Training, "_take_step", take_step)
+    monkeypatch.setattr(Learner, "take_step", take_step)
     with pytest.raises(KeyboardInterrupt):
         trained(tmp_path, *STATES)
     monkeypatch.undo()
@@ -766,7 +772,7 @@ def test_training_takes_features_in_place_of_pixels(tmp_path, monkeypatch, kind)
     def trust(model, judges, figure, **options):
         return distilling.Trust(1.0, True, 0.5, 0.1, len(judges))
 
-    monkeypatch.setattr(training, "trust", trust)
+    monkeypatch.setattr(attention_phase, "trust", trust)
     rows: list = []
     phases = PHASES if kind == "sampling" else CLASSIFIER
     settings = SETTINGS.with_values([*phases, *TABLE, f"model.kind={kind}", "training.epochs=12"])

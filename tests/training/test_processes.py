@@ -61,7 +61,7 @@ def examples(names: list[str]) -> list[Example]:
     made = (example(name) for name in names)
     return [
         Example(SlideRef(each.ref.id, each.ref.path, CASES.get(each.ref.id, each.ref.id)),
-                each.thumbnail, each.tissue, each.target)
+                each.overview, each.target)
         for each in made
     ]  # fmt: skip
 

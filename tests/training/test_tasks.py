@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from wsi_ats.models.batches import Example, TileReader
-from wsi_ats.overview.overview import look
+from wsi_ats.overview.overview import read_overview
 from wsi_ats.settings import Settings
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.memory import MemorySlide
@@ -81,7 +81,7 @@ def test_a_task_is_learnt(tmp_path, task, score, least, changes):
     names = [str(number) for number in range(48)]
     target = Target.of(task, [label_of(task, name) for name in names[:32]])
     examples = [
-        Example(SlideRef(n, n, n), *look(slide_of(n), settings), target.encode(label_of(task, n)))
+        Example(SlideRef(n, n, n), read_overview(slide_of(n), settings), target.encode(label_of(task, n)))
         for n in names
     ]
     rows = []
@@ -117,7 +117,7 @@ def test_without_slides_to_watch_figures_are_empty(tmp_path, labels, task, score
     settings = SETTINGS.with_values([f"model.task={task}", "training.joint_epochs=1"])
     target, rows = Target.of(task, labels), []
     examples = [
-        Example(SlideRef(n, n, n), *look(slide_of(n), settings), target.encode(label))
+        Example(SlideRef(n, n, n), read_overview(slide_of(n), settings), target.encode(label))
         for n, label in zip("0123", labels, strict=True)
     ]
     with TileReader(2, lambda ref: slide_of(ref.id)) as reader:

@@ -1,92 +1,27 @@
-"""What every kind of model can do with slides: the verbs, and the records that they give."""
+"""The interface of all kinds of models to slides, and the records that they return."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
+from wsi_ats.errors import ModelError
 from wsi_ats.geometry import Grid, IntArray
 from wsi_ats.models.batches import Example, Reader
 from wsi_ats.models.encoding import TileBatches
-from wsi_ats.overview.masks import TissueMask
-from wsi_ats.slides.base import Pixels, Slide
-
-
-@dataclass(frozen=True)
-class Estimates:
-    """What one pass over a batch of slides gives; slides that could not be read are not in it.
-
-    Parameters
-    ----------
-    outputs
-        Of the network, shape (B, outputs).
-    places
-        Which of the batch's slides they are of, in order.
-    failed
-        Message for each slide that could not be read.
-    tiles
-        Distinct tiles that were read; twice as many where the backward pass reads them again.
-    log_weight
-        What each slide counts among the slides of its case, shape (B,); see
-        :func:`wsi_ats.nn.cases.pool_slides`.
-    drawn
-        The tiles of each slide as the network saw them; empty where none are drawn.
-    """
-
-    outputs: Tensor
-    places: Sequence[int]
-    failed: Mapping[str, str]
-    log_weight: Tensor
-    tiles: int = 0
-    drawn: Sequence[SeenTiles] = ()
-
-
-@dataclass(frozen=True)
-class SeenTiles:
-    """The drawn tiles of one slide, once they have been read.
-
-    Parameters
-    ----------
-    weight
-        Weights in the estimate, shape (m,), with gradient.
-    attention
-        Attention of each tile's cell, shape (m,), with gradient.
-    gate
-        What each tile says of its own weight, shape (m,), with gradient; zeros with linear pooling.
-    features
-        Shape (m, D), with gradient.
-    entropy
-        Of the attention over the slide's cells, in nats, shape (), with gradient.
-    top_share
-        Attention of the hundredth of the cells that have most of it.
-    """
-
-    weight: Tensor
-    attention: Tensor
-    gate: Tensor
-    features: Tensor
-    entropy: Tensor
-    top_share: float
-
-    @property
-    def effective(self) -> float:
-        """Effective sample size: how many tiles of equal weight would vary as little.
-
-        (Kong 1992.) All of them where they are drawn from the attention that weighs them and none is
-        certain; fewer the more that attention has changed since.
-        """
-        weight = self.weight.detach().double()
-        # Attention may have left all of them.
-        return float(weight.sum() ** 2 / weight.square().sum()) if weight.any() else 0.0
+from wsi_ats.models.evidence import Attended
+from wsi_ats.overview.records import Overview
+from wsi_ats.slides.base import Slide
 
 
 @dataclass(frozen=True)
 class WeightedTiles:
-    """Tiles that stand for a slide, and why they do: distinct cells of one draw, in its order.
+    """Distinct tiles of one draw, in the order in which they came, with their weights.
 
     Parameters
     ----------
@@ -95,11 +30,13 @@ class WeightedTiles:
     cells
         Flat numbers on it, shape (m,).
     attention
-        Attention of each cell, shape (m,).
+        Attention of each cell, shape (m,), with gradient.
     inclusion
         Expected number of draws of each cell (pi), shape (m,).
     weight
         Weight of each tile in the estimate, shape (m,), with gradient.
+    attended
+        Logarithm of the attention to these cells, and the attention to the slide as a whole.
     """
 
     grid: Grid
@@ -107,11 +44,44 @@ class WeightedTiles:
     attention: Tensor
     inclusion: Tensor
     weight: Tensor
+    attended: Attended
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """Outputs of a batch of slides from one pass; slides that could not be read are not among them.
+
+    Parameters
+    ----------
+    outputs
+        Of the network, shape (B, outputs).
+    places
+        Places of these slides in the batch, in order.
+    failed
+        Message for each slide that could not be read.
+    log_weight
+        Logarithm of each slide's weight among the slides of its case, shape (B,); see
+        :func:`wsi_ats.nn.cases.pool_slides`.
+    tiles
+        Distinct tiles that were read; twice as many where the backward pass reads them again.
+    drawn
+        The tiles of each slide; empty where none are drawn.
+    features
+        Features of these tiles, for each slide of shape (m, D), with gradient; empty where none are drawn.
+    """
+
+    outputs: Tensor
+    places: Sequence[int]
+    failed: Mapping[str, str]
+    log_weight: Tensor
+    tiles: int = 0
+    drawn: Sequence[WeightedTiles] = ()
+    features: Sequence[Tensor] = ()
 
 
 @dataclass(frozen=True)
 class DrawLogits:
-    """What a model says of one slide by one of several independent draws of tiles.
+    """Logits of one slide by one of several independent draws of tiles.
 
     Parameters
     ----------
@@ -120,17 +90,17 @@ class DrawLogits:
     tiles
         The tiles of the draw; ``None`` where no tiles are read.
     new_tiles
-        How many of them no earlier draw had read.
+        Number of them that no earlier draw had read.
     empty_tiles
-        On how many of those nothing is to be seen; see :func:`wsi_ats.overview.tissue.are_empty`.
+        Number of those that show nothing; see :func:`wsi_ats.overview.tissue.are_empty`.
     attention
         Over the slide's tissue cells, shape (K,), the same for every draw; ``None`` where there is none.
-    together
+    pooled_logits
         Logits of this draw and all before it, their tiles pooled into one estimate, shape (classes,). With
-        ``gated`` pooling that is closer to all tiles than the mean of the draws: the bias of a ratio falls
-        with the tiles in it. ``None`` for a model that does not sample.
+        ``gated`` pooling these are closer to the logits of all tiles than the mean of the draws: the bias of
+        a ratio falls with the number of tiles. ``None`` for a model that does not sample.
     log_weight
-        What the slide counts among the slides of its case by these tiles, all draws together.
+        Logarithm of the slide's weight among the slides of its case, by the tiles of all draws so far.
     """
 
     logits: Tensor
@@ -138,7 +108,7 @@ class DrawLogits:
     new_tiles: int = 0
     empty_tiles: int = 0
     attention: Tensor | None = None
-    together: Tensor | None = None
+    pooled_logits: Tensor | None = None
     log_weight: float = 0.0
 
 
@@ -146,14 +116,14 @@ Finish = Callable[[], Estimates]
 
 
 class Method(Protocol):
-    """A kind of model together with its way from slides to logits: network, settings and device in one."""
+    """The way of one kind of model from slides to logits, with its network, settings and device."""
 
     def passes(self, slides: int) -> int:
-        """Into how many passes a step over so many slides is cut to fit into memory."""
+        """Return the number of passes into which a step over so many slides is cut to fit into memory."""
         ...
 
     def check(self, training: Sequence[Example], validation: Sequence[Example]) -> None:
-        """Refuse slides that cannot be trained on or watched.
+        """Refuse slides that are too large to learn from or to score.
 
         Raises
         ------
@@ -167,11 +137,11 @@ class Method(Protocol):
         ...
 
     def begin(self, examples: Sequence[Example], reader: Reader, seeds: Sequence[int]) -> Finish:
-        """Decide by the weights as they are what is to be read of some slides, and begin to read it.
+        """Choose tiles of some slides by the present weights, and begin to read them.
 
-        Whatever is called in between, the estimates are those of the weights as they are when the result is
-        called: tiles that were drawn by an older attention weigh what the present one gives them, divided by
-        how often the older one was expected to draw them, which keeps the estimate unbiased.
+        The estimates are those of the weights at the time when the result is called. A tile that an older
+        attention drew is weighted by the present attention over the inclusion at the time of the draw, which
+        keeps the estimate unbiased.
 
         Parameters
         ----------
@@ -180,53 +150,45 @@ class Method(Protocol):
         reader
             Reads their tiles.
         seeds
-            One for each slide; all that is random follows from it.
+            One for each slide; all randomness follows from it.
 
         Returns
         -------
         function
-            To be called once; waits for the reads and gives the :class:`Estimates` of the slides that could
-            be read, with gradients. There may be none.
+            To be called once. Waits for the reads and returns the :class:`Estimates` of the slides that could
+            be read, possibly none, with gradients.
 
         Raises
         ------
         ModelError
-            When the network no longer gives numbers; the result may raise it, too.
+            When the network gives NaN or infinity; the result may raise it, too.
         """
         ...
 
     def score(
-        self,
-        slide: Slide,
-        thumbnail: Pixels,
-        tissue: TissueMask,
-        seeds: Iterable[int],
-        encoder: TileBatches | None = None,
+        self, slide: Slide, overview: Overview, seeds: Iterable[int], encoder: TileBatches | None = None
     ) -> Generator[DrawLogits, None, None]:
-        """Compute the logits of one slide, one draw of tiles after the other.
+        """Compute the logits of one slide, draw by draw.
 
-        Lazy: what only a later draw needs is not read before that draw is asked for, and nothing is read
-        twice, so whoever iterates decides when it is enough.
+        Lazy: tiles of a draw are read when that draw is asked for, and no tile is read twice, so that the
+        caller decides after each draw whether to go on.
 
         Parameters
         ----------
         slide
             The open slide.
-        thumbnail
-            RGB, uint8, shape (rows * p, columns * p, 3).
-        tissue
-            Its tissue cells; at least one.
+        overview
+            Its thumbnail and tissue; at least one tissue cell.
         seeds
-            One for each independent draw; there may be no end of them.
+            One for each independent draw; may be endless.
         encoder
-            The network's own, shared with other slides; by default one for this slide alone. The result is
-            the same.
+            The network's own, shared with other slides; by default one for this slide alone, with the same
+            result.
 
         Yields
         ------
         DrawLogits
-            One for each seed. A model that does not sample, whose every draw would be the same, gives one
-            and ends.
+            One for each seed; a single one from a model that does not sample.
 
         Raises
         ------
@@ -236,11 +198,28 @@ class Method(Protocol):
         ...
 
 
-def draw_seed(seed: int, slide_id: str, number: int) -> int:
-    """Seed of one draw of one slide.
+@contextmanager
+def naming(slide: str) -> Iterator[None]:
+    """Put the name of a slide before the message of a :class:`ModelError` that is raised inside.
 
-    A function of its arguments alone, so that a slide gets the same tiles on any machine, with any
-    number of workers and in any order.
+    Examples
+    --------
+    >>> with naming("a.svs"):
+    ...     raise ModelError("attention is NaN")
+    Traceback (most recent call last):
+    wsi_ats.errors.ModelError: a.svs: attention is NaN
+    """
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(f"{slide}: {error}") from error
+
+
+def draw_seed(seed: int, slide_id: str, number: int) -> int:
+    """Return the seed of one draw of one slide.
+
+    It depends on the arguments alone, so that a slide gets the same tiles on any machine, with any number of
+    workers and in any order.
 
     Parameters
     ----------

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from wsi_ats.errors import SettingsError, SlideError
 from wsi_ats.geometry import Grid, IntArray
 from wsi_ats.models.features import Features
-from wsi_ats.overview.masks import TissueMask
+from wsi_ats.overview.records import Overview
 from wsi_ats.overview.tiles import read_tiles
 from wsi_ats.slides import open_slide
 from wsi_ats.slides.base import Pixels, Slide, SlideRef
@@ -45,27 +45,24 @@ _OPEN_SLIDES = 128
 
 @dataclass(frozen=True)
 class Example:
-    """A slide ready for training: what attention sees of it, and its label.
+    """A slide ready for training: its overview and its label.
 
     Parameters
     ----------
     ref
         The slide; its tiles are read when they are drawn.
-    thumbnail
-        RGB, uint8, shape (rows * p, columns * p, 3).
-    tissue
-        Tissue cells and their grid; at least one.
+    overview
+        Thumbnail and tissue; at least one tissue cell.
     target
-        What is to be predicted; see :meth:`wsi_ats.tasks.targets.Target.encode`.
+        The label as numbers; see :meth:`wsi_ats.tasks.targets.Target.encode`.
     """
 
     ref: SlideRef
-    thumbnail: Pixels
-    tissue: TissueMask
+    overview: Overview
     target: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if not len(self.tissue.cells):
+        if not len(self.overview.tissue.cells):
             raise SettingsError(f"{self.ref.id} has no tissue; leave it out of training")
 
 

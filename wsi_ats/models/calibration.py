@@ -1,4 +1,4 @@
-"""What all methods that read tiles share: the encoder's constants, and encoding many tiles in parts."""
+"""Measure the encoder's constants, vary tiles for training, and encode many tiles in parts."""
 
 from __future__ import annotations
 
@@ -17,83 +17,30 @@ from wsi_ats.models.encoding import TILES_AT_A_TIME, to_device
 from wsi_ats.models.features import Features
 from wsi_ats.nn.augmentation import draw_variation, join, vary
 from wsi_ats.nn.encoder import TileEncoder
-from wsi_ats.settings import AugmentationSettings, Settings
+from wsi_ats.settings import AugmentationSettings, TrainingSettings
 from wsi_ats.slides.base import Pixels
 
-# Set apart from draws, which take the same seeds.
+# Separates these seeds from those of draws.
 _VARIATION = "variation"
 
 
+ExampleTiles = tuple[Example, Grid, IntArray]
+"""A slide, its grid of tiles, and flat numbers (N,) of cells on it."""
+
+
 def calibrate(
-    encoder: TileEncoder,
-    examples: Sequence[Example],
-    reader: Reader,
-    settings: Settings,
-    *,
-    device: torch.device | None,
+    encoder: TileEncoder, wanted: Sequence[ExampleTiles], reader: Reader, *, device: torch.device | None
 ) -> None:
-    """Measure the encoder's constants on tiles drawn uniformly from all slides.
-
-    Parameters
-    ----------
-    encoder
-        It is changed.
-    examples
-        The slides.
-    reader
-        Reads their tiles.
-    settings
-        The seed and the number of tiles are used.
-    device
-        Where the encoder is.
-
-    Raises
-    ------
-    ModelError
-        When no slide can be read.
-    """
-    generator = np.random.default_rng(draw_seed(settings.training.seed, "calibration", 0))
-    chosen, each = calibration_slides(examples, settings.training.calibration_tiles, generator)
-    cells = [generator.choice(e.tissue.cells, min(each, len(e.tissue.cells)), replace=False) for e in chosen]
-    wanted = [(e, e.tissue.grid, part) for e, part in zip(chosen, cells, strict=True)]
-    calibrate_on(encoder, wanted, reader, device=device)
-
-
-def calibration_slides(
-    examples: Sequence[Example], tiles: int, generator: np.random.Generator
-) -> tuple[list[Example], int]:
-    """Choose the slides that share a number of tiles, and say how many each gives.
-
-    Parameters
-    ----------
-    examples
-        The slides.
-    tiles
-        How many are wanted in all; where there are more slides, one each of as many.
-    generator
-        Which slides, and their order.
-    """
-    chosen = [examples[i] for i in generator.permutation(len(examples))[:tiles]]
-    return chosen, -(-tiles // len(chosen))
-
-
-def calibrate_on(
-    encoder: TileEncoder,
-    wanted: Sequence[tuple[Example, Grid, IntArray]],
-    reader: Reader,
-    *,
-    device: torch.device | None,
-) -> None:
-    """Measure the encoder's constants on given tiles.
+    """Measure the encoder's constants on some tiles.
 
     Parameters
     ----------
     encoder
         It is changed.
     wanted
-        Slides, each with its grid of tiles and flat numbers of cells on it.
+        The tiles, from all the tissue that will be encoded.
     reader
-        Reads the tiles.
+        Reads them.
     device
         Where the encoder is.
 
@@ -112,6 +59,33 @@ def calibrate_on(
     encoder.calibrate(to_device(np.concatenate(read), device))
 
 
+def uniform_tiles(examples: Sequence[Example], training: TrainingSettings) -> list[ExampleTiles]:
+    """Draw tiles uniformly from slides, as many in all as ``training.calibration_tiles``, by its seed."""
+    generator = np.random.default_rng(draw_seed(training.seed, "calibration", 0))
+    chosen, each = calibration_slides(examples, training.calibration_tiles, generator)
+    masks = [example.overview.tissue for example in chosen]
+    cells = [generator.choice(mask.cells, min(each, len(mask.cells)), replace=False) for mask in masks]
+    return [(example, mask.grid, part) for example, mask, part in zip(chosen, masks, cells, strict=True)]
+
+
+def calibration_slides(
+    examples: Sequence[Example], tiles: int, generator: np.random.Generator
+) -> tuple[list[Example], int]:
+    """Choose the slides that share a number of tiles, and return the number of tiles of each.
+
+    Parameters
+    ----------
+    examples
+        The slides.
+    tiles
+        Number wanted in all; of more slides than that, as many give one each.
+    generator
+        Decides the slides and their order.
+    """
+    chosen = [examples[i] for i in generator.permutation(len(examples))[:tiles]]
+    return chosen, -(-tiles // len(chosen))
+
+
 def varied(tiles: Tensor, counts: Sequence[int], seeds: Sequence[int], how: AugmentationSettings) -> Tensor:
     """Vary the tiles of some slides for training.
 
@@ -120,10 +94,10 @@ def varied(tiles: Tensor, counts: Sequence[int], seeds: Sequence[int], how: Augm
     tiles
         Of all slides, uint8, shape (N, h, w, 3).
     counts, seeds
-        How many tiles each slide has, and its seed: a slide's tiles are varied in the same way whatever
-        slides they are together with.
+        Number of tiles of each slide, and its seed: the variation of a slide's tiles does not depend on the
+        other slides of the batch.
     how
-        By how much.
+        Kinds and amounts of variation.
     """
     if not (how.turns or how.colour or how.stain):
         return tiles
@@ -153,8 +127,8 @@ def embed_in_parts(
     """Read and encode cells a few at a time, so that pixels of few tiles are in memory at once.
 
     With gradients, pixels and feature maps of all tiles would be kept for the backward pass. With
-    ``twice`` none are: the backward pass reads and encodes the tiles again, a few at a time
-    (Chen et al. 2016, arXiv 1604.06174). Its gradients are the same.
+    ``twice`` none are kept: the backward pass reads and encodes the tiles again, a few at a time, and gives
+    the same gradients (Chen et al. 2016, arXiv 1604.06174).
 
     Parameters
     ----------
@@ -169,9 +143,9 @@ def embed_in_parts(
     at_a_time
         Most tiles in memory at once.
     twice
-        Whether the backward pass is to read and encode again.
+        Read and encode again in the backward pass.
     vary_part
-        Varies tiles (n, h, w, 3) of given cells (n,) before they are encoded; the same each time.
+        Varies tiles (n, h, w, 3) of given cells (n,) before they are encoded, in the same way each time.
 
     Returns
     -------

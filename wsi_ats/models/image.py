@@ -13,13 +13,13 @@ from torch import Tensor
 
 from wsi_ats.errors import ModelError
 from wsi_ats.geometry import Grid
-from wsi_ats.models.base import DrawLogits, Estimates
+from wsi_ats.models.base import DrawLogits, Estimates, naming
 from wsi_ats.models.batches import Example, Reader, outcomes
 from wsi_ats.models.encoding import TileBatches
 from wsi_ats.nn.image import ImageClassifier
 from wsi_ats.nn.memory import free_bytes, peak_bytes
 from wsi_ats.nn.precision import autocast
-from wsi_ats.overview.masks import TissueMask
+from wsi_ats.overview.records import Overview
 from wsi_ats.overview.tiles import read_thumbnail
 from wsi_ats.settings import Settings
 from wsi_ats.slides.base import Pixels, Slide
@@ -51,15 +51,16 @@ class WholeImage:
     free: Callable[[torch.device], int] = free_bytes
 
     def passes(self, slides: int) -> int:
-        """One slide in a pass: they differ in size, and one is as much as memory may hold."""
+        """Put one slide in a pass: slides differ in size, and memory may hold one only."""
         return slides
 
     def check(self, training: Sequence[Example], validation: Sequence[Example]) -> None:
-        """Refuse slides that would not fit into memory; the largest of each stands for all."""
+        """Refuse slides that would not fit into memory, judged by the largest."""
         for examples, learn in ((training, True), (validation, False)):
             if examples:
-                largest = max(examples, key=lambda each: math.prod(each.tissue.grid.shape))
-                self._refuse_too_large(largest.ref.id, largest.tissue.grid, training=learn)
+                largest = max(examples, key=lambda each: math.prod(each.overview.tissue.grid.shape))
+                with naming(largest.ref.id):
+                    self._refuse_too_large(largest.overview.tissue.grid, training=learn)
 
     def calibrate(self, examples: Sequence[Example], reader: Reader) -> None:
         """Measure the encoder's constants on the training slides.
@@ -88,16 +89,14 @@ class WholeImage:
         reader: Reader,
         seeds: Sequence[int],  # noqa: ARG002  (nothing is drawn)
     ) -> Callable[[], Estimates]:
-        """Begin nothing: an image may be as much as memory holds."""
+        """Leave all reads to the result: memory may hold a single image only."""
         return partial(self._estimate, examples, reader)
 
     def _estimate(self, examples: Sequence[Example], reader: Reader) -> Estimates:
         images, failed = self._read(examples, reader)
         places = [place for place, image in enumerate(images) if image is not None]
-        device, side = (
-            self.device or torch.device("cpu"),
-            min((min(each.shape[:2]) for each in images if each is not None), default=0),
-        )
+        device = self.device or torch.device("cpu")
+        side = min((min(each.shape[:2]) for each in images if each is not None), default=0)
         with autocast(self.settings.training.precision, device, side):
             features = [
                 self.model.embed(torch.from_numpy(image)[None].to(self.device))[0]
@@ -117,8 +116,7 @@ class WholeImage:
     def score(
         self,
         slide: Slide,
-        thumbnail: Pixels,  # noqa: ARG002  (the image has all that it shows)
-        tissue: TissueMask,
+        overview: Overview,
         seeds: Iterable[int],  # noqa: ARG002  (nothing is drawn)
         encoder: TileBatches | None = None,  # noqa: ARG002  (there are no tiles)
     ) -> Generator[DrawLogits, None, None]:
@@ -129,8 +127,10 @@ class WholeImage:
         ModelError
             When it would not fit into memory.
         """
-        self._refuse_too_large(slide.path, tissue.grid, training=False)
-        image = torch.from_numpy(read_thumbnail(slide, tissue.grid, self._pixels))
+        grid = overview.tissue.grid
+        with naming(slide.path):
+            self._refuse_too_large(grid, training=False)
+        image = torch.from_numpy(read_thumbnail(slide, grid, self._pixels))
         device, precision = self.device or torch.device("cpu"), self.settings.scoring.precision
         with autocast(precision, device, min(image.shape[:2])):
             features = self.model.embed(image[None].to(self.device))[0]
@@ -144,12 +144,12 @@ class WholeImage:
         self, examples: Sequence[Example], reader: Reader
     ) -> tuple[list[Pixels | None], Mapping[str, str]]:
         jobs = [
-            (e.ref, partial(read_thumbnail, grid=e.tissue.grid, pixels_per_cell=self._pixels))
+            (e.ref, partial(read_thumbnail, grid=e.overview.tissue.grid, pixels_per_cell=self._pixels))
             for e in examples
         ]
         return outcomes(reader.run(jobs), examples)
 
-    def _refuse_too_large(self, name: str, grid: Grid, *, training: bool) -> None:
+    def _refuse_too_large(self, grid: Grid, *, training: bool) -> None:
         device = self.device or torch.device("cpu")
         free, needed = self.free(device), self.needed(grid, self._pixels, training=training)
         if needed <= free:
@@ -162,7 +162,7 @@ class WholeImage:
         scale = self.settings.model.scale * fits / self._pixels
         height, width = (count * self._pixels for count in grid.shape)
         raise ModelError(
-            f"{name} is {width} x {height} pixels at model.scale {self.settings.model.scale}: "
+            f"the image is {width} x {height} pixels at model.scale {self.settings.model.scale}: "
             f"{'training' if training else 'scoring'} would need {needed / 1e9:.3g} GB on {device.type}, and "
             f"{free / 1e9:.3g} GB are free; "
             + (f"train with a model.scale of at most {scale}" if fits else "no model.scale would fit")
@@ -170,7 +170,7 @@ class WholeImage:
         )
 
     def needed(self, grid: Grid, pixels_per_cell: int, *, training: bool) -> int:
-        """Bytes that a slide takes, with gradients, the optimiser's two moments of each weight, and a margin.
+        """Return the bytes that a slide takes, with the optimiser's two moments of each weight, and a margin.
 
         Parameters
         ----------

@@ -9,7 +9,6 @@ from wsi_ats.models.base import Method
 from wsi_ats.models.image import WholeImage
 from wsi_ats.models.mil import MultipleInstanceLearning
 from wsi_ats.models.sampling import AttentionSampling
-from wsi_ats.models.two_level import TwoLevelSampling
 from wsi_ats.nn.image import ImageClassifier
 from wsi_ats.nn.mil import AttentionMIL
 from wsi_ats.nn.model import AttentionSampler
@@ -41,8 +40,7 @@ def method_for(model: SlideNetwork, settings: Settings, device: torch.device | N
                 f"the model has {levels} levels, but thumbnail.levels is {settings.thumbnail.levels}; use "
                 "the settings that it was trained with"
             )
-        kind = AttentionSampling if levels == 1 else TwoLevelSampling
-        return kind(model, settings, device)
+        return AttentionSampling(model, settings, device)
     if isinstance(model, AttentionMIL):
         return MultipleInstanceLearning(model, settings, device)
     if isinstance(model, ImageClassifier):

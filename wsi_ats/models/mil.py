@@ -16,14 +16,17 @@ from torch import Tensor
 
 from wsi_ats.errors import ModelError, SlideError
 from wsi_ats.geometry import IntArray
-from wsi_ats.models.base import DrawLogits, Estimates, WeightedTiles, draw_seed
+from wsi_ats.models.base import DrawLogits, Estimates, WeightedTiles, draw_seed, naming
 from wsi_ats.models.batches import Example, Reader
-from wsi_ats.models.calibration import calibrate, embed_in_parts, varied
+from wsi_ats.models.calibration import calibrate, embed_in_parts, uniform_tiles, varied
+from wsi_ats.models.drawing import top_share
 from wsi_ats.models.encoding import TILES_AT_A_TIME, TileBatches, encode_cells, encoder_for
+from wsi_ats.models.evidence import Attended
 from wsi_ats.models.features import Features
+from wsi_ats.nn import expectation
 from wsi_ats.nn.mil import AttentionMIL
 from wsi_ats.nn.precision import autocast
-from wsi_ats.overview.masks import TissueMask
+from wsi_ats.overview.records import Overview
 from wsi_ats.overview.tiles import read_tiles
 from wsi_ats.settings import Settings
 from wsi_ats.slides.base import Pixels, Slide
@@ -51,15 +54,16 @@ class MultipleInstanceLearning:
     at_a_time: int = TILES_AT_A_TIME
 
     def passes(self, slides: int) -> int:
-        """One slide in a pass: the features of a single one are in memory."""
+        """Put one slide in a pass, so that the features of a single one are in memory."""
         return slides
 
     def check(self, training: Sequence[Example], validation: Sequence[Example]) -> None:
-        """All slides will do: only features grow with their size, 2 KB a tile in a resnet18."""
+        """Accept all slides: only features grow with their size, 2 KB a tile in a resnet18."""
 
     def calibrate(self, examples: Sequence[Example], reader: Reader) -> None:
         """Measure the encoder's constants on tiles drawn uniformly from all slides."""
-        calibrate(self.model.encoder, examples, reader, self.settings, device=self.device)
+        tiles = uniform_tiles(examples, self.settings.training)
+        calibrate(self.model.encoder, tiles, reader, device=self.device)
 
     def begin(
         self, examples: Sequence[Example], reader: Reader, seeds: Sequence[int]
@@ -73,7 +77,7 @@ class MultipleInstanceLearning:
         Raises
         ------
         ModelError
-            When attention is no longer a number.
+            When attention is NaN or infinite.
         """
         outputs, places, masses, failed, read = [], [], [], {}, 0
         for place, (example, seed) in enumerate(zip(examples, seeds, strict=True)):
@@ -82,7 +86,8 @@ class MultipleInstanceLearning:
             except SlideError as error:
                 failed[example.ref.id] = str(error)
                 continue
-            output, _, mass = self._classify(features, example.ref.id)
+            with naming(example.ref.id):
+                output, _, mass = self._classify(features)
             outputs.append(output)
             masses.append(self._log_weight(mass))
             places.append(place)
@@ -100,55 +105,55 @@ class MultipleInstanceLearning:
     def score(
         self,
         slide: Slide,
-        thumbnail: Pixels,  # noqa: ARG002  (all that it says is in `tissue`)
-        tissue: TissueMask,
+        overview: Overview,
         seeds: Iterable[int],  # noqa: ARG002  (nothing is drawn)
         encoder: TileBatches | None = None,
     ) -> Generator[DrawLogits, None, None]:
-        """Compute the logits of one slide from all its tiles; each weighs what attention gives it."""
-        read = partial(read_tiles, slide, tissue.grid)
-        with encoder_for(self.model, self.settings, self.device, encoder) as batches:
-            features, empty = encode_cells(batches, read, tissue.cells, at_a_time=self.at_a_time)
-        logits, attention, mass = self._classify(features, slide.path)
-        tiles = WeightedTiles(
-            grid=tissue.grid,
-            cells=tissue.cells,
-            attention=attention,
-            inclusion=torch.ones(len(attention), dtype=torch.float64),
-            weight=attention,
+        """Compute the logits of one slide from all its tiles, weighted by attention."""
+        grid, cells = overview.tissue.grid, overview.tissue.cells
+        with naming(slide.path):
+            with encoder_for(self.model, self.settings, self.device, encoder) as batches:
+                read = partial(read_tiles, slide, grid)
+                features, empty = encode_cells(batches, read, cells, at_a_time=self.at_a_time)
+            outputs, logits, log_mass = self._classify(features)
+        attention = torch.softmax(logits, 0)
+        attended = Attended(
+            torch.log_softmax(logits, 0), log_mass, expectation.entropy(attention), top_share(attention)
         )
+        inclusion = torch.ones(len(cells), dtype=torch.float64)
         yield DrawLogits(
-            logits.float().cpu(),
-            tiles,
-            len(tissue.cells),
-            empty,
+            outputs.float().cpu(),
+            WeightedTiles(grid, cells, attention, inclusion, attention, attended),
+            new_tiles=len(cells),
+            empty_tiles=empty,
             attention=attention,
-            log_weight=self._log_weight(mass).item(),
+            log_weight=self._log_weight(log_mass).item(),
         )
 
-    def _classify(self, features: Tensor, name: str) -> tuple[Tensor, Tensor, Tensor]:
-        """Outputs, attention (K,) and what its softmax divides by, from the features (K, D) of all tiles."""
+    def _classify(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return outputs, attention's logits (K,) and their logsumexp, from features (K, D) of all tiles."""
         logits = self.model.score_tiles(features)
         if not logits.isfinite().all():
-            raise ModelError(f"the attention of {name} is no number; try lower learning rates")
+            raise ModelError("attention is NaN or infinite; try lower learning rates")
         attention = torch.softmax(logits, 0)
-        return self.model.classify(self.model.pool(attention, features)), attention, logits.logsumexp(0)
+        return self.model.classify(self.model.pool(attention, features)), logits, logits.logsumexp(0)
 
     def _log_weight(self, log_mass: Tensor) -> Tensor:
         """See :class:`wsi_ats.models.base.Estimates`."""
         return log_mass if self.settings.model.cases == "union" else torch.zeros_like(log_mass)
 
     def _features(self, example: Example, reader: Reader, seed: int) -> tuple[Tensor, int]:
-        """Features (K, D) of the tiles of a slide, and how many there are to be read for them.
+        """Return features (K, D) of the tiles of a slide, and the number of tiles that are read for them.
 
-        In training of a random subset, where settings ask for that.
+        In training, of a random subset where settings ask for one.
         """
+        tissue = example.overview.tissue
 
         def read(cells: IntArray) -> Pixels | Features:
-            [tiles] = reader.read([(example.ref, example.tissue.grid, cells)])
+            [tiles] = reader.read([(example.ref, tissue.grid, cells)])
             return tiles.result()
 
-        cells, encoder = example.tissue.cells, self.model.encoder
+        cells, encoder = tissue.cells, self.model.encoder
         most = self.settings.model.mil_tiles
         if self.model.training and 0 < most < len(cells):
             generator = np.random.default_rng(draw_seed(seed, "subset", 0))

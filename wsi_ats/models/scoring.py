@@ -21,7 +21,7 @@ from wsi_ats.models.stopping import stop
 from wsi_ats.nn.losses import activate
 from wsi_ats.nn.network import SlideNetwork
 from wsi_ats.overview.masks import TissueMask
-from wsi_ats.overview.overview import count_tiles, inspect
+from wsi_ats.overview.overview import count_tiles, explain_exclusion, read_overview
 from wsi_ats.overview.tiles import level_for
 from wsi_ats.results.records import AttentionMap, Prediction, Selection, Status, Stop
 from wsi_ats.settings import SamplingSettings, Settings
@@ -107,14 +107,14 @@ def predict_slide(
     ref.check_pixels(colour=settings.tile.colour, channel=settings.tile.channel)
     begin = time.perf_counter()
     counting = CountingSlide(slide)
-    view = inspect(counting, settings)
-    thumbnail, tissue = view.thumbnail, view.tissue
+    overview = read_overview(counting, settings)
+    tissue = overview.tissue
     draws: list[DrawLogits] = []
     stopped: Stop | None = None
     if len(tissue.cells):
         seeds = (draw_seed(seed, ref.id, number) for number in count())
         method = method_for(model, settings, device)
-        scoring = method.score(counting, thumbnail, tissue, seeds, encoder)
+        scoring = method.score(counting, overview, seeds, encoder)
         with closing(scoring):
             draws, stopped = _enough(scoring, settings.sampling, target)
     read = sum(each.new_tiles for each in draws)
@@ -136,7 +136,7 @@ def predict_slide(
         seconds=time.perf_counter() - begin,
         model_digest=model_digest,
         seed=seed,
-        error=view.nothing_left,
+        error=explain_exclusion(overview, settings),
         log_weight=draws[-1].log_weight if draws else None,
     )
     if not draws:
@@ -165,7 +165,8 @@ def _enough(
 def _scores(draws: Sequence[DrawLogits], target: Target) -> Tensor:
     """By column, from the tiles of all draws."""
     last = draws[-1]
-    return target.restore(activate(target.task, last.logits if last.together is None else last.together))
+    logits = last.logits if last.pooled_logits is None else last.pooled_logits
+    return target.restore(activate(target.task, logits))
 
 
 def _sampling_error(draws: Sequence[DrawLogits], target: Target) -> float | None:

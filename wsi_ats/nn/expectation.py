@@ -52,7 +52,7 @@ def weights(attention: Tensor, drawn: Draw) -> Tensor:
     >>> round(weights(a, one).sum().item(), 12)
     1.0
     """
-    share = (drawn.counts / drawn.expected).detach()
+    share = (drawn.counts / drawn.inclusion).detach()
     return attention[drawn.indices] * share.to(attention.dtype)
 
 
@@ -137,6 +137,27 @@ def exact(attention: Tensor, features: Tensor, gate: Tensor | None = None) -> Te
     if gate is None:
         return linear(attention, features)
     return gated(attention, features, gate)
+
+
+def effective_size(weight: Tensor) -> float:
+    """Return the effective sample size: the number of tiles of equal weight that would vary as little.
+
+    (Kong 1992.) All tiles count where they are drawn from the attention that weighs them and none is certain;
+    the more attention has changed since, the fewer.
+
+    Parameters
+    ----------
+    weight
+        Weights of the drawn tiles, shape (m,).
+
+    Examples
+    --------
+    >>> effective_size(torch.tensor([0.5, 0.5])), effective_size(torch.tensor([1.0, 0.0]))
+    (2.0, 1.0)
+    """
+    wide = weight.detach().double()
+    # Attention may have left all of them.
+    return float(wide.sum() ** 2 / wide.square().sum()) if wide.any() else 0.0
 
 
 def entropy(attention: Tensor) -> Tensor:

@@ -33,18 +33,18 @@ class Draw:
         The distinct cells drawn, in the order in which they came, shape (m,), m <= n, int64.
     counts
         How often each was drawn, shape (m,), int64.
-    expected
-        How often each was expected to be drawn (pi), shape (m,), float64. For ``sequential``, where it
-        depends on what was drawn before, the number that takes its place.
+    inclusion
+        Expected number of draws of each (pi), shape (m,), float64. For ``sequential``, where it depends on
+        what was drawn before, the number that takes its place.
     """
 
     indices: Tensor
     counts: Tensor
-    expected: Tensor
+    inclusion: Tensor
 
     def to(self, device: torch.device) -> Draw:
         """Copy to a device."""
-        return Draw(self.indices.to(device), self.counts.to(device), self.expected.to(device))
+        return Draw(self.indices.to(device), self.counts.to(device), self.inclusion.to(device))
 
 
 Design = Callable[[Tensor, tuple[int, int], Tensor, int, torch.Generator], Draw]
@@ -96,7 +96,7 @@ def draw(
     >>> cells = torch.arange(6)
     >>> one = draw("systematic", torch.full((6,), 1 / 6), cells=cells, shape=(2, 3), n=3,
     ...            generator=torch.Generator().manual_seed(0))
-    >>> one.counts.tolist(), one.expected.tolist()
+    >>> one.counts.tolist(), one.inclusion.tolist()
     ([1, 1, 1], [0.5, 0.5, 0.5])
     """
     if design not in DESIGNS:
@@ -252,14 +252,14 @@ def systematic_at(proposal: Tensor, cells: Tensor, n: int, curve: Curve, offset:
     offset
         In [0, 1), float64, no dimensions.
     """
-    expected, certain = inclusion(proposal, n)
-    mass = expected.new_zeros(curve.shape[0] * curve.shape[1])
-    mass.scatter_(0, cells, expected.scatter(0, certain, 0.0))
+    inclusion, certain = inclusion_probabilities(proposal, n)
+    mass = inclusion.new_zeros(curve.shape[0] * curve.shape[1])
+    mass.scatter_(0, cells, inclusion.scatter(0, certain, 0.0))
     others = n - len(certain)
     places = (torch.arange(others, device=mass.device) + offset) / others
     found = torch.searchsorted(cells, locate(mass.view(curve.shape), curve, places))
     indices = torch.cat([certain, found])
-    return Draw(indices, torch.ones_like(indices), expected[indices])
+    return Draw(indices, torch.ones_like(indices), inclusion[indices])
 
 
 def uniform(
@@ -297,7 +297,7 @@ BIASED = frozenset({"top"})
 """Designs that favour some cells without making up for it: a model must not be trained with them."""
 
 
-def inclusion(proposal: Tensor, n: int) -> tuple[Tensor, Tensor]:
+def inclusion_probabilities(proposal: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """Inclusion probabilities ``min(1, c q)`` that sum to ``n`` (Fearnhead & Clifford 2003).
 
     Parameters
@@ -309,7 +309,7 @@ def inclusion(proposal: Tensor, n: int) -> tuple[Tensor, Tensor]:
 
     Returns
     -------
-    expected : Tensor, shape (K,)
+    inclusion : Tensor, shape (K,)
         The inclusion probabilities, float64.
     certain : Tensor, shape (k,), k < n
         Cells of inclusion probability 1, the most probable first, int64. Those within 1e-10 of it are
@@ -324,9 +324,9 @@ def inclusion(proposal: Tensor, n: int) -> tuple[Tensor, Tensor]:
     passing = (draws_left * largest.values > rest * (1 - _NEARLY_CERTAIN)).cumprod(0)
     count = min(int(passing.sum()), n - 1)  # the last draw may always fall elsewhere
     # Divided first: the inverse of a tiny rest may be infinite.
-    expected = (proposal / rest[count] * draws_left[count]).clamp(max=1)
+    inclusion = (proposal / rest[count] * draws_left[count]).clamp(max=1)
     certain = largest.indices[:count]
-    return expected.scatter(0, certain, 1.0), certain
+    return inclusion.scatter(0, certain, 1.0), certain
 
 
 def _possible(proposal: Tensor) -> int:

@@ -1,4 +1,4 @@
-r"""Teaching the attention what the drawn tiles turned out to be worth.
+r"""Supervise attention by the drawn tiles.
 
 The gradient of the slide's loss reaches attention through the weights of a few tiles, and as long as the
 classifier knows nothing this gradient is noise. Attention that learns from noise drifts, to wherever it has
@@ -17,7 +17,7 @@ alone. The posterior over all cells, and its self-normalised importance estimate
 To estimate it is the E step of expectation maximisation (Dempster et al. 1977); the M step, which the
 attention network makes for all slides together, is to lower the cross-entropy :math:`-\sum_i r_i \log a_i`.
 Because :math:`\sum_i a_i \nabla \log a_i = 0`, a multiple of it can be taken away. With
-:math:`w_i = W_i / \sum_S W_j`, what :func:`teaching` gives is
+:math:`w_i = W_i / \sum_S W_j`, what :func:`attention_supervision` returns is
 
 .. math:: -\sum_{i \in S} (r_i - w_i) \log a_i, \qquad r, w \text{ held constant.}
 
@@ -40,7 +40,7 @@ from torch import Tensor
 _SMALLEST = 1e-20
 
 
-def worth(weight: Tensor, gate: Tensor, evidence: Tensor) -> Tensor:
+def posterior(weight: Tensor, gate: Tensor, evidence: Tensor) -> Tensor:
     r"""Posterior of each drawn tile to be the one that tells the label, without gradient.
 
     Parameters
@@ -61,7 +61,7 @@ def worth(weight: Tensor, gate: Tensor, evidence: Tensor) -> Tensor:
     Examples
     --------
     >>> said = torch.tensor([1.0, 1.0, 4.0]).log()  # the third tile is four times as likely
-    >>> [round(each, 3) for each in worth(torch.tensor([0.5, 0.25, 0.25]), torch.zeros(3), said).tolist()]
+    >>> [round(each, 3) for each in posterior(torch.tensor([0.5, 0.25, 0.25]), torch.zeros(3), said).tolist()]
     [0.286, 0.143, 0.571]
     """
     # Half precision is not enough for the smallest weight.
@@ -71,7 +71,7 @@ def worth(weight: Tensor, gate: Tensor, evidence: Tensor) -> Tensor:
     return torch.softmax(_logarithm(weight.detach().to(wide)) + (said - said.max()), dim=0)
 
 
-def teaching(weight: Tensor, attention: Tensor, gate: Tensor, evidence: Tensor) -> Tensor:
+def attention_supervision(weight: Tensor, attention: Tensor, gate: Tensor, evidence: Tensor) -> Tensor:
     r"""Loss whose gradient moves attention to the tiles that were worth more than it gave them.
 
     Its value means nothing. Its gradient reaches the attention alone, and is exactly zero while all drawn
@@ -80,7 +80,7 @@ def teaching(weight: Tensor, attention: Tensor, gate: Tensor, evidence: Tensor) 
     Parameters
     ----------
     weight, gate, evidence
-        See :func:`worth`.
+        See :func:`posterior`.
     attention
         Attention of the drawn tiles, shape (m,), with gradient.
 
@@ -93,11 +93,13 @@ def teaching(weight: Tensor, attention: Tensor, gate: Tensor, evidence: Tensor) 
     >>> logits = torch.zeros(4, requires_grad=True)
     >>> attention = torch.softmax(logits, 0)
     >>> said = torch.tensor([1.0, 1.0, 1.0, 4.0]).log()
-    >>> teaching(attention, attention, torch.zeros(4), said).backward()
+    >>> attention_supervision(attention, attention, torch.zeros(4), said).backward()
     >>> [round(each, 3) for each in (-logits.grad).tolist()]  # posterior minus attention
     [-0.107, -0.107, -0.107, 0.321]
     """
-    surprise = worth(weight, gate, evidence) - worth(weight, torch.zeros_like(gate), torch.zeros_like(gate))
+    surprise = posterior(weight, gate, evidence) - posterior(
+        weight, torch.zeros_like(gate), torch.zeros_like(gate)
+    )
     return -(surprise * _logarithm(attention.to(surprise.dtype))).sum()
 
 

@@ -7,8 +7,7 @@ says how far it is from the background, and a threshold parts the two.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +17,11 @@ from skimage import filters, measure
 from wsi_ats.errors import SettingsError
 from wsi_ats.geometry import Grid, IntArray
 from wsi_ats.overview.masks import TissueMask
+from wsi_ats.overview.records import Background, TissueMethod
 
 Pixels = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float32]
-
-Method = Literal["auto", "brightfield", "fluorescence", "none"]
 
 # Otsu's threshold always parts pixels in two, also the noise of bare glass or the dark and pale parts of
 # a slide that is tissue all over. Between the limits it decides; outside them it cannot be right.
@@ -64,30 +62,11 @@ _FIELD = 0.1
 _FIELD_TONES = (_UNSCANNED, 200)
 
 
-@dataclass(frozen=True)
-class Background:
-    """What the tissue of a slide stands out from, and how that was told.
-
-    Parameters
-    ----------
-    method
-        ``brightfield``, ``fluorescence`` or, where it was asked for, ``none``.
-    reason
-        What speaks for it.
-    doubt
-        What speaks against it; empty where nothing does.
-    """
-
-    method: Method
-    reason: str
-    doubt: str = ""
-
-
 def find_tissue(
     thumbnail: Pixels,
     grid: Grid,
     *,
-    method: Method = "auto",
+    method: TissueMethod = "auto",
     min_fraction: float = 0.1,
     scanned: Mask | None = None,
 ) -> TissueMask:
@@ -128,8 +107,10 @@ def find_tissue(
     [6, 7]
     """
     seen, side = within(thumbnail, grid)
-    if method not in get_args(Method):
-        raise SettingsError(f"tissue method is {method!r}, expected one of {', '.join(get_args(Method))}")
+    if method not in get_args(TissueMethod):
+        raise SettingsError(
+            f"tissue method is {method!r}, expected one of {', '.join(get_args(TissueMethod))}"
+        )
     if not 0 < min_fraction <= 1:
         raise SettingsError(f"min_fraction must be in (0, 1], not {min_fraction}")
 

@@ -25,7 +25,14 @@ from torch import Tensor
 
 from wsi_ats.errors import SettingsError
 from wsi_ats.nn.curve import Curve
-from wsi_ats.nn.sampling import Draw, draw, inclusion, multinomial_at, sequential_at, systematic_at
+from wsi_ats.nn.sampling import (
+    Draw,
+    draw,
+    inclusion_probabilities,
+    multinomial_at,
+    sequential_at,
+    systematic_at,
+)
 
 
 def enumerate_draws(
@@ -157,7 +164,7 @@ def _sequential(proposal: Tensor, n: int) -> Iterator[tuple[float, Draw]]:
 def _systematic(
     proposal: Tensor, cells: Tensor, shape: tuple[int, int], n: int
 ) -> Iterator[tuple[float, Draw]]:
-    expected, certain = inclusion(proposal, n)
+    expected, certain = inclusion_probabilities(proposal, n)
     mass = expected.scatter(0, certain, 0.0)
     # Cells without a probability have no place in the order; that of the others does not depend on them.
     possible = mass.nonzero()[:, 0]

@@ -9,11 +9,11 @@ from torch.nn import functional as F
 
 from wsi_ats.models.batches import epoch_batches
 from wsi_ats.nn.baselines import ThumbnailClassifier
-from wsi_ats.overview.prepared import Prepared
+from wsi_ats.overview.records import Overview
 
 
 def fit_thumbnails(
-    slides: Sequence[Prepared],
+    slides: Sequence[Overview],
     targets: Sequence[int],
     *,
     classes: int,
@@ -26,7 +26,7 @@ def fit_thumbnails(
     Parameters
     ----------
     slides
-        Thumbnails with their tissue.
+        Overviews of the slides.
     targets
         Number of each slide's class.
     classes
@@ -58,7 +58,7 @@ def fit_thumbnails(
     return model.eval()
 
 
-def thumbnail_logits(model: ThumbnailClassifier, slide: Prepared) -> torch.Tensor:
+def thumbnail_logits(model: ThumbnailClassifier, slide: Overview) -> torch.Tensor:
     """Classify one slide by its thumbnail, shape (classes,)."""
     logits: torch.Tensor = model(torch.from_numpy(slide.thumbnail), torch.from_numpy(slide.tissue.mask))
     return logits

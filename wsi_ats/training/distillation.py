@@ -1,4 +1,4 @@
-"""Where to look: survey the slides once, let attention learn from that, and find out how far to trust it."""
+"""Survey slides for attention to learn from, and decide on validation slides how far to trust it."""
 
 from __future__ import annotations
 
@@ -20,51 +20,50 @@ from wsi_ats.nn.distillation import distillation
 from wsi_ats.nn.model import AttentionSampler
 
 USUAL = 2.0
-"""Scale of attention's logits where nothing speaks against it. Attention is taught the draws that tell best
-what *all* tiles of a slide say on average; sharper ones tell labels better (``benchmarks/learning.py``)."""
+"""Default scale of attention's logits. Attention learns the draws with the least variance around *all* tiles
+of a slide; sharper draws tell labels better (``benchmarks/learning.py``)."""
 
 SCALES = (0.0, 0.25, 0.5, 1.0)
-"""Scales that are tried beside it; 0 is uniform."""
+"""Other scales that are tried; 0 is uniform."""
 
-# By how many standard errors the figure of another scale must be better: validation slides are few, and the
-# best of several figures is best by luck.
+# Standard errors by which the metric of another scale must be better: validation slides are few, and the best
+# of several metrics is best by luck.
 _BETTER = 2.0
 
 _RESAMPLES = 200
 
-# How often attention that knows nothing may seem to foretell, by Student's t over the cases. That does little
-# harm: such attention is nearly flat, and the figure has a say, too.
+# Share of attention without knowledge that passes Student's t test over the cases. That does little harm:
+# such attention is nearly flat, and the metric decides as well.
 _ERROR_RATE = 0.05
 
-# Less changes draws by so little that they are uniform to speak of.
+# Draws by attention with less foresight are practically uniform.
 _LEAST_FORESIGHT = 0.1
 
 # Simulated draws of each slide.
 _SIMULATED = 32
 
 FEWEST_TO_JUDGE = 4
-"""Cases that it takes to judge attention; fewer tell nothing."""
+"""Fewest cases that attention is judged on."""
 
 
 @dataclass(frozen=True)
 class Trust:
-    """How far attention is trusted, and why.
+    """Trust in attention, and the evidence for it.
 
     Parameters
     ----------
     scale
-        What attention's logits are multiplied by; 0 for uniform draws.
+        Factor of attention's logits; 0 for uniform draws.
     foretells
         Whether attention foretells, by more than chance and more than a little, which tiles of other slides
-        are worth reading; ``None`` where there were fewer than :data:`FEWEST_TO_JUDGE` cases, and it is used
-        all the same.
+        are worth reading; ``None``, and attention is used, with fewer than :data:`FEWEST_TO_JUDGE` cases.
     foresight
-        How much more attention's logits are where tiles are worth reading than on average, in nats, mean over
-        cases; ``None`` where it was not judged.
+        Difference of attention's logits between tiles that are worth reading and the average tile, in nats,
+        mean over cases; ``None`` where it was not judged.
     error
-        Standard error of that.
+        Standard error of the foresight.
     cases
-        How many cases there were to judge by.
+        Number of cases.
     """
 
     scale: float
@@ -75,34 +74,26 @@ class Trust:
 
 
 @dataclass(frozen=True)
-class Judge:
-    """Slides that are scored together and that attention did not learn from.
+class HeldOut:
+    """A slide, or slides that are scored together, that attention did not learn from.
 
     Parameters
     ----------
     case
-        The case that they are of.
+        Their case.
     evidence
-        What the survey of each found, or of all together where their cells are pooled as those of one slide.
+        Of each slide, or of all together where their cells are pooled as those of one slide.
     """
 
     case: str
     evidence: Sequence[Evidence]
 
     def foresight(self) -> float:
-        """See :meth:`wsi_ats.models.evidence.Evidence.foresight`; the mean over the slides."""
+        """Return the mean over the slides; see :meth:`wsi_ats.models.evidence.Evidence.foresight`."""
         return fmean(each.foresight().item() for each in self.evidence)
 
     def simulate(self, tiles: int, exploration: float, seed: int) -> Tensor:
-        """Outputs (draws, O) of simulated draws; see :meth:`wsi_ats.models.evidence.Evidence.simulate`.
-
-        Parameters
-        ----------
-        tiles, exploration
-            Of each draw.
-        seed
-            Of the simulation.
-        """
+        """Return outputs (draws, O); see :meth:`wsi_ats.models.evidence.Evidence.simulate`."""
         generator = torch.Generator().manual_seed(seed)
         outputs = [
             each.simulate(tiles, exploration=exploration, draws=_SIMULATED, generator=generator)
@@ -120,12 +111,12 @@ def survey(
     read_ahead: int,
     on_bad: Callable[[str, str], None],
 ) -> dict[int, Evidence]:
-    """Draw tiles of slides uniformly, and ask the classifier what each tells.
+    """Draw tiles of slides uniformly, and compute the classifier's outputs of each.
 
     Parameters
     ----------
     method
-        Its network's attention is uniform, and in evaluation mode.
+        Its network is in evaluation mode, with uniform attention.
     examples
         The slides, by number.
     reader
@@ -133,14 +124,14 @@ def survey(
     seed
         Of the run.
     read_ahead
-        Slides whose tiles are being read while those of another are encoded.
+        Number of slides whose tiles are being read while those of another are encoded.
     on_bad
-        Told the id of each slide that cannot be read, and why; it is left out.
+        Called with id and error of each slide that cannot be read; it is left out.
 
     Returns
     -------
     dict of Evidence
-        By number of the slide. What the classifier says is all that needs to be kept; see :func:`recall`.
+        By number of the slide. Only :attr:`Evidence.said` needs to be kept; see :func:`recall`.
     """
 
     def begin(number: int) -> Callable[[], Evidence] | None:
@@ -177,7 +168,7 @@ def recall(
     method, examples, reader, seed, on_bad
         See :func:`survey`.
     found
-        What the classifier said of the tiles, shape (m, 1 + O), by number of the slide.
+        By number of the slide, gate and outputs of its tiles, shape (m, 1 + O).
     """
     evidence: dict[int, Evidence] = {}
     for number, said in found.items():
@@ -190,12 +181,12 @@ def recall(
 
 
 def survey_seed(seed: int, example: Example) -> int:
-    """Seed of the draw of a slide's survey, apart from those of training and scoring."""
+    """Return the seed of a slide's survey, other than those of training and scoring."""
     return draw_seed(seed, example.ref.id, -3)
 
 
 def loss(evidence: Evidence) -> tuple[Tensor, Tensor, float]:
-    """Loss of attention to one slide, its entropy in nats, and the share of its hundredth with most of it."""
+    """Return the loss of attention to one slide, its entropy in nats, and its share on the top hundredth."""
     attended = evidence.attend()
     return (
         distillation(evidence.target, attended.log_attention),
@@ -206,8 +197,8 @@ def loss(evidence: Evidence) -> tuple[Tensor, Tensor, float]:
 
 def trust(
     model: AttentionSampler,
-    judges: Sequence[Judge],
-    figure: Callable[[Tensor, Sequence[int]], float | None],
+    held_out: Sequence[HeldOut],
+    metric: Callable[[Tensor, Sequence[int]], float | None],
     *,
     tiles: int,
     exploration: float,
@@ -215,20 +206,20 @@ def trust(
 ) -> Trust:
     """Choose the scale of attention's logits on slides that neither it nor the classifier learned from.
 
-    Two questions are asked, of the tiles of the survey alone. Does attention foretell which tiles are worth
-    reading, by more than chance and more than a little? That takes no labels; if not, tiles are drawn
-    uniformly. If it does, are draws by another scale than the usual one, uniform ones among them, clearly
-    better by the labels? Where there are too few cases to judge by, attention is used all the same.
+    The tiles of the survey answer two questions. Does attention foretell which tiles are worth reading, by
+    more than chance and more than a little? This needs no labels; if not, tiles are drawn uniformly. If so,
+    are draws by another scale than the usual one, uniform draws among them, clearly better by the labels?
+    With too few cases, attention is used without an answer.
 
     Parameters
     ----------
     model
         Its scale is set.
-    judges
+    held_out
         The slides.
-    figure
-        From outputs (n, O), and the numbers of the n judges that they are of, to the task's main figure, the
-        larger the better.
+    metric
+        From outputs (n, O), and the numbers of the n elements of ``held_out`` that they are of, to the task's
+        main metric, the larger the better.
     tiles, exploration
         Of the draws.
     seed
@@ -236,13 +227,13 @@ def trust(
     """
     model.attention_scale.fill_(1.0)
     of_case: dict[str, list[int]] = {}
-    for number, judge in enumerate(judges):
-        of_case.setdefault(judge.case, []).append(number)
+    for number, slides in enumerate(held_out):
+        of_case.setdefault(slides.case, []).append(number)
     cases = list(of_case.values())
     if len(cases) < FEWEST_TO_JUDGE:
         model.attention_scale.fill_(USUAL)
         return Trust(USUAL, None, None, None, len(cases))
-    each = [judge.foresight() for judge in judges]
+    each = [slides.foresight() for slides in held_out]
     # Slides of a case are not independent.
     foresight = [fmean(each[number] for number in case) for case in cases]
     mean, error = fmean(foresight), stdev(foresight) / math.sqrt(len(cases))
@@ -255,12 +246,12 @@ def trust(
             model.attention_scale.fill_(candidate)
             outputs[candidate] = torch.stack(
                 [
-                    judge.simulate(tiles, exploration, draw_seed(seed, "trust", number))
-                    for number, judge in enumerate(judges)
+                    slides.simulate(tiles, exploration, draw_seed(seed, "trust", number))
+                    for number, slides in enumerate(held_out)
                 ],
                 1,
             )
-        scale = _best(outputs, cases, figure, torch.Generator().manual_seed(draw_seed(seed, "trust", -1)))
+        scale = _best(outputs, cases, metric, torch.Generator().manual_seed(draw_seed(seed, "trust", -1)))
     model.attention_scale.fill_(scale)
     return Trust(scale, foretells, mean, error, len(cases))
 
@@ -268,18 +259,18 @@ def trust(
 def _best(
     outputs: Mapping[float, Tensor],
     cases: Sequence[Sequence[int]],
-    figure: Callable[[Tensor, Sequence[int]], float | None],
+    metric: Callable[[Tensor, Sequence[int]], float | None],
     generator: torch.Generator,
 ) -> float:
-    """Return the scale whose figure is best if it is clearly so, by resampled cases, and else the usual one.
+    """Return the scale that is clearly best on resampled cases, or else the usual one.
 
     Parameters
     ----------
     outputs
-        Of all judges by each scale, shape (draws, N, O).
+        By scale, of all held-out slides, shape (draws, N, O).
     cases
-        Numbers of the judges of each case.
-    figure
+        Numbers of the held-out slides of each case.
+    metric
         See :func:`trust`.
     generator
         Source of randomness.
@@ -289,9 +280,9 @@ def _best(
         chosen = torch.randint(len(cases), (len(cases),), generator=generator).tolist()
         places = [number for case in chosen for number in cases[case]]
         draw = resample % _SIMULATED
-        figures = {scale: figure(each[draw, places], places) for scale, each in outputs.items()}
-        usual = figures[USUAL]
-        for scale, value in figures.items():
+        metrics = {scale: metric(each[draw, places], places) for scale, each in outputs.items()}
+        usual = metrics[USUAL]
+        for scale, value in metrics.items():
             if value is not None and usual is not None:
                 better[scale].append(value - usual)
     clear = {

@@ -1,4 +1,4 @@
-"""Validation slides during training: what a network says of them, and how good that is."""
+"""Validation slides during training: outputs of a network, and their metrics."""
 
 from __future__ import annotations
 
@@ -13,88 +13,67 @@ from torch import Tensor
 
 from wsi_ats.errors import ModelError
 from wsi_ats.models.base import Finish, draw_seed
-from wsi_ats.models.batches import Example, Reader, ahead, balancing
+from wsi_ats.models.batches import Reader, ahead, balancing
 from wsi_ats.models.kinds import method_for
 from wsi_ats.nn.calibration import Calibration, calibration
 from wsi_ats.nn.cases import pool_slides
 from wsi_ats.nn.losses import activate, losses
 from wsi_ats.nn.model import AttentionSampler
 from wsi_ats.nn.network import SlideNetwork
-from wsi_ats.settings import Settings, TrainingSettings
+from wsi_ats.settings import TrainingSettings
 from wsi_ats.tasks.evaluation import main_figure
-from wsi_ats.tasks.targets import Target
 from wsi_ats.training.diagnosis import Row
-from wsi_ats.training.processes import Processes
-
-OnFailed = Callable[[Mapping[str, str]], None]
-"""Told the messages of slides that could not be read, by id."""
+from wsi_ats.training.setup import Setup
 
 FEWEST_TO_CALIBRATE = 10
-"""Slides, or cases, that it takes to calibrate outputs."""
+"""Fewest slides, or cases, that outputs are calibrated on."""
 
 Outputs = Mapping[int, Sequence[float]]
-"""What a network says by one draw: O numbers of each slide, or case, that could be read, by its number."""
+"""Outputs of a network by one draw: O numbers for each slide, or case, that could be read, by its number."""
 
 
 @dataclass(frozen=True)
-class Watch:
-    """Slides that are set aside to watch.
+class ValidationSlides:
+    """Slides that are set aside to judge a network by.
 
     Parameters
     ----------
-    examples
-        The slides.
-    units
-        Places of those that are scored together: of each slide, or of all slides of a case.
-    settings
-        Those of the run; as many tiles are drawn as at scoring.
-    target
-        What is predicted.
-    width
-        Numbers T in the target of a slide.
-    chance
-        Outputs (O,) of a guess; see :func:`wsi_ats.nn.losses.constant_outputs`.
-    processes
-        Each works on its share of the slides.
-    device
-        Where to compute.
+    setup
+        The training; as many tiles are drawn as at scoring.
     """
 
-    examples: Sequence[Example]
-    units: Sequence[Sequence[int]]
-    settings: Settings
-    target: Target
-    width: int
-    chance: Tensor
-    processes: Processes
-    device: torch.device
+    setup: Setup
 
     def outputs(
-        self, model: SlideNetwork, source: Reader, draws: Sequence[str | int], on_failed: OnFailed
+        self,
+        model: SlideNetwork,
+        source: Reader,
+        draws: Sequence[str | int],
+        on_failed: Callable[[Mapping[str, str]], None],
     ) -> list[Outputs]:
-        """Compute outputs of all slides that can be read, by several draws.
+        """Compute the outputs of all slides that can be read, by several draws.
 
-        A slide of which one tile cannot be read is in the draws that miss this tile, and not in the others.
+        A slide with a damaged tile is among the outputs of the draws without this tile only.
 
         Parameters
         ----------
         model
-            Is put into evaluation mode.
+            The network; it is put into evaluation mode.
         source
             Gives tiles, or their features.
         draws
             Name of each draw; the same name draws the same tiles.
         on_failed
-            Told of slides that cannot be read.
+            Called with the messages of slides that cannot be read, by id.
 
         Returns
         -------
         list of dict
             Of each draw.
         """
-        learning = self.settings.training
-        method = method_for(model.eval(), self.settings, self.device)
-        own = self.processes.share(range(len(self.units)))
+        setup, learning = self.setup, self.setup.learning
+        method = method_for(model.eval(), setup.settings, setup.device)
+        own = setup.processes.share(range(len(setup.validation_units)))
         per_pass = max(1, learning.slides_per_step // method.passes(learning.slides_per_step))
         parts = [
             (number, own[first : first + per_pass])
@@ -104,7 +83,9 @@ class Watch:
 
         def begin(part: tuple[int, Sequence[int]]) -> tuple[list[int], Finish]:
             number, units = part
-            shown = [(unit, self.examples[slide]) for unit in units for slide in self.units[unit]]
+            shown = [
+                (unit, setup.validation[slide]) for unit in units for slide in setup.validation_units[unit]
+            ]
             examples = [example for _, example in shown]
             seeds = [draw_seed(learning.seed, f"{each.ref.id}{draws[number]}", -1) for each in examples]
             return [unit for unit, _ in shown], method.begin(examples, source, seeds)
@@ -117,50 +98,55 @@ class Watch:
                 unit_of = [units[place] for place in result.places]
                 pooled, known = pool_slides(result.outputs, result.log_weight, unit_of)
                 outputs[number] |= zip(known, pooled.double().cpu().tolist(), strict=True)
-        everywhere = self.processes.gather(outputs)
+        everywhere = setup.processes.gather(outputs)
         return [
             {unit: each for found in everywhere for unit, each in found[number].items()}
             for number in range(len(draws))
         ]
 
-    def figures(self, outputs: Outputs, prefix: str = "") -> dict[str, float | None]:
-        """Compute loss, gain and the task's main figure; :mod:`wsi_ats.training.diagnosis` explains them.
+    def metrics(self, outputs: Outputs, prefix: str = "") -> dict[str, float | None]:
+        """Compute loss, gain and the task's main metric; :mod:`wsi_ats.training.diagnosis` explains them.
 
         Parameters
         ----------
         outputs
             Of one draw.
         prefix
-            Of the figures' names.
+            Of the metrics' names.
 
         Raises
         ------
         ModelError
-            When an output is no number.
+            When an output is NaN or infinite.
         """
-        task, units = self.target.task, sorted(outputs)
+        target, units = self.setup.target, sorted(outputs)
         found = torch.tensor([outputs[unit] for unit in units], dtype=torch.float64)
-        found = found.reshape(-1, self.target.outputs)
+        found = found.reshape(-1, target.outputs)
         if not found.isfinite().all():
-            raise ModelError("the model gives scores that are no numbers; try lower learning rates")
-        labels = [self.examples[self.units[unit][0]].target for unit in units]
-        targets = torch.tensor(labels, dtype=torch.float64).reshape(-1, self.width)
-        true = self.target.normalise(targets)
+            raise ModelError("scores of the model are NaN or infinite; try lower learning rates")
+        targets = self._targets(units)
         loss = chance = gain = None
         if units:
-            loss = losses(task, found, true).mean().item()
-            chance = losses(task, self.chance.to(found).expand_as(found), true).mean().item()
+            true, guess = target.normalise(targets), self.setup.chance.to(found).expand_as(found)
+            loss = losses(target.task, found, true).mean().item()
+            chance = losses(target.task, guess, true).mean().item()
             gain = 1 - loss / chance if chance else None
-        name, value = self.main_figure(found, targets)
+        name, value = self.main_metric(found, targets)
         return {f"{prefix}loss": loss, f"{prefix}gain": gain, f"{prefix}{name}": value}
 
-    def main_figure(self, outputs: Tensor, targets: Tensor) -> tuple[str, float | None]:
-        """Return name and value of the task's main figure; the larger the better."""
-        scores = self.target.restore(activate(self.target.task, outputs))
-        return main_figure(self.target.task, targets.numpy(), scores.numpy())
+    def main_metric(self, outputs: Tensor, targets: Tensor) -> tuple[str, float | None]:
+        """Return name and value of the task's main metric; the larger the better."""
+        target = self.setup.target
+        scores = target.restore(activate(target.task, outputs))
+        return main_figure(target.task, targets.numpy(), scores.numpy())
+
+    def _targets(self, units: Sequence[int]) -> Tensor:
+        """Return the targets (N, T) of some slides, or cases, as tables have them."""
+        labels = [self.setup.validation[self.setup.validation_units[unit][0]].target for unit in units]
+        return torch.tensor(labels, dtype=torch.float64).reshape(-1, len(self.setup.training[0].target))
 
     def calibrated(self, draws: Sequence[Outputs]) -> tuple[Sequence[Outputs], Calibration | None]:
-        """Make outputs mean what they say; see :mod:`wsi_ats.nn.calibration`.
+        """Calibrate outputs; see :mod:`wsi_ats.nn.calibration`.
 
         Parameters
         ----------
@@ -170,24 +156,22 @@ class Watch:
         Returns
         -------
         list of dict, and Calibration
-            What the outputs become, and how. They stay as they are where the slides are fewer than
-            :data:`FEWEST_TO_CALIBRATE`, a class is absent, or settings say so; then there is ``None``.
+            The calibrated outputs, and the calibration. Outputs stay as they are, with ``None``, where slides
+            are fewer than :data:`FEWEST_TO_CALIBRATE`, a class is absent, or settings ask for that.
         """
-        task, learning = self.target.task, self.settings.training
+        target, learning = self.setup.target, self.setup.learning
         units = sorted(set.intersection(*map(set, draws)))
         if len(units) < FEWEST_TO_CALIBRATE or not learning.calibrate_scores:
             return draws, None
-        targets = torch.tensor(
-            [self.examples[self.units[unit][0]].target for unit in units], dtype=torch.float64
-        )
-        classes = targets[:, 0].tolist() if task == "classification" else []
-        if classes and len(set(classes)) < self.target.outputs:
+        targets = self._targets(units)
+        classes = targets[:, 0].tolist() if target.task == "classification" else []
+        if classes and len(set(classes)) < target.outputs:
             return draws, None
         weights = balancing(classes) if learning.balance != "none" else [1.0] * len(units)
-        weight, true = torch.tensor(weights, dtype=torch.float64), self.target.normalise(targets)
+        weight, true = torch.tensor(weights, dtype=torch.float64), target.normalise(targets)
         found = calibration(
             torch.tensor([[draw[unit] for unit in units] for draw in draws], dtype=torch.float64),
-            lambda outputs: (losses(task, outputs, true) * weight).mean(),
+            lambda outputs: (losses(target.task, outputs, true) * weight).mean(),
             classes=bool(classes),
         )
         changed = [
@@ -199,7 +183,7 @@ class Watch:
     def compare(
         self, one: Sequence[Outputs], other: Sequence[Outputs]
     ) -> tuple[dict[str, float | None], dict[str, float | None]]:
-        """Return the mean figures of two ways to draw, on the slides that all draws of both could read.
+        """Return the mean metrics of two ways to draw, on the slides that all draws of both could read.
 
         Parameters
         ----------
@@ -207,11 +191,11 @@ class Watch:
             Outputs of several draws of each.
         """
         known = set.intersection(*map(set, one), *map(set, other))
-        return self._mean_figures(one, known), self._mean_figures(other, known)
+        return self._mean_metrics(one, known), self._mean_metrics(other, known)
 
-    def _mean_figures(self, draws: Sequence[Outputs], units: Collection[int]) -> dict[str, float | None]:
-        """Return the mean of the figures over several draws, of some slides alone."""
-        every = [self.figures({unit: each[unit] for unit in units}) for each in draws]
+    def _mean_metrics(self, draws: Sequence[Outputs], units: Collection[int]) -> dict[str, float | None]:
+        """Return the mean metrics of several draws, on some of the slides."""
+        every = [self.metrics({unit: each[unit] for unit in units}) for each in draws]
         return {
             name: None
             if any(each[name] is None for each in every)
@@ -222,7 +206,7 @@ class Watch:
 
 @contextmanager
 def drawing_uniformly(model: AttentionSampler) -> Iterator[None]:
-    """Let a model draw tiles uniformly for a while."""
+    """Let a model draw tiles uniformly inside the context."""
     scale = model.attention_scale.item()
     model.attention_scale.fill_(0.0)
     try:
@@ -231,15 +215,20 @@ def drawing_uniformly(model: AttentionSampler) -> Iterator[None]:
         model.attention_scale.fill_(scale)
 
 
-def watched_figure(row: Row, learning: TrainingSettings) -> tuple[str, float | None]:
-    """Name of the validation figure that tells the best epoch, and its value, the larger the better.
+def monitored_metric(row: Row, learning: TrainingSettings) -> tuple[str, float | None]:
+    """Return the name of the validation metric that decides on the best epoch, and its value.
 
     Parameters
     ----------
     row
-        Figures of an epoch; those of validation slides have names that begin with ``validation_``.
+        Metrics of an epoch; names of those of validation slides begin with ``validation_``.
     learning
-        Says by ``monitor`` which figure it is.
+        Names the metric in ``monitor``.
+
+    Returns
+    -------
+    str, and float or None
+        The larger, the better; ``None`` where it is not defined.
     """
     names = [name for name in row if name.startswith("validation_")]
     (score,) = (name for name in names if name not in {"validation_loss", "validation_gain"})
@@ -249,20 +238,20 @@ def watched_figure(row: Row, learning: TrainingSettings) -> tuple[str, float | N
 
 
 def is_exhausted(rows: Sequence[Row], learning: TrainingSettings) -> bool:
-    """Whether patience with the epochs of a phase is at its end.
+    """Return whether patience with the epochs of a phase has come to an end.
 
-    An epoch whose figure cannot be told is one without a better figure.
+    An epoch without a defined metric counts as one that is no better.
 
     Parameters
     ----------
     rows
-        Figures of the phase's epochs so far.
+        Metrics of the phase's epochs so far.
     learning
         With ``patience`` and ``monitor``.
     """
     if not learning.patience:
         return False
-    merits = [watched_figure(row, learning)[1] for row in rows]
+    merits = [monitored_metric(row, learning)[1] for row in rows]
     best = max((merit for merit in merits if merit is not None), default=None)
     since = len(rows) if best is None else len(rows) - 1 - merits.index(best)
     return since >= learning.patience

@@ -7,7 +7,7 @@ import torch
 
 from wsi_ats.nn import expectation
 from wsi_ats.nn.sampling import BIASED, DESIGNS, draw, explore
-from wsi_ats.nn.supervision import teaching, worth
+from wsi_ats.nn.supervision import attention_supervision, posterior
 from wsi_ats.testing.enumeration import enumerate_draws
 
 EXACT = {"rtol": 0, "atol": 1e-12}
@@ -26,7 +26,9 @@ def taught(logits, drawn, gate, evidence):
     """Gradient with respect to all attention logits of what one draw teaches."""
     attention = torch.softmax(logits, 0)
     some = drawn.indices
-    loss = teaching(expectation.weights(attention, drawn), attention[some], gate[some], evidence[some])
+    loss = attention_supervision(
+        expectation.weights(attention, drawn), attention[some], gate[some], evidence[some]
+    )
     return gradient(loss, logits)
 
 
@@ -36,7 +38,7 @@ def test_with_all_tiles_it_is_the_gradient_of_the_mixtures_likelihood(spread):
     gate, evidence = normal(7, seed=2), 3 * normal(7, seed=3)
     attention = torch.softmax(logits, 0)
     likelihood = -(attention * (gate + evidence).exp()).sum().log()
-    found = gradient(teaching(attention, attention, gate, evidence), logits)
+    found = gradient(attention_supervision(attention, attention, gate, evidence), logits)
     torch.testing.assert_close(found, gradient(likelihood, logits), **EXACT)
 
 
@@ -44,10 +46,10 @@ def test_with_all_tiles_it_is_the_gradient_of_the_cross_entropy_between_posterio
     logits = normal(7, seed=1).requires_grad_()
     gate, evidence = normal(7, seed=2), normal(7, seed=3)
     attention = torch.softmax(logits, 0)
-    posterior = torch.softmax((logits + gate + evidence).detach(), 0)
-    torch.testing.assert_close(worth(attention, gate, evidence), posterior, **EXACT)
-    found = gradient(teaching(attention, attention, gate, evidence), logits)
-    torch.testing.assert_close(found, gradient(-(posterior * attention.log()).sum(), logits), **EXACT)
+    expected = torch.softmax((logits + gate + evidence).detach(), 0)
+    torch.testing.assert_close(posterior(attention, gate, evidence), expected, **EXACT)
+    found = gradient(attention_supervision(attention, attention, gate, evidence), logits)
+    torch.testing.assert_close(found, gradient(-(expected * attention.log()).sum(), logits), **EXACT)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -69,7 +71,7 @@ def test_it_is_silent_while_all_drawn_tiles_say_the_same(design, dtype):
 def test_it_reaches_the_attention_alone():
     weight, gate, evidence = (normal(5, seed=i).abs().requires_grad_() for i in range(3))
     attention = torch.softmax(normal(5, seed=4), 0).requires_grad_()
-    teaching(weight, attention, gate, evidence).backward()
+    attention_supervision(weight, attention, gate, evidence).backward()
     assert (weight.grad, gate.grad, evidence.grad) == (None, None, None)
     assert attention.grad is not None
     assert attention.grad.count_nonzero() == 5
@@ -79,7 +81,7 @@ def test_only_a_tile_that_explains_the_label_better_than_the_mean_gains_attentio
     logits = torch.zeros(4, requires_grad=True)
     attention = torch.softmax(logits, 0)
     evidence = torch.tensor([0.1, 0.2, 0.4, 1.6]).log()  # on average 0.575
-    pushed = -gradient(teaching(attention, attention, torch.zeros(4), evidence), logits)
+    pushed = -gradient(attention_supervision(attention, attention, torch.zeros(4), evidence), logits)
     assert (pushed > 0).tolist() == [False, False, False, True]
 
 
@@ -87,7 +89,9 @@ def test_a_constant_in_the_evidence_and_the_size_of_the_weights_do_not_matter():
     attention = torch.softmax(normal(5, seed=0), 0).requires_grad_()
     weight, gate, evidence = normal(5, seed=1).abs(), normal(5, seed=2), normal(5, seed=3)
     one, other = (
-        torch.autograd.grad(teaching(scale * weight, attention, gate, evidence + more), attention)[0]
+        torch.autograd.grad(
+            attention_supervision(scale * weight, attention, gate, evidence + more), attention
+        )[0]
         for scale, more in ((1, 0), (9, -40))
     )
     torch.testing.assert_close(one, other, **EXACT)
@@ -97,7 +101,7 @@ def test_its_bias_falls_as_one_over_the_number_of_draws():
     logits = normal(3, seed=1).requires_grad_()
     gate, evidence = normal(3, seed=2), normal(3, seed=3)
     attention = torch.softmax(logits, 0)
-    exact = gradient(teaching(attention, attention, gate, evidence), logits)
+    exact = gradient(attention_supervision(attention, attention, gate, evidence), logits)
     biases = [
         sum(
             p * taught(logits, drawn, gate, evidence)
@@ -119,7 +123,7 @@ def test_from_all_cells_drawn_nothing_is_biased(design):
     gate, evidence = normal(4, seed=2), normal(4, seed=3)
     attention = torch.softmax(logits, 0)
     ((_, drawn),) = enumerate_draws(design, attention, cells=torch.arange(4), shape=(2, 2), n=4)
-    exact = gradient(teaching(attention, attention, gate, evidence), logits)
+    exact = gradient(attention_supervision(attention, attention, gate, evidence), logits)
     torch.testing.assert_close(taught(logits, drawn, gate, evidence), exact, **EXACT)
 
 
@@ -127,13 +131,13 @@ def test_from_all_cells_drawn_nothing_is_biased(design):
 def test_attention_that_underflowed_gives_numbers(weight):
     attention = torch.tensor(weight, requires_grad=True)
     evidence = torch.tensor([300.0, -300.0, 0.0])
-    teaching(torch.tensor(weight), attention, torch.zeros(3), evidence).backward()
+    attention_supervision(torch.tensor(weight), attention, torch.zeros(3), evidence).backward()
     assert attention.grad is not None
     assert attention.grad.isfinite().all()
 
 
 def test_half_precision_features_lose_no_small_weight():
     weight = torch.tensor([1.0, 1e-9])
-    told = worth(weight, torch.zeros(2, dtype=torch.bfloat16), torch.tensor([0.0, 20.0]).bfloat16())
+    told = posterior(weight, torch.zeros(2, dtype=torch.bfloat16), torch.tensor([0.0, 20.0]).bfloat16())
     assert told.dtype == torch.float32
     assert told[1] == pytest.approx(1e-9 * torch.tensor(20.0).exp().item() / 1.4851652, rel=1e-3)

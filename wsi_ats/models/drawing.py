@@ -1,0 +1,125 @@
+"""Draw tiles by attention to a thumbnail: the parts that one and two levels of attention share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from wsi_ats.errors import ModelError
+from wsi_ats.geometry import Grid, IntArray
+from wsi_ats.models.base import WeightedTiles
+from wsi_ats.models.batches import Example, Reader
+from wsi_ats.models.calibration import ExampleTiles
+from wsi_ats.nn.model import AttentionSampler
+from wsi_ats.nn.sampling import Draw, draw, explore
+from wsi_ats.overview.masks import TissueMask
+from wsi_ats.overview.records import Overview
+from wsi_ats.settings import SamplingSettings
+from wsi_ats.slides.base import Slide
+
+
+@dataclass(frozen=True)
+class PlannedTiles:
+    """Tiles of a slide that are to be read.
+
+    Parameters
+    ----------
+    grid
+        The slide's grid of tiles.
+    cells
+        Flat numbers on it, shape (m,), distinct.
+    weigh
+        Weighs them by attention at the time of the call.
+    """
+
+    grid: Grid
+    cells: IntArray
+    weigh: Callable[[], WeightedTiles]
+
+
+class TileDraws(Protocol):
+    """A strategy to draw tiles: from all cells of a slide, or from regions that are drawn first."""
+
+    def plan(
+        self, examples: Sequence[Example], reader: Reader, seeds: Sequence[int]
+    ) -> tuple[list[PlannedTiles | None], Mapping[str, str]]:
+        """Draw the tiles of some slides, and return messages for those that cannot be read."""
+        ...
+
+    def draws(
+        self, slide: Slide, overview: Overview, seeds: Iterable[int]
+    ) -> Iterator[tuple[Tensor, WeightedTiles]]:
+        """Yield the attention over the overview's tissue, shape (K,), and the tiles, for each seed."""
+        ...
+
+    def calibration_tiles(self, examples: Sequence[Example], reader: Reader) -> list[ExampleTiles]:
+        """Draw tiles uniformly from all slides, to measure the encoder's constants on."""
+        ...
+
+
+@dataclass(frozen=True)
+class ThumbnailAttention:
+    """Logits of the attention to thumbnails, by the network's weights at the time of the call.
+
+    Parameters
+    ----------
+    model
+        The network.
+    device
+        Where it is; the CPU by default.
+    turns
+        In training, slides are turned and mirrored by chance, from this source, on the CPU; ``None`` leaves
+        them as they are.
+    """
+
+    model: AttentionSampler
+    device: torch.device | None = None
+    turns: torch.Generator | None = None
+
+    def to_cells(self, overview: Overview) -> Tensor:
+        """Return the logits (K,) of the tissue cells of a slide, or of one of its regions."""
+        return self._logits(self.model.score_cells, overview)
+
+    def to_regions(self, overview: Overview) -> Tensor:
+        """Return the logits (T,) of the regions with tissue."""
+        return self._logits(self.model.score_regions, overview)
+
+    def _logits(self, score: Callable[..., Tensor], overview: Overview) -> Tensor:
+        cells = torch.from_numpy(overview.tissue.cells).to(self.device)
+        thumbnail = torch.from_numpy(overview.thumbnail).to(self.device)
+        varied = self.turns is not None and self.model.training
+        turn = int(torch.randint(8, (), generator=self.turns)) if varied else 0
+        logits = score(thumbnail, cells, overview.tissue.grid.shape, turn=turn)
+        if not logits.isfinite().all():
+            raise ModelError("attention is NaN or infinite; try lower learning rates")
+        return logits
+
+
+def draw_by(
+    attention: Tensor, tissue: TissueMask, sampling: SamplingSettings, n: int, generator: torch.Generator
+) -> Draw:
+    """Draw ``n`` of the ``tissue`` cells by ``attention`` over them, shape (K,), as ``sampling`` says.
+
+    On the CPU, wherever the attention is; see :func:`wsi_ats.nn.sampling.draw` for the ``generator``.
+    """
+    return draw(
+        sampling.design,
+        explore(attention.cpu(), sampling.exploration),
+        cells=torch.from_numpy(tissue.cells),
+        shape=tissue.grid.shape,
+        n=n,
+        generator=generator,
+    )
+
+
+def top_share(attention: Tensor) -> float:
+    """Return the attention of the hundredth of the cells that have most of it, at least of one.
+
+    ``attention`` has shape (K,).
+    """
+    largest = attention.detach().topk(-(-len(attention) // 100)).values
+    return largest.sum().item()

@@ -1,0 +1,123 @@
+"""One level of attention: draw tiles from all tissue cells of a slide."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from wsi_ats.models.base import WeightedTiles, naming
+from wsi_ats.models.batches import Example, Reader
+from wsi_ats.models.calibration import ExampleTiles, uniform_tiles
+from wsi_ats.models.drawing import PlannedTiles, ThumbnailAttention, draw_by, top_share
+from wsi_ats.models.evidence import Attended
+from wsi_ats.nn import expectation
+from wsi_ats.nn.sampling import Draw
+from wsi_ats.overview.masks import TissueMask
+from wsi_ats.overview.records import Overview
+from wsi_ats.settings import SamplingSettings, Settings
+from wsi_ats.slides.base import Slide
+
+
+@dataclass(frozen=True)
+class CellDraws:
+    """See :class:`wsi_ats.models.drawing.TileDraws`.
+
+    Parameters
+    ----------
+    attention
+        The attention to cells.
+    settings
+        Sections ``sampling`` and ``training`` are used.
+    """
+
+    attention: ThumbnailAttention
+    settings: Settings
+
+    def plan(
+        self,
+        examples: Sequence[Example],
+        reader: Reader,  # noqa: ARG002  (the thumbnail is at hand)
+        seeds: Sequence[int],
+    ) -> tuple[list[PlannedTiles | None], Mapping[str, str]]:
+        """Draw the tiles of some slides."""
+        return [self._plan_one(*each) for each in zip(examples, seeds, strict=True)], {}
+
+    def _plan_one(self, example: Example, seed: int) -> PlannedTiles:
+        tissue = example.overview.tissue
+
+        def attend() -> Tensor:
+            with naming(example.ref.id):
+                return self.attention.to_cells(example.overview)
+
+        drawn = draw_cells(attend(), tissue, self.settings.sampling, seed)
+        cells = tissue.cells[drawn.indices.numpy()]
+        return PlannedTiles(tissue.grid, cells, lambda: weigh(attend(), tissue, drawn))
+
+    def draws(
+        self,
+        slide: Slide,  # noqa: ARG002  (the thumbnail is at hand)
+        overview: Overview,
+        seeds: Iterable[int],
+    ) -> Iterator[tuple[Tensor, WeightedTiles]]:
+        """Yield the attention and the tiles of each draw."""
+        logits = self.attention.to_cells(overview)
+        for seed in seeds:
+            drawn = draw_cells(logits, overview.tissue, self.settings.sampling, seed)
+            yield torch.softmax(logits, 0), weigh(logits, overview.tissue, drawn)
+
+    def calibration_tiles(
+        self,
+        examples: Sequence[Example],
+        reader: Reader,  # noqa: ARG002  (the tissue is at hand)
+    ) -> list[ExampleTiles]:
+        """Draw tiles uniformly from all slides."""
+        return uniform_tiles(examples, self.settings.training)
+
+
+def draw_cells(logits: Tensor, tissue: TissueMask, sampling: SamplingSettings, seed: int) -> Draw:
+    """Draw the tiles of a slide once.
+
+    Parameters
+    ----------
+    logits
+        Of the attention to the tissue cells, shape (K,).
+    tissue
+        The cells that may be drawn; at least one.
+    sampling
+        Design, number of tiles and exploration.
+    seed
+        Of the draw.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return draw_by(torch.softmax(logits, 0), tissue, sampling, sampling.tiles, generator)
+
+
+def weigh(logits: Tensor, tissue: TissueMask, drawn: Draw) -> WeightedTiles:
+    """Weigh drawn tiles by an attention, which need not be the one that they were drawn from.
+
+    Parameters
+    ----------
+    logits
+        Of the attention to the tissue cells, shape (K,), with gradient.
+    tissue
+        The cells.
+    drawn
+        The draw, of places among them.
+    """
+    attention, here = torch.softmax(logits, 0), drawn.to(logits.device)
+    return WeightedTiles(
+        grid=tissue.grid,
+        cells=tissue.cells[drawn.indices.numpy()],
+        attention=attention[here.indices],
+        inclusion=drawn.inclusion,
+        weight=expectation.weights(attention, here),
+        attended=Attended(
+            log_attention=torch.log_softmax(logits, 0)[here.indices],
+            log_mass=torch.logsumexp(logits, 0),
+            entropy=expectation.entropy(attention),
+            top_share=top_share(attention),
+        ),
+    )

@@ -1,0 +1,116 @@
+"""All that stays the same during a training: slides, settings, and where to compute and store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from wsi_ats.files import digest_of
+from wsi_ats.models.batches import Example, Reader, balancing, units
+from wsi_ats.nn.losses import constant_outputs
+from wsi_ats.nn.network import SlideNetwork
+from wsi_ats.settings import LEARNED, Settings, TrainingSettings
+from wsi_ats.tasks.targets import Target
+from wsi_ats.training.phases import Phase, phases_of
+from wsi_ats.training.processes import Processes
+
+OnBad = Callable[[str, str], None]
+
+Batch = Sequence[tuple[int, int]]
+"""Slides, or cases, of a step: the number of each, and the number of the occasion on which it is shown."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """See :func:`wsi_ats.training.fit.fit`, which explains all of these.
+
+    Parameters
+    ----------
+    training, validation, settings, target, folder, device, reader, processes, network, features
+        Slides, settings, and where to compute and store.
+    max_bad, on_bad
+        Treatment of slides that cannot be read.
+    """
+
+    training: Sequence[Example]
+    validation: Sequence[Example]
+    settings: Settings
+    target: Target
+    folder: Path
+    device: torch.device
+    reader: Reader
+    processes: Processes
+    network: Callable[[], SlideNetwork]
+    features: Path
+    max_bad: int | None
+    on_bad: OnBad
+
+    @property
+    def learning(self) -> TrainingSettings:
+        """Section ``training`` of the settings."""
+        return self.settings.training
+
+    @cached_property
+    def phases(self) -> list[Phase]:
+        """Phases of the training, in order."""
+        return phases_of(self.settings)
+
+    @cached_property
+    def units(self) -> list[list[int]]:
+        """Places of the training slides that have a label together: of each slide, or of each case."""
+        return units(self.training, by_case=self.settings.model.cases != "separate")
+
+    @cached_property
+    def validation_units(self) -> list[list[int]]:
+        """Places of the validation slides that have a label together."""
+        return units(self.validation, by_case=self.settings.model.cases != "separate")
+
+    @cached_property
+    def classes(self) -> list[float]:
+        """First number of the target of each unit; the class, for tasks with classes."""
+        return [self.training[places[0]].target[0] for places in self.units]
+
+    @cached_property
+    def unit_weights(self) -> list[float] | None:
+        """Weight of each unit in the loss; ``None`` for equal ones."""
+        return balancing(self.classes) if self.learning.balance == "weights" else None
+
+    @cached_property
+    def chance(self) -> Tensor:
+        """Outputs (O,) of a guess: the constant with the least loss, as the network is trained.
+
+        With balanced classes that is each class as likely as any other. Validation slides are compared with
+        the same constant, although their loss is plain: a network that has learned nothing from balanced
+        training gives this constant, not the shares of the labels, and so its gain is 0 there as well.
+        """
+        labels = [self.training[places[0]].target for places in self.units]
+        targets = self.target.normalise(torch.tensor(labels))
+        if self.learning.balance != "none":
+            targets = torch.tensor(sorted(set(self.classes)))[:, None]
+        return constant_outputs(self.target.task, targets, self.target.outputs)
+
+    @cached_property
+    def identity(self) -> str:
+        """Fingerprint of all that a stored state depends on."""
+        slides = (
+            f"{part}/{each.ref.id}/{each.ref.case}={each.target}"
+            for part, examples in enumerate((self.training, self.validation))
+            for each in examples
+        )
+        count = str(self.processes.count)
+        return digest_of(self.settings.digest(*LEARNED), repr(self.target), count, *slides)
+
+    def targets(self, examples: Sequence[Example]) -> Tensor:
+        """Return the targets (B, T) of some slides in the units of the network's outputs."""
+        # Single precision would not tell apart two times that differ by a little.
+        targets = torch.tensor([each.target for each in examples], dtype=torch.float64, device=self.device)
+        return self.target.normalise(targets)
+
+    def names(self, batch: Batch) -> str:
+        """Return the ids of a step's slides, for messages."""
+        return ", ".join(self.training[slide].ref.id for unit, _ in batch for slide in self.units[unit])

@@ -1,0 +1,159 @@
+"""One step of the classifier, or of all parts together: draw tiles, read them, compute the loss, learn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wsi_ats.models.base import Estimates, Finish, draw_seed
+from wsi_ats.models.batches import Example
+from wsi_ats.nn.cases import pool_slides
+from wsi_ats.nn.expectation import effective_size
+from wsi_ats.nn.losses import losses
+from wsi_ats.nn.model import AttentionSampler
+from wsi_ats.nn.supervision import attention_supervision
+from wsi_ats.training.learner import Learner
+from wsi_ats.training.progress import Journal
+from wsi_ats.training.setup import Batch, Setup
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Slides of a step that are computed together, while their tiles are being read.
+
+    Parameters
+    ----------
+    examples
+        The slides.
+    units
+        Number of each slide, or of its case.
+    shown
+        Number of the occasion: a slide of a rare class may be shown several times in a step.
+    finish
+        Returns their estimates.
+    """
+
+    examples: Sequence[Example]
+    units: Sequence[int]
+    shown: Sequence[int]
+    finish: Finish
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Steps of a training by its slides' labels.
+
+    Parameters
+    ----------
+    setup, learner, journal
+        The training, its network, and its progress.
+    """
+
+    setup: Setup
+    learner: Learner
+    journal: Journal
+
+    def begin(self, step: int, batch: Batch) -> list[Pass]:
+        """Draw the tiles of this process's share of a step's slides, and begin to read them."""
+        setup, seed = self.setup, self.setup.learning.seed
+        torch.manual_seed(draw_seed(seed, "begin", step))  # dropout, if attention has any
+        own = setup.processes.share(batch)
+        slides = sum(len(setup.units[unit]) for unit, _ in own)
+        # The loss of survival is one of all slides together.
+        passes = 1 if setup.target.task == "survival" else min(len(own), self.learner.method.passes(slides))
+        begun = []
+        for part in np.array_split(np.asarray(own, dtype=np.int64).reshape(-1, 2), max(1, passes)):
+            shown = [
+                (setup.training[slide], unit, occasion)
+                for unit, occasion in part.tolist()
+                for slide in setup.units[unit]
+            ]
+            examples = [example for example, _, _ in shown]
+            seeds = [draw_seed(seed, example.ref.id, occasion) for example, _, occasion in shown]
+            with self.journal.naming_step(step):
+                finish = self.learner.method.begin(examples, self.learner.source, seeds)
+            begun.append(Pass(examples, [unit for _, unit, _ in shown], [each for *_, each in shown], finish))
+        return begun
+
+    def take(self, step: int, batch: Batch, begun: Sequence[Pass]) -> None:
+        """Compute a step's loss, pass by pass, and change the weights."""
+        # Dropout, if the backbone has any.
+        torch.manual_seed(draw_seed(self.setup.learning.seed, "step", step))
+        self.learner.optimizer.zero_grad(set_to_none=True)
+        read = 0
+        for each in begun:
+            with self.journal.naming_step(step):
+                result = each.finish()
+            self.journal.note_bad(result.failed)
+            self.journal.add(failed=len(result.failed))
+            if len(result.places):
+                read += self._take_pass(step, batch, each, result)
+        self.learner.take_step(read, partial(self.journal.check_finite, step=step, batch=batch))
+
+    def _take_pass(self, step: int, batch: Batch, part: Pass, result: Estimates) -> int:
+        """Add the gradients of a pass, and return the number of its slides, or cases, that were read."""
+        outputs, shown = pool_slides(
+            result.outputs, result.log_weight, [part.shown[place] for place in result.places]
+        )
+        unit_of = dict(zip(part.shown, part.units, strict=True))
+        units, count = [unit_of[number] for number in shown], len(shown)
+        mean = self._loss(outputs, units)
+        with torch.no_grad():
+            chance = self._loss(self.setup.chance.to(outputs).expand_as(outputs), units)
+        # Divided by the slides of the whole step, so that nothing depends on how it is shared out.
+        total = mean * (count / len(batch))
+        if result.drawn and self.journal.phase.name == "joint":
+            total = self._with_attention_terms(total, batch, part, result)
+        self.journal.check_finite("loss", total.item(), step, batch)
+        total.backward()  # type: ignore[no-untyped-call]
+        self.journal.add(loss=mean.item() * count, chance=chance.item() * count, units=count)
+        self._count_tiles(result)
+        return count
+
+    def _count_tiles(self, result: Estimates) -> None:
+        if not self.learner.frozen:
+            self.journal.add(tiles=result.tiles)
+        for tiles in result.drawn:
+            self.journal.add(
+                drawn=1,
+                cells=tiles.attended.entropy.exp().item(),
+                top=tiles.attended.top_share,
+                effective=effective_size(tiles.weight),
+            )
+
+    def _loss(self, outputs: Tensor, units: Sequence[int]) -> Tensor:
+        """Return the mean loss of some slides, or cases, given by their numbers."""
+        setup = self.setup
+        targets = self.setup.targets([setup.training[setup.units[unit][0]] for unit in units])
+        each = losses(setup.target.task, outputs, targets)
+        if setup.unit_weights is not None:
+            each = each * each.new_tensor([setup.unit_weights[unit] for unit in units])
+        return each.mean()
+
+    def _with_attention_terms(self, total: Tensor, batch: Batch, part: Pass, result: Estimates) -> Tensor:
+        """Add to the loss the entropy of attention and its supervision by the drawn tiles."""
+        learning = self.setup.learning
+        slides = sum(len(self.setup.units[unit]) for unit, _ in batch)
+        entropy = torch.stack([tiles.attended.entropy for tiles in result.drawn])
+        total = total - learning.entropy * entropy.sum() / slides
+        if learning.teaching and self.setup.target.task == "classification":
+            total = total + learning.teaching * self._supervision(part, result) / slides
+        return total
+
+    def _supervision(self, part: Pass, result: Estimates) -> Tensor:
+        """Return the loss of attention by the drawn tiles; see :mod:`wsi_ats.nn.supervision`."""
+        model = cast(AttentionSampler, self.learner.model)
+        summed = result.outputs.new_zeros(())
+        for place, tiles, features in zip(result.places, result.drawn, result.features, strict=True):
+            with torch.no_grad():
+                alone, gate = model.classify(features), model.gate_logits(features)
+                targets = self.setup.targets([part.examples[place]]).expand(len(alone), -1)
+                evidence = -self.setup.learning.evidence * losses(self.setup.target.task, alone, targets)
+            summed = summed + attention_supervision(tiles.weight, tiles.attention, gate, evidence)
+        return summed
