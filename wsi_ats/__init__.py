@@ -20,15 +20,16 @@ Nouns
 -----
 ``SlideRef`` names a slide and is all that crosses a process border; ``Slide`` is open and can be read.
 ``Level``, ``Region`` and ``Grid`` say where things are, in level-0 pixels. A cell of the ``Grid`` is one
-place where attention may look and one tile that may be read. ``TissueMask`` and ``AttentionMap`` lie on it.
-``Draw`` is which cells, and how often each was expected. ``Selection`` (the tiles and why) and ``Prediction``
+place where attention may look and one tile that may be read. ``TissueMask`` and ``AttentionMap`` lie on it,
+and an ``Overview`` is a thumbnail with its tissue.
+``Draw`` is which cells, and the inclusion of each. ``Selection`` (the tiles and why) and ``Prediction``
 are what a user keeps. ``Target`` says what is predicted, ``Settings`` are all choices of a run. Every error
 is a ``WsiAtsError``.
 
 Verbs ----- ``read_manifest``, ``open_slide``, ``grid_for``, ``read_thumbnail``, ``find_tissue``,
 ``build_model``, ``draw``, ``read_tiles``, ``fit``, ``load_model``, ``predict_slide``; and
-:func:`wsi_ats.overview.overview.look`, which is three of them in one. What a verb needs to know it is given:
-randomness and devices are arguments.
+``read_overview``, which is three of them in one. What a verb needs to know it is given: randomness and
+devices are arguments.
 
 Names are imported when they are first used, so that whoever looks at slides never waits for torch.
 
@@ -71,6 +72,8 @@ if TYPE_CHECKING:
     from wsi_ats.nn.model import AttentionSampler, build_model
     from wsi_ats.nn.sampling import Draw, draw
     from wsi_ats.overview.masks import TissueMask
+    from wsi_ats.overview.overview import read_overview
+    from wsi_ats.overview.records import Overview
     from wsi_ats.overview.tiles import grid_for, read_thumbnail, read_tiles
     from wsi_ats.overview.tissue import find_tissue
     from wsi_ats.results.records import AttentionMap, Prediction, Selection, Status
@@ -88,6 +91,7 @@ __all__ = [
     "Grid",
     "Level",
     "LoadedModel",
+    "Overview",
     "Prediction",
     "Region",
     "Scored",
@@ -110,6 +114,7 @@ __all__ = [
     "open_slide",
     "predict_slide",
     "read_manifest",
+    "read_overview",
     "read_thumbnail",
     "read_tiles",
     "save_model",
@@ -125,6 +130,8 @@ _HOMES = {
     "nn.model": ("AttentionSampler", "build_model"),
     "nn.sampling": ("Draw", "draw"),
     "overview.masks": ("TissueMask",),
+    "overview.overview": ("read_overview",),
+    "overview.records": ("Overview",),
     "overview.tiles": ("grid_for", "read_thumbnail", "read_tiles"),
     "overview.tissue": ("find_tissue",),
     "results.records": ("AttentionMap", "Prediction", "Selection", "Status"),

@@ -108,8 +108,8 @@ def test_features_of_training_slides_are_centred_and_scaled():
 def test_what_will_not_fit_is_refused_with_the_largest_scale_that_would(training):
     whole = method("model.scale=1.0")
     small, large = example_of("a", 4), example_of("b", 8)
-    needed = whole.needed(large.tissue.grid, 32, training=training)
-    free = whole.needed(large.tissue.grid, 20, training=training)
+    needed = whole.needed(large.overview.tissue.grid, 32, training=training)
+    free = whole.needed(large.overview.tissue.grid, 20, training=training)
     both = ([small, large], []) if training else ([], [small, large])
     method("model.scale=1.0", free=needed).check(*both)
     way = method("model.scale=1.0", free=free)

@@ -156,7 +156,7 @@ def test_with_linear_pooling_a_tile_is_worth_what_it_adds(outputs, classes):
         weight, gate, added = slide(outputs, gated=False, seed=seed)
         added = added + 2 * normal(outputs, seed=seed + 50)  # all tiles say much the same
         bias = normal(outputs, seed=seed + 60)
-        best = target(weight, influence(weight, gate, added + bias, nothing=bias, classes=classes))
+        best = target(weight, influence(weight, gate, added + bias, zero_outputs=bias, classes=classes))
         if classes:
             added = added - added.mean(1, keepdim=True)
         whole, found = uniform @ added, []

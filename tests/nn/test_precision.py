@@ -77,7 +77,7 @@ def test_bfloat16_agrees_with_float32_to_its_digits_and_only_the_backbone_comput
         model.train()
         with TileReader(1, lambda ref: slide) as reader:
             found = method_for(model, settings).begin([example], reader, [0])()
-            features = found.drawn[0].features.detach() if found.drawn else None
+            features = found.features[0].detach() if found.drawn else None
             # Linear, so that the gradient is not that of the outputs' own rounding where these are small.
             (found.outputs[:, 1] - found.outputs[:, 0]).sum().backward()
         return model, seen, found.outputs.detach(), features

@@ -16,8 +16,8 @@ from wsi_ats.models.evidence import Attended, Evidence
 from wsi_ats.models.kinds import method_for
 from wsi_ats.nn.distillation import influence, target
 from wsi_ats.training.distillation import (
+    _SCALES,
     FEWEST_TO_JUDGE,
-    SCALES,
     USUAL,
     HeldOut,
     Trust,
@@ -55,7 +55,7 @@ def evidence_of(model: Attention, logits: torch.Tensor, said: torch.Tensor) -> E
         return Attended(torch.log_softmax(scaled, 0), torch.logsumexp(scaled, 0), entropy, 0.0)
 
     uniform = torch.full((len(logits),), 1 / len(logits), dtype=torch.float64)
-    return Evidence(attend, uniform, attend(0.0), said, nothing=None, classes=True)
+    return Evidence(attend, uniform, attend(0.0), said, zero_outputs=None, classes=True)
 
 
 def judge(model: Attention, logits: torch.Tensor, said: torch.Tensor, case: str = "") -> HeldOut:
@@ -106,12 +106,12 @@ def test_attention_that_finds_what_tells_the_classes_apart_is_trusted(noise):
     model = Attention()
     judges = judges_of(model, lambda number: 3.0 * lesion(number) + noise * normal(500 + number))
     found = trust(model, judges, figure, **DRAWS)
-    assert found.scale in {USUAL, *SCALES}
+    assert found.scale in {USUAL, *_SCALES}
     assert model.attention_scale == found.scale
     assert found.foresight > 2 * found.error > 0
     assert (found.foretells, found.cases) == (True, len(SLIDES))
     # By other draws than those that chose: it is better by far, and hardly worse than any other scale.
-    figures = {scale: figure_at(model, judges, scale) for scale in (USUAL, *SCALES)}
+    figures = {scale: figure_at(model, judges, scale) for scale in (USUAL, *_SCALES)}
     gained, possible = (each - figures[0.0] for each in (figures[found.scale], max(figures.values())))
     assert gained > 0.2 * abs(figures[0.0])
     assert gained > 0.9 * possible
@@ -302,7 +302,7 @@ def test_a_survey_draws_so_many_tiles_of_each_slide_and_is_remembered_without_re
     with Recorded() as reader:
         found = survey(method, EXAMPLES, reader, 7, read_ahead=ahead, on_bad=bad.__setitem__)
         asked = list(reader.asked)
-        said = {number: each.said for number, each in found.items()}
+        said = {number: each.tile_outputs for number, each in found.items()}
         evidence = recall(method, EXAMPLES, reader, 7, said, on_bad=bad.__setitem__)
         assert reader.asked == asked
     assert not bad
@@ -313,20 +313,20 @@ def test_a_survey_draws_so_many_tiles_of_each_slide_and_is_remembered_without_re
         torch.testing.assert_close(each.weight, torch.full((10,), 0.1))
         torch.testing.assert_close(each.uniform.log_attention, torch.full((10,), math.log(1 / 20)))
         torch.testing.assert_close(each.uniform.log_mass, torch.tensor(math.log(20)))
-        assert torch.equal(each.said, said[number])
-        assert each.said.shape == (10, 3)
+        assert torch.equal(each.tile_outputs, said[number])
+        assert each.tile_outputs.shape == (10, 3)
         gate, outputs = said[number].split([1, 2], 1)
         expected = target(each.weight, influence(each.weight, gate[:, 0], outputs, classes=True))
         assert torch.equal(each.target, expected)
         assert each.target.sum().item() == pytest.approx(1)
-        assert not each.said.requires_grad
+        assert not each.tile_outputs.requires_grad
     # Apart from the run's seed the slide decides, and not its number.
     others = {5: EXAMPLES[2]}
     with TileReader(1, lambda ref: slide_of(ref.id)) as reader:
         alone = survey(method, others, reader, 7, read_ahead=0, on_bad=bad.__setitem__)
         other = survey(method, others, reader, 8, read_ahead=0, on_bad=bad.__setitem__)
-    torch.testing.assert_close(alone[5].said, said[2])
-    assert not torch.equal(other[5].said, said[2])
+    torch.testing.assert_close(alone[5].tile_outputs, said[2])
+    assert not torch.equal(other[5].tile_outputs, said[2])
 
 
 def test_slides_that_cannot_be_read_are_told_and_left_out(method):

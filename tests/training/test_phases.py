@@ -307,7 +307,7 @@ def test_slides_of_a_pooled_case_are_taught_together(tmp_path, monkeypatch):
     real = attention_phase.loss
 
     def loss(evidence):
-        counts.append(len(evidence.said))
+        counts.append(len(evidence.tile_outputs))
         return real(evidence)
 
     monkeypatch.setattr(attention_phase, "loss", loss)

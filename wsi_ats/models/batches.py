@@ -1,4 +1,4 @@
-"""From prepared slides to training batches: what a slide gives to a step, and how its tiles are read."""
+"""From prepared slides to training batches: slides with labels, and reading of their tiles."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from wsi_ats.tables.manifest import check_cases
 
 T = TypeVar("T")
 U = TypeVar("U")
-T_co = TypeVar("T_co", covariant=True)
+_T_co = TypeVar("_T_co", covariant=True)
 
 Wanted = tuple[SlideRef, Grid, IntArray]
 """A slide, its grid of tiles, and the flat numbers (N,) of the cells that are wanted."""
 
 
-class Pending(Protocol[T_co]):
-    """A result that is on its way, such as a :class:`concurrent.futures.Future`."""
+class Pending(Protocol[_T_co]):
+    """A result that is being computed, such as a :class:`concurrent.futures.Future`."""
 
-    def result(self) -> T_co:
-        """Wait for it; raises what went wrong."""
+    def result(self) -> _T_co:
+        """Wait for the result, or raise the error."""
         ...
 
 
@@ -67,13 +67,13 @@ class Example:
 
 
 class Reader(Protocol):
-    """Whatever reads from slides while something else is computed: threads, or workers near the slides.
+    """Reads from slides in the background: by threads, or by workers near the slides.
 
-    The order in which reads finish has no influence on what is returned.
+    Results do not depend on the order in which reads finish.
     """
 
     def read(self, wanted: Sequence[Wanted]) -> Sequence[Pending[Pixels | Features]]:
-        """Begin to read cells of some slides: their pixels, or features that are known already.
+        """Begin to read cells of some slides: their pixels, or features that were computed before.
 
         Parameters
         ----------
@@ -94,8 +94,8 @@ class Reader(Protocol):
         Parameters
         ----------
         jobs
-            Slides with what is to be done with each while it is open. What was begun by earlier calls goes
-            on; a slide that is in use is opened a second time.
+            Slides, each with a function to call while it is open. Earlier reads go on; a slide in use is
+            opened a second time.
 
         Returns
         -------
@@ -106,12 +106,12 @@ class Reader(Protocol):
 
 
 class OpenSlides:
-    """Slides that were used of late, kept open; may be used by several threads.
+    """Recently used slides, kept open for several threads.
 
     Parameters
     ----------
     opener
-        How a slide is opened.
+        Opens a slide.
     """
 
     def __init__(self, opener: Callable[[SlideRef], Slide] = open_slide) -> None:
@@ -121,7 +121,7 @@ class OpenSlides:
         self._closed = False
 
     def run(self, ref: SlideRef, job: Callable[[Slide], T]) -> T:
-        """Do something with a slide, which is opened if it is not open or another thread uses it.
+        """Call a function with a slide, which is opened if no idle one is open.
 
         Raises
         ------
@@ -137,7 +137,7 @@ class OpenSlides:
             self._put_back(ref.id, slide)
 
     def _put_back(self, name: str, slide: Slide) -> None:
-        """Keep a slide open until too many are, least recently used first."""
+        """Keep a slide open, and close the least recently used if there are too many."""
         with self._guard:
             surplus = [self._idle.pop(name)] if name in self._idle else []
             self._idle[name] = slide
@@ -147,7 +147,7 @@ class OpenSlides:
             each.close()
 
     def close(self) -> None:
-        """Close them all; those in use when they are put back."""
+        """Close all slides; those in use when they are put back."""
         with self._guard:
             idle, self._idle, self._closed = self._idle, {}, True
         for slide in idle.values():
@@ -155,14 +155,14 @@ class OpenSlides:
 
 
 class TileReader(Reader):
-    """Reads the tiles of many slides in a few threads, keeping recently used slides open.
+    """Reads the tiles of many slides in a few threads, and keeps recently used slides open.
 
     Parameters
     ----------
     threads
         Number of threads; OpenSlide and the decoders release Python's lock.
     opener
-        How a slide is opened.
+        Opens a slide.
 
     Examples
     --------
@@ -191,7 +191,7 @@ class TileReader(Reader):
 def epoch_batches(
     size: int, per_step: int, seed: int, *, classes: Sequence[float] | None = None
 ) -> list[IntArray]:
-    """Order of the slides, or cases, in an epoch, in batches that differ in length by at most one.
+    """Shuffle the slides, or cases, of an epoch into batches that differ in length by at most one.
 
     Parameters
     ----------
@@ -202,8 +202,8 @@ def epoch_batches(
     seed
         Decides the order.
     classes
-        Class of each, if all classes are to be shown equally often: an epoch then has as many slides as
-        ever, those of rare classes several times, and not all of the others.
+        Class of each, to show all classes equally often: an epoch keeps its length, but shows slides of rare
+        classes several times, and not all of the others.
 
     Examples
     --------
@@ -221,7 +221,7 @@ def epoch_batches(
 
 
 def _balanced(order: IntArray, classes: npt.NDArray[np.float64]) -> IntArray:
-    """As many of each class, give or take one, each class in its given order, again and again."""
+    """Return equal numbers of each class, plus or minus one, repeating each class in its given order."""
     known = np.unique(classes)
     quotas = [len(part) for part in np.array_split(order, len(known))]
     parts = [np.resize(order[classes[order] == each], n) for each, n in zip(known, quotas, strict=True)]
@@ -229,14 +229,14 @@ def _balanced(order: IntArray, classes: npt.NDArray[np.float64]) -> IntArray:
 
 
 def units(examples: Sequence[Example], *, by_case: bool) -> list[list[int]]:
-    """Group slides by what has an output of its own: each alone, or all of a case.
+    """Group slides into units with an output of their own: slides, or cases.
 
     Parameters
     ----------
     examples
         The slides.
     by_case
-        Whether slides of one case are taken together.
+        Pool the slides of a case.
 
     Returns
     -------
@@ -250,7 +250,7 @@ def units(examples: Sequence[Example], *, by_case: bool) -> list[list[int]]:
     """
     if not by_case:
         return [[place] for place in range(len(examples))]
-    # As text, for nan is not nan.
+    # As text, because NaN differs from itself.
     check_cases([each.ref for each in examples], [repr(each.target) for each in examples])
     grouped: dict[str, list[int]] = {}
     for place, example in enumerate(examples):
@@ -268,11 +268,11 @@ def ahead(items: Iterable[T], begin: Callable[[T], U], steps: int) -> Iterator[t
     begin
         Called once for each.
     steps
-        How many more have been begun whenever one is given out; 0 begins each when its turn comes.
+        Number of items begun ahead; 0 begins each when its turn comes.
 
     Yields
     ------
-    item, and what ``begin`` gave for it
+    item, and the result of ``begin``
 
     Examples
     --------
@@ -296,7 +296,7 @@ def ahead(items: Iterable[T], begin: Callable[[T], U], steps: int) -> Iterator[t
 def outcomes(
     futures: Sequence[Pending[T]], examples: Sequence[Example]
 ) -> tuple[list[T | None], Mapping[str, str]]:
-    """Wait for reads; a slide that failed gives ``None`` and a message under its id."""
+    """Wait for reads; a slide that cannot be read gives ``None``, and a message under its id."""
     tiles: list[T | None] = []
     failed: dict[str, str] = {}
     for future, example in zip(futures, examples, strict=True):
@@ -309,7 +309,7 @@ def outcomes(
 
 
 def balancing(classes: Sequence[float]) -> list[float]:
-    """Weight of each slide, or case, that gives all classes the same say; their mean is 1.
+    """Return the weight of each slide, or case, by which all classes count the same; the mean is 1.
 
     Examples
     --------

@@ -47,13 +47,19 @@ class TileDraws(Protocol):
     def plan(
         self, examples: Sequence[Example], reader: Reader, seeds: Sequence[int]
     ) -> tuple[list[PlannedTiles | None], Mapping[str, str]]:
-        """Draw the tiles of some slides, and return messages for those that cannot be read."""
+        """Draw the tiles of ``examples`` by ``seeds``; ``reader`` reads overviews of regions.
+
+        Returns messages for slides that cannot be read as well.
+        """
         ...
 
     def draws(
         self, slide: Slide, overview: Overview, seeds: Iterable[int]
     ) -> Iterator[tuple[Tensor, WeightedTiles]]:
-        """Yield the attention over the overview's tissue, shape (K,), and the tiles, for each seed."""
+        """Yield the attention (K,) to the tissue of an ``overview``, and the tiles, for each of ``seeds``.
+
+        Overviews of regions are read from the ``slide``.
+        """
         ...
 
     def calibration_tiles(self, examples: Sequence[Example], reader: Reader) -> list[ExampleTiles]:
@@ -102,7 +108,7 @@ class ThumbnailAttention:
 def draw_by(
     attention: Tensor, tissue: TissueMask, sampling: SamplingSettings, n: int, generator: torch.Generator
 ) -> Draw:
-    """Draw ``n`` of the ``tissue`` cells by ``attention`` over them, shape (K,), as ``sampling`` says.
+    """Draw ``n`` of the ``tissue`` cells by ``attention`` over them, shape (K,), by settings ``sampling``.
 
     On the CPU, wherever the attention is; see :func:`wsi_ats.nn.sampling.draw` for the ``generator``.
     """
@@ -117,7 +123,7 @@ def draw_by(
 
 
 def top_share(attention: Tensor) -> float:
-    """Return the attention of the hundredth of the cells that have most of it, at least of one.
+    """Return the attention of the hundredth of the cells with the highest, at least of one.
 
     ``attention`` has shape (K,).
     """

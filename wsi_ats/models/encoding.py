@@ -1,9 +1,8 @@
-"""Encoding tiles at scoring: in batches of one size, which tiles of several slides may share.
+"""Encode tiles for scoring, in batches of one size that several slides may share.
 
-In half precision what some networks say of a tile depends, in its last digits, on how many tiles are
-computed with it: other sizes are computed by other kernels. It does not depend on what the other tiles show,
-nor on the tile's place among them. So all batches have one size, the last is filled up, and a tile's features
-are the same whichever slides it is computed with, on whichever worker.
+In half precision, the last digits of some networks' outputs depend on the size of the batch, because other
+sizes are computed by other kernels. They do not depend on the other tiles' contents or order. So all batches
+have one size, the last is padded, and a tile's features are the same in any batch, on any worker.
 """
 
 from __future__ import annotations
@@ -31,16 +30,16 @@ from wsi_ats.overview.tissue import are_empty
 from wsi_ats.settings import Settings
 from wsi_ats.slides.base import Pixels
 
-# Tiles that are read at a time: pixels and feature maps of more would cost memory and gain no speed.
+# Tiles that are read at a time: more would cost memory and gain no speed.
 TILES_AT_A_TIME = 64
 
-# Tiles in a batch. Processors are as fast with 8 as with 64, and fill up fewer; graphics processors are not.
+# Tiles in a batch. CPUs are as fast with 8 as with 64, and pad less; GPUs are not.
 _BATCH = 8
 _BATCH_ON_GPU = 64
 
 
 def to_device(tiles: NDArray[Any], device: torch.device | None) -> Tensor:
-    """Bring tiles or features to a device as the bytes that they are; a GPU need not wait for them."""
+    """Copy tiles or features to a device unchanged; a GPU does not wait for the copy."""
     tensor = torch.from_numpy(tiles)
     if device is not None and device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
@@ -49,7 +48,7 @@ def to_device(tiles: NDArray[Any], device: torch.device | None) -> Tensor:
 
 @dataclass(eq=False)
 class _Request:
-    """Tiles of one caller, and what is known of them."""
+    """Tiles of one caller, and their features so far."""
 
     tiles: Pixels
     done: Future[Tensor] = field(default_factory=Future)
@@ -58,14 +57,14 @@ class _Request:
     def receive(self, first: int, features: Tensor) -> None:
         self.parts[first] = features
         if sum(map(len, self.parts.values())) == len(self.tiles):
-            # Its caller goes on at once, perhaps to read more, and these may not be in memory any longer.
+            # Free these pixels before the caller goes on, perhaps to read more.
             self.tiles = self.tiles[:0].copy()
             self.done.set_result(torch.cat([self.parts[place] for place in sorted(self.parts)]))
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """A few of the tiles of a request that are in one batch."""
+    """Tiles of a request that are in one batch."""
 
     request: _Request
     first: int
@@ -75,9 +74,8 @@ class _Piece:
 class TileBatches:
     """An encoder that many callers share, each from a thread of its own.
 
-    Whoever comes while a batch is computed waits in a queue, and the next batch is made of all that is there:
-    slides with a few tiles each share batches when there are many of them, and none waits for company.
-    Results are the same either way.
+    Tiles that arrive while a batch is computed wait in a queue, and the next batch takes from all of them:
+    many slides with few tiles share batches, and none waits for a batch to fill. Results are the same.
 
     Parameters
     ----------
@@ -88,12 +86,12 @@ class TileBatches:
     precision
         See :func:`wsi_ats.nn.precision.resolve`.
     lanes
-        Batches that are computed at a time, for a processor of several cores.
+        Batches that are computed at a time, for a CPU of several cores.
     threads
-        Of torch for each lane, in place of torch's own choice; whoever wants the same result on machines of
-        different size gives 1 here and has more lanes.
+        Threads of torch for each lane, in place of torch's own choice. For the same result on machines of
+        different size, give 1, and more lanes.
     size
-        Tiles in a batch; by default what suits the device.
+        Tiles in a batch; by default as suits the device.
 
     Raises
     ------
@@ -139,21 +137,21 @@ class TileBatches:
         Returns
         -------
         future of a Tensor, shape (n, D), on the device
-            Raises whatever encoding raised.
+            Raises any error of encoding.
         """
         request = _Request(tiles)
         if not len(tiles):
             raise SettingsError("there are no tiles to encode")
         with self._guard:
             self._queue.append(_Piece(request, 0, len(tiles)))
-        # As many as would do without company: then whatever is queued is taken by somebody.
+        # As many batches as these tiles need alone: then every queued tile is taken.
         for _ in range(-(-len(tiles) // self.size)):
             batch: list[_Piece] = []
             self._pool.submit(self._compute, batch).add_done_callback(partial(self._tell_error, batch))
         return request.done
 
     def _take(self) -> list[_Piece]:
-        """The next tiles of the queue, at most a batch."""
+        """Take the next tiles of the queue, at most a batch."""
         taken: list[_Piece] = []
         room = self.size
         with self._guard:
@@ -168,9 +166,9 @@ class TileBatches:
         return taken
 
     def _compute(self, batch: list[_Piece]) -> None:
-        """Encode a batch, filled up with black tiles; what is in it is told by way of the argument."""
+        """Encode a batch, padded with black tiles; its pieces are added to the argument."""
         batch += self._take()
-        if not batch:  # others have taken it along
+        if not batch:  # other batches took these tiles
             return
         pixels = np.zeros((self.size, *batch[0].request.tiles.shape[1:]), dtype=np.uint8)
         place = 0
@@ -179,19 +177,18 @@ class TileBatches:
             place += each.count
         with torch.inference_mode(), autocast(self._precision, self._device, pixels.shape[1]):
             features = self._embed(to_device(pixels, self._device))
-        # Here and not in a callback, of which nobody would hear what went wrong: what a graphics processor
-        # did wrong is said by whatever is asked of it next.
+        # Not in a callback, whose errors would be lost: a GPU reports an error at the next call.
         place = 0
         with self._guard:
             for each in batch:
-                if not each.request.done.done():  # else another part of it had an error
+                if not each.request.done.done():  # else another part failed
                     each.request.receive(each.first, features[place : place + each.count])
                 place += each.count
 
     def _tell_error(self, batch: list[_Piece], done: Future[None]) -> None:
-        """Hand out what went wrong with a batch."""
+        """Give the error of a batch to its callers."""
         if done.cancelled():
-            return  # closed: what is queued is dropped there
+            return  # closed, which drops the queue
         if (error := done.exception()) is not None:
             with self._guard:
                 for each in batch:
@@ -199,7 +196,7 @@ class TileBatches:
                         each.request.done.set_exception(error)
 
     def close(self) -> None:
-        """Wait for the batches that are being computed; what is queued is cancelled."""
+        """Wait for running batches, and cancel the queue."""
         self._pool.shutdown(cancel_futures=True)
         with self._guard:
             for piece in self._queue:
@@ -221,7 +218,7 @@ def encoder_for(
     device: torch.device | None = None,
     shared: TileBatches | None = None,
 ) -> AbstractContextManager[TileBatches]:
-    """Make a model's encoder for as long as a context lasts, unless there is one that others use, too.
+    """Return a context with a model's encoder: a new one, or one that is shared.
 
     Parameters
     ----------
@@ -232,7 +229,7 @@ def encoder_for(
     device
         Where the network is; the CPU by default.
     shared
-        The encoder that is there; it is left open.
+        An existing encoder, which is left open.
     """
     if shared is not None:
         return nullcontext(shared)
@@ -246,7 +243,7 @@ def encode_cells(
     *,
     at_a_time: int = TILES_AT_A_TIME,
 ) -> tuple[Tensor, int]:
-    """Read and encode cells; some are read while others are encoded, and pixels of few are in memory.
+    """Read and encode cells, some while others are being encoded, with the pixels of few in memory.
 
     Parameters
     ----------
@@ -257,14 +254,14 @@ def encode_cells(
     cells
         Flat cell numbers, shape (N,), at least one.
     at_a_time
-        Tiles that are read together; as many again may be waiting to be encoded.
+        Tiles that are read together; as many more may be waiting to be encoded.
 
     Returns
     -------
     Tensor, shape (N, D)
         Their features.
     int
-        On how many of them nothing is to be seen; see :func:`wsi_ats.overview.tissue.are_empty`.
+        Number of tiles that show nothing; see :func:`wsi_ats.overview.tissue.are_empty`.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What a survey of a slide, or of a case, found: tiles that tell attention where to look."""
+"""Evidence from a survey of a slide, or of a case: tiles from which attention learns where to look."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from wsi_ats.nn.distillation import distillation, influence, target
 
 @dataclass(frozen=True)
 class Attended:
-    """What attention makes of some tiles of a slide, and of the slide as a whole.
+    """Attention to some tiles of a slide, and to the slide as a whole.
 
     Parameters
     ----------
     log_attention
-        Logarithm of the attention of each tile's cell, shape (m,), with gradient. It is known where attention
-        itself is too small for a number.
+        Logarithm of the attention of each tile's cell, shape (m,), with gradient; defined even where the
+        attention itself underflows.
     log_mass
-        Logarithm of the sum of the attention's exponentiated logits, shape (): what the softmax divides by.
+        Logarithm of the divisor of the attention's softmax, shape ().
     entropy
         Of the attention, in nats, shape (), with gradient.
     top_share
-        Attention of the hundredth of the cells, or regions, that have most of it.
+        Attention of the hundredth of the cells, or regions, with the highest.
     """
 
     log_attention: Tensor
@@ -38,30 +38,29 @@ class Attended:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Tiles that were drawn uniformly, and what the classifier says of them.
+    """Tiles that were drawn uniformly, with the classifier's outputs of each.
 
     Parameters
     ----------
     attend
-        Says what attention, as it is when this is called, makes of the tiles.
+        Returns the attention to the tiles at the time of the call.
     weight
-        Weights of the tiles in an estimate of the whole when attention was uniform, shape (m,).
+        Weights of the tiles by the uniform attention of the survey, shape (m,).
     uniform
-        What attention made of the tiles then.
-    said
-        What the classifier says of each tile: its gate and, behind that, its outputs, shape (m, 1 + O),
-        float64.
-    nothing
+        The attention to the tiles then.
+    tile_outputs
+        Gate of each tile followed by the classifier's outputs, shape (m, 1 + O), float64.
+    zero_outputs
         With linear pooling the classifier's outputs for a feature of zeros, shape (O,); ``None`` with gated.
     classes
-        Whether only differences between outputs matter.
+        Only differences between outputs matter.
     """
 
     attend: Callable[[], Attended]
     weight: Tensor
     uniform: Attended
-    said: Tensor
-    nothing: Tensor | None
+    tile_outputs: Tensor
+    zero_outputs: Tensor | None
     classes: bool
 
     @classmethod
@@ -74,22 +73,23 @@ class Evidence:
             attend=lambda: _together([each.attend() for each in slides]),
             weight=torch.cat([own * each.weight for own, each in zip(share, slides, strict=True)]),
             uniform=_together([each.uniform for each in slides]),
-            said=torch.cat([each.said for each in slides]),
-            nothing=slides[0].nothing,
+            tile_outputs=torch.cat([each.tile_outputs for each in slides]),
+            zero_outputs=slides[0].zero_outputs,
             classes=slides[0].classes,
         )
 
     @cached_property
     def target(self) -> Tensor:
-        """What attention should be, as a share of each tile, shape (m,); sums to 1."""
-        gate, outputs = self.said[:, 0], self.said[:, 1:]
+        """Attention that the survey asks for, as a share of each tile, shape (m,); sums to 1."""
+        gate, outputs = self.tile_outputs[:, 0], self.tile_outputs[:, 1:]
         return target(
-            self.weight, influence(self.weight, gate, outputs, nothing=self.nothing, classes=self.classes)
+            self.weight,
+            influence(self.weight, gate, outputs, zero_outputs=self.zero_outputs, classes=self.classes),
         )
 
     @torch.no_grad()
     def foresight(self) -> Tensor:
-        """Return how much higher attention's logits are where a tile is worth reading than on average.
+        """Return the difference of attention's logits between tiles worth reading and the average tile.
 
         In nats, shape (); 0 is expected of attention that knows nothing of these tiles.
         """
@@ -99,19 +99,19 @@ class Evidence:
 
     @torch.no_grad()
     def simulate(self, tiles: int, *, exploration: float, draws: int, generator: torch.Generator) -> Tensor:
-        """Outputs as draws by attention as it is would give them, without reading a tile.
+        """Simulate the outputs of draws by the present attention, without reading a tile.
 
-        The tiles of the survey stand for the whole: draws are with replacement, from them alone (a
-        bootstrap). Tiles are pooled as a ratio, to which linear pooling is close.
+        Draws are with replacement from the tiles of the survey, which represent the slide (a bootstrap).
+        Tiles are pooled as a ratio, to which linear pooling is close.
 
         Parameters
         ----------
         tiles
-            In each draw.
+            Number in each draw.
         exploration
             Share of uniform draws.
         draws
-            How many.
+            Number of draws.
         generator
             Source of randomness, on the CPU.
 
@@ -124,15 +124,18 @@ class Evidence:
         attention = torch.softmax(even.log() + change, 0)
         proposal = torch.lerp(attention, even, exploration)
         drawn = torch.multinomial(proposal.expand(draws, -1), tiles, replacement=True, generator=generator)
-        said = self.said.cpu()[drawn]
+        tile_outputs = self.tile_outputs.cpu()[drawn]
         weight = (attention / proposal)[drawn] / tiles
         return torch.stack(
-            [expectation.gated(*each) for each in zip(weight, said[..., 1:], said[..., 0], strict=True)]
+            [
+                expectation.gated(*each)
+                for each in zip(weight, tile_outputs[..., 1:], tile_outputs[..., 0], strict=True)
+            ]
         )
 
 
 def _together(slides: Sequence[Attended]) -> Attended:
-    """Attention over the cells of several slides as if they were those of one."""
+    """Combine the attention to several slides as if their cells were those of one."""
     masses = torch.stack([each.log_mass for each in slides])
     of_slide = torch.log_softmax(masses, 0)
     share = of_slide.exp()

@@ -1,7 +1,7 @@
-"""Features of tiles, kept on disk so that a frozen backbone sees each tile once.
+"""Features of tiles, kept on disk so that a frozen backbone encodes each tile once.
 
-Several processes may read and write the same file: each locks it meanwhile, so that none sees half a row,
-also where the folder is shared over a network. The operating system drops the lock of a process that dies.
+Several processes may read and write the same file, also over a network: each locks it, so that none sees half
+a row. The operating system releases the lock of a process that dies.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _COMPLETE = np.float32(1)
 
 @dataclass(frozen=True)
 class FeatureFile:
-    """Features of one slide; the file grows with the tiles that are read.
+    """Features of one slide, in a file that grows with the tiles that are read.
 
-    It has a row for every cell of the grid, but file systems store only rows that were written.
+    The file has a row for every cell of the grid, but file systems store only the rows that were written.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ class FeatureFile:
     width: int
 
     def load(self, cells: IntArray) -> tuple[Features, npt.NDArray[np.bool_]]:
-        """Load the features of some cells, as far as they are known.
+        """Load the known features of some cells.
 
         Parameters
         ----------
@@ -58,7 +58,7 @@ class FeatureFile:
         Returns
         -------
         float32, shape (N, width), and bool, shape (N,)
-            The features, and which of them are known; the others mean nothing.
+            The features, and whether each is known; rows of unknown features are arbitrary.
 
         Raises
         ------
@@ -74,7 +74,7 @@ class FeatureFile:
                 rows = np.memmap(file, np.float32, "r", shape=(self.cells, self.width + 1))[cells]
         except (OSError, ValueError) as error:
             raise ArtifactError(
-                f"{self.path} is damaged: {error}; delete it, and it is made again"
+                f"{self.path} is damaged: {error}; delete it, and it is computed again"
             ) from error
         return rows[:, :-1], rows[:, -1] == _COMPLETE
 
@@ -106,7 +106,7 @@ class FeatureFile:
 
 
 def _lock(file: int, kind: int, path: Path) -> None:
-    """Wait for the lock of an open file, which closing it gives back."""
+    """Wait for the lock of an open file; closing the file releases it."""
     try:
         fcntl.flock(file, kind)
     except OSError as error:
@@ -116,7 +116,7 @@ def _lock(file: int, kind: int, path: Path) -> None:
 
 
 def _write(file: int, content: bytes, place: int) -> None:
-    """Write all of it: on a nearly full disk a part is written without an error, and only the next fails."""
+    """Write all content: a nearly full disk takes a part without an error, and only the next write fails."""
     while content:
         count = os.pwrite(file, content, place)
         content, place = content[count:], place + count
@@ -124,14 +124,14 @@ def _write(file: int, content: bytes, place: int) -> None:
 
 @dataclass(frozen=True)
 class FeatureFolder:
-    """A folder of features; a file's name says of which slide, grid and encoder they are.
+    """A folder of features, whose file names depend on slide, grid and encoder.
 
     Parameters
     ----------
     folder
-        Where.
+        Its path.
     encoder
-        Fingerprint of the encoder: features of another are never found.
+        Fingerprint of the encoder, so that features of another are never used.
     width
         Features of a tile.
     """
@@ -141,7 +141,7 @@ class FeatureFolder:
     width: int
 
     def file(self, ref: SlideRef, grid: Grid) -> FeatureFile:
-        """File of a slide on a grid of tiles; its name depends on the slide's content, so keep it at hand."""
+        """Return the file of a slide on a grid; slow, because its name depends on the slide's content."""
         pixels = (slide_digest(ref.path), ref.colour, ref.channel)
         digest = digest_of(self.encoder, str(self.width), *pixels, repr(grid))
         return FeatureFile(self.folder / f"{ref.id}-{digest}.f32", grid.size, self.width)

@@ -1,4 +1,4 @@
-"""A frozen backbone's features in place of pixels: each tile is read and encoded once, and kept on disk."""
+"""Features of a frozen backbone in place of pixels: each tile is read and encoded once, then kept on disk."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ T = TypeVar("T")
 
 
 class FrozenFeatures(Reader):
-    """Gives the backbone's features of tiles, which another reader reads where they are not known yet.
+    """Reads features of tiles from disk, or encodes the tiles if their features are not known yet.
 
-    Tiles are encoded in batches of one size, so that a feature does not depend on what else was asked for, or
-    on what an interrupted run has left behind.
+    Tiles are encoded in batches of one size, so that a feature depends neither on other tiles nor on the
+    remains of an interrupted run.
 
     Parameters
     ----------
     inner
         Reads tiles.
     encoder
-        Its backbone does not learn.
+        The encoder, of a backbone that does not learn.
     folder
-        For the features; several processes and runs may share it. A tile that two of them want at the same
-        time both read.
+        For the features; several processes and runs may share it. A tile that two of them need at the same
+        time is read by both.
     device
         Where the encoder is.
     precision
@@ -68,28 +68,26 @@ class FrozenFeatures(Reader):
         ]
 
     def run(self, jobs: Sequence[tuple[SlideRef, Callable[[Slide], T]]]) -> Any:
-        """See :meth:`wsi_ats.models.batches.Reader.run`: done by the inner reader."""
+        """See :meth:`wsi_ats.models.batches.Reader.run`; the inner reader does it."""
         return self._inner.run(jobs)
 
     def take_count(self) -> int:
-        """Number of tiles that were read since the last call."""
+        """Return the number of tiles that were read since the last call."""
         count, self._read = self._read, 0
         return count
 
     def finish(self, file: FeatureFile, cells: IntArray, new: IntArray, tiles: Pixels) -> Features:
-        """Encode and keep the ``tiles`` of ``new`` cells in a ``file``; return those of all ``cells``."""
+        """Encode the ``tiles`` of ``new`` cells and keep them in a ``file``; return features of ``cells``."""
         self._read += len(new)
         encoded = self._batches.encode(tiles).result()
         file.save(new, encoded.float().cpu().numpy())
         return self.known(file, cells)
 
     def known(self, file: FeatureFile, cells: IntArray) -> Features:
-        """Features of cells that are known."""
+        """Return known features of cells."""
         features, there = file.load(cells)
         if not there.all():
-            raise ModelError(
-                f"{file.path} lost features while it was in use; the same command makes them again"
-            )
+            raise ModelError(f"{file.path} lost features while it was in use; run the same command again")
         return features
 
     def _file(self, ref: SlideRef, grid: Grid) -> FeatureFile:
@@ -109,7 +107,7 @@ class FrozenFeatures(Reader):
 
 @dataclass(frozen=True)
 class _Awaited:
-    """Features of which some are still being read."""
+    """Features of which some tiles are still being read."""
 
     source: FrozenFeatures
     file: FeatureFile
@@ -125,7 +123,7 @@ class _Awaited:
 
 
 def fingerprint(network: torch.nn.Module) -> str:
-    """Digest of all that a network's outputs depend on: weights and statistics."""
+    """Return a digest of a network's weights and statistics, on which its outputs depend."""
     digest = hashlib.sha256()
     named: chain[tuple[str, Tensor]] = chain(network.named_parameters(), network.named_buffers())
     for name, value in named:

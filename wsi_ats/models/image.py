@@ -1,4 +1,4 @@
-"""A CNN on the whole slide: read it at one scale and classify the image, if it fits into memory."""
+"""A CNN on the whole slide, read at one scale, if it fits into memory."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ from wsi_ats.overview.tiles import read_thumbnail
 from wsi_ats.settings import Settings
 from wsi_ats.slides.base import Pixels, Slide
 
-# Room for the scratch space of kernels and for what the allocator cannot use again: a CPU was seen to need
-# 3 % to 19 % more than tensors take.
+# Room for the scratch space of kernels and for fragmentation: CPUs needed 3 % to 19 % more than tensors take.
 _MARGIN = 1.2
 
 
@@ -42,7 +41,7 @@ class WholeImage:
     device
         Where the network is; the CPU by default.
     free
-        Bytes that a device has left.
+        Returns the free bytes of a device.
     """
 
     model: ImageClassifier

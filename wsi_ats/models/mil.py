@@ -1,6 +1,6 @@
 """Attention-based multiple-instance learning: read and encode all tissue tiles, pool them by attention.
 
-All of a slide's features are in memory, but pixels and feature maps of a few tiles only: in training the
+Memory holds all features of a slide, but the pixels and feature maps of a few tiles only: in training, the
 backward pass reads and encodes the tiles a second time.
 """
 
@@ -45,7 +45,7 @@ class MultipleInstanceLearning:
     device
         Where the network is; the CPU by default.
     at_a_time
-        Tiles that are read together; at scoring, pixels of as many again wait to be encoded.
+        Tiles that are read together; at scoring, as many more may be waiting to be encoded.
     """
 
     model: AttentionMIL
@@ -68,11 +68,11 @@ class MultipleInstanceLearning:
     def begin(
         self, examples: Sequence[Example], reader: Reader, seeds: Sequence[int]
     ) -> Callable[[], Estimates]:
-        """Begin nothing: so many tiles are read a few at a time, when they are needed."""
+        """Leave all reads to the result, which reads a few tiles at a time."""
         return partial(self._estimate, examples, reader, seeds)
 
     def _estimate(self, examples: Sequence[Example], reader: Reader, seeds: Sequence[int]) -> Estimates:
-        """Compute the outputs of some slides from all their tiles; nothing is estimated.
+        """Compute the outputs of some slides from all their tiles.
 
         Raises
         ------
@@ -174,8 +174,8 @@ class MultipleInstanceLearning:
         return features, 2 * len(cells) if twice else len(cells)
 
     def _vary(self, tiles: Tensor, cells: IntArray, *, seed: int) -> Tensor:
-        if tiles.ndim == 2:  # features, of tiles as they are
+        if tiles.ndim == 2:  # features, which cannot be varied
             return tiles
-        # A seed for each part, for the backward pass must see the same tiles again.
+        # A seed for each part, because the backward pass must see the same tiles again.
         part = draw_seed(seed, "part", int(cells[0]))
         return varied(tiles, [len(cells)], [part], self.settings.augmentation)

@@ -23,15 +23,7 @@ from wsi_ats.slides.base import Slide
 
 @dataclass(frozen=True)
 class CellDraws:
-    """See :class:`wsi_ats.models.drawing.TileDraws`.
-
-    Parameters
-    ----------
-    attention
-        The attention to cells.
-    settings
-        Sections ``sampling`` and ``training`` are used.
-    """
+    """See :class:`wsi_ats.models.drawing.TileDraws`: draws by ``attention`` to cells."""
 
     attention: ThumbnailAttention
     settings: Settings
@@ -42,7 +34,7 @@ class CellDraws:
         reader: Reader,  # noqa: ARG002  (the thumbnail is at hand)
         seeds: Sequence[int],
     ) -> tuple[list[PlannedTiles | None], Mapping[str, str]]:
-        """Draw the tiles of some slides."""
+        """Draw the tiles of ``examples`` by ``seeds``, without the ``reader``."""
         return [self._plan_one(*each) for each in zip(examples, seeds, strict=True)], {}
 
     def _plan_one(self, example: Example, seed: int) -> PlannedTiles:
@@ -62,7 +54,7 @@ class CellDraws:
         overview: Overview,
         seeds: Iterable[int],
     ) -> Iterator[tuple[Tensor, WeightedTiles]]:
-        """Yield the attention and the tiles of each draw."""
+        """Yield attention to the ``overview`` and tiles, for each of ``seeds``, without the ``slide``."""
         logits = self.attention.to_cells(overview)
         for seed in seeds:
             drawn = draw_cells(logits, overview.tissue, self.settings.sampling, seed)

@@ -165,23 +165,25 @@ class AttentionSampling:
         def finish() -> Evidence:
             parts = np.array_split(pixels := tiles.result(), -(-len(pixels) // TILES_AT_A_TIME))
             features = torch.cat([self._embed(part, [len(part)], [seed]) for part in parts])
-            said = torch.cat([self.model.gate_logits(features)[:, None], self.model.classify(features)], 1)
-            if not said.isfinite().all():
+            tile_outputs = torch.cat(
+                [self.model.gate_logits(features)[:, None], self.model.classify(features)], 1
+            )
+            if not tile_outputs.isfinite().all():
                 raise ModelError(
                     f"{example.ref.id}: the classifier gives NaN or infinity; try lower learning rates"
                 )
-            return self._evidence(plan, said.double())
+            return self._evidence(plan, tile_outputs.double())
 
         return finish
 
-    def recall(self, example: Example, reader: Reader, seed: int, said: Tensor) -> Evidence:
+    def recall(self, example: Example, reader: Reader, seed: int, tile_outputs: Tensor) -> Evidence:
         """Return the evidence of an earlier survey with the same seed, without reading its tiles again.
 
         Parameters
         ----------
         example, reader, seed
             See :meth:`begin_survey`.
-        said
+        tile_outputs
             Gate and outputs of each tile, as the classifier gave them then; see :class:`Evidence`.
 
         Raises
@@ -189,17 +191,17 @@ class AttentionSampling:
         SlideError
             When the overview of a drawn region cannot be read.
         """
-        return self._evidence(self._plan_one(example, reader, seed), said)
+        return self._evidence(self._plan_one(example, reader, seed), tile_outputs)
 
     @torch.no_grad()
-    def _evidence(self, plan: PlannedTiles, said: Tensor) -> Evidence:
+    def _evidence(self, plan: PlannedTiles, tile_outputs: Tensor) -> Evidence:
         tiles = plan.weigh()
         return Evidence(
             attend=lambda: plan.weigh().attended,
             weight=tiles.weight,
             uniform=tiles.attended,
-            said=said.to(tiles.weight.device),
-            nothing=None if self.model.gate is not None else self.model.head.bias.double(),
+            tile_outputs=tile_outputs.to(tiles.weight.device),
+            zero_outputs=None if self.model.gate is not None else self.model.head.bias.double(),
             classes=self.settings.model.task == "classification",
         )
 

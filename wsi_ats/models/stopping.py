@@ -1,4 +1,4 @@
-"""When enough draws of a slide have been scored: the rule of anytime scoring."""
+"""The rule that ends the draws of a slide: anytime scoring."""
 
 from __future__ import annotations
 
@@ -6,33 +6,33 @@ from wsi_ats.results.records import Stop
 from wsi_ats.settings import SamplingSettings
 
 MOST_DRAWS = 100
-"""Where neither tolerance nor budget ends it. The error of one draw has then fallen ten-fold; for less, take
-larger draws: the error of ``systematic`` falls faster with their size than with their number."""
+"""Limit where neither tolerance nor budget ends the draws: the error of one draw has then fallen ten-fold.
+For less, take larger draws: the error of ``systematic`` falls faster with their size than their number."""
 
 
 def stop(sampling: SamplingSettings, *, draws: int, error: float | None, read: int) -> Stop | None:
-    """Say whether scoring a slide ends, and why; asked after each draw.
+    """Decide after a draw whether scoring of a slide ends.
 
-    Whether a further draw is made depends on those that were made and on nothing else. Where it might need
-    more tiles than the budget has left it is not begun, although it might have shared enough of its tiles
-    with earlier ones: to look at the draw first, and to leave it if it is large, would favour small ones.
+    The decision depends on the draws so far and on nothing else. A draw that might need more tiles than the
+    budget has left is not begun, although it might share enough of them with earlier draws: to draw first,
+    and to discard a large draw, would favour small ones.
 
     Parameters
     ----------
     sampling
         The settings.
     draws
-        How many were made.
+        Number of draws so far.
     error
-        Standard error over them, see :class:`wsi_ats.results.records.Prediction`; ``None`` where there is
-        none yet.
+        Standard error over them; ``None`` for a single one. See
+        :class:`wsi_ats.results.records.Prediction`.
     read
-        Distinct tiles that they read.
+        Distinct tiles read so far.
 
     Returns
     -------
     Stop or None
-        ``None`` if another draw is to be made.
+        The reason to stop, or ``None`` to draw again.
 
     Examples
     --------
@@ -46,7 +46,9 @@ def stop(sampling: SamplingSettings, *, draws: int, error: float | None, read: i
         return None
     if not sampling.anytime:
         return Stop.DRAWS
-    if error is not None and error <= sampling.tolerance:  # without one: 0, where all draws agree exactly
+    if (
+        error is not None and error <= sampling.tolerance
+    ):  # 0 if all draws agree exactly, also without a tolerance
         return Stop.TOLERANCE
     if sampling.max_tiles and read + sampling.tiles > sampling.max_tiles:
         return Stop.MAX_TILES

@@ -37,27 +37,13 @@ from wsi_ats.slides.base import Slide
 
 @dataclass(frozen=True)
 class _Drawn:
-    """One draw of regions, and of cells in each of them.
-
-    Parameters
-    ----------
-    grid
-        All regions of the slide.
-    regions
-        Drawn regions, as places among those with tissue.
-    numbers
-        Their flat numbers, shape (r,).
-    overviews
-        Their overviews.
-    cells
-        Cells drawn in each, as places among its tissue cells.
-    """
+    """One draw of regions, and of cells in each of them."""
 
     grid: RegionGrid
-    regions: Draw
-    numbers: Sequence[int]
+    regions: Draw  # places among the regions with tissue
+    numbers: Sequence[int]  # flat numbers of the drawn regions
     overviews: Sequence[Overview]
-    cells: Sequence[Draw]
+    cells: Sequence[Draw]  # places among the tissue cells of each
 
     def tiles(self) -> IntArray:
         """Return the flat numbers (m,) of the drawn cells on the slide's grid."""
@@ -70,15 +56,7 @@ class _Drawn:
 
 @dataclass(frozen=True)
 class RegionDraws:
-    """See :class:`wsi_ats.models.drawing.TileDraws`.
-
-    Parameters
-    ----------
-    attention
-        The attention to regions and to the cells of one region.
-    settings
-        Sections ``tile``, ``thumbnail``, ``sampling`` and ``training`` are used.
-    """
+    """See :class:`wsi_ats.models.drawing.TileDraws`: draws by ``attention`` to regions, then cells."""
 
     attention: ThumbnailAttention
     settings: Settings
@@ -86,7 +64,7 @@ class RegionDraws:
     def plan(
         self, examples: Sequence[Example], reader: Reader, seeds: Sequence[int]
     ) -> tuple[list[PlannedTiles | None], Mapping[str, str]]:
-        """Draw regions of some slides, read their overviews, and draw tiles in them."""
+        """Draw regions of ``examples`` by ``seeds``, read them by the ``reader``, and draw tiles in them."""
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         attention = [torch.softmax(self._attend(each), 0) for each in examples]
         regions = [
@@ -138,7 +116,10 @@ class RegionDraws:
     def draws(
         self, slide: Slide, overview: Overview, seeds: Iterable[int]
     ) -> Iterator[tuple[Tensor, WeightedTiles]]:
-        """Yield the attention to regions, and the tiles of each draw; no region is read twice."""
+        """Yield the attention to the ``overview`` and the tiles, for each of ``seeds``.
+
+        No region of the ``slide`` is read twice.
+        """
         known = dict[int, Overview]()
         logits = self.attention.to_regions(overview)
         attention = torch.softmax(logits, 0)

@@ -1,1 +1,1 @@
-"""The networks and the estimator: an island of torch that knows arrays, never a slide."""
+"""Networks and the estimator, on tensors alone; they import torch, timm and our errors, but no slides."""

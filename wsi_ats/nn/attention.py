@@ -1,4 +1,4 @@
-"""Where to look: from a thumbnail to a distribution over the cells of the grid."""
+"""Attention networks: from a thumbnail to a distribution over the cells of its grid."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from wsi_ats.nn.backbone import Backbone, batch_norms
 
 
 class SmallAttention(nn.Module):
-    """A few convolutions, one look per cell and its neighbours.
+    """A few convolutions over each cell and its neighbours.
 
-    Colours are taken relative to the mean of the slide's own tissue, so that a slide's stain does not
-    matter, only what stands out from it. Edges are padded by reflection: zero padding would show the
-    network where the border is, the best known failure of attention sampling. The last layer starts at
-    zero, so that training starts from uniform attention.
+    Colours are relative to the mean of the slide's own tissue, so that the slide's stain does not matter,
+    only deviations from it. Edges are padded by reflection: zero padding would reveal the border, the best
+    known failure of attention sampling. The last layer starts at zero, so that training starts from uniform
+    attention.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ class SmallAttention(nn.Module):
         Returns
         -------
         Tensor, shape (rows, columns)
-            Logits; those of cells outside the mask mean nothing.
+            Logits; those outside the mask are arbitrary.
         """
         image = relative_colour(thumbnail, mask).to(self.logit.weight.dtype)
         cells = F.gelu(self.cell(image[None]))
@@ -63,7 +63,7 @@ class SmallAttention(nn.Module):
 
 
 def relative_colour(thumbnail: Tensor, mask: Tensor) -> Tensor:
-    """Colour of every thumbnail pixel minus the mean colour of the candidate cells.
+    """Return the colour of every thumbnail pixel minus the mean colour of the candidate cells.
 
     Parameters
     ----------
@@ -84,16 +84,16 @@ def relative_colour(thumbnail: Tensor, mask: Tensor) -> Tensor:
 
 
 def score_turned(network: nn.Module, thumbnail: Tensor, mask: Tensor, turn: int) -> Tensor:
-    """Score every cell of a slide that was laid another way round, and lay the logits back.
+    """Score every cell of a slide that is turned or mirrored, and turn the logits back.
 
     Parameters
     ----------
     network
         From thumbnail and mask to logits; see :meth:`SmallAttention.forward`.
     thumbnail, mask
-        As the slide lies.
+        Of the slide as it is.
     turn
-        Number of one of the eight ways to lay it: so many right angles, and mirrored from 4 on; 0 leaves it.
+        Number of right angles, plus 4 to mirror the slide first; 0 leaves it.
 
     Returns
     -------
@@ -109,7 +109,7 @@ def score_turned(network: nn.Module, thumbnail: Tensor, mask: Tensor, turn: int)
 
 
 def candidate_logits(logits: Tensor, cells: Tensor) -> Tensor:
-    """Logits of the candidate cells alone, shape (K,), of which the softmax is the attention.
+    """Return the logits (K,) of the candidate cells, whose softmax is the attention.
 
     Parameters
     ----------
@@ -125,13 +125,13 @@ def candidate_logits(logits: Tensor, cells: Tensor) -> Tensor:
 class FeatureMapAttention(nn.Module):
     """Attention from the feature maps of any backbone.
 
-    Every map is brought to the grid and a linear layer, zero at the start, scores the cells: fine maps
-    bring detail, coarse ones context. Statistics of batch normalisation stay as they came: those of a
-    single slide would take away what makes it stand out, and differ from those used at scoring.
+    Every map is resampled to the grid, and a linear layer, zero at the start, scores the cells: fine maps
+    contribute detail, coarse ones context. Statistics of batch normalisation stay as they came: those of a
+    single slide would remove its deviations, and differ from those used at scoring.
 
-    The thumbnail is first padded by reflection, to keep the backbone's own zero padding out of sight. A
-    deep network sees further than any padding one would pay for, so this is exact only for shallow ones.
-    Transformers with position embeddings know where a cell is, whatever the padding.
+    The thumbnail is padded by reflection, to keep the backbone's own zero padding away from its cells. The
+    receptive field of a deep network is larger than any affordable padding, so this is exact for shallow ones
+    only. Transformers with position embeddings know the position of a cell, whatever the padding.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
-"""Tiles as another laboratory, or a slide laid the other way round, would have shown them.
+"""Vary tiles as other laboratories stain them, and as other orientations show them.
 
-Everything happens on the tiles' own device. The random numbers do not: they are drawn on the CPU from a
-generator that is given, so that a run's tiles are the same on any device.
+Tiles are varied on their own device. Random numbers are drawn on the CPU from a given generator, so that the
+tiles of a run are the same on any device.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _BACKGROUND = 256.0  # of the optical density; pixels count from 1
 
 
 class Variation(NamedTuple):
-    """How each of n tiles is varied.
+    """Variations of n tiles.
 
     Examples
     --------
@@ -28,21 +28,21 @@ class Variation(NamedTuple):
     """
 
     turn: Tensor
-    """Number of one of the eight ways to lay a square, shape (n,); 0 leaves it."""
+    """Number of one of the eight orientations of a square, shape (n,); 0 leaves it."""
     stain: Tensor
     """Matrix from optical densities (red, green, blue) to varied ones, shape (n, 3, 3)."""
     density: Tensor
-    """What is then added to the optical densities, shape (n, 3)."""
+    """Numbers then added to the optical densities, shape (n, 3)."""
     gain: Tensor
-    """What colours are multiplied with, away from the middle of the range, shape (n, 3)."""
+    """Factors of colours, about the middle of the range, shape (n, 3)."""
     offset: Tensor
-    """What is then added to colours, as a share of the range, shape (n, 3)."""
+    """Numbers then added to colours, as a share of the range, shape (n, 3)."""
 
 
 def draw_variation(
     n: int, generator: torch.Generator, *, turns: bool, colour: float, stain: float
 ) -> Variation:
-    """Draw how ``n`` tiles are varied.
+    """Draw the variations of ``n`` tiles.
 
     Parameters
     ----------
@@ -51,17 +51,17 @@ def draw_variation(
     generator
         Source of randomness, on the CPU.
     turns
-        Whether tiles are turned by right angles and mirrored: tissue has no upper side.
+        Turn tiles by right angles and mirror them: tissue has no orientation.
     colour
         Standard deviation of the contrast and, as a share of the range, brightness of each colour.
     stain
-        Standard deviation of the amount of each stain: a share of it, and a tenth of that in density where
-        there is none (Tellez et al. 2018, "HED" augmentation).
+        Standard deviation of the amount of each stain: a share of it, plus a tenth of that in density ("HED"
+        augmentation, Tellez et al. 2018).
     """
     turn = torch.randint(8, (n,), generator=generator) if turns else torch.zeros(n, dtype=torch.int64)
     scale, shift, gain, offset = torch.randn(4, n, 3, dtype=torch.float64, generator=generator)
     unmix = torch.linalg.inv(_STAINS)
-    # The identity and what is added to it: without any, rounding must not leave a trace.
+    # The identity plus a change: without a change, rounding must not leave a trace.
     stains = torch.eye(3, dtype=torch.float64) + unmix @ torch.diag_embed(stain * scale) @ _STAINS
     return Variation(
         turn,

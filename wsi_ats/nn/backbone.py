@@ -19,7 +19,7 @@ from wsi_ats.errors import ModelError
 
 @dataclass(frozen=True, slots=True)
 class Backbone:
-    """A network from timm and what it expects of its input.
+    """A network from timm, and the input that it expects.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ class Backbone:
 
 
 class Precomputed(nn.Module):
-    """Stands where a backbone would, for features that somebody has computed already."""
+    """Placeholder for a backbone whose features were computed before."""
 
     def forward(self, images: Tensor) -> Tensor:
         """Refuse pixels.
@@ -66,10 +66,10 @@ def create_backbone(
     Parameters
     ----------
     name
-        A timm name such as ``"resnet18"``, ``"hf-hub:owner/model"``, or ``"features:1280"`` for features of
-        so many numbers that are computed already.
+        A timm name such as ``"resnet18"``, ``"hf-hub:owner/model"``, or ``"features:1280"`` for precomputed
+        features of that width.
     pretrained
-        Load the weights that go with the name; they are downloaded at first use.
+        Load the published weights, which are downloaded at first use.
     checkpoint
         A local weights file (safetensors, or a PyTorch state dict); takes precedence.
     maps
@@ -80,7 +80,7 @@ def create_backbone(
     Raises
     ------
     ModelError
-        When the name is unknown, or the weights cannot be had or do not fit.
+        When the name is unknown, or the weights cannot be loaded or do not fit.
     """
     if precomputed := re.fullmatch(r"features:([1-9]\d*)", name):
         return Backbone(Precomputed(), int(precomputed[1]), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -90,11 +90,11 @@ def create_backbone(
             raise ModelError(f"{_setting(maps)} {checkpoint!r} is no file; give a weights file")
         pretrained = False
     if checkpoint and maps:
-        # timm takes out of a whole network what gives the maps, and does not mind if nothing fits: so it is
-        # tried on the whole first.
+        # For maps timm takes a part of the network, and accepts weights that do not fit at all. So they are
+        # tried on the whole network first.
         create_backbone(name, pretrained=False, checkpoint=checkpoint, size=size)
         pretrained = True
-        # A source or a way of loading that goes with the name would be preferred to the file.
+        # Otherwise timm prefers the source that belongs to the name.
         options["pretrained_cfg_overlay"] = {"file": checkpoint, "source": "", "custom_load": False}
     try:
         network = _build(name, pretrained, options, size)
@@ -102,7 +102,7 @@ def create_backbone(
         raise ModelError(_advice(name, pretrained and not checkpoint, error, _setting(maps))) from error
     if checkpoint and not maps:
         _load(network, name, checkpoint)
-    # timm keeps these as plain attributes of its networks, which the type of a module does not show.
+    # timm keeps these as attributes that the type of a module does not show.
     facts: Any = network
     mean, std = tuple(facts.pretrained_cfg["mean"]), tuple(facts.pretrained_cfg["std"])
     if maps:
@@ -113,25 +113,25 @@ def create_backbone(
 
 
 def batch_norms(network: nn.Module) -> Iterator[nn.modules.batchnorm._BatchNorm]:
-    """The batch normalisation layers of a network, timm's own kinds included."""
+    """Yield the batch normalisation layers of a network, including timm's own kinds."""
     return (each for each in network.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm))
 
 
 def last_blocks(network: nn.Module, count: int) -> list[nn.Parameter]:
-    """Weights of the last blocks of a network, and of all that follows them.
+    """Return the weights of the last blocks of a network, and of all layers after them.
 
     Parameters
     ----------
     network
         Made by :func:`create_backbone`.
     count
-        Number of blocks, as timm counts them: of a ResNet residual blocks, of a transformer layers. The stem
-        is none.
+        Number of blocks, as timm counts them: residual blocks of a ResNet, layers of a transformer, without
+        the stem.
 
     Raises
     ------
     ModelError
-        When the network has not as many, or timm does not know its blocks.
+        When the network has fewer, or timm does not know its blocks.
 
     Examples
     --------
@@ -144,14 +144,14 @@ def last_blocks(network: nn.Module, count: int) -> list[nn.Parameter]:
     known: Any = network
     if not hasattr(network, "group_matcher"):
         raise ModelError(
-            f"timm does not say what the blocks of {type(network).__name__} are; train all of it or none: "
+            f"timm does not know the blocks of {type(network).__name__}; train all of it or none: "
             "--set training.fine_tuning=full, or frozen"
         )
     matcher = known.group_matcher(coarse=False)
     groups = timm.models.group_parameters(network, matcher)
     parts = [[(each,)] if isinstance(each, str) else each for each in matcher.values() if each]
     patterns = [pattern for part in parts for pattern, *_ in part]
-    # What no pattern names, such as a norm before the classifier, timm makes a group of its own at the end.
+    # timm puts layers that no pattern names, such as a norm before the classifier, into a group at the end.
     blocks = [
         group
         for group in sorted(groups)[1:]  # the first is the stem
@@ -168,7 +168,7 @@ def last_blocks(network: nn.Module, count: int) -> list[nn.Parameter]:
 
 
 def _build(name: str, pretrained: bool, options: dict[str, Any], size: int | None) -> nn.Module:
-    """Create the network, told its image size if it is of the kind that must know."""
+    """Create the network, with its image size if it needs one."""
     if size is not None:
         try:
             return _create(name, pretrained, options | {"img_size": size})
@@ -182,7 +182,7 @@ def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
     return network
 
 
-# What the parsers of damaged or foreign weights files, and the fitting of their contents, raise.
+# Errors of parsing damaged or foreign weights files, and of loading their contents.
 _UNREADABLE = (
     OSError,
     EOFError,
@@ -198,10 +198,10 @@ _UNREADABLE = (
 
 
 def _load(network: nn.Module, name: str, checkpoint: str) -> None:
-    """Load weights from a file, all of them but those of the classifier that we left out."""
+    """Load all weights from a file, except those of the classifier, which the network lacks."""
     try:
         state: dict[str, Any] = timm.models.load_state_dict(checkpoint, weights_only=True)
-        # What timm does to published weights, such as fitting position embeddings to the image size.
+        # As timm treats published weights, such as by fitting position embeddings to the image size.
         prepare = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
         state = prepare(state, network) if prepare else state
         missing, unexpected = network.load_state_dict(state, strict=False)
@@ -226,7 +226,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _setting(maps: bool) -> str:
-    """Setting that names a file of weights."""
+    """Return the setting that names a file of weights."""
     return "model.attention_checkpoint" if maps else "model.checkpoint"
 
 

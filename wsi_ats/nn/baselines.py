@@ -1,4 +1,4 @@
-"""What attention sampling is held against."""
+"""Baselines that attention sampling is compared with."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from wsi_ats.nn.attention import relative_colour
 class ThumbnailClassifier(nn.Module):
     """A network that sees the thumbnail and nothing else.
 
-    It has what attention sampling's attention network has, a look at each cell and its neighbours, and
-    pools the tissue cells by attention (Ilse et al. 2018) and by their mean. If it can tell the classes,
-    no tile need be read.
+    Like the attention network of attention sampling, it sees each cell and its neighbours. It pools the
+    tissue cells by attention (Ilse et al. 2018) and by their mean. If it can tell the classes apart, no tile
+    need be read.
 
     Parameters
     ----------

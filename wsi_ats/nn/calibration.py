@@ -1,15 +1,15 @@
-r"""Outputs that mean what they say: a scale and a shift, found on slides that nothing was learned from.
+r"""Calibrate outputs by a scale and a shift, found on slides that the network did not learn from.
 
-A network that tells the slides of a split apart without a mistake goes on to become more certain, and slides
-that come later, of other patients, are then scored with a certainty, and about a boundary, that are those of
-the training slides. Their order stays right and their probabilities are wrong. Platt (1999) mends that with
-two numbers, found on held-out slides,
+A network that classifies all its training slides correctly becomes more and more certain, and later slides,
+of other patients, are scored with the certainty and the decision boundary of the training slides. Their order
+stays right, but their probabilities are wrong. Platt (1999) corrects them by two numbers, found on held-out
+slides,
 
 .. math:: z \mapsto t z + b,
 
 with one b for each output, and one t for all classes (Guo et al. 2017) or one for each label or value. They
-minimise the task's own loss there, with a weak prior around leaving everything as it is, for the slides may
-be few and told apart without a mistake, too.
+minimise the task's own loss there, with a weak prior around the identity, because these slides may be few and
+classified without a mistake as well.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-# Standard deviations of the logarithm of the scale, and of the shift, in outputs: the certainty may well be
-# wrong by a factor of ten, and few boundaries by more than log-odds of three.
+# Standard deviations of the logarithm of the scale, and of the shift in outputs: the certainty may well be
+# wrong by a factor of ten, but few boundaries by more than log-odds of three.
 _SCALE, _SHIFT = 2.0, 3.0
 
 _STEPS = 100
 
 
 class Calibration(NamedTuple):
-    """What outputs are multiplied by, and what is added then.
+    """Factor of outputs, and a summand.
 
     Parameters
     ----------
@@ -42,18 +42,18 @@ class Calibration(NamedTuple):
     shift: Tensor
 
     def __call__(self, outputs: Tensor) -> Tensor:
-        """Change outputs (..., O)."""
+        """Return the calibrated outputs (..., O)."""
         return outputs * self.scale.to(outputs) + self.shift.to(outputs)
 
     @torch.no_grad()
     def into(self, head: nn.Linear) -> None:
-        """Change a head so that its outputs are the calibrated ones."""
+        """Change a head so that its outputs are calibrated."""
         head.weight.mul_(self.scale.to(head.weight)[:, None])
         head.bias.copy_(self(head.bias))
 
 
 def calibration(outputs: Tensor, loss: Callable[[Tensor], Tensor], *, classes: bool) -> Calibration:
-    """Find the scale and shift of outputs that make a loss least.
+    """Find the scale and shift of outputs that minimise a loss.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ def calibration(outputs: Tensor, loss: Callable[[Tensor], Tensor], *, classes: b
     loss
         From outputs (N, O) of one draw to the mean loss of the slides, shape ().
     classes
-        Whether the outputs are logits of classes, which have one scale.
+        The outputs are logits of classes, which share one scale.
 
     Examples
     --------

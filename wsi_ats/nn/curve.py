@@ -1,9 +1,9 @@
-"""A space-filling curve over a grid, and which cells lie at given places along it, without a sort.
+"""A space-filling curve over a grid, and the cells at given places along it, without a sort.
 
 Systematic sampling needs the cells in an order in which neighbours stay together, and the running sum of
-their mass in that order. Sorting a million cells takes longer than reading the tiles that are then drawn.
-But a Z-order curve visits a square quarter by quarter, so the sums of squares are enough: they are added up
-once, from cells to the whole, and each place is then found by going down from the whole to its cell.
+their mass in that order. Sorting a million cells takes longer than reading the drawn tiles. But a Z-order
+curve visits a square quarter by quarter, so the sums of squares suffice: they are added up once, from cells
+to the whole, and each place is found by descending from the whole to its cell.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Curve:
     origin
         Row and column of the curve's plane at which the grid begins.
     turned
-        Whether the curve runs down before it runs across.
+        The curve runs down before it runs across.
     """
 
     shape: tuple[int, int]
@@ -35,13 +35,13 @@ class Curve:
 
     @classmethod
     def random(cls, shape: tuple[int, int], generator: torch.Generator) -> Curve:
-        """Lay a curve anywhere and either way, so that any two cells may come to lie far apart on it."""
+        """Lay a curve with random origin and orientation, so that any two cells may be far apart on it."""
         row, column = torch.randint(cls.side(shape), (2,), generator=generator).tolist()
         return cls(shape, (row, column), bool(torch.rand((), generator=generator) < 0.5))
 
     @staticmethod
     def side(shape: tuple[int, int]) -> int:
-        """Number of origins along each axis: the power of two above the longer side of a grid."""
+        """Return the number of origins along each axis: the power of two above a grid's longer side."""
         return 1 << max(shape).bit_length()
 
 
@@ -53,9 +53,9 @@ def locate(mass: Tensor, curve: Curve, places: Tensor) -> Tensor:
     mass
         Of each cell, not negative, some of it positive, shape (rows, columns), float64.
     curve
-        In which order cells come.
+        The order of the cells.
     places
-        Shares of the mass that come before, in [0, 1), shape (n,), float64.
+        Shares of the mass before each place, in [0, 1), shape (n,), float64.
 
     Returns
     -------
@@ -85,7 +85,7 @@ def locate(mass: Tensor, curve: Curve, places: Tensor) -> Tensor:
 
 
 def _sums_of_squares(mass: Tensor, origin: tuple[int, int]) -> list[Tensor]:
-    """Mass of the squares of 1, 2, 4, ... cells a side that the curve's plane is made of, up to one."""
+    """Return the mass of the squares of 1, 2, 4, ... cells a side, up to one that covers the grid."""
     sums = [mass]
     while sums[-1].numel() > 1:
         top, left = (edge >> len(sums) - 1 & 1 for edge in origin)
@@ -97,7 +97,7 @@ def _sums_of_squares(mass: Tensor, origin: tuple[int, int]) -> list[Tensor]:
 
 
 def _at(sums: Tensor, rows: Tensor, columns: Tensor, origin: tuple[int, int], level: int) -> Tensor:
-    """Mass of squares of the plane; there is none outside the grid."""
+    """Return the mass of squares of the plane, 0 outside the grid."""
     rows, columns = rows - (origin[0] >> level), columns - (origin[1] >> level)
     height, width = sums.shape
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)

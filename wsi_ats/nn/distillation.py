@@ -1,24 +1,24 @@
-r"""Teaching attention where to look, by a classifier that knows already what to look for.
+r"""Distil attention from a trained classifier: the classifier knows what to look for, attention learns where.
 
-The classifier has learned from uniform draws. Which draws would have told its output best? A draw in
+The classifier has learned from uniform draws. Which draws would have estimated its output best? A draw in
 proportion to a proposal p estimates the pooled feature, and the linear head its outputs z, with a variance
-that to first order in the ratio of gated pooling is
+that, to first order in the ratio of gated pooling, is
 
 .. math:: \frac1n \sum_i \frac{q_i^2 \lVert z_i - z \rVert^2}{p_i}, \qquad q_i \propto a_i e^{h_i},
 
-with :math:`z_i` the outputs of tile i alone and a the attention that the pooling has, here uniform. It is
-least for :math:`p_i \propto q_i \lVert z_i - z \rVert` (Cauchy-Schwarz; Kahn & Marshall 1953): a tile is
-worth reading as far as it counts and as it differs from the whole. Linear pooling does not divide, and its
-tiles are worth as much as they add: :math:`a_i \lVert W f_i \rVert`, the outputs without the head's bias.
+with :math:`z_i` the outputs of tile i alone and a the attention of the pooling, here uniform. It is least for
+:math:`p_i \propto q_i \lVert z_i - z \rVert` (Cauchy-Schwarz; Kahn & Marshall 1953): a tile is worth reading
+in proportion to its weight and its difference from the whole. Linear pooling does not divide, and its tiles
+are worth their summands: :math:`a_i \lVert W f_i \rVert`, the outputs without the head's bias.
 
-That is the target, and the attention network is taught it by cross-entropy, from tiles that were drawn
-uniformly. The classifier is fixed meanwhile, so nothing that attention learns comes back to it, and where the
-thumbnail tells nothing the best answer is flat. It is the best proposal for the *uniform* pooling that the
-classifier learned with. At scoring the attention is in the pooling, too, and what it takes away from tiles
-that tell little is bias on purpose (``docs/training.md``).
+The attention network learns this target by cross-entropy, from tiles that were drawn uniformly. The
+classifier is fixed meanwhile, so attention does not feed back to it, and where the thumbnail carries no
+information, the best answer is flat. The target is the best proposal for the *uniform* pooling that the
+classifier learned with. At scoring, attention enters the pooling as well, and the weight that it removes from
+uninformative tiles is deliberate bias (``docs/training.md``).
 
-Of a classifier only differences between classes matter, so :math:`z` is taken relative to its mean over them;
-the outputs of other tasks (log-odds of each label, a value, a log-hazard) are taken as they are.
+With classes only differences between outputs matter, so :math:`z` is relative to its mean over them; outputs
+of other tasks (log-odds of each label, a value, a log-hazard) are used as they are.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Where no tile differs at all there is nothing to divide by.
+# Avoids 0 / 0 where no tile differs.
 _SMALLEST = 1e-20
 
 
 def influence(
-    weight: Tensor, gate: Tensor, outputs: Tensor, *, nothing: Tensor | None = None, classes: bool
+    weight: Tensor, gate: Tensor, outputs: Tensor, *, zero_outputs: Tensor | None = None, classes: bool
 ) -> Tensor:
-    r"""How much each tile counts and differs from the whole: :math:`e^{h_i} \lVert z_i - z \rVert`.
+    r"""Return each tile's gate times its difference from the whole: :math:`e^{h_i} \lVert z_i - z \rVert`.
 
     Parameters
     ----------
@@ -42,12 +42,12 @@ def influence(
     gate
         Their logits h, shape (m,); zeros with linear pooling.
     outputs
-        What the classifier says of each tile alone, shape (m, O).
-    nothing
-        With linear pooling, what it says of a feature of zeros, shape (O,): tiles are compared with that, and
-        not with the whole.
+        The classifier's outputs of each tile alone, shape (m, O).
+    zero_outputs
+        With linear pooling, its outputs for a feature of zeros, shape (O,), with which tiles are then
+        compared instead of the whole.
     classes
-        Whether only differences between outputs matter.
+        Only differences between outputs matter.
 
     Returns
     -------
@@ -66,15 +66,15 @@ def influence(
     counts = (gate - gate.max()).exp()
     share = weight * counts
     whole = share @ outputs / share.sum()
-    if nothing is not None:
-        whole = nothing.detach().double()
+    if zero_outputs is not None:
+        whole = zero_outputs.detach().double()
         whole = whole - whole.mean() if classes else whole
     each: Tensor = counts * torch.linalg.vector_norm(outputs - whole, dim=1)
     return each / each.max().clamp(min=_SMALLEST)
 
 
 def target(weight: Tensor, influences: Tensor) -> Tensor:
-    """Share of the least-variance draws that each known tile stands for, shape (m,), sums to 1.
+    """Return the share of the least-variance draws that each tile represents, shape (m,), sums to 1.
 
     Parameters
     ----------
@@ -89,7 +89,7 @@ def target(weight: Tensor, influences: Tensor) -> Tensor:
 
 
 def distillation(targets: Tensor, log_attention: Tensor) -> Tensor:
-    r"""Cross-entropy :math:`-\sum_i t_i \log a_i` between target and attention, shape ().
+    r"""Return the cross-entropy :math:`-\sum_i t_i \log a_i` of target and attention, shape ().
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What a tile shows: from pixels to a unit vector."""
+"""Encode tiles: from pixels to vectors of one length."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class TileEncoder(nn.Module):
     """A backbone whose features are standardised by constants, then scaled to one length.
 
     The estimator is exact only if a feature is a function of its own tile, and sampling in proportion to
-    attention is optimal only if all features are equally long. But the raw features of a network are nearly
-    parallel, and some vary a thousand times as much as others: their unit vectors hardly differ, and a head
-    needs very many steps to find what tells tiles apart. Batch normalisation cures that and makes a feature
-    depend on the other tiles of its batch.
+    attention is optimal only if all features have the same length. But the raw features of a network are
+    nearly parallel, and some vary a thousand times as much as others: their unit vectors hardly differ, and a
+    head needs very many steps to separate tiles. Batch normalisation solves that, but makes a feature depend
+    on the other tiles of its batch.
 
-    Here features are standardised by a mean and a spread that :meth:`calibrate` measures once, before
-    training, on a few hundred tiles. They are constants afterwards, as are the statistics of batch
-    normalisation inside the backbone, so a feature stays a function of its own tile. To remove correlations
-    as well (whitening) was worse: a few hundred tiles say little of a thousand directions
+    Here features are standardised by a mean and a standard deviation that :meth:`calibrate` measures once,
+    before training, on a few hundred tiles. These are constants afterwards, like the statistics of batch
+    normalisation inside the backbone, so a feature remains a function of its own tile. Removing correlations
+    as well (whitening) was worse: a few hundred tiles determine few of a thousand directions
     (``benchmarks/learning.py``).
 
     Parameters
@@ -37,15 +37,15 @@ class TileEncoder(nn.Module):
     backbone
         The network.
     trained
-        Whether it came with trained weights; it then also keeps the statistics it was trained with.
+        It came with trained weights, and keeps the statistics that it was trained with.
     """
 
-    # Relative to the feature that varies most.
+    # Relative to the feature with the largest spread.
     CONSTANT = 1e-5
 
     def __init__(self, backbone: Backbone, *, trained: bool) -> None:
         super().__init__()
-        # Tiles come with their colours side by side, and convolutions are faster on them as they are.
+        # Tiles have channels last, and convolutions are faster on them in this format.
         self.network = backbone.network.to(memory_format=torch.channels_last)
         self.width = backbone.width
         self._trained = trained
@@ -76,14 +76,14 @@ class TileEncoder(nn.Module):
         return self.standardise(self.raw(tiles))
 
     def standardise(self, raw: Tensor) -> Tensor:
-        """Turn the backbone's features (N, width) into those that gate, pooling and head work with."""
+        """Return the features (N, width) for gate, pooling and head from those of the backbone."""
         raw = self._of_own_width(raw).to(self.centre.dtype)
-        # To divide by small numbers half precision is not enough.
+        # Half precision is not enough to divide by small numbers.
         with in_full():
             return F.normalize((raw - self.centre) * self.scale, dim=1) * math.sqrt(self.width)
 
     def raw(self, tiles: Tensor) -> Tensor:
-        """Encode tiles (N, h, w, 3), uint8, as features (N, width) as the backbone gives them."""
+        """Return the backbone's own features (N, width) of tiles (N, h, w, 3), uint8."""
         images = (tiles.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean) / self.std
         features: Tensor = self.network(images)
         return features
@@ -100,18 +100,18 @@ class TileEncoder(nn.Module):
         return features
 
     def freeze(self, *, but_last: int = 0) -> None:
-        """Keep the network as it is from now on: no gradients.
+        """Exclude the network from training from now on.
 
         Parameters
         ----------
         but_last
-            Blocks at the end of the network, with all that follows them, that go on learning; see
-            :func:`wsi_ats.nn.backbone.last_blocks`. With none there is no dropout in training either.
+            Number of blocks at the end of the network that go on learning; see
+            :func:`wsi_ats.nn.backbone.last_blocks`. With 0 there is no dropout in training either.
 
         Raises
         ------
         ModelError
-            When the network has no more blocks than that.
+            When the network has fewer blocks.
         """
         self.requires_grad_(False)
         self._frozen = but_last == 0
@@ -155,8 +155,8 @@ class TileEncoder(nn.Module):
         Parameters
         ----------
         parts
-            Called for each of up to two passes; gives RGB, uint8, shape (n, h, w, 3), n >= 1, of any size, or
-            the backbone's features, shape (n, width).
+            Called for each of up to two passes; yields RGB, uint8, shape (n, h, w, 3), n >= 1, of any size,
+            or the backbone's features, shape (n, width).
 
         Raises
         ------
@@ -173,7 +173,7 @@ class TileEncoder(nn.Module):
             for part in parts():
                 try:
                     self._seen(part)
-                except ValueError as error:  # of a single pixel there is no variance
+                except ValueError as error:  # a single pixel has no variance
                     size = f"{part.shape[2]} x {part.shape[1]} pixels"
                     raise ModelError(f"too small an image, {size}, to calibrate on: {error}") from error
             self.eval()
@@ -182,8 +182,8 @@ class TileEncoder(nn.Module):
             raise ModelError(f"calibration needs at least 2 images, not {sum(map(len, features))}")
         raw = torch.cat(features).double()
         spread = raw.std(0)
-        # A feature that is the same for all tiles is left out: scaled by its rounding errors, it would
-        # drown the others as soon as a tile differs in it.
+        # A feature that is constant is left out: scaled by its rounding errors, it would drown the others as
+        # soon as a tile differs in it.
         spread[spread <= self.CONSTANT * spread.max()] = torch.inf
         self.centre.copy_(raw.mean(0))
         self.scale.copy_(1 / spread)

@@ -1,4 +1,4 @@
-r"""What the drawn tiles say of all tiles: the estimator.
+r"""The estimator of a slide's feature from drawn tiles.
 
 The model is the soft attention over all K cells,
 
@@ -24,19 +24,19 @@ from torch import Tensor
 
 from wsi_ats.nn.sampling import Draw
 
-# Where tiles are not drawn by attention, that of all drawn tiles may have underflowed to zero: then they
-# count alike, for 0 / 0 has no value. Small beside any weight that matters; its reciprocal is a float32.
+# If tiles are not drawn by attention, that of all drawn tiles may have underflowed to zero. Then they count
+# the same, because 0 / 0 is undefined. Small beside any weight that matters; its reciprocal is a float32.
 _SMALLEST = 1e-20
 
 
 def weights(attention: Tensor, drawn: Draw) -> Tensor:
-    """Weight of each drawn tile: ``draws * a / stop_gradient(pi)``.
+    """Return the weight of each drawn tile: ``draws * a / stop_gradient(pi)``.
 
     Parameters
     ----------
     attention
-        Attention over all candidate cells, shape (K,), sums to 1, with gradient. It need not be what the
-        cells were drawn from: any proposal with the same support gives an unbiased estimate.
+        Attention over all candidate cells, shape (K,), sums to 1, with gradient. The cells may come from any
+        proposal with the same support; the estimate is unbiased.
     drawn
         The draw.
 
@@ -57,7 +57,7 @@ def weights(attention: Tensor, drawn: Draw) -> Tensor:
 
 
 def joint(outer: Tensor, inner: Sequence[Tensor]) -> Tensor:
-    r"""Weights of the tiles of two-level sampling: :math:`(A_t / \Pi_t) (B_{s|t} / \pi_{s|t})`.
+    r"""Return the weights of two-level sampling: :math:`(A_t / \Pi_t) (B_{s|t} / \pi_{s|t})`.
 
     Regions t are drawn by an attention A over all regions, and cells s in each region drawn by an attention
     :math:`B_{\cdot|t}` over the cells of this region alone. Given the regions, the inner weights are
@@ -79,7 +79,7 @@ def joint(outer: Tensor, inner: Sequence[Tensor]) -> Tensor:
 
 
 def linear(weight: Tensor, features: Tensor) -> Tensor:
-    r"""Unbiased estimate of :math:`\sum_i a_i f_i`.
+    r"""Estimate :math:`\sum_i a_i f_i` without bias.
 
     Parameters
     ----------
@@ -96,11 +96,10 @@ def linear(weight: Tensor, features: Tensor) -> Tensor:
 
 
 def gated(weight: Tensor, features: Tensor, gate: Tensor) -> Tensor:
-    r"""Estimate of :math:`\sum_i a_i e^{h_i} f_i / \sum_i a_i e^{h_i}`: the tile has a say in its weight.
+    r"""Estimate :math:`\sum_i a_i e^{h_i} f_i / \sum_i a_i e^{h_i}`, where tiles adjust their weights.
 
-    The thumbnail proposes, the tile decides. The limit is the attention pooling of Ilse et al. (2018)
-    with the thumbnail's attention as a prior. A ratio of two unbiased estimates: consistent, with a bias
-    that falls as 1/n.
+    The limit is the attention pooling of Ilse et al. (2018) with the thumbnail's attention as a prior. As a
+    ratio of two unbiased estimates, it is consistent, with a bias that falls as 1/n.
 
     Parameters
     ----------
@@ -117,13 +116,13 @@ def gated(weight: Tensor, features: Tensor, gate: Tensor) -> Tensor:
     """
     # Half precision is not enough for a ratio of sums, nor for the smallest weight.
     wide = torch.promote_types(features.dtype, torch.float32)
-    # Dividing both sums by the largest e^h changes nothing but keeps them finite.
+    # Dividing both sums by the largest e^h keeps them finite and their ratio the same.
     scaled = weight.to(wide).clamp(min=_SMALLEST) * (gate - gate.max().detach()).to(wide).exp()
     return (scaled @ features.to(wide) / scaled.sum()).to(features.dtype)
 
 
 def exact(attention: Tensor, features: Tensor, gate: Tensor | None = None) -> Tensor:
-    """The soft attention over all tiles: what the estimates converge to.
+    """Pool all tiles by attention: the limit of the estimates.
 
     Parameters
     ----------
@@ -161,7 +160,7 @@ def effective_size(weight: Tensor) -> float:
 
 
 def entropy(attention: Tensor) -> Tensor:
-    """Entropy of a distribution in nats, with 0 log 0 = 0 and finite gradients there.
+    """Return the entropy of a distribution in nats, with 0 log 0 = 0 and finite gradients there.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""A CNN on the whole slide at one scale: what sampling is to be cheaper than."""
+"""A CNN on the whole slide at one scale."""
 
 from __future__ import annotations
 
@@ -25,5 +25,5 @@ class ImageClassifier(SlideNetwork):
         self.head = nn.Linear(encoder.width, classes)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Logits (classes,) of one slide, RGB, uint8, shape (h, w, 3)."""
+        """Return the logits (classes,) of one slide, RGB, uint8, shape (h, w, 3)."""
         return self.classify(self.embed(image[None]))[0]

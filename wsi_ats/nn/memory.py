@@ -1,4 +1,4 @@
-"""How much memory a network needs, counted before it is tried."""
+"""Count the memory that a network needs before it runs."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ from wsi_ats.errors import ModelError
 
 
 def peak_bytes(network: nn.Module, shape: Sequence[int], *, training: bool) -> int:
-    """Bytes of tensors that are alive at once, at most, while a network sees one input.
+    """Return the largest number of bytes of tensors that are alive at once while a network sees one input.
 
-    The network is run on the device `meta`, whose tensors have shapes but no contents, so it costs
-    neither memory nor much time. Counted are the input, all that layers give and the backward pass keeps,
-    and the gradients; not the weights themselves, which are there already, and not the scratch space of a
-    device's kernels.
+    The network runs on the device `meta`, whose tensors have shapes but no contents, so this takes neither
+    memory nor much time. Counted are the input, the outputs of layers as far as they are kept, and the
+    gradients, but neither the weights, which exist already, nor the scratch space of a device's kernels.
 
     Parameters
     ----------
@@ -55,7 +54,7 @@ def peak_bytes(network: nn.Module, shape: Sequence[int], *, training: bool) -> i
         for value in (*network.parameters(), *network.buffers())
     }
     known = list(state.values())
-    # A copy of all but the weights: other threads may be computing with the network meanwhile.
+    # A copy of all but the weights, because other threads may be using the network.
     empty = copy.deepcopy(network, state)
     with torch.set_grad_enabled(training), _Ledger(known) as ledger:
         try:
@@ -71,7 +70,7 @@ def peak_bytes(network: nn.Module, shape: Sequence[int], *, training: bool) -> i
 
 
 class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Keeps account of the memory of all tensors that are made while it is active, but of some known ones."""
+    """Counts the memory of all tensors created while it is active, except some known ones."""
 
     def __init__(self, known: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -89,7 +88,7 @@ class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return made
 
     def _note(self, storage: torch.UntypedStorage) -> None:
-        if storage not in self._known:  # a view, or the outcome of an operation in place, takes no more
+        if storage not in self._known:  # views and operations in place take no memory
             self._known.add(storage)
             self._alive += storage.nbytes()
             self.peak = max(self.peak, self._alive)
@@ -100,7 +99,7 @@ class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that a device has left for tensors."""
+    """Return the bytes that a device has left for tensors."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

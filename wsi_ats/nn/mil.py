@@ -1,6 +1,6 @@
 """Attention-based multiple-instance learning (Ilse, Tomczak & Welling, ICML 2018): every tile is read.
 
-The attention of a tile is a function of its own feature, so all tiles must be encoded to know it.
+The attention of a tile is a function of its own feature, so all tiles must be encoded.
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ class AttentionMIL(SlideNetwork):
         self.encoder = encoder
         self.value = nn.Linear(encoder.width, width)
         self.gate = nn.Linear(encoder.width, width) if gated else None
-        # Without a bias: the softmax would not see it.
+        # Without a bias, which the softmax would cancel.
         self.score = nn.Linear(width, 1, bias=False)
         self.head = nn.Linear(encoder.width, classes)
 
     def attend(self, features: Tensor) -> Tensor:
-        """Attention over all tiles, shape (K,), sums to 1, from their features (K, D)."""
+        """Return the attention over all tiles, shape (K,), sums to 1, from their features (K, D)."""
         return torch.softmax(self.score_tiles(features), dim=0)
 
     def score_tiles(self, features: Tensor) -> Tensor:
-        """Logits (K,) of the attention from the features (K, D) of all tiles."""
+        """Return the logits (K,) of the attention from the features (K, D) of all tiles."""
         hidden = torch.tanh(self.value(features))
         if self.gate is not None:
             hidden = hidden * torch.sigmoid(self.gate(features))
@@ -65,7 +65,7 @@ class AttentionMIL(SlideNetwork):
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def pool(self, attention: Tensor, features: Tensor) -> Tensor:
-        """The slide's feature (D,) from the attention (K,) and features (K, D) of all tiles."""
+        """Return the slide's feature (D,) from the attention (K,) and features (K, D) of all tiles."""
         return expectation.exact(attention, features)
 
     def parts(self) -> Mapping[str, Sequence[nn.Module]]:

@@ -1,10 +1,10 @@
-"""The attention-sampling model: three pure steps, with reading of tiles between the first two.
+"""The attention-sampling model: three pure steps, with tiles read between the first two.
 
 ::
 
     thumbnail -> attend -> attention -> (draw, read tiles) -> embed -> features -> pool -> classify
 
-Torch ends at cell numbers and begins again at tiles; gradients stay in the attention and the features.
+Between cell numbers and tiles there are no tensors; gradients stay in the attention and the features.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class AttentionSampler(SlideNetwork):
     classes
         Number of outputs: of classes, or what else a task needs.
     gated
-        Whether a tile has a say in its own weight; see :func:`wsi_ats.nn.expectation.gated`.
+        Tiles adjust their own weights; see :func:`wsi_ats.nn.expectation.gated`.
     regions
         Like ``attention``, from a coarse thumbnail to the regions of two-level sampling; ``attention`` then
         sees one region at a time.
@@ -43,8 +43,7 @@ class AttentionSampler(SlideNetwork):
     Attributes
     ----------
     attention_scale
-        What the logits of attention are multiplied by, shape (): 1 is attention as it was learned, 0 is
-        uniform.
+        Factor of attention's logits, shape (): 1 for attention as it was learned, 0 for uniform.
 
     Examples
     --------
@@ -73,7 +72,7 @@ class AttentionSampler(SlideNetwork):
         self.gate = nn.Linear(encoder.width, 1, bias=False) if gated else None
         self.head = nn.Linear(encoder.width, classes)
         if self.gate is not None:
-            nn.init.zeros_(self.gate.weight)  # at the start every tile counts the same
+            nn.init.zeros_(self.gate.weight)  # at the start all tiles count the same
 
     def attend(self, thumbnail: Tensor, cells: Tensor, shape: tuple[int, int]) -> Tensor:
         """Compute the attention over the candidate ``cells`` of a grid of a ``shape`` from its ``thumbnail``.
@@ -96,7 +95,7 @@ class AttentionSampler(SlideNetwork):
         shape
             Rows and columns of the grid.
         turn
-            Which way round the network sees the slide; see :func:`wsi_ats.nn.attention.score_turned`.
+            Orientation in which the network sees the slide; see :func:`wsi_ats.nn.attention.score_turned`.
 
         Returns
         -------
@@ -147,26 +146,26 @@ class AttentionSampler(SlideNetwork):
         return expectation.gated(weights, features, self.gate_logits(features))
 
     def gate_logits(self, features: Tensor) -> Tensor:
-        """What tiles say of their own weights, shape (m,), by features (m, D); 0 with linear pooling."""
+        """Return the gate's logits (m,) of tiles with features (m, D); 0 with linear pooling."""
         if self.gate is None:
             return features.new_zeros(len(features))
         logits: Tensor = self.gate(features)[:, 0]
         return logits
 
     def log_mass(self, weights: Tensor, features: Tensor) -> Tensor:
-        """Logarithm of what :meth:`pool` divides by; 0 with linear pooling, which does not divide."""
+        """Return the logarithm of the divisor of :meth:`pool`; 0 with linear pooling, which has none."""
         if self.gate is None:
             return weights.new_zeros(())
         gate = self.gate_logits(features).to(weights.dtype)
         return torch.logsumexp(weights.clamp(min=torch.finfo(weights.dtype).tiny).log() + gate, 0)
 
     def parts(self) -> Mapping[str, Sequence[nn.Module]]:
-        """See :meth:`wsi_ats.nn.network.SlideNetwork.parts`; gate and attention's backbone are two more."""
-        lookers = [each for each in (self.attention, self.regions) if each is not None]
-        maps = [each for each in lookers if isinstance(each, FeatureMapAttention)]
+        """See :meth:`wsi_ats.nn.network.SlideNetwork.parts`; adds gate and attention's backbone."""
+        networks = [each for each in (self.attention, self.regions) if each is not None]
+        maps = [each for each in networks if isinstance(each, FeatureMapAttention)]
         return {
             "backbone": [self.encoder],
-            "attention": [each.logit if isinstance(each, FeatureMapAttention) else each for each in lookers],
+            "attention": [each.logit if isinstance(each, FeatureMapAttention) else each for each in networks],
             "attention_backbone": [each.network for each in maps],
             "head": [self.head],
             "gate": [] if self.gate is None else [self.gate],
@@ -212,7 +211,7 @@ def build_model(
     """
     encoder = build_encoder(backbone, pretrained=pretrained, checkpoint=checkpoint, size=tile_size)
 
-    def looker(pixels: int) -> nn.Module | None:
+    def attention_network(pixels: int) -> nn.Module | None:
         if attention is None:
             return None
         if attention == "small":
@@ -222,9 +221,9 @@ def build_model(
         )
 
     return AttentionSampler(
-        looker(pixels_per_cell),
+        attention_network(pixels_per_cell),
         encoder,
         classes=classes,
         gated=pool == "gated",
-        regions=None if pixels_per_region is None else looker(pixels_per_region),
+        regions=None if pixels_per_region is None else attention_network(pixels_per_region),
     )

@@ -1,4 +1,4 @@
-"""What the networks of all kinds of models have in common."""
+"""The base class of all kinds of networks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class SlideNetwork(nn.Module):
     head
         Features (..., D) to logits.
     dropout
-        Share of each tile's features that is dropped in training.
+        Share of each tile's features that are dropped in training.
     """
 
     encoder: TileEncoder
@@ -28,15 +28,15 @@ class SlideNetwork(nn.Module):
     dropout: float = 0.0
 
     def embed(self, tiles: Tensor) -> Tensor:
-        """Features (N, D) of tiles, uint8 (N, h, w, 3), or of the backbone's features of them (N, width)."""
+        """Return features (N, D) of tiles, uint8 (N, h, w, 3), or of their backbone features (N, width)."""
         features: Tensor = self.encoder.standardise(tiles) if tiles.ndim == 2 else self.encoder(tiles)
         return F.dropout(features, self.dropout, self.training)
 
     def classify(self, pooled: Tensor) -> Tensor:
-        """Logits (..., classes) of pooled features (..., D)."""
+        """Return the logits (..., classes) of pooled features (..., D)."""
         logits: Tensor = self.head(pooled)
         return logits
 
     def parts(self) -> Mapping[str, Sequence[nn.Module]]:
-        """Modules by what decides how fast they learn: ``backbone``, ``attention``, ``head`` or ``gate``."""
+        """Group modules by their learning rate: ``backbone``, ``attention``, ``head`` or ``gate``."""
         return {"backbone": [self.encoder], "head": [self.head]}

@@ -1,4 +1,4 @@
-"""How fast what learns: groups of weights, their rates along training, and the average of weights."""
+"""Optimise weights: groups with rates of their own, a schedule of rates, and the average of weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wsi_ats.nn.network import SlideNetwork
 def optimizer_of(
     model: SlideNetwork, rates: Mapping[str, float], *, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """AdamW over the weights that learn, each part of a network at its own rate.
+    """Return AdamW over the weights that learn, each part of a network at its own rate.
 
     Parameters
     ----------
@@ -24,7 +24,7 @@ def optimizer_of(
     rates
         Peak learning rate of each part; see :meth:`wsi_ats.nn.network.SlideNetwork.parts`.
     weight_decay
-        Of all.
+        Of all weights.
     """
     groups = []
     for name, modules in model.parts().items():
@@ -41,10 +41,10 @@ def set_rates(optimizer: torch.optim.Optimizer, done: float, *, warmup: float) -
 
 
 def share_of_peak(done: float, warmup: float) -> float:
-    """Share of the peak learning rate after a share of the steps: a linear rise, a plateau, half a cosine.
+    """Return the share of the peak rate after a share of the steps: a linear rise, a plateau, half a cosine.
 
-    The plateau lasts until half of the steps: nobody knows when attention, which starts uniform, will find
-    its first lesion, and a rate that falls from the start may be too low by then.
+    The plateau lasts until half of the steps: attention starts uniform and finds its first lesion at an
+    unknown time, by which a rate that falls from the start may be too low.
 
     Examples
     --------
@@ -57,7 +57,7 @@ def share_of_peak(done: float, warmup: float) -> float:
 
 
 def averaged(model: nn.Module, decay: float) -> AveragedModel | None:
-    """Exponential moving average of a network's weights, which starts as it is now; ``None`` for decay 0."""
+    """Return the exponential moving average of a network's weights, from now on; ``None`` for decay 0."""
     if decay == 0:
         return None
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""In which numbers networks compute."""
+"""The precision in which networks compute."""
 
 from __future__ import annotations
 
@@ -6,21 +6,20 @@ from contextlib import AbstractContextManager, ExitStack
 
 import torch
 
-# oneDNN 3.x computes 3 x 3 convolutions of stride 2 to maps of a single pixel in bfloat16 from memory that
-# nobody wrote to: the gradient of their weights and, with AMX, their output. Tiles of 64 pixels are far from
-# being that small.
-SMALLEST_SIDE = 64
+# In bfloat16, oneDNN 3.x computes 3 x 3 convolutions of stride 2 to maps of a single pixel from uninitialised
+# memory: the gradient of their weights and, with AMX, their output. Tiles of 64 pixels are far larger.
+_SMALLEST_SIDE = 64
 
 
 def resolve(precision: str, device: torch.device, side: int) -> torch.dtype:
-    """Turn a setting into a type.
+    """Return the data type for a setting.
 
     Parameters
     ----------
     precision
-        ``"float32"``, ``"bfloat16"``, or ``"auto"``: the latter where the device computes in it, not merely
-        emulates it. On processors images of fewer than 64 pixels a side are computed in single precision
-        whatever is asked for: in the other some results are wrong.
+        ``"float32"``, ``"bfloat16"``, or ``"auto"``: the latter where the device supports it in hardware. On
+        CPUs, images of fewer than 64 pixels a side are always computed in single precision, because some
+        results are wrong in bfloat16.
     device
         Where networks are.
     side
@@ -31,7 +30,7 @@ def resolve(precision: str, device: torch.device, side: int) -> torch.dtype:
     >>> resolve("float32", torch.device("cpu"), 256), resolve("auto", torch.device("cpu"), 16)
     (torch.float32, torch.float32)
     """
-    if device.type == "cpu" and side < SMALLEST_SIDE:
+    if device.type == "cpu" and side < _SMALLEST_SIDE:
         return torch.float32
     if precision != "auto":
         return torch.bfloat16 if precision == "bfloat16" else torch.float32
@@ -43,7 +42,7 @@ def resolve(precision: str, device: torch.device, side: int) -> torch.dtype:
 
 
 def in_full() -> AbstractContextManager[object]:
-    """Context in which tensors keep the type that they have, whatever context it stands in."""
+    """Return a context in which tensors keep their type, also inside :func:`autocast`."""
     stack = ExitStack()
     for kind in ("cpu", "cuda"):
         if torch.is_autocast_enabled(kind):
@@ -52,6 +51,6 @@ def in_full() -> AbstractContextManager[object]:
 
 
 def autocast(precision: str, device: torch.device, side: int) -> torch.autocast:
-    """Context in which networks compute in the type that a setting asks for; see :func:`resolve`."""
+    """Return a context in which networks compute in the type of a setting; see :func:`resolve`."""
     enabled = resolve(precision, device, side) == torch.bfloat16
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)

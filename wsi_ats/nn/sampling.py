@@ -1,8 +1,8 @@
-"""Which cells to read: sampling designs.
+"""Sampling designs: draw the cells to read.
 
-A design answers two questions and no other: which cells are drawn, and by what their attention is then to be
-divided, ``pi_i = E[number of times i is drawn]``. What is done with the tiles is in
-:mod:`wsi_ats.nn.expectation`, the same for every design. Nothing here carries a gradient.
+A design draws cells and returns the divisor of their attention, the inclusion ``pi_i = E[number of times i is
+drawn]``. The estimate from the tiles is the same for every design (:mod:`wsi_ats.nn.expectation`). Nothing
+here carries a gradient.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from wsi_ats.errors import SettingsError
 from wsi_ats.nn.curve import Curve, locate
 
 # A cell whose pi is within this of 1 is drawn for certain: the points of a systematic draw lie 1 apart, and
-# rounding of their places, some n * 2^-50, could otherwise put two of them into it.
+# the rounding of their places, about n * 2^-50, could otherwise put two of them into it.
 _NEARLY_CERTAIN = 1e-10
 
 
@@ -30,9 +30,9 @@ class Draw:
     Parameters
     ----------
     indices
-        The distinct cells drawn, in the order in which they came, shape (m,), m <= n, int64.
+        The distinct cells drawn, in the order of the draw, shape (m,), m <= n, int64.
     counts
-        How often each was drawn, shape (m,), int64.
+        Number of draws of each, shape (m,), int64.
     inclusion
         Expected number of draws of each (pi), shape (m,), float64. For ``sequential``, where it depends on
         what was drawn before, the number that takes its place.
@@ -67,8 +67,8 @@ def draw(
     design
         A name in :data:`DESIGNS`.
     proposal
-        Probability of each candidate cell, shape (K,), sums to 1; usually the attention. Cells of
-        probability zero are never drawn, but by ``uniform``.
+        Probability of each candidate cell, shape (K,), sums to 1; usually the attention. Only ``uniform``
+        draws cells of probability zero.
     cells
         Flat numbers of the candidates on the grid, shape (K,), ascending: designs may spread a draw in
         space.
@@ -88,7 +88,7 @@ def draw(
     Raises
     ------
     SettingsError
-        For an unknown design, ``n < 1``, a proposal that is no distribution, or cells that are not
+        For an unknown design, ``n < 1``, a proposal that is not a distribution, or cells that are not
         ascending numbers of the grid.
 
     Examples
@@ -112,7 +112,7 @@ def draw(
     total = probabilities.sum().item()
     if not (math.isfinite(total) and total > 0 and probabilities.min().item() >= 0):
         raise SettingsError(
-            f"a proposal over {proposal.numel()} cells is no distribution: its sum is {total}"
+            f"a proposal over {proposal.numel()} cells is not a distribution: its sum is {total}"
         )
     size = shape[0] * shape[1]
     if not (min(shape) > 0 and cells[0] >= 0 and cells[-1] < size and bool((cells[1:] > cells[:-1]).all())):
@@ -121,7 +121,7 @@ def draw(
 
 
 def explore(attention: Tensor, share: float) -> Tensor:
-    """A proposal that spends a share of the draws on all candidates alike: ``(1 - share) a + share / K``.
+    """Return a proposal with a share of uniform draws: ``(1 - share) a + share / K``.
 
     Weights stay unbiased, see :func:`wsi_ats.nn.expectation.weights`, but their sum is no longer exactly 1.
 
@@ -147,14 +147,14 @@ def explore(attention: Tensor, share: float) -> Tensor:
 def multinomial(
     proposal: Tensor, shape: tuple[int, int], cells: Tensor, n: int, generator: torch.Generator
 ) -> Draw:
-    """``n`` independent draws with replacement: ``pi = n q``, the paper's first; see :func:`draw`."""
+    """Draw ``n`` times with replacement: ``pi = n q``, the paper's first design; see :func:`draw`."""
     del shape, cells
     points = torch.rand(n, generator=generator, dtype=torch.float64)
     return multinomial_at(proposal, points.to(proposal.device))
 
 
 def multinomial_at(proposal: Tensor, points: Tensor) -> Draw:
-    """The draw that given points make: what is left of :func:`multinomial` without its randomness.
+    """Return the draw of given points: :func:`multinomial` without its randomness.
 
     Parameters
     ----------
@@ -165,7 +165,7 @@ def multinomial_at(proposal: Tensor, points: Tensor) -> Draw:
     """
     n = len(points)
     ends = proposal.cumsum(0)
-    # A point that rounding puts on the very end belongs to the last cell of positive probability.
+    # A point that is rounded to the very end belongs to the last cell of positive probability.
     last = proposal.nonzero()[-1, 0]
     drawn = torch.searchsorted(ends, points * ends[-1], right=True).clamp(max=last)
     indices, inverse, counts = torch.unique(drawn, return_inverse=True, return_counts=True)
@@ -180,7 +180,7 @@ def multinomial_at(proposal: Tensor, points: Tensor) -> Draw:
 def sequential(
     proposal: Tensor, shape: tuple[int, int], cells: Tensor, n: int, generator: torch.Generator
 ) -> Draw:
-    """``n`` distinct cells, one after the other, each in proportion to what is left: the paper's second.
+    """Draw ``n`` distinct cells, one after the other, without replacement: the paper's second design.
 
     Drawn at once as the ``n`` largest of ``log q`` plus Gumbel noise (Kool et al. 2019). See :func:`draw`.
     """
@@ -188,17 +188,17 @@ def sequential(
     if _possible(proposal) <= n:
         return _take_all(proposal)
     points = torch.rand(len(proposal), generator=generator, dtype=torch.float64)
-    # A point of exactly 0 would give infinite noise, and a cell of probability zero no order.
+    # A point of exactly 0 would give infinite noise, and NaN at a cell of probability zero.
     noise = -points.clamp(min=torch.finfo(torch.float64).tiny).log().neg().log()
     return sequential_at(proposal, (proposal.log() + noise.to(proposal.device)).topk(n).indices)
 
 
 def sequential_at(proposal: Tensor, indices: Tensor) -> Draw:
-    r"""The draw that gives certain cells in a certain order.
+    r"""Return the draw of given cells in a given order.
 
-    How often a cell comes has no closed form. Instead, after each draw the cells so far and the new one
-    divided by its conditional probability estimate the sum without bias, and so does the mean of these
-    estimates (Des Raj 1956), in which the k-th cell of n, k = 0 ... n-1, is divided by
+    The expected number of draws of a cell has no closed form. Instead, after each draw, the cells so far plus
+    the new one divided by its conditional probability estimate the sum without bias, and so does the mean of
+    these estimates (Des Raj 1956), in which the k-th cell of n, k = 0 ... n-1, is divided by
 
     .. math:: \pi_k = n \Big/ \Big(\frac{m_k}{q_k} + n - 1 - k\Big), \qquad m_k = 1 - \sum_{j<k} q_j.
 
@@ -219,12 +219,11 @@ def sequential_at(proposal: Tensor, indices: Tensor) -> Draw:
 def systematic(
     proposal: Tensor, shape: tuple[int, int], cells: Tensor, n: int, generator: torch.Generator
 ) -> Draw:
-    """``n`` distinct cells spread in space: ``pi = min(1, c q)``, ``sum pi = n``.
+    """Draw ``n`` distinct cells spread in space: ``pi = min(1, c q)``, ``sum pi = n``.
 
-    The threshold is Fearnhead & Clifford's (2003); the draw is Madow's (1949) systematic one along a
-    Z-order curve whose origin and orientation are random each time. A fixed curve would give every cell
-    the same companions at every draw, which biases what is learned through a non-linear loss. See
-    :func:`draw`.
+    The threshold is that of Fearnhead & Clifford (2003); the draw is Madow's (1949) systematic one along a
+    Z-order curve with random origin and orientation. With a fixed curve, the same cells would be drawn
+    together each time, which biases learning through a non-linear loss. See :func:`draw`.
     """
     if _possible(proposal) <= n:
         return _take_all(proposal)
@@ -234,10 +233,10 @@ def systematic(
 
 
 def systematic_at(proposal: Tensor, cells: Tensor, n: int, curve: Curve, offset: Tensor) -> Draw:
-    """The draw along one curve from one offset: what is left of :func:`systematic` without its randomness.
+    """Return the draw along one curve from one offset: :func:`systematic` without its randomness.
 
-    Certain cells come first. Leaving them out of the rest changes nothing of it: each is as long as the
-    points are apart, so it holds one point and moves the others by one.
+    Certain cells come first. Removing them from the curve does not change the rest: each is as long as the
+    distance of the points, so it holds one point and moves the others by one.
 
     Parameters
     ----------
@@ -265,16 +264,16 @@ def systematic_at(proposal: Tensor, cells: Tensor, n: int, curve: Curve, offset:
 def uniform(
     proposal: Tensor, shape: tuple[int, int], cells: Tensor, n: int, generator: torch.Generator
 ) -> Draw:
-    """``n`` distinct cells, all equally likely whatever their probability: the baseline.
+    """Draw ``n`` distinct cells, all equally likely whatever their probability: the baseline.
 
-    Cells of probability zero are drawn as well, and weigh nothing: attention that has become zero in
-    most places must not steer a baseline that is to know nothing of it. See :func:`draw`.
+    Cells of probability zero are drawn as well, with weight 0: attention that is zero in most places must not
+    influence a baseline that ignores it. See :func:`draw`.
     """
     return systematic(torch.full_like(proposal, 1 / len(proposal)), shape, cells, n, generator)
 
 
 def top(proposal: Tensor, shape: tuple[int, int], cells: Tensor, n: int, generator: torch.Generator) -> Draw:
-    """The ``n`` most probable cells, always: **biased**, for comparison at scoring only.
+    """Take the ``n`` most probable cells: **biased**, for comparison at scoring only.
 
     ``pi`` is their share of the proposal, so that weights sum to 1. See :func:`draw`.
     """
@@ -294,11 +293,11 @@ DESIGNS: Mapping[str, Design] = MappingProxyType(
     }
 )
 BIASED = frozenset({"top"})
-"""Designs that favour some cells without making up for it: a model must not be trained with them."""
+"""Designs that favour some cells without correcting for it: a model must not be trained with them."""
 
 
 def inclusion_probabilities(proposal: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Inclusion probabilities ``min(1, c q)`` that sum to ``n`` (Fearnhead & Clifford 2003).
+    """Return inclusion probabilities ``min(1, c q)`` that sum to ``n`` (Fearnhead & Clifford 2003).
 
     Parameters
     ----------
@@ -317,8 +316,8 @@ def inclusion_probabilities(proposal: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """
     largest = proposal.topk(n)  # only the n largest can be certain: no sort of K is needed
     tail = proposal.scatter(0, largest.indices, 0.0).sum()
-    # What remains for the others once the k largest are certain, k = 0 .. n-1; summed from the small
-    # end, because 1 - (sum of the large ones) would cancel.
+    # The probability of the others once the k largest are certain, k = 0 .. n-1; summed from the small end,
+    # because 1 - (sum of the large ones) would cancel.
     rest = tail + largest.values.flip(0).cumsum(0).flip(0)
     draws_left = torch.arange(n, 0, -1, device=proposal.device)
     passing = (draws_left * largest.values > rest * (1 - _NEARLY_CERTAIN)).cumprod(0)

@@ -1,14 +1,14 @@
 r"""Supervise attention by the drawn tiles.
 
-The gradient of the slide's loss reaches attention through the weights of a few tiles, and as long as the
-classifier knows nothing this gradient is noise. Attention that learns from noise drifts, to wherever it has
-already been. Here is a second way from the slide's label to attention, which is silent until some drawn
-tile says more about the label than the others.
+The gradient of the slide's loss reaches attention through the weights of a few tiles, and it is noise as long
+as the classifier knows nothing. Attention that learns from noise drifts to where it already is. This module
+is a second way from the slide's label to attention, with zero gradient until some drawn tile explains the
+label better than the others.
 
-Take the slide's label to be told by one tile, unknown which, that attention has guessed beforehand: tile i
-with probability :math:`a_i`, as a *prior*. A tile that was read says how well it explains the label, with
-likelihood :math:`e^{h_i} e^{-\beta l_i}`: its gate, and the loss :math:`l_i` of the classifier on its feature
-alone. The posterior over all cells, and its self-normalised importance estimate from the drawn ones
+Assume that one unknown tile explains the slide's label, and that attention is its *prior*: tile i with
+probability :math:`a_i`. A tile that was read explains the label with likelihood
+:math:`e^{h_i} e^{-\beta l_i}`: its gate, and the loss :math:`l_i` of the classifier on its feature alone. The
+posterior over all cells, and its self-normalised importance estimate from the drawn ones
 (:math:`W_i = a_i / \pi_i`, see :mod:`wsi_ats.nn.expectation`), are
 
 .. math:: r_i = \frac{a_i e^{h_i - \beta l_i}}{\sum_j a_j e^{h_j - \beta l_j}} \approx
@@ -16,18 +16,17 @@ alone. The posterior over all cells, and its self-normalised importance estimate
 
 To estimate it is the E step of expectation maximisation (Dempster et al. 1977); the M step, which the
 attention network makes for all slides together, is to lower the cross-entropy :math:`-\sum_i r_i \log a_i`.
-Because :math:`\sum_i a_i \nabla \log a_i = 0`, a multiple of it can be taken away. With
+Because :math:`\sum_i a_i \nabla \log a_i = 0`, a multiple of it can be subtracted. With
 :math:`w_i = W_i / \sum_S W_j`, what :func:`attention_supervision` returns is
 
 .. math:: -\sum_{i \in S} (r_i - w_i) \log a_i, \qquad r, w \text{ held constant.}
 
-Relation to what is known: it is the score function estimator (Williams 1992) with reward :math:`r_i / w_i`
-and baseline 1; the mixture of tiles is the "one witness" of multiple instance learning (Maron &
-Lozano-Pérez 1998), and to teach where to look by what was seen there is the amortised proposal of
-reweighted wake-sleep (Bornschein & Bengio 2015). If all cells are read, the gradient is that of the mixture's
-negative log-likelihood :math:`-\log \sum_i a_i e^{h_i - \beta l_i}` (Fisher's identity). From fewer it is
-biased by the ratio, as 1/n, unlike the estimate of the slide's feature: it decides where is looked, not what
-is estimated.
+Related work: this is the score function estimator (Williams 1992) with reward :math:`r_i / w_i` and baseline
+1; the mixture of tiles is the "one witness" of multiple instance learning (Maron & Lozano-Pérez 1998), and
+learning a proposal from the posterior of its samples is the amortised proposal of reweighted wake-sleep
+(Bornschein & Bengio 2015). If all cells are read, the gradient is that of the mixture's negative
+log-likelihood :math:`-\log \sum_i a_i e^{h_i - \beta l_i}` (Fisher's identity). From fewer it is biased by
+the ratio, as 1/n, unlike the estimate of the slide's feature: it changes the draws, not the estimate.
 """
 
 from __future__ import annotations
@@ -35,13 +34,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Where tiles are not drawn by attention, that of some may have underflowed to zero: they count next to
+# If tiles are not drawn by attention, that of some may have underflowed to zero. They then count next to
 # nothing. Small beside any weight that matters; its reciprocal is a float32.
 _SMALLEST = 1e-20
 
 
 def posterior(weight: Tensor, gate: Tensor, evidence: Tensor) -> Tensor:
-    r"""Posterior of each drawn tile to be the one that tells the label, without gradient.
+    r"""Return the posterior of each drawn tile to be the one that explains the label, without gradient.
 
     Parameters
     ----------
@@ -60,22 +59,23 @@ def posterior(weight: Tensor, gate: Tensor, evidence: Tensor) -> Tensor:
 
     Examples
     --------
-    >>> said = torch.tensor([1.0, 1.0, 4.0]).log()  # the third tile is four times as likely
-    >>> [round(each, 3) for each in posterior(torch.tensor([0.5, 0.25, 0.25]), torch.zeros(3), said).tolist()]
+    >>> evidence = torch.tensor([1.0, 1.0, 4.0]).log()  # the third tile is four times as likely
+    >>> found = posterior(torch.tensor([0.5, 0.25, 0.25]), torch.zeros(3), evidence)
+    >>> [round(each, 3) for each in found.tolist()]
     [0.286, 0.143, 0.571]
     """
     # Half precision is not enough for the smallest weight.
     wide = torch.promote_types(weight.dtype, torch.float32)
-    said = (gate.to(wide) + evidence.to(wide)).detach()
-    # Of tiles that all say the same, the largest leaves zeros: then this is exactly the weights' share.
-    return torch.softmax(_logarithm(weight.detach().to(wide)) + (said - said.max()), dim=0)
+    likelihood = (gate.to(wide) + evidence.to(wide)).detach()
+    # If all are the same, subtracting the largest leaves zeros: then this is exactly the weights' share.
+    return torch.softmax(_logarithm(weight.detach().to(wide)) + (likelihood - likelihood.max()), dim=0)
 
 
 def attention_supervision(weight: Tensor, attention: Tensor, gate: Tensor, evidence: Tensor) -> Tensor:
-    r"""Loss whose gradient moves attention to the tiles that were worth more than it gave them.
+    r"""Return a loss whose gradient moves attention to tiles with a posterior above their prior.
 
-    Its value means nothing. Its gradient reaches the attention alone, and is exactly zero while all drawn
-    tiles say the same.
+    Its value has no meaning. Its gradient reaches attention alone, and is exactly zero while all drawn tiles
+    explain the label equally well.
 
     Parameters
     ----------
@@ -92,8 +92,8 @@ def attention_supervision(weight: Tensor, attention: Tensor, gate: Tensor, evide
     --------
     >>> logits = torch.zeros(4, requires_grad=True)
     >>> attention = torch.softmax(logits, 0)
-    >>> said = torch.tensor([1.0, 1.0, 1.0, 4.0]).log()
-    >>> attention_supervision(attention, attention, torch.zeros(4), said).backward()
+    >>> evidence = torch.tensor([1.0, 1.0, 1.0, 4.0]).log()
+    >>> attention_supervision(attention, attention, torch.zeros(4), evidence).backward()
     >>> [round(each, 3) for each in (-logits.grad).tolist()]  # posterior minus attention
     [-0.107, -0.107, -0.107, 0.321]
     """

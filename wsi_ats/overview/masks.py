@@ -1,4 +1,4 @@
-"""Maps over the cells of a slide: where tissue is, and which artefacts cover it."""
+"""Maps over the cells of a slide: tissue and artefacts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from wsi_ats.geometry import Grid, IntArray
 
 @dataclass(frozen=True)
 class TissueMask:
-    """Which cells of a slide's grid hold tissue.
+    """Cells of a slide's grid that hold tissue.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ class TissueMask:
 
 @dataclass(frozen=True)
 class Quality:
-    """What spoils a slide, cell by cell; see :func:`wsi_ats.overview.quality.find_artefacts`.
+    """Artefacts of a slide, cell by cell; see :func:`wsi_ats.overview.quality.find_artefacts`.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ class Quality:
     blur
         Share of the fine detail that each tissue cell lacks, likewise; 0 where there is no tissue.
 
-    Each is ``None`` where it cannot be told.
+    Each is ``None`` where it was not measured.
     """
 
     pen: npt.NDArray[np.float32] | None = None
@@ -66,6 +66,6 @@ class Quality:
 
     @property
     def maps(self) -> dict[str, npt.NDArray[np.float32]]:
-        """Those that could be told, by name."""
+        """Maps that were measured, by name."""
         each = {one.name: getattr(self, one.name) for one in fields(self)}
         return {name: values for name, values in each.items() if values is not None}

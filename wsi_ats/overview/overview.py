@@ -130,7 +130,7 @@ def read_region_overview(
 
 
 def explain_exclusion(overview: Overview, settings: Settings) -> str | None:
-    """Return the reason why no tissue may be read although there is some; ``None`` where that is not so."""
+    """Return the reason if all tissue is left out; ``None`` if some may be read, or there is none."""
     count = len(overview.all_tissue.cells)
     if len(overview.tissue.cells) or not count:
         return None
@@ -240,7 +240,7 @@ def _with_quality(
 def _beyond(
     over: npt.NDArray[np.bool_], *, found: TissueMask, parts: TissueMask | None
 ) -> npt.NDArray[np.bool_]:
-    """Tissue cells with too much of an artefact, or regions of which all parts with tissue have that."""
+    """Return tissue cells with too much of an artefact, or regions whose parts with tissue all have that."""
     if parts is None:
         return found.mask & over
     some, others = (_of_regions(parts.mask & each, found.grid) > 0 for each in (over, ~over))
@@ -297,7 +297,7 @@ def _of_regions(parts: npt.NDArray[np.generic], regions: Grid) -> npt.NDArray[np
 
 
 def _pixel(thumbnail: Pixels, grid: Grid) -> float:
-    """Side of a thumbnail's pixels, in level-0 pixels."""
+    """Return the side of a thumbnail's pixels in level-0 pixels."""
     return grid.pitch * grid.shape[0] / len(thumbnail)
 
 

@@ -1,8 +1,8 @@
-"""What spoils a slide, from its thumbnail: ink of pens, and lack of focus where pixels are fine enough.
+"""Artefacts in a thumbnail: pen ink, and lack of focus where pixels are fine enough.
 
-Folds and air bubbles are not looked for. A fold absorbs twice what tissue does, and so does tissue with
-twice the nuclei: a threshold that spares 98 % of real tissue finds a fifth to three quarters of folds, and
-what it takes for folds is dense tissue, such as tumour. ``docs/quality.md`` has the figures.
+Folds and air bubbles are not detected. A fold absorbs twice as much as tissue, and so does tissue with twice
+the nuclei: a threshold that spares 98 % of real tissue finds a fifth to three quarters of folds, and its
+false positives are dense tissue, such as tumour. ``docs/quality.md`` has the numbers.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ from wsi_ats.overview.tissue import (
 )
 from wsi_ats.settings import COARSEST_FOCUS
 
-# What light is gone of red, green and blue, in orders of magnitude, tells ink from stains:
-# - Blue and green ink take red, of which haematoxylin, eosin and DAB take least. Twice what is gone of red
-#   less what is gone of green is at most 0.5 in dense tissue, 0.63 in dark bluish photographs, 0.65 in the
-#   middle of blue nuclei; in strong ink it is 0.8 to 1.3.
-# - Black ink takes a good deal of all three; under it, pink tissue still takes more green.
-# - Red ink leaves red alone, and takes of blue nearly as much as of green; eosin takes half as much.
+# Optical densities of red, green and blue distinguish ink from stains:
+# - Blue and green ink absorb red, which haematoxylin, eosin and DAB absorb least. Twice the density of red
+#   minus that of green is at most 0.5 in dense tissue, 0.63 in dark bluish photographs, 0.65 in the middle of
+#   blue nuclei; in strong ink it is 0.8 to 1.3.
+# - Black ink absorbs a good deal of all three; pink tissue under it still absorbs more green.
+# - Red ink does not absorb red, and absorbs nearly as much blue as green; eosin absorbs half as much.
 _BLUE_OR_GREEN = 0.7
-_BLACK, _GREY = 0.6, 0.4  # least that is gone of any colour; most that they differ
-_RED, _NOT_PINK = 0.55, 0.5  # least that is gone of green more than of red; least that is gone of blue
+_BLACK, _GREY = 0.6, 0.4  # least density of any colour; largest difference
+_RED, _NOT_PINK = 0.55, 0.5  # least density of green above red; of blue
 
 _SMALLEST_STROKE = 1.0  # cells; dust, pigment and vessels are smaller
 
-# Of all detail of a few pixels, the share in single pixels. 98 % of sharp tissue of three collections, at 2
-# to 16 um per pixel, had more than 0.43; blurred by a pixel, 98 % had less. 0.43 is three quarters of this.
+# Share of single pixels in all detail of a few pixels. 98 % of sharp tissue of three collections, at 2 to
+# 16 um per pixel, had more than 0.43; blurred by a pixel, 98 % had less. 0.43 is three quarters of this.
 _SHARP = 0.57
 _FINE, _COARSE = 1.0, 3.0  # standard deviations in pixels
-_NOISE = 1e-4  # squared; what is flat, or blurred beyond this, is not to be judged by its noise
+_NOISE = 1e-4  # squared; noise must not decide where tissue is flat, or blurred beyond this
 
 _FRAMES = {"pen": (0, 220, 255), "blur": (255, 220, 0)}  # colours that neither stains nor most inks have
 
 
 def find_artefacts(thumbnail: Pixels, tissue: TissueMask, *, mpp: float | None = None) -> Quality:
-    """Say how much of each cell is spoilt.
+    """Measure the artefacts of each cell.
 
     Parameters
     ----------
@@ -63,14 +63,14 @@ def find_artefacts(thumbnail: Pixels, tissue: TissueMask, *, mpp: float | None =
     Returns
     -------
     Quality
-        ``pen`` is the share of a cell under ink that is black, blue, green or red. Pale ink is missed. Stains
-        of such colours are taken for ink: trichromes, Alcian blue, methyl green, AEC.
+        ``pen`` is the share of a cell under black, blue, green or red ink. Pale ink is missed. Stains of such
+        colours are taken for ink: trichromes, Alcian blue, methyl green, AEC.
 
-        ``blur`` is 1 less the share of a tissue cell's fine detail, and of its neighbours', relative to sharp
-        tissue. From a blur of about one pixel on (standard deviation) it is above 0.25. It is ``None``
-        without ``mpp``, and above 4 micrometres per pixel, where it would miss all but the grossest.
+        ``blur`` is 1 minus the fine detail of a tissue cell and its neighbours, relative to sharp tissue. It
+        exceeds 0.25 from a blur of about one pixel on (standard deviation). It is ``None`` without ``mpp``,
+        and above 4 micrometres per pixel, where only gross blur would be found.
 
-        Nothing can be told of a fluorescence slide.
+        Both are ``None`` for a fluorescence slide.
 
     Raises
     ------
@@ -92,22 +92,22 @@ def find_artefacts(thumbnail: Pixels, tissue: TissueMask, *, mpp: float | None =
     if tell_background(seen).method == "fluorescence":
         return Quality()
     white = lamp(seen)
-    gone = np.log10(white) - np.log10(np.clip(seen, 1, white, dtype=np.float32))
-    ink = without_small(_ink(gone), _SMALLEST_STROKE * min(side**2, gone[..., 0].size))
+    density = np.log10(white) - np.log10(np.clip(seen, 1, white, dtype=np.float32))
+    ink = without_small(_ink(density), _SMALLEST_STROKE * min(side**2, density[..., 0].size))
     pen = np.clip(shares(ink, tissue.grid, side), 0, 1)
-    told = mpp is not None and mpp <= COARSEST_FOCUS
-    return Quality(pen, _lack_of_detail(gone.max(axis=2), tissue, side) if told else None)
+    fine_enough = mpp is not None and mpp <= COARSEST_FOCUS
+    return Quality(pen, _lack_of_detail(density.max(axis=2), tissue, side) if fine_enough else None)
 
 
-def mark(thumbnail: Pixels, beyond: Mapping[str, npt.NDArray[np.bool_]]) -> Pixels:
+def mark(thumbnail: Pixels, artefacts: Mapping[str, npt.NDArray[np.bool_]]) -> Pixels:
     """Frame cells in a thumbnail.
 
     Parameters
     ----------
     thumbnail
         Shape (rows * p, columns * p, 3).
-    beyond
-        Cells to frame by artefact, bool, shape (rows, columns); under ink in cyan, out of focus in yellow.
+    artefacts
+        Cells to frame by artefact, bool, shape (rows, columns): ink in cyan, blur in yellow.
 
     Returns
     -------
@@ -115,7 +115,7 @@ def mark(thumbnail: Pixels, beyond: Mapping[str, npt.NDArray[np.bool_]]) -> Pixe
         A copy of the thumbnail.
     """
     marked = thumbnail.copy()
-    for name, cells in beyond.items():
+    for name, cells in artefacts.items():
         side = len(thumbnail) // len(cells)
         frame = np.zeros((side, side), dtype=bool)
         frame[[0, -1]] = frame[:, [0, -1]] = True
@@ -123,9 +123,9 @@ def mark(thumbnail: Pixels, beyond: Mapping[str, npt.NDArray[np.bool_]]) -> Pixe
     return marked
 
 
-def _ink(gone: Floats) -> Mask:
-    """Pixels under ink, from the orders of magnitude of light that are gone of each colour."""
-    red, green, blue = np.moveaxis(gone, 2, 0)
+def _ink(density: Floats) -> Mask:
+    """Return the pixels under ink, by the optical density (decadic) of each colour."""
+    red, green, blue = np.moveaxis(density, 2, 0)
     least, most = np.minimum(np.minimum(red, green), blue), np.maximum(np.maximum(red, green), blue)
     ink: Mask = 2 * red - green > _BLUE_OR_GREEN
     ink |= (least > _BLACK) & (most - least < _GREY)
@@ -133,9 +133,9 @@ def _ink(gone: Floats) -> Mask:
     return ink
 
 
-def _lack_of_detail(gone: Floats, tissue: TissueMask, side: int) -> Floats:
+def _lack_of_detail(density: Floats, tissue: TissueMask, side: int) -> Floats:
     fine, all_detail = (
-        _around(shares((gone - blurred(gone, sigma)) ** 2, tissue.grid, side) * tissue.mask)
+        _around(shares((density - blurred(density, sigma)) ** 2, tissue.grid, side) * tissue.mask)
         for sigma in (_FINE, _COARSE)
     )
     sharpness = np.sqrt(fine / (all_detail + _NOISE))
@@ -144,7 +144,7 @@ def _lack_of_detail(gone: Floats, tissue: TissueMask, side: int) -> Floats:
 
 
 def _around(cells: Floats) -> Floats:
-    """Sum of each cell and its eight neighbours: focus is lost over more than a cell, and one says little."""
+    """Sum each cell and its eight neighbours: blur covers more than a cell, and a single one is noisy."""
     padded: Floats = np.pad(cells, 1)
     rows: Floats = padded[:-2] + padded[1:-1] + padded[2:]
     summed: Floats = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]

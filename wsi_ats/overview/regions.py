@@ -1,7 +1,7 @@
 """Regions: square blocks of cells, the coarser of the two levels of two-level sampling.
 
-On a very large slide even a thumbnail of every cell is large. So a coarse thumbnail shows regions, a few are
-drawn, and only those are looked at closely enough to tell their cells apart.
+On a very large slide even a thumbnail of all cells is large. So a coarse thumbnail shows regions, a few of
+them are drawn, and only these are read at a resolution that shows cells.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class RegionGrid:
 
     @property
     def grid(self) -> Grid:
-        """The regions as one grid, which overlap where their tiles do.
+        """Grid of the regions, which overlap where their tiles do.
 
         Its ``tile_size`` is a region's side in pixels of the tiles.
         """
@@ -94,7 +94,7 @@ class RegionGrid:
         )
 
     def window(self, region: int) -> Window:
-        """Cells of one region, given by its flat number.
+        """Return the cells of one region, given by its flat number.
 
         Raises
         ------
@@ -103,13 +103,13 @@ class RegionGrid:
         """
         grid = self.grid
         if not 0 <= region < grid.size:
-            raise SettingsError(f"region {region} is not among the grid's {grid.size} regions")
+            raise SettingsError(f"region {region} is not one of the grid's {grid.size} regions")
         row, column = (self.side * number for number in divmod(region, grid.shape[1]))
         rows, columns = self.cells.shape
         return Window(row, column, min(self.side, rows - row), min(self.side, columns - column))
 
     def numbers(self, window: Window, inside: IntArray) -> IntArray:
-        """Flat numbers on the slide's grid of cells, given by their flat numbers inside a window."""
+        """Return flat numbers on the slide's grid of cells, given flat numbers ``inside`` a window."""
         rows, columns = np.divmod(inside, window.columns)
         numbers: IntArray = (window.row + rows) * self.cells.shape[1] + window.column + columns
         return numbers

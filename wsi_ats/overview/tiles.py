@@ -1,8 +1,7 @@
 """From a slide to arrays: the grid that suits it, its thumbnail, and the tiles of chosen cells.
 
-These are the only reads of the pipeline: the thumbnail once, then the chosen tiles. Both are resampled
-to the grid: a tile has ``tile_size`` pixels a side, the thumbnail a whole number of pixels per cell, so
-that nowhere else is there an offset to get wrong.
+The pipeline reads the thumbnail once, then the chosen tiles. Both are resampled to the grid: a tile has
+``tile_size`` pixels a side, the thumbnail a whole number of pixels per cell. Offsets arise nowhere else.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from wsi_ats.overview.regions import Window
 from wsi_ats.slides.base import Pixels, Slide
 from wsi_ats.slides.resample import resample
 
-# A strip of the thumbnail's source level that is held in memory at a time: 16 M pixels are 48 MB.
+# Pixels of the thumbnail's source level in memory at a time: 16 M pixels are 48 MB.
 _STRIP_PIXELS = 1 << 24
 
 # Times the slide's longer side: a slide may well be smaller than a tile, but hardly a tenth of it.
@@ -26,11 +25,11 @@ _LARGEST_CELL = 10
 
 
 def grid_for(slide: Slide, *, tile_size: int, mpp: float, tolerance: float, stride: float = 1.0) -> Grid:
-    """Choose the cells of a slide so that tiles have a wished resolution.
+    """Choose the cells of a slide so that tiles have a given resolution.
 
-    Where a level of the slide has that resolution within the tolerance, a tile is made of that level's
-    own pixels, and the grid begins where the file's own tile grid does: no resampling, and, when
-    ``tile_size`` is a multiple of the file's tiles, no byte read in vain.
+    Where a level of the slide has that resolution within the tolerance, tiles consist of that level's own
+    pixels, and the grid begins where the file's own tile grid does: nothing is resampled and, if
+    ``tile_size`` is a multiple of the file's tiles, no byte is read in vain.
 
     Parameters
     ----------
@@ -39,17 +38,17 @@ def grid_for(slide: Slide, *, tile_size: int, mpp: float, tolerance: float, stri
     tile_size
         Side of a tile in pixels.
     mpp
-        Wished micrometres per pixel of a tile.
+        Micrometres per pixel of a tile.
     tolerance
-        Relative difference from ``mpp`` that is accepted to keep native pixels.
+        Largest relative difference from ``mpp`` at which native pixels are kept.
     stride
         Distance from one cell to the next as a share of the tile, in (0, 1].
 
     Raises
     ------
     MppError
-        When the slide's resolution is unknown, too coarse for the wish (pixels are never made up) or so
-        fine that the whole slide would be a speck in one tile.
+        When the slide's resolution is unknown, coarser than ``mpp`` (pixels are never made up), or so fine
+        that the whole slide would be a speck in one tile.
     """
     have = slide.mpp.value
     wanted = mpp / have  # level-0 pixels per tile pixel
@@ -58,7 +57,7 @@ def grid_for(slide: Slide, *, tile_size: int, mpp: float, tolerance: float, stri
     if wanted < 1 and not native:
         raise MppError(
             slide.path,
-            f"its finest level has {have} micrometres per pixel, tiles were asked for at {mpp}; "
+            f"its finest level has {have} micrometres per pixel, but tiles need {mpp}; "
             f"set tile.mpp to {have} or more",
         )
     downsample = nearest if native else wanted
@@ -175,7 +174,7 @@ def read_thumbnail(slide: Slide, grid: Grid, pixels_per_cell: int, window: Windo
 
 
 def level_for(levels: Sequence[Level], downsample: float) -> int:
-    """Coarsest level that is at least as fine as a downsample, to a thousandth."""
+    """Return the number of the coarsest level that is at least as fine as a downsample, to a thousandth."""
     fine = [i for i, level in enumerate(levels) if level.downsample <= downsample * 1.001]
     return max(fine, key=lambda i: levels[i].downsample, default=0)
 

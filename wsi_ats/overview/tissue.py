@@ -1,8 +1,8 @@
-"""Where tissue is, from the thumbnail: the only import of scikit-image.
+"""Find tissue in a thumbnail: the only import of scikit-image.
 
-Brightfield slides are lit from behind: glass is bright and colourless, and tissue takes light away from
-at least one colour. Fluorescence slides are black, and tissue shines. Either way one number per pixel
-says how far it is from the background, and a threshold parts the two.
+In brightfield, glass is bright and colourless, and tissue absorbs at least one colour. In fluorescence, the
+background is black, and tissue shines. Either way, tissue is above a threshold of the distance of each pixel
+from the background.
 """
 
 from __future__ import annotations
@@ -23,41 +23,41 @@ Pixels = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float32]
 
-# Otsu's threshold always parts pixels in two, also the noise of bare glass or the dark and pale parts of
-# a slide that is tissue all over. Between the limits it decides; outside them it cannot be right.
+# Otsu's threshold always splits pixels in two, even the noise of bare glass, or the dark and pale parts of a
+# slide that is tissue all over. Between the limits it decides; outside them it cannot be right.
 # In grey values away from the background, of 255:
 # - brightfield: JPEG noise, uneven light and tinted glass stay below 18; faint eosin reaches 30.
 # - fluorescence: a camera's noise stays below 5; the dim cytoplasm between nuclei has 10 or more.
 _LIMITS = {"brightfield": (18.0, 28.0), "fluorescence": (5.0, 12.0)}
 
-# Strongly stained pixels say nothing of where pale tissue ends, but draw Otsu's threshold to themselves.
+# Strongly stained pixels do not show where pale tissue ends, but attract Otsu's threshold.
 _SIGNAL_MAX = 80.0
 
 # Lengths and areas are in cells, so that the mask hardly depends on the thumbnail's resolution.
-_BLUR = 0.08  # joins nuclei into tissue and drowns single noisy pixels
-_SMALLEST_SPECK = 0.25  # dust and torn-off cells are no reason to read a tile
+_BLUR = 0.08  # joins nuclei into tissue and suppresses noisy pixels
+_SMALLEST_SPECK = 0.25  # dust and torn-off cells do not deserve a tile
 _SMALLEST_HOLE = 1.0  # a vessel or duct belongs to the tissue around it
 
-# Black in all colours: the scanner never looked there, where a brightfield slide has it.
+# Black in all colours: in a brightfield slide the scanner never saw it.
 _UNSCANNED = 20
 
 # A slide is dark where at least one colour is, and bright where all are.
 _DARK, _BRIGHT = 24, 160
 
-# Shares of what was scanned from which on dark and bright speak for different kinds of slides.
+# Shares of the scan above which dark and bright pixels contradict each other.
 _CONTRADICTION = 0.2
 
-# Where fewer pixels are dark or bright, nothing is known of the background.
+# Where fewer pixels are dark or bright, the background is unknown.
 _NO_BACKGROUND = 0.01
 
-# A tile is empty if fewer of its pixels differ from one tone: dust and noise.
+# A tile is empty if fewer of its pixels, such as dust and noise, differ from one tone.
 _NOTHING = 0.01
 
-# Such rectangles are a hundredth of the picture or more, and filled but for what is as dark as they are not.
+# Scanned rectangles cover at least this share of the image, and are filled with pixels that are not dark.
 _RECTANGLE, _FILLED = 0.01, 0.9
 
-# Other tones that programs fill in for it: without colour and all the same over a tenth of a picture, where
-# tissue and glass have grain. Brighter ones may be glass that is too bright for the camera.
+# Other tones that programs fill in there: colourless and constant over a tenth of an image, where tissue and
+# glass have grain. Brighter ones may be glass that saturates the camera.
 _FIELD = 0.1
 _FIELD_TONES = (_UNSCANNED, 200)
 
@@ -81,17 +81,17 @@ def find_tissue(
         The slide's grid.
     method
         ``"brightfield"``: what is darker or more colourful than glass. ``"fluorescence"``: what is
-        brighter than black. ``"auto"``: whichever fits the background. ``"none"``: every cell.
+        brighter than black. ``"auto"``: the one that fits the background. ``"none"``: every cell.
     min_fraction
         Share of a cell that must be tissue, in (0, 1].
     scanned
-        Which of the thumbnail's pixels the scanner saw, shape (rows * p, columns * p); all by default. The
-        others say nothing of background and stain, nor do grey fields that a program has filled in.
+        Pixels of the thumbnail that were scanned, shape (rows * p, columns * p); all by default. The others
+        do not count for background and stain, nor do grey fields that a program has filled in.
 
     Returns
     -------
     TissueMask
-        Empty for bare glass. What lies outside the slide, or was not scanned, is never tissue.
+        Empty for bare glass. Nothing outside the slide or the scanned parts is tissue.
 
     Raises
     ------
@@ -132,23 +132,23 @@ def find_tissue(
     tissue = without_small(tissue, _SMALLEST_SPECK * area)
     tissue |= _enclosed(~tissue & ~without_small(~tissue, _SMALLEST_HOLE * area)) & inside
     fraction = np.minimum(shares(tissue, grid, side), 1)
-    # A slide smaller than a cell fills none; its share counts of what a cell could hold.
+    # A slide smaller than a cell fills none; its share is relative to the part of a cell that it covers.
     return TissueMask(grid, fraction, fraction >= min_fraction * possible.max())
 
 
 def tell_background(pixels: Pixels, inside: Mask | None = None) -> Background:
-    """Tell a dark background from a bright one.
+    """Distinguish a dark background from a bright one.
 
-    In a fluorescence image at least one colour is dark even where there is tissue; in brightfield none is,
-    and glass and pale tissue are bright in all three. Black around rectangles of which a quarter is bright is
-    what a brightfield scanner left out.
+    In fluorescence, at least one colour is dark even in tissue; in brightfield none is, and glass and pale
+    tissue are bright in all three. Black around rectangles of which a quarter is bright is the part that a
+    brightfield scanner left out.
 
     Parameters
     ----------
     pixels
         Shape (h, w, 3).
     inside
-        Which of them are of the slide, shape (h, w); all by default.
+        Pixels of the slide, shape (h, w); all by default.
 
     Examples
     --------
@@ -177,7 +177,7 @@ def tell_background(pixels: Pixels, inside: Mask | None = None) -> Background:
 
 
 def are_empty(tiles: Pixels) -> Mask:
-    """Tell tiles on which nothing is to be seen: glass, or what was never scanned.
+    """Find tiles that show nothing: glass, or a part that was not scanned.
 
     Parameters
     ----------
@@ -187,8 +187,8 @@ def are_empty(tiles: Pixels) -> Mask:
     Returns
     -------
     ndarray of bool, shape (N,)
-        Where all but a hundredth of the pixels are of one tone with hardly a colour, as far as tissue stands
-        out from glass or, in the dark, from black. Every fourth pixel or so is looked at.
+        True where all but a hundredth of the pixels have one nearly colourless tone, within the limits by
+        which tissue stands out from glass or, in the dark, from black. About every fourth pixel is sampled.
 
     Examples
     --------
@@ -209,7 +209,7 @@ def are_empty(tiles: Pixels) -> Mask:
 
 
 def _is_rectangles(mask: Mask) -> bool:
-    """Whether nearly all of a mask is in rectangles that are no specks."""
+    """Return whether large rectangles cover nearly all of a mask."""
     least = _RECTANGLE * mask.size
     found = measure.regionprops(_parts(mask))  # type: ignore[no-untyped-call]
     filled = sum(each.area for each in found if each.area >= least and each.extent >= _FILLED)
@@ -217,7 +217,7 @@ def _is_rectangles(mask: Mask) -> bool:
 
 
 def within(thumbnail: Pixels, grid: Grid) -> tuple[Pixels, int]:
-    """Cut a thumbnail to the slide: past the edge is padding, which is no background to learn from.
+    """Crop a thumbnail to the slide: the padding past its edge is no background.
 
     Parameters
     ----------
@@ -229,7 +229,7 @@ def within(thumbnail: Pixels, grid: Grid) -> tuple[Pixels, int]:
     Returns
     -------
     ndarray of uint8, shape (h, w, 3), and int
-        The part that shows the slide, and the pixels a side of a cell.
+        The part inside the slide, and the pixels a side of a cell.
 
     Raises
     ------
@@ -248,9 +248,9 @@ def within(thumbnail: Pixels, grid: Grid) -> tuple[Pixels, int]:
 
 
 def lamp(pixels: Pixels) -> np.float32:
-    """Grey value of the light that nothing took away from, of a brightfield slide's pixels (..., 3).
+    """Return the grey value of unabsorbed light, from a brightfield slide's pixels (..., 3).
 
-    Stains leave one colour nearly untouched, so its level is the lamp's even where all is tissue.
+    Stains hardly absorb one of the colours, so its level is that of the lamp even where all is tissue.
     """
     return np.float32(np.clip(np.percentile(_extreme(np.maximum, pixels), 95), 200, 255))
 
@@ -270,7 +270,7 @@ def shares(pixels: npt.NDArray[np.generic], grid: Grid, side: int) -> Floats:
     Returns
     -------
     ndarray of float32, shape (rows, columns)
-        Of a mask the share of each cell, of numbers their mean where the whole cell lies in the slide.
+        For a mask, the share of each cell; for numbers, their mean where the whole cell is in the slide.
     """
     down, across = _axes(grid, side)
     height, width = pixels.shape
@@ -288,13 +288,13 @@ def without_small(mask: Mask, pixels: float) -> Mask:
 
 
 def blurred(signal: Floats, sigma: float) -> Floats:
-    """Blur by a Gaussian of ``sigma`` pixels; what is past the edge is as at the edge."""
+    """Blur by a Gaussian of ``sigma`` pixels, with edges repeated."""
     smooth: Floats = filters.gaussian(signal, sigma, mode="nearest")  # type: ignore[no-untyped-call]
     return smooth
 
 
 def _absorbed(pixels: Pixels, known: Mask) -> Floats:
-    """How much light is gone from the colour that lost most; nothing where that is not known."""
+    """Return the light absorbed from the colour that lost most; 0 where it is not known."""
     brightest = _extreme(np.maximum, pixels)
     absorbed: Floats = np.clip(lamp(pixels[known]) - _extreme(np.minimum, pixels), 0, _SIGNAL_MAX)
     absorbed[(brightest < _UNSCANNED) | ~known] = 0
@@ -302,7 +302,7 @@ def _absorbed(pixels: Pixels, known: Mask) -> Floats:
 
 
 def _emitted(pixels: Pixels, known: Mask) -> Floats:
-    """How much brighter than the background the brightest colour is; nothing where that is not known."""
+    """Return the difference of the brightest colour to the background; 0 where it is not known."""
     brightest = _extreme(np.maximum, pixels)
     # Where all is tissue the darkest pixels are tissue too; black is never as bright as 30.
     black = np.float32(min(np.percentile(brightest[known], 2), 30))
@@ -312,7 +312,7 @@ def _emitted(pixels: Pixels, known: Mask) -> Floats:
 
 
 def _filled_in(pixels: Pixels) -> Mask:
-    """Black, and the one grey of a field that no scanner saw, shape (h, w)."""
+    """Return pixels that no scanner saw, shape (h, w): black, and the grey of a filled-in field."""
     brightest = _extreme(np.maximum, pixels)
     colourless = brightest - _extreme(np.minimum, pixels) <= 2
     low, high = _FIELD_TONES
@@ -325,7 +325,7 @@ def _filled_in(pixels: Pixels) -> Mask:
 
 
 def _extreme(which: np.ufunc, pixels: Pixels) -> Pixels:
-    """Least or greatest of three colours; ten times as fast as reducing an axis of length three."""
+    """Return the least or greatest of three colours, ten times as fast as by reducing an axis."""
     extreme: Pixels = which(which(pixels[..., 0], pixels[..., 1]), pixels[..., 2])
     return extreme
 
@@ -354,13 +354,13 @@ def _enclosed(mask: Mask) -> Mask:
 
 
 def _axes(grid: Grid, side: int) -> tuple[sparse.csr_array, sparse.csr_array]:
-    """See :func:`_overlaps`, of rows and of columns."""
+    """Return :func:`_overlaps` of rows and of columns."""
     (height, width), (rows, columns) = (grid.height, grid.width), grid.shape
     return _overlaps(height, grid, rows, side), _overlaps(width, grid, columns, side)
 
 
 def _overlaps(length: int, grid: Grid, count: int, side: int) -> sparse.csr_array:
-    """Share of each cell's extent that each thumbnail pixel covers within the slide, along one axis.
+    """Return the share of each cell that each thumbnail pixel covers within the slide, along one axis.
 
     Shape (count, count * side), with a few entries in each row. Summed over both axes, it averages pixels
     over the cells' tiles, which are larger than a cell's own pixels where cells overlap.

@@ -1,8 +1,7 @@
-"""Figures: the only import of matplotlib."""
+"""Draw results: the only import of matplotlib."""
 
 from __future__ import annotations
 
-import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
-from matplotlib.patches import Rectangle
 
 from wsi_ats.files import atomic
 from wsi_ats.results.records import AttentionMap, Selection
@@ -35,7 +33,7 @@ def figure_of_slide(
     title: str,
     truth: npt.NDArray[np.uint8] | None = None,
 ) -> None:
-    """Draw how a slide was scored: thumbnail, tissue, attention, drawn tiles and, if known, the truth.
+    """Draw a scored slide: thumbnail, tissue, attention, drawn tiles and, if known, the truth.
 
     Parameters
     ----------
@@ -87,92 +85,7 @@ def figure_of_slide(
             axis.imshow(tiles[i])
             if truth is not None:
                 axis.set_title(_TRUTH_NAMES[marks[i]], fontsize=7)
-    with atomic(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
-
-
-@dataclass(frozen=True)
-class ModelView:
-    """Where a model looked in one slide.
-
-    Parameters
-    ----------
-    attention
-        Over the slide's cells.
-    selection
-        The tiles that were read; those shown come first.
-    tiles
-        Pixels of the first of them, shape (M, s, s, 3).
-    """
-
-    attention: AttentionMap
-    selection: Selection
-    tiles: Pixels
-
-
-@dataclass(frozen=True)
-class SlideView:
-    """One row of :func:`figure_of_models`.
-
-    Parameters
-    ----------
-    image
-        RGB, uint8, shape (h, w, 3), of all cells of the grid.
-    truth
-        Kind of each cell, shape (rows, columns): 0 glass, 1 tissue, 2 look-alike, 3 lesion.
-    models
-        By name, the same in all rows.
-    """
-
-    image: Pixels
-    truth: npt.NDArray[np.uint8]
-    models: Mapping[str, ModelView]
-
-
-def figure_of_models(path: Path, slides: Sequence[SlideView], *, title: str) -> None:
-    """Draw, side by side, where several models looked: image, truth, attention of each, tiles of each.
-
-    Above a tile stands its weight in the slide's feature; its frame has the colour that the truth gives it.
-
-    Parameters
-    ----------
-    path
-        PNG to write.
-    slides
-        One row each, at least one.
-    title
-        Above the figure.
-    """
-    names = list(slides[0].models)
-    panels = 2 + 2 * len(names)
-    figure = Figure(figsize=(3.2 * panels, 3.3 * len(slides) + 0.9), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title)
-    axes = figure.subplots(len(slides), panels, squeeze=False)
-    for axis, text in zip(
-        axes[0],
-        [
-            "image",
-            "truth: red lesion, blue look-alike",
-            *(f"attention of {name}" for name in names),
-            *(f"tiles of {name}, with weights" for name in names),
-        ],
-        strict=True,
-    ):
-        axis.set_title(text)
-    for slide, row in zip(slides, axes, strict=True):
-        row[0].imshow(slide.image)
-        _draw_truth(row[1], slide.truth)
-        for i, name in enumerate(names):
-            view = slide.models[name]
-            _, most = _draw_attention(row[2 + i], view.attention).get_clim()
-            row[2 + i].set_xlabel(f"bright: {most:.3g} times uniform, or more")
-            _draw_tiles(row[2 + len(names) + i], view, slide.truth)
-        for axis in row:
-            axis.set(xticks=[], yticks=[])
-            axis.spines[:].set_visible(False)
-    with atomic(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=100)
+    _save(figure, path)
 
 
 def _draw_attention(axes: Axes, attention: AttentionMap) -> AxesImage:
@@ -190,28 +103,14 @@ def _draw_truth(axes: Axes, truth: npt.NDArray[np.uint8]) -> None:
     axes.imshow(truth, extent=extent, cmap=_TRUTH, vmin=-0.5, vmax=3.5, interpolation="nearest")
 
 
-def _draw_tiles(axes: Axes, view: ModelView, truth: npt.NDArray[np.uint8]) -> None:
-    """Tiles in a square, each with its weight, framed in the colour of what it shows."""
-    side = max(1, math.ceil(math.sqrt(len(view.tiles))))
-    for number, tile in enumerate(view.tiles):
-        row, column = divmod(number, side)
-        left, top, size = column + 0.1, row + 0.18, 0.8
-        axes.imshow(tile, extent=(left, left + size, top + size, top))
-        kind = int(truth.flat[view.selection.cells[number]])
-        frame = _TRUTH(kind) if kind else "grey"
-        axes.add_patch(Rectangle((left, top), size, size, fill=False, edgecolor=frame, linewidth=3))
-        axes.text(column + 0.5, row + 0.15, f"{view.selection.weight[number]:.3f}", ha="center", fontsize=7)
-    axes.set(xlim=(0, side), ylim=(side, 0))
-
-
 @dataclass(frozen=True)
 class ClassCurves:
-    """What :func:`figure_of_classes` draws; tables are those of :mod:`wsi_ats.tasks.curves`.
+    """Curves for :func:`figure_of_classes`; tables are those of :mod:`wsi_ats.tasks.curves`.
 
     Parameters
     ----------
     roc, precision_recall
-        By the name of what is told from the rest; empty where nothing can be.
+        By the name of a class or label, against the rest; empty where they are not defined.
     reliability
         Of all probabilities.
     confusion
@@ -228,14 +127,14 @@ class ClassCurves:
 
 
 def figure_of_classes(path: Path, curves: ClassCurves, *, title: str) -> None:
-    """Draw how well classes are told apart: ROC and precision-recall curves, confusion, calibration.
+    """Draw ROC and precision-recall curves, confusion and calibration.
 
     Parameters
     ----------
     path
         PNG to write.
     curves
-        What to draw.
+        The curves.
     title
         Above the figure.
     """
@@ -247,7 +146,7 @@ def figure_of_classes(path: Path, curves: ClassCurves, *, title: str) -> None:
     for name in curves.roc:
         roc, precision = curves.roc[name], curves.precision_recall[name]
         axes[0].plot(roc["false_positive_rate"], roc["true_positive_rate"], label=name)
-        # A step: average precision counts the precision of the threshold that first reaches a recall.
+        # Steps: average precision uses the precision at the threshold that first reaches a recall.
         axes[1].step(precision["recall"], precision["precision"], where="post", label=name)
     for axis in axes[:2]:
         if curves.roc:
@@ -320,7 +219,7 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def _draw_reliability(axes: Axes, table: Mapping[str, Sequence[float | None]]) -> None:
-    """Frequencies over probabilities, and below how many there are of each."""
+    """Draw frequencies over probabilities, and the counts below."""
     rows = list(zip(table["low"], table["n"], table["probability"], table["frequency"], strict=True))
     width = 1 / len(rows)
     most = max(n or 0 for _, n, _, _ in rows) or 1
@@ -334,11 +233,11 @@ def _draw_reliability(axes: Axes, table: Mapping[str, Sequence[float | None]]) -
     )
     axes.plot((0, 1), (0, 1), color="grey", linewidth=0.8, linestyle=":")
     axes.plot([p for _, _, p, _ in rows if p is not None], [f for *_, f in rows if f is not None], marker="o")
-    axes.set(title=f"calibration (bars: how many, up to {most})", xlabel="probability", ylabel="frequency")
+    axes.set(title=f"calibration (bars: counts, up to {most})", xlabel="probability", ylabel="frequency")
 
 
 def _draw_confusion(axes: Axes, counts: npt.NDArray[np.int64], names: Sequence[str]) -> None:
-    """Numbers, over the share of each true class in grey."""
+    """Draw counts, over the share of each true class in colour."""
     total = counts.sum(axis=1, keepdims=True)
     axes.imshow(counts / np.maximum(total, 1), cmap="Blues", vmin=0, vmax=1)
     for (row, column), number in np.ndenumerate(counts):

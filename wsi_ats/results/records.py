@@ -1,4 +1,4 @@
-"""What a user keeps of a scored slide: plain records, no behaviour, no heavy imports."""
+"""Records of a scored slide, without heavy imports."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import numpy.typing as npt
 from wsi_ats.errors import SettingsError
 from wsi_ats.geometry import Grid, IntArray, Region
 
-FloatArray = npt.NDArray[np.float64]
+_FloatArray = npt.NDArray[np.float64]
 
 
 class Status(StrEnum):
-    """How it ended for one slide."""
+    """Outcome for one slide."""
 
     DONE = "done"
     FAILED = "failed"
@@ -25,16 +25,16 @@ class Status(StrEnum):
 
 
 class Stop(StrEnum):
-    """Why no more draws were made of a slide."""
+    """Reason to make no more draws of a slide."""
 
     DRAWS = "draws"
-    """As many were made as were asked for."""
+    """The number asked for was made."""
     TOLERANCE = "tolerance"
     """The error is within the tolerance."""
     MAX_TILES = "max_tiles"
-    """Another might have read more tiles than allowed."""
+    """Another draw might have read more tiles than allowed."""
     MAX_DRAWS = "max_draws"
-    """There is a limit to draws as well: :data:`wsi_ats.models.stopping.MOST_DRAWS`."""
+    """The limit of draws was reached: :data:`wsi_ats.models.stopping.MOST_DRAWS`."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ class AttentionMap:
     attention
         Shape (rows, columns), sums to 1, zero outside the tissue.
     tissue
-        Cells that could be chosen, bool, shape (rows, columns).
+        Cells that could be drawn, bool, shape (rows, columns).
     """
 
     grid: Grid
-    attention: FloatArray
+    attention: _FloatArray
     tissue: npt.NDArray[np.bool_]
 
     def __post_init__(self) -> None:
@@ -65,7 +65,7 @@ class AttentionMap:
 
 @dataclass(frozen=True)
 class Selection:
-    """The tiles that were read of one slide, and why: one row for each distinct tile of each draw.
+    """The tiles that were read of one slide: one row for each distinct tile of each draw.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ class Selection:
     level
         Pyramid level that the tiles were read from.
     bounds
-        Scanned part of level 0: viewers that show only this part (QuPath) count pixels from its corner.
+        Scanned part of level 0: viewers that show only this part, such as QuPath, count from its corner.
     cells
         Flat cell numbers, shape (M,).
     attention
@@ -88,7 +88,7 @@ class Selection:
     draw
         Number of the independent draw, from 0, shape (M,).
     order
-        Place in which the tile came within its draw, from 0, shape (M,).
+        Position of the tile within its draw, from 0, shape (M,).
     scores
         The slide's scores by column of ``predictions.csv``; see :attr:`wsi_ats.tasks.targets.Target.columns`.
     """
@@ -99,9 +99,9 @@ class Selection:
     level: int
     bounds: Region
     cells: IntArray
-    attention: FloatArray
-    inclusion: FloatArray
-    weight: FloatArray
+    attention: _FloatArray
+    inclusion: _FloatArray
+    weight: _FloatArray
     draw: IntArray
     order: IntArray
     scores: dict[str, float]
@@ -153,31 +153,30 @@ class Prediction:
         mean anything).
     logit_se
         Sampling standard error, ``None`` for a single draw: of the predicted class's log-odds, of the
-        log-odds of the label for which it is largest, of the value in its own units, or of the risk. It says
-        how much another draw of tiles would differ, nothing of the model's error.
+        log-odds of the label for which it is largest, of the value in its own units, or of the risk. It
+        measures the difference to other draws of tiles, not the model's error.
     stopped_by
-        Why no more draws were made: where a tolerance was set and this is not ``tolerance``, ``logit_se`` is
-        above it. ``None`` where there is no score.
+        Reason to make no more draws. With a tolerance, ``logit_se`` exceeds it unless this is ``tolerance``.
+        ``None`` without scores.
     draws
-        Independent draws.
+        Number of independent draws.
     tiles_read, tiles_total
         Distinct tiles read, and tissue tiles of the slide.
     tiles_empty
-        How many of those read show nothing, neither tissue nor anything else; where they are many, tissue was
-        found where there is none.
+        Number of tiles read that show nothing; where they are many, tissue was found where there is none.
     bytes_read
-        Compressed bytes of the file's tiles under all that was read, thumbnail included; a tile that was
-        needed for both counts twice, for it is read twice. ``None`` where the format does not tell. In the
-        tables of stages, where a slide comes from a store, all that the store has sent, its index too.
+        Compressed bytes of the file's tiles under all pixels that were read, thumbnail included; a tile of
+        the file that was needed twice counts twice. ``None`` where the format does not tell. In the tables of
+        stages, for a slide from a store, all bytes that the store has sent, including the index.
     seconds
         Wall time.
     model_digest, seed
-        What it was computed with.
+        Model and seed.
     error
-        Why it failed, or why no tissue was left to score.
+        Reason for a failure, or for the lack of tissue.
     log_weight
-        What the slide counts among the slides of its case; see :func:`wsi_ats.nn.cases.pool_slides`. ``None``
-        where there is no score.
+        Logarithm of the slide's weight among the slides of its case; see
+        :func:`wsi_ats.nn.cases.pool_slides`. ``None`` without scores.
     """
 
     slide_id: str
@@ -200,7 +199,7 @@ class Prediction:
     log_weight: float | None = None
 
     def row(self, columns: Sequence[str]) -> dict[str, Any]:
-        """Return the table row, with the columns of scores that the model gives."""
+        """Return the table row, with the model's ``columns`` of scores."""
         row: dict[str, Any] = {}
         for field in fields(self):
             if field.name == "scores":

@@ -1,6 +1,8 @@
 """Learning from labels of slides.
 
-``fit`` is the loop, ``phases`` says which parts learn when, ``distillation`` teaches attention,
-``validation`` scores the slides set aside, ``diagnosis`` says what metrics mean, ``restarts`` trains again,
-``processes`` are those of torchrun, and ``baselines`` has what is trained otherwise.
+``fit`` runs ``phases``, ``epochs`` and ``steps``; ``attention`` and ``distillation`` are the phase of
+attention. ``setup`` is constant, ``learner`` changes, and ``progress`` is stored. ``validation`` and
+``metrics`` judge a network, ``diagnosis`` explains metrics, ``restarts`` trains again, ``processes`` are
+those of torchrun, and ``baselines`` trains other networks. Other rooms import from ``fit``, ``diagnosis``,
+``restarts``, ``processes``, ``validation`` and ``baselines``.
 """

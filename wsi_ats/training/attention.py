@@ -25,12 +25,9 @@ _LOG = logging.getLogger(__name__)
 
 
 class AttentionPhase:
-    """Trains attention by a classifier that is fixed.
+    """The phase in which attention learns from a fixed classifier.
 
-    Parameters
-    ----------
-    setup, learner, journal, validation
-        The training, its network, its progress, and its validation slides.
+    It has ``setup``, ``learner`` and ``journal`` of the training, and ``validation`` slides to judge by.
     """
 
     def __init__(
@@ -42,7 +39,7 @@ class AttentionPhase:
         self._examples: dict[int, Example] = dict(enumerate([*setup.training, *setup.validation]))
 
     def begin(self) -> None:
-        """Survey the slides, at the beginning of the phase."""
+        """Survey the slides at the beginning of the phase."""
         found = self._survey()
         if not self._learner.frozen:
             own = self._setup.processes.share(sorted(found))
@@ -132,8 +129,10 @@ class AttentionPhase:
             )
         journal.note_bad(bad)
         self._evidence = dict(found)
-        said = {number: each.said.cpu() for number, each in found.items()}
-        everything = {number: each for part in setup.processes.gather(said) for number, each in part.items()}
+        tile_outputs = {number: each.tile_outputs.cpu() for number, each in found.items()}
+        everything = {
+            number: each for part in setup.processes.gather(tile_outputs) for number, each in part.items()
+        }
         if setup.processes.first:
             journal.states.save_named("survey", {str(number): each for number, each in everything.items()})
         setup.processes.gather(None)

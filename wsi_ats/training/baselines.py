@@ -1,4 +1,4 @@
-"""Train what attention sampling is held against, where that takes more than other settings."""
+"""Train baselines that need more than other settings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def fit_thumbnails(
     seed: int,
     learning_rate: float = 2e-3,
 ) -> ThumbnailClassifier:
-    """Train a classifier that sees thumbnails and nothing else.
+    """Train a classifier of thumbnails alone.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Say in sentences what a training's figures mean: was anything learned, and does attention help."""
+"""Explain the metrics of a training in sentences: success, failure, and the use of attention."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from wsi_ats.settings import Settings
 Row = Mapping[str, float | str | None]
 """A row of ``metrics.csv``."""
 
-# Below, a class is what its few cases happen to show.
+# Fewer cases do not represent a class.
 _FEW_CASES = 10
 
-# Of the loss of a guess by how common labels are, what is removed: nothing; more than luck on few slides; and
-# what a loss may rise by chance.
+# Shares of the loss of a guess by the labels' frequencies: no gain; a gain beyond luck on few slides; a rise
+# that may be chance.
 _NOTHING, _SOMETHING, _RISE = 0.05, 0.2, 0.1
 
-# Area under the curve, or concordance, from which on slides are told apart, however wrong probabilities are.
+# Area under the curve, or concordance, above which slides are in order, however wrong probabilities are.
 _IN_ORDER = 0.7
 
 
 def diagnose(
     rows: Sequence[Row], settings: Settings, *, classes: Sequence[str], scale: float = 1.0
 ) -> list[str]:
-    """Return what is wrong with a training, each as a sentence with advice; nothing where all is well.
+    """Return the problems of a training, each as a sentence with advice.
 
     Parameters
     ----------
     rows
-        Figures of all epochs.
+        Metrics of all epochs.
     settings
         Those of the run.
     classes
         Class of each training case; empty for tasks without classes.
     scale
-        Of attention's logits, as the validation slides have chosen it. Below 1 nothing is said of how narrow
-        attention is: it is wider than it was learned, and not used at all with 0.
+        Factor of attention's logits, chosen on the validation slides. Below 1 attention is wider than it was
+        learned, and unused with 0; narrow attention is then no problem.
 
     Examples
     --------
@@ -70,16 +70,17 @@ def _learned(rows: Sequence[Row]) -> list[str]:
     if not known:
         return []
     last = known[-1]
-    gain, watched = cast(float, last["gain"]), _watched(last)
-    # Attention may have made it better since.
-    best = max((each for each in (watched, _watched(rows[-1])) if each is not None), default=None)
+    gain = cast(float, last["gain"])
+    # Attention may have improved the validation gain since.
+    gains = (_validation_gain(last), _validation_gain(rows[-1]))
+    best = max((each for each in gains if each is not None), default=None)
     if gain < _NOTHING:
-        # Training has dropout and other draws, and a loss that is worse for being far too certain.
+        # Training has dropout and other draws, and its loss may suffer from overconfidence.
         if best is not None and best >= _SOMETHING:
             return []
         return [
             "the classifier found nothing that tells the labels apart: its loss on fresh draws of the "
-            f"training slides is {1 - gain:.0%} of that of a guess by how common labels are; check the "
+            f"training slides is {1 - gain:.0%} of that of a guess by the labels' frequencies; check the "
             "labels and tile.mpp, train longer (training.epochs), draw more tiles (training.tiles), or start "
             "from a pretrained backbone"
         ]
@@ -94,25 +95,25 @@ def _learned(rows: Sequence[Row]) -> list[str]:
     return []
 
 
-def _watched(row: Row) -> float | None:
-    """Gain on the validation slides, by draws such as those of training."""
+def _validation_gain(row: Row) -> float | None:
+    """Return the gain on the validation slides, by draws such as those of training."""
     uniform = row["phase"] == "classifier" and row["uniform_gain"] is not None
     return cast(float | None, row["uniform_gain" if uniform else "validation_gain"])
 
 
 def _told_apart(row: Row) -> bool:
-    """Whether scores of validation slides are in order, though their loss may be that of a guess."""
-    figures = [row.get(f"validation_{name}") for name in ("auc", "concordance")]
-    return any(each is not None and cast(float, each) >= _IN_ORDER for each in figures)
+    """Return whether scores of validation slides are in order, though their loss may be that of a guess."""
+    metrics = [row.get(f"validation_{name}") for name in ("auc", "concordance")]
+    return any(each is not None and cast(float, each) >= _IN_ORDER for each in metrics)
 
 
 def _collapsed(rows: Sequence[Row], settings: Settings) -> list[str]:
-    """Attention that is narrow and does validation slides good has found something small."""
+    """Report narrow attention, unless it helps on validation slides: then it has found something small."""
     last = rows[-1] if rows else None
     if last is None or last["effective_cells"] is None or last["phase"] == "classifier":
         return []
     cells, tiles = cast(float, last["effective_cells"]), settings.sampling.tiles
-    at_first = cast(float, rows[0]["effective_cells"])  # where small slides have few cells, that is no wonder
+    at_first = cast(float, rows[0]["effective_cells"])  # small slides have few cells
     if cells >= min(tiles, at_first / 2) or _helps(last):
         return []
     joint = last["phase"] == "joint"
@@ -124,7 +125,7 @@ def _collapsed(rows: Sequence[Row], settings: Settings) -> list[str]:
 
 
 def _helps(row: Row) -> bool:
-    """Whether attention tells more of validation slides than a guess, and no less than uniform draws."""
+    """Return whether attention predicts better than a guess, and no worse than uniform draws."""
     by_attention, by_uniform = row["validation_gain"], row["uniform_gain"]
     if by_attention is None or by_uniform is None:
         return False
@@ -134,7 +135,7 @@ def _helps(row: Row) -> bool:
 def _narrowed(rows: Sequence[Row], settings: Settings) -> list[str]:
     """Compare the last epoch with the best of its phase in which attention was wider.
 
-    Nothing is said where the best epoch is kept anyway.
+    Nothing is reported where the best epoch is kept anyway.
     """
     last = rows[-1] if rows else None
     if last is None or last["phase"] == "classifier" or last["validation_gain"] is None:
@@ -173,16 +174,16 @@ def compare(
     foretells: bool | None,
     cases: int,
 ) -> list[str]:
-    """Return lines that hold attention against uniform draws of the same size, and say what it means.
+    """Return lines that compare attention with uniform draws of the same size.
 
     Parameters
     ----------
     by_attention, by_uniform
-        Figures of the validation slides: ``loss``, the task's own, and others.
+        Metrics of the validation slides: ``loss``, ``gain``, and the task's own.
     slides
-        How many they are.
+        Number of validation slides.
     tiles
-        Drawn of each.
+        Number drawn of each.
     scale, foretells, cases
         See :class:`wsi_ats.training.distillation.Trust`.
     """

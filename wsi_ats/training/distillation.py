@@ -23,7 +23,7 @@ USUAL = 2.0
 """Default scale of attention's logits. Attention learns the draws with the least variance around *all* tiles
 of a slide; sharper draws tell labels better (``benchmarks/learning.py``)."""
 
-SCALES = (0.0, 0.25, 0.5, 1.0)
+_SCALES = (0.0, 0.25, 0.5, 1.0)
 """Other scales that are tried; 0 is uniform."""
 
 # Standard errors by which the metric of another scale must be better: validation slides are few, and the best
@@ -131,13 +131,13 @@ def survey(
     Returns
     -------
     dict of Evidence
-        By number of the slide. Only :attr:`Evidence.said` needs to be kept; see :func:`recall`.
+        By number of the slide. Only :attr:`Evidence.tile_outputs` needs to be kept; see :func:`recall`.
     """
 
     def begin(number: int) -> Callable[[], Evidence] | None:
         example = examples[number]
         try:
-            return method.begin_survey(example, reader, survey_seed(seed, example))
+            return method.begin_survey(example, reader, _survey_seed(seed, example))
         except SlideError as error:
             on_bad(example.ref.id, str(error))
             return None
@@ -171,16 +171,16 @@ def recall(
         By number of the slide, gate and outputs of its tiles, shape (m, 1 + O).
     """
     evidence: dict[int, Evidence] = {}
-    for number, said in found.items():
+    for number, tile_outputs in found.items():
         example = examples[number]
         try:
-            evidence[number] = method.recall(example, reader, survey_seed(seed, example), said)
+            evidence[number] = method.recall(example, reader, _survey_seed(seed, example), tile_outputs)
         except SlideError as error:
             on_bad(example.ref.id, str(error))
     return evidence
 
 
-def survey_seed(seed: int, example: Example) -> int:
+def _survey_seed(seed: int, example: Example) -> int:
     """Return the seed of a slide's survey, other than those of training and scoring."""
     return draw_seed(seed, example.ref.id, -3)
 
@@ -242,7 +242,7 @@ def trust(
     scale = 0.0
     if foretells:
         outputs = {}
-        for candidate in (USUAL, *SCALES):
+        for candidate in (USUAL, *_SCALES):
             model.attention_scale.fill_(candidate)
             outputs[candidate] = torch.stack(
                 [

@@ -28,14 +28,8 @@ def train_epoch(
 ) -> None:
     """Take the steps of an epoch that have not been taken yet.
 
-    Parameters
-    ----------
-    setup, learner, journal
-        The training, its network, and its progress.
-    begin
-        Begins a step, by its number and slides, up to ``training.read_ahead`` steps before it is taken.
-    take
-        Takes the step, given the result of ``begin`` as well.
+    ``begin`` begins a step of ``setup``, by its number and slides, up to ``training.read_ahead`` steps before
+    ``take`` takes it, given the result of ``begin``; ``learner`` learns, and ``journal`` notes the progress.
     """
     learning, progress = setup.learning, journal.progress
     epoch, epochs = len(journal.phase_rows), journal.phase.epochs

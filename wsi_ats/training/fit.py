@@ -42,7 +42,7 @@ from wsi_ats.training.validation import ValidationSlides, is_exhausted, monitore
 
 _LOG = logging.getLogger(__name__)
 
-OnEpoch = Callable[[Row], None]
+_OnEpoch = Callable[[Row], None]
 
 
 def fit(
@@ -53,7 +53,7 @@ def fit(
     target: Target,
     folder: Path,
     device: torch.device,
-    on_epoch: OnEpoch,
+    on_epoch: _OnEpoch,
     reader: Reader,
     max_bad: int | None = None,
     on_bad: OnBad = lambda slide_id, error: None,  # noqa: ARG005
@@ -178,7 +178,7 @@ class _Run:
         self.setup, self.journal = setup, Journal(setup)
         self.slides = ValidationSlides(setup)
 
-    def run(self, on_epoch: OnEpoch) -> Trained:
+    def run(self, on_epoch: _OnEpoch) -> Trained:
         with ExitStack() as stack:
             self._start(stack)
             while self.journal.progress.phase < len(self.setup.phases):
@@ -245,7 +245,7 @@ class _Run:
         _LOG.warning("%s training is left out: %s", self.journal.phase.name, why)
         self.journal.progress.phase += 1
 
-    def _train_phase(self, on_epoch: OnEpoch) -> None:
+    def _train_phase(self, on_epoch: _OnEpoch) -> None:
         """Take the epochs of a phase that were not taken yet."""
         setup, journal = self.setup, self.journal
         phase = journal.phase

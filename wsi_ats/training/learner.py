@@ -1,4 +1,4 @@
-"""The network that is trained, with what changes its weights and what reads tiles for it."""
+"""The network in training, with its optimiser, its method and its source of tiles."""
 
 from __future__ import annotations
 
@@ -23,23 +23,10 @@ from wsi_ats.training.setup import Setup
 
 
 class Learner:
-    """A network with its optimiser, the average of its weights and its method.
+    """A network with the method, optimiser and average of weights of the present phase.
 
-    Parameters
-    ----------
-    setup
-        The training.
-
-    Attributes
-    ----------
-    model
-        The network.
-    method, optimizer, average
-        Those of the present phase; there is no average where ``training.ema`` is 0.
-    frozen
-        Features of a backbone that does not learn; ``None`` for one that does.
-    turns
-        Source of the turns of thumbnails in the phase of attention.
+    ``average`` is ``None`` where ``training.ema`` is 0, ``frozen`` has the features of a backbone that does
+    not learn, and ``turns`` is the source of the turns of thumbnails in the phase of attention.
     """
 
     method: Method
@@ -121,12 +108,7 @@ class Learner:
     def take_step(self, count: int, check: Callable[[str, float], None]) -> None:
         """Change the weights by the gradients of all processes, unless no slide of theirs could be read.
 
-        Parameters
-        ----------
-        count
-            Slides of this process that could be read.
-        check
-            Called with name and value of the gradient's norm; refuses NaN.
+        ``count`` is the number of slides that this process could read; ``check`` refuses a norm that is NaN.
         """
         if not self._setup.processes.add_gradients(self.model, count):
             return

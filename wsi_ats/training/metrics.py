@@ -21,13 +21,7 @@ _FINAL_DRAWS = 4
 
 @dataclass(frozen=True)
 class Metrics:
-    """Computes the metrics of a training.
-
-    Parameters
-    ----------
-    learner, journal, slides
-        The network, the progress, and the validation slides.
-    """
+    """Metrics of a ``learner`` with its ``journal``, on validation ``slides``."""
 
     learner: Learner
     journal: Journal
@@ -74,17 +68,10 @@ class Metrics:
     def compare_draws(
         self, *, by_attention: bool
     ) -> tuple[dict[str, float | None], dict[str, float | None], Calibration | None]:
-        """Return the mean metrics of several draws by the network as it is and by uniform draws.
+        """Return mean metrics after calibration by several draws and by uniform draws, and the calibration.
 
-        Parameters
-        ----------
-        by_attention
-            Whether the network draws by attention; otherwise both are the same.
-
-        Returns
-        -------
-        dict, dict, and Calibration
-            The metrics after calibration, and the calibration, ``None`` where outputs stay as they are.
+        Without ``by_attention`` draws are uniform anyway. The calibration is ``None`` for outputs left as
+        they are.
         """
         draws = uniform = self._draws()
         if by_attention:

@@ -1,4 +1,4 @@
-"""What learns when: the phases of a training."""
+"""The phases of a training: parts of the network that learn together."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ class Phase:
     Parameters
     ----------
     name
-        ``classifier``: what to look for, from uniform draws; ``attention``: where to look, by a classifier
-        that is fixed; ``joint``: all together, from draws by attention.
+        ``classifier`` learns from uniform draws what to look for, ``attention`` learns from the fixed
+        classifier where to look, and in ``joint`` all learn together, from draws by attention.
     epochs
-        How many, at most.
+        Largest number.
     learns
         Parts of the network; see :meth:`wsi_ats.nn.network.SlideNetwork.parts`.
     tiles
-        Drawn of each slide in a step.
+        Number drawn of each slide in a step.
     """
 
     name: str
@@ -30,9 +30,9 @@ class Phase:
     tiles: int
 
     def settings(self, settings: Settings) -> Settings:
-        """Settings of a run with the draws of this phase."""
+        """Return the settings of a run with the draws of this phase."""
         sampling = settings.sampling
-        regions = -(-sampling.regions * self.tiles // sampling.tiles)  # as many tiles in each as ever
+        regions = -(-sampling.regions * self.tiles // sampling.tiles)  # as many tiles in each as before
         return replace(settings, sampling=replace(sampling, tiles=self.tiles, regions=regions, max_tiles=0))
 
 

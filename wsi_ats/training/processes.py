@@ -1,11 +1,11 @@
 """Several processes that train one model, as ``torchrun`` starts them; or one alone.
 
 Every process holds the whole model, works on its own share of each step's slides, and adds its gradients to
-those of the others before all take the same step. That is what ``DistributedDataParallel`` does; it is done
-here by hand because a step is not one call of one module: tiles are read between attention and encoder, and a
-step may have several passes. Gradients are summed once a step, and every slide's loss is divided by the
-slides of all processes, so that two processes end where one with twice the slides in a step would, to
-rounding.
+those of the others before all take the same step, as in ``DistributedDataParallel``. That class cannot be
+used, because a step is not one call of one module: tiles are read between attention and encoder, and a step
+may have several passes. Gradients are summed once a step, and every slide's loss is divided by the slides of
+all processes, so that two processes end with the same weights, up to rounding, as one with twice the slides
+in a step.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from wsi_ats.errors import ModelError
 
 T = TypeVar("T")
 
-# The first may prepare slides for hours while the others wait; that one has died `torchrun` notices at once.
+# The first may prepare slides for hours while the others wait; `torchrun` notices at once if one dies.
 _PATIENCE = timedelta(days=30)
 
 
 @dataclass(frozen=True, slots=True)
 class Processes:
-    """Those that train together, seen by one of them.
+    """Processes that train together, seen by one of them.
 
     Parameters
     ----------
     rank
         Number of this process, from 0.
     count
-        How many there are.
+        Number of processes.
 
     Examples
     --------
@@ -51,15 +51,15 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that writes files."""
+        """True for the process that writes the files."""
         return self.rank == 0
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
-        """Those of some items that this process works on."""
+        """Return this process's share of some items."""
         return items[self.rank :: self.count]
 
     def gather(self, value: T) -> list[T]:
-        """What each process has, in order; all must call."""
+        """Return the values of all processes, in order; all must call."""
         if self.count == 1:
             return [value]
         found: list[T | None] = [None] * self.count
@@ -86,7 +86,8 @@ class Processes:
             return count
         weights = [each for each in model.parameters() if each.requires_grad]
         gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in weights]
-        # What has no gradient anywhere, such as frozen attention, must not decay as if it had one of zero.
+        # Weights without a gradient anywhere, such as frozen attention, must not decay as with a zero
+        # gradient.
         present = [each.grad is not None for each in weights]
         flat = torch.cat([*(each.flatten() for each in gradients), weights[0].new_tensor([*present, count])])
         with _answering():
@@ -113,8 +114,8 @@ def _answering() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise ModelError(
-            f"another of the processes that train together has ended ({error}); its own message says why, "
-            "and the same command goes on where this one stopped"
+            f"another of the processes that train together has ended ({error}); see its own message, and run "
+            "the same command again to resume"
         ) from error
 
 
@@ -127,7 +128,7 @@ def started_by_torchrun(environment: dict[str, str], device: torch.device) -> It
     environment
         Such as ``os.environ``.
     device
-        Where the model will be; decides what the processes talk through (NCCL or Gloo).
+        Where the model will be; decides between NCCL and Gloo.
     """
     if "WORLD_SIZE" not in environment or "RANK" not in environment:
         yield Processes()

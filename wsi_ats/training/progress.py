@@ -1,4 +1,4 @@
-"""The progress of a training: what is counted, what is stored, and from where to resume."""
+"""The progress of a training: counts, stored states, and the point from which to resume."""
 
 from __future__ import annotations
 
@@ -56,20 +56,7 @@ class Progress:
 
 
 class Journal:
-    """Keeps the progress of a training, in memory and on disk.
-
-    Parameters
-    ----------
-    setup
-        The training.
-
-    Attributes
-    ----------
-    progress
-        The present progress.
-    states
-        The stored states.
-    """
+    """Record of a training's ``progress``, in memory and on disk, and its stored ``states``."""
 
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
@@ -168,15 +155,7 @@ class Journal:
                 write_csv(temporary, {name: [row[name] for row in rows] for name in rows[0]})
 
     def check_finite(self, name: str, value: float, step: int, batch: Batch) -> None:
-        """Refuse a loss or norm that is NaN or infinite.
-
-        Parameters
-        ----------
-        name, value
-            Of the number.
-        step, batch
-            The step in which it was computed, and its slides.
-        """
+        """Refuse a ``value``, with a ``name``, that is NaN or infinite in a ``step`` of a ``batch``."""
         if math.isfinite(value):
             return
         raise ModelError(

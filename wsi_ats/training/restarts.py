@@ -10,12 +10,12 @@ from wsi_ats.training.fit import Trained
 
 @dataclass(frozen=True)
 class Outcome:
-    """What is compared of runs.
+    """Result of a run, for comparison.
 
     Parameters
     ----------
     found
-        Whether attention foretells which tiles of the validation slides are worth reading; ``True``, too,
+        Whether attention foretells which tiles of the validation slides are worth reading; ``True`` also
         where that could not be judged, or there is no attention.
     loss
         Of the validation slides.
@@ -26,7 +26,7 @@ class Outcome:
 
     @classmethod
     def of(cls, trained: Trained) -> Outcome:
-        """What came of a run."""
+        """Return the outcome of a run."""
         trust = trained.trust
         return cls(trust is None or trust.foretells is not False, trained.validation_loss)
 
@@ -38,27 +38,27 @@ def repeat(
     retries: int,
     on_retry: Callable[[], None] = lambda: None,
 ) -> tuple[Trained, list[Outcome]]:
-    """Train as often as is wanted and worth while.
+    """Train several times, and keep the best run.
 
-    Classifiers that are equally good on all tiles of a slide differ in what they look for, and attention
-    learns more from some than from others (``docs/training.md`` has an example).
+    Classifiers that are equally good on all tiles of a slide look for different things, and attention learns
+    more from some than from others (``docs/training.md`` has an example).
 
     Parameters
     ----------
     fit_once
         Trains a run, given its number from 0 on.
     restarts
-        Runs that are wanted in any case, at least 1.
+        Least number of runs, at least 1.
     retries
-        Runs beside the first, at most, that are made as long as attention has found nothing in any; those
-        that are wanted in any case count among them.
+        Most runs beside the first as long as attention has found nothing in any; ``restarts`` count among
+        them.
     on_retry
-        Called before each run that is one of these.
+        Called before each of these runs.
 
     Returns
     -------
     Trained, and list of Outcome
-        The best run, see :func:`best_of`, and what came of each. Models of the others are not kept.
+        The best run, see :func:`best_of`, and the outcome of each. Models of the others are not kept.
     """
     outcomes: list[Outcome] = []
     kept: Trained | None = None
@@ -78,8 +78,8 @@ def _is_worth_another(outcomes: Sequence[Outcome], retries: int) -> bool:
 
 
 def best_of(outcomes: Sequence[Outcome]) -> int:
-    """Return the number of the best run: of the least loss among those whose attention found where to look.
+    """Return the number of the run with the least loss among those whose attention found where to look.
 
-    If none did, of the least loss among all; the first of equals.
+    If none did, with the least loss among all; the first of equals.
     """
     return min(range(len(outcomes)), key=lambda number: (not outcomes[number].found, outcomes[number].loss))

@@ -1,4 +1,4 @@
-"""All that stays the same during a training: slides, settings, and where to compute and store."""
+"""The constants of a training: slides, settings, and places to compute and store."""
 
 from __future__ import annotations
 
@@ -27,15 +27,7 @@ Batch = Sequence[tuple[int, int]]
 
 @dataclass(frozen=True)
 class Setup:
-    """See :func:`wsi_ats.training.fit.fit`, which explains all of these.
-
-    Parameters
-    ----------
-    training, validation, settings, target, folder, device, reader, processes, network, features
-        Slides, settings, and where to compute and store.
-    max_bad, on_bad
-        Treatment of slides that cannot be read.
-    """
+    """Arguments of :func:`wsi_ats.training.fit.fit`, which explains them, and values derived from them."""
 
     training: Sequence[Example]
     validation: Sequence[Example]

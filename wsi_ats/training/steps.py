@@ -24,42 +24,24 @@ from wsi_ats.training.setup import Batch, Setup
 
 
 @dataclass(frozen=True)
-class Pass:
-    """Slides of a step that are computed together, while their tiles are being read.
-
-    Parameters
-    ----------
-    examples
-        The slides.
-    units
-        Number of each slide, or of its case.
-    shown
-        Number of the occasion: a slide of a rare class may be shown several times in a step.
-    finish
-        Returns their estimates.
-    """
+class _Pass:
+    """Slides of a step that are computed together, while their tiles are being read."""
 
     examples: Sequence[Example]
-    units: Sequence[int]
-    shown: Sequence[int]
+    units: Sequence[int]  # number of each slide, or of its case
+    shown: Sequence[int]  # number of the occasion: slides of rare classes may be shown twice in a step
     finish: Finish
 
 
 @dataclass(frozen=True)
 class Steps:
-    """Steps of a training by its slides' labels.
-
-    Parameters
-    ----------
-    setup, learner, journal
-        The training, its network, and its progress.
-    """
+    """Steps by labels: of a ``setup`` and its ``learner``, noted in its ``journal``."""
 
     setup: Setup
     learner: Learner
     journal: Journal
 
-    def begin(self, step: int, batch: Batch) -> list[Pass]:
+    def begin(self, step: int, batch: Batch) -> list[_Pass]:
         """Draw the tiles of this process's share of a step's slides, and begin to read them."""
         setup, seed = self.setup, self.setup.learning.seed
         torch.manual_seed(draw_seed(seed, "begin", step))  # dropout, if attention has any
@@ -78,10 +60,12 @@ class Steps:
             seeds = [draw_seed(seed, example.ref.id, occasion) for example, _, occasion in shown]
             with self.journal.naming_step(step):
                 finish = self.learner.method.begin(examples, self.learner.source, seeds)
-            begun.append(Pass(examples, [unit for _, unit, _ in shown], [each for *_, each in shown], finish))
+            begun.append(
+                _Pass(examples, [unit for _, unit, _ in shown], [each for *_, each in shown], finish)
+            )
         return begun
 
-    def take(self, step: int, batch: Batch, begun: Sequence[Pass]) -> None:
+    def take(self, step: int, batch: Batch, begun: Sequence[_Pass]) -> None:
         """Compute a step's loss, pass by pass, and change the weights."""
         # Dropout, if the backbone has any.
         torch.manual_seed(draw_seed(self.setup.learning.seed, "step", step))
@@ -96,7 +80,7 @@ class Steps:
                 read += self._take_pass(step, batch, each, result)
         self.learner.take_step(read, partial(self.journal.check_finite, step=step, batch=batch))
 
-    def _take_pass(self, step: int, batch: Batch, part: Pass, result: Estimates) -> int:
+    def _take_pass(self, step: int, batch: Batch, part: _Pass, result: Estimates) -> int:
         """Add the gradients of a pass, and return the number of its slides, or cases, that were read."""
         outputs, shown = pool_slides(
             result.outputs, result.log_weight, [part.shown[place] for place in result.places]
@@ -136,7 +120,7 @@ class Steps:
             each = each * each.new_tensor([setup.unit_weights[unit] for unit in units])
         return each.mean()
 
-    def _with_attention_terms(self, total: Tensor, batch: Batch, part: Pass, result: Estimates) -> Tensor:
+    def _with_attention_terms(self, total: Tensor, batch: Batch, part: _Pass, result: Estimates) -> Tensor:
         """Add to the loss the entropy of attention and its supervision by the drawn tiles."""
         learning = self.setup.learning
         slides = sum(len(self.setup.units[unit]) for unit, _ in batch)
@@ -146,7 +130,7 @@ class Steps:
             total = total + learning.teaching * self._supervision(part, result) / slides
         return total
 
-    def _supervision(self, part: Pass, result: Estimates) -> Tensor:
+    def _supervision(self, part: _Pass, result: Estimates) -> Tensor:
         """Return the loss of attention by the drawn tiles; see :mod:`wsi_ats.nn.supervision`."""
         model = cast(AttentionSampler, self.learner.model)
         summed = result.outputs.new_zeros(())

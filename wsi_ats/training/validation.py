@@ -25,7 +25,7 @@ from wsi_ats.tasks.evaluation import main_figure
 from wsi_ats.training.diagnosis import Row
 from wsi_ats.training.setup import Setup
 
-FEWEST_TO_CALIBRATE = 10
+_FEWEST_TO_CALIBRATE = 10
 """Fewest slides, or cases, that outputs are calibrated on."""
 
 Outputs = Mapping[int, Sequence[float]]
@@ -34,13 +34,7 @@ Outputs = Mapping[int, Sequence[float]]
 
 @dataclass(frozen=True)
 class ValidationSlides:
-    """Slides that are set aside to judge a network by.
-
-    Parameters
-    ----------
-    setup
-        The training; as many tiles are drawn as at scoring.
-    """
+    """Slides of a training that are set aside to judge its network; as many tiles are drawn as at scoring."""
 
     setup: Setup
 
@@ -157,11 +151,11 @@ class ValidationSlides:
         -------
         list of dict, and Calibration
             The calibrated outputs, and the calibration. Outputs stay as they are, with ``None``, where slides
-            are fewer than :data:`FEWEST_TO_CALIBRATE`, a class is absent, or settings ask for that.
+            are fewer than :data:`_FEWEST_TO_CALIBRATE`, a class is absent, or settings ask for that.
         """
         target, learning = self.setup.target, self.setup.learning
         units = sorted(set.intersection(*map(set, draws)))
-        if len(units) < FEWEST_TO_CALIBRATE or not learning.calibrate_scores:
+        if len(units) < _FEWEST_TO_CALIBRATE or not learning.calibrate_scores:
             return draws, None
         targets = self._targets(units)
         classes = targets[:, 0].tolist() if target.task == "classification" else []

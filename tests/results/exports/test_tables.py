@@ -77,7 +77,7 @@ def test_what_is_no_selection_is_refused(tmp_path):
     with pytest.raises(ArtifactError, match="no such file"):
         read_selection(path)
     write_parquet(path, {"a": [1]})
-    with pytest.raises(ArtifactError, match="is no selection of version 2"):
+    with pytest.raises(ArtifactError, match="is not a selection of version 2"):
         read_selection(path)
     good = selection()
     write_selection(path, good)

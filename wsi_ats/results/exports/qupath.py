@@ -32,14 +32,14 @@ def write_qupath(path: str | Path, selection: Selection) -> None:
 def qupath_features(selection: Selection) -> dict[str, Any]:
     """Describe a selection as a GeoJSON FeatureCollection.
 
-    A tile that came in several independent draws is one object: ``draws`` says in how many, ``weight``
-    is its mean over *all* draws of the slide (0 for a draw without the tile), so that the weights of
-    all objects add up to those of the estimate; ``draw`` and ``order`` are of the first draw it came in.
+    A tile of several independent draws is one object: ``draws`` is their number, ``weight`` is the mean over
+    *all* draws of the slide (0 for a draw without the tile), so that the weights of all objects add up to
+    those of the estimate; ``draw`` and ``order`` are of the first draw with the tile.
 
     Parameters
     ----------
     selection
-        What was read of one slide.
+        The tiles of one slide.
 
     Returns
     -------
@@ -48,7 +48,7 @@ def qupath_features(selection: Selection) -> dict[str, Any]:
     """
     shared = {re.sub("^prob_", "probability ", name): value for name, value in selection.scores.items()}
     draws = len(np.unique(selection.draw))
-    # By cell, then by draw: the first row of each cell is of the first draw that the tile came in.
+    # By cell, then by draw: the first row of each cell is of the first draw with the tile.
     rows = np.lexsort((selection.draw, selection.cells))
     cells, first, counts = np.unique(selection.cells[rows], return_index=True, return_counts=True)
     boxes = selection.grid.boxes(cells)
@@ -82,6 +82,6 @@ def qupath_features(selection: Selection) -> dict[str, Any]:
 
 
 def _ring(x: int, y: int, width: int, height: int) -> list[list[int]]:
-    """Closed outline, counter-clockwise on paper with y up as GeoJSON asks of outer rings."""
+    """Return a closed outline, counter-clockwise with y upwards, as GeoJSON asks of outer rings."""
     right, bottom = x + width, y + height
     return [[x, y], [right, y], [right, bottom], [x, bottom], [x, y]]

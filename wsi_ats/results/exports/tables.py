@@ -23,7 +23,7 @@ _TYPES = {
 
 
 def write_selection(path: str | Path, selection: Selection) -> None:
-    """Write one slide's selection so that :func:`read_selection` gives the same again.
+    """Write one slide's selection for :func:`read_selection`.
 
     The columns are those of :meth:`wsi_ats.results.records.Selection.columns`; the rest is in the metadata.
     """
@@ -45,12 +45,12 @@ def read_selection(path: str | Path) -> Selection:
     Raises
     ------
     ArtifactError
-        When the file is missing, damaged or no selection.
+        When the file is missing, damaged or not a selection.
     """
     columns, metadata = read_parquet(path)
     if metadata.get("version") != _VERSION or not _TYPES.keys() <= columns.keys():
         raise ArtifactError(
-            f"{path}: is no selection of version {_VERSION} (version {metadata.get('version')}, columns "
+            f"{path}: is not a selection of version {_VERSION} (version {metadata.get('version')}, columns "
             f"{', '.join(columns)}); score the slide again"
         )
     try:
