@@ -26,13 +26,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from wsi_ats.nn.shapes import OfTiles, Outputs, Scalar, TileOutputs
+
 # Avoids 0 / 0 where no tile differs.
 _SMALLEST = 1e-20
 
 
 def influence(
-    weight: Tensor, gate: Tensor, outputs: Tensor, *, zero_outputs: Tensor | None = None, classes: bool
-) -> Tensor:
+    weight: OfTiles,
+    gate: OfTiles,
+    outputs: TileOutputs,
+    *,
+    zero_outputs: Outputs | None = None,
+    classes: bool,
+) -> OfTiles:
     r"""Return each tile's gate times its difference from the whole: :math:`e^{h_i} \lVert z_i - z \rVert`.
 
     Parameters
@@ -73,7 +80,7 @@ def influence(
     return each / each.max().clamp(min=_SMALLEST)
 
 
-def target(weight: Tensor, influences: Tensor) -> Tensor:
+def target(weight: OfTiles, influences: OfTiles) -> OfTiles:
     """Return the share of the least-variance draws that each tile represents, shape (m,), sums to 1.
 
     Parameters
@@ -88,7 +95,7 @@ def target(weight: Tensor, influences: Tensor) -> Tensor:
     return share / total if total > 0 else weight.detach().double() / weight.detach().double().sum()
 
 
-def distillation(targets: Tensor, log_attention: Tensor) -> Tensor:
+def distillation(targets: OfTiles, log_attention: OfTiles) -> Scalar:
     r"""Return the cross-entropy :math:`-\sum_i t_i \log a_i` of target and attention, shape ().
 
     Parameters

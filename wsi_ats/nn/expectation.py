@@ -23,13 +23,14 @@ import torch
 from torch import Tensor
 
 from wsi_ats.nn.sampling import Draw
+from wsi_ats.nn.shapes import CellFeatures, Feature, OfCells, OfRegions, OfTiles, Scalar, TileFeatures
 
 # If tiles are not drawn by attention, that of all drawn tiles may have underflowed to zero. Then they count
 # the same, because 0 / 0 is undefined. Small beside any weight that matters; its reciprocal is a float32.
 _SMALLEST = 1e-20
 
 
-def weights(attention: Tensor, drawn: Draw) -> Tensor:
+def weights(attention: OfCells, drawn: Draw) -> OfTiles:
     """Return the weight of each drawn tile: ``draws * a / stop_gradient(pi)``.
 
     Parameters
@@ -39,10 +40,6 @@ def weights(attention: Tensor, drawn: Draw) -> Tensor:
         proposal with the same support; the estimate is unbiased.
     drawn
         The draw.
-
-    Returns
-    -------
-    Tensor, shape (m,)
 
     Examples
     --------
@@ -56,7 +53,7 @@ def weights(attention: Tensor, drawn: Draw) -> Tensor:
     return attention[drawn.indices] * share.to(attention.dtype)
 
 
-def joint(outer: Tensor, inner: Sequence[Tensor]) -> Tensor:
+def joint(outer: OfRegions, inner: Sequence[Tensor]) -> OfTiles:
     r"""Return the weights of two-level sampling: :math:`(A_t / \Pi_t) (B_{s|t} / \pi_{s|t})`.
 
     Regions t are drawn by an attention A over all regions, and cells s in each region drawn by an attention
@@ -69,16 +66,12 @@ def joint(outer: Tensor, inner: Sequence[Tensor]) -> Tensor:
     outer
         Weight of each region drawn, shape (r,).
     inner
-        For each of these, weights of the cells drawn in it, shape (m_t,).
-
-    Returns
-    -------
-    Tensor, shape (m_1 + ... + m_r,)
+        For each of these, weights of the cells drawn in it, shape (m_t,); their sum is m.
     """
     return torch.cat([weight * within for weight, within in zip(outer, inner, strict=True)])
 
 
-def linear(weight: Tensor, features: Tensor) -> Tensor:
+def linear(weight: OfTiles, features: TileFeatures) -> Feature:
     r"""Estimate :math:`\sum_i a_i f_i` without bias.
 
     Parameters
@@ -87,15 +80,11 @@ def linear(weight: Tensor, features: Tensor) -> Tensor:
         Weights of the drawn tiles, shape (m,).
     features
         Their features, shape (m, D).
-
-    Returns
-    -------
-    Tensor, shape (D,)
     """
     return weight.to(features.dtype) @ features
 
 
-def gated(weight: Tensor, features: Tensor, gate: Tensor) -> Tensor:
+def gated(weight: OfTiles, features: TileFeatures, gate: OfTiles) -> Feature:
     r"""Estimate :math:`\sum_i a_i e^{h_i} f_i / \sum_i a_i e^{h_i}`, where tiles adjust their weights.
 
     The limit is the attention pooling of Ilse et al. (2018) with the thumbnail's attention as a prior. As a
@@ -109,10 +98,6 @@ def gated(weight: Tensor, features: Tensor, gate: Tensor) -> Tensor:
         Their features, shape (m, D).
     gate
         Their logits h, shape (m,).
-
-    Returns
-    -------
-    Tensor, shape (D,)
     """
     # Half precision is not enough for a ratio of sums, nor for the smallest weight.
     wide = torch.promote_types(features.dtype, torch.float32)
@@ -121,7 +106,7 @@ def gated(weight: Tensor, features: Tensor, gate: Tensor) -> Tensor:
     return (scaled @ features.to(wide) / scaled.sum()).to(features.dtype)
 
 
-def exact(attention: Tensor, features: Tensor, gate: Tensor | None = None) -> Tensor:
+def exact(attention: OfCells, features: CellFeatures, gate: OfCells | None = None) -> Feature:
     """Pool all tiles by attention: the limit of the estimates.
 
     Parameters
@@ -138,7 +123,7 @@ def exact(attention: Tensor, features: Tensor, gate: Tensor | None = None) -> Te
     return gated(attention, features, gate)
 
 
-def effective_size(weight: Tensor) -> float:
+def effective_size(weight: OfTiles) -> float:
     """Return the effective sample size: the number of tiles of equal weight that would vary as little.
 
     (Kong 1992.) All tiles count where they are drawn from the attention that weighs them and none is certain;
@@ -159,7 +144,7 @@ def effective_size(weight: Tensor) -> float:
     return float(wide.sum() ** 2 / wide.square().sum()) if wide.any() else 0.0
 
 
-def entropy(attention: Tensor) -> Tensor:
+def entropy(attention: OfCells) -> Scalar:
     """Return the entropy of a distribution in nats, with 0 log 0 = 0 and finite gradients there.
 
     Parameters

@@ -34,13 +34,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from wsi_ats.nn.shapes import OfTiles, Scalar
+
 # If tiles are not drawn by attention, that of some may have underflowed to zero. They then count next to
 # nothing. Small beside any weight that matters; its reciprocal is a float32.
 _SMALLEST = 1e-20
 
 
-def posterior(weight: Tensor, gate: Tensor, evidence: Tensor) -> Tensor:
-    r"""Return the posterior of each drawn tile to be the one that explains the label, without gradient.
+def posterior(weight: OfTiles, gate: OfTiles, evidence: OfTiles) -> OfTiles:
+    r"""Return the posterior of each drawn tile to be the one that explains the label; it sums to 1.
+
+    It has no gradient.
 
     Parameters
     ----------
@@ -51,11 +55,6 @@ def posterior(weight: Tensor, gate: Tensor, evidence: Tensor) -> Tensor:
     evidence
         Logarithm of the likelihood of the label given the tile, up to a constant, shape (m,): minus the loss
         of the classifier on the tile's feature alone, times :math:`\beta`.
-
-    Returns
-    -------
-    Tensor, shape (m,)
-        Sums to 1.
 
     Examples
     --------
@@ -71,7 +70,7 @@ def posterior(weight: Tensor, gate: Tensor, evidence: Tensor) -> Tensor:
     return torch.softmax(_logarithm(weight.detach().to(wide)) + (likelihood - likelihood.max()), dim=0)
 
 
-def attention_supervision(weight: Tensor, attention: Tensor, gate: Tensor, evidence: Tensor) -> Tensor:
+def attention_supervision(weight: OfTiles, attention: OfTiles, gate: OfTiles, evidence: OfTiles) -> Scalar:
     r"""Return a loss whose gradient moves attention to tiles with a posterior above their prior.
 
     Its value has no meaning. Its gradient reaches attention alone, and is exactly zero while all drawn tiles
@@ -83,10 +82,6 @@ def attention_supervision(weight: Tensor, attention: Tensor, gate: Tensor, evide
         See :func:`posterior`.
     attention
         Attention of the drawn tiles, shape (m,), with gradient.
-
-    Returns
-    -------
-    Tensor, shape ()
 
     Examples
     --------

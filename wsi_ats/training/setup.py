@@ -42,6 +42,10 @@ class Setup:
     max_bad: int | None
     on_bad: OnBad
 
+    def __post_init__(self) -> None:
+        # Slides of a case with different labels are refused before anything is stored.
+        _ = self.units, self.validation_units
+
     @property
     def learning(self) -> TrainingSettings:
         """Section ``training`` of the settings."""
