@@ -82,7 +82,7 @@ def test_an_error_reaches_those_of_its_batch_and_no_other():
 
 
 def test_an_error_after_computing_leaves_nobody_waiting():
-    """As a graphics processor's, which is said by what is asked of it next."""
+    """As of a GPU, which reports an error at the next call."""
     widths = iter((3, 4))
 
     def embed(tiles):
@@ -141,7 +141,7 @@ def test_none_is_refused():
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("backbone", ["test_vit", "test_resnet", "resnet18", "vit_tiny_patch16_224"])
-def test_a_tile_is_the_same_in_whatever_company_and_on_however_many_cores(backbone, precision):
+def test_features_of_a_tile_do_not_depend_on_its_batch_or_the_number_of_cores(backbone, precision):
     torch.manual_seed(0)
     encoder = build_encoder(backbone, pretrained=False, size=64).eval()
     tiles = tiles_of(19, side=64)[0]

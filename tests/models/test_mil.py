@@ -149,7 +149,7 @@ def test_no_more_tiles_are_in_memory_than_asked_for_however_large_the_slide(colu
     assert slide.read == found.tiles == 2 * 2 * columns  # two rows; once forward, once backward
 
 
-def test_watching_reads_each_tile_once():
+def test_validation_reads_each_tile_once():
     slide, model = slide_of(), network(dtype=torch.float32)
     example = example_of(slide)
     slide.read = 0

@@ -372,13 +372,13 @@ def test_the_loss_of_a_model_is_that_of_the_weights_that_are_kept(tmp_path, monk
     assert trained(tmp_path / "none", "training.joint_epochs=1", validation=[]).validation_loss == math.inf
 
 
-def test_patience_with_a_figure_that_cannot_be_told_ends_after_the_first_epoch(tmp_path):
+def test_patience_with_a_metric_that_is_not_defined_ends_after_the_first_epoch(tmp_path):
     alike = [each for each in VALIDATION if each.target == VALIDATION[0].target]
     with pytest.raises(ModelError, match=r"validation_auc is not defined .* a class may be absent"):
         run(tmp_path, "training.patience=2", "training.monitor=score", validation=alike)
 
 
-def test_patience_without_slides_to_watch_is_refused(tmp_path):
+def test_patience_without_validation_slides_is_refused(tmp_path):
     with pytest.raises(SettingsError, match="no slides are set aside to watch"):
         run(tmp_path, "training.patience=2", validation=[])
 
@@ -400,7 +400,7 @@ def test_weights_give_classes_the_same_say(tmp_path, monkeypatch):
 
     def losses(task, outputs, targets):
         each = real(task, outputs, targets)
-        if outputs.requires_grad:  # attention is taught by losses of single tiles
+        if outputs.requires_grad:  # attention is supervised by losses of single tiles
             noted.extend(zip(targets[:, 0].tolist(), each.tolist(), strict=True))
         return each
 
@@ -451,7 +451,7 @@ def test_a_slide_that_is_shown_twice_in_a_step_counts_twice(tmp_path, monkeypatc
     counted = []
 
     def losses(task, outputs, targets):
-        if outputs.requires_grad:  # attention is taught by losses of single tiles
+        if outputs.requires_grad:  # attention is supervised by losses of single tiles
             counted.append(targets[:, 0].tolist())
         return real(task, outputs, targets)
 
@@ -536,7 +536,7 @@ def test_a_compiled_backbone_leaves_a_model_that_is_none(tmp_path):
 # Networks that no longer give numbers
 
 
-def test_where_attention_ends_to_be_a_number_is_told_with_the_last_good_state(tmp_path, monkeypatch):
+def test_nan_in_attention_is_reported_with_the_last_good_state(tmp_path, monkeypatch):
     take = steps.Steps.take
 
     def poison(self, number, batch, begun):

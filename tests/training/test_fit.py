@@ -290,7 +290,7 @@ def test_a_run_stopped_in_the_middle_of_an_epoch_ends_the_same(tmp_path, uninter
     assert_same_weights(run(tmp_path), uninterrupted[0])
 
 
-def test_a_run_stopped_between_state_and_figures_has_all_figures_in_the_end(
+def test_a_run_stopped_between_state_and_metrics_has_all_metrics_in_the_end(
     tmp_path, monkeypatch, uninterrupted
 ):
     def stop(path, columns):
@@ -485,7 +485,7 @@ def test_learning_rates_that_are_far_too_high_stop_training_with_advice(tmp_path
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient's norm"])
-def test_what_is_no_number_is_named_with_epoch_step_and_slides_and_never_stored(tmp_path, monkeypatch, what):
+def test_nan_is_reported_with_epoch_step_and_slides_and_never_stored(tmp_path, monkeypatch, what):
     real, calls = steps.losses, []
 
     def in_the_second_epoch(task, outputs, targets):

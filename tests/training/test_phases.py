@@ -240,7 +240,7 @@ def test_gradients_of_attention_are_clipped_by_their_own_norm(tmp_path, monkeypa
     assert owners["joint"] <= {"encoder", "gate", "head", "attention"}
 
 
-def test_attention_comes_closer_to_what_it_is_taught(tmp_path):
+def test_attention_approaches_its_target(tmp_path):
     """As its cross-entropy falls, its draws come closer to the target."""
     rows: list = []
     changes = [*ATTENTION, "training.attention_epochs=20", "training.epochs=8", "training.weight_decay=0.0"]
@@ -302,7 +302,7 @@ def test_attention_learns_from_slides_laid_any_way_and_is_used_as_they_lie(tmp_p
     assert len(set(learning)) >= 5 if turns else set(learning) == {0}
 
 
-def test_slides_of_a_pooled_case_are_taught_together(tmp_path, monkeypatch):
+def test_attention_learns_from_all_slides_of_a_pooled_case_together(tmp_path, monkeypatch):
     counts: list[int] = []
     real = attention_phase.loss
 
@@ -320,7 +320,7 @@ def test_slides_of_a_pooled_case_are_taught_together(tmp_path, monkeypatch):
     assert counts == [10] * (8 * 3)
 
 
-def test_without_slides_to_watch_nobody_judges_attention(tmp_path):
+def test_without_validation_slides_attention_is_not_judged(tmp_path):
     rows: list = []
     found = trained(tmp_path, *ATTENTION, validation=[], on_epoch=rows.append)
     assert found.trust == distilling.Trust(distilling.USUAL, None, None, None, 0)
@@ -353,7 +353,7 @@ def test_slides_that_cannot_be_read_are_left_out_of_the_survey(tmp_path):
         )
 
 
-def test_attention_that_is_no_number_is_named_with_slide_step_and_last_good_state(tmp_path, monkeypatch):
+def test_nan_in_attention_is_reported_with_slide_step_and_last_good_state(tmp_path, monkeypatch):
     real = attention_phase.AttentionPhase.take
 
     def poison(self, step, batch, begun):
@@ -369,7 +369,7 @@ def test_attention_that_is_no_number_is_named_with_slide_step_and_last_good_stat
     assert progress(tmp_path)["step"] == 12
 
 
-def test_attention_that_is_no_number_while_it_is_judged_is_an_error(tmp_path):
+def test_nan_in_attention_that_is_judged_is_an_error(tmp_path):
     rate = ["training.attention_learning_rate=1e36", "training.warmup=0.0"]
     with pytest.raises(ModelError, match=r"(loss|norm|attention) is .*try lower learning rates"):
         trained(tmp_path, *ATTENTION, *rate)
@@ -529,7 +529,7 @@ def test_a_slide_that_only_some_draws_can_read_is_left_out_of_the_comparison(tmp
     assert found.by_attention != found.by_uniform
 
 
-def test_the_kept_epoch_of_the_classifier_is_what_attention_is_held_against(tmp_path, monkeypatch):
+def test_attention_is_compared_with_the_kept_epoch_of_the_classifier(tmp_path, monkeypatch):
     """Which need not be the last."""
     values = iter([3.0, 1.0, 2.0, 2.0])
     real = Metrics.validate
