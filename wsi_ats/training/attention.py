@@ -61,8 +61,8 @@ class AttentionPhase:
         self._learner.take_tile_count()
         self._recall(found)
 
-    def take(self, step: int, batch: Batch, _: None) -> None:
-        """Take a step of attention alone."""
+    def take(self, step: int, batch: Batch, begun: None) -> None:  # noqa: ARG002  (nothing is read)
+        """Take a ``step`` of attention alone, by the slides of its ``batch``; nothing is ``begun``."""
         setup, journal = self._setup, self._journal
         torch.manual_seed(draw_seed(setup.learning.seed, "step", step))  # dropout, if attention has any
         self._learner.optimizer.zero_grad(set_to_none=True)

@@ -93,7 +93,10 @@ class HeldOut:
         return fmean(each.foresight().item() for each in self.evidence)
 
     def simulate(self, tiles: int, exploration: float, seed: int) -> Tensor:
-        """Return outputs (draws, O); see :meth:`wsi_ats.models.evidence.Evidence.simulate`."""
+        """Return outputs (draws, O) of draws of ``tiles``, with ``exploration``, by a ``seed``.
+
+        See :meth:`wsi_ats.models.evidence.Evidence.simulate`.
+        """
         generator = torch.Generator().manual_seed(seed)
         outputs = [
             each.simulate(tiles, exploration=exploration, draws=_SIMULATED, generator=generator)

@@ -66,7 +66,7 @@ class Steps:
         return begun
 
     def take(self, step: int, batch: Batch, begun: Sequence[_Pass]) -> None:
-        """Compute a step's loss, pass by pass, and change the weights."""
+        """Compute the loss of a ``step`` of a ``batch`` from the passes ``begun``, and change the weights."""
         # Dropout, if the backbone has any.
         torch.manual_seed(draw_seed(self.setup.learning.seed, "step", step))
         self.learner.optimizer.zero_grad(set_to_none=True)
