@@ -179,14 +179,18 @@ def compare(path: Path, copies: Mapping[str, Path], count: int, rounds: int) -> 
         stored = image.touched(corners, side, side)
         with contextlib.ExitStack() as stack:
             opened = {name: stack.enter_context(opener()) for name, opener in named.items()}
-            pixels = {name: read(corners, side) for name, read in opened.items()}
+            true = opened["direct"](corners, side)
+            same = {
+                name: float((read(corners, side) == true).all((1, 2, 3)).mean())
+                for name, read in opened.items()
+                if name != "floor"
+            }
             warm = interleaved({name: partial(read, corners, side) for name, read in opened.items()}, rounds)
         cold = {
             name: median(cold_bytes(opener, files, corners, side) for _ in range(rounds))
             for name, opener in named.items()
         }
         for name, times in warm.items():
-            same = None if name == "floor" else (pixels[name] == pixels["direct"]).all((1, 2, 3)).mean()
             rows.append(
                 {
                     "slide": path.stem,
@@ -197,7 +201,7 @@ def compare(path: Path, copies: Mapping[str, Path], count: int, rounds: int) -> 
                     "clock_by_floor": times.seconds / warm["floor"].seconds,
                     # Nothing comes from the disk if the file lies in memory, as in /dev/shm.
                     "cold_bytes_by_stored": cold[name] / stored if cold["floor"] else None,
-                    "equal": None if same is None else float(same),
+                    "equal": same.get(name),
                 }
             )
     return rows

