@@ -60,7 +60,7 @@ class Noting(WrappedSlide):
         """Read from the inner slide and note the request."""
         self.regions.append((level, corners, width, height))
         self.bytes += self.stored_bytes(level, corners, width, height) or 0
-        return super().read_regions(level, corners, width, height)
+        return self._inner.read_regions(level, corners, width, height)
 
 
 def scored(path: Path, model: Any, settings: Settings) -> Prediction:

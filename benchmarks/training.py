@@ -169,7 +169,7 @@ class SlowSlide(WrappedSlide):
     def read_regions(self, level: int, corners: IntArray, width: int, height: int) -> Pixels:
         """Wait, then read from the inner slide."""
         time.sleep(self._seconds * len(corners))
-        return super().read_regions(level, corners, width, height)
+        return self._inner.read_regions(level, corners, width, height)
 
 
 def measure(
@@ -228,6 +228,7 @@ def run(plan: Plan, paths: Sequence[Path], device: torch.device, *, steps: int, 
         {
             "device": torch.cuda.get_device_name(device) if cuda else "cpu",
             **asdict(plan),
+            "passes": plan.passes,
             "precision": str(dtype).removeprefix("torch."),
             "feed": feed,
             "steps": len(seconds[feed]),
