@@ -44,6 +44,7 @@ from wsi_ats.models.checkpoints import load_model, save_model
 from wsi_ats.models.sampling import draw_cells, weigh
 from wsi_ats.models.stopping import MOST_DRAWS
 from wsi_ats.nn.model import AttentionSampler
+from wsi_ats.nn.pooling import POOLINGS
 from wsi_ats.overview.masks import TissueMask
 from wsi_ats.overview.overview import look
 from wsi_ats.overview.tiles import read_tiles
@@ -161,7 +162,7 @@ def encode(model: AttentionSampler, settings: Settings, ref: SlideRef) -> Encode
 def without_gate(model: AttentionSampler) -> AttentionSampler:
     """The same network with linear pooling."""
     plain = deepcopy(model)
-    plain.gate = None
+    plain.gate, plain.pooling = None, POOLINGS["linear"]
     return plain
 
 

@@ -12,7 +12,7 @@ from wsi_ats.nn.encoder import TileEncoder
 from wsi_ats.nn.mil import AttentionMIL
 from wsi_ats.nn.model import AttentionSampler
 from wsi_ats.nn.network import SlideNetwork
-from wsi_ats.settings import Settings
+from wsi_ats.settings import DrawingModel, MilModel, Settings
 
 
 class AttentionNetwork(nn.Module):
@@ -73,12 +73,12 @@ def network(settings: Settings) -> SlideNetwork:
     """Make the network of the kind that settings ask for."""
     black, white = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     encoder = TileEncoder(Backbone(TileNetwork(), TileNetwork.WIDTH, black, white), trained=False)
-    if settings.model.kind == "mil":
+    if isinstance(settings.model, MilModel):
         return AttentionMIL(encoder, classes=CLASSES, gated=settings.model.mil_attention == "gated")
     attention = AttentionNetwork(settings.thumbnail.pixels_per_cell)
     return AttentionSampler(
-        None if settings.model.kind == "uniform" else attention,
+        attention if settings.model.attends else None,
         encoder,
         classes=CLASSES,
-        gated=settings.model.pool == "gated",
+        pool=settings.model_as(DrawingModel).pool,
     )

@@ -44,7 +44,6 @@ import torch
 from torch import Tensor, nn
 
 import pipelines.score
-import wsi_ats.models.scoring
 import wsi_ats.overview.overview
 from benchmarks import reading
 from benchmarks._collection import TARGET, hardware, say, score_task, table, write_model
@@ -54,7 +53,7 @@ from pipelines.score import ScoreTask
 from wsi_ats.geometry import IntArray
 from wsi_ats.models import sampling
 from wsi_ats.models.checkpoints import load_model
-from wsi_ats.models.scoring import Scored, predict_slide
+from wsi_ats.models.scoring import LoadedModel, Scored
 from wsi_ats.nn.backbone import batch_norms, create_backbone
 from wsi_ats.nn.encoder import TileEncoder
 from wsi_ats.nn.model import AttentionSampler
@@ -86,7 +85,7 @@ _ENCODE = "encode_cells" if hasattr(sampling, "encode_cells") else "embed_in_par
 STAGES: dict[str, tuple[Any, str]] = {
     "records": (ScoreTask, "__call__"),
     "open": (pipelines.score, "open_slide"),
-    "rest": (wsi_ats.models.scoring, "predict_slide"),
+    "rest": (LoadedModel, "score"),
     "thumbnail": (wsi_ats.overview.overview, "read_thumbnail"),
     "tissue": (wsi_ats.overview.overview, "find_tissue"),
     "attention": (AttentionSampler, "score_cells"),
@@ -198,9 +197,8 @@ class _Noting(WrappedSlide):
 
 def predict(task: ScoreTask, ref: SlideRef, slide: Slide, model: Any) -> Scored:
     """Score an open slide as a task does."""
-    return predict_slide(
-        model, ref, slide, task.settings, target=TARGET, model_digest=task.model_digest, seed=task.seed
-    )
+    loaded = LoadedModel(model, task.settings, TARGET, task.model_digest)
+    return loaded.score(slide, ref=ref, seed=task.seed)
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ def measure(path: Path, levels: int, changes: tuple[str, ...]) -> dict[str, Any]
     import torch
 
     from wsi_ats.models.checkpoints import model_for
-    from wsi_ats.models.scoring import predict_slide
+    from wsi_ats.models.scoring import LoadedModel
     from wsi_ats.slides import SlideRef, open_slide
     from wsi_ats.slides.memory import MemorySlide
     from wsi_ats.testing.memory import peak_memory
@@ -64,7 +64,7 @@ def measure(path: Path, levels: int, changes: tuple[str, ...]) -> dict[str, Any]
             torch.nn.init.normal_(parameter)
 
     def score(ref: SlideRef, slide: Any) -> Any:
-        return predict_slide(model, ref, slide, settings, target=target, model_digest="", seed=0)
+        return LoadedModel(model, settings, target, "").score(slide, ref=ref)
 
     # The first use of the libraries takes time and memory of its own, whatever the slide.
     warm = MemorySlide([np.full((2560, 2560, 3), 150, np.uint8)], mpp=0.5)

@@ -227,7 +227,8 @@ def union_by_hand(model, slides: list[Example]) -> torch.Tensor:
     ids=" ".join,
 )
 def test_the_union_of_slides_is_one_attention_over_all_their_cells(changes):
-    settings = SETTINGS.with_values([*ALL, "model.cases=union", *changes])
+    base = SETTINGS.with_values(["model.pool=gated"])  # which all kinds can begin with
+    settings = base.with_values([*ALL, "model.cases=union", *changes])
     model = network(settings)
     slides = examples(settings, *NAMES)
     with TileReader(1, slide_of) as reader:

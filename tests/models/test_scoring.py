@@ -14,7 +14,7 @@ from wsi_ats.models import scoring as inference
 from wsi_ats.models.base import DrawLogits, WeightedTiles, draw_seed
 from wsi_ats.models.checkpoints import model_for
 from wsi_ats.models.kinds import method_for
-from wsi_ats.models.scoring import predict_slide
+from wsi_ats.models.scoring import LoadedModel
 from wsi_ats.models.stopping import MOST_DRAWS
 from wsi_ats.nn import expectation
 from wsi_ats.nn.sampling import BIASED, DESIGNS, draw
@@ -67,15 +67,8 @@ def tissue_slide(kind=MemorySlide, **options) -> MemorySlide:
 
 
 def score(model, slide=None, *, changes=(), seed=0, name="case7"):
-    return predict_slide(
-        model,
-        SlideRef(name, "memory.svs", "patient"),
-        slide or tissue_slide(),
-        SETTINGS.with_values(changes),
-        target=TARGET,
-        model_digest="abc",
-        seed=seed,
-    )
+    loaded = LoadedModel(model, SETTINGS.with_values(changes), TARGET, "abc")
+    return loaded.score(slide or tissue_slide(), ref=SlideRef(name, "memory.svs", "patient"), seed=seed)
 
 
 # What is read
@@ -340,15 +333,8 @@ def test_a_model_of_another_task_gives_its_columns(target):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         made = model_for(settings, target).eval()
-    scored = predict_slide(
-        made,
-        SlideRef("case7", "memory.svs", "patient"),
-        tissue_slide(),
-        settings.with_values(["sampling.draws=3"]),
-        target=target,
-        model_digest="abc",
-        seed=0,
-    )
+    changes = settings.with_values(["sampling.draws=3"])
+    scored = LoadedModel(made, settings, target, "abc").score(tissue_slide(), settings=changes)
     found = scored.prediction
     assert tuple(found.scores) == target.columns == tuple(scored.selection.scores)
     assert found.predicted == target.decide(found.scores)
