@@ -178,6 +178,18 @@ def test_a_card_of_another_version_or_kind_is_refused(saved, change):
         load_model(folder)
 
 
+def test_a_model_of_an_earlier_version_is_refused_and_the_way_out_named(saved):
+    """Its settings hold those of all kinds, and its digest is of them."""
+    _, _, folder = saved
+    record = json.loads((folder / "model.json").read_text())
+    record["settings"]["model"] |= {"mil_attention": "gated", "mil_tiles": 0, "scale": 0.5}
+    (folder / "model.json").write_text(json.dumps(record | {"schema": 3}))
+    with pytest.raises(
+        ArtifactError, match="schema 3, expected 4; train again, or use the version that wrote"
+    ):
+        load_model(folder)
+
+
 # The state of a training run
 
 

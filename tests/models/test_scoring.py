@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 
 from wsi_ats.errors import MppError, SettingsError, SlideReadError
@@ -22,6 +23,7 @@ from wsi_ats.overview.overview import look
 from wsi_ats.overview.tiles import read_tiles
 from wsi_ats.results.records import Status, Stop
 from wsi_ats.settings import LEAST_DRAWS, Settings
+from wsi_ats.slides import open_slide
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.memory import MemorySlide
 from wsi_ats.tasks.targets import Target
@@ -116,6 +118,36 @@ def test_bytes_read_are_those_of_the_files_tiles(model):
 
     assert score(model, tissue_slide(Stored)).prediction.bytes_read == (1000 + 3) + 5 * 1000
     assert score(model).prediction.bytes_read is None
+
+
+def test_a_path_a_reference_and_an_open_slide_give_the_same(model, tmp_path):
+    path = tmp_path / "case7.tif"
+    tifffile.imwrite(
+        path,
+        tissue_slide().read_regions(0, np.array([[0, 0]]), 400, 320)[0],
+        photometric="rgb",
+        tile=(32, 32),
+        resolution=(20000, 20000),
+        resolutionunit=3,
+    )
+    loaded = LoadedModel(model, SETTINGS, TARGET, "abc")
+    ref = SlideRef.from_path(path)
+    with open_slide(ref) as slide:
+        scored = [loaded.score(each) for each in (str(path), path, ref, slide)]
+        assert slide.levels[0].width == 400  # it is still open
+    assert all(each.prediction.scores == scored[0].prediction.scores for each in scored)
+    assert {each.prediction.slide_id for each in scored} == {"case7"}
+    with pytest.raises(SettingsError, match="is for a slide that is open"):
+        loaded.score(path, ref=ref)
+
+
+def test_settings_that_the_model_was_not_trained_with_are_refused(model):
+    loaded = LoadedModel(model, SETTINGS, TARGET, "abc")
+    more = loaded.score(tissue_slide(), settings=SETTINGS.with_values(["sampling.draws=2"]))
+    assert more.prediction.draws == 2
+    for change in ("tile.size=64", "training.epochs=3", "model.kind=uniform"):
+        with pytest.raises(SettingsError, match=change.split("=")[0]):
+            loaded.score(tissue_slide(), settings=SETTINGS.with_values([change]))
 
 
 # How many draws

@@ -91,10 +91,6 @@ def within(interval: str) -> Must:
     )
 
 
-ANY = Must(lambda value: True, "")  # noqa: ARG005
-"""Allow all values of the type."""
-
-
 @dataclass(frozen=True, slots=True)
 class Rule:
     """What is stored with the field of a setting.
@@ -104,26 +100,21 @@ class Rule:
     fixes
         Results that depend on it.
     must
-        Values that it may have.
+        Values that it may have; ``None``: all of its type.
     needs
         Trait of the kinds of models that use it, such as ``draws``; see
         :class:`wsi_ats.settings.model.ModelSettings`. Empty: all kinds do.
     """
 
     fixes: Fixes
-    must: Must = ANY
+    must: Must | None = None
     needs: str = ""
 
 
-def setting(default: _Value, *, fixes: Fixes, must: Must = ANY, needs: str = "") -> _Value:
-    """Declare a setting as the field of a section; its reason is the docstring below it.
+def setting(default: _Value, *, fixes: Fixes, must: Must | None = None, needs: str = "") -> _Value:
+    """Declare a setting as the field of a section; its reason is the docstring below it. See :class:`Rule`.
 
-    Parameters
-    ----------
-    default
-        The value unless another is given.
-    fixes, must, needs
-        See :class:`Rule`.
+    ``default`` is its value unless another is given; ``fixes``, ``must`` and ``needs`` are its rule.
     """
     made: Any = field(default=default, metadata={"rule": Rule(fixes, must, needs)})
     chosen: _Value = made
@@ -143,23 +134,11 @@ def require(condition: bool, message: str) -> None:
 
 
 def check(section: DataclassInstance, name: str) -> None:
-    """Refuse values that their fields do not allow.
-
-    Parameters
-    ----------
-    section
-        Values of a section.
-    name
-        Of the section.
-
-    Raises
-    ------
-    SettingsError
-        Names the setting, the value and what is allowed.
-    """
+    """Refuse values that the fields of a section do not allow; the error names the setting and the value."""
     for each in fields(section):
         must, value = rule_of(each).must, getattr(section, each.name)
-        require(must.test(value), f"{name}.{each.name} must {must.words}, not {value!r}")
+        if must is not None:
+            require(must.test(value), f"{name}.{each.name} must {must.words}, not {value!r}")
 
 
 def reasons(section: type[DataclassInstance]) -> dict[str, str]:

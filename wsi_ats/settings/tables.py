@@ -27,13 +27,7 @@ def parse(text: str) -> Any:
 
 
 def known_section(name: str, known: Iterable[Field[Any]]) -> str:
-    """Return the name of a section.
-
-    Raises
-    ------
-    SettingsError
-        When it is none of those known.
-    """
+    """Return the name of a section, or raise a ``SettingsError`` that lists those known."""
     names = [each.name for each in known]
     if name not in names:
         raise SettingsError(
@@ -43,21 +37,7 @@ def known_section(name: str, known: Iterable[Field[Any]]) -> str:
 
 
 def with_kind(own: ModelSettings, table: Mapping[str, Any]) -> tuple[type[ModelSettings], dict[str, Any]]:
-    """Find the record of the kind of model that a table names, and the values that it keeps.
-
-    Parameters
-    ----------
-    own
-        Values before.
-    table
-        Changes.
-
-    Returns
-    -------
-    kind
-        The record.
-    values
-        Those of ``own`` that the kind has, too.
+    """Return the record of the kind of model that a table of changes names, and the values that it keeps.
 
     Raises
     ------
@@ -82,16 +62,7 @@ def with_kind(own: ModelSettings, table: Mapping[str, Any]) -> tuple[type[ModelS
 
 
 def build(kind: type[_Record], values: Mapping[str, Any], section: str) -> _Record:
-    """Make a record from a table.
-
-    Parameters
-    ----------
-    kind
-        The record.
-    values
-        The table.
-    section
-        Its name, for errors.
+    """Make a record of a ``kind`` from a table of ``values``; errors name the ``section``.
 
     Raises
     ------
