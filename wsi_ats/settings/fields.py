@@ -7,12 +7,9 @@ import inspect
 from collections.abc import Callable
 from dataclasses import Field, dataclass, field, fields
 from enum import Flag, auto
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from wsi_ats.errors import SettingsError
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 _Value = TypeVar("_Value")
 
@@ -133,7 +130,7 @@ def require(condition: bool, message: str) -> None:
         raise SettingsError(message)
 
 
-def check(section: DataclassInstance, name: str) -> None:
+def check(section: Any, name: str) -> None:
     """Refuse values that the fields of a section do not allow; the error names the setting and the value."""
     for each in fields(section):
         must, value = rule_of(each).must, getattr(section, each.name)
@@ -141,7 +138,7 @@ def check(section: DataclassInstance, name: str) -> None:
             require(must.test(value), f"{name}.{each.name} must {must.words}, not {value!r}")
 
 
-def reasons(section: type[DataclassInstance]) -> dict[str, str]:
+def reasons(section: type[Any]) -> dict[str, str]:
     """Read the reason of each setting of a section: the docstring below its field, as one line."""
     found: dict[str, str] = {}
     for kind in reversed(section.__mro__[:-1]):
