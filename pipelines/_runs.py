@@ -169,7 +169,7 @@ class Identity:
     stage
         The stage.
     settings
-        The settings sections that it uses, as nested tables.
+        The settings that decide its results, as nested tables.
     digests
         Fingerprints of what goes in: the model, the labels.
     seed
