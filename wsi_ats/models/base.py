@@ -6,8 +6,9 @@ import hashlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from wsi_ats.errors import ModelError
@@ -15,7 +16,9 @@ from wsi_ats.geometry import Grid, IntArray
 from wsi_ats.models.batches import Example, Reader
 from wsi_ats.models.encoding import TileBatches
 from wsi_ats.models.evidence import Attended
+from wsi_ats.nn.network import SlideNetwork
 from wsi_ats.overview.records import Overview
+from wsi_ats.settings import Settings
 from wsi_ats.slides.base import Slide
 
 
@@ -196,6 +199,26 @@ class Method(Protocol):
             When a pixel that is needed cannot be read.
         """
         ...
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of model: its network, and the way from slides to logits with it.
+
+    Parameters
+    ----------
+    network
+        Class of its networks.
+    build
+        Makes a network from settings and the number of outputs; the last argument says whether to load the
+        weights that training starts from.
+    method
+        Joins a network of that class, settings and its device.
+    """
+
+    network: type[SlideNetwork]
+    build: Callable[[Settings, int, bool], SlideNetwork]
+    method: Callable[[Any, Settings, torch.device | None], Method]
 
 
 @contextmanager

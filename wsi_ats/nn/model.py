@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from wsi_ats.errors import ModelError
-from wsi_ats.nn import expectation
 from wsi_ats.nn.attention import FeatureMapAttention, SmallAttention, candidate_logits, score_turned
 from wsi_ats.nn.backbone import create_backbone
 from wsi_ats.nn.encoder import TileEncoder, build_encoder
 from wsi_ats.nn.network import SlideNetwork
+from wsi_ats.nn.pooling import POOLINGS
 
 
 class AttentionSampler(SlideNetwork):
@@ -34,8 +34,8 @@ class AttentionSampler(SlideNetwork):
         Tiles (N, h, w, 3) to features (N, D).
     classes
         Number of outputs: of classes, or what else a task needs.
-    gated
-        Tiles adjust their own weights; see :func:`wsi_ats.nn.expectation.gated`.
+    pool
+        Name of a pooling of drawn tiles; see :data:`wsi_ats.nn.pooling.POOLINGS`.
     regions
         Like ``attention``, from a coarse thumbnail to the regions of two-level sampling; ``attention`` then
         sees one region at a time.
@@ -60,16 +60,19 @@ class AttentionSampler(SlideNetwork):
         encoder: TileEncoder,
         *,
         classes: int,
-        gated: bool,
+        pool: str,
         regions: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        if pool not in POOLINGS:
+            raise ModelError(f"there is no pooling {pool!r}; known are {', '.join(POOLINGS)}")
+        self.pooling = POOLINGS[pool]
         self.attention = attention
         self.regions = regions
         self.register_buffer("attention_scale", torch.ones(()))
         self.attention_scale: Tensor
         self.encoder = encoder
-        self.gate = nn.Linear(encoder.width, 1, bias=False) if gated else None
+        self.gate = nn.Linear(encoder.width, 1, bias=False) if self.pooling.gated else None
         self.head = nn.Linear(encoder.width, classes)
         if self.gate is not None:
             nn.init.zeros_(self.gate.weight)  # at the start all tiles count the same
@@ -141,9 +144,7 @@ class AttentionSampler(SlideNetwork):
 
     def pool(self, weights: Tensor, features: Tensor) -> Tensor:
         """Estimate the slide's feature (D,) from the weights (m,) and features (m, D) of drawn tiles."""
-        if self.gate is None:
-            return expectation.linear(weights, features)
-        return expectation.gated(weights, features, self.gate_logits(features))
+        return self.pooling.estimate(weights, features, self.gate_logits(features))
 
     def gate_logits(self, features: Tensor) -> Tensor:
         """Return the gate's logits (m,) of tiles with features (m, D); 0 with linear pooling."""
@@ -153,11 +154,8 @@ class AttentionSampler(SlideNetwork):
         return logits
 
     def log_mass(self, weights: Tensor, features: Tensor) -> Tensor:
-        """Return the logarithm of the divisor of :meth:`pool`; 0 with linear pooling, which has none."""
-        if self.gate is None:
-            return weights.new_zeros(())
-        gate = self.gate_logits(features).to(weights.dtype)
-        return torch.logsumexp(weights.clamp(min=torch.finfo(weights.dtype).tiny).log() + gate, 0)
+        """Return the logarithm of the divisor of :meth:`pool`, shape (); 0 where it does not divide."""
+        return self.pooling.log_mass(weights, self.gate_logits(features))
 
     def parts(self) -> Mapping[str, Sequence[nn.Module]]:
         """See :meth:`wsi_ats.nn.network.SlideNetwork.parts`; adds gate and attention's backbone."""
@@ -196,7 +194,7 @@ def build_model(
     attention, attention_checkpoint
         ``"small"`` or a timm name, and a local file of its weights; ``None`` for uniform sampling.
     pool
-        ``"linear"`` or ``"gated"``.
+        See :data:`wsi_ats.nn.pooling.POOLINGS`.
     tile_size
         Pixels a side of a tile.
     pixels_per_cell
@@ -224,6 +222,6 @@ def build_model(
         attention_network(pixels_per_cell),
         encoder,
         classes=classes,
-        gated=pool == "gated",
+        pool=pool,
         regions=None if pixels_per_region is None else attention_network(pixels_per_region),
     )

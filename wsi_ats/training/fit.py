@@ -23,7 +23,7 @@ import torch
 
 from wsi_ats.errors import ModelError
 from wsi_ats.models.batches import Example, Reader
-from wsi_ats.models.checkpoints import model_for
+from wsi_ats.models.kinds import model_for
 from wsi_ats.nn.model import AttentionSampler
 from wsi_ats.nn.network import SlideNetwork
 from wsi_ats.settings import Settings

@@ -67,7 +67,7 @@ class Learner:
         encoder, setup = self.model.encoder, self._setup
         learns = any(name.startswith("encoder.") for name in self._learnable)  # in any phase
         # With a backbone of precomputed features, the reader gives features anyway.
-        if setup.settings.model.kind == "image" or learns or isinstance(encoder.network, Precomputed):
+        if not setup.settings.model.reads_tiles or learns or isinstance(encoder.network, Precomputed):
             return
         precision = setup.learning.precision
         frozen = FrozenFeatures(

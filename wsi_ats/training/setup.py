@@ -14,7 +14,7 @@ from wsi_ats.files import digest_of
 from wsi_ats.models.batches import Example, Reader, balancing, units
 from wsi_ats.nn.losses import constant_outputs
 from wsi_ats.nn.network import SlideNetwork
-from wsi_ats.settings import LEARNED, Settings, TrainingSettings
+from wsi_ats.settings import Fixes, Settings, TrainingSettings
 from wsi_ats.tasks.targets import Target
 from wsi_ats.training.phases import Phase, phases_of
 from wsi_ats.training.processes import Processes
@@ -99,7 +99,7 @@ class Setup:
             for each in examples
         )
         count = str(self.processes.count)
-        return digest_of(self.settings.digest(*LEARNED), repr(self.target), count, *slides)
+        return digest_of(self.settings.digest(Fixes.MODEL), repr(self.target), count, *slides)
 
     def targets(self, examples: Sequence[Example]) -> Tensor:
         """Return the targets (B, T) of some slides in the units of the network's outputs."""
