@@ -66,8 +66,9 @@ from wsi_ats.slides import SlideRef, open_slide
 from wsi_ats.slides.base import Pixels, Slide
 from wsi_ats.slides.codecs import Coding
 from wsi_ats.slides.storage import LocalFile
+from wsi_ats.slides.stored_image import StoredImage
 from wsi_ats.slides.tiff import levels_of
-from wsi_ats.slides.tiff_index import StoredImage, TiffIndex
+from wsi_ats.slides.tiff_index import TiffIndex
 from wsi_ats.slides.wrappers import WrappedSlide
 
 Rows = list[dict[str, Any]]
@@ -193,7 +194,7 @@ class _Noting(WrappedSlide):
 
     def read_regions(self, level: int, corners: IntArray, width: int, height: int) -> Pixels:
         self.regions.append((level, corners, width, height))
-        return super().read_regions(level, corners, width, height)
+        return self._inner.read_regions(level, corners, width, height)
 
 
 def predict(task: ScoreTask, ref: SlideRef, slide: Slide, model: Any) -> Scored:

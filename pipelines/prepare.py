@@ -28,7 +28,7 @@ from wsi_ats.settings import ARTEFACTS, Settings
 from wsi_ats.slides import open_slide
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.resample import write_png
-from wsi_ats.slides.wrappers import CountingSlide, bytes_read
+from wsi_ats.slides.wrappers import CountingSlide
 
 RESULTS = ("records", "prepared", "thumbnails", "quality", "slides.parquet", "slides.csv")
 SECTIONS = ("tile", "thumbnail")
@@ -148,7 +148,7 @@ class PrepareTask(SlideTask):
             counting = CountingSlide(slide)
             view = inspect(counting, self.settings)
             levels, mpp, grid = slide.levels, slide.mpp, view.found.grid
-            read = bytes_read(slide)
+            read = slide.bytes_read
         tissue, beyond = view.tissue, view.beyond
         prepared, picture, quality = self.files(ref.id)
         save_prepared(prepared, Prepared(view.thumbnail, tissue, view.quality))

@@ -31,7 +31,6 @@ from wsi_ats.results.records import Prediction, Status, Stop
 from wsi_ats.settings import AugmentationSettings, ModelSettings, SamplingSettings, Settings, TrainingSettings
 from wsi_ats.slides import open_slide
 from wsi_ats.slides.base import SlideRef
-from wsi_ats.slides.wrappers import bytes_read
 from wsi_ats.tasks.cases import case_scores
 from wsi_ats.tasks.targets import Target
 
@@ -270,7 +269,7 @@ class ScoreTask(SlideTask):
                 device=next(loaded.model.parameters()).device,
                 encoder=encoder,
             )
-            read = bytes_read(slide)
+            read = slide.bytes_read
         selections, attention = self.files(ref.id)
         written = []
         if scored.selection is not None:

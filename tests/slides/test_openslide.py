@@ -51,14 +51,14 @@ def read(slide, x, y, width=16, height=16, level=0):
 
 
 @pytest.fixture
-def with_properties(pattern, write_tiff, tmp_path):
-    """A function that opens a slide whose file says nothing but what is given."""
+def with_properties(pattern, write_tiff, tmp_path, monkeypatch):
+    """A function that opens a slide whose file has only the given properties."""
     path = write_tiff(tmp_path / "s.tif", [pattern(100, 80)])
 
     def open_with(*, mpp=None, **properties):
-        slide = OpenSlideSlide(str(path), mpp=mpp)
-        slide._properties = {key.replace("__", "."): value for key, value in properties.items()}
-        return slide
+        named = {key.replace("__", "."): value for key, value in properties.items()}
+        monkeypatch.setattr("wsi_ats.slides.openslide.properties_of", lambda _: named)
+        return OpenSlideSlide(str(path), mpp=mpp)
 
     return open_with
 

@@ -30,9 +30,10 @@ from zarr.storage import FsspecStore, LocalStore
 from wsi_ats.errors import ArtifactError, MppError, SettingsError, SlideError, SlideOpenError, SlideReadError
 from wsi_ats.geometry import Region
 from wsi_ats.slides import jpeg, open_slide
-from wsi_ats.slides import pyramid as writing
+from wsi_ats.slides import shards as writing
 from wsi_ats.slides.memory import MemorySlide
-from wsi_ats.slides.pyramid import halved, is_complete, remove_pyramid, write_pyramid
+from wsi_ats.slides.pyramid import is_complete, remove_pyramid, write_pyramid
+from wsi_ats.slides.shards import halved
 from wsi_ats.slides.zarr import ZarrSlide
 from wsi_ats.tables.manifest import read_manifest
 from wsi_ats.testing.contract import SlideContract
@@ -556,7 +557,7 @@ def test_a_shard_that_is_read_back_otherwise_is_noticed(small_shards, tmp_path):
             await super().set(key, value)
 
     with (
-        mock.patch.object(writing, "open_store", lambda path, read_only: Forgetful(path)),
+        mock.patch("wsi_ats.slides.pyramid.open_store", lambda path, read_only: Forgetful(path)),
         pytest.raises(ArtifactError, match=r"0/c/0/0/1 is read back otherwise"),
     ):
         write_pyramid(MemorySlide([noise(100, 60)], mpp=0.5), str(tmp_path / "s"))

@@ -9,16 +9,10 @@ import pytest
 
 from wsi_ats.errors import ManifestError, MppError
 from wsi_ats.slides.base import SlideRef
-from wsi_ats.tables.manifest import (
-    check_classes,
-    check_labels,
-    find_slides,
-    read_labels,
-    read_manifest,
-    read_splits,
-    unlabelled,
-    with_tables,
-)
+from wsi_ats.tables.label_table import read_labels
+from wsi_ats.tables.manifest import check_classes, check_labels, read_manifest, unlabelled, with_tables
+from wsi_ats.tables.sources import find_slides
+from wsi_ats.tables.split_table import read_splits
 from wsi_ats.tasks.targets import Target
 
 
