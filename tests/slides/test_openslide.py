@@ -90,12 +90,12 @@ def test_an_implausible_value_is_an_error_that_names_it(with_properties, value):
 
 @pytest.mark.parametrize("value", ["", "40x", "0.5 um"])
 def test_what_is_no_number_is_an_error_that_names_it(with_properties, value):
-    with pytest.raises(MppError, match=f"openslide.mpp-x = '{value}' is no number"):
+    with pytest.raises(MppError, match=f"openslide.mpp-x = '{value}' is not a number"):
         _ = with_properties(**both(value)).mpp
 
 
 def test_the_axis_that_is_no_number_is_the_one_named(with_properties):
-    with pytest.raises(MppError, match=r"openslide.mpp-y = 'bad' is no number"):
+    with pytest.raises(MppError, match=r"openslide.mpp-y = 'bad' is not a number"):
         _ = with_properties(**{"openslide.mpp-x": "0.5", "openslide.mpp-y": "bad"}).mpp
 
 

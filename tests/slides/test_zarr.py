@@ -474,7 +474,7 @@ def test_another_source_or_form_is_refused(small_shards, tmp_path, stopped):
         {"source": "one", "region": (0, 0, 9, 9)},
     ):
         options["region"] = Region(*options.get("region", (0, 0, 300, 200)))
-        with pytest.raises(ArtifactError, match="made of another slide or with other settings"):
+        with pytest.raises(ArtifactError, match="made from another slide or with other settings"):
             write_pyramid(MemorySlide([pixels], mpp=0.5), str(target), **options)
     assert tree(target) == before
 
@@ -488,9 +488,9 @@ def test_pyramids_of_others_are_neither_written_over_nor_deleted(pattern, tmp_pa
     else:
         write_by_hand(path, [pattern(60, 50)], version=what)
     before = tree(path)
-    with pytest.raises(ArtifactError, match="holds something else"):
+    with pytest.raises(ArtifactError, match="holds something other"):
         write_pyramid(MemorySlide([noise(60, 50)], mpp=0.5), str(path))
-    with pytest.raises(ArtifactError, match="holds something else"):
+    with pytest.raises(ArtifactError, match="holds something other"):
         remove_pyramid(str(path))
     assert tree(path) == before
 
@@ -558,7 +558,7 @@ def test_a_shard_that_is_read_back_otherwise_is_noticed(small_shards, tmp_path):
 
     with (
         mock.patch("wsi_ats.slides.pyramid.open_store", lambda path, read_only: Forgetful(path)),
-        pytest.raises(ArtifactError, match=r"0/c/0/0/1 is read back otherwise"),
+        pytest.raises(ArtifactError, match=r"0/c/0/0/1 reads back differently"),
     ):
         write_pyramid(MemorySlide([noise(100, 60)], mpp=0.5), str(tmp_path / "s"))
 
@@ -727,8 +727,8 @@ def test_what_is_no_image_is_refused(tmp_path, what):
     ("change", "message"),
     [
         ({"version": "0.3"}, "version is '0.3', expected 0.5 or 0.4"),
-        ({"omero": {"channels": [{"color": c} for c in ("0000FF", "00FF00", "FF0000")]}}, "no RGB image"),
-        ({"omero": {"channels": [{"color": "FFFFFF"}]}}, "no RGB image"),
+        ({"omero": {"channels": [{"color": c} for c in ("0000FF", "00FF00", "FF0000")]}}, "not an RGB image"),
+        ({"omero": {"channels": [{"color": "FFFFFF"}]}}, "not an RGB image"),
     ],
 )
 def test_what_is_no_rgb_of_a_known_version_is_refused(pattern, tmp_path, change, message):

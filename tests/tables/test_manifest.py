@@ -275,7 +275,7 @@ def test_labels_without_slide_and_slides_without_label_are_counted_in_the_log(fo
 
 
 def test_a_label_column_without_a_table_is_refused(folder):
-    with pytest.raises(ManifestError, match="column 'x' of which table"):
+    with pytest.raises(ManifestError, match="the label column 'x' needs a table"):
         read_manifest(folder, label_column="x")
 
 
@@ -350,7 +350,7 @@ def test_slides_that_a_table_of_splits_does_not_name_are_left_out(folder, caplog
     splits = table(folder, ",train,val,test\n0,a,,\n")
     with caplog.at_level(logging.WARNING):
         assert [(r.id, r.split) for r in read_manifest(folder, splits=splits)] == [("a", "train")]
-    assert "names no split of 1 slides, left out: b" in caplog.text
+    assert "names no split for 1 slides, which are left out: b" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -50,18 +50,18 @@ class OmeImage:
         """
         ome = attributes.get("ome", attributes)
         if "multiscales" not in ome:
-            raise ValueError("no multiscales in its attributes, so it is no OME-Zarr image")
+            raise ValueError("no multiscales in its attributes, so it is not an OME-Zarr image")
         first = ome["multiscales"][0]
         version = ome.get("version", first.get("version"))
         if version not in {"0.4", "0.5"}:
             raise ValueError(f"OME-Zarr version is {version!r}, expected 0.5 or 0.4")
         axes = tuple(str(axis["name"]) for axis in first["axes"])
         if len(set(axes)) != len(axes) or not {"c", "y", "x"} <= set(axes):
-            raise ValueError(f"axes are {axes}, expected c, y and x: it is no RGB image")
+            raise ValueError(f"axes are {axes}, expected c, y and x: it is not an RGB image")
         channels = ome.get("omero", {}).get("channels", [])
         colours = [str(channel.get("color", "")).upper() for channel in channels]
         if all(colours) and colours not in ([], ["FF0000", "00FF00", "0000FF"]):
-            raise ValueError(f"channels are {colours}, expected red, green and blue: it is no RGB image")
+            raise ValueError(f"channels are {colours}, expected red, green and blue: it is not an RGB image")
         units = {str(axis["name"]): str(axis["unit"]) for axis in first["axes"] if axis.get("unit")}
         whole = first.get("coordinateTransformations", [])
         datasets = [

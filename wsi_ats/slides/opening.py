@@ -49,7 +49,7 @@ def choose_reader(ref: SlideRef | str | Path) -> Choice:
     Examples
     --------
     >>> choose_reader("scans/case7.mrxs")  # doctest: +SKIP
-    Choice(reader='openslide', reason='it is no TIFF file')
+    Choice(reader='openslide', reason='it is not a TIFF file')
     """
     choice, storage, _ = _choose(_reference(ref))
     if storage is not None:
@@ -198,7 +198,7 @@ def _choose_by_content(ref: SlideRef, storage: Storage) -> tuple[Choice, TiffInd
         _check_shows_slide(ref.path, index)
     if index is not None and ref.channel:
         index = index.of_channel(ref.path, ref.channel)
-    reason = "it is no TIFF file" if index is None else why_not(index)
+    reason = "it is not a TIFF file" if index is None else why_not(index)
     if index is not None and not reason:
         why = "its pixels are those that OpenSlide gives"
         if ref.channel:

@@ -123,7 +123,7 @@ def _open(path: str) -> openslide.OpenSlide:
     if not file.exists():
         raise SlideOpenError(path, "no such file; check the path in the manifest")
     if not (file.is_file() or file.is_dir()):  # opening a pipe would wait forever
-        raise SlideOpenError(path, "it is a device and no file")
+        raise SlideOpenError(path, "it is a device, not a file")
     if file.suffix.lower() == ".mrxs" and not file.with_suffix("").is_dir():
         raise SlideOpenError(
             path,

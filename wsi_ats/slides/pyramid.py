@@ -216,8 +216,8 @@ def _begin(
     there = _digest_there(store, target)
     if there is not None and there != record["digest"]:
         raise ArtifactError(
-            f"{target} was made of another slide or with other settings; choose another place, or delete it "
-            "(--overwrite)"
+            f"{target} was made from another slide or with other settings; choose another place, or "
+            "delete it (--overwrite)"
         )
     if there is not None:
         for key in list_keys(store):
@@ -246,13 +246,13 @@ def _digest_there(store: Store, target: str) -> str | None:
                 return str(json.loads(text)["attributes"][OWN]["digest"])
             except (ValueError, LookupError, TypeError) as error:
                 raise ArtifactError(
-                    f"{target} holds something else than a pyramid of wsi-ats, which is left as it is; "
+                    f"{target} holds something other than a pyramid of wsi-ats, which is left alone; "
                     "choose another place"
                 ) from error
     others = _other_files(store)
     if others:
         raise ArtifactError(
-            f"{target} holds something else than a pyramid of wsi-ats ({others[0]}), which is left as it is; "
+            f"{target} holds something other than a pyramid of wsi-ats ({others[0]}), which is left alone; "
             "choose another place"
         )
     return None

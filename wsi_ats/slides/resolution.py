@@ -65,7 +65,7 @@ def mpp_or_problem(find: Callable[..., Mpp], *arguments: object) -> Mpp | str:
     >>> mpp_or_problem(find_mpp, {"aperio.MPP": "0.25"}, None)
     Mpp(value=0.25, source='aperio.MPP')
     >>> mpp_or_problem(find_mpp, {"aperio.MPP": "fine"}, None)[:28]
-    "aperio.MPP = 'fine' is no nu"
+    "aperio.MPP = 'fine' is not a"
     """
     try:
         return find(*arguments)
@@ -119,7 +119,7 @@ def _tried(properties: Mapping[str, str]) -> str:
     keys = [*(key for key, _, _ in _KEYS), *_TAGS]
     tried = [f"{key} = {properties.get(key, 'absent')}" for key in keys]
     power = {key: value for key, value in properties.items() if key in _POWER}
-    return ", ".join(tried + [f"{key} = {value} is no resolution" for key, value in power.items()])
+    return ", ".join(tried + [f"{key} = {value} is not a resolution" for key, value in power.items()])
 
 
 def square_mpp(x: float, y: float, source: str) -> Mpp:
@@ -150,7 +150,7 @@ def square_mpp(x: float, y: float, source: str) -> Mpp:
 def _scale(properties: Mapping[str, str], key: str) -> float:
     unit = properties.get(key, "µm")  # the default of OME-XML
     if unit not in MICROMETRES:
-        raise ValueError(f"{key} = {unit!r} is no unit of length that is known here; {ADVICE}")
+        raise ValueError(f"{key} = {unit!r} is not a known unit of length; {ADVICE}")
     return MICROMETRES[unit]
 
 
@@ -160,4 +160,4 @@ def _number(properties: Mapping[str, str], key: str) -> float:
         # Some scanners write the decimal comma of their country.
         return float(text.replace(",", "."))
     except ValueError as error:
-        raise ValueError(f"{key} = {text!r} is no number; {ADVICE}") from error
+        raise ValueError(f"{key} = {text!r} is not a number; {ADVICE}") from error

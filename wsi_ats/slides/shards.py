@@ -225,10 +225,10 @@ class ShardWriter:
             encoded = self._form.encode(pixels)
             set_bytes(self._store, shard.key, encoded)
             if get_bytes(self._store, shard.key) != encoded:
-                raise OSError(f"{shard.key} is read back otherwise than it was written")
+                raise OSError(f"{shard.key} reads back differently from what was written")
             same = np.array_equal if self._form.quality is None else _same_shape
             if not same(self._form.decode(encoded, shard.size), pixels):
-                raise OSError(f"{shard.key} is decoded to other pixels than were encoded")
+                raise OSError(f"{shard.key} decodes to other pixels than were encoded")
         return len(encoded), False
 
     def _intact(self, shard: _Shard) -> int | None:

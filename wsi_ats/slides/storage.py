@@ -160,7 +160,7 @@ class LocalFile:
         except OSError as error:
             raise SlideOpenError(path, f"cannot be opened: {error.strerror}") from error
         if not stat.S_ISREG(status.st_mode):
-            raise SlideOpenError(path, "it is a folder or a device and no file")
+            raise SlideOpenError(path, "it is a folder or a device, not a file")
         self.size = status.st_size
 
     @property

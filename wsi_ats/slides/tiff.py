@@ -62,7 +62,7 @@ class TiffSlide(Slide):
         try:
             index = index or TiffIndex.of(self._storage)
             if index is None:
-                raise SlideOpenError(path, "it is no TIFF file; leave out --reader to have another tried")
+                raise SlideOpenError(path, "it is not a TIFF file; leave out --reader to try another reader")
             if channel:
                 index = index.of_channel(path, channel)
             refused = why_not(index, like_openslide=False)

@@ -64,7 +64,7 @@ class LevelArray:
         y, x, c = (axes.index(name) for name in "yxc")
         shape = array.shape
         if array.dtype != np.uint8:
-            raise ValueError(f"level {path} is of {array.dtype}, expected uint8: it is no RGB image")
+            raise ValueError(f"level {path} is of {array.dtype}, expected uint8: it is not an RGB image")
         if len(shape) != len(axes):
             raise ValueError(f"level {path} has {len(shape)} axes, expected {len(axes)} ({', '.join(axes)})")
         others = [length for i, length in enumerate(shape) if i not in (y, x, c)]

@@ -122,8 +122,8 @@ class SlideTable:
             return labels
         for word, number in words.items():
             _log.warning(
-                "%s: %d rows of column %r are %r, which means that the label is not known; if it is a class, "
-                "give it another name in the table, such as 'no finding'",
+                "%s: %d rows of column %r are %r, which means that the label is not known; if this is a "
+                "class, give it another name in the table, such as 'no finding'",
                 self.path,
                 number,
                 name,

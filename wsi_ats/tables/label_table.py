@@ -18,7 +18,7 @@ class Label:
     Parameters
     ----------
     label, case, split, mpp
-        As in :class:`~wsi_ats.slides.base.SlideRef`; ``None`` for what the table does not say.
+        As in :class:`~wsi_ats.slides.base.SlideRef`; ``None`` where the table does not say.
     """
 
     label: str | None

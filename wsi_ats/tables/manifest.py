@@ -67,10 +67,11 @@ def read_manifest(
         A slide, a folder (searched with all below it that is not hidden), a glob (``**`` too) or a table.
         Paths in a table are relative to the table; a row without a path names a slide at or below the
         table's folder.
-        DICOM files of one series are one slide, named as :func:`wsi_ats.slides.dicom.find_series` says; they
-        are found by their content where their names have no ending. DICOM files that are no whole-slide
-        images are left out, which is logged as a warning. A folder that is an OME-Zarr image, or whose name
-        ends in ``.zarr``, is one slide, named without that ending or ``.ome.zarr``. Slides, folders and globs
+        DICOM files of one series are one slide, named by the rules of
+        :func:`wsi_ats.slides.dicom.find_series`; they are found by their content where their names have no
+        ending. DICOM files that are not whole-slide images are left out, with a warning in the log. A folder
+        that is an OME-Zarr image, or whose name ends in ``.zarr``, is one slide, named without that ending or
+        ``.ome.zarr``. Slides, folders and globs
         may be URLs, such as ``s3://bucket/scans/``; web servers list no folders.
     labels
         A table of labels, joined by slide if it names slides, else by patient. It may also give
@@ -82,7 +83,7 @@ def read_manifest(
         ``model.task`` of the settings: how several columns are joined.
     splits
         CLAM's ``splits_k.csv``: columns ``train``, ``val``, ``test`` of slides, all of which must be there.
-        Slides that it does not name are left out, which is logged as a warning.
+        Slides that it does not name are left out, with a warning in the log.
     mpp
         Micrometres per level-0 pixel of slides for which no table gives a value of its own.
 
@@ -113,7 +114,9 @@ def read_manifest(
     remote = is_remote(str(source))
     is_table = not remote and path.is_file() and path.suffix.lower() in TABLE_SUFFIXES
     if label_column is not None and labels is None and not is_table:
-        raise ManifestError(f"column {label_column!r} of which table? {source} is none; give --labels too")
+        raise ManifestError(
+            f"the label column {label_column!r} needs a table, and {source} is not one; give it with --labels"
+        )
     if is_table:
         refs = read_slide_table(path, label_column if labels is None else None, task)
     elif remote:
@@ -130,7 +133,9 @@ def read_manifest(
     refs = with_tables(refs, labels=labels, label_column=label_column, task=task, splits=splits)
     others = [ref.id for ref in refs if splits is not None and ref.split is None]
     if others:
-        _log.warning("%s names no split of %d slides, left out: %s", splits, len(others), listed(others))
+        _log.warning(
+            "%s names no split for %d slides, which are left out: %s", splits, len(others), listed(others)
+        )
         refs = [ref for ref in refs if ref.split is not None]
     if mpp is not None:
         refs = [ref if ref.mpp is not None else replace(ref, mpp=mpp) for ref in refs]
@@ -150,7 +155,7 @@ def with_tables(
     splits: str | Path | None = None,
     split: str | None = None,
 ) -> list[SlideRef]:
-    """Give slides that are known already what tables say of them: label, patient, split, mpp.
+    """Add label, patient, split and mpp from tables to slides that are known already.
 
     Parameters
     ----------
@@ -159,7 +164,7 @@ def with_tables(
     labels, label_column, task, splits
         As in :func:`read_manifest`.
     split
-        The one of ``splits`` that is of interest: slides of others need not be known.
+        The only split of interest: slides of others need not be known.
 
     Raises
     ------
