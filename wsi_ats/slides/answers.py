@@ -97,7 +97,7 @@ def asking(files: Any) -> Ask:
 
 @asynccontextmanager
 async def ask_http(files: Any, url: str, start: int, stop: int) -> AsyncIterator[Answer]:
-    """Request the bytes from start to stop of a URL, through the connections of an HTTP file system.
+    """Request the bytes from start to stop of a url, through the connections of files, which are of fsspec.
 
     fsspec's own function would accept whole files and error pages as the bytes of a range.
     """
@@ -118,7 +118,7 @@ async def ask_http(files: Any, url: str, start: int, stop: int) -> AsyncIterator
 
 @asynccontextmanager
 async def ask_s3(files: Any, name: str, start: int, stop: int) -> AsyncIterator[Answer]:
-    """Request the bytes from start to stop of an object, through the connections of an S3 file system.
+    """Request the bytes from start to stop of a name in S3, through the connections of files.
 
     fsspec's own function returns neither size nor ETag.
     """
@@ -135,7 +135,7 @@ async def ask_s3(files: Any, name: str, start: int, stop: int) -> AsyncIterator[
 
 @asynccontextmanager
 async def ask_any(files: Any, name: str, start: int, stop: int) -> AsyncIterator[Answer]:
-    """Request the bytes from start to stop of a file of any other kind; size and mark stay unknown."""
+    """Request the bytes from start to stop of a name from any other files; size and mark stay unknown."""
     if files.async_impl:
         body = await files._cat_file(name, start=start, end=stop)
     else:
@@ -148,7 +148,7 @@ async def ask_any(files: Any, name: str, start: int, stop: int) -> AsyncIterator
 
 
 def alone(work: Callable[..., T], *arguments: Any, **options: Any) -> T:
-    """Call a function of a file system that serves one thread at a time, with its arguments and options."""
+    """Do work, with its arguments and options, on a file system that serves one thread at a time."""
     with _ONE_AT_A_TIME:
         return work(*arguments, **options)
 

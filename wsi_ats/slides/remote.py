@@ -112,6 +112,7 @@ class RemoteFile:
     Examples
     --------
     >>> import fsspec
+    >>> import numpy as np
     >>> fsspec.filesystem("memory").pipe_file("/a.svs", b"0123456789")
     >>> file = RemoteFile("memory://a.svs")
     >>> bytes(file.fetch(np.array([3]), np.array([2]))(0))

@@ -83,7 +83,17 @@ class LevelArray:
         return self.array.shape[self.places[1]], self.array.shape[self.places[0]]
 
     async def read(self, left: int, top: int, right: int, bottom: int) -> Pixels:
-        """Read a part that lies inside, in pixels of the level, as uint8 of shape (height, width, 3)."""
+        """Read a part of the level.
+
+        Parameters
+        ----------
+        left, top, right, bottom
+            The part in pixels of the level; it lies inside.
+
+        Returns
+        -------
+        ndarray of uint8, shape (bottom - top, right - left, 3)
+        """
         y, x, c = self.places
         selection: list[slice] = [slice(0, 1)] * self.array.ndim
         selection[y], selection[x], selection[c] = slice(top, bottom), slice(left, right), slice(0, 3)
@@ -109,7 +119,7 @@ class ShardIndex:
     array: zarr.Array[Any]
     places: tuple[int, int, int]
     chunks: tuple[int, ...]
-    _known: dict[tuple[int, int], IntArray] = field(default_factory=dict)
+    _known: dict[tuple[int, int], IntArray] = field(default_factory=dict, init=False)
 
     @classmethod
     def of(cls, array: zarr.Array[Any], places: tuple[int, int, int]) -> ShardIndex | None:

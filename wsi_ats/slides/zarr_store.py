@@ -50,7 +50,7 @@ def get_bytes(store: Store, key: str) -> bytes | None:
 
 
 def set_bytes(store: Store, key: str, value: bytes) -> None:
-    """Write the value of a key."""
+    """Write the value of a key to a store."""
     sync(store.set(key, default_buffer_prototype().buffer.from_bytes(value)))
 
 
@@ -88,7 +88,13 @@ class CheckedStore(WrapperStore[Store]):
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """Read the value of a key, or a part of it, and check its length."""
+        """Read the value of a key, or a part of it, and check its length.
+
+        Parameters
+        ----------
+        key, prototype, byte_range
+            See :class:`zarr.abc.store.Store`.
+        """
         end = (key, byte_range.suffix) if isinstance(byte_range, SuffixByteRequest) else None
         if end in self._ends:
             return self._ends[end]
