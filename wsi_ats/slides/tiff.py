@@ -240,7 +240,7 @@ def why_not(index: TiffIndex, *, like_openslide: bool = True) -> str:
     if any(a.width <= b.width or a.height < b.height for a, b in pairwise(levels)):
         return "its levels are not in order"
     if index.vendor == "aperio" and any((each.sizes == 0).any() for each in levels):
-        return "some of its tiles are missing, and are to be made of the level below"
+        return "some of its tiles are missing, and must be made from the level below"
     if index.vendor == "hamamatsu" and like_openslide:
         return "OpenSlide makes further levels of hamamatsu files"
     if index.vendor not in {*_PLAIN, "hamamatsu"}:

@@ -177,7 +177,7 @@ def _group(path: str, store: Store) -> zarr.Group:
     except FileNotFoundError as error:
         if _is_unfinished(store):
             raise SlideOpenError(
-                path, "its conversion was not completed; the same `wsi-ats convert` goes on where it stopped"
+                path, "its conversion was not completed; run the same `wsi-ats convert` again to continue it"
             ) from error
         raise SlideOpenError(
             path, "there is no Zarr group (no zarr.json); is it the image's own folder?"

@@ -111,7 +111,7 @@ class CheckedStore(WrapperStore[Store]):
         elif isinstance(byte_range, SuffixByteRequest):
             wanted = byte_range.suffix
         if len(value) != wanted:  # more come from a server that knows files as a whole only
-            raise EOFError(f"{len(value)} bytes of {key} came where {wanted} were asked for")
+            raise EOFError(f"{len(value)} bytes of {key} came where {wanted} were requested")
         if end is not None:
             self._ends[end] = value
         return value
