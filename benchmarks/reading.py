@@ -42,8 +42,9 @@ from wsi_ats.settings import Settings
 from wsi_ats.slides import SlideRef, open_slide
 from wsi_ats.slides.base import Pixels
 from wsi_ats.slides.storage import LocalFile
+from wsi_ats.slides.stored_image import StoredImage
 from wsi_ats.slides.tiff import levels_of
-from wsi_ats.slides.tiff_index import StoredImage, TiffIndex
+from wsi_ats.slides.tiff_index import TiffIndex
 from wsi_ats.testing.memory import peak_memory
 
 Read = Callable[[IntArray, int], Any]

@@ -13,7 +13,8 @@ from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.dicom import is_dicom
 from wsi_ats.slides.storage import is_remote
 from wsi_ats.tables.files import write_csv
-from wsi_ats.tables.manifest import find_slides_among, read_manifest
+from wsi_ats.tables.folders import find_slides_among
+from wsi_ats.tables.manifest import read_manifest
 
 
 def read_sources(

@@ -32,7 +32,8 @@ from wsi_ats.errors import ManifestError, SettingsError
 from wsi_ats.files import atomic, digest_of, read_json
 from wsi_ats.settings import Fixes, Settings
 from wsi_ats.slides.base import SlideRef
-from wsi_ats.tables.manifest import check_labels, match_splits, unlabelled
+from wsi_ats.tables.manifest import check_labels, unlabelled
+from wsi_ats.tables.split_table import match_splits
 
 if TYPE_CHECKING:  # scikit-learn and matplotlib take seconds to import
     from pipelines._evaluation import Evaluation, LabelledScores

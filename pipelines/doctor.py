@@ -98,7 +98,7 @@ def _openslide() -> Check:
 
 
 def _readers() -> list[Check]:
-    from wsi_ats.tables.manifest import SLIDE_SUFFIXES
+    from wsi_ats.tables.folders import SLIDE_SUFFIXES
 
     stores = [name for name, module in _STORES.items() if importlib.util.find_spec(module) is not None]
     missing = [_STORES[name] for name in ("s3://", "https://") if name not in stores]

@@ -28,7 +28,7 @@ from wsi_ats.settings import ARTEFACTS, Fixes, Settings
 from wsi_ats.slides import open_slide
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.resample import write_png
-from wsi_ats.slides.wrappers import CountingSlide, bytes_read
+from wsi_ats.slides.wrappers import CountingSlide
 
 RESULTS = ("records", "prepared", "thumbnails", "quality", "slides.parquet", "slides.csv")
 
@@ -147,7 +147,7 @@ class PrepareTask(SlideTask):
             counting = CountingSlide(slide)
             overview = read_overview(counting, self.settings, measure_quality=True)
             levels, mpp, grid = slide.levels, slide.mpp, overview.tissue.grid
-            read = bytes_read(slide)
+            read = slide.bytes_read
         prepared, picture, quality = self.files(ref.id)
         save_overview(prepared, overview)
         with atomic(picture) as path:

@@ -31,7 +31,6 @@ from wsi_ats.results.records import Prediction, Status, Stop
 from wsi_ats.settings import Fixes, Settings
 from wsi_ats.slides import open_slide
 from wsi_ats.slides.base import SlideRef
-from wsi_ats.slides.wrappers import bytes_read
 from wsi_ats.tasks.cases import case_scores
 from wsi_ats.tasks.targets import Target
 
@@ -240,7 +239,7 @@ class ScoreTask(SlideTask):
         loaded, encoder = _loaded(self.model, self.model_digest, self.settings.scoring.precision)
         with open_slide(ref, threads=own_cores()) as slide:
             scored = loaded.score(slide, ref=ref, settings=self.settings, seed=self.seed, encoder=encoder)
-            read = bytes_read(slide)
+            read = slide.bytes_read
         selections, attention = self.files(ref.id)
         written = []
         if scored.selection is not None:

@@ -27,15 +27,6 @@ def all_boxes(grid):
     return grid.boxes(np.arange(grid.size))
 
 
-@given(grid=grids(), place=st.tuples(st.floats(0, 1), st.floats(0, 1)))
-def test_every_pixel_of_a_cell_leads_back_to_it(grid, place):
-    cell = int(place[0] * (grid.size - 1))
-    x, y, width, height = grid.region(cell)
-    xs = [x, x + width - 1, x + int(place[1] * (width - 1))]
-    ys = [y, y + height - 1, y + int(place[1] * (height - 1))]
-    assert grid.cell_at(xs, ys).tolist() == [cell] * 3
-
-
 @given(grid=grids())
 def test_regions_tile_the_grid_without_gap_or_overlap(grid):
     rows, columns = grid.shape
@@ -60,14 +51,6 @@ def test_the_slide_is_covered_by_as_few_cells_as_can_be(grid):
     rows, columns = grid.shape
     assert columns == 1 or (columns - 2) * grid.pitch + grid.cell < grid.width + 1e-3
     assert rows == 1 or (rows - 2) * grid.pitch + grid.cell < grid.height + 1e-3
-
-
-@given(grid=grids(overlapping=True))
-def test_where_cells_overlap_a_pixel_belongs_to_the_last_that_begins_before_it(grid):
-    starts = all_boxes(grid)[: grid.shape[1], 0]
-    pixels = np.arange(0, grid.width, max(1, grid.width // 50))
-    expected = np.searchsorted(starts, pixels, side="right") - 1
-    np.testing.assert_array_equal(grid.cell_at(pixels, np.zeros_like(pixels)), expected)
 
 
 @pytest.mark.parametrize("cell", [256 * 3.9997, 64 * 2.001, 1000 / 3, 8.1])

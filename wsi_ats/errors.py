@@ -13,9 +13,9 @@
     └── ArtifactError        a stored file that is missing, damaged or of another run
         └── LockedError      ... an output folder that another run holds
 
-A message names the value found, what was expected and what to do next. Errors of other libraries
-are translated where that library is called, with ``raise ... from``. None tells a password or signature of
-a URL: messages end in tables and logs that are handed on.
+A message names the value found, the expected one and what to do next. Errors of other libraries are
+translated where that library is called, with ``raise ... from``. No message contains a password or signature
+of a URL: messages end in tables and logs that are passed on.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _SIGNATURE = re.compile(
 
 
 def without_secrets(text: str) -> str:
-    """Replace what gives access, in URLs within a text, by ``***``.
+    """Replace passwords and signatures of URLs in a text by ``***``.
 
     Examples
     --------
@@ -65,7 +65,7 @@ class SlideError(WsiAtsError):
     path
         The slide, as the user named it.
     problem
-        What was found, what was expected and what to do.
+        The value found, the expected one and what to do.
     """
 
     def __init__(self, path: str, problem: str) -> None:

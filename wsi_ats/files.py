@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and folders that one run holds at a time."""
+"""Files that are either complete or absent, folders that one run holds at a time, and fingerprints."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from wsi_ats.errors import ArtifactError, LockedError, SettingsError
 from wsi_ats.geometry import Grid
 
-# A process that has taken a folder writes its name there at once, unless the machine is busy.
+# A process that has locked a folder writes its name there at once, unless the machine is busy.
 _OWNER_LOOKS, _OWNER_SECONDS = 20, 0.1
 
 
@@ -38,7 +38,7 @@ def atomic(path: Path) -> Iterator[Path]:
     Yields
     ------
     Path
-        Where to write. After an error it is removed and what stood under the final name is untouched.
+        The temporary file. After an error it is removed, and a file under the final name is untouched.
 
     Raises
     ------
@@ -54,12 +54,12 @@ def atomic(path: Path) -> Iterator[Path]:
     >>> target.read_text()
     'done'
     """
-    # Without the name, which may be as long as names can be.
+    # Without the file's own name, which may be as long as names can be.
     temporary = path.with_name(f".{uuid.uuid4().hex}.part{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
-        mode = temporary.stat().st_mode  # what the user's umask allows; some writers make files private
+        mode = temporary.stat().st_mode  # by the user's umask; some writers make files private
         temporary.unlink()
         yield temporary
         temporary.chmod(mode)
@@ -101,12 +101,12 @@ def locked(folder: Path, command: str) -> Iterator[None]:
     folder
         The folder; it is made if need be.
     command
-        Told to whoever is refused.
+        Named in the error of a run that is refused.
 
     Raises
     ------
     LockedError
-        When another run holds the folder; names it.
+        When another run holds the folder; the message names that run.
     ArtifactError
         When the folder cannot be made or written to.
     """
@@ -132,7 +132,7 @@ def locked(folder: Path, command: str) -> Iterator[None]:
 
 
 def _owner(path: Path) -> dict[str, Any]:
-    """Who holds a folder; whoever has just taken it is given time to write that down."""
+    """Read who holds a folder, with a little patience for a run that has just locked it."""
     for _ in range(_OWNER_LOOKS):
         if path.exists():
             return read_json(path)
@@ -163,9 +163,16 @@ def read_json(path: Path) -> dict[str, Any]:
     return record
 
 
-def digest_of(*parts: str) -> str:
-    """Fingerprint of some texts."""
-    return hashlib.sha256("\x00".join(parts).encode()).hexdigest()[:16]
+def digest_of(*parts: str | bytes) -> str:
+    """Return the fingerprint of some texts and bytes: 16 hexadecimal digits.
+
+    Examples
+    --------
+    >>> digest_of("a", "b"), digest_of("a", b"b")
+    ('59b271ae1bbcb1d3', '11897bce6ae93e03')
+    """
+    texts = (part if isinstance(part, str) else hashlib.sha256(part).hexdigest() for part in parts)
+    return hashlib.sha256("\x00".join(texts).encode()).hexdigest()[:16]
 
 
 def save_arrays(path: Path, grid: Grid, **arrays: np.ndarray[Any, Any]) -> None:
@@ -178,13 +185,13 @@ def save_arrays(path: Path, grid: Grid, **arrays: np.ndarray[Any, Any]) -> None:
     grid
         Of the cells.
     **arrays
-        By name; :func:`load_arrays` gives them back.
+        By name; :func:`load_arrays` returns them.
     """
     with atomic(path) as temporary:
         np.savez_compressed(temporary, allow_pickle=False, grid=json.dumps(asdict(grid)), **arrays)
 
 
-# All that a changed byte was seen to raise; that of an unknown compression is a RuntimeError.
+# All that a changed byte was seen to raise; an unknown compression raises RuntimeError.
 _DAMAGE = (
     OSError,
     EOFError,
@@ -199,7 +206,7 @@ _DAMAGE = (
 
 
 def load_arrays(path: Path, *names: str, optional: Sequence[str] = ()) -> tuple[Grid, dict[str, Any]]:
-    """Read what :func:`save_arrays` wrote.
+    """Read a file of :func:`save_arrays`.
 
     Parameters
     ----------
@@ -208,7 +215,7 @@ def load_arrays(path: Path, *names: str, optional: Sequence[str] = ()) -> tuple[
     *names
         Arrays that must be there.
     optional
-        Arrays that may be missing; they are then not in the result.
+        Arrays that may be missing, and are then missing in the result.
 
     Raises
     ------
@@ -216,7 +223,7 @@ def load_arrays(path: Path, *names: str, optional: Sequence[str] = ()) -> tuple[
         When the file or an array is missing, or the file is damaged.
     """
     try:
-        # Opened here: numpy leaves a file open that it finds damaged.
+        # Opened here, because numpy leaves a damaged file open.
         with path.open("rb") as stored, np.load(stored, allow_pickle=False) as file:
             there = [name for name in optional if name in file]
             return Grid(**json.loads(str(file["grid"]))), {name: file[name] for name in (*names, *there)}

@@ -1,11 +1,11 @@
-"""Where things are: levels of a slide, regions of it, and the grid of attention cells.
+"""Places on a slide: levels, regions, and the grid of attention cells.
 
-One frame is used throughout: **level-0 pixels, (x, y), y down**. Pixels of another level occur in one
-place only, :meth:`Level.from_level0`, where the one rounding happens. A *cell* is one place where
-attention may look and one tile that may be read: the grid of attention cells is the grid of tiles.
+One frame is used throughout: **level-0 pixels, (x, y), y down**. Pixels of another level occur only in
+:meth:`Level.from_level0`, where the one rounding happens. A *cell* has one value of attention and is one tile
+that may be read: the grid of attention cells is the grid of tiles.
 
-Positions are kept as whole numbers of 2^-20 pixels, so that a position is exact however many cells
-away it is: nothing drifts, and the right edge of one cell is the left edge of the next.
+Positions are whole numbers of 2^-20 pixels, so that they are exact at any distance: nothing drifts, and the
+right edge of one cell is the left edge of the next.
 """
 
 from __future__ import annotations
@@ -92,8 +92,6 @@ class Grid:
     (3, 4)
     >>> grid.region(5)
     Region(x=256, y=256, width=256, height=256)
-    >>> int(grid.cell_at(300, 300))
-    5
     """
 
     width: int
@@ -133,7 +131,7 @@ class Grid:
         return 1 + max(0, -(-beyond_first // _units(self.pitch)))
 
     def boxes(self, cells: npt.ArrayLike) -> IntArray:
-        """Level-0 rectangles of many cells.
+        """Return the level-0 rectangles of many cells.
 
         Parameters
         ----------
@@ -161,28 +159,12 @@ class Grid:
         return np.stack([left, top, right - left, bottom - top], axis=-1)
 
     def region(self, cell: int) -> Region:
-        """Level-0 rectangle of one cell."""
+        """Return the level-0 rectangle of one cell."""
         return Region(*self.boxes([cell])[0].tolist())
 
     def regions(self, cells: npt.ArrayLike) -> Sequence[Region]:
-        """Level-0 rectangles of many cells, in the order given."""
+        """Return the level-0 rectangles of many cells, in their order."""
         return [Region(*box) for box in self.boxes(cells).tolist()]
-
-    def cell_at(self, x: npt.ArrayLike, y: npt.ArrayLike) -> IntArray:
-        """Cell that a level-0 pixel belongs to.
-
-        Where cells overlap, the last one that begins at or before the pixel; past the right or bottom
-        edge of the last cell, the last one.
-
-        Parameters
-        ----------
-        x, y
-            Level-0 pixels inside the slide, any one shape.
-        """
-        rows, columns = self.shape
-        row = _last_start(np.asarray(y, dtype=np.int64), _units(self.pitch), rows)
-        column = _last_start(np.asarray(x, dtype=np.int64), _units(self.pitch), columns)
-        return row * columns + column
 
 
 def _units(length: float) -> int:
@@ -191,11 +173,3 @@ def _units(length: float) -> int:
 
 def _round(units: IntArray) -> IntArray:
     return (units + _ONE // 2) >> 20
-
-
-def _last_start(position: IntArray, pitch: int, count: int) -> IntArray:
-    """Last of ``count`` cells whose rounded start is at or before ``position``."""
-    # round(k * pitch) <= p  <=>  k * pitch < (p + 1/2), in whole units
-    last = ((position * _ONE + _ONE // 2) - 1) // pitch
-    clipped: IntArray = np.clip(last, 0, count - 1)
-    return clipped

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -81,7 +83,7 @@ class Header(MemorySlide):
 
     def __init__(self, *downsamples, mpp):
         super().__init__([np.zeros((1, 1, 3), np.uint8)], mpp=mpp, path="header.svs")
-        self.levels = levels(*downsamples)
+        self.info = replace(self.info, levels=levels(*downsamples))
 
 
 @pytest.mark.parametrize(

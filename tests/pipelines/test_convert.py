@@ -98,7 +98,7 @@ def test_another_slide_of_the_same_name_is_refused_and_the_pyramid_stays(out, ru
     before = tree(out / "slide_000.ome.zarr")
     ran = run("convert", other, "--out", out, "--json")
     assert ran.exit_code == 1
-    assert "made of another slide or with other settings" in ran.json["failed"]["slide_000"]
+    assert "made from another slide or with other settings" in ran.json["failed"]["slide_000"]
     assert "--overwrite" in ran.json["failed"]["slide_000"]
     assert tree(out / "slide_000.ome.zarr") == before
     assert run("convert", other, "--out", out, "--overwrite").exit_code == 0

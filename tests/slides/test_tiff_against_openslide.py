@@ -727,7 +727,7 @@ def test_dicom_that_begins_as_tiff_does_is_no_tiff(handmade, tmp_path):
     content = bytearray(path.read_bytes())
     content[128:132] = b"DICM"
     (tmp_path / "s.dcm").write_bytes(content)
-    assert choose_reader(tmp_path / "s.dcm").reason == "it is no TIFF file"
+    assert choose_reader(tmp_path / "s.dcm").reason == "it is not a TIFF file"
 
 
 def test_more_tiles_than_places_are_left_to_openslide(handmade, tmp_path):

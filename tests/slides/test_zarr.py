@@ -30,9 +30,10 @@ from zarr.storage import FsspecStore, LocalStore
 from wsi_ats.errors import ArtifactError, MppError, SettingsError, SlideError, SlideOpenError, SlideReadError
 from wsi_ats.geometry import Region
 from wsi_ats.slides import jpeg, open_slide
-from wsi_ats.slides import pyramid as writing
+from wsi_ats.slides import shards as writing
 from wsi_ats.slides.memory import MemorySlide
-from wsi_ats.slides.pyramid import halved, is_complete, remove_pyramid, write_pyramid
+from wsi_ats.slides.pyramid import is_complete, remove_pyramid, write_pyramid
+from wsi_ats.slides.shards import halved
 from wsi_ats.slides.zarr import ZarrSlide
 from wsi_ats.tables.manifest import read_manifest
 from wsi_ats.testing.contract import SlideContract
@@ -433,7 +434,7 @@ def test_what_was_stopped_goes_on_to_the_same_bytes(small_shards, tmp_path, thre
         write_pyramid(Failing(pixels, 7), str(target), threads=threads)
     assert not (target / "zarr.json").exists()
     assert not is_complete(str(target))
-    with pytest.raises(SlideOpenError, match="was not completed; the same `wsi-ats convert` goes on"):
+    with pytest.raises(SlideOpenError, match="was not completed; run the same `wsi-ats convert` again"):
         ZarrSlide(str(target))
     # What may be left: a file under a temporary name, a shard that is cut off, one of rubbish, an empty one.
     shards = sorted(target.rglob("c/*/*/*"))
@@ -473,7 +474,7 @@ def test_another_source_or_form_is_refused(small_shards, tmp_path, stopped):
         {"source": "one", "region": (0, 0, 9, 9)},
     ):
         options["region"] = Region(*options.get("region", (0, 0, 300, 200)))
-        with pytest.raises(ArtifactError, match="made of another slide or with other settings"):
+        with pytest.raises(ArtifactError, match="made from another slide or with other settings"):
             write_pyramid(MemorySlide([pixels], mpp=0.5), str(target), **options)
     assert tree(target) == before
 
@@ -487,9 +488,9 @@ def test_pyramids_of_others_are_neither_written_over_nor_deleted(pattern, tmp_pa
     else:
         write_by_hand(path, [pattern(60, 50)], version=what)
     before = tree(path)
-    with pytest.raises(ArtifactError, match="holds something else"):
+    with pytest.raises(ArtifactError, match="holds something other"):
         write_pyramid(MemorySlide([noise(60, 50)], mpp=0.5), str(path))
-    with pytest.raises(ArtifactError, match="holds something else"):
+    with pytest.raises(ArtifactError, match="holds something other"):
         remove_pyramid(str(path))
     assert tree(path) == before
 
@@ -556,8 +557,8 @@ def test_a_shard_that_is_read_back_otherwise_is_noticed(small_shards, tmp_path):
             await super().set(key, value)
 
     with (
-        mock.patch.object(writing, "open_store", lambda path, read_only: Forgetful(path)),
-        pytest.raises(ArtifactError, match=r"0/c/0/0/1 is read back otherwise"),
+        mock.patch("wsi_ats.slides.pyramid.open_store", lambda path, read_only: Forgetful(path)),
+        pytest.raises(ArtifactError, match=r"0/c/0/0/1 reads back differently"),
     ):
         write_pyramid(MemorySlide([noise(100, 60)], mpp=0.5), str(tmp_path / "s"))
 
@@ -726,8 +727,8 @@ def test_what_is_no_image_is_refused(tmp_path, what):
     ("change", "message"),
     [
         ({"version": "0.3"}, "version is '0.3', expected 0.5 or 0.4"),
-        ({"omero": {"channels": [{"color": c} for c in ("0000FF", "00FF00", "FF0000")]}}, "no RGB image"),
-        ({"omero": {"channels": [{"color": "FFFFFF"}]}}, "no RGB image"),
+        ({"omero": {"channels": [{"color": c} for c in ("0000FF", "00FF00", "FF0000")]}}, "not an RGB image"),
+        ({"omero": {"channels": [{"color": "FFFFFF"}]}}, "not an RGB image"),
     ],
 )
 def test_what_is_no_rgb_of_a_known_version_is_refused(pattern, tmp_path, change, message):
@@ -995,7 +996,7 @@ def test_a_web_server_gives_the_same_pixels_or_an_error(whole_pyramid, handler):
                 for region, (x, y) in zip(slide.read_regions(0, corners, 9, 8), corners, strict=True):
                     np.testing.assert_array_equal(region, pixels[y : y + 8, x : x + 9])
             else:
-                with pytest.raises(SlideReadError, match="were asked for"):
+                with pytest.raises(SlideReadError, match="were requested"):
                     slide.read_regions(0, np.array([[3, 4]]), 9, 8)
         with pytest.raises(SlideOpenError, match="no Zarr group"):
             ZarrSlide(f"{url}/nothing")

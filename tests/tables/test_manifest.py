@@ -9,16 +9,10 @@ import pytest
 
 from wsi_ats.errors import ManifestError, MppError
 from wsi_ats.slides.base import SlideRef
-from wsi_ats.tables.manifest import (
-    check_classes,
-    check_labels,
-    find_slides,
-    read_labels,
-    read_manifest,
-    read_splits,
-    unlabelled,
-    with_tables,
-)
+from wsi_ats.tables.label_table import read_labels
+from wsi_ats.tables.manifest import check_classes, check_labels, read_manifest, unlabelled, with_tables
+from wsi_ats.tables.sources import find_slides
+from wsi_ats.tables.split_table import read_splits
 from wsi_ats.tasks.targets import Target
 
 
@@ -281,7 +275,7 @@ def test_labels_without_slide_and_slides_without_label_are_counted_in_the_log(fo
 
 
 def test_a_label_column_without_a_table_is_refused(folder):
-    with pytest.raises(ManifestError, match="column 'x' of which table"):
+    with pytest.raises(ManifestError, match="the label column 'x' needs a table"):
         read_manifest(folder, label_column="x")
 
 
@@ -356,7 +350,7 @@ def test_slides_that_a_table_of_splits_does_not_name_are_left_out(folder, caplog
     splits = table(folder, ",train,val,test\n0,a,,\n")
     with caplog.at_level(logging.WARNING):
         assert [(r.id, r.split) for r in read_manifest(folder, splits=splits)] == [("a", "train")]
-    assert "names no split of 1 slides, left out: b" in caplog.text
+    assert "names no split for 1 slides, which are left out: b" in caplog.text
 
 
 @pytest.mark.parametrize(

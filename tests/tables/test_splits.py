@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from wsi_ats.errors import ManifestError
 from wsi_ats.slides.base import SlideRef
-from wsi_ats.tables.manifest import read_splits
+from wsi_ats.tables.split_table import read_splits
 from wsi_ats.tables.splits import (
     check_leakage,
     check_tested_once,

@@ -1,7 +1,14 @@
-"""Slides: how one is named, opened and read.
+"""Slides: references to them, and opening and reading them in any format.
 
-Everything else sees only :class:`SlideRef`, :class:`Slide` and :func:`open_slide`; which library reads
-which file is known in this folder alone.
+Other rooms use :class:`SlideRef`, :class:`Slide` and :func:`open_slide`, and know no library that reads
+slides.
+
+- ``base``: the reference, the description and the open slide; ``wrappers``, ``colour``: slides around slides.
+- ``opening``: the choice of a reader; ``tiff``, ``openslide``, ``zarr``, ``memory``: the readers.
+- ``tiff_*``, ``ome_xml``, ``stored_image``, ``codecs``, ``jpeg``: the index of TIFF files, and decoding.
+- ``zarr_*``, ``ome_zarr``: the parts of a Zarr image; ``pyramid``, ``shards``: writing one.
+- ``storage``, ``remote``, ``ranges``, ``answers``: bytes from disks and stores.
+- ``dicom``, ``resolution``, ``resample``, ``fingerprint``, ``advice``: by their names.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""How stores are asked for a part of a file, and what their answers and errors mean.
+"""Requests to stores for a part of a file, and the meaning of their answers and errors.
 
-Web servers and S3 are asked by the functions of their own libraries, with the connections of fsspec's file
-systems. Those of fsspec take whatever comes for the range that was asked for.
+Web servers and S3 are asked through their own libraries, with the connections of fsspec's file systems: the
+functions of fsspec itself accept any answer, a whole file or an error page, as the requested range.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-# A part of an answer that is handed on at a time.
+# Bytes of an answer that are passed on at a time.
 _PIECE = 64 << 10
 
 COPY = "copy the slide to this machine, or to a server that gives ranges"
 
-# Libraries of stores raise errors of their own, some of which may pass. Whoever raised one has been imported.
+# Errors of the libraries of stores. Some may pass, so that another try helps. A library that raised one has
+# been imported.
 _DROPPED = (
     ("aiohttp", "ClientPayloadError"),
     ("aiohttp", "ServerDisconnectedError"),
@@ -52,20 +53,20 @@ _NO_CREDENTIALS = (
 )
 _BUSY = {408, 425, 429, 500, 502, 503, 504}
 
-# File systems that are not asynchronous have one connection, or one position in a file, for all threads.
+# File systems that are not asynchronous share one connection, or one position in a file, among all threads.
 _ONE_AT_A_TIME = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a store says of a file before it sends a part of it.
+    """The head of a store's answer, before it sends a part of a file.
 
     Parameters
     ----------
     size
-        Bytes of the whole file, if the store tells.
+        Bytes of the whole file, if the store gives them.
     mark
-        What the store changes with the file; empty if it does not tell.
+        The file's ETag, or time of its last change; empty if the store gives neither.
     chunks
         The part, piece by piece.
     """
@@ -76,7 +77,7 @@ class Answer:
 
 
 class FailedError(Exception):
-    """Why a request failed, and whether that may pass."""
+    """A request that failed; ``passing`` if another try may help."""
 
     def __init__(self, problem: str, *, passing: bool = False) -> None:
         super().__init__(problem)
@@ -87,7 +88,7 @@ Ask = Callable[[Any, str, int, int], AbstractAsyncContextManager[Answer]]
 
 
 def asking(files: Any) -> Ask:
-    """How ranges are asked for."""
+    """Return the function that requests ranges from a file system."""
     protocols = {files.protocol} if isinstance(files.protocol, str) else set(files.protocol)
     if "s3" in protocols:
         return ask_s3
@@ -96,9 +97,9 @@ def asking(files: Any) -> Ask:
 
 @asynccontextmanager
 async def ask_http(files: Any, url: str, start: int, stop: int) -> AsyncIterator[Answer]:
-    """Ask a web server for the bytes from start to stop of a url, through the connections of files.
+    """Request the bytes from start to stop of a url, through the connections of files, which are of fsspec.
 
-    Not by fsspec's own function, which takes whole bodies and pages of errors for the bytes of a range.
+    fsspec's own function would accept whole files and error pages as the bytes of a range.
     """
     headers = dict(files.kwargs.get("headers", {}))
     headers |= {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
@@ -117,9 +118,9 @@ async def ask_http(files: Any, url: str, start: int, stop: int) -> AsyncIterator
 
 @asynccontextmanager
 async def ask_s3(files: Any, name: str, start: int, stop: int) -> AsyncIterator[Answer]:
-    """Ask S3 for the bytes from start to stop of a name, through the connections of files.
+    """Request the bytes from start to stop of a name in S3, through the connections of files.
 
-    Not by fsspec's own function, which tells neither size nor ETag.
+    fsspec's own function returns neither size nor ETag.
     """
     bucket, key, version = files.split_path(name)
     options = {"VersionId": version} if version else {}
@@ -134,7 +135,7 @@ async def ask_s3(files: Any, name: str, start: int, stop: int) -> AsyncIterator[
 
 @asynccontextmanager
 async def ask_any(files: Any, name: str, start: int, stop: int) -> AsyncIterator[Answer]:
-    """Ask any other of files for the bytes from start to stop of a name; it tells neither size nor mark."""
+    """Request the bytes from start to stop of a name from any other files; size and mark stay unknown."""
     if files.async_impl:
         body = await files._cat_file(name, start=start, end=stop)
     else:
@@ -147,13 +148,13 @@ async def ask_any(files: Any, name: str, start: int, stop: int) -> AsyncIterator
 
 
 def alone(work: Callable[..., T], *arguments: Any, **options: Any) -> T:
-    """Do some work, with its arguments and options, on a file system that serves one thread at a time."""
+    """Do work, with its arguments and options, on a file system that serves one thread at a time."""
     with _ONE_AT_A_TIME:
         return work(*arguments, **options)
 
 
 def _size_of(content_range: str | None, start: int) -> int | None:
-    """Size of the file by the header of a part of it, which must be the part asked for."""
+    """Return the size of a file, by the header of a part of it, which must be the requested one."""
     known = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", content_range or "")
     if known is None or int(known[1]) != start:
         raise FailedError(f"bytes from {start} were asked for, its server sent {content_range!r}; {COPY}")
@@ -161,7 +162,7 @@ def _size_of(content_range: str | None, start: int) -> int | None:
 
 
 def _whole(length: Any, start: int, stop: int) -> int:
-    """Size of a file that was sent whole: only one that is smaller than what was asked for is taken."""
+    """Return the size of a file that was sent whole: only one smaller than the requested part is accepted."""
     if length is None or start or int(length) > stop:
         size = "its bytes" if length is None else f"{length} bytes"
         raise FailedError(f"a range of bytes was asked for, its server would send all {size}; {COPY}")
@@ -169,23 +170,23 @@ def _whole(length: Any, start: int, stop: int) -> int:
 
 
 def _refused(status: int, reason: str, start: int, stop: int) -> FailedError:
-    """What an error of a web server means."""
-    told = f"{status} {reason}".strip()
+    """Return the failure that a status of a web server means."""
+    answer = f"{status} {reason}".strip()
     if status in {404, 410}:
-        return FailedError(f"no such file ({told}); check the URL in the manifest")
+        return FailedError(f"no such file ({answer}); check the URL in the manifest")
     if status in {401, 403}:
-        return FailedError(_no_access(told))
+        return FailedError(_no_access(answer))
     if status == 416:
-        return FailedError(f"bytes {start} to {stop} are beyond its end ({told}); is the file complete?")
-    return FailedError(f"its server answers {told}", passing=status in _BUSY)
+        return FailedError(f"bytes {start} to {stop} are beyond its end ({answer}); is the file complete?")
+    return FailedError(f"its server answers {answer}", passing=status in _BUSY)
 
 
-def _no_access(told: str) -> str:
-    return f"access is refused ({told}); check the credentials and, of a signed URL, until when it is valid"
+def _no_access(answer: str) -> str:
+    return f"access is refused ({answer}); check the credentials and, of a signed URL, until when it is valid"
 
 
 def failure_of(error: Exception, seconds: float) -> FailedError:
-    """What an error of a file system means."""
+    """Return the failure that an error of a file system means, after a limit of some seconds."""
     code = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code")
     busy = isinstance(error, OSError) and error.errno in {errno.EBUSY, getattr(errno, "EREMOTEIO", errno.EIO)}
     text = " ".join(str(error).split())[:300]
@@ -212,10 +213,10 @@ def failure_of(error: Exception, seconds: float) -> FailedError:
 
 
 def raised() -> tuple[type[Exception], ...]:
-    """What file systems raise; a ``ValueError`` for names that their store does not allow."""
+    """Return the errors that file systems raise; ``ValueError`` is for names that a store does not allow."""
     return (OSError, ValueError, *_loaded(_PASSING), *_loaded(_LASTING))
 
 
 def _loaded(names: tuple[tuple[str, str], ...]) -> tuple[type[Exception], ...]:
-    """Classes of the libraries that are imported already."""
+    """Return the classes whose libraries have been imported."""
     return tuple(getattr(sys.modules[module], name) for module, name in names if module in sys.modules)

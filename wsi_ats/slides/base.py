@@ -1,15 +1,14 @@
-"""The noun of this folder: a slide, by reference and as an open handle."""
+"""A slide as a reference, which may cross a process border, and as an open handle, which may not."""
 
 from __future__ import annotations
 
 import math
-import re
 import unicodedata
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self, final
 
 import numpy as np
 import numpy.typing as npt
@@ -21,54 +20,18 @@ from wsi_ats.slides.storage import is_remote
 Pixels = npt.NDArray[np.uint8]
 
 # Light microscopy scans lie between 0.1 and 4 um per pixel and thumbnails of them below 100; 352.8
-# (72 dots per inch) and 0 are what broken writers leave behind.
+# (72 dots per inch) and 0 are what faulty writers leave behind.
 _PLAUSIBLE_MPP = (0.01, 100.0)
 
-# A slide's files are called as the slide, with an ending of up to twelve bytes, and names have at most 255.
+# Output files are named after the slide, with an ending of up to twelve bytes; names have at most 255 bytes.
 _LONGEST_ID = 240
 
 READERS = ("auto", "direct", "openslide", "zarr")
 COLOURS = ("stored", "srgb")
 
 
-# What is said of files that end too early, or lack a part: by OpenSlide, zlib, numpy, this library ...
-_CUT_SHORT = re.compile(
-    r"beyond|\beof\b|end of file|too short|short read|truncat|not enough data|premature|no such file|missing|"
-    r"requires a buffer|only zeros",
-    re.IGNORECASE,
-)
-
-
-# What is said of files that are whole, and of a kind that is not read.
-_NOT_READ = re.compile(r"unsupported|not supported|can not handle", re.IGNORECASE)
-
-
-def advice_on(problem: str) -> str:
-    """Say what to do with a file that cannot be read; only what was cut short was hardly copied whole.
-
-    Parameters
-    ----------
-    problem
-        What is wrong with it.
-
-    Examples
-    --------
-    >>> advice_on("TIFFFillTile: Read error at row 0: Short read")
-    'is the copy complete?'
-    >>> advice_on("Unsupported TIFF compression: 34712")
-    'convert it, with vips or bioformats2raw for example'
-    >>> advice_on("Dimensional mismatch reading JPEG")
-    'the file is damaged, or was written wrongly; copy it again, or have it written again'
-    """
-    if _CUT_SHORT.search(problem):
-        return "is the copy complete?"
-    if _NOT_READ.search(problem):
-        return "convert it, with vips or bioformats2raw for example"
-    return "the file is damaged, or was written wrongly; copy it again, or have it written again"
-
-
 def composed(name: str) -> str:
-    """Write a name the one way of several that Unicode has (NFC): macOS writes files in another than tables.
+    """Return a name in Unicode's composed form (NFC); macOS writes file names in another form than tables.
 
     Examples
     --------
@@ -80,29 +43,28 @@ def composed(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class SlideRef:
-    """A slide by name: the only thing about a slide that crosses a process border.
+    """A reference to a slide: the only thing about a slide that crosses a process border.
 
     Parameters
     ----------
     id
         Unique in a collection; the file's stem by default.
     path
-        Where the slide is.
+        The slide's path or URL.
     case
         The patient; the slide's own id where the manifest names none.
     label
-        The slide's class as written in the manifest; ``None`` where unknown.
+        The slide's class as written in the manifest; ``None`` if unknown.
     split
         ``"train"``, ``"val"`` or ``"test"`` where the manifest prescribes it.
     mpp
-        Micrometres per level-0 pixel; overrides what the file says.
+        Micrometres per level-0 pixel; overrides the value in the file.
     reader
-        Who reads it: ``"direct"``, ``"openslide"`` or ``"zarr"``; ``"auto"`` lets
-        :func:`wsi_ats.slides.open_slide` choose.
+        ``"direct"``, ``"openslide"`` or ``"zarr"``; ``"auto"`` lets :func:`wsi_ats.slides.open_slide` choose.
     colour
-        ``"stored"``: pixels as they are; ``"srgb"``: as the file's colour profile says they look.
+        ``"stored"``: pixels as stored; ``"srgb"``: converted to sRGB by the file's colour profile.
     channel
-        Name or number, from 0, of the channel to read of a TIFF file with several; empty for all others.
+        Name, or number from 0, of the channel to read of a TIFF file with several; empty for all others.
 
     Examples
     --------
@@ -143,13 +105,16 @@ class SlideRef:
                 f"have {_LONGEST_ID} at most; rename the file, or give a shorter slide_id in a table"
             )
         if self.mpp is not None:
-            Mpp(self.mpp, "the given mpp").check(self.path)
+            try:
+                Mpp(self.mpp, "the given mpp")
+            except ValueError as error:
+                raise MppError(self.path, str(error)) from error
 
     @classmethod
     def from_path(cls, path: str | Path, *, mpp: float | None = None) -> Self:
-        """Name a slide after its file, or its folder: without ``.svs``, ``.ome.tif``, ``.ome.zarr``.
+        """Name a slide after its file or folder, without ``.svs``, ``.ome.tif`` or ``.ome.zarr``.
 
-        What comes after ``?`` in a URL is no part of the name. An image ``0`` in ``a.ome.zarr`` is ``a_0``.
+        The query of a URL (after ``?``) is not part of the name. Image ``0`` in ``a.ome.zarr`` is ``a_0``.
         """
         file = Path(path)
         if is_remote(str(path)):
@@ -178,115 +143,96 @@ class SlideRef:
 
 @dataclass(frozen=True, slots=True)
 class Mpp:
-    """Micrometres per level-0 pixel, and where the number comes from."""
+    """Micrometres per level-0 pixel, and the source of the number.
+
+    Parameters
+    ----------
+    value
+        Micrometres per level-0 pixel.
+    source
+        For messages: the name of the property in the file, for example.
+
+    Raises
+    ------
+    ValueError
+        When no microscope makes such a slide.
+    """
 
     value: float
     source: str
 
-    def check(self, path: str) -> Self:
-        """Return self, or say why no microscope makes such a slide.
-
-        Raises
-        ------
-        MppError
-            When the value is not plausible.
-        """
+    def __post_init__(self) -> None:
         low, high = _PLAUSIBLE_MPP
         if not (math.isfinite(self.value) and low <= self.value <= high):
-            raise MppError(
-                path,
+            raise ValueError(
                 f"{self.source} says {self.value} micrometres per pixel, expected {low} to {high}; "
-                "give the true value in the manifest's mpp column or with --mpp",
+                "give the true value in the manifest's mpp column or with --mpp"
             )
-        return self
 
 
-class Closable(ABC):
-    """What readers share: leaving the context closes the slide, and what was scanned is one rectangle."""
+@dataclass(frozen=True, slots=True)
+class SlideInfo:
+    """The description of a slide, complete as soon as the slide is open.
 
-    @abstractmethod
-    def close(self) -> None:
-        """Release the file."""
-
-    @property
-    @abstractmethod
-    def bounds(self) -> Region:
-        """See :attr:`Slide.bounds`."""
-
-    @property
-    def scanned(self) -> tuple[Region, ...]:
-        """See :attr:`Slide.scanned`."""
-        return (self.bounds,)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class Slide(Protocol):
-    """An open slide. Every reader keeps the promises tested in :mod:`wsi_ats.testing.contract`.
-
-    Opening reads the header alone; pixels are read only in :meth:`read_regions`. Reading is safe from
-    several threads. Slides are context managers.
+    Parameters
+    ----------
+    path
+        The slide's name in errors.
+    vendor
+        Format of the file, by the reader's own name for it.
+    levels
+        The pyramid, finest first; the first level's downsample is 1.
+    tile_shapes
+        Width and height of the file's own tiles at each level; ``None`` where the format does not say.
+    mpp
+        The resolution, or a text that says why it is not known.
+    background
+        RGB colour of glass without tissue; fills the area outside the scan.
+    scan
+        The part of level 0 that was scanned; ``None`` for all of it, or where the format does not say.
+    regions
+        The same in parts, where several regions of a glass were scanned; empty for one region.
     """
 
-    @property
-    def path(self) -> str:
-        """What errors call this slide."""
-        ...
+    path: str
+    vendor: str
+    levels: tuple[Level, ...]
+    tile_shapes: tuple[tuple[int, int] | None, ...]
+    mpp: Mpp | str
+    background: tuple[int, int, int] = (255, 255, 255)
+    scan: Region | None = None
+    regions: tuple[Region, ...] = ()
+
+
+class Slide(ABC):
+    """An open slide. Every reader keeps the promises tested in :mod:`wsi_ats.testing.contract`.
+
+    A reader sets :attr:`info` and implements the five abstract members; all else follows from these. Opening
+    reads the header alone; pixels are read only in :meth:`read_regions`. Reading is safe from several
+    threads. Slides are context managers.
+
+    Attributes
+    ----------
+    info : SlideInfo
+        The slide's description.
+    """
+
+    info: SlideInfo
 
     @property
-    def levels(self) -> tuple[Level, ...]:
-        """The pyramid, finest first; the first level's downsample is 1."""
-        ...
-
-    @property
-    def mpp(self) -> Mpp:
-        """Micrometres per level-0 pixel.
-
-        Raises
-        ------
-        MppError
-            When neither the file nor the caller gives a plausible value; names what was looked at.
-        """
-        ...
-
-    @property
-    def background(self) -> tuple[int, int, int]:
-        """RGB colour of glass without tissue; fills what lies outside the scanned area."""
-        ...
-
-    @property
-    def bounds(self) -> Region:
-        """Part of level 0 that was scanned; the whole where the format does not tell."""
-        ...
-
-    @property
-    def scanned(self) -> tuple[Region, ...]:
-        """The same in parts, where several regions of a glass were scanned; at least one."""
-        ...
-
-    @property
-    def vendor(self) -> str:
-        """Format of the file, in the reader's own word."""
-        ...
-
-    @property
+    @abstractmethod
     def icc(self) -> bytes | None:
         """The file's colour profile, if it has one; pixels are as stored all the same."""
-        ...
 
-    def tile_shape(self, level: int) -> tuple[int, int] | None:
-        """Width and height of the file's own tiles at a level, where the format tells."""
-        ...
+    @property
+    @abstractmethod
+    def bytes_read(self) -> int | None:
+        """All bytes read since the slide was opened; ``None`` where its reader does not count them.
 
+        For a slide in a store, all bytes that it has sent: the index and gaps between joined tiles, too.
+        """
+
+    @abstractmethod
     def read_regions(self, level: int, corners: IntArray, width: int, height: int) -> Pixels:
         """Read equally large regions of one level.
 
@@ -310,24 +256,74 @@ class Slide(Protocol):
         SlideReadError
             When a pixel cannot be read. No pixel is ever made up; the slide stays usable.
         """
-        ...
 
+    @abstractmethod
     def stored_bytes(self, level: int, corners: IntArray, width: int, height: int) -> int | None:
-        """Compressed bytes of the file's tiles that the regions touch, each tile once.
+        """Return the compressed bytes of the file's tiles that the regions touch, each tile once.
 
-        ``None`` where the format does not tell.
+        ``None`` where the format does not say.
         """
-        ...
 
+    @abstractmethod
     def close(self) -> None:
         """Release the file."""
-        ...
 
-    def __enter__(self) -> Self: ...
+    @property
+    def path(self) -> str:
+        """The slide's name in errors."""
+        return self.info.path
 
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """The pyramid, finest first; the first level's downsample is 1."""
+        return self.info.levels
+
+    @property
+    def vendor(self) -> str:
+        """Format of the file, by the reader's own name for it."""
+        return self.info.vendor
+
+    @property
+    def background(self) -> tuple[int, int, int]:
+        """RGB colour of glass without tissue; fills the area outside the scan."""
+        return self.info.background
+
+    @property
+    def mpp(self) -> Mpp:
+        """Micrometres per level-0 pixel.
+
+        Raises
+        ------
+        MppError
+            When neither the file nor the caller gives a plausible value; names everything that was tried.
+        """
+        if isinstance(self.info.mpp, str):
+            raise MppError(self.path, self.info.mpp)
+        return self.info.mpp
+
+    @property
+    def bounds(self) -> Region:
+        """The part of level 0 that was scanned; all of it where the format does not say."""
+        return self.info.scan or Region(0, 0, self.levels[0].width, self.levels[0].height)
+
+    @property
+    def scanned(self) -> tuple[Region, ...]:
+        """The same in parts, where several regions of a glass were scanned; at least one."""
+        return self.info.regions or (self.bounds,)
+
+    def tile_shape(self, level: int) -> tuple[int, int] | None:
+        """Return the width and height of the file's own tiles at a level, where the format says."""
+        return self.info.tile_shapes[level]
+
+    @final
+    def __enter__(self) -> Self:
+        return self
+
+    @final
     def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         trace: TracebackType | None,
-    ) -> None: ...
+    ) -> None:
+        self.close()

@@ -1,4 +1,4 @@
-"""Decoding of stored tiles: the only import of imagecodecs. JPEG, the commonest, is another library's."""
+"""Decoding of stored tiles: the only import of imagecodecs. Another library decodes JPEG, the commonest."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import numpy as np
 from wsi_ats.slides import jpeg
 from wsi_ats.slides.base import Pixels
 
-# Of a JPEG 2000 codestream: markers of its start and of its size, width, height, the offsets of both, the
-# same of its tiles, and the number of colours.
+# The head of a JPEG 2000 codestream: markers of its start and of its size; width, height and the offsets of
+# both; the same for its tiles; and the number of colours.
 _CODESTREAM = struct.Struct(">I4xIIIIIIIIH")
 _CODESTREAM_START = 0xFF4FFF51
 _TILE_PART = b"\xff\x90"
-# A colour of 8 bits, of which there is one at each pixel. Others the decoder takes for luma and chroma.
+# A colour of 8 bits with a value at each pixel. The decoder takes others for luma and chroma.
 _EIGHT_BITS = b"\x07\x01\x01"
 
 
 class Compression(StrEnum):
-    """How tiles are stored."""
+    """Compressions of tiles."""
 
     NONE = "none"
     JPEG = "jpeg"
@@ -33,7 +33,7 @@ class Compression(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Coding:
-    """How the tiles of one image are stored.
+    """The coding of the tiles of one image.
 
     Parameters
     ----------
@@ -44,13 +44,13 @@ class Coding:
     differences
         Whether pixels are stored as differences from their left neighbour (TIFF's predictor 2).
     prefix
-        What comes before a JPEG stream, in place of its first ``skipped`` bytes.
+        Bytes that replace the first ``skipped`` bytes of a JPEG stream.
     skipped
         See ``prefix``.
     suffix
-        What stands in place of the last bytes of a JPEG stream.
+        Bytes that replace the last bytes of a JPEG stream.
     colours
-        How JPEG stores colours, by what the file says; ``None`` to believe the stream.
+        The form of JPEG's colours, if the file gives it; ``None`` to go by the stream.
     """
 
     compression: Compression
@@ -69,7 +69,7 @@ class Coding:
         data
             As stored.
         out
-            Where to: contiguous, shape (height, width, 3).
+            The result: contiguous, shape (height, width, 3).
 
         Raises
         ------
@@ -113,7 +113,7 @@ def _decompress(
         Compression.ZSTD: imagecodecs.zstd_decode,
     }
     try:
-        # Told how much there may be, a decoder does not fill the memory with what a few bytes claim.
+        # With a limit, a decoder does not fill the memory with what a few bytes claim.
         decoded: bytes | bytearray = decoders[compression](bytes(data), out=expected)
     except RuntimeError as error:
         raise ValueError(str(error)) from error
@@ -147,7 +147,7 @@ def _decode_jpeg_2000(data: bytes, height: int, width: int, samples: int) -> Pix
 
 
 def _count_tiles(data: bytes) -> int:
-    """Tiles of which a JPEG 2000 codestream has a part."""
+    """Count the tiles of which a JPEG 2000 codestream has a part."""
     at, end, seen = 2, len(data), set()
     while at < end and data[at : at + 2] != _TILE_PART:
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")

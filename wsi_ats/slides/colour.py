@@ -1,7 +1,7 @@
-"""Colours as a scanner's profile says they look: Pillow's only other import.
+"""Colours converted to sRGB by a scanner's profile: Pillow's only other import.
 
-Scanners store the colours of their own sensor and, some of them, a profile that says how these look. Models
-seldom care, and OpenSlide gives pixels as stored; but slides of several scanners come closer to each other.
+Scanners store the colours of their own sensor and, some of them, a profile to convert them. Models seldom
+need it, and OpenSlide returns pixels as stored; but converted, slides of several scanners look more alike.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from wsi_ats.slides.wrappers import WrappedSlide
 
 
 class SrgbSlide(WrappedSlide):
-    """A slide in the colours of sRGB, which screens show and photographs have.
+    """A slide converted to sRGB, the colours of screens and photographs.
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ class SrgbSlide(WrappedSlide):
     Raises
     ------
     SlideOpenError
-        When it has none, or one that is no profile of RGB colours.
+        When it has none, or one that is not for RGB colours.
     """
 
     def __init__(self, inner: Slide) -> None:
@@ -49,13 +49,8 @@ class SrgbSlide(WrappedSlide):
                 inner.path, f"its colour profile cannot be used: {error}; set tile.colour to 'stored'"
             ) from error
 
-    @property
-    def background(self) -> tuple[int, int, int]:
-        """The inner slide's: where nothing was scanned, no sensor saw a colour."""
-        return self._inner.background
-
     def read_regions(self, level: int, corners: IntArray, width: int, height: int) -> Pixels:
-        """Read from the inner slide and convert; outside the scanned area is background as it was."""
+        """Read from the inner slide and convert; outside the scanned area the background stays as it is."""
         regions = self._inner.read_regions(level, corners, width, height)
         outside = (regions == self.background).all(-1)
         for region, unscanned in zip(regions, outside, strict=True):

@@ -1,7 +1,7 @@
-"""Which DICOM files are one slide: the only import of pydicom. Pixels are read by OpenSlide.
+"""DICOM files grouped into slides: the only import of pydicom. Pixels are read by OpenSlide.
 
 DICOM keeps each level, label and overview of a slide in a file of its own (PS3.3, A.32.8). Files of one
-``SeriesInstanceUID`` are one slide; OpenSlide finds them, beside each other, from any of them.
+``SeriesInstanceUID`` are one slide; from any of them, OpenSlide finds the others in the same folder.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from wsi_ats.errors import SlideOpenError
-from wsi_ats.slides.base import advice_on
+from wsi_ats.slides.advice import advice_on
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -33,13 +33,13 @@ _EXTENDED_OFFSETS = 0x7FE00001
 SUFFIXES = frozenset({".dcm", ".dicom"})
 """Endings of DICOM files; many have none."""
 
-# Files of which it is kept what they say.
+# Files whose headers are kept.
 _KEPT = 1 << 16
 
-# Bytes of an element's tag, type and length; frames that are compressed follow those of the pixel data.
+# Bytes of an element's tag, type and length; compressed frames follow those of the pixel data.
 _ELEMENT = 12
 
-# After 128 bytes of anything, a TIFF header for instance.
+# The mark comes after 128 bytes of anything, a TIFF header for instance.
 _PREAMBLE, _MAGIC = 128, b"DICM"
 
 _log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """What a DICOM file says of itself.
+    """The header of a DICOM file.
 
     Parameters
     ----------
@@ -56,7 +56,8 @@ class Instance:
     series
         Its ``SeriesInstanceUID``.
     other
-        What it is, where that is no level of a whole-slide image: ``label``, ``Segmentation Storage`` ...
+        The kind of the file, if it is not a level of a whole-slide image: ``label``, ``Segmentation Storage``
+        ...
     """
 
     path: Path
@@ -76,7 +77,7 @@ class Series:
     Parameters
     ----------
     name
-        What the slide is called; see :func:`find_series`.
+        The slide's name; see :func:`find_series`.
     path
         The largest of its levels.
     """
@@ -86,9 +87,9 @@ class Series:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether something is a DICOM file by its content, whatever it is called; not if it cannot be read."""
+    """Return whether a file is DICOM by its content, whatever its name; ``False`` if it cannot be read."""
     try:
-        if not path.is_file():  # a pipe would be waited for without end
+        if not path.is_file():  # opening a pipe would wait forever
             return False
         with path.open("rb") as file:
             return file.read(_PREAMBLE + len(_MAGIC))[_PREAMBLE:] == _MAGIC
@@ -97,17 +98,17 @@ def is_dicom(path: Path) -> bool:
 
 
 def read_instance(path: Path) -> Instance | None:
-    """Read what a DICOM file is part of, without its pixels; ``None`` where that cannot be told."""
+    """Read the header of a DICOM file, without its pixels; ``None`` if it cannot be understood."""
     try:
         facts = path.stat()
         return _read(path, facts.st_size, facts.st_mtime_ns) if S_ISREG(facts.st_mode) else None
-    except OSError:  # not kept, unlike damage: a share may be back at the next look
+    except OSError:  # not kept, unlike damage: a network share may be back at the next look
         return None
 
 
 @lru_cache(maxsize=_KEPT)
 def _read(path: Path, size: int, changed: int) -> Instance | None:
-    """Read an instance once for as long as its file is the same; watched folders are asked often."""
+    """Read a header once for as long as its file is the same; watched folders are searched often."""
     from pydicom.filereader import read_partial
     from pydicom.uid import UID
 
@@ -119,7 +120,7 @@ def _read(path: Path, size: int, changed: int) -> Instance | None:
                 stop_when=lambda tag, vr, length: tag > _SERIES,  # noqa: ARG005
                 specific_tags=[_SOP_CLASS, _IMAGE_TYPE, _SERIES],
             )
-        # As stored: to make values of them, pydicom would check them and warn.
+        # As stored: pydicom would check parsed values, and warn.
         kind, image, series = (_text(data, tag) for tag in (_SOP_CLASS, _IMAGE_TYPE, _SERIES))
         kind = kind or _text(data.file_meta, _MEDIA_SOP_CLASS)
     except _damaged() as error:
@@ -148,19 +149,19 @@ def _damaged() -> tuple[type[Exception], ...]:
 
 
 def find_series(files: Iterable[Path], *, growing: Path | None = None) -> tuple[list[Series], list[str]]:
-    """Find out which slides DICOM files are, and what else is among them.
+    """Group DICOM files into slides, and list those that belong to none.
 
-    A slide is named after its file where its series has one; after the folder where all files of the series
-    are in it and it holds no other slide; else by its ``SeriesInstanceUID``, all of it, for UIDs of one
-    archive may begin and end alike. Of files of one name in folders of their own, too, the folder is the
-    name. A file whose header cannot be read is listed as a slide of its own, to be refused by its name.
+    A slide is named after its file if its series has one file; after the folder if all files of the series
+    are in it and it holds no other slide; else by its whole ``SeriesInstanceUID``, because UIDs of one
+    archive may begin and end alike. Files of the same name, each in a folder of its own, are named after the
+    folders. A file whose header cannot be read is listed as a slide of its own, to be refused by its name.
 
     Parameters
     ----------
     files
         DICOM files, in any folders.
     growing
-        A folder in which other slides are expected: its name is that of none.
+        A folder in which further slides are expected: no slide is named after it.
 
     Returns
     -------
@@ -204,7 +205,7 @@ def find_series(files: Iterable[Path], *, growing: Path | None = None) -> tuple[
 
 
 def _stem(file: Path) -> str:
-    """A file's name without an ending of DICOM; of a UID, the last number is no ending."""
+    """Return a file's name without an ending of DICOM; the last number of a UID is no ending."""
     return file.stem if file.suffix.lower() in SUFFIXES else file.name
 
 
@@ -224,7 +225,7 @@ def files_of_series(path: Path) -> list[Path]:
 
 
 def check_offsets(path: Path) -> None:
-    """Check that frames of a DICOM file follow one another as its table of offsets says.
+    """Check that the frames of a DICOM file follow one another in its table of offsets.
 
     OpenSlide 4.0 ends the whole process where they do not.
 
@@ -247,7 +248,7 @@ def check_offsets(path: Path) -> None:
 
 @lru_cache(maxsize=_KEPT)
 def _check_offsets(path: Path, size: int, changed: int) -> tuple[int, bool]:
-    """Frames of a file, and whether each begins after the one before and within the file."""
+    """Return the number of frames, and whether each begins after the one before and within the file."""
     from pydicom import dcmread
     from pydicom.encaps import parse_basic_offsets
 
@@ -255,9 +256,9 @@ def _check_offsets(path: Path, size: int, changed: int) -> tuple[int, bool]:
     try:
         with path.open("rb") as file:
             data = dcmread(file, stop_before_pixels=True, specific_tags=[_EXTENDED_OFFSETS])
-            told = data.get_item(_EXTENDED_OFFSETS) if _EXTENDED_OFFSETS in data else None
-            if told is not None:
-                offsets = np.frombuffer(told.value or b"", dtype="<u8")
+            table = data.get_item(_EXTENDED_OFFSETS) if _EXTENDED_OFFSETS in data else None
+            if table is not None:
+                offsets = np.frombuffer(table.value or b"", dtype="<u8")
             elif data.file_meta.TransferSyntaxUID.is_compressed:
                 file.seek(_ELEMENT, os.SEEK_CUR)
                 offsets = np.array(parse_basic_offsets(file), dtype=np.uint64)
@@ -273,5 +274,5 @@ def _check_offsets(path: Path, size: int, changed: int) -> tuple[int, bool]:
 def _size(file: Path) -> int:
     try:
         return file.stat().st_size
-    except OSError:  # it went away since the folder was listed
+    except OSError:  # it was removed since the folder was listed
         return -1

@@ -1,7 +1,7 @@
-"""JPEG, in slides and on the way from one machine to another: the only import of simplejpeg.
+"""JPEG, in slides and for transport between machines: the only import of simplejpeg.
 
 simplejpeg decodes as OpenSlide does (libjpeg-turbo, exact DCT, smooth colour), and refuses streams that
-libjpeg only warns about: damage becomes an error and not grey or smeared pixels.
+libjpeg only warns about: damage becomes an error instead of grey or smeared pixels.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ Colours = Literal["RGB", "YCbCr", "Gray"]
 
 _START = b"\xff\xd8"
 _MARKER, _END, _SCAN = 0xFF, 0xD9, 0xDA
-# Each scan of a progressive image goes over all its pixels. Encoders write ten or so; a few bytes are enough
-# to write one without pixels.
+# Each scan of a progressive image takes time for all its pixels. Encoders write ten or so; a scan without
+# pixels takes a few bytes.
 _MOST_SCANS = 200
 _TABLES = {0xC4, 0xCC, 0xDB, 0xDD}
-# What programs say of a stream: JFIF, that it has luma and chroma; Adobe, which of both it has.
+# Marks of programs: JFIF means luma and chroma; Adobe says which form the colours have.
 _JFIF, _ADOBE = 0xE0, 0xEE
-# Says whether three colours are stored as they are (0) or as luma and chroma (1); decoders guess otherwise.
+# With 0 after it: three colours are stored as they are; with 1, as luma and chroma. Without it, decoders
+# guess.
 _SAYS = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
 
 
@@ -49,9 +50,9 @@ def decode(stream: bytes | memoryview, out: Pixels, colours: Colours | None = No
     stream
         The JPEG.
     out
-        Where to: contiguous, shape (height, width, 3); grey images become grey RGB.
+        The result: contiguous, shape (height, width, 3); grey images become grey RGB.
     colours
-        How colours are stored, whatever the stream says of it; by default it is believed.
+        The form of the colours, whatever the stream says; by default that of the stream.
 
     Raises
     ------
@@ -65,15 +66,15 @@ def decode(stream: bytes | memoryview, out: Pixels, colours: Colours | None = No
     >>> out[0, 0].tolist()
     [90, 90, 90]
     """
-    height, width, said, _ = simplejpeg.decode_jpeg_header(stream)
+    height, width, form, _ = simplejpeg.decode_jpeg_header(stream)
     if (height, width) != out.shape[:2]:
         # Before anything is decoded: a few bytes can claim 65,535 x 65,535 pixels.
         raise ValueError(f"a JPEG of {width} x {height} pixels, expected {out.shape[1]} x {out.shape[0]}")
-    if colours is not None and said != colours:
+    if colours is not None and form != colours:
         stream = _saying(colours, bytes(stream))
-        said = simplejpeg.decode_jpeg_header(stream)[2]
-        if said != colours:
-            raise ValueError(f"a JPEG of {said} pixels, expected {colours}")
+        form = simplejpeg.decode_jpeg_header(stream)[2]
+        if form != colours:
+            raise ValueError(f"a JPEG of {form} pixels, expected {colours}")
     scans = bytes(stream).count(bytes([_MARKER, _SCAN]))
     if scans > _MOST_SCANS:
         raise ValueError(f"a JPEG of {scans} scans, at most {_MOST_SCANS} are decoded")
@@ -81,14 +82,14 @@ def decode(stream: bytes | memoryview, out: Pixels, colours: Colours | None = No
 
 
 def prefix(tables: bytes | None, colours: Colours) -> bytes:
-    """What turns an abbreviated stream of a TIFF file into a whole one, in place of its first two bytes.
+    """Return the bytes that complete an abbreviated stream of a TIFF file, in place of its first two.
 
     Parameters
     ----------
     tables
-        The file's tables for all of its tiles: a JPEG stream without image.
+        The file's tables for all of its tiles: a JPEG stream without an image.
     colours
-        How colours are stored.
+        The form of the colours.
 
     Raises
     ------
@@ -104,13 +105,13 @@ def _says(colours: Colours) -> bytes:
 
 
 def _saying(colours: Colours, stream: bytes) -> bytes:
-    """A stream that says of its colours what is true, and nothing else."""
+    """Return the stream marked with the given form of colours, and with no other mark."""
     kept = (part for marker, part in _parts(stream) if marker not in {_JFIF, _ADOBE})
     return b"".join((_START, _says(colours), *kept))
 
 
 def _parts(stream: bytes) -> Iterator[tuple[int, bytes]]:
-    """Markers and the bytes that belong to them, but for those of start and end; pixels are the last."""
+    """Split a stream into markers with their bytes, without those of start and end; pixels come last."""
     if stream[:2] != _START:
         raise ValueError("not the start of a JPEG")
     at = 2
@@ -134,7 +135,7 @@ def _parts(stream: bytes) -> Iterator[tuple[int, bytes]]:
 
 @dataclass(frozen=True, slots=True)
 class JpegTiles:
-    """Tiles, encoded one by one; made by :meth:`of`.
+    """Tiles encoded one by one; created by :meth:`of`.
 
     Parameters
     ----------
@@ -160,7 +161,7 @@ class JpegTiles:
         return cls(pixels.shape, [encode(tile) for tile in pixels])
 
     def pixels(self) -> Pixels:
-        """Decode them, uint8, shape (N, height, width, 3); the same on every machine."""
+        """Decode them to uint8, shape (N, height, width, 3); the result is the same on every machine."""
         pixels = np.empty(self.shape, dtype=np.uint8)
         for tile, stream in zip(pixels, self.streams, strict=True):
             decode(stream, tile)

@@ -1,4 +1,4 @@
-"""Slides held in memory: examples, tests, and images that were never files."""
+"""Slides held in memory, for examples, tests, and images that were never files."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from wsi_ats.errors import MppError, SlideOpenError, SlideReadError
-from wsi_ats.geometry import IntArray, Level, Region
-from wsi_ats.slides.base import Closable, Mpp, Pixels
+from wsi_ats.errors import SlideOpenError, SlideReadError
+from wsi_ats.geometry import IntArray, Level
+from wsi_ats.slides.base import Mpp, Pixels, Slide, SlideInfo
+from wsi_ats.slides.resolution import mpp_or_problem
 
 
-class MemorySlide(Closable):
+class MemorySlide(Slide):
     """A slide made of arrays.
 
     Parameters
@@ -21,14 +22,14 @@ class MemorySlide(Closable):
     mpp
         Micrometres per level-0 pixel; ``None`` if unknown.
     path
-        What errors call it.
+        Its name in errors.
     background
         RGB colour outside the arrays.
 
     Raises
     ------
     SlideOpenError
-        When an array is no RGB image.
+        When an array is not an RGB image.
 
     Examples
     --------
@@ -37,8 +38,8 @@ class MemorySlide(Closable):
     [0, 255]
     """
 
-    vendor = "memory"
     icc = None
+    bytes_read = None
 
     def __init__(
         self,
@@ -48,9 +49,6 @@ class MemorySlide(Closable):
         path: str = "memory",
         background: tuple[int, int, int] = (255, 255, 255),
     ) -> None:
-        self.path = path
-        self.background = background
-        self._mpp = mpp
         self._pyramid = list(pyramid)
         for pixels in self._pyramid:
             if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
@@ -60,27 +58,12 @@ class MemorySlide(Closable):
         if not self._pyramid:
             raise SlideOpenError(path, "expected at least one level")
         full = self._pyramid[0].shape
-        self.levels = tuple(
+        levels = tuple(
             Level(width, height, (full[1] / width + full[0] / height) / 2)
             for height, width, _ in (pixels.shape for pixels in self._pyramid)
         )
-
-    @property
-    def mpp(self) -> Mpp:
-        """The value given at birth."""
-        if self._mpp is None:
-            raise MppError(self.path, "no mpp was given; pass mpp=")
-        return Mpp(self._mpp, "given").check(self.path)
-
-    @property
-    def bounds(self) -> Region:
-        """All of level 0."""
-        return Region(0, 0, self.levels[0].width, self.levels[0].height)
-
-    def tile_shape(self, level: int) -> tuple[int, int] | None:
-        """Arrays are not tiled."""
-        del level
-        return None
+        resolution = "no mpp was given; pass mpp=" if mpp is None else mpp_or_problem(Mpp, mpp, "given")
+        self.info = SlideInfo(path, "memory", levels, (None,) * len(levels), resolution, background)
 
     def read_regions(self, level: int, corners: IntArray, width: int, height: int) -> Pixels:
         """See :meth:`wsi_ats.slides.base.Slide.read_regions`."""
@@ -96,10 +79,10 @@ class MemorySlide(Closable):
         return regions
 
     def stored_bytes(self, level: int, corners: IntArray, width: int, height: int) -> int | None:
-        """Nothing is stored."""
+        """Return ``None``: nothing is stored."""
         del level, corners, width, height
         return None
 
     def close(self) -> None:
-        """Forget the arrays."""
+        """Release the arrays."""
         self._pyramid = []

@@ -1,4 +1,4 @@
-"""Which reader reads which slide, and why."""
+"""Opening of slides: the choice of a reader, and its reason."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wsi_ats.errors import SlideOpenError
-from wsi_ats.slides.base import Slide, SlideRef, advice_on
+from wsi_ats.slides.advice import advice_on
+from wsi_ats.slides.base import Slide, SlideRef
 from wsi_ats.slides.storage import is_remote, is_zarr, open_storage
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ class Choice:
         ``direct``: :class:`wsi_ats.slides.tiff.TiffSlide`; ``openslide``:
         :class:`wsi_ats.slides.openslide.OpenSlideSlide`; ``zarr``: :class:`wsi_ats.slides.zarr.ZarrSlide`.
     reason
-        Why.
+        The reason.
     """
 
     reader: str
@@ -33,7 +34,7 @@ class Choice:
 
 
 def choose_reader(ref: SlideRef | str | Path) -> Choice:
-    """Say which reader :func:`open_slide` takes for a slide, and why.
+    """Return the reader that :func:`open_slide` chooses for a slide, and the reason.
 
     Parameters
     ----------
@@ -48,7 +49,7 @@ def choose_reader(ref: SlideRef | str | Path) -> Choice:
     Examples
     --------
     >>> choose_reader("scans/case7.mrxs")  # doctest: +SKIP
-    Choice(reader='openslide', reason='it is no TIFF file')
+    Choice(reader='openslide', reason='it is not a TIFF file')
     """
     choice, storage, _ = _choose(_reference(ref))
     if storage is not None:
@@ -59,17 +60,17 @@ def choose_reader(ref: SlideRef | str | Path) -> Choice:
 def open_slide(ref: SlideRef | str | Path, *, threads: int = 1) -> Slide:
     """Open a slide; pixels are read only when asked for.
 
-    TIFF files whose pixels are those that OpenSlide would give are read directly, at a fifth to a half of the
-    cost (``docs/readers.md``); OME-Zarr by zarr; all else by OpenSlide.
+    TIFF files are read directly where the pixels are the same as OpenSlide's, at a fifth to a half of the
+    cost (``docs/readers.md``); OME-Zarr is read by zarr, and all else by OpenSlide.
 
     Parameters
     ----------
     ref
-        A reference, or the path or URL of a file. Its ``reader`` forces one; with its ``colour`` "srgb",
-        pixels are as the file's colour profile says, and as stored where it has none.
+        A reference, or the path or URL of a file. Its ``reader`` forces one. With its ``colour`` "srgb",
+        pixels are converted by the file's colour profile; without a profile they stay as stored.
     threads
-        How many decode at a time where tiles are read directly: for a program that reads one slide, or fewer
-        than it has cores.
+        Number of threads that decode where tiles are read directly: for a program that reads one slide, or
+        fewer than it has cores.
 
     Raises
     ------
@@ -85,9 +86,9 @@ def open_slide(ref: SlideRef | str | Path, *, threads: int = 1) -> Slide:
 
 
 def open_chosen(ref: SlideRef | str | Path, *, threads: int = 1) -> tuple[Slide, Choice]:
-    """Open a slide as :func:`open_slide` does, with the reader that was chosen for it.
+    """Open a slide as :func:`open_slide` does, and return the choice of its reader, too.
 
-    So the index that decides is read once, which counts where it comes from a store.
+    The index that decides is read only once, which matters where it comes from a store.
     """
     ref = _reference(ref)
     choice, storage, index = _choose(ref)
@@ -138,7 +139,7 @@ def _open(
 
 
 def _check_levels(slide: Slide, index: TiffIndex) -> None:
-    """Refuse a pyramid with a damaged level: OpenSlide would make a thumbnail of the whole of level 0."""
+    """Refuse a pyramid with a damaged level: OpenSlide would read all of level 0 for a thumbnail."""
     from wsi_ats.slides.tiff import damaged_level
 
     level = damaged_level(index)
@@ -158,7 +159,7 @@ def _reference(ref: SlideRef | str | Path) -> SlideRef:
 
 
 def _choose(ref: SlideRef) -> tuple[Choice, Storage | None, TiffIndex | None]:
-    """Choose, and hand on what had to be opened for it."""
+    """Choose a reader, and return the storage and index that were opened for it."""
     if ref.reader == "openslide" and is_remote(ref.path):
         raise SlideOpenError(
             ref.path, "OpenSlide reads files of this machine alone; copy it, or leave out --reader"
@@ -185,11 +186,11 @@ def _choose(ref: SlideRef) -> tuple[Choice, Storage | None, TiffIndex | None]:
 
 
 def _choose_by_content(ref: SlideRef, storage: Storage) -> tuple[Choice, TiffIndex | None]:
-    """Choose by what is in the file, and hand on its index where that is what will be read."""
+    """Choose a reader by the contents of a file, and return its index, too."""
     from wsi_ats.slides.tiff import levels_of, why_not
     from wsi_ats.slides.tiff_index import TiffIndex
 
-    # Of MIRAX the file itself says nothing, and may be empty.
+    # The file of a MIRAX slide has no contents, and may be empty.
     if storage.size == 0 and not ref.path.lower().endswith(".mrxs"):
         raise SlideOpenError(ref.path, "it is an empty file; copy it again")
     whole = index = TiffIndex.of(storage)
@@ -197,7 +198,7 @@ def _choose_by_content(ref: SlideRef, storage: Storage) -> tuple[Choice, TiffInd
         _check_shows_slide(ref.path, index)
     if index is not None and ref.channel:
         index = index.of_channel(ref.path, ref.channel)
-    reason = "it is no TIFF file" if index is None else why_not(index)
+    reason = "it is not a TIFF file" if index is None else why_not(index)
     if index is not None and not reason:
         why = "its pixels are those that OpenSlide gives"
         if ref.channel:
@@ -229,7 +230,7 @@ def _choose_by_content(ref: SlideRef, storage: Storage) -> tuple[Choice, TiffInd
 
 
 def _check_shows_slide(path: str, index: TiffIndex) -> None:
-    """Refuse TIFF files of which any reader would show something else than the slide."""
+    """Refuse TIFF files that every reader would show wrongly."""
     if index.overview:
         raise SlideOpenError(
             path,

@@ -1,4 +1,4 @@
-"""Slides through OpenSlide: the only import of openslide, and where its errors are translated."""
+"""Slides read by OpenSlide: its only import, where its errors are translated."""
 
 from __future__ import annotations
 
@@ -11,24 +11,26 @@ import openslide
 
 from wsi_ats.errors import SlideOpenError, SlideReadError
 from wsi_ats.geometry import IntArray, Level, Region
-from wsi_ats.slides.base import Closable, Mpp, Pixels, advice_on
+from wsi_ats.slides.advice import advice_on
+from wsi_ats.slides.base import Pixels, Slide, SlideInfo
 from wsi_ats.slides.dicom import check_offsets, files_of_series, is_dicom
-from wsi_ats.slides.resolution import find_mpp
+from wsi_ats.slides.resolution import find_mpp, mpp_or_problem
 from wsi_ats.slides.storage import LocalFile
 from wsi_ats.slides.tiff_index import TiffIndex
 
-# Randomly drawn tiles are hardly ever read twice: a larger cache than for neighbouring tiles of one read
-# only costs memory, and training keeps many slides open.
+# Randomly drawn tiles are hardly ever read twice: a larger cache than for neighbouring tiles of one read only
+# costs memory, and training keeps many slides open.
 _CACHE_BYTES = 4 << 20
 
+_RECTANGLE = ("x", "y", "width", "height")
 _OPAQUE = np.array([0, 0, 0, 255], dtype=np.uint8)
 
 
-class OpenSlideSlide(Closable):
+class OpenSlideSlide(Slide):
     """A slide in any format that OpenSlide reads.
 
-    At levels whose downsample is not whole (3.9997), OpenSlide places regions to the nearest level-0 pixel
-    and interpolates: pixels lie up to half a level-0 pixel from where they were asked for.
+    At levels whose downsample is not a whole number (3.9997), OpenSlide rounds a region's corner to a level-0
+    pixel and interpolates: pixels are off by up to half a level-0 pixel.
 
     Parameters
     ----------
@@ -43,110 +45,34 @@ class OpenSlideSlide(Closable):
         When OpenSlide cannot open the file.
     """
 
+    bytes_read = None  # OpenSlide does not count them
+
     def __init__(self, path: str, *, mpp: float | None = None) -> None:
-        self.path = path
-        self._override = mpp
+        self._path = path
         self._lock = threading.Lock()
         self._handle: openslide.OpenSlide | None = None
         self._closed = False
-        handle = self._open()
-        # A name that is no UTF-8 is listed, and has no value.
-        values = {name: handle.properties.get(name) for name in handle.properties}
-        self._properties: Mapping[str, str] = {name: v for name, v in values.items() if v is not None}
-        self.levels = tuple(
-            Level(width, height, downsample)
-            for (width, height), downsample in zip(
-                handle.level_dimensions, handle.level_downsamples, strict=True
-            )
-        )
         self._index: TiffIndex | None = None
         self._indexed = False
+        try:
+            self.info = _describe(self._open(), path, mpp)
+        except ValueError as error:
+            self.close()
+            raise SlideOpenError(path, f"its properties cannot be understood: {error}") from error
 
     def _open(self) -> openslide.OpenSlide:
         with self._lock:
             if self._closed:
-                raise SlideReadError(self.path, "the slide is closed; open it again to read")
+                raise SlideReadError(self._path, "the slide is closed; open it again to read")
             if self._handle is None:
-                path = Path(self.path)
-                if not path.exists():
-                    raise SlideOpenError(self.path, "no such file; check the path in the manifest")
-                if not (path.is_file() or path.is_dir()):  # a pipe would be waited for without end
-                    raise SlideOpenError(self.path, "it is a device and no file")
-                if path.suffix.lower() == ".mrxs" and not path.with_suffix("").is_dir():
-                    raise SlideOpenError(
-                        self.path,
-                        f"its pixels are missing: MIRAX keeps them in a folder {path.stem!r} beside it; copy "
-                        "both",
-                    )
-                try:
-                    if is_dicom(path):
-                        for file in files_of_series(path):
-                            check_offsets(file)
-                except OSError as error:
-                    raise SlideOpenError(self.path, f"cannot be read: {error.strerror}") from error
-                try:
-                    self._handle = openslide.OpenSlide(self.path)
-                except openslide.OpenSlideUnsupportedFormatError as error:
-                    raise SlideOpenError(
-                        self.path,
-                        "OpenSlide does not know this format (or the file is damaged); "
-                        "`wsi-ats doctor` lists the formats that can be read",
-                    ) from error
-                except openslide.OpenSlideError as error:
-                    raise SlideOpenError(
-                        self.path, f"OpenSlide cannot open it: {error}; {advice_on(str(error))}"
-                    ) from error
-                self._handle.set_cache(openslide.OpenSlideCache(_CACHE_BYTES))
+                self._handle = _open(self._path)
             return self._handle
-
-    @property
-    def vendor(self) -> str:
-        """OpenSlide's name of the format."""
-        return self._properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
 
     @property
     def icc(self) -> bytes | None:
         """The file's colour profile, if it has one."""
         profile = self._open().color_profile
         return None if profile is None else bytes(profile.tobytes())
-
-    @property
-    def mpp(self) -> Mpp:
-        """The override, else the file's own value, else an error that says what was found."""
-        return find_mpp(self.path, self._properties, self._override)
-
-    @property
-    def background(self) -> tuple[int, int, int]:
-        """The file's background colour; white where it names none."""
-        text = self._properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "FFFFFF")
-        red, green, blue = bytes.fromhex(text)
-        return red, green, blue
-
-    @property
-    def bounds(self) -> Region:
-        """The scanned rectangle, where the format (MIRAX, some Hamamatsu) leaves a margin around it."""
-        whole = Region(0, 0, self.levels[0].width, self.levels[0].height)
-        return self._rectangle("openslide.bounds-{}") or whole
-
-    @property
-    def scanned(self) -> tuple[Region, ...]:
-        """The scanned regions, where the format (Leica, Zeiss) names several."""
-        found: list[Region] = []
-        while region := self._rectangle(f"openslide.region[{len(found)}].{{}}"):
-            found.append(region)
-        return tuple(found) or (self.bounds,)
-
-    def _rectangle(self, name: str) -> Region | None:
-        """What properties say of a rectangle; in their name is a place for ``x``, ``width`` and so on."""
-        texts = [self._properties.get(name.format(side)) for side in ("x", "y", "width", "height")]
-        return None if None in texts else Region(*(int(str(text)) for text in texts))
-
-    def tile_shape(self, level: int) -> tuple[int, int] | None:
-        """Width and height of the file's tiles, where OpenSlide tells."""
-        width, height = (
-            self._properties.get(f"openslide.level[{level}].tile-{side}") for side in ("width", "height")
-        )
-        return None if width is None or height is None else (int(width), int(height))
 
     def read_regions(self, level: int, corners: IntArray, width: int, height: int) -> Pixels:
         """See :meth:`wsi_ats.slides.base.Slide.read_regions`."""
@@ -168,8 +94,8 @@ class OpenSlideSlide(Closable):
                     f"read: {error}; {advice_on(str(error))}",
                 ) from error
             if not downsample.is_integer():
-                # OpenSlide takes whole level-0 pixels, which fall between the pixels of such a level. It
-                # then interpolates, and lets the background shine through where its tiles meet.
+                # OpenSlide takes whole level-0 pixels, which fall between the pixels of such a level. It then
+                # interpolates, and the background shines through where its tiles meet.
                 rgba = np.where(rgba[..., 3:] >= 128, rgba | _OPAQUE, 0)
             pixels[i] = _over(rgba, self.background)
         return pixels
@@ -191,8 +117,80 @@ class OpenSlideSlide(Closable):
                 self._handle = None
 
 
+def _open(path: str) -> openslide.OpenSlide:
+    """Open a file, after checks for what would make OpenSlide wait, guess or end the process."""
+    file = Path(path)
+    if not file.exists():
+        raise SlideOpenError(path, "no such file; check the path in the manifest")
+    if not (file.is_file() or file.is_dir()):  # opening a pipe would wait forever
+        raise SlideOpenError(path, "it is a device, not a file")
+    if file.suffix.lower() == ".mrxs" and not file.with_suffix("").is_dir():
+        raise SlideOpenError(
+            path,
+            f"its pixels are missing: MIRAX keeps them in a folder {file.stem!r} beside it; copy both",
+        )
+    try:
+        if is_dicom(file):
+            for each in files_of_series(file):
+                check_offsets(each)
+    except OSError as error:
+        raise SlideOpenError(path, f"cannot be read: {error.strerror}") from error
+    try:
+        handle = openslide.OpenSlide(path)
+    except openslide.OpenSlideUnsupportedFormatError as error:
+        raise SlideOpenError(
+            path,
+            "OpenSlide does not know this format (or the file is damaged); "
+            "`wsi-ats doctor` lists the formats that can be read",
+        ) from error
+    except openslide.OpenSlideError as error:
+        raise SlideOpenError(path, f"OpenSlide cannot open it: {error}; {advice_on(str(error))}") from error
+    handle.set_cache(openslide.OpenSlideCache(_CACHE_BYTES))
+    return handle
+
+
+def properties_of(handle: openslide.OpenSlide) -> Mapping[str, str]:
+    """Return the properties of an open file; names that are not UTF-8 are listed but have no value."""
+    values = {name: handle.properties.get(name) for name in handle.properties}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _describe(handle: openslide.OpenSlide, path: str, mpp: float | None) -> SlideInfo:
+    properties = properties_of(handle)
+    sizes = zip(handle.level_dimensions, handle.level_downsamples, strict=True)
+    levels = tuple(Level(width, height, downsample) for (width, height), downsample in sizes)
+    red, green, blue = bytes.fromhex(properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "FFFFFF"))
+    # Leica and Zeiss name several scanned regions.
+    regions: list[Region] = []
+    while region := _numbers(properties, f"openslide.region[{len(regions)}].{{}}", *_RECTANGLE):
+        regions.append(Region(*region))
+    # MIRAX and some Hamamatsu leave a margin around the scan.
+    scan = _numbers(properties, "openslide.bounds-{}", *_RECTANGLE)
+    return SlideInfo(
+        path,
+        properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown"),
+        levels,
+        tuple(_tile_shape(properties, level) for level in range(len(levels))),
+        mpp_or_problem(find_mpp, properties, mpp),
+        (red, green, blue),
+        Region(*scan) if scan else None,
+        tuple(regions),
+    )
+
+
+def _tile_shape(properties: Mapping[str, str], level: int) -> tuple[int, int] | None:
+    sides = _numbers(properties, f"openslide.level[{level}].tile-{{}}", "width", "height")
+    return (sides[0], sides[1]) if sides else None
+
+
+def _numbers(properties: Mapping[str, str], name: str, *endings: str) -> list[int] | None:
+    """Return whole numbers from properties of one name with several endings; ``None`` if one is missing."""
+    texts = [properties.get(name.format(ending)) for ending in endings]
+    return None if None in texts else [int(str(text)) for text in texts]
+
+
 def _index(path: str) -> TiffIndex | None:
-    """The index of a TIFF file, for what it says of sizes."""
+    """Read the index of a TIFF file, for the sizes of its tiles."""
     try:
         file = LocalFile(path)
         try:
@@ -200,8 +198,7 @@ def _index(path: str) -> TiffIndex | None:
         finally:
             file.close()
     except SlideOpenError:
-        # A folder, or an index so damaged that its sizes are not known; whether pixels can be read is for
-        # OpenSlide to say.
+        # A folder, or an index so damaged that its sizes are not known; OpenSlide may still read the pixels.
         return None
 
 
@@ -216,10 +213,10 @@ def _over(rgba: Pixels, background: tuple[int, int, int]) -> Pixels:
 
 
 def is_known(path: str) -> bool:
-    """Whether OpenSlide knows a file's format; it may be damaged all the same."""
+    """Return whether OpenSlide knows a file's format; the file may be damaged all the same."""
     return openslide.OpenSlide.detect_format(path) is not None
 
 
 def library_version() -> str:
-    """Version of the OpenSlide C library."""
+    """Return the version of the OpenSlide C library."""
     return str(openslide.__library_version__)

@@ -1,13 +1,13 @@
 """Files in object stores and on web servers: the only import of fsspec.
 
-Only the ranges of bytes that are needed are asked for: neighbours are joined, and all ranges of a batch are
-fetched at once. What arrives is checked: a tile has exactly its bytes, of the very file whose index was read.
+Only the ranges of bytes that are needed are requested: neighbours are joined, and all ranges of a batch are
+fetched at once. Answers are checked: a tile has exactly its bytes, from the very file whose index was read.
 
 ``s3://`` needs the package s3fs, ``https://`` and ``http://`` need aiohttp; both come with
-``wsi-ats[remote]``. Other stores that fsspec knows (``gs://``, ``abfs://`` ...) need the package that it
-names; they are not tested.
+``wsi-ats[remote]``. Other stores that fsspec knows (``gs://``, ``abfs://`` ...) need the package that
+fsspec names; they are not tested.
 
-Credentials come from where the store's own library looks for them: for S3 the variables
+Credentials come from the places where the store's own library looks for them: for S3 the variables
 ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_SESSION_TOKEN`` and ``AWS_PROFILE``, the files in
 ``~/.aws``, or the role of the machine. ``AWS_ENDPOINT_URL`` names another server than Amazon's, such as
 MinIO. Any option of an fsspec file system can be set by a variable, ``FSSPEC_S3_ANON=true`` for public
@@ -17,14 +17,12 @@ buckets for example, or in ``~/.config/fsspec/``. Workers on other machines need
 from __future__ import annotations
 
 import asyncio
-import io
 import os
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeVar, cast
 
 import fsspec
-import numpy as np
 from fsspec.asyn import get_loop, sync
 
 from wsi_ats.errors import ManifestError, SlideError, SlideOpenError, SlideReadError
@@ -40,26 +38,13 @@ from wsi_ats.slides.answers import (
     failure_of,
     raised,
 )
+from wsi_ats.slides.ranges import BLOCK, Blocks, joined
 from wsi_ats.slides.storage import Fetch
 
 T = TypeVar("T")
 
-# The wait for the first byte, some 20 ms, is shared by all requests that are under way. A connection delivers
-# about so much in one's share of it: to read on over a gap then costs no more than to ask anew.
-_GAP = 32 << 10
-
-# As Amazon advises, 8 to 16 MB: larger ones gain nothing, and are fetched again when a connection drops.
-_LARGEST = 8 << 20
-
-# Under way at once, for one read: as many connections as botocore keeps to a host.
+# Requests under way at once, for one read: as many connections as botocore keeps to a host.
 _AT_ONCE = 10
-
-# Of the index, read piece by piece, so many bytes at a time. Pieces lie far apart: blocks four times as large
-# save one or two requests of seven, and two to three times the bytes are read (docs/remote.md).
-_BLOCK = 64 << 10
-
-# Ten million tiles need 160 MB. More is what a damaged index claims, up to the whole file.
-_LARGEST_INDEX = 256 << 20
 
 # A listing of a million files takes minutes.
 _LISTING_SECONDS = 600.0
@@ -69,19 +54,19 @@ _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "http": "aiohttp", "https": "aiohttp"}
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long a store is waited for.
+    """The time that a store is given to answer.
 
     Parameters
     ----------
     tries
-        How often a range is asked for whose connection drops or whose server is busy or silent. File systems
-        try again by themselves too, within the time of one try.
+        Requests for one range, where connections drop or the server is busy or silent. File systems also try
+        again by themselves, within the time of one try.
     pause
         Seconds before the second try; each further pause is twice as long.
     seconds
-        That an empty answer may take: a busy store answers in a few.
+        Limit for an empty answer: a busy store answers in a few seconds.
     bytes_per_second
-        Slower than this, an answer takes too long: a slide would take hours.
+        Lowest speed: a slower answer is given up, for a slide would take hours.
 
     Examples
     --------
@@ -95,7 +80,7 @@ class Patience:
     bytes_per_second: int = 64 << 10
 
     def limit(self, size: int) -> float:
-        """Seconds that a request of so many bytes may take."""
+        """Return the seconds that a request of so many bytes may take."""
         return self.seconds + size / self.bytes_per_second
 
 
@@ -110,23 +95,24 @@ class RemoteFile:
     path
         Its URL.
     patience
-        How long its store is waited for.
+        The time that its store is given to answer.
 
     Attributes
     ----------
     size : int
         Bytes.
     mark : str
-        What the store changes with the file, its ETag or the time of the change; empty if it tells neither.
+        Its ETag, or the time of its last change; empty if the store gives neither.
 
     Raises
     ------
     SlideOpenError
-        When there is no such file, the store does not give it or not in ranges, or a package is missing.
+        When there is no such file, the store refuses it or gives no ranges, or a package is missing.
 
     Examples
     --------
     >>> import fsspec
+    >>> import numpy as np
     >>> fsspec.filesystem("memory").pipe_file("/a.svs", b"0123456789")
     >>> file = RemoteFile("memory://a.svs")
     >>> bytes(file.fetch(np.array([3]), np.array([2]))(0))
@@ -145,25 +131,25 @@ class RemoteFile:
             raise SlideOpenError(path, str(error)) from error
         self._loop = self._files.loop if self._files.async_impl else get_loop()
         self._ask = asking(self._files)
-        self.size, self.mark = -1, ""  # not known yet
+        self.size, self.mark = -1, ""  # until the first answer
         self.size, self.mark, self._start = self._run(self._opened, SlideOpenError)
 
     @property
     def bytes_read(self) -> int:
-        """Bytes that the store has sent so far: the index, and what lies between joined ranges, too."""
+        """Bytes that the store has sent so far, those of the index and between joined ranges included."""
         return self._bytes_read
 
     def fetch(self, offsets: IntArray, sizes: IntArray) -> Fetch:
-        """See :meth:`wsi_ats.slides.storage.Storage.fetch`; all bytes are there when it returns."""
+        """See :meth:`wsi_ats.slides.storage.Storage.fetch`; all bytes have arrived when it returns."""
         return self._fetch(offsets.tolist(), sizes.tolist(), SlideReadError)
 
     def open(self) -> BinaryIO:
-        """See :meth:`wsi_ats.slides.storage.Storage.open`; keeps what it has read."""
+        """See :meth:`wsi_ats.slides.storage.Storage.open`; keeps the blocks that it has read."""
 
         def fetch(offsets: list[int], sizes: list[int]) -> Fetch:
             return self._fetch(offsets, sizes, SlideOpenError)
 
-        return cast(BinaryIO, _Blocks(self.path, self.size, self._start, fetch))
+        return cast(BinaryIO, Blocks(self.path, self.size, self._start, fetch))
 
     def close(self) -> None:
         """See :meth:`wsi_ats.slides.storage.Storage.close`. Connections are kept for other files."""
@@ -174,7 +160,7 @@ class RemoteFile:
             raise SlideReadError(self.path, "the slide is closed; open it again to read")
         if os.getpid() != self._process:
             raise kind(self.path, "it was opened by another process; open it again in this one")
-        requests, places = _joined(offsets, sizes)
+        requests, places = joined(offsets, sizes)
         bodies = self._run(lambda: self._all(requests), kind)
 
         def part(i: int) -> memoryview:
@@ -186,16 +172,16 @@ class RemoteFile:
         return part
 
     def _run(self, work: Callable[[], Coroutine[Any, Any, T]], kind: type[SlideError]) -> T:
-        """Have fsspec's own thread do it."""
+        """Run a coroutine in fsspec's own thread."""
         try:
             return cast(T, sync(self._loop, work))
         except FailedError as error:
             raise kind(self.path, str(error)) from error
 
     async def _opened(self) -> tuple[int, str, memoryview]:
-        """Size, mark and first bytes; web servers and S3 give all three in one answer."""
+        """Return size, mark and first bytes; web servers and S3 give all three in one answer."""
         size, mark = (None, "") if self._ask in {ask_http, ask_s3} else await self._about()
-        stop = _BLOCK if size is None else min(_BLOCK, size)
+        stop = BLOCK if size is None else min(BLOCK, size)
         if not stop:
             return 0, mark, memoryview(b"")
         answer, body = await self._request(0, stop)
@@ -207,7 +193,7 @@ class RemoteFile:
         return size, answer.mark or mark, body
 
     async def _about(self) -> tuple[int, str]:
-        """Size and mark, from stores that do not tell with each answer."""
+        """Return size and mark, from stores that do not give them with each answer."""
 
         async def ask() -> dict[str, Any]:
             async with asyncio.timeout(self._patience.limit(0)):
@@ -265,7 +251,7 @@ class RemoteFile:
         return await self._several_tries(ask, stop - start)
 
     def _check(self, answer: Answer) -> None:
-        """Whether it is still the file that was opened."""
+        """Refuse an answer from another file than the one that was opened."""
         if self.size < 0:
             return
         if answer.size not in {None, self.size} or (answer.mark and self.mark and answer.mark != self.mark):
@@ -296,18 +282,18 @@ def find_files(url: str) -> list[str]:
     Parameters
     ----------
     url
-        Of a file; of a folder, for all files at or below it; or with ``*``, ``?``, ``[...]`` or ``**`` in it,
-        unless a file is called so (``slide[1].svs``, ``slide.svs?versionId=...``).
+        A file; a folder, for all files at or below it; or a pattern with ``*``, ``?``, ``[...]`` or ``**``,
+        unless a file has that very name (``slide[1].svs``, ``slide.svs?versionId=...``).
 
     Returns
     -------
     list of str
-        URLs, sorted; the given one alone if it is a file's.
+        URLs, sorted; only the given one if it is a file's.
 
     Raises
     ------
     ManifestError
-        When the store cannot be asked or has no such file, or is a web server, which lists no folders.
+        When the store does not answer, has no such file, or is a web server, which lists no folders.
 
     Examples
     --------
@@ -350,74 +336,8 @@ def find_files(url: str) -> list[str]:
     return [url] if names == [name] else [str(files.unstrip_protocol(each)) for each in names]
 
 
-class _Blocks(io.RawIOBase):
-    """A file for a library that seeks and reads by itself."""
-
-    def __init__(
-        self, path: str, size: int, start: memoryview, fetch: Callable[[list[int], list[int]], Fetch]
-    ) -> None:
-        self._path = path
-        self._size = size
-        self._fetch = fetch
-        self._blocks: dict[int, bytes | memoryview] = {0: start}
-        self._at = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
-        if base + offset < 0:
-            raise ValueError(f"a place {base + offset} before the beginning")
-        self._at = base + offset
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        room = memoryview(buffer).cast("B")  # of an array, whose items are not bytes
-        begin, end = self._at, min(self._size, self._at + len(room))
-        if begin >= end:
-            return 0
-        wanted = range(begin // _BLOCK, -(-end // _BLOCK))
-        missing = [block for block in wanted if block not in self._blocks]
-        if (len(missing) + len(self._blocks)) * _BLOCK > _LARGEST_INDEX:
-            raise SlideOpenError(
-                self._path, f"its index has more than {_LARGEST_INDEX} bytes, so it is damaged; copy it anew"
-            )
-        sizes = [min(_BLOCK, self._size - block * _BLOCK) for block in missing]
-        part = self._fetch([block * _BLOCK for block in missing], sizes)
-        self._blocks |= {block: part(i) for i, block in enumerate(missing)}
-        for block in wanted:
-            low, high = max(begin, block * _BLOCK), min(end, (block + 1) * _BLOCK)
-            data = self._blocks[block]
-            room[low - begin : high - begin] = data[low - block * _BLOCK : high - block * _BLOCK]
-        self._at = end
-        return end - begin
-
-
-def _joined(offsets: list[int], sizes: list[int]) -> tuple[list[tuple[int, int]], list[int]]:
-    """Join neighbouring ranges: what is to be asked for, and in which answer each range is."""
-    requests: list[tuple[int, int]] = []
-    places = [0] * len(offsets)
-    for i in np.argsort(np.array(offsets, dtype=np.int64), kind="stable").tolist():
-        start, stop = offsets[i], offsets[i] + sizes[i]
-        if not sizes[i]:
-            continue
-        if requests:
-            first, last = requests[-1]
-            if start - last <= _GAP and max(stop, last) - first <= _LARGEST:
-                requests[-1] = first, max(stop, last)
-                places[i] = len(requests) - 1
-                continue
-        requests.append((start, stop))
-        places[i] = len(requests) - 1
-    return requests, places
-
-
 async def _is_there(files: Any, name: str) -> bool:
-    """Whether a name that looks like a pattern is a file's; asks for a byte of it."""
+    """Return whether a name that looks like a pattern is a file's, by a request for one byte."""
     try:
         async with asking(files)(files, name, 0, 1):
             return True
@@ -428,7 +348,7 @@ async def _is_there(files: Any, name: str) -> bool:
 
 
 def _files_of(url: str) -> tuple[Any, str]:
-    """Find the file system of a URL and the file's name in it; a ``ValueError`` says why there is none."""
+    """Return the file system of a URL and the file's name in it; a ``ValueError`` says why there is none."""
     protocol = url.partition("://")[0]
     try:
         files, name = fsspec.core.url_to_fs(url)

@@ -1,7 +1,7 @@
-"""Pixels at another scale, by area averaging, and as pictures: the only import of Pillow.
+"""Area averaging of pixels to another scale, and pictures as files: Pillow's main import.
 
-Pillow's own box filter is used for whole squares alone: it takes each pixel wholly or not at all, so that at
-a scale of 1.5 some results average one pixel and some two, and edges move by up to half a pixel.
+Pillow's own box filter serves whole squares only: it takes each pixel wholly or not at all, so that at a
+scale of 1.5 some results average one pixel and some two, and edges move by up to half a pixel.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ONE = 1 << 20
 # Sides of squares whose averages are exact in floating point.
 _WHOLE = {1, 2, 4, 8, 16}
 
-# Pillow takes a copy of what it works on; of so many pixels it stays in the processor's cache.
+# Pillow copies its input; a copy of this many pixels stays in the processor's cache.
 _PIXELS_AT_A_TIME = 1 << 17
 
 
@@ -60,7 +60,7 @@ def resample(
 
 
 def _reduce(pixels: Pixels, step: int) -> Pixels:
-    """Average whole squares: what :func:`_average` gives, to the last bit and in a tenth of its time."""
+    """Average whole squares: equal to :func:`_average` to the last bit, in a tenth of its time."""
     height, width = pixels.shape[0] // step, pixels.shape[1] // step
     reduced = np.empty((height, width, 3), dtype=np.uint8)
     at_a_time = max(1, _PIXELS_AT_A_TIME // (width * step * step))
@@ -71,8 +71,8 @@ def _reduce(pixels: Pixels, step: int) -> Pixels:
 
 
 def _average(pixels: npt.NDArray[Any], start: float, stop: float, count: int) -> Floats:
-    """Averages over ``count`` equal parts of ``[start, stop)`` along the first axis."""
-    # Whole multiples of 2^-20, so that a part is the same wherever counting begins.
+    """Average over ``count`` equal parts of ``[start, stop)`` along the first axis."""
+    # Multiples of 2^-20, so that a part is the same wherever counting begins.
     edges = np.rint(np.linspace(start, stop, count + 1) * _ONE) / _ONE
     lower, upper = edges[:-1], edges[1:]
     first = np.floor(lower).astype(np.int64)

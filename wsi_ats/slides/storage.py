@@ -1,7 +1,7 @@
-"""Bytes of a file, some at a time: what a reader that decodes tiles by itself needs of a disk or a store.
+"""Ranges of bytes of a file on a disk or in a store, for a reader that decodes tiles by itself.
 
-A batch of tiles is announced before it is read. A disk then fetches all of it at once instead of one tile
-after the other, and a store gets few large requests instead of many small ones.
+A batch of tiles is announced before it is read. A disk then fetches all of it at once instead of tile by
+tile, and a store gets few large requests instead of many small ones.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from wsi_ats.geometry import IntArray
 
 Fetch = Callable[[int], bytes | memoryview]
 
-# Neighbours on the disk that are so close are announced as one: their gap costs less than another call.
+# Neighbours this close on the disk are announced as one: the gap costs less than another call.
 _GAP = 4096
 
 
@@ -28,7 +28,7 @@ class Storage(Protocol):
     Attributes
     ----------
     path : str
-        What errors call it.
+        Its name in errors.
     size : int
         Bytes.
     """
@@ -38,7 +38,7 @@ class Storage(Protocol):
 
     @property
     def bytes_read(self) -> int:
-        """Bytes asked of the disk or the store so far, those between coalesced ranges too."""
+        """Bytes requested from the disk or the store so far, those between joined ranges included."""
         ...
 
     def fetch(self, offsets: IntArray, sizes: IntArray) -> Fetch:
@@ -47,12 +47,12 @@ class Storage(Protocol):
         Parameters
         ----------
         offsets, sizes
-            Shape (N,): where each begins, and its bytes.
+            Shape (N,): first byte of each range, and its bytes.
 
         Returns
         -------
         function
-            Gives the bytes of the i-th range; may be called from several threads.
+            Returns the bytes of the i-th range; may be called from several threads.
 
         Raises
         ------
@@ -67,12 +67,12 @@ class Storage(Protocol):
         ...
 
     def close(self) -> None:
-        """Release the file; reads that are under way end as they would have."""
+        """Release the file; reads that are under way end normally."""
         ...
 
 
 def is_remote(path: str) -> bool:
-    """Whether a path is a URL, so that only :mod:`wsi_ats.slides.remote` can read it.
+    """Return whether a path is a URL, which only :mod:`wsi_ats.slides.remote` can read.
 
     Examples
     --------
@@ -83,7 +83,7 @@ def is_remote(path: str) -> bool:
 
 
 def open_storage(path: str) -> Storage:
-    """Open a file of this machine, or of a store if the path is a URL.
+    """Open a file on this machine, or in a store if the path is a URL.
 
     Raises
     ------
@@ -98,12 +98,12 @@ def open_storage(path: str) -> Storage:
 
 
 def is_zarr(path: str | Path) -> bool:
-    """Whether a path or URL is an OME-Zarr image: by its name or, on this machine, by what the folder holds.
+    """Return whether a path or URL is an OME-Zarr image, by its name or, on this machine, by its contents.
 
     Parameters
     ----------
     path
-        Of an image, or of what bioformats2raw writes around one or several. It need not exist.
+        Of an image, or of the group that bioformats2raw writes around one or several. It need not exist.
     """
     if re.search(r"\.zarr(/\d+)?/*$", str(path).lower()):
         return True
@@ -111,21 +111,21 @@ def is_zarr(path: str | Path) -> bool:
         return False
     for name in ("zarr.json", ".zattrs"):
         try:
-            said = Path(path, name).read_bytes()
+            content = Path(path, name).read_bytes()
         except OSError:
             continue
-        if b'"multiscales"' in said or b'"bioformats2raw.layout"' in said:
+        if b'"multiscales"' in content or b'"bioformats2raw.layout"' in content:
             return True
     return False
 
 
 def file_size(path: str) -> int:
-    """Bytes of a file on this machine or behind a URL.
+    """Return the size in bytes of a file on this machine or behind a URL.
 
     Raises
     ------
     SlideOpenError
-        When there is no such file, or its store does not give it.
+        When there is no such file, or its store refuses it.
     """
     if is_remote(path):
         return open_storage(path).size
@@ -136,7 +136,7 @@ def file_size(path: str) -> int:
 
 
 class LocalFile:
-    """A file of this machine.
+    """A file on this machine.
 
     Parameters
     ----------
@@ -160,7 +160,7 @@ class LocalFile:
         except OSError as error:
             raise SlideOpenError(path, f"cannot be opened: {error.strerror}") from error
         if not stat.S_ISREG(status.st_mode):
-            raise SlideOpenError(path, "it is a folder or a device and no file")
+            raise SlideOpenError(path, "it is a folder or a device, not a file")
         self.size = status.st_size
 
     @property
@@ -194,7 +194,7 @@ class LocalFile:
         return read
 
     def open(self) -> BinaryIO:
-        """See :meth:`Storage.open`; the very file that tiles are read from, whatever has its name by now."""
+        """See :meth:`Storage.open`; the very file that tiles are read from, even if it has been renamed."""
         if self._descriptor is None:
             raise SlideReadError(self.path, "the slide is closed; open it again to read")
         try:
@@ -210,23 +210,23 @@ class LocalFile:
 
 
 class _Descriptor:
-    """An open file that is closed when nobody holds it any more.
+    """An open file that is closed when no reference to it is left.
 
-    Closed any earlier, its number could be another file's while a thread still reads by it.
+    Closed any earlier, its number could become another file's while a thread still reads with it.
     """
 
     def __init__(self, path: str) -> None:
         self.number = -1
-        # Not to be blocked: a pipe in place of a file would be waited for without end.
+        # Not blocking: to open a pipe in place of a file would wait forever.
         flags = (getattr(os, name, 0) for name in ("O_CLOEXEC", "O_BINARY", "O_NONBLOCK"))
         self.number = os.open(path, sum(flags, os.O_RDONLY))
         self._advises = hasattr(os, "posix_fadvise")
         if self._advises:
-            # Or the kernel reads on after each tile: seven times the wanted bytes.
+            # Otherwise the kernel reads ahead after each tile: seven times the wanted bytes.
             os.posix_fadvise(self.number, 0, 0, os.POSIX_FADV_RANDOM)
 
     def announce(self, starts: list[int], counts: list[int]) -> None:
-        """Have the kernel fetch ranges, all at once."""
+        """Make the kernel fetch ranges, all at once."""
         if not self._advises or not starts:
             return
         first = end = -1

@@ -1,13 +1,12 @@
-"""Slides whose tiles we read ourselves: those in TIFF files, on this machine or in a store.
+"""Slides in TIFF files whose tiles are read directly, on this machine or in a store.
 
-OpenSlide composes regions as a viewer needs them, which costs two to five times what decoding does. Here
-the tiles under all regions of a batch are found first, announced to the disk at once, decoded once each, and
-copied to where they belong. Pixels are the same (`tests/slides/test_tiff_against_openslide.py`).
+OpenSlide composes regions for viewers, which costs two to five times as much as decoding. Here the tiles
+under all regions of a batch are found first, announced to the disk together, decoded once each, and copied to
+their places. The pixels are the same (`tests/slides/test_tiff_against_openslide.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise, takewhile
@@ -16,18 +15,18 @@ import numpy as np
 
 from wsi_ats.errors import SlideOpenError, SlideReadError
 from wsi_ats.geometry import IntArray, Level, Region
-from wsi_ats.slides.base import Closable, Mpp, Pixels, advice_on
-from wsi_ats.slides.resolution import find_mpp
+from wsi_ats.slides.advice import advice_on
+from wsi_ats.slides.base import Pixels, Slide, SlideInfo
+from wsi_ats.slides.resolution import find_mpp, mpp_or_problem
 from wsi_ats.slides.storage import Fetch, Storage, open_storage
-from wsi_ats.slides.tiff_index import StoredImage, TiffIndex
+from wsi_ats.slides.stored_image import StoredImage
+from wsi_ats.slides.tiff_index import TiffIndex
 
-_WHITE = (255, 255, 255)
-
-# Whose files are plain pyramids of tiles. Others lay their tiles out by rules that OpenSlide knows.
+# Vendors whose files are plain pyramids of tiles. Others lay tiles out by rules that OpenSlide knows.
 _PLAIN = frozenset({"aperio", "generic-tiff", "ome-tiff"})
 
 
-class TiffSlide(Closable):
+class TiffSlide(Slide):
     """A slide in a TIFF file: Aperio's SVS, OME-TIFF, any tiled or striped TIFF of RGB or grey pixels.
 
     Parameters
@@ -37,16 +36,16 @@ class TiffSlide(Closable):
     mpp
         Micrometres per level-0 pixel, where the file's own value is missing or wrong.
     channel
-        Name or number of the one to read, of a file with several; "" of others.
+        Name or number of the channel to read, of a file with several; "" for others.
     threads
-        How many decode at a time, for a read of several tiles.
+        Number of threads that decode, for a read of several tiles.
     storage, index
-        The file and what it holds, where they are known already; the slide closes the file.
+        The open file and its index, if they are at hand; the slide closes the file.
 
     Raises
     ------
     SlideOpenError
-        When it is no TIFF file, or one that is damaged or not to be read in this way.
+        When it is not a TIFF file, or is damaged or cannot be read directly.
     """
 
     def __init__(
@@ -59,56 +58,47 @@ class TiffSlide(Closable):
         storage: Storage | None = None,
         index: TiffIndex | None = None,
     ) -> None:
-        self.path = path
-        self.background = _WHITE
-        self._override = mpp
         self._storage = storage or open_storage(path)
         try:
             index = index or TiffIndex.of(self._storage)
             if index is None:
-                raise SlideOpenError(path, "it is no TIFF file; leave out --reader to have another tried")
+                raise SlideOpenError(path, "it is not a TIFF file; leave out --reader to try another reader")
             if channel:
                 index = index.of_channel(path, channel)
             refused = why_not(index, like_openslide=False)
             if refused:
                 raise SlideOpenError(path, f"it cannot be read directly: {refused}; leave out --reader")
-            self._images = levels_of(index)
         except SlideOpenError:
             self._storage.close()
             raise
-        self.vendor = index.vendor
-        self.icc = index.icc
-        self._properties: Mapping[str, str] = index.properties
+        self._images = levels_of(index)
+        self._icc = index.icc
         full = self._images[0]
-        self.levels = tuple(
-            Level(each.width, each.height, (full.width / each.width + full.height / each.height) / 2)
-            for each in self._images
+        self.info = SlideInfo(
+            path,
+            index.vendor,
+            tuple(
+                Level(each.width, each.height, (full.width / each.width + full.height / each.height) / 2)
+                for each in self._images
+            ),
+            tuple((each.tile_width, each.tile_height) for each in self._images),
+            mpp_or_problem(find_mpp, index.properties, mpp),
+            scan=_scan(full),
         )
-        self._bounds = _bounds(full)
         self._closed = False
         self._glass = np.array([[self.background]], dtype=np.uint8)
         self._count = threads
         self._threads = ThreadPoolExecutor(threads, "decode") if threads > 1 else None
 
     @property
-    def mpp(self) -> Mpp:
-        """The override, else the file's own value, else an error that says what was found."""
-        return find_mpp(self.path, self._properties, self._override)
-
-    @property
-    def bounds(self) -> Region:
-        """Around the tiles that are not left out; all of level 0 where all are."""
-        return self._bounds
+    def icc(self) -> bytes | None:
+        """The file's colour profile, if it has one."""
+        return self._icc
 
     @property
     def bytes_read(self) -> int:
-        """Bytes asked of the disk or the store so far."""
+        """Bytes requested from the disk or the store so far."""
         return self._storage.bytes_read
-
-    def tile_shape(self, level: int) -> tuple[int, int] | None:
-        """Width and height of the file's tiles or strips."""
-        image = self._images[level]
-        return image.tile_width, image.tile_height
 
     def read_regions(self, level: int, corners: IntArray, width: int, height: int) -> Pixels:
         """See :meth:`wsi_ats.slides.base.Slide.read_regions`; exact at every level."""
@@ -119,7 +109,7 @@ class TiffSlide(Closable):
         places = _Places.of(image, corners, width, height)
         places.fill_outside(regions, self.background)
         stored = [tile for tile in places.tiles if image.sizes[tile]]
-        for tile in places.tiles.keys() - set(stored):  # left out by the writer, for nothing is there
+        for tile in places.tiles.keys() - set(stored):  # left out by the writer: nothing was scanned there
             places.paste(regions, tile, self._glass)
         rows, columns = (np.array([tile[axis] for tile in stored], dtype=np.int64) for axis in (0, 1))
         fetch = self._storage.fetch(
@@ -133,13 +123,13 @@ class TiffSlide(Closable):
         if self._threads is None:
             decode(0, 1)
         else:
-            # A share for each thread: handing out a tile costs a tenth of decoding it.
+            # One task for each thread: a task for a tile costs a tenth of decoding it.
             try:
                 shares = [self._threads.submit(decode, i, self._count) for i in range(self._count)]
             except RuntimeError as error:
                 if not self._closed:
                     raise  # no thread could be started
-                raise _closed(self.path) from error  # by another thread, since it was asked above
+                raise _closed(self.path) from error  # by another thread, since the check above
             for share in shares:
                 share.result()
         return regions
@@ -147,7 +137,7 @@ class TiffSlide(Closable):
     def _decode(
         self, level: int, tile: tuple[int, int], fetch: Fetch, number: int, places: _Places, regions: Pixels
     ) -> None:
-        """Decode one tile to where it belongs."""
+        """Decode one tile to its places in the regions."""
         image, alone = self._images[level], places.alone(tile)
         shape = image.rows_stored(tile[0]), image.tile_width, 3
         pixels = regions[alone] if alone is not None else np.empty(shape, dtype=np.uint8)
@@ -186,9 +176,10 @@ def _closed(path: str) -> SlideReadError:
 
 
 def levels_of(index: TiffIndex) -> tuple[StoredImage, ...]:
-    """Find the pyramid among the images of a file, as OpenSlide does; labels and overviews are left out.
+    """Find the pyramid among the images of a file by OpenSlide's rules; labels and overviews are left out.
 
-    Unlike OpenSlide, levels are also looked for below the first image, where the file has none beside it.
+    Unlike OpenSlide, this also accepts levels below the first image (in SubIFDs), if there are none beside
+    it.
 
     Returns
     -------
@@ -209,7 +200,8 @@ def levels_of(index: TiffIndex) -> tuple[StoredImage, ...]:
     return tuple(sorted([first, *levels], key=lambda each: -each.width))
 
 
-def _bounds(image: StoredImage) -> Region:
+def _scan(image: StoredImage) -> Region:
+    """Return the rectangle around all tiles that are stored; all of level 0 if there are none."""
     there = image.sizes > 0
     rows, columns = np.flatnonzero(there.any(axis=1)).tolist(), np.flatnonzero(there.any(axis=0)).tolist()
     if not rows:
@@ -221,18 +213,18 @@ def _bounds(image: StoredImage) -> Region:
 
 
 def _is_smaller(image: StoredImage, full: StoredImage) -> bool:
-    """Whether an image may be the whole at a lower resolution, to a pixel of its own."""
+    """Return whether an image has the shape of the full one at a lower resolution, to a pixel of its own."""
     scale = full.width / image.width
     return scale > 1 and abs(full.height / scale - image.height) <= 1 + full.height / full.width
 
 
 def why_not(index: TiffIndex, *, like_openslide: bool = True) -> str:
-    """Say why a file is not to be read by :class:`TiffSlide`; empty if nothing speaks against it.
+    """Return the reason why :class:`TiffSlide` cannot read a file; empty if it can.
 
     Parameters
     ----------
     index
-        What the file holds.
+        The file's index.
     like_openslide
         Whether its levels, too, must be those that OpenSlide finds.
     """
@@ -248,7 +240,7 @@ def why_not(index: TiffIndex, *, like_openslide: bool = True) -> str:
     if any(a.width <= b.width or a.height < b.height for a, b in pairwise(levels)):
         return "its levels are not in order"
     if index.vendor == "aperio" and any((each.sizes == 0).any() for each in levels):
-        return "some of its tiles are missing, and are to be made of the level below"
+        return "some of its tiles are missing, and must be made from the level below"
     if index.vendor == "hamamatsu" and like_openslide:
         return "OpenSlide makes further levels of hamamatsu files"
     if index.vendor not in {*_PLAIN, "hamamatsu"}:
@@ -266,7 +258,7 @@ def damaged_level(index: TiffIndex) -> StoredImage | None:
 
 @dataclass(frozen=True)
 class _Places:
-    """Which tiles lie under which regions.
+    """The tiles under the regions of one read.
 
     Parameters
     ----------
@@ -309,7 +301,7 @@ class _Places:
         return cls(image, places, width, height, dict(sorted(tiles.items())), across)
 
     def fill_outside(self, regions: Pixels, colour: tuple[int, int, int]) -> None:
-        """Give its colour to what lies beyond the image, and to nothing else: a thumbnail is large."""
+        """Fill the area beyond the image, and nothing else: a thumbnail is large."""
         image = self.image
         for number in self.across_the_edge:
             x, y = self.corners[number]
@@ -320,7 +312,7 @@ class _Places:
                 part[:] = colour
 
     def alone(self, tile: tuple[int, int]) -> int | None:
-        """The one region that shows this tile, if it is just this tile: it is decoded in place."""
+        """Return the only region that shows a tile, if it is just the tile: it is then decoded in place."""
         image, numbers = self.image, self.tiles[tile]
         x, y = tile[1] * image.tile_width, tile[0] * image.tile_height
         same = (self.width, self.height) == (image.tile_width, image.tile_height)
@@ -330,7 +322,7 @@ class _Places:
         return None
 
     def paste(self, regions: Pixels, tile: tuple[int, int], pixels: Pixels) -> None:
-        """Copy the part of a tile that each region shows; a single pixel is taken for all."""
+        """Copy the part of a tile that each region shows; a single pixel fills all of it."""
         image = self.image
         left, top = tile[1] * image.tile_width, tile[0] * image.tile_height
         right, bottom = min(left + image.tile_width, image.width), min(top + image.tile_height, image.height)

@@ -1,11 +1,11 @@
-"""Slides around other slides: what all have in common, and one that keeps account."""
+"""Slides around other slides: the forwarding that all share, and a slide that counts its reads."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from wsi_ats.geometry import IntArray, Level, Region
-from wsi_ats.slides.base import Closable, Mpp, Pixels, Slide
+from wsi_ats.geometry import IntArray
+from wsi_ats.slides.base import Pixels, Slide
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,9 +17,9 @@ class Request:
     level
         The level read.
     regions, pixels
-        How many of each.
+        Number of each.
     stored_bytes
-        As :meth:`wsi_ats.slides.base.Slide.stored_bytes` says.
+        From :meth:`wsi_ats.slides.base.Slide.stored_bytes`.
     """
 
     level: int
@@ -28,16 +28,8 @@ class Request:
     stored_bytes: int | None
 
 
-def bytes_read(slide: Slide) -> int | None:
-    """All bytes that were read of a slide since it was opened; ``None`` where its reader does not count them.
-
-    Of a slide in a store, those that the store has sent: of its index, and between joined tiles, too.
-    """
-    return getattr(slide, "bytes_read", None)
-
-
-class WrappedSlide(Closable):
-    """A slide that passes everything on to another one; what subclasses change, they override.
+class WrappedSlide(Slide):
+    """A slide around another one; subclasses say only how regions are read.
 
     Parameters
     ----------
@@ -46,42 +38,8 @@ class WrappedSlide(Closable):
     """
 
     def __init__(self, inner: Slide) -> None:
+        self.info = inner.info
         self._inner = inner
-
-    @property
-    def bytes_read(self) -> int | None:
-        """The inner slide's."""
-        return bytes_read(self._inner)
-
-    @property
-    def path(self) -> str:
-        """The inner slide's."""
-        return self._inner.path
-
-    @property
-    def levels(self) -> tuple[Level, ...]:
-        """The inner slide's."""
-        return self._inner.levels
-
-    @property
-    def mpp(self) -> Mpp:
-        """The inner slide's."""
-        return self._inner.mpp
-
-    @property
-    def background(self) -> tuple[int, int, int]:
-        """The inner slide's."""
-        return self._inner.background
-
-    @property
-    def bounds(self) -> Region:
-        """The inner slide's."""
-        return self._inner.bounds
-
-    @property
-    def scanned(self) -> tuple[Region, ...]:
-        """The inner slide's."""
-        return self._inner.scanned
 
     @property
     def icc(self) -> bytes | None:
@@ -89,20 +47,12 @@ class WrappedSlide(Closable):
         return self._inner.icc
 
     @property
-    def vendor(self) -> str:
+    def bytes_read(self) -> int | None:
         """The inner slide's."""
-        return self._inner.vendor
-
-    def tile_shape(self, level: int) -> tuple[int, int] | None:
-        """The inner slide's."""
-        return self._inner.tile_shape(level)
-
-    def read_regions(self, level: int, corners: IntArray, width: int, height: int) -> Pixels:
-        """The inner slide's."""
-        return self._inner.read_regions(level, corners, width, height)
+        return self._inner.bytes_read
 
     def stored_bytes(self, level: int, corners: IntArray, width: int, height: int) -> int | None:
-        """The inner slide's."""
+        """Return the inner slide's."""
         return self._inner.stored_bytes(level, corners, width, height)
 
     def close(self) -> None:
@@ -111,7 +61,7 @@ class WrappedSlide(Closable):
 
 
 class CountingSlide(WrappedSlide):
-    """A slide that keeps account of what is read from it.
+    """A slide that records every read.
 
     Parameters
     ----------
@@ -130,13 +80,13 @@ class CountingSlide(WrappedSlide):
 
     @property
     def stored_bytes_read(self) -> int | None:
-        """Compressed bytes under all that was read; ``None`` where the format does not tell."""
+        """Compressed bytes of all tiles that were read; ``None`` where the format does not say."""
         sizes = [request.stored_bytes for request in self.requests]
         known = [size for size in sizes if size is not None]
         return sum(known) if len(known) == len(sizes) else None
 
     def read_regions(self, level: int, corners: IntArray, width: int, height: int) -> Pixels:
-        """Read from the inner slide and note the request."""
+        """Read from the inner slide and record the request."""
         pixels = self._inner.read_regions(level, corners, width, height)
         stored = self._inner.stored_bytes(level, corners, width, height)
         self.requests.append(Request(level, len(corners), len(corners) * width * height, stored))

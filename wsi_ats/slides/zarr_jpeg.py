@@ -1,8 +1,8 @@
 """JPEG as a codec of Zarr 3, under the name and in the form of the package imagecodecs-zarr.
 
-Zarr has no JPEG codec of its own. What is written here is read by every Zarr library that knows
-``imagecodecs_jpeg``: in Python 3.12 and later, ``pip install imagecodecs-zarr`` is enough. This file makes
-the same codec known where that package is not installed.
+Zarr has no JPEG codec of its own. Pyramids written here are read by every Zarr library that knows
+``imagecodecs_jpeg``; in Python 3.12 and later, ``pip install imagecodecs-zarr`` is enough. This module
+registers the same codec where that package is not installed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NAME = "imagecodecs_jpeg"
 class JpegCodec(ArrayBytesCodec):
     """Chunks of shape (height, width, 3), uint8, as JPEG with colour at full resolution.
 
-    A codec ``transpose`` before it brings the channels to the end, and a codec ``crc32c`` after it finds the
+    A codec ``transpose`` before it moves the channels to the end; a codec ``crc32c`` after it finds the
     damage that JPEG decoders pass over.
 
     Parameters
@@ -46,7 +46,7 @@ class JpegCodec(ArrayBytesCodec):
         Raises
         ------
         ValueError
-            When it asks for more than quality and colour at full resolution.
+            When it has options other than quality and subsampling.
         """
         configuration = dict(data.get("configuration") or {})
         level, subsampling = configuration.pop("level", 90), configuration.pop("subsampling", "444")
@@ -54,11 +54,11 @@ class JpegCodec(ArrayBytesCodec):
             raise ValueError(
                 f"codec {NAME} with {data.get('configuration')} is not known here; install imagecodecs-zarr"
             )
-        del subsampling  # a JPEG image says it itself
+        del subsampling  # a JPEG image carries it itself
         return cls(level)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the codec's entry of ``zarr.json``."""
+        """Return the codec's entry of ``zarr.json``."""
         return {"name": NAME, "configuration": {"level": self.level, "subsampling": "444"}}
 
     async def _decode_single(self, chunk_data: Buffer, chunk_spec: ArraySpec) -> NDBuffer:
@@ -72,12 +72,12 @@ class JpegCodec(ArrayBytesCodec):
         return chunk_spec.prototype.buffer.from_bytes(stream)
 
     def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
-        """Not known before it is done."""
+        """Raise: the size is not known before encoding."""
         raise NotImplementedError
 
 
 def register_jpeg() -> None:
-    """Make the codec known to Zarr, unless another package has done so."""
+    """Register the codec with Zarr, unless another package has done so."""
     try:
         get_codec_class(NAME)
     except (LookupError, ValueError):

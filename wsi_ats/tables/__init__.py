@@ -1,5 +1,8 @@
-"""Tables in: which slides there are, what is known of them, and how they are split.
+"""Tables in: the slides of a run, their labels, and their splits.
 
-``manifest`` makes references to slides from folders and tables, ``splits`` shares their cases out, and
-``files`` reads and writes CSV and Parquet for all rooms.
+- ``manifest``: references to slides, with labels and splits. Start here.
+- ``sources``, ``folders``, ``slide_table``: finding slides in folders, globs, stores and tables.
+- ``columns``, ``label_table``, ``split_table``: reading the tables of several tools.
+- ``splits``: sharing cases out to training, validation and testing.
+- ``files``: CSV and Parquet, for all rooms.
 """

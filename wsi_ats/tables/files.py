@@ -1,7 +1,7 @@
 """Tables on disk, CSV and Parquet: the only import of pyarrow.
 
-In memory a table is a dictionary of equally long columns, in order. Files are written where they are
-told to; that a reader never sees half a file is the caller's concern (write beside, then rename).
+In memory a table is a dictionary of equally long columns, in order. Files are written in place: callers use
+:func:`wsi_ats.files.atomic` where a reader must never see half a file.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _METADATA_KEY = b"wsi_ats"
 def read_csv(path: str | Path) -> dict[str, list[str]]:
     """Read a table that a person wrote, everything as text.
 
-    The separator is the comma, semicolon or tab, whichever the first line has most of: spreadsheet
-    programs write the one of their country. Or the first line names it, as ``sep=;`` does for Excel. Spaces
+    The separator is the comma, semicolon or tab that is most frequent in the first line, because spreadsheet
+    programs write that of their country; or the one that the first line names, as Excel's ``sep=;``. Spaces
     around values, empty lines and a byte order mark are dropped; cells missing at the end of a row are empty.
 
     Parameters
@@ -44,7 +44,7 @@ def read_csv(path: str | Path) -> dict[str, list[str]]:
     Raises
     ------
     ManifestError
-        When the file is missing, empty or no table.
+        When the file is missing, empty or not a table.
     """
     try:
         # The mark that Excel puts before UTF-8 would otherwise become part of the first name.
@@ -124,9 +124,9 @@ def write_parquet(
         Equally long columns; ``None`` is a missing value.
     types
         Arrow's name of the type (``"int64"``, ``"double"``, ``"string"``) of columns that may be empty
-        or hold only ``None``, where the type cannot be told from the values.
+        or hold only ``None``, so that the values do not show their type.
     metadata
-        What JSON can hold; stored in the file's schema.
+        Values that JSON can hold; stored in the file's schema.
 
     Raises
     ------
@@ -154,7 +154,7 @@ def read_parquet(path: str | Path) -> tuple[dict[str, list[Any]], dict[str, Any]
     Parameters
     ----------
     path
-        A file of :func:`write_parquet` (or of anyone else: then the metadata are empty).
+        A file of :func:`write_parquet`, or of another program, without metadata.
 
     Returns
     -------
@@ -169,7 +169,7 @@ def read_parquet(path: str | Path) -> tuple[dict[str, list[Any]], dict[str, Any]
     if not Path(path).is_file():
         raise ArtifactError(f"{path}: no such file")
     try:
-        # One file is meant, also where its folder's name looks like a partition ("case=7").
+        # As one file, even where its folder's name looks like a partition ("case=7").
         table = pyarrow.parquet.ParquetFile(path).read()
         metadata = json.loads((table.schema.metadata or {}).get(_METADATA_KEY, b"{}"))
     except (pa.ArrowException, OSError, json.JSONDecodeError) as error:

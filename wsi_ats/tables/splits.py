@@ -15,7 +15,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from wsi_ats.errors import ManifestError
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.tables.files import write_csv
-from wsi_ats.tables.manifest import read_splits
+from wsi_ats.tables.split_table import read_splits
 from wsi_ats.tasks.targets import Target
 
 # Parts of a cross-validation as CLAM names them; beside them it writes splits_0_bool.csv and others.

@@ -1,4 +1,4 @@
-"""Banks of encoded tiles, of which synthetic slides are made."""
+"""Banks of encoded tiles, from which synthetic slides are made."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ LOBES = 4  # of a lesion's nuclei: twice the spatial frequency of a whole nucleu
 
 @dataclass(frozen=True)
 class TileBank:
-    """Encoded JPEG tiles, to be made by `make_tile_bank`.
+    """Encoded JPEG tiles, created by `make_tile_bank`.
 
     Attributes
     ----------
     tile_size
         Side of a tile in pixels.
     variants
-        Different tiles of each kind without an outline.
+        Number of different tiles of each kind without an outline.
     palettes
-        Stain variants, each with its own copy of all tiles.
+        Number of stain variants, each with its own copy of all tiles.
     visibility
-        How much darker than stroma the regions are in a thumbnail: 0 not at all, 1 plainly.
+        Darkness of the regions against stroma in a thumbnail: 0 for none, 1 for plainly visible.
     encoded
         JPEG of every tile; number 0 is glass.
     averages
@@ -50,7 +50,7 @@ class TileBank:
     averages: tuple[NDArray[np.uint8], NDArray[np.float32]]
 
     def number(self, palette: Any, kind: Any, form: Any, variant: Any) -> Any:
-        """Number of the tile that shows `kind` in this form (of tissue on glass, or of a region in stroma).
+        """Return the number of the tile of a kind and a form (of tissue on glass, or a region in stroma).
 
         Arguments may be arrays. Tiles with an outline have one variant only.
         """
@@ -66,7 +66,7 @@ class TileBank:
 def make_tile_bank(
     tile_size: int, seed: int, *, variants: int = 32, palettes: int = 3, visibility: float = 1.0
 ) -> TileBank:
-    """Draw and encode the tiles of which slides are made.
+    """Draw and encode the tiles from which slides are made.
 
     Look-alike and lesion tiles come in pairs of equal number: same fibres, same places of nuclei, same
     means over each of 8 x 8 blocks and same standard deviation. Nuclei are round in the look-alike and
@@ -107,7 +107,7 @@ def make_tile_bank(
         # The pair shares its stain, which differs from tile to tile by more than JPEG changes it.
         stains = [batch.vary(rng, fibres=2.0, nuclei=5.0) for batch in batches]
         encoded += [encode(textures.colourise(*tile, stain, rng)) for tile in tiles for stain in stains]
-    quarters = [shrink(jpeg8_decode(tile)) for tile in encoded]  # of what a reader will see
+    quarters = [shrink(jpeg8_decode(tile)) for tile in encoded]  # from the pixels that a reader gets
     averages = np.rint(quarters).astype(np.uint8), np.stack([shrink(tile) for tile in quarters])
     return TileBank(tile_size, variants, palettes, visibility, tuple(encoded), averages)
 
@@ -127,7 +127,7 @@ def _draw_tiles(
     disc = [dense.render(place, 1.0) for place in places]
     lobed = [dense.render(place, 1.0, lobes=LOBES) for place in places]
 
-    for v in range(variants):  # what a faint region cannot shed of its darkness, its stroma gains
+    for v in range(variants):  # a faint region stays a little dark, so its stroma becomes darker
         plain = textures.block_means(stroma[v])
         excess = textures.block_means((disc[v] + lobed[v]) / 2) - plain
         stroma[v] += (1 - visibility) / 2 * textures.smooth_field(excess, size)
@@ -165,5 +165,5 @@ def shrink(pixels: NDArray[Any]) -> NDArray[np.float32]:
 
 def encode(pixels: NDArray[np.uint8], quality: int = JPEG_QUALITY) -> bytes:
     """Encode as JPEG."""
-    # Without subsampling, else chroma would leak over the borders of the blocks that are to be alike.
+    # Without subsampling, or chroma would leak over the borders of the blocks that must be alike.
     return bytes(jpeg8_encode(pixels, level=quality, subsampling="444"))

@@ -1,4 +1,4 @@
-"""What every reader of slides must do, as tests that each reader inherits.
+"""The promises of a slide, as tests that each reader inherits.
 
 ::
 
@@ -26,7 +26,7 @@ from wsi_ats.geometry import IntArray
 from wsi_ats.slides.base import Pixels, Slide
 from wsi_ats.slides.wrappers import CountingSlide
 
-_WIDTH, _HEIGHT = 37, 23  # not square and no tile's size, so that a swap or an off-by-one shows
+_WIDTH, _HEIGHT = 37, 23  # neither square nor the size of a tile, so that a swap or an off-by-one shows
 
 
 class SlideContract:
@@ -35,21 +35,21 @@ class SlideContract:
     Attributes
     ----------
     exact : bool
-        Whether pixels are exact at every level. A library that takes positions in whole level-0 pixels
-        cannot name the pixels of a level whose downsample is not whole: it interpolates by up to half a
-        level-0 pixel. At such levels its reader is held to that, at all others to equality.
+        Whether pixels are exact at every level. A library that takes positions in whole level-0 pixels cannot
+        address the pixels of a level whose downsample is not whole: it interpolates by up to half a level-0
+        pixel. Its reader must keep to that at such levels, and be exact at all others.
     """
 
     exact = True
 
     @pytest.fixture
     def slide(self) -> Iterator[Slide]:
-        """Give a newly opened slide."""
+        """Return a newly opened slide."""
         raise NotImplementedError
 
     @pytest.fixture
     def pyramid(self) -> Sequence[Pixels] | None:
-        """Give the pixels of each level, shape (height, width, 3), where they are known."""
+        """Return the pixels of each level, shape (height, width, 3), if known."""
         return None
 
     def test_levels_begin_with_all_pixels_and_get_coarser(self, slide: Slide) -> None:
@@ -81,7 +81,7 @@ class SlideContract:
                     self._assert_same(slide, number, region, expected)
 
     def test_a_batch_is_the_same_as_one_by_one(self, slide: Slide) -> None:
-        """Neither order nor company changes a region."""
+        """Neither the order nor the other regions of a batch change a region."""
         for number in range(len(slide.levels)):
             corners = _corners(slide, number)
             batch = slide.read_regions(number, corners[::-1], _WIDTH, _HEIGHT)

@@ -1,17 +1,17 @@
 """Every outcome of a sampling design with its probability: expectations without sampling error.
 
-On a few cells a design has few outcomes, so that "unbiased" can be proved to rounding error rather than
-believed of many draws::
+On a few cells a design has few outcomes, so that "unbiased" can be proved to rounding error instead of
+estimated from many draws::
 
     outcomes = enumerate_draws("systematic", proposal, cells=cells, shape=shape, n=3)
     mean = sum(p * estimate(drawn) for p, drawn in outcomes)
 
-A design is a deterministic function of uniform random numbers, and each of its outcomes the image of a
-box of them. Here that function (:func:`~wsi_ats.nn.sampling.multinomial_at`,
-:func:`~wsi_ats.nn.sampling.systematic_at`) is called once in the middle of each box, and the box's volume
-is the probability: nothing of the design is written a second time. Only the order of cells along a curve
-is found in another way, by sorting, so that the search without a sort is proved too; and the probability
-that cells come in a certain order one after the other is the textbook's.
+A design is a deterministic function of uniform random numbers, and each of its outcomes the image of a box of
+them. Here that function (:func:`~wsi_ats.nn.sampling.multinomial_at`,
+:func:`~wsi_ats.nn.sampling.systematic_at`) is called once in the middle of each box, and the box's volume is
+the probability, so that no part of a design is written a second time. Only the order of cells along a curve
+is found in another way, by sorting, which proves the search without sorting, too; and the probability that
+cells are drawn in a certain order is the textbook's.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from wsi_ats.nn.sampling import (
 def enumerate_draws(
     design: str, proposal: Tensor, *, cells: Tensor, shape: tuple[int, int], n: int
 ) -> list[tuple[float, Draw]]:
-    """Every outcome of :func:`wsi_ats.nn.sampling.draw`, with its probability.
+    """List every outcome of :func:`wsi_ats.nn.sampling.draw` with its probability.
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ def enumerate_draws(
 
 
 def curves(cells: Tensor, shape: tuple[int, int]) -> dict[tuple[int, ...], tuple[float, Curve]]:
-    """Every order in which the random curve can visit cells.
+    """Return every order in which the random curve can visit cells.
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ def curves(cells: Tensor, shape: tuple[int, int]) -> dict[tuple[int, ...], tuple
     Returns
     -------
     dict
-        Places in ``cells`` in the order visited, to the probability of that order and a curve that has it.
+        Keys are places in ``cells`` in the order visited; values, its probability and a curve that has it.
 
     Examples
     --------
@@ -129,12 +129,12 @@ def order_along(cells: Tensor, curve: Curve) -> Tensor:
 
 
 def inclusion_of(outcomes: Sequence[tuple[float, Draw]], size: int) -> Tensor:
-    """Expected number of draws of each cell, shape (size,), float64, by adding up outcomes.
+    """Return the expected number of draws of each cell, shape (size,), float64, summed over outcomes.
 
     Parameters
     ----------
     outcomes
-        As :func:`enumerate_draws` gives them.
+        From :func:`enumerate_draws`.
     size
         Number K of candidate cells.
     """

@@ -1,4 +1,4 @@
-"""Where tissue and regions lie on a synthetic slide."""
+"""The layout of a synthetic slide: its tissue and regions on the grid of tiles."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SMALLEST_GRID = 16  # tiles on a side; fewer leave no room for tissue with regio
 
 
 class Kind(IntEnum):
-    """What a tile of a synthetic slide shows, by the larger part of its area."""
+    """The kind of a tile of a synthetic slide, by the larger part of its area."""
 
     BACKGROUND = 0
     STROMA = 1
@@ -30,7 +30,7 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True)
 class Layout:
-    """Where tissue and regions lie, before it is known which regions are lesions.
+    """Tissue and regions of a slide, before some regions are chosen as lesions.
 
     Attributes
     ----------
@@ -60,7 +60,7 @@ class Layout:
 
 
 def _fractal(shape: tuple[int, int], rng: np.random.Generator) -> Field:
-    """Noise whose features have every size from the grid down to about three tiles."""
+    """Draw noise whose features have every size from the grid down to about three tiles."""
     y, x = textures.frequencies(shape)
     distance = np.hypot(y * shape[0], x * shape[1])
     amplitude = (1 + distance) ** -1.8 * np.exp(-((y**2 + x**2) * 60))
@@ -68,14 +68,14 @@ def _fractal(shape: tuple[int, int], rng: np.random.Generator) -> Field:
 
 
 def tissue_field(shape: tuple[int, int], fraction: float, rng: np.random.Generator) -> Field:
-    """Draw where tissue is.
+    """Draw the tissue.
 
     Parameters
     ----------
     shape
         Corners of the grid of tiles, down and across.
     fraction
-        Part of the grid that is tissue.
+        Share of the grid that is tissue.
     rng
         Source of all randomness.
 
@@ -101,7 +101,7 @@ def tissue_field(shape: tuple[int, int], fraction: float, rng: np.random.Generat
 
 
 def _region_field(shape: tuple[int, int], centre: Any, radius: float, rng: np.random.Generator) -> Field:
-    """Signed distance to a wavy disc on the corners of the grid, in tiles."""
+    """Return the signed distance to a wavy disc on the corners of the grid, in tiles."""
     y, x = np.mgrid[: shape[0], : shape[1]] - np.asarray(centre)[:, None, None]
     angle = np.arctan2(y, x)
     waves = np.arange(2, 5)
@@ -119,7 +119,7 @@ def draw_layout(
     tissue_fraction: float = 0.3,
     region_fraction: float = 0.10,
 ) -> Layout:
-    """Draw tissue and regions of one slide; the label has no part in it.
+    """Draw tissue and regions of one slide, which do not depend on its label.
 
     Parameters
     ----------
@@ -128,9 +128,9 @@ def draw_layout(
     rng
         Source of all randomness.
     tissue_fraction
-        Mean part of the slide that is tissue; each slide has 0.8 to 1.2 times that.
+        Mean share of the slide that is tissue; each slide has 0.8 to 1.2 times that.
     region_fraction
-        Mean part of the tissue that is in regions; each slide has about 0.8 to 1.2 times that.
+        Mean share of the tissue that is in regions; each slide has about 0.8 to 1.2 times that.
 
     Raises
     ------
@@ -176,7 +176,7 @@ def draw_layout(
 
 
 def choose_lesions(layout: Layout, lesion_fraction: float) -> list[int]:
-    """Numbers of the regions whose area together is nearest to that part of the tissue; at least one."""
+    """Return the regions whose total area is nearest to a fraction of the tissue; at least one."""
     areas = layout.region_areas
     subsets = np.array(list(itertools.product((0, 1), repeat=len(areas))))[1:]
     nearest = subsets[np.argmin(np.abs(subsets @ areas - lesion_fraction * layout.tissue_area))]

@@ -1,4 +1,4 @@
-"""How much memory a process had."""
+"""The peak memory of a process."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from pathlib import Path
 
 
 def peak_memory() -> int:
-    """Most memory that this process had so far, in bytes; on Linux alone.
+    """Return the peak memory of this process so far, in bytes; on Linux only.
 
-    Not by ``getrusage``, by which a process begins with the most that the one that started it had.
+    ``getrusage`` would not do: there, a process starts with the peak of its parent.
 
     Examples
     --------

@@ -20,14 +20,14 @@ Point = tuple[int, int]
 
 @dataclass(frozen=True)
 class Crossing:
-    """One way in which an outline crosses a tile.
+    """A way in which an outline crosses a tile.
 
     Attributes
     ----------
     outline
         Corners (x, y) of the inner part, in units of tile side / `EDGE_UNITS`; always convex.
     chords
-        Those sides of it which are outline, as (start, end).
+        The sides of it that are outline, as (start, end).
     """
 
     outline: tuple[Point, ...]
@@ -35,12 +35,12 @@ class Crossing:
 
     @property
     def area(self) -> float:
-        """Inner part of the tile's area."""
+        """Share of the tile's area that is inside."""
         pairs = zip(self.outline, self.outline[1:] + self.outline[:1], strict=True)
         return abs(sum(x0 * y1 - x1 * y0 for (x0, y0), (x1, y1) in pairs)) / (2 * EDGE_UNITS**2)
 
     def cover(self, size: int, ragged: Field) -> Field:
-        """Inner part of each pixel of a tile of `size` pixels, its outline displaced by `ragged` pixels."""
+        """Return the inner share of each pixel of a tile, with its outline moved by `ragged` pixels."""
         y, x = np.mgrid[:size, :size] + 0.5
         inside = np.full((size, size), np.inf)
         for chord in self.chords:
@@ -68,7 +68,7 @@ def _crossing(inside: tuple[int, ...], places: tuple[int, ...]) -> Crossing:
 
 
 def _code(inside: Any, places: Any) -> Any:
-    """One number for four corners and four places, of a tile or, elementwise, of a grid of tiles."""
+    """Encode four corners and four places in one number, for a tile or, elementwise, a grid of tiles."""
     code = 0
     for side in range(4):
         crossed = inside[side] != inside[(side + 1) % 4]
@@ -78,7 +78,7 @@ def _code(inside: Any, places: Any) -> Any:
 
 @functools.cache
 def crossings() -> dict[int, Crossing]:
-    """Every crossing by its code, in the order of codes."""
+    """Return every crossing by its code, in the order of codes."""
     found = {}
     for inside in itertools.product((0, 1), repeat=4):
         if 0 < sum(inside) < 4:
@@ -93,7 +93,7 @@ OUTSIDE, INSIDE = 0, 1  # forms of a tile; form 2 + k is the k-th of `crossings(
 
 
 def forms(field: Field) -> NDArray[np.int64]:
-    """Form of every tile, given a field on the corners of the grid that is positive inside."""
+    """Return the form of every tile, by a field on the corners of the grid that is positive inside."""
     inside = (field > 0).astype(np.int64)
 
     def places(first: Field, second: Field) -> NDArray[np.int64]:
@@ -114,14 +114,14 @@ def forms(field: Field) -> NDArray[np.int64]:
 
 
 def areas(forms: NDArray[np.int64]) -> Field:
-    """Inner part of the area of every tile."""
+    """Return the inner share of the area of every tile."""
     table = np.array([0.0, 1.0] + [crossing.area for crossing in crossings().values()])
     areas: Field = table[forms]
     return areas
 
 
 def rings(forms: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Closed outlines (x, y) in units of tile side / `EDGE_UNITS`, each starting and ending at one point."""
+    """Return the outlines (x, y) in units of tile side / `EDGE_UNITS`, each from and to the same point."""
     ways = list(crossings().values())
     following: dict[Point, Point] = {}
     for row, column in np.argwhere(forms > INSIDE):

@@ -1,4 +1,4 @@
-"""A slide in memory that remembers where it was read."""
+"""A slide in memory that records every read."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import Any
 from wsi_ats.geometry import IntArray
 from wsi_ats.slides.base import Pixels
 from wsi_ats.slides.memory import MemorySlide
+from wsi_ats.slides.wrappers import WrappedSlide
 
 
-class RecordingSlide(MemorySlide):
-    """A :class:`~wsi_ats.slides.memory.MemorySlide`, made by the same arguments, that notes every read.
+class RecordingSlide(WrappedSlide):
+    """A :class:`~wsi_ats.slides.memory.MemorySlide` of the same arguments that records every read.
 
     Attributes
     ----------
@@ -27,10 +28,10 @@ class RecordingSlide(MemorySlide):
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+        super().__init__(MemorySlide(*args, **options))
         self.boxes: list[tuple[int, int, int, int, int]] = []
 
     def read_regions(self, level: int, corners: IntArray, width: int, height: int) -> Pixels:
         """See :meth:`wsi_ats.slides.base.Slide.read_regions`."""
         self.boxes += [(level, x, y, width, height) for x, y in corners.tolist()]
-        return super().read_regions(level, corners, width, height)
+        return self._inner.read_regions(level, corners, width, height)

@@ -1,12 +1,12 @@
 """Synthetic whole-slide images with known truth, for tests, examples and benchmarks.
 
 Every slide shows pink stroma on glass and, within it, a few regions that are darker in the thumbnail.
-Look-alike regions occur in all slides and lesions in positive slides only. Both are equally dark: they
-differ in the shape of their nuclei, which only the full resolution shows. A slide can thus be told
-positive only by looking at tiles, and the thumbnail can tell where it is worth looking.
+Look-alike regions occur in all slides and lesions in positive slides only. Both are equally dark: they differ
+in the shape of their nuclei, which only the full resolution shows. Only tiles can show that a slide is
+positive, and the thumbnail shows which tiles are worth reading.
 
 The full-resolution image never exists. A `TileBank` holds encoded JPEG tiles, among them one for every
-way in which an outline can cross a tile, and a slide is a grid of references to them.
+way in which an outline can cross a tile; a slide is a grid of references to them.
 
     layout (outlines on the grid of tiles) -> references to bank tiles -> level 0, then its area averages
 """
@@ -18,7 +18,7 @@ import itertools
 import json
 import math
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -39,7 +39,7 @@ LEVEL_QUALITY = 99  # of lower levels: averages of them should be averages of le
 
 @dataclass(frozen=True)
 class SyntheticSlide:
-    """A slide that was written, with its truth.
+    """A slide that was written, with its ground truth.
 
     Attributes
     ----------
@@ -52,9 +52,9 @@ class SyntheticSlide:
     tile_size
         Side of a tile of level 0, pixels.
     kinds
-        `Kind` of every tile, uint8 (rows, columns): what fills at least half of it.
+        `Kind` of every tile, uint8 (rows, columns): that of the larger part of its area.
     shows_lesion
-        Tiles that show any lesion, however little, bool (rows, columns).
+        Tiles that show any lesion, however small, bool (rows, columns).
     regions
         Kind and outline of every region; outlines are float64 (points, 2), (x, y) in level-0 pixels,
         first point repeated last.
@@ -78,11 +78,11 @@ class SyntheticSlide:
 
     @property
     def lesion_fraction(self) -> float:
-        """Part of the tissue tiles that is lesion."""
+        """Share of the tissue tiles that are lesion."""
         return float(np.count_nonzero(self.kinds == Kind.LESION) / self.tissue_tiles)
 
     def truth_geojson(self) -> dict[str, Any]:
-        """Regions as annotations in the GeoJSON that QuPath reads, in level-0 pixels."""
+        """Return the regions as annotations in QuPath's GeoJSON, in level-0 pixels."""
         names = {
             Kind.LOOKALIKE: ("Look-alike", [60, 120, 220]),
             Kind.LESION: ("Lesion", [220, 40, 40]),
@@ -131,7 +131,7 @@ def write_slide(
     path
         File to write; its stem is the slide's id. It appears only when it is complete.
     bank
-        Tiles to make it of.
+        The tiles that it is made of.
     width, height
         Of level 0, pixels; need not be multiples of the tile size.
     positive
@@ -143,7 +143,7 @@ def write_slide(
     tissue_fraction, region_fraction
         See `draw_layout`.
     lesion_fraction
-        Part of a positive slide's tissue that is lesion, met as nearly as whole regions allow.
+        Share of a positive slide's tissue that is lesion, as nearly as whole regions allow.
 
     Raises
     ------
@@ -186,7 +186,7 @@ def _kind_of_regions(layout: Layout, lesions: list[int]) -> NDArray[np.int64]:
 
 
 def _kinds(layout: Layout, lesions: list[int]) -> NDArray[np.uint8]:
-    """Kind of every tile by the larger part of its area."""
+    """Return the kind of every tile, by the larger part of its area."""
     kinds = np.where(areas(layout.tissue) >= 0.5, Kind.STROMA, Kind.BACKGROUND)
     region = areas(layout.regions) >= 0.5
     return np.where(region, _kind_of_regions(layout, lesions), kinds).astype(np.uint8)
@@ -195,7 +195,7 @@ def _kinds(layout: Layout, lesions: list[int]) -> NDArray[np.uint8]:
 def _outlines(
     layout: Layout, lesions: list[int], tile_size: int
 ) -> tuple[tuple[Kind, NDArray[np.float64]], ...]:
-    """Kind and outline of every region, outlines in level-0 pixels."""
+    """Return the kind and outline of every region, outlines in level-0 pixels."""
     return tuple(
         (Kind.LESION if number in lesions else Kind.LOOKALIKE, ring * tile_size / EDGE_UNITS)
         for number in range(layout.owner.max() + 1)
@@ -206,7 +206,7 @@ def _outlines(
 def _references(
     layout: Layout, lesions: list[int], bank: TileBank, rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Number of the bank tile at each place of the grid."""
+    """Return the number of the bank's tile at each place of the grid."""
     palette = rng.integers(bank.palettes)
     shade = (layout.shade + 0.5 * rng.standard_normal(layout.shade.shape)) / math.hypot(1, 0.5)
     variant = np.minimum(special.ndtr(shade) * bank.variants, bank.variants - 1).astype(np.int64)
@@ -269,7 +269,7 @@ def write_tiff(
 def _level_tiles(
     bank: TileBank, references: NDArray[np.int64], level: int, shape: tuple[int, int, int]
 ) -> Iterator[bytes]:
-    """Encoded tiles of one level, row by row."""
+    """Yield the encoded tiles of one level, row by row."""
     rows, columns = (math.ceil(side / bank.tile_size) for side in shape[:2])
     for row, column in itertools.product(range(rows), range(columns)):
         if level == 0:
@@ -285,7 +285,7 @@ def _level_tiles(
 def _average(
     bank: TileBank, references: NDArray[np.int64], level: int, row: int, column: int
 ) -> NDArray[Any] | None:
-    """One tile of a lower level, (size, size, 3), or None where it is glass."""
+    """Return one tile of a lower level, (size, size, 3); `None` where it is glass."""
     size, span = bank.tile_size, LEVEL_FACTOR**level
     covered = references[row * span : (row + 1) * span, column * span : (column + 1) * span]
     if not covered.any():
@@ -330,7 +330,7 @@ def write_collection(
     Parameters
     ----------
     folder
-        Made if it is missing.
+        Created if it is missing.
     slides
         Number of slides.
     seed
@@ -340,8 +340,8 @@ def write_collection(
     tile_size, visibility, variants, palettes
         See `make_tile_bank`.
     banks
-        How many banks of tiles share the slides among them. Tiles of one bank have their fibres, stains
-        and borders in common: a model trained on a single bank learns these, and fails on the next.
+        Number of banks of tiles that share the slides. Tiles of one bank have their fibres, stains and
+        borders in common: a model trained on a single bank learns these, and fails on the next.
 
     Examples
     --------
@@ -380,9 +380,13 @@ def write_collection(
         )
         slide.write_truth(folder / "truth")
         written.append(slide)
-    with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as file:
+    _write_labels(folder / "labels.csv", written)
+    return written
+
+
+def _write_labels(path: Path, slides: Sequence[SyntheticSlide]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["slide_id", "case_id", "path", "label"])
-        for number, slide in enumerate(written):
+        for number, slide in enumerate(slides):
             table.writerow([slide.slide_id, f"case_{number:03d}", slide.path.name, slide.label])
-    return written

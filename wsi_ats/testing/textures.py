@@ -93,7 +93,7 @@ def colourise(
 
 
 def noise(shape: tuple[int, int], amplitude: Field, rng: np.random.Generator) -> Field:
-    """Periodic Gaussian noise of zero mean and unit variance with the given spectrum (see `frequencies`)."""
+    """Draw periodic Gaussian noise of zero mean and unit variance with a spectrum (see `frequencies`)."""
     spectrum = np.fft.fft2(rng.standard_normal(shape)) * amplitude
     spectrum[0, 0] = 0.0
     field = np.fft.ifft2(spectrum).real
@@ -102,13 +102,13 @@ def noise(shape: tuple[int, int], amplitude: Field, rng: np.random.Generator) ->
 
 
 def frequencies(shape: tuple[int, int]) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-    """Frequencies along y, shape (height, 1), and x, shape (1, width), in cycles per pixel."""
+    """Return the frequencies along y, shape (height, 1), and x, shape (1, width), in cycles per pixel."""
     y, x = np.fft.fftfreq(shape[0])[:, None], np.fft.fftfreq(shape[1])[None, :]
     return y, x
 
 
 def border_weight(size: int, width: float) -> Field:
-    """One on the border of the tile, falling to zero `width` pixels inside."""
+    """Return weights that are one on the border of the tile and fall to zero `width` pixels inside."""
     ramp = np.minimum(np.arange(size) + 0.5, np.arange(size)[::-1] + 0.5)
     depth = np.minimum(ramp[:, None], ramp[None, :])
     weight: Field = np.clip(1 - depth / width, 0, 1) ** 0.5
@@ -152,7 +152,7 @@ class Fibres:
 
 @dataclass(frozen=True)
 class NucleusField:
-    """Scatters nuclei over tiles; those that cross the border are common to all draws, hence no seams."""
+    """Nuclei on tiles; those that cross the border are common to all draws, so that there are no seams."""
 
     size: int
     radius: float  # of the circle of a nucleus' area, pixels
@@ -206,11 +206,11 @@ class NucleusField:
         Parameters
         ----------
         nuclei
-            As `draw` gives them.
+            From `draw`.
         elongation
             Long over short axis, 1 for discs.
         lobes
-            Into how many parts a nucleus falls, as that of a granulocyte does; its area stays the same.
+            Number of parts of a nucleus, as in a granulocyte; its area stays the same.
         """
         field = np.zeros((self.size, self.size))
         reach = int(1.15 * self.radius * np.sqrt(elongation)) + 2
@@ -241,7 +241,7 @@ class NucleusField:
 
 
 def block_means(field: Field) -> Field:
-    """Means over `BLOCKS` x `BLOCKS` equal blocks; a leading field of shape (size, size)."""
+    """Return the means over `BLOCKS` x `BLOCKS` equal blocks of a field of shape (size, size)."""
     size = len(field) // BLOCKS
     means: Field = field.reshape(BLOCKS, size, BLOCKS, size).mean(axis=(1, 3))
     return means
@@ -249,9 +249,9 @@ def block_means(field: Field) -> Field:
 
 @functools.cache
 def _smooth_steps(size: int) -> Field:
-    """Functions of a coordinate, one column for each block: mean 1 over that block, 0 over any other.
+    """Return functions of a coordinate, a column for each block: mean 1 over that block, 0 over any other.
 
-    Linear interpolation between block centres blurs the means; undoing that blur first makes them exact.
+    Linear interpolation between block centres blurs the means; inverting that blur first makes them exact.
     """
     centres = (np.arange(BLOCKS) + 0.5) * size / BLOCKS
     columns = [np.interp(np.arange(size) + 0.5, centres, unit) for unit in np.eye(BLOCKS)]
@@ -262,7 +262,7 @@ def _smooth_steps(size: int) -> Field:
 
 
 def smooth_field(means: Field, size: int) -> Field:
-    """A continuous field of shape (size, size) whose block means are exactly `means`."""
+    """Return a continuous field of shape (size, size) whose block means are exactly `means`."""
     steps = _smooth_steps(size)
     field: Field = np.einsum("yb,xb->yx", steps @ means, steps)
     return field

@@ -1,0 +1,209 @@
+"""Columns of tables of slides, and the names of slides in them."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath, PureWindowsPath
+
+from wsi_ats.errors import ManifestError
+from wsi_ats.slides.base import SlideRef, composed
+from wsi_ats.slides.storage import is_remote
+from wsi_ats.tables.files import read_csv
+from wsi_ats.tables.folders import SLIDE_ENDINGS
+from wsi_ats.tasks.targets import join_columns
+
+NAMES = {
+    "slide": ("slide_id",),
+    "file": ("path", "filename", "wsi"),
+    "case": ("case_id", "patient"),
+    "label": ("label",),
+    "split": ("split",),
+    "mpp": ("mpp",),
+}
+"""Names of columns, in lower case, by their meaning."""
+
+SPLITS = ("train", "val", "test")
+
+_MISSING = frozenset({"", "nan", "na", "n/a", "none", "null", "<na>"})
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class SlideTable:
+    """A CSV file and the columns in it that have a meaning here.
+
+    Parameters
+    ----------
+    path
+        The file.
+    rows
+        All columns, by name.
+    columns
+        Those that have a meaning, by it: ``slide``, ``file``, ``case``, ``label``, ``split``, ``mpp``.
+    """
+
+    path: Path
+    rows: dict[str, list[str]]
+    columns: dict[str, list[str]]
+
+    @classmethod
+    def read(cls, path: str | Path, *, empty: bool = False) -> SlideTable:
+        """Read a table.
+
+        Parameters
+        ----------
+        path
+            The file.
+        empty
+            Whether it may have no rows.
+
+        Raises
+        ------
+        ManifestError
+            When it cannot be read, two columns have the same meaning, or there are no rows.
+        """
+        rows = read_csv(path)
+        known: dict[str, list[str]] = {}
+        for meaning, names in NAMES.items():
+            found = [name for name in rows if name.lower() in names]
+            if len(found) > 1:
+                raise ManifestError(f"{path}: columns {found} mean the same; keep one")
+            if found:
+                known[meaning] = rows[found[0]]
+        if not (empty or next(iter(rows.values()))):
+            raise ManifestError(f"{path}: has no rows below its first line ({', '.join(rows)})")
+        return cls(Path(path), rows, known)
+
+    @property
+    def found(self) -> str:
+        """Names of all columns, for messages."""
+        return ", ".join(self.rows)
+
+    def labels(self, column: str | None, task: str) -> list[str | None] | None:
+        """Return the labels, one for each row; ``None`` where no column can be that of the labels.
+
+        Parameters
+        ----------
+        column
+            The column of the labels, or several joined by commas; ``None`` for ``label``, or else the only
+            column that has no other meaning.
+        task
+            How several columns are joined.
+
+        Raises
+        ------
+        ManifestError
+            When a column is missing, or columns cannot be joined.
+        """
+        if column is not None:
+            names = [column] if column in self.rows else [name.strip() for name in column.split(",")]
+            for name in names:
+                if name not in self.rows:
+                    raise ManifestError(f"{self.path}: has no column {name!r}; found {self.found}")
+            return self._joined(names, task) if len(names) > 1 else self._texts(names[0])
+        if "label" in self.columns:
+            return self._known_labels("label", self.columns["label"])
+        # An unnamed column is the row number that pandas writes.
+        known = {name for names in NAMES.values() for name in names} | {""}
+        others = [name for name in self.rows if name.lower() not in known]
+        return self._texts(others[0]) if len(others) == 1 else None
+
+    def _texts(self, name: str) -> list[str | None]:
+        return self._known_labels(name, self.rows[name])
+
+    def _known_labels(self, name: str, texts: Sequence[str]) -> list[str | None]:
+        labels = [_known(text) for text in texts]
+        words = Counter(text for text, label in zip(texts, labels, strict=True) if text and label is None)
+        if not any(labels):
+            return labels
+        for word, number in words.items():
+            _log.warning(
+                "%s: %d rows of column %r are %r, which means that the label is not known; if this is a "
+                "class, give it another name in the table, such as 'no finding'",
+                self.path,
+                number,
+                name,
+                word,
+            )
+        return labels
+
+    def _joined(self, names: Sequence[str], task: str) -> list[str | None]:
+        """Join several columns to one label for each row."""
+        labels = []
+        for i, texts in enumerate(zip(*map(self._texts, names), strict=True)):
+            try:
+                labels.append(join_columns(task, dict(zip(names, texts, strict=True))))
+            except ManifestError as error:
+                raise ManifestError(f"{self.path}, row {i + 1}: {error}") from error
+        if task == "multilabel":
+            # A name that no label mentions would be forgotten, and the model know nothing of it.
+            for name in names:
+                if not any(name in (label or "").split(";") for label in labels):
+                    raise ManifestError(
+                        f"{self.path}: no row of column {name!r} is 1, so nothing can be learnt of it; leave "
+                        "it out of --label-column"
+                    )
+        return labels
+
+    def value(self, meaning: str, row: int) -> str | None:
+        """Return a value by the meaning of its column; ``None`` where it is not known."""
+        return _known(self.columns[meaning][row]) if meaning in self.columns else None
+
+    def case(self, row: int) -> str | None:
+        """Return the case of a row, if known."""
+        text = self.value("case", row)
+        return text and composed(text)
+
+    def split(self, row: int) -> str | None:
+        """Return the split of a row, if known.
+
+        Raises
+        ------
+        ManifestError
+            When it is none of ``train``, ``val`` and ``test``.
+        """
+        text = self.value("split", row)
+        if text is not None and text.lower() not in SPLITS:
+            raise ManifestError(
+                f"{self.path}, row {row + 1}: split is {text!r}, expected one of {', '.join(SPLITS)}"
+            )
+        return text and text.lower()
+
+    def mpp(self, row: int) -> float | None:
+        """Return the micrometres per level-0 pixel of a row, if known.
+
+        Raises
+        ------
+        ManifestError
+            When it is not a number.
+        """
+        text = self.value("mpp", row)
+        try:
+            # Spreadsheets of some countries write a decimal comma.
+            return None if text is None else float(text.replace(",", "."))
+        except ValueError as error:
+            raise ManifestError(
+                f"{self.path}, row {row + 1}: mpp is {text!r}, expected micrometres per pixel such as 0.25"
+            ) from error
+
+
+def file_id(text: str) -> str:
+    """Return the slide_id of a file that a table names."""
+    if is_remote(text):
+        return SlideRef.from_path(text).id
+    return slide_id((PureWindowsPath if "\\" in text else PurePath)(text).name)
+
+
+def slide_id(text: str) -> str:
+    """Return the slide_id of a slide that a table names, with or without the file's ending."""
+    if PurePath(text).suffix.lower() in SLIDE_ENDINGS:
+        return SlideRef.from_path(text).id
+    return composed(text)
+
+
+def _known(text: str) -> str | None:
+    return None if text.lower() in _MISSING else text

@@ -1,0 +1,188 @@
+"""Slides in folders, globs and stores."""
+
+from __future__ import annotations
+
+import glob
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePath
+
+from wsi_ats.errors import ManifestError
+from wsi_ats.slides.base import SlideRef, composed
+from wsi_ats.slides.dicom import SUFFIXES as _DICOM
+from wsi_ats.slides.dicom import find_series, is_dicom
+from wsi_ats.slides.storage import is_zarr
+
+SLIDE_SUFFIXES = frozenset(
+    {".bif", ".czi", ".dcm", ".dicom", ".mrxs", ".ndpi", ".qptiff", ".scn", ".svs", ".svslide", ".tif"}
+    | {".tiff", ".vms", ".vmu"}
+)
+"""Endings that folders are searched for: OpenSlide's formats. A file that is named itself may have any."""
+
+ZARR = ".zarr"
+"""Ending of a folder that is one slide: an OME-Zarr image."""
+
+SLIDE_ENDINGS = SLIDE_SUFFIXES | {ZARR, ".vsi"}
+"""Endings of slides; Olympus's files are among them to be refused by name instead of passed over."""
+
+TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".xls", ".xlsx"})
+"""Endings of tables; Excel files are among them to be refused as tables, with advice."""
+
+_SHOWN = 5  # names that a message lists before it says "and n more"
+
+_log = logging.getLogger(__name__)
+
+
+def find_slides_among(files: Sequence[Path]) -> list[SlideRef]:
+    """List the slides among files on this machine; several files may be one slide.
+
+    Parameters
+    ----------
+    files
+        For example the DICOM files of a folder, each a level of a slide. Files that are not slides are left
+        out, with a warning in the log.
+
+    Raises
+    ------
+    ManifestError
+        When none of them is a slide.
+    """
+    refs, left_out = slides_of(files)
+    if not refs:
+        raise ManifestError(f"none of these files is a slide: {listed(left_out or map(str, files))}")
+    warn_of_left_out(left_out, f"of {len(files)} files")
+    return refs
+
+
+def warn_of_left_out(left_out: Sequence[str], source: str) -> None:
+    """Log the DICOM files of a source that are left out, each with the reason."""
+    if left_out:
+        _log.warning("%s: %d DICOM files are left out: %s", source, len(left_out), listed(left_out))
+
+
+def find_in_store(url: str) -> list[SlideRef]:
+    """List the slides behind a URL, without reading them.
+
+    Parameters
+    ----------
+    url
+        A slide, a folder or a glob.
+
+    Raises
+    ------
+    ManifestError
+        When it is a table, or there are no slides.
+    """
+    from wsi_ats.slides.remote import find_files
+
+    file = PurePath(url.partition("?")[0])
+    if file.suffix.lower() in TABLE_SUFFIXES:
+        raise ManifestError(f"{url}: tables are read from this machine; copy it, its paths may be URLs")
+    if file.suffix == ZARR:
+        return [SlideRef.from_path(url)]
+    files = find_files(url)
+    if files == [url]:
+        return [SlideRef.from_path(url)]
+    # A folder of Zarr holds thousands of files, and none of them is another slide.
+    slides = {
+        head + ZARR if inside else each for each in files for head, inside, _ in [each.partition(f"{ZARR}/")]
+    }
+    refs = [
+        SlideRef.from_path(each)
+        for each in sorted(slides)
+        if PurePath(each).suffix.lower() in SLIDE_ENDINGS and not PurePath(each).name.startswith(".")
+    ]
+    if not refs:
+        raise ManifestError(f"{url}: no slides found; looked for {', '.join(sorted(SLIDE_SUFFIXES))}, {ZARR}")
+    return refs
+
+
+def slides_of(files: Iterable[Path], growing: Path | None = None) -> tuple[list[SlideRef], list[str]]:
+    """Return the slides among files, sorted by path, and the DICOM files that are none, with reasons.
+
+    Parameters
+    ----------
+    files
+        The files; a folder among them is an OME-Zarr image.
+    growing
+        A folder that further slides may come to; see :func:`wsi_ats.slides.dicom.find_series`.
+    """
+    refs: list[SlideRef] = []
+    dicom: list[Path] = []
+    for file in set(files):
+        # macOS leaves a "._name.svs" beside each file that it copies to a disk of another system.
+        if file.name.startswith("."):
+            continue
+        if looks_like_dicom(file):
+            dicom.append(file)
+        # A folder is an OME-Zarr image.
+        elif file.suffix.lower() in SLIDE_ENDINGS or file.is_dir():
+            refs.append(SlideRef.from_path(file))
+    series, left_out = find_series(dicom, growing=growing)
+    for each in series:
+        name = composed(each.name)
+        refs.append(SlideRef(id=name, path=str(each.path), case=name))
+    return sorted(refs, key=lambda ref: ref.path), left_out
+
+
+def looks_like_dicom(file: Path) -> bool:
+    """Return whether a file has an ending of DICOM, or none or that of a UID and the content of DICOM."""
+    ending = file.suffix.lower()
+    if ending and ending not in _DICOM and not ending[1:].isdigit():
+        return False
+    return file.is_file() if ending in _DICOM else is_dicom(file)
+
+
+def walk(folder: Path) -> list[Path]:
+    """List the files in and below a folder, and the folders that are OME-Zarr images.
+
+    Raises
+    ------
+    ManifestError
+        When a folder cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise ManifestError(f"{error.filename}: cannot be searched: {error.strerror}") from error
+
+    files: list[Path] = []
+    searched: set[str] = set()
+    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        # A folder is searched once, however many links lead to it; a link to a folder above ends there.
+        real = os.path.realpath(parent)
+        if real in searched:
+            folders.clear()
+            continue
+        searched.add(real)
+        slides = {name for name in folders if is_zarr(Path(parent, name))}
+        files += [Path(parent, name) for name in (*names, *slides)]
+        # Hidden folders hold unfinished copies (rsync's partial files) and backups.
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in slides]
+        folders.sort(key=lambda name: (Path(parent, name).is_symlink(), name))  # links last
+    return files
+
+
+def expand(pattern: str) -> list[Path]:
+    """List the files that a glob matches, and all in and below the folders that it matches."""
+    files: list[Path] = []
+    matches = glob.glob(pattern, recursive=True)  # noqa: PTH207  (Path.glob takes no absolute pattern)
+    slides = {match for match in map(Path, matches) if match.is_dir() and is_zarr(match)}
+    for match in map(Path, matches):
+        if slides.intersection(match.parents):
+            continue  # a part of an OME-Zarr image
+        files += walk(match) if match.is_dir() and match not in slides else [match]
+    return files
+
+
+def listed(names: Iterable[str]) -> str:
+    """List names in a message: the first five and the number of the others.
+
+    Examples
+    --------
+    >>> listed("abcdefg")
+    'a, b, c, d, e and 2 more'
+    """
+    names = list(names)
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

@@ -1,0 +1,129 @@
+"""Tables of slides: paths, or names of slides beside the table, each with what the table says of it."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path, PureWindowsPath
+
+from wsi_ats.errors import ManifestError
+from wsi_ats.slides.base import SlideRef
+from wsi_ats.slides.dicom import read_instance
+from wsi_ats.tables.columns import SlideTable, slide_id
+from wsi_ats.tables.folders import listed, looks_like_dicom, slides_of, walk
+
+
+def read_slide_table(
+    path: Path, label_column: str | None, task: str, *, awaited: bool = False
+) -> list[SlideRef]:
+    """Read a table of slides.
+
+    Parameters
+    ----------
+    path
+        The table. Paths in it are relative to its folder; a row without a path names a slide at or below it.
+    label_column
+        The column of the labels, or several joined by commas; ``None`` for ``label``, if there is one.
+    task
+        How several columns are joined.
+    awaited
+        Whether slides may still be missing: then rows without a path and a slide are left out.
+
+    Raises
+    ------
+    ManifestError
+        When the table cannot be understood, or its slides are not there.
+    """
+    table = SlideTable.read(path, empty=awaited)
+    if not {"slide", "file"} & set(table.columns):
+        raise ManifestError(f"{path}: a slide table needs a column path or slide_id; found {table.found}")
+    # Only a column of that name is the label here: slide tables have all kinds of other columns.
+    named = label_column is not None or "label" in table.columns
+    labels = table.labels(label_column, task) if named else None
+    files = _SlidesBeside(path)
+    refs = []
+    for i in range(len(next(iter(table.rows.values())))):
+        file, name = table.value("file", i), table.value("slide", i)
+        if file is not None:
+            location = file if "://" in file else str(path.parent / _as_here(file, path, i))
+        elif name is not None:
+            location = files.find(slide_id(name))
+            if awaited and location in files.lost:
+                continue
+        else:
+            raise ManifestError(f"{path}, row {i + 1}: names neither a path nor a slide_id")
+        identity = SlideRef.from_path(location).id if name is None else slide_id(name)
+        case = table.case(i) or identity
+        label = None if labels is None else labels[i]
+        refs.append(SlideRef(identity, location, case, label, table.split(i), table.mpp(i)))
+    if awaited:
+        return refs
+    if files.lost:
+        raise ManifestError(
+            f"{path}: names no path for {len(files.lost)} slides that are not at or below "
+            f"{path.parent}: {listed(files.lost)}; add a column path, or give the slides' folder as "
+            "the source and this table with --labels"
+        )
+    _check_series(refs, path)
+    if not any("://" in ref.path or Path(ref.path).exists() for ref in refs):
+        raise ManifestError(
+            f"{path}: none of its {len(refs)} slides exists, for example {refs[0].path}; paths are "
+            "relative to the table's own folder"
+        )
+    return refs
+
+
+def _check_series(refs: Sequence[SlideRef], table: Path) -> None:
+    """Check that a table names each DICOM slide once: any of its files stands for the whole slide."""
+    first: dict[tuple[Path, str], SlideRef] = {}
+    for ref in refs:
+        file = Path(ref.path)
+        instance = read_instance(file) if looks_like_dicom(file) else None
+        if instance is None:
+            continue
+        if not instance.is_level:
+            raise ManifestError(
+                f"{table}: {ref.path} is no level of a slide, but {instance.other}; remove it"
+            )
+        other = first.setdefault((file.parent, instance.series), ref)
+        if other is not ref:
+            raise ManifestError(
+                f"{table}: {other.path} and {ref.path} are files of one slide (SeriesInstanceUID "
+                f"{instance.series}); name one of them"
+            )
+
+
+def _as_here(file: str, table: Path, row: int) -> str:
+    """Return a path as this machine writes it: slashes in place of the backslashes of Windows."""
+    if os.sep == "\\" or "\\" not in file or (table.parent / file).exists():
+        return file
+    path = PureWindowsPath(file)
+    if path.anchor:
+        raise ManifestError(
+            f"{table}, row {row + 1}: {file!r} is a path on Windows; write it as this machine sees the file"
+        )
+    return path.as_posix()
+
+
+class _SlidesBeside:
+    """Slides at or below a table's folder, searched once and only if needed."""
+
+    def __init__(self, table: Path) -> None:
+        self._table = table
+        self._paths: dict[str, list[str]] | None = None
+        self.lost: list[str] = []
+
+    def find(self, name: str) -> str:
+        """Return the path of a slide; missing ones go to ``lost``, so that one error names them all."""
+        if self._paths is None:
+            self._paths = defaultdict(list)
+            for ref in slides_of(walk(self._table.parent))[0]:
+                self._paths[ref.id].append(ref.path)
+        paths = self._paths.get(name, [])
+        if len(paths) > 1:
+            raise ManifestError(f"{self._table}: {name!r} may be {paths[0]} or {paths[1]}; add a column path")
+        if not paths:
+            self.lost.append(name)
+            return name
+        return paths[0]
