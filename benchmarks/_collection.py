@@ -140,6 +140,13 @@ def nothing(ref: SlideRef) -> None:
 class RecordTask(SlideTask):
     """Leaves a record of a slide and does nothing else: what a stage costs that has nothing to do."""
 
+    stage, table, results = "record", "slides", ("records",)
+
+    @property
+    def columns(self) -> Mapping[str, str]:
+        """Columns of the table."""
+        return dict.fromkeys(("slide_id", "status", "error"), "string")
+
     def work(self, ref: SlideRef) -> tuple[Row, Sequence[Path]]:
         """Give a row."""
         return {"slide_id": ref.id, "status": "done"}, ()
@@ -147,10 +154,6 @@ class RecordTask(SlideTask):
     def files(self, slide_id: str) -> Sequence[Path]:  # noqa: ARG002
         """There are none."""
         return ()
-
-    def failed(self, ref: SlideRef, error: str, seconds: float) -> Row:  # noqa: ARG002
-        """Give a row."""
-        return {"slide_id": ref.id, "status": "failed", "error": error}
 
 
 def loop(function: Callable[[SlideRef], Any], refs: Sequence[SlideRef]) -> float:

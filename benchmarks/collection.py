@@ -52,7 +52,9 @@ from benchmarks.report import report
 from benchmarks.slide_size import write
 from pipelines._cluster import connect
 from pipelines._records import SlideTask
-from pipelines._stage import Outcome, for_each_slide, on_each_worker
+from pipelines._tasks import for_each_slide
+from pipelines._work import Outcome
+from pipelines._workers import on_each_worker
 from wsi_ats.settings import Settings
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.testing.memory import peak_memory

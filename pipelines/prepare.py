@@ -1,23 +1,17 @@
-"""Prepare slides: thumbnail, tissue and grid of each, and a table that says what was found."""
+"""Prepare slides: thumbnail, tissue and grid of each, and a table of what was found."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
-from pipelines._records import (
-    Row,
-    SlideTask,
-    complete,
-    own_cores,
-    pending,
-    report_left_out,
-    settled,
-    write_table,
-)
-from pipelines._runs import Execution, Identity, Summary, count, open_run, rooted
+from pipelines._records import Row, SlideTask, own_cores, settled
+from pipelines._runs import Execution, Identity, Summary, rooted
+from pipelines._stage import run_stage
 from wsi_ats.files import atomic
 from wsi_ats.overview.overview import count_tiles, inspect
 from wsi_ats.overview.prepared import Prepared, save_prepared
@@ -33,7 +27,7 @@ from wsi_ats.slides.wrappers import CountingSlide, bytes_read
 RESULTS = ("records", "prepared", "thumbnails", "quality", "slides.parquet", "slides.csv")
 SECTIONS = ("tile", "thumbnail")
 
-_TYPES = {
+_COLUMNS = {
     **dict.fromkeys(("slide_id", "case_id", "path", "status"), "string"),
     "mpp": "double",
     "mpp_source": "string",
@@ -94,27 +88,13 @@ def prepare(
     """
     execution, out, settings = execution or Execution(), rooted(out), settings or Settings()
     identity = Identity.of("prepare", settings, *SECTIONS)
-    task, refs = PrepareTask.of(out, settings), settled(refs, settings)
-    with open_run(out, identity, execution, results=RESULTS) as run:
-        if execution.dry_run:
-            return Summary.of_dry_run("prepare", out, *(len(part) for part in pending(task, refs)))
-        run.begin()
-        results = complete(task, refs, execution, title="prepare")
-        counts = count(results.rows)
-        report_left_out(results.rows, execution)
-        if not results.stopped:
-            task.write_tables(results.rows)
-            run.finish(counts)
-    return Summary(
-        *("prepare", out, counts, results.failed, results.reused),
-        notes=results.notes,
-        table=None if results.stopped else "slides.csv",
-    )
+    refer = partial(settled, settings=settings)
+    return run_stage(PrepareTask.of(out, settings), refs, identity, execution, refer=refer)
 
 
 @dataclass(frozen=True)
 class PrepareTask(SlideTask):
-    """What preparing does to one slide.
+    """Preparation of a slide.
 
     Parameters
     ----------
@@ -123,6 +103,15 @@ class PrepareTask(SlideTask):
     """
 
     settings: Settings
+
+    stage: ClassVar[str] = "prepare"
+    table: ClassVar[str] = "slides"
+    results: ClassVar[Sequence[str]] = RESULTS
+
+    @property
+    def columns(self) -> Mapping[str, str]:
+        """See :func:`prepare`."""
+        return _COLUMNS
 
     @classmethod
     def of(cls, out: Path, settings: Settings) -> PrepareTask:
@@ -185,18 +174,3 @@ class PrepareTask(SlideTask):
             "error": view.nothing_left,
         }
         return row, written
-
-    def failed(self, ref: SlideRef, error: str, seconds: float) -> Row:
-        """A row that says what could not be found out, and why."""
-        known = {"slide_id": ref.id, "case_id": ref.case, "path": ref.path, "status": Status.FAILED.value}
-        return dict.fromkeys(_TYPES) | known | {"seconds": seconds, "error": error}
-
-    def write_tables(self, rows: Sequence[Row]) -> None:
-        """Write ``slides.parquet`` and ``slides.csv``."""
-        write_table(self.out, "slides", rows, _TYPES)
-
-
-if __name__ == "__main__":
-    from pipelines.cli import main
-
-    main("prepare")

@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pipelines._records import (
-    Row,
-    SlideTask,
-    complete,
-    own_cores,
-    pending,
-    report_left_out,
-    settled,
-    write_table,
-)
-from pipelines._rounds import complete_arrivals
-from pipelines._runs import Execution, Identity, Summary, check_pixels, count, open_run, rooted
+from pipelines._records import Row, SlideTask, own_cores, settled
+from pipelines._runs import Execution, Identity, Summary, check_pixels, rooted
+from pipelines._stage import run_stage
 from pipelines._watch import Arrivals
 from wsi_ats.errors import ModelError, SettingsError
 from wsi_ats.files import atomic
 from wsi_ats.models.card import read_card
 from wsi_ats.results.attention import save_attention
 from wsi_ats.results.exports.tables import write_selection
-from wsi_ats.results.records import Prediction, Status, Stop
+from wsi_ats.results.records import Status, Stop
 from wsi_ats.settings import AugmentationSettings, ModelSettings, SamplingSettings, Settings, TrainingSettings
 from wsi_ats.slides import open_slide
 from wsi_ats.slides.base import SlideRef
@@ -110,8 +101,6 @@ def score(
     0
     """
     execution, model, out = execution or Execution(), rooted(model), rooted(out)
-    if isinstance(refs, Arrivals) and execution.dry_run:
-        raise SettingsError("--watch waits for slides that --dry-run cannot know of; leave one of them out")
     card = read_card(model)
     settings = settings or card.settings
     check_settings(settings, card.settings)
@@ -124,31 +113,17 @@ def score(
             "give a table of slides with the column case_id to score cases"
         )
     task = ScoreTask(out, identity.digest, model, card.digest, card.target, settings, seed)
-    known = settled(known, settings)
-    with open_run(out, identity, execution, results=RESULTS) as run:
-        if execution.dry_run:
-            return Summary.of_dry_run("score", out, *(len(part) for part in pending(task, known)))
-        run.begin()
-        if isinstance(refs, Arrivals):
-            results = complete_arrivals(
-                task, refs, settings, execution, title="score", keep=task.write_tables
-            )
-        else:
-            results = complete(task, known, execution, title="score")
-        counts = count(results.rows)
-        report_left_out(results.rows, execution)
-        if not results.stopped:
-            task.write_tables(results.rows)
-            run.finish(counts, target=asdict(card.target))
-    left = {"left_for_the_next_time": results.left} if results.left else {}
-    return Summary(
-        *("score", out, counts, results.failed, results.reused),
-        notes={**results.notes, **_notes(results.rows, settings), **left},
-        table=None if results.stopped else "predictions.csv",
+    return run_stage(
+        task,
+        refs,
+        identity,
+        execution,
+        refer=partial(settled, settings=settings),
+        record={"target": asdict(card.target)},
     )
 
 
-def _types_of_cases(target: Target) -> dict[str, str]:
+def _columns_of_cases(target: Target) -> dict[str, str]:
     return {
         **dict.fromkeys(("case_id", "status"), "string"),
         **dict.fromkeys(target.columns, "double"),
@@ -180,17 +155,9 @@ def _cases(rows: Sequence[Row], target: Target) -> list[Row]:
     return pooled
 
 
-def _notes(rows: Sequence[Row], settings: Settings) -> dict[str, int]:
-    """Slides whose draws ended before their error was within the tolerance, where there is one."""
-    if settings.sampling.tolerance == 0:
-        return {}
-    above = (row["status"] == Status.DONE and row["stopped_by"] != Stop.TOLERANCE for row in rows)
-    return {"above_tolerance": sum(above)}
-
-
 @dataclass(frozen=True)
 class ScoreTask(SlideTask):
-    """What scoring does to one slide.
+    """Scoring of a slide.
 
     Parameters
     ----------
@@ -206,6 +173,9 @@ class ScoreTask(SlideTask):
     settings: Settings
     seed: int
 
+    stage: ClassVar[str] = "score"
+    table: ClassVar[str] = "predictions"
+    results: ClassVar[Sequence[str]] = RESULTS
     on_gpu: ClassVar[bool] = True
 
     @property
@@ -214,8 +184,8 @@ class ScoreTask(SlideTask):
         return 1 if self.settings.model.kind == "image" else None
 
     @property
-    def types(self) -> dict[str, str]:
-        """Columns of the predictions, in order, with Arrow's types."""
+    def columns(self) -> Mapping[str, str]:
+        """See :class:`wsi_ats.results.records.Prediction`."""
         return {
             **dict.fromkeys(("slide_id", "case_id", "path", "status"), "string"),
             **dict.fromkeys(self.target.columns, "double"),
@@ -231,6 +201,12 @@ class ScoreTask(SlideTask):
             **({} if self.settings.model.cases == "separate" else {"log_weight": "double"}),
         }
 
+    @property
+    def known(self) -> Row:
+        """Model and seed, and counts of what was not read."""
+        counts = dict.fromkeys(("draws", "tiles_read", "tiles_total", "tiles_empty"), 0)
+        return {**counts, "model_digest": self.model_digest, "seed": self.seed}
+
     def files(self, slide_id: str) -> tuple[Path, ...]:
         """The tiles that were read, and the attention to them, where the kind of model has them."""
         return (
@@ -238,11 +214,18 @@ class ScoreTask(SlideTask):
             self.out / "attention" / f"{slide_id}.npz",
         )
 
-    def write_tables(self, rows: Sequence[Row]) -> None:
-        """Write the predictions and, where the model takes the slides of a case together, the cases."""
-        write_table(self.out, "predictions", rows, self.types)
-        if self.settings.model.cases != "separate":
-            write_table(self.out, "cases", _cases(rows, self.target), _types_of_cases(self.target))
+    def other_tables(self, rows: Sequence[Row]) -> Mapping[str, tuple[Sequence[Row], Mapping[str, str]]]:
+        """Cases, where the model takes the slides of a case together."""
+        if self.settings.model.cases == "separate":
+            return {}
+        return {"cases": (_cases(rows, self.target), _columns_of_cases(self.target))}
+
+    def notes(self, rows: Sequence[Row]) -> Mapping[str, Any]:
+        """Slides whose draws ended before their error was within the tolerance, where there is one."""
+        if self.settings.sampling.tolerance == 0:
+            return {}
+        above = (row["status"] == Status.DONE and row["stopped_by"] != Stop.TOLERANCE for row in rows)
+        return {"above_tolerance": sum(above)}
 
     def start(self) -> None:
         """Load the model."""
@@ -282,29 +265,6 @@ class ScoreTask(SlideTask):
             save_attention(attention, scored.attention)
         prediction = scored.prediction if read is None else replace(scored.prediction, bytes_read=read)
         return prediction.row(self.target.columns), written
-
-    def failed(self, ref: SlideRef, error: str, seconds: float) -> Row:
-        """A prediction that says why there is none."""
-        prediction = Prediction(
-            slide_id=ref.id,
-            case_id=ref.case,
-            path=ref.path,
-            status=Status.FAILED,
-            scores={},
-            predicted=None,
-            logit_se=None,
-            stopped_by=None,
-            draws=0,
-            tiles_read=0,
-            tiles_total=0,
-            tiles_empty=0,
-            bytes_read=None,
-            seconds=seconds,
-            model_digest=self.model_digest,
-            seed=self.seed,
-            error=error,
-        )
-        return prediction.row(self.target.columns)
 
 
 # Threads of a worker that begin at once wait for the one that loads.
@@ -357,9 +317,3 @@ def check_settings(settings: Settings, trained: Settings) -> None:
 
 def _shown(value: object) -> object:
     return "none" if value == "" else value
-
-
-if __name__ == "__main__":
-    from pipelines.cli import main
-
-    main("score")

@@ -26,6 +26,8 @@ from wsi_ats.tasks.targets import Target
 from wsi_ats.testing.synthetic import write_collection
 
 ROOT = Path(__file__).parents[2]
+# Seconds after which a test has failed that waits for something: it hangs, however busy the machine is.
+LIMIT = 900
 SETTINGS = Settings().with_values(
     [
         "tile.size=64",
@@ -133,7 +135,7 @@ def scheduler(tmp_path):
     yield address, started
     for process in reversed(started):
         process.send_signal(signal.SIGTERM)
-        process.wait(20)
+        process.wait(LIMIT)
 
 
 @dataclass(frozen=True)

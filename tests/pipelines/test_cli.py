@@ -11,7 +11,6 @@ import pytest
 import tifffile
 from conftest import ROOT
 
-from pipelines import _cluster
 from pipelines import doctor as doctor_module
 from pipelines.info import info
 from wsi_ats.slides.base import SlideRef
@@ -70,10 +69,10 @@ def test_results_are_not_written_to_a_store(run, slides, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_address_that_does_not_answer(run, slides, config, tmp_path, monkeypatch):
-    monkeypatch.setattr(_cluster, "_ANSWER_SECONDS", 1)
+def test_an_address_that_does_not_answer(run, slides, config, tmp_path):
     there = "tcp://127.0.0.1:1"
-    ran = run("prepare", slides, "--out", tmp_path / "out", "--config", config, scheduler=there)
+    words = ("prepare", slides, "--out", tmp_path / "out", "--config", config, "--wait", 1)
+    ran = run(*words, scheduler=there)
     assert ran.exit_code == 2
     assert there in ran.stderr
     assert ran.stderr.count("\n") == 1

@@ -12,7 +12,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, SETTINGS, files, start, table, without_times
+from conftest import LIMIT, ROOT, SETTINGS, files, start, table, without_times
 
 from pipelines._runs import Execution
 from pipelines.score import ScoreTask, score
@@ -300,7 +300,7 @@ def stop_in_the_middle(command, records, number):
         time.sleep(0.005)
     if process.poll() is None:
         os.killpg(process.pid, number)
-    _, complaints = process.communicate(timeout=60)
+    _, complaints = process.communicate(timeout=LIMIT)
     return process.returncode, complaints
 
 
@@ -333,7 +333,7 @@ def test_ctrl_c_with_workers_of_its_own(many, model, run, uninterrupted, tmp_pat
     while process.poll() is None and len(list(records.glob("*.json"))) < 3:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)
-    _, complaints = process.communicate(timeout=60)
+    _, complaints = process.communicate(timeout=LIMIT)
     assert process.returncode == 130
     said = [line for line in complaints.splitlines() if not line.startswith(("score ", "Dask's workers"))]
     assert said == ["interrupted; the same command goes on where this one stopped"]

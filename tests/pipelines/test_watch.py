@@ -18,10 +18,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import slide_jobs
-from conftest import ROOT, files, start, table, without_times
+from conftest import LIMIT, ROOT, files, start, table, without_times
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines._records import absolute
 from pipelines._reports import Finished
 from pipelines._rounds import complete_arrivals
 from pipelines._runs import Execution, Silent, Summary
@@ -31,7 +32,6 @@ from pipelines.score import ScoreTask, score
 from wsi_ats.errors import MppError, SettingsError, WsiAtsError
 from wsi_ats.files import read_json
 from wsi_ats.results.exports.tables import read_selection
-from wsi_ats.settings import Settings
 from wsi_ats.tables.manifest import read_manifest
 from wsi_ats.testing.dicom import write_dicom
 
@@ -707,13 +707,14 @@ def test_a_scheduler_that_is_lost_ends_the_watch(model, client, tmp_path):
     assert read_json(tmp_path / "scores" / "run.json")["end"] is None
 
 
-def test_a_slide_is_done_again_when_files_change_that_its_record_does_not_know(client, tmp_path):
+def test_a_slide_is_done_again_when_files_change_that_its_record_does_not_know(client, tmp_path, monkeypatch):
     folder = tmp_path / "scans"
     put(folder / "a.mrxs")
     put(folder / "a" / "Data0001.dat", "half")
     task = slide_jobs.TextTask(tmp_path / "out", "digest")
     record = tmp_path / "out" / "records" / "a.json"
     kept: list[int] = []
+    monkeypatch.setattr(slide_jobs.TextTask, "write_tables", lambda self, rows: kept.append(len(rows)))
 
     def steps() -> Iterator[None]:
         yield from until(lambda: kept)
@@ -726,10 +727,8 @@ def test_a_slide_is_done_again_when_files_change_that_its_record_does_not_know(c
     results = complete_arrivals(
         task,
         Arrivals([str(folder)], clock=story.clock, pause=story.pause),
-        Settings(),
         Execution(scheduler=client, stop=lambda: story.ended, reporter=story.heard),
-        title="test",
-        keep=lambda rows: kept.append(len(rows)),
+        refer=absolute,
     )
     assert list(results.rows) == [{"slide_id": "a", "status": "done", "value": "A"}]
     assert "left_for_the_next_time" not in results.notes
@@ -805,7 +804,7 @@ def watching() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 
 def wait_for(process: subprocess.Popen[str], condition: Callable[[], object]) -> None:
-    end = time.monotonic() + 180
+    end = time.monotonic() + LIMIT
     while not condition():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end, "it never came to be"
@@ -816,7 +815,7 @@ def wait_for(process: subprocess.Popen[str], condition: Callable[[], object]) ->
 def test_a_watch_that_waits_ends_when_it_is_told(watching, run, model, address, tmp_path, number):
     (tmp_path / "scans").mkdir()
     command = ("score", tmp_path / "scans", "--model", model, "--out", tmp_path / "scores", "--watch")
-    process = watching(*command, "--every", 600, "--scheduler", address)
+    process = watching(*command, "--every", 10 * LIMIT, "--scheduler", address)
     lines = []
     while "waiting for slides" not in "".join(lines):
         lines.append(process.stderr.readline())
@@ -825,7 +824,7 @@ def test_a_watch_that_waits_ends_when_it_is_told(watching, run, model, address, 
     assert refused.exit_code == 2
     assert f"is in use by process {process.pid}" in refused.stderr
     process.send_signal(number)
-    _, complaints = process.communicate(timeout=60)  # a tenth of the time to the next look
+    _, complaints = process.communicate(timeout=LIMIT)  # a tenth of the time to the next look
     assert (process.returncode, complaints) == (0, "score: stopping\n")
     assert read_json(tmp_path / "scores" / "run.json")["end"] is not None
 
@@ -840,7 +839,7 @@ def test_a_watch_that_is_told_to_end_in_the_middle(watching, slides, model, clie
     process = watching(*command)
     wait_for(process, lambda: len(list((out / "records").glob("*.json"))) >= 3)
     process.send_signal(signal.SIGTERM)
-    result, complaints = process.communicate(timeout=60)
+    result, complaints = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, complaints
     summary = json.loads(result)
     done = summary["counts"]["done"]
@@ -856,7 +855,7 @@ def test_a_watch_that_is_told_to_end_in_the_middle(watching, slides, model, clie
     again = watching(*command)
     wait_for(again, lambda: len(table(out / "predictions.csv")) == 36)
     again.send_signal(signal.SIGTERM)
-    result, _ = again.communicate(timeout=60)
+    result, _ = again.communicate(timeout=LIMIT)
     assert (again.returncode, json.loads(result)["reused"]) == (0, done)
     assert_like_a_plain_run(out, folder, model, client)
 
@@ -872,7 +871,7 @@ def test_workers_that_are_told_to_end_as_well(watching, slides, model, client, t
     process = watching(*command, "--workers", 2)
     wait_for(process, lambda: len(list((out / "records").glob("*.json"))) >= 3)
     os.killpg(process.pid, signal.SIGTERM)
-    _, complaints = process.communicate(timeout=120)
+    _, complaints = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, complaints
     rows = table(out / "predictions.csv")
     assert {f"{row['slide_id']}.json" for row in rows} == {*files(out / "records")}
