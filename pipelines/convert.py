@@ -1,4 +1,4 @@
-"""Convert slides to OME-Zarr pyramids, and a table that says what became of each."""
+"""Convert slides to OME-Zarr pyramids, with a table of the outcome for each."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def convert(
 ) -> Summary:
     """Write slides as OME-Zarr 0.5 pyramids, which any program that knows the format reads.
 
-    A run that is stopped goes on in the middle of a slide. Slides are shared out to the workers; where there
-    are fewer slides than cores on this machine, each slide is given several of them.
+    A run that was stopped goes on in the middle of a slide. Slides are distributed over the workers; where
+    there are fewer slides than cores on this machine, each slide uses several cores.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ def convert(
     Raises
     ------
     SettingsError
-        For a codec or quality that cannot be, and when a slide would be written over itself.
+        For an impossible codec or quality, and when a slide would be written over itself.
     ArtifactError
         When the output folder is not to be used, or holds something else where a pyramid should go.
 
@@ -150,7 +150,7 @@ class ConvertTask(SlideTask):
         return f"{self.to}/{slide_id}.ome.zarr"
 
     def files(self, slide_id: str) -> tuple[Path, ...]:
-        """None that are made anew at each attempt: a pyramid is gone on with."""
+        """None that are deleted before each attempt: a pyramid is continued."""
         del slide_id
         return ()
 

@@ -20,14 +20,14 @@ _TABLES = {"csv": write_selections_csv, "parquet": write_selections_parquet}
 
 
 def export(scores: str | Path, out: str | Path, *, to: str, execution: Execution | None = None) -> Summary:
-    """Write what was scored in another program's format.
+    """Write scores in another program's format.
 
-    All happens in the calling process: a slide takes milliseconds, less than it would to send it away.
+    It happens in the calling process: a slide takes milliseconds, less than sending it to a worker.
 
     Parameters
     ----------
     scores
-        Folder that :func:`pipelines.score.score` wrote.
+        Output folder of :func:`pipelines.score.score`.
     out
         Folder for the export.
     to

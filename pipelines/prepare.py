@@ -50,7 +50,7 @@ def prepare(
     settings: Settings | None = None,
     execution: Execution | None = None,
 ) -> Summary:
-    """Look at slides: read their thumbnails, find their tissue and what spoils it.
+    """Prepare slides: read their thumbnails, find their tissue and its artefacts.
 
     Parameters
     ----------
@@ -58,12 +58,12 @@ def prepare(
         The slides.
     out
         Folder for ``prepared/<slide_id>.npz`` (see :func:`wsi_ats.overview.prepared.load_prepared`),
-        ``thumbnails/<slide_id>.png``, ``quality/<slide_id>.png`` (the thumbnail with spoilt tissue cells
-        framed: cyan under ink, yellow out of focus; where there are any), ``slides.parquet`` and ``.csv``,
-        ``run.json``. Of the table's columns, ``tissue_method`` and ``tissue_reason`` say how tissue was found
-        and why so, ``warning`` what speaks against it; ``pen`` and ``blur`` are the shares of the tissue
-        cells that are spoilt, left out or not, empty where that cannot be told; ``excluded_tiles`` are those
-        left out.
+        ``thumbnails/<slide_id>.png``, ``quality/<slide_id>.png`` (the thumbnail with the tissue
+        cells framed that have artefacts: cyan under ink, yellow out of focus; only if there are any),
+        ``slides.parquet`` and ``.csv``, ``run.json``. Of the table's columns, ``tissue_method`` and
+        ``tissue_reason`` say how tissue was found and why so, ``warning`` why that is in doubt; ``pen`` and
+        ``blur`` are the shares of the tissue cells with these artefacts, left out or not, empty where that
+        is unknown; ``excluded_tiles`` are those left out.
     settings
         Sections ``tile`` and ``thumbnail`` are used.
     execution
@@ -123,7 +123,7 @@ class PrepareTask(SlideTask):
         return self.out / "prepared" / f"{slide_id}.npz"
 
     def files(self, slide_id: str) -> tuple[Path, ...]:
-        """The thumbnail with its tissue; the thumbnail as a picture, and with what spoils it framed."""
+        """The thumbnail with its tissue; the thumbnail as a picture, and with its artefacts framed."""
         return (
             self.prepared(slide_id),
             self.out / "thumbnails" / f"{slide_id}.png",
@@ -131,7 +131,7 @@ class PrepareTask(SlideTask):
         )
 
     def work(self, ref: SlideRef) -> tuple[Row, Sequence[Path]]:
-        """Read the thumbnail, find the tissue and what spoils it."""
+        """Read the thumbnail, find the tissue and its artefacts."""
         begin = time.perf_counter()
         with open_slide(ref, threads=own_cores()) as slide:
             counting = CountingSlide(slide)

@@ -1,4 +1,4 @@
-"""Score slides: from a trained model and slides to predictions and the tiles they rest on."""
+"""Score slides: predictions of a trained model, and the tiles they rest on."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def score(
     seed: int = 0,
     execution: Execution | None = None,
 ) -> Summary:
-    """Score slides and keep, for each, its scores, its attention and the tiles that were read.
+    """Score slides; keep the scores of each, its attention and the tiles that were read.
 
     Parameters
     ----------
@@ -74,9 +74,9 @@ def score(
         where the model takes the slides of a case together, ``cases.parquet`` and ``.csv``.
     settings
         Those of the model by default. Draws, number of tiles, resolution and tissue may differ from
-        them; what the networks were built for may not.
+        them; settings that the networks were built for may not.
     seed
-        With a slide's id, decides which tiles are drawn.
+        Decides, with a slide's id, which tiles are drawn.
     execution
         Where and how; on all cores of this machine by default.
 
@@ -134,7 +134,7 @@ def _columns_of_cases(target: Target) -> dict[str, str]:
 
 
 def _cases(rows: Sequence[Row], target: Target) -> list[Row]:
-    """Pool the slides of each case; those without a score are left out of it and named."""
+    """Pool the slides of each case; those without a score are left out and listed."""
     cases: dict[str, list[Row]] = {}
     for row in rows:
         cases.setdefault(row["case_id"], []).append(row)
@@ -237,8 +237,8 @@ class ScoreTask(SlideTask):
 
         from wsi_ats.models.scoring import predict_slide
 
-        # What is split among threads is summed up in another order, and a worker's cores are not always as
-        # many. They are used by encoding batches of tiles at the same time.
+        # Sums that are split among threads depend on their number, which differs between workers. Cores are
+        # used by encoding several batches of tiles at the same time.
         set_num_threads(1)
         loaded, encoder = _loaded(self.model, self.model_digest, self.settings.scoring.precision)
         with open_slide(ref, threads=own_cores()) as slide:
