@@ -10,7 +10,7 @@ import math
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from queue import Empty, SimpleQueue
@@ -112,7 +112,8 @@ def for_each_slide(
     topic = f"wsi-ats-{uuid.uuid4()}"
     with scheduler_there():
         terms = Terms(limits.timeout, topic, this_process(), tries_again(client))
-    tasks = _Tasks(function, refs, client, on_result, limits, terms, strict=strict)
+    attempts = Attempts(wait=limits.wait, now=time.monotonic(), strict=strict)
+    tasks = _Tasks(function, iter(refs), client, on_result, limits, terms, attempts)
     if limits.timeout is not None:
         client.subscribe_topic(topic, tasks.note_late)
     try:
@@ -129,7 +130,6 @@ class _Task(Generic[Result]):
     """An attempt at a slide that is under way."""
 
     slide: int
-    ref: SlideRef
     future: Future[Outcome[Result] | None]
 
 
@@ -141,15 +141,18 @@ class _Late:
     worker_dies: bool
 
 
+@dataclass
 class _Tasks(Generic[Result]):
     """Tells :class:`~pipelines._attempts.Attempts` what happens to tasks, and does what it decides.
 
     Parameters
     ----------
-    function, refs, client, on_result, limits, strict
+    function, refs, client, on_result, limits
         See :func:`for_each_slide`.
     terms
         What workers need to know.
+    attempts
+        Decides.
 
     Attributes
     ----------
@@ -157,20 +160,16 @@ class _Tasks(Generic[Result]):
         Tasks under way, by key.
     """
 
-    def __init__(
-        self,
-        function: Callable[[SlideRef], Result],
-        refs: Iterable[SlideRef],
-        client: Client,
-        on_result: Callable[[Outcome[Result]], None],
-        limits: Limits,
-        terms: Terms,
-        *,
-        strict: bool,
-    ) -> None:
-        self._function, self._refs, self._client = function, iter(refs), client
-        self._on_result, self._limits, self._terms = on_result, limits, terms
-        self._attempts = Attempts(wait=limits.wait, now=time.monotonic(), strict=strict)
+    function: Callable[[SlideRef], Result]
+    refs: Iterator[SlideRef]
+    client: Client
+    on_result: Callable[[Outcome[Result]], None]
+    limits: Limits
+    terms: Terms
+    attempts: Attempts
+
+    def __post_init__(self) -> None:
+        self.running: dict[str, _Task[Result]] = {}
         self._slides: list[SlideRef] = []
         self._keys: dict[str, int] = {}
         self._marked: list[Future[Outcome[Result] | None]] = []
@@ -178,7 +177,6 @@ class _Tasks(Generic[Result]):
         self._events: SimpleQueue[str | _Late] = SimpleQueue()
         self._asked = -math.inf
         self._over = False
-        self.running: dict[str, _Task[Result]] = {}
 
     def note_late(self, event: tuple[float, tuple[str, bool]]) -> None:
         """Take a worker's word, in Dask's thread, that a task took too long."""
@@ -194,9 +192,9 @@ class _Tasks(Generic[Result]):
         with scheduler_there():
             # Not before all have ended: what a worker says of a slide that it did not begin may be lost with
             # it, and is then asked of another, which must see the mark.
-            self._client.cancel(self._marked)
+            self.client.cancel(self._marked)
             for future in self._marked:
-                remove_mark(str(future.key), self._client)
+                remove_mark(str(future.key), self.client)
 
     def _ask(self) -> None:
         """Look how many threads there are, if that was not done just now."""
@@ -204,16 +202,16 @@ class _Tasks(Generic[Result]):
         if now - self._asked > _ASK_SECONDS:
             self._asked = now
             with scheduler_there():
-                there = sum(threads(self._client, self._limits.resources).values())
-            self._obey(self._attempts.workers(there, now))
+                there = sum(threads(self.client, self.limits.resources).values())
+            self._obey(self.attempts.workers(there, now))
 
     def _offer(self) -> None:
-        if self._limits.stop():
-            self._obey(self._attempts.stop())
-        if room := self._attempts.room:
-            refs = list(islice(self._refs, room))
+        if self.limits.stop():
+            self._obey(self.attempts.stop())
+        if room := self.attempts.room:
+            refs = list(islice(self.refs, room))
             self._slides += refs
-            self._obey(self._attempts.offer(len(refs), last=len(refs) < room))
+            self._obey(self.attempts.offer(len(refs), last=len(refs) < room))
 
     def _next_events(self) -> list[str | _Late]:
         try:
@@ -227,14 +225,14 @@ class _Tasks(Generic[Result]):
     def _handle(self, events: Sequence[str | _Late]) -> None:
         ended = {each for each in events if isinstance(each, str) and each in self.running}
         with scheduler_there():
-            fetched = _fetched(self._client, [self.running[key].future for key in ended])
+            fetched = _fetched(self.client, [self.running[key].future for key in ended])
         for event in dict.fromkeys(events):
             if self._over:
                 return
             if isinstance(event, _Late):
                 if event.key in self._keys:
                     slide, dies = self._keys[event.key], event.worker_dies
-                    self._obey(self._attempts.timed_out(slide, worker_dies=dies))
+                    self._obey(self.attempts.timed_out(slide, worker_dies=dies))
             elif event in self.running:
                 self._end(event, fetched)
 
@@ -247,17 +245,17 @@ class _Tasks(Generic[Result]):
             return
         del self.running[key]
         outcome = fetched.get(key)
-        if self._terms.marks and outcome is None:
+        if self.terms.marks and outcome is None:
             self._marked.append(task.future)
         error = task.future.exception() if status == "error" else None
         if outcome is None and error is not None and not isinstance(error, KilledWorker):
-            outcome = _unforeseen(task.ref, task.future, error)
+            outcome = _unforeseen(self._slides[task.slide], task.future, error)
         if outcome is not None:
             self._outcomes[task.slide] = outcome
             ending = Ending.DONE if outcome.error is None else Ending.FAILED
         else:
             ending = Ending.DIED if key in fetched or error is not None else Ending.LOST
-        self._obey(self._attempts.ended(task.slide, ending))
+        self._obey(self.attempts.ended(task.slide, ending))
 
     def _obey(self, actions: Iterable[Action]) -> None:
         for action in actions:
@@ -267,11 +265,11 @@ class _Tasks(Generic[Result]):
                 case Cancel(slide):
                     with scheduler_there():
                         futures = [each.future for each in self.running.values() if each.slide == slide]
-                        self._client.cancel(futures)
+                        self.client.cancel(futures)
                 case Report(slide, verdict):
-                    self._on_result(self._outcome(slide, verdict))
+                    self.on_result(self._outcome(slide, verdict))
                 case GiveUp.NO_WORKERS:
-                    raise no_workers(self._limits.wait, self._limits.resources)
+                    raise no_workers(self.limits.wait, self.limits.resources)
                 case GiveUp.NO_SCHEDULER:
                     raise WsiAtsError(LOST)
                 case End():
@@ -279,13 +277,13 @@ class _Tasks(Generic[Result]):
 
     def _submit(self, slide: int) -> None:
         ref = self._slides[slide]
-        resources = dict(self._limits.resources) if self._limits.resources else None
+        resources = dict(self.limits.resources) if self.limits.resources else None
         with scheduler_there():
-            future = self._client.submit(
-                attempt, self._function, ref, self._terms, pure=False, resources=resources
+            future = self.client.submit(
+                attempt, self.function, ref, self.terms, pure=False, resources=resources
             )
         self._keys[str(future.key)] = slide
-        self.running[str(future.key)] = _Task(slide, ref, future)
+        self.running[str(future.key)] = _Task(slide, future)
         self._call_back(future)
 
     def _call_back(self, future: Future[Any]) -> None:
@@ -297,7 +295,7 @@ class _Tasks(Generic[Result]):
             return self._outcomes.pop(slide)
         if verdict is Verdict.DEADLY:
             return Outcome(ref, error=f"{ref.path}: {_DIED}")
-        seconds = self._limits.timeout or 0.0
+        seconds = self.limits.timeout or 0.0
         text = f"{ref.path}: it took longer than {seconds:g} s and was given up; allow more with --timeout"
         return Outcome(ref, error=text, seconds=seconds)
 

@@ -151,7 +151,7 @@ class AnyOrderStrict(AnyOrder):
 TestAnyOrder = AnyOrder.TestCase
 TestAnyOrderStrict = AnyOrderStrict.TestCase
 TestAnyOrder.settings = TestAnyOrderStrict.settings = settings(
-    max_examples=300, stateful_step_count=40, deadline=None
+    max_examples=100, stateful_step_count=40, deadline=None
 )
 
 

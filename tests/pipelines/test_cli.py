@@ -45,15 +45,6 @@ def test_help_imports_nothing_heavy():
     assert ran.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize(
-    "module", ["prepare", "convert", "score", "export", "train", "info", "doctor", "evaluate", "crossval"]
-)
-def test_each_stage_is_a_module_too(module):
-    command = [sys.executable, "-m", f"pipelines.{module}", "--help"]
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert f"wsi-ats {module}" in ran.stdout
-
-
 @pytest.mark.parametrize("words", ["prepare", "nonsense", "prepare x", "prepare x --out y --workers 0"])
 def test_wrong_usage(run, words):
     ran = run(*words.split(), scheduler=None)

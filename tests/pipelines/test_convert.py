@@ -151,12 +151,6 @@ def test_a_form_that_cannot_be_is_refused(run, two, tmp_path, words, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_dry_run_writes_nothing(run, two, tmp_path):
-    ran = run("convert", two, "--out", tmp_path / "out", "--dry-run", "--json")
-    assert (ran.exit_code, ran.json["counts"]) == (0, {"to_do": 2, "finished": 0})
-    assert not (tmp_path / "out").exists()
-
-
 def test_bad_slides_fail_by_themselves_and_a_given_mpp_helps(run, two, tmp_path):
     folder = tmp_path / "mixed"
     shutil.copytree(two, folder)

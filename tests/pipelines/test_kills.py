@@ -512,19 +512,6 @@ def test_resources_limit_how_many_are_under_way_and_where(two, tmp_path):
 
 
 @pytest.mark.slow
-def test_workers_that_offer_nothing_are_no_help(cluster, tmp_path):
-    """Those that could do the work are gone; others are still there."""
-    cluster.work("--no-nanny", "--nthreads=1")
-    cluster.work("--no-nanny", "--nthreads=1", "--resources", "GPU=1")
-    with connect(cluster.address, wait=LIMIT) as client:
-        client.wait_for_workers(2, timeout=LIMIT)
-        task = slide_jobs.CountedTask(tmp_path / "out", "digest")
-        execution = Execution(scheduler=client, resources={"GPU": 1}, timeout=1, wait=2)
-        with pytest.raises(WsiAtsError, match="no Dask workers that offer GPU=1 for 2 s"):
-            complete(task, slides_called(tmp_path, "sleeping", "a"), execution)
-
-
-@pytest.mark.slow
 def test_all_workers_are_gone_and_come_back(cluster, tmp_path):
     first = cluster.work("--no-nanny", "--nthreads=1")
     task = slide_jobs.CountedTask(tmp_path / "out", "digest")
