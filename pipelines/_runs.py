@@ -58,11 +58,9 @@ class Execution:
         What a slide takes of a worker's abstract resources (Dask's), such as ``{"GPU": 0.25}``: only workers
         that offer them get slides, and only as many as share them.
     wait
-        Seconds to wait for a scheduler's file, for its answer, and for workers, at the start and when all of
-        them are gone.
+        Seconds to wait for a scheduler's file, for its answer, and for workers when there are none.
     stop
-        Called again and again; once it returns true, no further slide is begun and those under way are
-        finished.
+        Once it returns true, no further slide is begun; those under way are finished.
     overwrite
         Delete the results of an earlier run in the output folder.
     strict

@@ -11,7 +11,7 @@ import urllib.request
 
 import pytest
 import slide_jobs
-from conftest import LIMIT, files, free_port, table, without_times
+from conftest import LIMIT, free_port
 
 from pipelines import _cluster
 from pipelines._cluster import connect, dashboard
@@ -178,16 +178,6 @@ def test_what_goes_wrong_within_a_connection_is_left_as_it_is(client, address):
     """A time-out of whatever is done on a cluster is no lack of workers."""
     with pytest.raises(TimeoutError, match="of ours"), connect(address):
         raise TimeoutError("of ours")
-
-
-def test_a_scheduler_elsewhere_gives_the_same(scheduler, run, slides, config, tmp_path):
-    address, _ = scheduler
-    arguments = ("prepare", slides, "--config", config, "--out")
-    assert run(*arguments, tmp_path / "there", scheduler=address).exit_code == 0
-    assert run(*arguments, tmp_path / "here").exit_code == 0
-    there, here = (without_times(table(tmp_path / name / "slides.csv")) for name in ("there", "here"))
-    assert there == here
-    assert files(tmp_path / "there") == files(tmp_path / "here")
 
 
 @pytest.mark.parametrize("text", [None, "", '{"type": "Sch', "{}"])

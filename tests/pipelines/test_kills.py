@@ -223,27 +223,6 @@ def test_workers_that_score_are_killed(some, model, elsewhere, two, uninterrupte
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("times", [1, 4])
-def test_the_command_is_killed(some, model, elsewhere, two, uninterrupted, tmp_path, times):
-    log = elsewhere.folder / "runs.txt"
-    for moment in random.Random(times).sample(range(1, 20), times):
-        two.wait_for_workers(2, timeout=LIMIT)
-        out = tmp_path / f"command_{times}_after_{moment}"
-        process = begin_scoring(some, model, out, moment, "--scheduler", elsewhere.address)
-        process.kill()
-        process.communicate()
-        done, before = recorded(out), len(scored(log, out))
-        assert done
-        again = begin_scoring(some, model, out, 0, "--scheduler", elsewhere.address)
-        _, complaints = again.communicate(timeout=LIMIT)
-        assert again.returncode == 0, complaints
-        assert results(out) == uninterrupted
-        # Those that workers were at when their client died may be worked on again, but nothing more.
-        assert not done.intersection(scored(log, out)[before:])
-        assert set(Counter(scored(log, out)).values()) <= {1, 2}
-
-
-@pytest.mark.slow
 def test_the_command_is_killed_with_all_its_processes(some, model, uninterrupted, tmp_path):
     for moment in random.Random(1).sample(range(20), 3):
         out = tmp_path / f"group_after_{moment}"

@@ -332,14 +332,6 @@ def test_ctrl_c_with_workers_of_its_own(many, model, run, uninterrupted, tmp_pat
     assert_same_results(tmp_path / "scores", uninterrupted)
 
 
-@pytest.mark.slow
-def test_one_worker_or_two_give_the_same(slides, model, client, tmp_path):
-    for name, scheduler in (("one", "local"), ("two", client)):
-        execution = Execution(scheduler=scheduler, workers=1)
-        score(read_manifest(slides), model, tmp_path / name, execution=execution)
-    assert_same_results(tmp_path / "one", tmp_path / "two")
-
-
 def test_whoever_scores_slides_without_cases_by_a_model_of_cases_is_told(run, slides, tmp_path):
     import torch
 
