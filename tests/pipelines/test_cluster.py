@@ -211,21 +211,20 @@ def test_a_scheduler_file_may_be_written_later(client, tmp_path):
     assert client.status == "running"
 
 
-def test_a_scheduler_that_dies_ends_the_run_and_blames_no_slide(scheduler):
-    address, processes = scheduler
+def test_a_scheduler_that_dies_ends_the_run_and_blames_no_slide(cluster):
+    cluster.work("--nthreads=1")
     found = []
 
     def note(outcome):
         if not found:
-            for process in processes:
-                process.kill()
+            cluster.stop()
         found.append(outcome)
 
     refs = [SlideRef.from_path(f"slow{i}") for i in range(8)]
     begin = time.monotonic()
     with (
         pytest.raises(WsiAtsError, match="connection to the Dask scheduler was lost"),
-        connect(address, wait=LIMIT) as client,
+        connect(cluster.address, wait=LIMIT) as client,
     ):
         for_each_slide(slide_jobs.job, refs, client, on_result=note)
     assert [each.error for each in found if each.error] == []

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import SETTINGS
+from conftest import LIMIT, SETTINGS
 from reader_jobs import GRID, grey_slide, greys_of, look, open_slides, tiles_at
 
 from pipelines import _readers
@@ -133,15 +133,14 @@ def test_reads_without_workers_end(monkeypatch):
             tiles_of(reader, ["a"])
 
 
-def test_reads_without_a_scheduler_end(scheduler):
-    address, processes = scheduler
-    with connect(address) as client, DaskReader(client, grey_slide) as reader:
+def test_reads_without_a_scheduler_end(cluster):
+    cluster.work("--nthreads=1")
+    with connect(cluster.address, wait=LIMIT) as client, DaskReader(client, grey_slide) as reader:
         assert not tiles_of(reader, ["a"])[1]
         futures = reader.read([(example(f"slow{i}").ref, GRID, CELLS) for i in range(20)])
-        for process in processes:
-            process.kill()
+        cluster.stop()
         with pytest.raises(WsiAtsError, match="connection to the Dask scheduler was lost"):
-            futures[-1].result(60)
+            futures[-1].result(LIMIT)
 
 
 def test_slides_stay_open_while_the_reader_does(client):
