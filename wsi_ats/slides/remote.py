@@ -21,7 +21,7 @@ import io
 import os
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 
 import fsspec
 import numpy as np
@@ -40,7 +40,9 @@ from wsi_ats.slides.answers import (
     failure_of,
     raised,
 )
-from wsi_ats.slides.storage import Fetch
+
+if TYPE_CHECKING:
+    from wsi_ats.slides.storage import Fetch
 
 T = TypeVar("T")
 
