@@ -106,7 +106,8 @@ def model(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def client() -> Iterator[Any]:
-    with connect("local", workers=2, at_once=2) as client:
+    """One worker, for each loads torch and the model; tests that are about several have them."""
+    with connect("local", workers=1, at_once=2) as client:
         yield client
 
 

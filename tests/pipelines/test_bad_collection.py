@@ -163,7 +163,7 @@ def test_the_model_changes_while_it_is_in_use(some, client, uninterrupted, model
     torch.manual_seed(1)
     target = Target("classification", ("negative", "positive"))
     save_model(other, model_for(SETTINGS, target), SETTINGS, target)
-    client.wait_for_workers(2, timeout=LIMIT)
+    client.wait_for_workers(1, timeout=LIMIT)
     pids = client.run(os.getpid).values()
 
     def change() -> None:
