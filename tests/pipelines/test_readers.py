@@ -124,12 +124,11 @@ def test_a_slide_that_kills_its_workers_is_to_blame_and_no_other(reader):
 
 def test_reads_without_workers_end(monkeypatch):
     monkeypatch.setattr(_readers, "_ASK_SECONDS", 0.1)
-    monkeypatch.setattr(_readers, "_AWAY_SECONDS", 0.3)
-    with connect("local", workers=1) as client, DaskReader(client, grey_slide) as reader:
+    with connect("local", workers=1) as client, DaskReader(client, grey_slide, wait=0.3) as reader:
         client.cluster.scale(0)
         while client.nthreads():
             time.sleep(0.05)
-        with pytest.raises(WsiAtsError, match="the Dask workers that read tiles are gone"):
+        with pytest.raises(WsiAtsError, match=r"the Dask workers that read tiles have been gone for 0\.3 s"):
             tiles_of(reader, ["a"])
 
 
