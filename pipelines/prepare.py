@@ -24,7 +24,6 @@ from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.resample import write_png
 from wsi_ats.slides.wrappers import CountingSlide, bytes_read
 
-RESULTS = ("records", "prepared", "thumbnails", "quality", "slides.parquet", "slides.csv")
 SECTIONS = ("tile", "thumbnail")
 
 _COLUMNS = {
@@ -106,7 +105,10 @@ class PrepareTask(SlideTask):
 
     stage: ClassVar[str] = "prepare"
     table: ClassVar[str] = "slides"
-    results: ClassVar[Sequence[str]] = RESULTS
+    results: ClassVar[Sequence[str]] = (
+        *("records", "prepared", "thumbnails", "quality"),
+        *("slides.parquet", "slides.csv"),
+    )
 
     @property
     def columns(self) -> Mapping[str, str]:

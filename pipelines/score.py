@@ -30,9 +30,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and a worker needs it, not a
     from wsi_ats.models.checkpoints import LoadedModel
     from wsi_ats.models.encoding import TileBatches
 
-_TABLES = ("predictions.parquet", "predictions.csv", "cases.parquet", "cases.csv")
 _SECTIONS = ("tile", "thumbnail", "sampling", "scoring")
-RESULTS = ("records", "selections", "attention", *_TABLES)
 
 # What a network was built for; scoring with another value would feed it what it has never seen.
 _VIEW = ("pixels_per_cell", "levels", "cells_per_region", "pixels_per_region")
@@ -175,7 +173,10 @@ class ScoreTask(SlideTask):
 
     stage: ClassVar[str] = "score"
     table: ClassVar[str] = "predictions"
-    results: ClassVar[Sequence[str]] = RESULTS
+    results: ClassVar[Sequence[str]] = (
+        *("records", "selections", "attention"),
+        *("predictions.parquet", "predictions.csv", "cases.parquet", "cases.csv"),
+    )
     on_gpu: ClassVar[bool] = True
 
     @property

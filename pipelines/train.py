@@ -190,7 +190,7 @@ def _train(refs: Sequence[SlideRef], fitting: Fitting, others: _Others) -> Summa
         "train", settings, *sections, seed=settings.training.seed, slides=_digest(refs), **sent
     )
     task = prepare.PrepareTask.of(out, settings)
-    with open_run(out, identity, execution, results=(*_OWN, *prepare.RESULTS)) as run:
+    with open_run(out, identity, execution, results=(*_OWN, *task.results)) as run:
         if execution.dry_run:
             check_network(settings, target)
             left = (len(part) for part in pending(task, refs))
