@@ -140,7 +140,7 @@ def nothing(ref: SlideRef) -> None:
 class RecordTask(SlideTask):
     """Leaves a record of a slide and does nothing else: what a stage costs that has nothing to do."""
 
-    stage, table, results = "record", "slides", ("records",)
+    stage, tables = "record", ("slides",)
 
     @property
     def columns(self) -> Mapping[str, str]:

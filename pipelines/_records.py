@@ -48,18 +48,16 @@ class SlideTask(ABC):
     out: Path
     identity: str
 
-    # Name of the stage, and of its table that has a row for each slide.
+    # Name of the stage, and of its tables; the first has a row for each slide.
     stage: ClassVar[str]
-    table: ClassVar[str]
-    # Files and folders in ``out`` that the stage writes.
-    results: ClassVar[Sequence[str]]
+    tables: ClassVar[Sequence[str]]
     # Whether the work is computed on a GPU where there is one.
     on_gpu: ClassVar[bool] = False
 
     @property
     @abstractmethod
     def columns(self) -> Mapping[str, str]:
-        """Columns of the table, in order, with Arrow's types."""
+        """Columns of the first table, in order, with Arrow's types."""
 
     @abstractmethod
     def files(self, slide_id: str) -> Sequence[Path]:
@@ -142,6 +140,13 @@ class SlideTask(ABC):
         names = (path.name for path in (self.out / "records").glob("*.json"))
         return {name.removesuffix(".json") for name in names if not name.startswith(".")}
 
+    @property
+    def results(self) -> list[str]:
+        """Files and folders in ``out`` that the stage writes."""
+        folders = dict.fromkeys(path.relative_to(self.out).parts[0] for path in self.files("any"))
+        tables = [f"{table}.{ending}" for table in self.tables for ending in ("parquet", "csv")]
+        return ["records", *folders, *tables]
+
     def clear(self) -> None:
         """Remove what processes left half-written that were killed."""
         for folder in {path.parent for path in (self._record("any"), *self.files("any"))}:
@@ -149,7 +154,7 @@ class SlideTask(ABC):
 
     def write_tables(self, rows: Sequence[Row]) -> None:
         """Write each table as ``.parquet`` and ``.csv``."""
-        tables = {self.table: (rows, self.columns), **self.other_tables(rows)}
+        tables = {self.tables[0]: (rows, self.columns), **self.other_tables(rows)}
         for name, (own, columns) in tables.items():
             _write_table(self.out, name, own, columns)
 

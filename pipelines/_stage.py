@@ -72,5 +72,5 @@ def run_stage(
     return Summary(
         *(task.stage, task.out, counts, results.failed, results.reused),
         notes={**results.notes, **task.notes(results.rows), **left_over},
-        table=None if results.stopped else f"{task.table}.csv",
+        table=None if results.stopped else f"{task.tables[0]}.csv",
     )

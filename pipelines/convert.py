@@ -137,8 +137,7 @@ class ConvertTask(SlideTask):
     quality: int | None
 
     stage: ClassVar[str] = "convert"
-    table: ClassVar[str] = "conversions"
-    results: ClassVar[Sequence[str]] = ("records", "conversions.parquet", "conversions.csv")
+    tables: ClassVar[Sequence[str]] = ("conversions",)
 
     @property
     def columns(self) -> Mapping[str, str]:

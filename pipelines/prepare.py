@@ -104,11 +104,7 @@ class PrepareTask(SlideTask):
     settings: Settings
 
     stage: ClassVar[str] = "prepare"
-    table: ClassVar[str] = "slides"
-    results: ClassVar[Sequence[str]] = (
-        *("records", "prepared", "thumbnails", "quality"),
-        *("slides.parquet", "slides.csv"),
-    )
+    tables: ClassVar[Sequence[str]] = ("slides",)
 
     @property
     def columns(self) -> Mapping[str, str]:

@@ -172,11 +172,7 @@ class ScoreTask(SlideTask):
     seed: int
 
     stage: ClassVar[str] = "score"
-    table: ClassVar[str] = "predictions"
-    results: ClassVar[Sequence[str]] = (
-        *("records", "selections", "attention"),
-        *("predictions.parquet", "predictions.csv", "cases.parquet", "cases.csv"),
-    )
+    tables: ClassVar[Sequence[str]] = ("predictions", "cases")
     on_gpu: ClassVar[bool] = True
 
     @property

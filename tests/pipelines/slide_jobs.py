@@ -74,7 +74,7 @@ def unpicklable(ref: SlideRef) -> str:
 class TextTask(SlideTask):
     """Writes the slide's name into a file."""
 
-    stage, table, results = "test", "texts", ("records", "texts")
+    stage, tables = "test", ("texts",)
 
     @property
     def columns(self) -> dict[str, str]:
