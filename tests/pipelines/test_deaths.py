@@ -52,15 +52,15 @@ def begun(folder: Path) -> Counter[str]:
 # -- slides that bring their worker down --------------------------------------------------------------------
 
 
-def test_slides_that_kill_their_worker_are_tried_once_more_and_alone(workers, tmp_path):
-    deadly = ["segfault1", "killed2", "deadly3"]
-    names = [
-        *(f"slow{i}" for i in range(6)),
-        deadly[0],
-        *(f"slow{i}" for i in range(6, 9)),
-        *deadly[1:],
-        "last",
-    ]
+@pytest.mark.parametrize(
+    ("workers", "deadly"),
+    [("own", ["segfault1", "killed2"]), ("two", ["killed1", "deadly2"])],
+    indirect=["workers"],
+)
+def test_slides_that_kill_their_worker_are_tried_once_more_and_alone(workers, deadly, tmp_path):
+    first, second = deadly
+    slow = [f"slow{i}" for i in range(9)]
+    names = [*slow[:6], first, *slow[6:], second, "last"]
     task = slide_jobs.CountedTask(tmp_path / "out", "digest")
     execution = Execution(scheduler=workers)
     ended = complete(task, slides_called(tmp_path, *names), execution)
@@ -123,10 +123,15 @@ def test_results_that_die_with_their_workers_are_made_again_of_records(two, tmp_
 # -- slides that take too long ------------------------------------------------------------------------------
 
 
-def test_slides_that_hang_are_given_up(workers, tmp_path):
+@pytest.mark.parametrize(
+    ("workers", "hanging"),
+    [("own", ["sleeping", "deaf"]), ("two", ["piped", "sleeping"])],
+    indirect=["workers"],
+)
+def test_slides_that_hang_are_given_up(workers, hanging, tmp_path):
     os.mkfifo(tmp_path / "piped.svs")
-    hanging = ["sleeping", "piped", "deaf"]
-    names = ["a", hanging[0], *(f"slow{i}" for i in range(4)), *hanging[1:], "b"]
+    first, second = hanging
+    names = ["a", first, *(f"slow{i}" for i in range(4)), second, "b"]
     task = slide_jobs.CountedTask(tmp_path / "out", "digest")
     execution = Execution(scheduler=workers, timeout=2)
     before = set(workers.run(os.getpid).values())
@@ -162,11 +167,11 @@ def test_slides_that_hang_are_given_up(workers, tmp_path):
         (("--resources", "COFFEE=1"), "workers offers what --resources asks for (COFFEE=1)"),
     ],
 )
-def test_options_that_cannot_be(run, some, model, tmp_path, option, said):
-    ran = run("score", some, "--model", model, "--out", tmp_path / "scores", *option)
+def test_options_that_cannot_be(run, some, config, tmp_path, option, said):
+    ran = run("prepare", some, "--config", config, "--out", tmp_path / "out", *option)
     assert ran.exit_code == 2
     assert said in ran.stderr
-    assert not (tmp_path / "scores" / "records").exists()
+    assert not (tmp_path / "out" / "records").exists()
 
 
 def test_a_worker_that_is_about_to_stop_is_given_nothing_more(own, tmp_path):
