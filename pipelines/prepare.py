@@ -18,13 +18,11 @@ from wsi_ats.overview.prepared import Prepared, save_prepared
 from wsi_ats.overview.quality import mark
 from wsi_ats.overview.tiles import level_for
 from wsi_ats.results.records import Status
-from wsi_ats.settings import ARTEFACTS, Settings
+from wsi_ats.settings import ARTEFACTS, Fixes, Settings
 from wsi_ats.slides import open_slide
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.resample import write_png
 from wsi_ats.slides.wrappers import CountingSlide, bytes_read
-
-SECTIONS = ("tile", "thumbnail")
 
 _COLUMNS = {
     **dict.fromkeys(("slide_id", "case_id", "path", "status"), "string"),
@@ -86,7 +84,7 @@ def prepare(
     {'done': 120, 'failed': 1, 'no_tissue': 0}
     """
     execution, out, settings = execution or Execution(), rooted(out), settings or Settings()
-    identity = Identity.of("prepare", settings, *SECTIONS)
+    identity = Identity.of("prepare", settings, Fixes.THUMBNAILS)
     refer = partial(settled, settings=settings)
     return run_stage(PrepareTask.of(out, settings), refs, identity, execution, refer=refer)
 
@@ -114,7 +112,7 @@ class PrepareTask(SlideTask):
     @classmethod
     def of(cls, out: Path, settings: Settings) -> PrepareTask:
         """Make the task for an output folder."""
-        return cls(out, settings.digest(*SECTIONS), settings)
+        return cls(out, settings.digest(Fixes.THUMBNAILS), settings)
 
     def prepared(self, slide_id: str) -> Path:
         """File of a slide's thumbnail and tissue."""

@@ -335,7 +335,8 @@ def test_ctrl_c_with_workers_of_its_own(many, model, run, uninterrupted, tmp_pat
 def test_whoever_scores_slides_without_cases_by_a_model_of_cases_is_told(run, slides, tmp_path):
     import torch
 
-    from wsi_ats.models.checkpoints import model_for, save_model
+    from wsi_ats.models.checkpoints import save_model
+    from wsi_ats.models.kinds import model_for
 
     settings = SETTINGS.with_values(["model.cases=mean"])
     target = Target("classification", ("negative", "positive"))
