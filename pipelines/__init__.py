@@ -11,9 +11,11 @@ Each stage is a file with one function of plain arguments, and a command of ``ws
     info      slides            -> what is known of them before any work
     doctor                      -> what is installed
 
-A stage parses, settles its settings, maps a function over the slides (``_stage``) on a cluster
-(``_cluster``) and sums up. What it writes belongs to one run (``_runs``), which can be killed at any
-moment and started again. Everything that is done to one slide lives in :mod:`wsi_ats`.
+``prepare``, ``score`` and ``convert`` declare their work on one slide, their files and their columns
+(``_records``). ``_stage`` does the rest for all of them: it opens the folder of the run (``_runs``), works
+on the slides (``_carry_out``, or ``_rounds`` for slides that arrive) and writes tables and summary. Slides
+become Dask tasks in ``_tasks``, on a cluster of ``_cluster``; ``_attempts`` decides what to do when a worker
+dies, hangs or is gone. A run can be killed at any moment and started again.
 
 Examples
 --------

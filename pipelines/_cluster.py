@@ -25,16 +25,13 @@ from distributed.comm.core import connect as connect_comm
 from wsi_ats.errors import ArtifactError, SettingsError
 from wsi_ats.files import read_json
 
-# Long enough for a busy scheduler behind a slow network, short enough to wait for.
-_ANSWER_SECONDS = 10
-
 # Between looks at whether a scheduler has written its file.
 _FILE_SECONDS = 0.2
 
-# What NVIDIA's driver tells of itself.
+# Where NVIDIA's driver lists its GPUs.
 _DRIVER = Path("/proc/driver/nvidia")
 
-# What the libraries under torch and numpy read when they are loaded.
+# Read by the libraries under torch and numpy when they are loaded.
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 _LOCAL = {
@@ -50,6 +47,10 @@ _LOCAL = {
 
 # Dask's; the second has a level of its own.
 _LOGGERS = ("distributed", "distributed.client")
+
+# A client tries so long to connect, and also to connect again when its scheduler is lost: that is reported
+# early, for the run can go on only when the same command is given again.
+_RECONNECT_SECONDS = 10.0
 
 # Between looks at whether a lost connection is given up.
 _POLL_SECONDS = 0.1
@@ -82,7 +83,7 @@ def connect(
     pending: int | None = None,
     at_once: int = 1,
     gpus: Sequence[str] = (),
-    wait: float = _ANSWER_SECONDS,
+    wait: float = 60.0,
 ) -> Iterator[Client]:
     """Connect to a cluster, or make one on this machine for as long as the context lasts.
 
@@ -90,7 +91,7 @@ def connect(
     ----------
     scheduler
         ``"local"``, the address of a running scheduler such as ``"tcp://10.0.0.5:8786"``, the file
-        ``*.json`` in which a scheduler says its address, or a client that the caller has; it is left open.
+        ``*.json`` in which a scheduler writes its address, or a client of the caller, which is left open.
     workers
         Processes of a local cluster; one for each core by default.
     tasks
@@ -101,15 +102,15 @@ def connect(
     at_once
         Tasks that a process of a local cluster works on at once.
     gpus
-        Graphics processors of this machine that tasks compute on, as ``CUDA_VISIBLE_DEVICES`` names them:
-        there is a worker for each, which sees no other and offers the resource ``GPU=1``.
+        GPUs of this machine that tasks compute on, as ``CUDA_VISIBLE_DEVICES`` names them: there is a worker
+        for each, which sees no other and offers the resource ``GPU=1``.
     wait
-        Seconds to wait for a scheduler's file, and then for the first worker of a running scheduler.
+        Seconds to wait for a scheduler's file, then for its answer, and then for its first worker.
 
     Raises
     ------
     SettingsError
-        When there is no such file, it names no address, nobody answers there, or no worker is there.
+        When there is no such file, it names no address, no scheduler answers, or there is no worker.
     """
     if isinstance(scheduler, Client):
         yield scheduler
@@ -124,10 +125,9 @@ def connect(
 
 
 def dashboard(client: Client) -> str:
-    """Say where Dask shows what it does.
+    """Return a sentence with the address of Dask's dashboard.
 
-    A remote scheduler is taken at its word: its host may have another name from here, and whether it can
-    draw its dashboard is its own affair.
+    The address of a remote scheduler is passed on unchecked: its host may have another name from here.
     """
     try:
         link = client.dashboard_link
@@ -151,10 +151,10 @@ def tries_again(client: Client) -> bool:
     return bool(allowed)
 
 
-def graphics_processors() -> list[str]:
-    """Names of this machine's graphics processors, as ``CUDA_VISIBLE_DEVICES`` has them.
+def visible_gpus() -> list[str]:
+    """Return the names of this machine's GPUs: those in ``CUDA_VISIBLE_DEVICES``, else all.
 
-    Those that it names, else all that NVIDIA's driver lists; nothing is loaded to find out.
+    NVIDIA's driver lists them all; no library is loaded for that.
     """
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
@@ -171,8 +171,8 @@ def _local(
             raise SettingsError(f"{name} must be at least 1, not {value}")
     if gpus and workers is not None and workers > len(gpus):
         raise SettingsError(
-            f"--workers is {workers}, but a graphics processor holds one model and there are {len(gpus)}; "
-            "leave it out, or set CUDA_VISIBLE_DEVICES= to compute without them"
+            f"--workers is {workers}, but a GPU holds one model and there are {len(gpus)}; leave it out, "
+            "or set CUDA_VISIBLE_DEVICES= to compute without GPUs"
         )
     most = len(gpus) or CPU_COUNT
     whole = max(1, min(workers or most, tasks or workers or most))
@@ -209,7 +209,7 @@ def _local(
 
 
 def _address_in(file: Path, wait: float) -> str:
-    """Read the address that a scheduler writes into a file; in a queue, it may be there much later."""
+    """Read the address that a scheduler writes into a file; in a queue, the file may come much later."""
     end = time.monotonic() + wait
     while True:
         try:
@@ -217,9 +217,9 @@ def _address_in(file: Path, wait: float) -> str:
         except (ArtifactError, KeyError) as error:
             if time.monotonic() > end:
                 raise SettingsError(
-                    f"{file} has not told a scheduler's address for {wait:g} s "
-                    f"({'it is not there' if not file.exists() else 'it is damaged'}); it is the file that "
-                    f"`dask scheduler --scheduler-file {file}` writes, and --wait allows more time"
+                    f"waited {wait:g} s for a scheduler's address in {file} "
+                    f"({'there is no such file' if not file.exists() else 'the file is damaged'}); "
+                    f"`dask scheduler --scheduler-file {file}` writes it, and --wait allows more time"
                 ) from error
         time.sleep(_FILE_SECONDS)
 
@@ -253,34 +253,45 @@ def _replaced(cluster: SpecCluster) -> Iterator[None]:
 def _remote(address: str, wait: float) -> Iterator[Client]:
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     try:
-        with ThreadPoolExecutor(1) as pool:  # whoever called may have a loop of events in this thread
-            pool.submit(asyncio.run, _greet(address)).result()
-        client = Client(address, timeout=_ANSWER_SECONDS, set_as_default=False)
-    except (OSError, ValueError, MemoryError) as error:  # what a web server says is taken for a length
-        reason = str(error).partition("\n")[0] or f"nothing was said for {_ANSWER_SECONDS} s"
+        with ThreadPoolExecutor(1) as pool:  # the caller may run an event loop in this thread
+            pool.submit(asyncio.run, _greet(address, wait)).result()
+        client = _client(address, wait)
+    except (OSError, ValueError, MemoryError) as error:  # a web server's answer is taken for a length
+        reason = str(error).partition("\n")[0] or f"no answer for {wait:g} s"
         raise SettingsError(
-            f"no Dask scheduler answers at {address}: {reason}; check the address "
-            "(such as tcp://10.0.0.5:8786), or leave --scheduler out to work on this machine"
+            f"no Dask scheduler answers at {address}: {reason}; check the address (such as "
+            "tcp://10.0.0.5:8786), allow more time with --wait, or leave --scheduler out to work on this "
+            "machine"
         ) from error
     levels = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.CRITICAL)  # what is lost is reported once, by the run
+        logger.setLevel(logging.CRITICAL)  # the run itself reports a loss, once
     try:
         _wait_for_worker(client, address, wait)
         yield client
     finally:
-        while client.status == "connecting":  # it gives up by itself, and complains if it is not let
+        while client.status == "connecting":  # it gives up by itself, and complains if it is closed before
             time.sleep(_POLL_SECONDS)
         client.close()
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 
 
-async def _greet(address: str) -> None:
-    """Exchange greetings with a scheduler; a client waits for ever for those of one that says nothing."""
+def _client(address: str, wait: float) -> Client:
+    """Make a client of a scheduler that answers, within some seconds."""
+    end = time.monotonic() + wait
+    while True:
+        try:
+            return Client(address, timeout=min(wait, _RECONNECT_SECONDS), set_as_default=False)
+        except OSError:
+            if time.monotonic() > end:
+                raise
+
+
+async def _greet(address: str, wait: float) -> None:
+    """Exchange greetings with a scheduler; a client would wait for ever for one that does not answer."""
     arguments = Security().get_connection_args("client")
-    greeting = connect_comm(address, timeout=_ANSWER_SECONDS, **arguments)
-    comm = await asyncio.wait_for(greeting, _ANSWER_SECONDS)
+    comm = await asyncio.wait_for(connect_comm(address, timeout=wait, **arguments), wait)
     comm.abort()
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import (
@@ -23,8 +24,10 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
-from pipelines._options import Result
 from pipelines._reports import Finished, duration
+
+if TYPE_CHECKING:
+    from pipelines._options import Result
 
 # How far back slides count for the rate, 1000 of them at most: a slide may take an hour, and rich's half a
 # minute would never see two of them.

@@ -199,10 +199,11 @@ class Fitting:
         learning, folder = self.settings.training, self._folder(restart)
         settings = replace(self.settings, training=replace(learning, seed=learning.seed + restart))
         first = processes is None or processes.first
-        reporter = self.execution.reporter if first else Silent()
+        how = self.execution
+        reporter = how.reporter if first else Silent()
         title = f"train, run {restart}" if restart else "train"
         with (
-            open_reader(self.readers, self.execution.scheduler, self.execution.workers) as reader,
+            open_reader(self.readers, how.scheduler, how.workers, how.wait) as reader,
             reporter.progress(title, sum(phase.epochs for phase in phases_of(settings))) as advance,
             writing_events(folder, wanted=self.tensorboard and first) as write_events,
         ):

@@ -1,4 +1,4 @@
-"""Figures of a run for Prometheus, in a file that its node exporter collects (``--metrics``)."""
+"""Metrics of a run for Prometheus, in a file that its node exporter collects (``--metrics``)."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _SECONDS = (0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000)
 
 
 class MetricsFile(Silent):
-    """A file in Prometheus' text format that is replaced, whole, again and again.
+    """A reporter that writes a file in Prometheus' text format again and again, always whole.
 
-    It has, each by stage::
+    Its metrics, each by stage::
 
         wsi_ats_slides_total{status}           slides that have ended
-        wsi_ats_slides_expected                slides to do, of the present round of a watch, or fold
+        wsi_ats_slides_expected                slides to do, in the present round of a watch, or fold
         wsi_ats_slides_reused                  slides that an earlier run had finished
         wsi_ats_tiles_read_total, wsi_ats_bytes_read_total
         wsi_ats_slide_seconds                  histogram of the wall time of slides
@@ -36,11 +36,11 @@ class MetricsFile(Silent):
     path
         The file; the node exporter collects those whose name ends in ``.prom``.
     complain
-        Told once if it cannot be written any more.
+        Called once when the file can no longer be written.
     every
         Least seconds between two writes; the beginning and the end of a stage are always written.
     clock, timer
-        Time of day, and seconds that only ever grow.
+        Time of day, and seconds of a clock that is never set.
 
     Raises
     ------
@@ -87,7 +87,7 @@ class MetricsFile(Silent):
         self._reused.labels(stage).set(reused)
         self._running.labels(stage).set(1)
         for status in ("done", "failed", "no_tissue"):
-            self._slides.labels(stage, status)  # there from the start: a rate from nothing is unknown
+            self._slides.labels(stage, status)  # present from the start: a rate needs a first value
         self._write()
         written = self._timer()
 
@@ -121,7 +121,7 @@ class MetricsFile(Silent):
 
 
 def _check(path: Path) -> None:
-    """See whether a file can be put in place of the one at a path."""
+    """Check that the file at a path can be replaced."""
     reason = "Is a directory" if path.is_dir() else ""
     try:
         if not reason:

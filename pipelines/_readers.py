@@ -23,6 +23,7 @@ from distributed import Client, KilledWorker, Worker, WorkerPlugin, get_worker
 from distributed import Future as Read
 
 from pipelines._cluster import connect
+from pipelines._workers import LOST
 from wsi_ats.errors import SettingsError, SlideReadError, WsiAtsError
 from wsi_ats.models.batches import OpenSlides, Reader, TileReader
 from wsi_ats.slides import open_slide
@@ -31,23 +32,14 @@ from wsi_ats.slides.jpeg import JpegTiles
 
 T = TypeVar("T")
 
-# How often whoever waits asks whether there are workers, and how long they may be away: a worker that died
-# is started again in a few seconds.
+# Between looks at whether there are workers.
 _ASK_SECONDS = 1.0
-_AWAY_SECONDS = 60.0
 
 # Reads that bring down a worker bring down others that wait for it: each is tried again, one at a time.
 _MORE_TRIES = 2
 
 # Far more than the tiles of a slide need; a worker that died after its work never sends them.
 _TRANSFER_SECONDS = 60.0
-
-_LOST = "the connection to the Dask scheduler was lost; the same command goes on where this one stopped"
-
-_AWAY = (
-    f"the Dask workers that read tiles are gone for {_AWAY_SECONDS:.0f} s; start them again, and the same "
-    "command goes on where this one stopped"
-)
 
 _DIED = (
     f"{1 + _MORE_TRIES} Dask workers that read it died or gave no answer, most likely for want of memory or "
@@ -94,14 +86,16 @@ _DEATHS = (KilledWorker, TimeoutError, _NeverSentError)
 
 
 @contextmanager
-def open_reader(readers: str, scheduler: Any = "local", workers: int | None = None) -> Iterator[Reader]:
+def open_reader(
+    readers: str, scheduler: Any = "local", workers: int | None = None, wait: float = 60.0
+) -> Iterator[Reader]:
     """Make the reader that ``--readers`` asks for.
 
     Parameters
     ----------
     readers
         See :func:`check_readers`.
-    scheduler, workers
+    scheduler, workers, wait
         Of the cluster, with ``dask``; see :func:`pipelines._cluster.connect`.
     """
     threads = check_readers(readers)
@@ -109,7 +103,10 @@ def open_reader(readers: str, scheduler: Any = "local", workers: int | None = No
         with TileReader(threads) as local:
             yield local
         return
-    with connect(scheduler, workers=workers) as client, DaskReader(client) as remote:
+    with (
+        connect(scheduler, workers=workers, wait=wait) as client,
+        DaskReader(client, wait=wait) as remote,
+    ):
         yield remote
 
 
@@ -126,6 +123,8 @@ class DaskReader(Reader):
         How a worker opens a slide; must be importable there.
     threads
         That decode tiles, as many as there are cores by default.
+    wait
+        Seconds to wait for workers when all of them are gone.
     """
 
     def __init__(
@@ -134,8 +133,9 @@ class DaskReader(Reader):
         opener: Callable[[SlideRef], Slide] = open_slide,
         *,
         threads: int | None = None,
+        wait: float = 60.0,
     ) -> None:
-        self._client = client
+        self._client, self._wait = client, wait
         self._name = f"slides-{uuid.uuid4()}"  # several trainings may share the workers
         self._pool = ThreadPoolExecutor(threads or CPU_COUNT, thread_name_prefix="tiles")
         self._suspects = Lock()
@@ -187,7 +187,7 @@ class DaskReader(Reader):
                 self._seen(seen)
                 raise _NeverSentError
             if read.status != "finished":
-                raise WsiAtsError(_LOST)
+                raise WsiAtsError(LOST)
             return read.result(timeout=_TRANSFER_SECONDS)
         finally:
             self._waiting.discard(read)
@@ -197,10 +197,13 @@ class DaskReader(Reader):
         try:
             there = bool(self._client.nthreads())
         except OSError as error:
-            raise WsiAtsError(_LOST) from error
+            raise WsiAtsError(LOST) from error
         now = time.monotonic()
-        if not there and now - before > _AWAY_SECONDS:
-            raise WsiAtsError(_AWAY)
+        if not there and now - before > self._wait:
+            raise WsiAtsError(
+                f"the Dask workers that read tiles have been gone for {self._wait:g} s; start them again, "
+                "and the same command goes on where this one stopped (--wait allows more time)"
+            )
         return now if there else before
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""Who is told how a run goes, and what they are told; each kind of listener is a file of its own."""
+"""Reporters of a run, and what is reported to them; each kind of reporter is a file of its own."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from wsi_ats.errors import without_secrets
 
 @dataclass(frozen=True)
 class Finished:
-    """A slide that has just ended, well or badly; tells no secret of a URL, for it goes into logs.
+    """A slide that has just ended, well or badly; without secrets of URLs, for it goes into logs.
 
     Parameters
     ----------
     slide_id, status
-        Which, and how it ended: a value of :class:`wsi_ats.results.records.Status`.
+        Its name, and how it ended: a value of :class:`wsi_ats.results.records.Status`.
     seconds
-        Wall time in the worker; 0 where the worker could not tell.
+        Wall time in the worker; 0 where unknown.
     worker
         Address of its host and number of its process; empty where unknown.
     error
-        Why it failed, or why there was nothing to read in it.
+        The reason why it failed, or why there was nothing to read in it.
     tiles_read, bytes_read
-        What was read of it, where that is counted.
+        Tiles and bytes that were read, where they are counted.
     """
 
     slide_id: str
@@ -48,14 +48,14 @@ class Finished:
 
 
 class Reporter(Protocol):
-    """Whoever is told how a run goes."""
+    """A listener to the course of a run."""
 
     def message(self, text: str) -> None:
-        """Something the user should read now."""
+        """Show a text that the user should read now."""
         ...
 
     def debug(self, text: str) -> None:
-        """Something for whoever looks for a mistake."""
+        """Show a text that helps to find a mistake."""
         ...
 
     def progress(self, title: str, total: int) -> AbstractContextManager[Callable[[str], None]]:
@@ -67,14 +67,14 @@ class Reporter(Protocol):
     ) -> AbstractContextManager[Callable[[Finished], None]]:
         """Begin with ``total`` slides, besides those ``reused`` of an earlier run.
 
-        What the context gives is called once for each slide, as it ends. The context ends with the last
-        one, or early: when the run is stopped or fails.
+        The context gives a function to call for each slide as it ends. It ends with the last slide, or
+        early when the run is stopped or fails.
         """
         ...
 
 
 class Silent:
-    """A reporter that keeps everything to itself; others take from it what they have nothing to say of."""
+    """A reporter that reports nothing; others inherit what they do not report."""
 
     def message(self, text: str) -> None:
         """See :class:`Reporter`."""
@@ -98,7 +98,7 @@ class Silent:
 
 @dataclass(frozen=True)
 class Several:
-    """Reporters that all hear of everything, in their order."""
+    """Several reporters as one; each is called, in their order."""
 
     reporters: Sequence[Reporter]
 
@@ -138,7 +138,7 @@ class Several:
 
 
 def duration(seconds: float) -> str:
-    """Say in words how long something takes.
+    """Return a duration in words.
 
     Examples
     --------

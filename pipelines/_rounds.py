@@ -1,18 +1,22 @@
-"""Slides that arrive, done round by round: one cluster, one loaded model, and rows that stay in memory."""
+"""Work on slides that arrive, round by round: one cluster, one loaded model, rows that stay in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from pipelines._records import Results, Row, SlideTask, carry_out, figures, pending, settled, workers_for
+from pipelines._carry_out import Results, carry_out, totals, workers_for
+from pipelines._records import Row, SlideTask, pending
 from pipelines._reports import Finished
 from pipelines._runs import Execution
 from pipelines._watch import Arrivals
-from wsi_ats.settings import Settings
 from wsi_ats.slides.base import SlideRef
+
+if TYPE_CHECKING:  # Dask takes a while to import
+    from pipelines._tasks import Limits
 
 # A round ends in workers that wait for its last slide. This is long beside that, and short for whoever waits
 # for tables, or for a slide that arrived after a thousand others.
@@ -22,125 +26,149 @@ _ROUND_SECONDS = 600.0
 def complete_arrivals(
     task: SlideTask,
     arrivals: Arrivals,
-    settings: Settings,
     execution: Execution,
     *,
-    title: str,
-    keep: Callable[[Sequence[Row]], None],
+    refer: Callable[[Sequence[SlideRef]], list[SlideRef]],
 ) -> Results:
     """Do slides as they are completed, until ``execution.stop`` says so or, if strict, one fails.
 
     Records of earlier slides are read at the start, also of those that are not there any more: scanners'
-    folders are emptied, and their rows stay.
+    folders are emptied, and their rows stay. The tables are written after each round.
 
     Parameters
     ----------
-    task, execution, title
-        As in :func:`pipelines._records.complete`.
+    task, execution
+        See :func:`pipelines._carry_out.complete`.
     arrivals
-        What to wait for.
-    settings
-        Say in which colours slides are read.
-    keep
-        Given all rows, sorted by slide, after each round.
+        The slides to wait for.
+    refer
+        See :func:`pipelines._stage.run_stage`.
 
     Returns
     -------
     Results
         ``left`` is the number of slides that are there and were not done.
     """
-    from pipelines._stage import check_connected
+    from pipelines._workers import check_connected
 
-    task.clear()
-    report = execution.reporter
-    watch = arrivals.watch(report.message)
-    watch.look()
-    here = settled(watch.present, settings)
-    rows, _ = pending(task, here)
-    watch.take(rows)
-    rows |= task.kept(task.recorded() - {ref.id for ref in here})
-    reused = len(rows)
-    if reused:
-        report.message(f"{title}: {_slides(reused)} finished already")
-        keep(_in_order(rows))
-    failed: dict[str, str] = {}
-    queued: set[str] = set()
-    all_done: list[Finished] = []
-    seconds = 0.0
-    idle = False
-    ending = _Ending(execution, title)
+    rounds = _Rounds(task, arrivals, execution, refer)
     with workers_for(task, execution) as (client, limits):
-        while not ending.asked() and not (execution.strict and failed):
+        while not rounds.over:
             check_connected(client)
-            todo = settled(watch.look(), settings)
-            if not todo:
-                if not idle:
-                    report.message(f"{title}: waiting for slides; Ctrl-C or SIGTERM ends it")
-                idle = True
-                arrivals.pause(arrivals.every)
-                continue
-            idle = False
-            names = {ref.id for ref in todo}
-            if new := names - queued:
-                report.message(f"{title}: {_slides(len(new))} arrived")
-            for ref in todo:
-                if watch.changed(ref):  # its main file alone need not tell
-                    task.forget(ref)
-            done: dict[str, Row] = {}
-            lost: dict[str, str] = {}
-            begun: list[SlideRef] = []
-            workers = nullcontext((client, replace(limits, stop=ending.of_round(begun, done))))
-            first = execution.timer()
-            all_done += carry_out(
-                task,
-                todo,
-                workers,
-                execution,
-                title=title,
-                rows=done,
-                failed=lost,
-                reused=reused,
-                begin=partial(_begin, begun, _over(arrivals.clock)),
-            )
-            seconds += execution.timer() - first
-            # Workers that were told to end, too, may have finished slides and not lived to say so.
-            done |= pending(task, [ref for ref in begun if ref.id not in done])[0]
-            watch.take(done, failed=lost)
-            queued = names - done.keys()
-            rows |= done
-            failed = {name: error for name, error in failed.items() if name not in done} | lost
-            keep(_in_order(rows))
-    notes = figures(all_done, seconds)  # of the time that there was something to do
-    return Results(
-        _in_order(rows),
-        dict(sorted(failed.items())),
-        reused,
-        stopped=False,
-        notes=notes,
-        left=len(watch.waiting),
-    )
+            if todo := refer(rounds.watch.look()):
+                rounds.do(todo, client, limits)
+            else:
+                rounds.wait()
+    return rounds.results()
 
 
-class _Ending:
-    """Asks whether the watch is to end, or a round, and says so once."""
+class _Rounds:
+    """A watch, and what is known of its slides from one round to the next.
 
-    def __init__(self, execution: Execution, title: str) -> None:
-        self._execution = execution
-        self._title = title
-        self._said = False
+    Parameters
+    ----------
+    task, arrivals, execution, refer
+        See :func:`complete_arrivals`.
 
-    def asked(self, under_way: int = 0) -> bool:
-        """Whether the watch is to end; some slides are under way."""
+    Attributes
+    ----------
+    watch
+        Lists the slides of the next round.
+    """
+
+    def __init__(
+        self,
+        task: SlideTask,
+        arrivals: Arrivals,
+        execution: Execution,
+        refer: Callable[[Sequence[SlideRef]], list[SlideRef]],
+    ) -> None:
+        self._task, self._arrivals, self._execution = task, arrivals, execution
+        self.watch = arrivals.watch(execution.reporter.message)
+        self._failed: dict[str, str] = {}
+        self._queued: set[str] = set()
+        self._done: list[Finished] = []
+        self._seconds = 0.0
+        self._idle = self._stopping = False
+        task.clear()
+        self.watch.look()
+        here = refer(self.watch.present)
+        self._rows, _ = pending(task, here)
+        self.watch.take(self._rows)
+        self._rows |= task.kept(task.recorded() - {ref.id for ref in here})
+        self._reused = len(self._rows)
+        if self._reused:
+            self._message(f"{_slides(self._reused)} finished already")
+            task.write_tables(_in_order(self._rows))
+
+    @property
+    def over(self) -> bool:
+        """Whether there is to be no further round."""
+        return self._stop_asked() or bool(self._execution.strict and self._failed)
+
+    def wait(self) -> None:
+        """Pause until it is time for the next look."""
+        if not self._idle:
+            self._message("waiting for slides; Ctrl-C or SIGTERM ends it")
+        self._idle = True
+        self._arrivals.pause(self._arrivals.every)
+
+    def do(self, todo: Sequence[SlideRef], client: Any, limits: Limits) -> None:
+        """Do slides, as many as there is time for in a round, and write the tables."""
+        self._idle = False
+        names = {ref.id for ref in todo}
+        if new := names - self._queued:
+            self._message(f"{_slides(len(new))} arrived")
+        for ref in todo:
+            if self.watch.changed(ref):  # its main file alone need not tell
+                self._task.forget(ref)
+        done: dict[str, Row] = {}
+        failed: dict[str, str] = {}
+        begun: list[SlideRef] = []
+        stop = partial(self._stop_asked, begun, done)
+        first = self._execution.timer()
+        self._done += carry_out(
+            self._task,
+            todo,
+            nullcontext((client, replace(limits, stop=stop))),
+            self._execution,
+            rows=done,
+            failed=failed,
+            reused=self._reused,
+            begin=partial(_begin, begun, _over(self._arrivals.clock)),
+        )
+        self._seconds += self._execution.timer() - first
+        # Workers that had to end as well may have finished slides without a chance to tell.
+        done |= pending(self._task, [ref for ref in begun if ref.id not in done])[0]
+        self.watch.take(done, failed=failed)
+        self._queued = names - done.keys()
+        self._rows |= done
+        self._failed = {name: error for name, error in self._failed.items() if name not in done} | failed
+        self._task.write_tables(_in_order(self._rows))
+
+    def results(self) -> Results:
+        """Return all rows; times are those in which there was something to do."""
+        return Results(
+            _in_order(self._rows),
+            dict(sorted(self._failed.items())),
+            self._reused,
+            stopped=False,
+            notes=totals(self._done, self._seconds),
+            left=len(self.watch.waiting),
+        )
+
+    def _stop_asked(self, begun: Sequence[SlideRef] = (), done: Collection[str] = ()) -> bool:
+        """Whether the watch is to end, which is reported once with the number of slides under way."""
         asked = self._execution.stop()
-        if asked and not self._said:
+        if asked and not self._stopping:
+            under_way = len(begun) - len(done)
             first = f": {_slides(under_way)} to finish first; once more ends at once" if under_way else ""
-            self._execution.reporter.message(f"{self._title}: stopping{first}")
-            self._said = True
+            self._message(f"stopping{first}")
+            self._stopping = True
         return asked
 
-    def of_round(self, begun: Sequence[SlideRef], done: Mapping[str, Row]) -> Callable[[], bool]:
-        """Whether a round is to begin no more slides, for the watch is to end."""
-        return lambda: self.asked(len(begun) - len(done))
+    def _message(self, text: str) -> None:
+        self._execution.reporter.message(f"{self._task.stage}: {text}")
 
 
 def _begin(begun: list[SlideRef], over: Callable[[], bool], ref: SlideRef) -> bool:

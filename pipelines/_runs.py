@@ -1,4 +1,4 @@
-"""A run: how it is carried out, the folder that is its own, and what it leaves behind about itself."""
+"""A run: its execution, its folder, and the record that it leaves there."""
 
 from __future__ import annotations
 
@@ -39,42 +39,42 @@ _PACKAGES = (
 
 @dataclass(frozen=True)
 class Execution:
-    """How a stage is carried out; nothing here changes its result.
+    """The way a stage is carried out; nothing here changes its result.
 
     Parameters
     ----------
     scheduler
-        ``"local"``, the address of a Dask scheduler, the file in which it says that (``*.json``), or a
+        ``"local"``, the address of a Dask scheduler, the file in which it writes that (``*.json``), or a
         ``distributed.Client``.
     workers
-        Processes of a local cluster; one for each core by default, or for each graphics processor where the
-        stage computes on them.
+        Processes of a local cluster; one for each core by default, or for each GPU where the stage computes
+        on GPUs.
     slides_at_once
         How many slides a process works on: one is read while another is computed. 2 by default, 4 where
-        there are graphics processors, 1 where a model of kind ``image`` scores.
+        there are GPUs, 1 where a model of kind ``image`` scores.
     timeout
         Seconds after which a slide's worker is stopped and the slide has failed; ``None`` for no limit.
     resources
         What a slide takes of a worker's abstract resources (Dask's), such as ``{"GPU": 0.25}``: only workers
         that offer them get slides, and only as many as share them.
     wait
-        Seconds to wait for workers, at the start and when all of them are gone, and for a scheduler's file.
+        Seconds to wait for a scheduler's file, for its answer, and for workers when there are none.
     stop
-        Asked again and again; once it says so, no further slide is begun, those under way are finished.
+        Once it returns true, no further slide is begun; those under way are finished.
     overwrite
-        Delete what an earlier run left in the output folder.
+        Delete the results of an earlier run in the output folder.
     strict
         Stop at the first slide that fails.
     dry_run
-        Say what would be done; write nothing.
+        Count what would be done; write nothing.
     command
         Recorded in ``run.json``.
     reporter
-        Told how it goes.
+        Hears how it goes.
     clock
-        Gives the time that ``run.json`` records.
+        Returns the time that ``run.json`` records.
     timer
-        Gives seconds that only ever grow, to measure by: a computer's clock may be set while a run lasts.
+        Returns seconds to measure by, of a clock that is never set.
     """
 
     scheduler: Any = "local"
@@ -95,22 +95,22 @@ class Execution:
 
 @dataclass(frozen=True)
 class Summary:
-    """What came of a run.
+    """The outcome of a run.
 
     Parameters
     ----------
     stage, out
-        Which stage, and where its results are.
+        The stage, and the folder of its results.
     counts
         Slides by status; for a dry run, slides ``to_do`` and ``finished``.
     failed
-        Why slides failed, by slide.
+        Reasons of failures, by slide.
     reused
         Slides that an earlier run had finished.
     dry_run
         Whether nothing was done.
     notes
-        More that the stage has to say.
+        Further lines of the stage.
     table
         File in ``out`` that has a row for each slide, if there is one.
     """
@@ -128,7 +128,7 @@ class Summary:
     def of_dry_run(
         cls, stage: str, out: Path, finished: int, to_do: int, *, notes: Mapping[str, Any] | None = None
     ) -> Summary:
-        """Say what would be done."""
+        """Make the summary of what would be done."""
         return cls(stage, out, {"to_do": to_do, "finished": finished}, dry_run=True, notes=notes or {})
 
     @property
@@ -137,7 +137,7 @@ class Summary:
         return 1 if self.failed else 0
 
     def sections(self) -> list[tuple[str, list[tuple[str, str]]]]:
-        """What a person reads."""
+        """Return the summary for people: titled lists of names and values."""
         lines = [(name.replace("_", " "), str(value)) for name, value in self.counts.items()]
         if self.reused:
             lines.append(("finished earlier", str(self.reused)))
@@ -162,7 +162,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Identity:
-    """What makes a run this one: a folder holds results of one identity.
+    """All that distinguishes a run from others: a folder holds results of one identity.
 
     Parameters
     ----------
@@ -171,7 +171,7 @@ class Identity:
     settings
         The settings that decide its results, as nested tables.
     digests
-        Fingerprints of what goes in: the model, the labels.
+        Fingerprints of the input: the model, the labels.
     seed
         Of the draws.
     """
@@ -190,13 +190,13 @@ class Identity:
 
     @property
     def digest(self) -> str:
-        """One fingerprint of all."""
+        """The fingerprint of all of it."""
         return digest_of(
             self.stage, *(f"{name}={value}" for name, value in sorted(_flat(asdict(self)).items()))
         )
 
     def differences(self, recorded: Mapping[str, Any]) -> list[str]:
-        """Say how a run's record differs from this run; digests are named where nothing else explains."""
+        """List the differences of a run's record from this run; digests only where nothing else differs."""
         there, here = _flat({name: recorded.get(name) for name in asdict(self)}), _flat(asdict(self))
         names = [name for name in sorted(there.keys() | here.keys()) if there.get(name) != here.get(name)]
         if any(name.startswith("settings.") for name in names):
@@ -222,11 +222,11 @@ class Run:
         self._start = execution.clock().isoformat()
 
     def begin(self) -> None:
-        """Mark the folder as this run's, so that what is in it is known even if the run is killed."""
+        """Mark the folder as this run's, so that it can be told from others even if the run is killed."""
         self._write({}, None)
 
     def finish(self, counts: Mapping[str, int], **notes: Any) -> None:
-        """Record the end; written last, so that its presence means that all is complete."""
+        """Record the end; it is written last, so that it means that everything is complete."""
         self._write(counts, self._execution.clock().isoformat(), **notes)
 
     def _write(self, counts: Mapping[str, int], end: str | None, **notes: Any) -> None:
@@ -251,7 +251,7 @@ def open_run(out: Path, identity: Identity, execution: Execution, *, results: Se
     out
         The folder.
     identity
-        What the run is.
+        All that distinguishes the run.
     execution
         With ``overwrite`` the results of an earlier run of the same stage are deleted; for a dry run
         the folder is looked at and neither made nor held.
@@ -309,7 +309,7 @@ def _delete(out: Path, results: Sequence[str]) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a result may depend on; asked of the installation, nothing is imported."""
+    """Return the versions of packages that a result may depend on; none of them is imported."""
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -341,7 +341,7 @@ def together() -> bool:
 
 
 def check_together() -> None:
-    """Refuse an environment that speaks of other processes, but does not say how to find them.
+    """Refuse an environment that promises other processes, but not how to find them.
 
     Raises
     ------
@@ -358,12 +358,12 @@ def check_together() -> None:
 
 
 def speaks() -> bool:
-    """Whether this process is alone, or the one of several that speaks for all."""
+    """Whether this process is alone, or the first of several."""
     return not together() or os.environ["RANK"] == "0"
 
 
 def count(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Rows by status, every status named."""
+    """Count the rows of every status."""
     statuses = [str(row["status"]) for row in rows]
     return {status.value: statuses.count(status.value) for status in Status}
 

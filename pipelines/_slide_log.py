@@ -19,22 +19,22 @@ from wsi_ats.errors import SettingsError
 
 
 class SlideLog(Silent):
-    """A file that grows by a line for each slide, one when a stage begins with its slides, one when it ends.
+    """A reporter that appends a line for each slide, and one for the beginning and the end of a stage.
 
-    Each line is written at once and whole, so that whoever follows the file sees slides as they end. A file
-    that can no longer be written is complained of once; the run goes on, and so does the log if the disk
-    has room again.
+    Each line is written at once and whole, so that a program that follows the file sees slides as they end.
+    When the file can no longer be written, there is one warning; the run goes on, and so does the log if the
+    disk has room again.
 
     Parameters
     ----------
     path
-        The file; what is in it stays.
+        The file; lines are appended to it.
     complain
-        Told once if it cannot be written any more.
+        Called once when the file can no longer be written.
     command
-        What is recorded as the beginning of each stage.
+        Recorded at the beginning of each stage.
     clock, timer
-        Time of day, and seconds that only ever grow.
+        Time of day, and seconds of a clock that is never set.
 
     Raises
     ------
@@ -66,7 +66,7 @@ class SlideLog(Silent):
         if str(path) == "-":
             raise SettingsError("--log-json needs a file, not '-'; /dev/stderr is one")
         try:
-            # Never buffered, and without Python's file around it, which would have to be closed by somebody.
+            # Unbuffered, and without a Python file, which would have to be closed.
             self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
             weakref.finalize(self, os.close, self._file)
             self._torn = stat.S_ISREG(os.fstat(self._file).st_mode) and _is_torn(path)
@@ -128,7 +128,7 @@ class SlideLog(Silent):
 
 
 def _is_torn(path: Path) -> bool:
-    """Whether the last line of a file has no end, as when its disk was full."""
+    """Whether the last line of a file is incomplete, as after a full disk."""
     with path.open("rb") as file:
         if not file.seek(0, os.SEEK_END):
             return False

@@ -1,8 +1,8 @@
-"""Which slides have arrived and are complete, and how a watch is asked to end. Nothing here knows Dask.
+"""Slides that have arrived and are complete, and the request to end a watch. Nothing here knows Dask.
 
 A scanner writes a slide for minutes, and a program that copies one may pause. So a slide is complete when
-its files have kept their sizes and times for a while, or when whoever wrote it has put a marker beside it.
-The while is told by a clock that nobody sets: times of files are compared with one another, never with now.
+its files have kept their sizes and times for a while, or when its writer has put a marker beside it. The
+time is that of a clock that is never set: times of files are compared with one another, never with now.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from wsi_ats.tables.sources import find_slides
 # Formats whose main file lists its others, and the most of it that is read for that.
 _LISTS, _LIST_BYTES = frozenset({".vms", ".vmu"}), 1 << 16
 
-# GNU `timeout` tells a program twice, at once, that it should end.
+# GNU `timeout` sends the same signal twice at once.
 _ONE_REQUEST_SECONDS = 1.0
 
 
@@ -42,10 +42,10 @@ class Arrivals:
     Parameters
     ----------
     sources
-        Slides, folders, globs and tables on this machine, listed anew at each look. Folders and tables may be
-        empty, and globs match nothing, to begin with.
+        Slides, folders, globs and tables on this machine, listed again at each look. At first, folders and
+        tables may be empty, and globs may match nothing.
     mpp, reader
-        Given to slides, as in :class:`~wsi_ats.slides.base.SlideRef`; what a table says of mpp goes first.
+        Of the slides, as in :class:`~wsi_ats.slides.base.SlideRef`; the mpp of a table takes precedence.
     every
         Seconds between looks.
     settle
@@ -55,14 +55,14 @@ class Arrivals:
         is ``case7.svs.done`` or ``case7.done`` beside it, and not before. One that changes later has to
         settle.
     clock
-        Seconds that only ever go forward.
+        Seconds of a clock that is never set.
     pause
         Waits for some seconds, or less.
 
     Raises
     ------
     SettingsError, MppError
-        For a source, a time, a marker, a reader or an mpp that cannot be.
+        For an impossible source, time, marker, reader or mpp.
 
     Examples
     --------
@@ -95,7 +95,7 @@ class Arrivals:
             SlideRef("slide", source, "slide", mpp=self.mpp, reader=self.reader)  # refuses what cannot be
 
     def watch(self, tell: Callable[[str], None]) -> Watch:
-        """Begin to watch; ``tell`` is told once of each thing that cannot be used."""
+        """Begin to watch; ``tell`` is called once for each thing that cannot be used."""
         return Watch(self, tell)
 
     def find(self, source: str) -> list[SlideRef]:
@@ -134,14 +134,14 @@ class _Seen:
 
 
 class Watch:
-    """What is known of arrivals from one look to the next.
+    """The state of arrivals from one look to the next.
 
     Parameters
     ----------
     arrivals
-        What to look for.
+        The slides to look for.
     tell
-        Told once of what cannot be used.
+        Called once for each thing that cannot be used.
     """
 
     def __init__(self, arrivals: Arrivals, tell: Callable[[str], None]) -> None:
@@ -181,7 +181,7 @@ class Watch:
             by_marker = self._arrivals.marker is not None and name not in self._taken
             if self._taken.get(name) != state and (self._arrivals.marked(ref) if by_marker else settled):
                 complete.append(ref)
-        # Where a source could not be looked at, nobody knows what went away.
+        # Where a source could not be listed, it is unknown what went away.
         for name in self._seen.keys() - there if whole else ():
             del self._seen[name]
             if name in self._failed:  # perhaps for that: a share that was lost comes back as it was
@@ -190,7 +190,7 @@ class Watch:
         return complete
 
     def take(self, names: Iterable[str], *, failed: Iterable[str] = ()) -> None:
-        """Do not list slides again as they were at the last look; those that failed, until they come anew."""
+        """Do not list slides again as they were at the last look; failed ones, until they come again."""
         for name in names:
             self._taken[name] = self._seen[name].state
             self._failed.discard(name)
@@ -231,7 +231,7 @@ class Watch:
         return listed, whole
 
     def _once(self, topic: str, text: str) -> None:
-        """Tell something, unless it was the last that was told of the topic."""
+        """Tell a text, unless it was the last one of its topic."""
         if text and self._told.get(topic) != text:
             self._tell(text)
         self._told[topic] = text
@@ -240,7 +240,7 @@ class Watch:
 
 
 class Stop:
-    """A request to end; may be made by the handler of a signal."""
+    """A request to end; the handler of a signal may make it."""
 
     def __init__(self) -> None:
         self._made = False
@@ -306,7 +306,7 @@ def _place(ref: SlideRef) -> Path:
 
 
 def _state(ref: SlideRef) -> str | None:
-    """Fingerprint of what is known of a slide and of its files' sizes and times; none without files."""
+    """Return a fingerprint of a slide's reference and its files' sizes and times; none without files."""
     try:
         facts = [(str(file), file.stat()) for file in _files(Path(ref.path))]
     except OSError:
@@ -316,7 +316,7 @@ def _state(ref: SlideRef) -> str | None:
 
 
 def _files(path: Path) -> list[Path]:
-    """Files of a slide; a companion that is yet to come is none."""
+    """List the files of a slide that are there."""
     ending = path.suffix.lower()
     if path.is_dir():
         return _below(path)

@@ -361,7 +361,3 @@ def main(stage: str | None = None) -> None:
     if stage is not None:
         sys.argv.insert(1, stage)  # run.json records the command from here, too
     app(prog_name="wsi-ats")
-
-
-if __name__ == "__main__":
-    main()

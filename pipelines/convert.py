@@ -1,14 +1,16 @@
-"""Convert slides to OME-Zarr pyramids, and a table that says what became of each."""
+"""Convert slides to OME-Zarr pyramids, with a table of the outcome for each."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import Any, ClassVar
 
-from pipelines._records import Row, SlideTask, absolute, complete, own_cores, pending, write_table
-from pipelines._runs import Execution, Identity, Summary, count, open_run, rooted
+from pipelines._records import Row, SlideTask, absolute, own_cores
+from pipelines._runs import Execution, Identity, Summary, rooted
+from pipelines._stage import run_stage
 from wsi_ats.errors import SettingsError
 from wsi_ats.files import digest_of
 from wsi_ats.results.records import Status
@@ -17,9 +19,7 @@ from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.fingerprint import slide_digest
 from wsi_ats.slides.storage import is_remote
 
-RESULTS = ("records", "conversions.parquet", "conversions.csv")
-
-_TYPES = {
+_COLUMNS = {
     **dict.fromkeys(("slide_id", "path", "status", "pyramid"), "string"),
     **dict.fromkeys(("x", "y", "width", "height", "levels"), "int64"),
     "mpp": "double",
@@ -41,8 +41,8 @@ def convert(
 ) -> Summary:
     """Write slides as OME-Zarr 0.5 pyramids, which any program that knows the format reads.
 
-    A run that is stopped goes on in the middle of a slide. Slides are shared out to the workers; where there
-    are fewer slides than cores on this machine, each slide is given several of them.
+    A run that was stopped goes on in the middle of a slide. Slides are distributed over the workers; where
+    there are fewer slides than cores on this machine, each slide uses several cores.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ def convert(
     Raises
     ------
     SettingsError
-        For a codec or quality that cannot be, and when a slide would be written over itself.
+        For an impossible codec or quality, and when a slide would be written over itself.
     ArtifactError
         When the output folder is not to be used, or holds something else where a pyramid should go.
 
@@ -87,24 +87,12 @@ def convert(
     for ref in refs:
         if _same(ref.path, task.target(ref.id)):
             raise SettingsError(f"{ref.path} would be written over itself; choose another --out or --to")
-    with open_run(out, identity, execution, results=RESULTS) as run:
-        if execution.dry_run:
-            return Summary.of_dry_run("convert", out, *(len(part) for part in pending(task, refs)))
-        if execution.overwrite:
-            for ref in refs:
-                remove_pyramid(task.target(ref.id))
-        run.begin()
-        results = complete(task, refs, execution, title="convert")
-        counts = count(results.rows)
-        if not results.stopped:
-            write_table(out, "conversions", results.rows, _TYPES)
-            run.finish(counts)
-    notes = {} if place == str(out) else {"pyramids": place}
-    return Summary(
-        *("convert", out, counts, results.failed, results.reused),
-        notes={**results.notes, **notes},
-        table=None if results.stopped else "conversions.csv",
-    )
+
+    def remove() -> None:
+        for ref in refs:
+            remove_pyramid(task.target(ref.id))
+
+    return run_stage(task, refs, identity, execution, refer=absolute, remove=remove)
 
 
 def check_apart(sources: Sequence[str], out: str | Path, to: str | None) -> None:
@@ -134,7 +122,7 @@ def check_apart(sources: Sequence[str], out: str | Path, to: str | None) -> None
 
 @dataclass(frozen=True)
 class ConvertTask(SlideTask):
-    """What converting does to one slide.
+    """Conversion of a slide.
 
     Parameters
     ----------
@@ -148,21 +136,32 @@ class ConvertTask(SlideTask):
     codec: str
     quality: int | None
 
+    stage: ClassVar[str] = "convert"
+    tables: ClassVar[Sequence[str]] = ("conversions",)
+
+    @property
+    def columns(self) -> Mapping[str, str]:
+        """See :func:`convert`."""
+        return _COLUMNS
+
     def target(self, slide_id: str) -> str:
         """Folder or URL of a slide's pyramid."""
         return f"{self.to}/{slide_id}.ome.zarr"
 
     def files(self, slide_id: str) -> tuple[Path, ...]:
-        """None that are made anew at each attempt: a pyramid is gone on with."""
+        """None that are deleted before each attempt: a pyramid is continued."""
         del slide_id
         return ()
 
-    def finished(self, ref: SlideRef) -> Row | None:
-        """See :meth:`pipelines._records.SlideTask.finished`; a pyramid that was deleted is made again."""
+    def is_whole(self, ref: SlideRef) -> bool:
+        """Whether the pyramid is there; one that was deleted is made again."""
         from wsi_ats.slides.pyramid import is_complete
 
-        row = super().finished(ref)
-        return row if row is not None and is_complete(self.target(ref.id)) else None
+        return is_complete(self.target(ref.id))
+
+    def notes(self, rows: Sequence[Row]) -> Mapping[str, Any]:  # noqa: ARG002
+        """The place of the pyramids, if it is not the output folder."""
+        return {} if self.to == str(self.out) else {"pyramids": self.to}
 
     def work(self, ref: SlideRef) -> tuple[Row, Sequence[Path]]:
         """Write the pyramid, or what is missing of it."""
@@ -198,20 +197,9 @@ class ConvertTask(SlideTask):
         }
         return row, ()
 
-    def failed(self, ref: SlideRef, error: str, seconds: float) -> Row:
-        """A row that says why."""
-        known = {"slide_id": ref.id, "path": ref.path, "status": Status.FAILED.value}
-        return dict.fromkeys(_TYPES) | known | {"seconds": seconds, "error": error}
-
 
 def _same(one: str, other: str) -> bool:
     """Whether two paths or URLs lead to one place, through whatever links."""
     if is_remote(one) or is_remote(other):
         return one.rstrip("/") == other
     return Path(one).resolve() == Path(other).resolve()
-
-
-if __name__ == "__main__":
-    from pipelines.cli import main
-
-    main("convert")

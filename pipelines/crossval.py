@@ -310,9 +310,3 @@ def _digest(plan: Folds) -> str:
             for r in fold
         )
     )
-
-
-if __name__ == "__main__":
-    from pipelines.cli import main
-
-    main("crossval")

@@ -134,9 +134,3 @@ def _graphics_processor() -> Check:
         return Check(name, ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())))
     advice = "" if torch.version.cuda is None else "check the driver with nvidia-smi if there should be one"
     return Check(name, "none, the CPU is used", advice, needed=False)
-
-
-if __name__ == "__main__":
-    from pipelines.cli import main
-
-    main("doctor")

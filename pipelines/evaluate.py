@@ -121,9 +121,3 @@ def _check_splits(refs: Sequence[SlideRef], split: str | None, *, source: str) -
 
 def _digest(refs: Sequence[SlideRef]) -> str:
     return digest_of(*(str((ref.id, ref.case, ref.label, ref.split)) for ref in refs))
-
-
-if __name__ == "__main__":
-    from pipelines.cli import main
-
-    main("evaluate")

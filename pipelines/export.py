@@ -14,20 +14,22 @@ from wsi_ats.results.exports.tables import read_selection, write_selections_csv,
 from wsi_ats.results.records import Selection, Status
 from wsi_ats.tables.files import read_parquet
 
-FORMATS = ("csv", "parquet", "qupath")
-
+# Formats by name: those with one table of all slides, and those with a file for each slide and its ending.
 _TABLES = {"csv": write_selections_csv, "parquet": write_selections_parquet}
+_SLIDES = {"qupath": (".geojson", write_qupath)}
+
+FORMATS = (*_TABLES, *_SLIDES)
 
 
 def export(scores: str | Path, out: str | Path, *, to: str, execution: Execution | None = None) -> Summary:
-    """Write what was scored in another program's format.
+    """Write scores in another program's format.
 
-    All happens in the calling process: a slide takes milliseconds, less than it would to send it away.
+    It happens in the calling process: a slide takes milliseconds, less than sending it to a worker.
 
     Parameters
     ----------
     scores
-        Folder that :func:`pipelines.score.score` wrote.
+        Output folder of :func:`pipelines.score.score`.
     out
         Folder for the export.
     to
@@ -69,10 +71,10 @@ def export(scores: str | Path, out: str | Path, *, to: str, execution: Execution
     scored = [name for name, status in statuses.items() if status == Status.DONE and read[name]]
     # Not of the time: scores that have grown since are exported into the same folder again.
     digest = digest_of(str(sorted((record.get("digests") or {}).items())), str(record.get("seed")))
-    names = [f"{name}.geojson" for name in statuses]
-    tables = [f"{table}.{kind}" for table in ("selections", "predictions") for kind in _TABLES]
+    results = [f"{name}{ending}" for name in statuses for ending, _ in _SLIDES.values()]
+    results += [f"{table}.{kind}" for table in ("selections", "predictions") for kind in _TABLES]
     identity = Identity("export", digests={"scores": digest})
-    with open_run(out, identity, execution, results=[*names, *tables]) as run:
+    with open_run(out, identity, execution, results=results) as run:
         if execution.dry_run:
             return Summary.of_dry_run("export", out, 0, len(scored))
         run.begin()
@@ -81,7 +83,8 @@ def export(scores: str | Path, out: str | Path, *, to: str, execution: Execution
         if not (failed and execution.strict):
             _write(scores, out, to, selections)
             for name in statuses.keys() - {selection.slide_id for selection in selections}:
-                (out / f"{name}.geojson").unlink(missing_ok=True)  # of earlier scores
+                for ending, _ in _SLIDES.values():  # of earlier scores
+                    (out / f"{name}{ending}").unlink(missing_ok=True)
             run.finish(counts, format=to)
     return Summary("export", out, counts, failed)
 
@@ -103,18 +106,13 @@ def _read(scores: Path, names: Sequence[str], execution: Execution) -> tuple[lis
 
 
 def _write(scores: Path, out: Path, to: str, selections: Sequence[Selection]) -> None:
-    if to == "qupath":
+    if to in _SLIDES:
+        ending, write = _SLIDES[to]
         for selection in selections:
-            with atomic(out / f"{selection.slide_id}.geojson") as path:
-                write_qupath(path, selection)
+            with atomic(out / f"{selection.slide_id}{ending}") as path:
+                write(path, selection)
         return
     with atomic(out / f"selections.{to}") as path:
         _TABLES[to](path, selections)
     with atomic(out / f"predictions.{to}") as path:
         shutil.copyfile(scores / f"predictions.{to}", path)
-
-
-if __name__ == "__main__":
-    from pipelines.cli import main
-
-    main("export")

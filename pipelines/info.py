@@ -270,9 +270,3 @@ def _share(share: float) -> str:
 
 def _megabytes(size: int | None) -> str:
     return "unknown" if size is None else f"{size / 1e6:.2f} MB"
-
-
-if __name__ == "__main__":
-    from pipelines.cli import main
-
-    main("info")

@@ -1,23 +1,17 @@
-"""Prepare slides: thumbnail, tissue and grid of each, and a table that says what was found."""
+"""Prepare slides: thumbnail, tissue and grid of each, and a table of what was found."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
-from pipelines._records import (
-    Row,
-    SlideTask,
-    complete,
-    own_cores,
-    pending,
-    report_left_out,
-    settled,
-    write_table,
-)
-from pipelines._runs import Execution, Identity, Summary, count, open_run, rooted
+from pipelines._records import Row, SlideTask, own_cores, settled
+from pipelines._runs import Execution, Identity, Summary, rooted
+from pipelines._stage import run_stage
 from wsi_ats.files import atomic
 from wsi_ats.overview.overview import count_tiles, explain_exclusion, read_overview
 from wsi_ats.overview.prepared import save_overview
@@ -30,9 +24,7 @@ from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.resample import write_png
 from wsi_ats.slides.wrappers import CountingSlide
 
-RESULTS = ("records", "prepared", "thumbnails", "quality", "slides.parquet", "slides.csv")
-
-_TYPES = {
+_COLUMNS = {
     **dict.fromkeys(("slide_id", "case_id", "path", "status"), "string"),
     "mpp": "double",
     "mpp_source": "string",
@@ -55,7 +47,7 @@ def prepare(
     settings: Settings | None = None,
     execution: Execution | None = None,
 ) -> Summary:
-    """Look at slides: read their thumbnails, find their tissue and what spoils it.
+    """Prepare slides: read their thumbnails, find their tissue and its artefacts.
 
     Parameters
     ----------
@@ -63,12 +55,12 @@ def prepare(
         The slides.
     out
         Folder for ``prepared/<slide_id>.npz`` (see :func:`wsi_ats.overview.prepared.load_overview`),
-        ``thumbnails/<slide_id>.png``, ``quality/<slide_id>.png`` (the thumbnail with spoilt tissue cells
-        framed: cyan under ink, yellow out of focus; where there are any), ``slides.parquet`` and ``.csv``,
-        ``run.json``. Of the table's columns, ``tissue_method`` and ``tissue_reason`` say how tissue was found
-        and why so, ``warning`` what speaks against it; ``pen`` and ``blur`` are the shares of the tissue
-        cells that are spoilt, left out or not, empty where that cannot be told; ``excluded_tiles`` are those
-        left out.
+        ``thumbnails/<slide_id>.png``, ``quality/<slide_id>.png`` (the thumbnail with the tissue
+        cells framed that have artefacts: cyan under ink, yellow out of focus; only if there are any),
+        ``slides.parquet`` and ``.csv``, ``run.json``. Of the table's columns, ``tissue_method`` and
+        ``tissue_reason`` say how tissue was found and why so, ``warning`` why that is in doubt; ``pen`` and
+        ``blur`` are the shares of the tissue cells with these artefacts, left out or not, empty where that
+        is unknown; ``excluded_tiles`` are those left out.
     settings
         Sections ``tile`` and ``thumbnail`` are used.
     execution
@@ -93,27 +85,13 @@ def prepare(
     """
     execution, out, settings = execution or Execution(), rooted(out), settings or Settings()
     identity = Identity.of("prepare", settings, Fixes.THUMBNAILS)
-    task, refs = PrepareTask.of(out, settings), settled(refs, settings)
-    with open_run(out, identity, execution, results=RESULTS) as run:
-        if execution.dry_run:
-            return Summary.of_dry_run("prepare", out, *(len(part) for part in pending(task, refs)))
-        run.begin()
-        results = complete(task, refs, execution, title="prepare")
-        counts = count(results.rows)
-        report_left_out(results.rows, execution)
-        if not results.stopped:
-            task.write_tables(results.rows)
-            run.finish(counts)
-    return Summary(
-        *("prepare", out, counts, results.failed, results.reused),
-        notes=results.notes,
-        table=None if results.stopped else "slides.csv",
-    )
+    refer = partial(settled, settings=settings)
+    return run_stage(PrepareTask.of(out, settings), refs, identity, execution, refer=refer)
 
 
 @dataclass(frozen=True)
 class PrepareTask(SlideTask):
-    """What preparing does to one slide.
+    """Preparation of a slide.
 
     Parameters
     ----------
@@ -122,6 +100,14 @@ class PrepareTask(SlideTask):
     """
 
     settings: Settings
+
+    stage: ClassVar[str] = "prepare"
+    tables: ClassVar[Sequence[str]] = ("slides",)
+
+    @property
+    def columns(self) -> Mapping[str, str]:
+        """See :func:`prepare`."""
+        return _COLUMNS
 
     @classmethod
     def of(cls, out: Path, settings: Settings) -> PrepareTask:
@@ -133,7 +119,7 @@ class PrepareTask(SlideTask):
         return self.out / "prepared" / f"{slide_id}.npz"
 
     def files(self, slide_id: str) -> tuple[Path, ...]:
-        """The thumbnail with its tissue; the thumbnail as a picture, and with what spoils it framed."""
+        """The thumbnail with its tissue; the thumbnail as a picture, and with its artefacts framed."""
         return (
             self.prepared(slide_id),
             self.out / "thumbnails" / f"{slide_id}.png",
@@ -141,7 +127,7 @@ class PrepareTask(SlideTask):
         )
 
     def work(self, ref: SlideRef) -> tuple[Row, Sequence[Path]]:
-        """Read the thumbnail, find the tissue and what spoils it."""
+        """Read the thumbnail, find the tissue and its artefacts."""
         begin = time.perf_counter()
         with open_slide(ref, threads=own_cores()) as slide:
             counting = CountingSlide(slide)
@@ -183,18 +169,3 @@ class PrepareTask(SlideTask):
             "error": explain_exclusion(overview, self.settings),
         }
         return row, written
-
-    def failed(self, ref: SlideRef, error: str, seconds: float) -> Row:
-        """A row that says what could not be found out, and why."""
-        known = {"slide_id": ref.id, "case_id": ref.case, "path": ref.path, "status": Status.FAILED.value}
-        return dict.fromkeys(_TYPES) | known | {"seconds": seconds, "error": error}
-
-    def write_tables(self, rows: Sequence[Row]) -> None:
-        """Write ``slides.parquet`` and ``slides.csv``."""
-        write_table(self.out, "slides", rows, _TYPES)
-
-
-if __name__ == "__main__":
-    from pipelines.cli import main
-
-    main("prepare")

@@ -1,33 +1,24 @@
-"""Score slides: from a trained model and slides to predictions and the tiles they rest on."""
+"""Score slides: predictions of a trained model, and the tiles they rest on."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pipelines._records import (
-    Row,
-    SlideTask,
-    complete,
-    own_cores,
-    pending,
-    report_left_out,
-    settled,
-    write_table,
-)
-from pipelines._rounds import complete_arrivals
-from pipelines._runs import Execution, Identity, Summary, check_pixels, count, open_run, rooted
+from pipelines._records import Row, SlideTask, own_cores, settled
+from pipelines._runs import Execution, Identity, Summary, check_pixels, rooted
+from pipelines._stage import run_stage
 from pipelines._watch import Arrivals
-from wsi_ats.errors import ModelError, SettingsError
+from wsi_ats.errors import ModelError
 from wsi_ats.files import atomic
 from wsi_ats.models.card import read_card
 from wsi_ats.results.attention import save_attention
 from wsi_ats.results.exports.tables import write_selection
-from wsi_ats.results.records import Prediction, Status, Stop
+from wsi_ats.results.records import Status, Stop
 from wsi_ats.settings import Fixes, Settings
 from wsi_ats.slides import open_slide
 from wsi_ats.slides.base import SlideRef
@@ -37,9 +28,6 @@ from wsi_ats.tasks.targets import Target
 if TYPE_CHECKING:  # torch takes seconds to import, and a worker needs it, not a command line
     from wsi_ats.models.encoding import TileBatches
     from wsi_ats.models.scoring import LoadedModel
-
-_TABLES = ("predictions.parquet", "predictions.csv", "cases.parquet", "cases.csv")
-RESULTS = ("records", "selections", "attention", *_TABLES)
 
 
 def score(
@@ -51,7 +39,7 @@ def score(
     seed: int = 0,
     execution: Execution | None = None,
 ) -> Summary:
-    """Score slides and keep, for each, its scores, its attention and the tiles that were read.
+    """Score slides; keep the scores of each, its attention and the tiles that were read.
 
     Parameters
     ----------
@@ -64,9 +52,9 @@ def score(
         where the model takes the slides of a case together, ``cases.parquet`` and ``.csv``.
     settings
         Those of the model by default. Draws, number of tiles, resolution and tissue may differ from
-        them; what the networks were built for may not.
+        them; settings that the networks were built for may not.
     seed
-        With a slide's id, decides which tiles are drawn.
+        Decides, with a slide's id, which tiles are drawn.
     execution
         Where and how; on all cores of this machine by default.
 
@@ -91,8 +79,6 @@ def score(
     0
     """
     execution, model, out = execution or Execution(), rooted(model), rooted(out)
-    if isinstance(refs, Arrivals) and execution.dry_run:
-        raise SettingsError("--watch waits for slides that --dry-run cannot know of; leave one of them out")
     card = read_card(model)
     settings = settings or card.settings
     settings.check_scoring(card.settings)
@@ -105,31 +91,17 @@ def score(
             "give a table of slides with the column case_id to score cases"
         )
     task = ScoreTask(out, identity.digest, model, card.digest, card.target, settings, seed)
-    known = settled(known, settings)
-    with open_run(out, identity, execution, results=RESULTS) as run:
-        if execution.dry_run:
-            return Summary.of_dry_run("score", out, *(len(part) for part in pending(task, known)))
-        run.begin()
-        if isinstance(refs, Arrivals):
-            results = complete_arrivals(
-                task, refs, settings, execution, title="score", keep=task.write_tables
-            )
-        else:
-            results = complete(task, known, execution, title="score")
-        counts = count(results.rows)
-        report_left_out(results.rows, execution)
-        if not results.stopped:
-            task.write_tables(results.rows)
-            run.finish(counts, target=asdict(card.target))
-    left = {"left_for_the_next_time": results.left} if results.left else {}
-    return Summary(
-        *("score", out, counts, results.failed, results.reused),
-        notes={**results.notes, **_notes(results.rows, settings), **left},
-        table=None if results.stopped else "predictions.csv",
+    return run_stage(
+        task,
+        refs,
+        identity,
+        execution,
+        refer=partial(settled, settings=settings),
+        record={"target": asdict(card.target)},
     )
 
 
-def _types_of_cases(target: Target) -> dict[str, str]:
+def _columns_of_cases(target: Target) -> dict[str, str]:
     return {
         **dict.fromkeys(("case_id", "status"), "string"),
         **dict.fromkeys(target.columns, "double"),
@@ -140,7 +112,7 @@ def _types_of_cases(target: Target) -> dict[str, str]:
 
 
 def _cases(rows: Sequence[Row], target: Target) -> list[Row]:
-    """Pool the slides of each case; those without a score are left out of it and named."""
+    """Pool the slides of each case; those without a score are left out and listed."""
     cases: dict[str, list[Row]] = {}
     for row in rows:
         cases.setdefault(row["case_id"], []).append(row)
@@ -161,17 +133,9 @@ def _cases(rows: Sequence[Row], target: Target) -> list[Row]:
     return pooled
 
 
-def _notes(rows: Sequence[Row], settings: Settings) -> dict[str, int]:
-    """Slides whose draws ended before their error was within the tolerance, where there is one."""
-    if settings.sampling.tolerance == 0:
-        return {}
-    above = (row["status"] == Status.DONE and row["stopped_by"] != Stop.TOLERANCE for row in rows)
-    return {"above_tolerance": sum(above)}
-
-
 @dataclass(frozen=True)
 class ScoreTask(SlideTask):
-    """What scoring does to one slide.
+    """Scoring of a slide.
 
     Parameters
     ----------
@@ -187,6 +151,8 @@ class ScoreTask(SlideTask):
     settings: Settings
     seed: int
 
+    stage: ClassVar[str] = "score"
+    tables: ClassVar[Sequence[str]] = ("predictions", "cases")
     on_gpu: ClassVar[bool] = True
 
     @property
@@ -195,8 +161,8 @@ class ScoreTask(SlideTask):
         return None if self.settings.model.reads_tiles else 1
 
     @property
-    def types(self) -> dict[str, str]:
-        """Columns of the predictions, in order, with Arrow's types."""
+    def columns(self) -> Mapping[str, str]:
+        """See :class:`wsi_ats.results.records.Prediction`."""
         return {
             **dict.fromkeys(("slide_id", "case_id", "path", "status"), "string"),
             **dict.fromkeys(self.target.columns, "double"),
@@ -212,6 +178,12 @@ class ScoreTask(SlideTask):
             **({} if self.settings.model.cases == "separate" else {"log_weight": "double"}),
         }
 
+    @property
+    def known(self) -> Row:
+        """Model and seed, and counts of what was not read."""
+        counts = dict.fromkeys(("draws", "tiles_read", "tiles_total", "tiles_empty"), 0)
+        return {**counts, "model_digest": self.model_digest, "seed": self.seed}
+
     def files(self, slide_id: str) -> tuple[Path, ...]:
         """The tiles that were read, and the attention to them, where the kind of model has them."""
         return (
@@ -219,11 +191,18 @@ class ScoreTask(SlideTask):
             self.out / "attention" / f"{slide_id}.npz",
         )
 
-    def write_tables(self, rows: Sequence[Row]) -> None:
-        """Write the predictions and, where the model takes the slides of a case together, the cases."""
-        write_table(self.out, "predictions", rows, self.types)
-        if self.settings.model.cases != "separate":
-            write_table(self.out, "cases", _cases(rows, self.target), _types_of_cases(self.target))
+    def other_tables(self, rows: Sequence[Row]) -> Mapping[str, tuple[Sequence[Row], Mapping[str, str]]]:
+        """Cases, where the model takes the slides of a case together."""
+        if self.settings.model.cases == "separate":
+            return {}
+        return {"cases": (_cases(rows, self.target), _columns_of_cases(self.target))}
+
+    def notes(self, rows: Sequence[Row]) -> Mapping[str, Any]:
+        """Slides whose draws ended before their error was within the tolerance, where there is one."""
+        if self.settings.sampling.tolerance == 0:
+            return {}
+        above = (row["status"] == Status.DONE and row["stopped_by"] != Stop.TOLERANCE for row in rows)
+        return {"above_tolerance": sum(above)}
 
     def start(self) -> None:
         """Load the model."""
@@ -233,8 +212,8 @@ class ScoreTask(SlideTask):
         """Score the slide; several threads may score one each."""
         from torch import set_num_threads
 
-        # What is split among threads is summed up in another order, and a worker's cores are not always as
-        # many. They are used by encoding batches of tiles at the same time.
+        # Sums that are split among threads depend on their number, which differs between workers. Cores are
+        # used by encoding several batches of tiles at the same time.
         set_num_threads(1)
         loaded, encoder = _loaded(self.model, self.model_digest, self.settings.scoring.precision)
         with open_slide(ref, threads=own_cores()) as slide:
@@ -251,29 +230,6 @@ class ScoreTask(SlideTask):
             save_attention(attention, scored.attention)
         prediction = scored.prediction if read is None else replace(scored.prediction, bytes_read=read)
         return prediction.row(self.target.columns), written
-
-    def failed(self, ref: SlideRef, error: str, seconds: float) -> Row:
-        """A prediction that says why there is none."""
-        prediction = Prediction(
-            slide_id=ref.id,
-            case_id=ref.case,
-            path=ref.path,
-            status=Status.FAILED,
-            scores={},
-            predicted=None,
-            logit_se=None,
-            stopped_by=None,
-            draws=0,
-            tiles_read=0,
-            tiles_total=0,
-            tiles_empty=0,
-            bytes_read=None,
-            seconds=seconds,
-            model_digest=self.model_digest,
-            seed=self.seed,
-            error=error,
-        )
-        return prediction.row(self.target.columns)
 
 
 # Threads of a worker that begin at once wait for the one that loads.
@@ -299,9 +255,3 @@ def _once(folder: Path, digest: str, precision: str) -> tuple[LoadedModel, TileB
     lanes = own_cores() if device.type == "cpu" else 1
     encoder = TileBatches(loaded.model.embed, device=device, precision=precision, lanes=lanes, threads=1)
     return loaded, encoder
-
-
-if __name__ == "__main__":
-    from pipelines.cli import main
-
-    main("score")

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import prepare
+from pipelines._carry_out import Results, complete, report_left_out
 from pipelines._fitting import Fitting, check_network, device
 from pipelines._readers import check_readers
-from pipelines._records import Results, complete, pending, report_left_out, settled
+from pipelines._records import pending, settled
 from pipelines._runs import (
     Execution,
     Identity,
@@ -188,7 +189,7 @@ def _train(refs: Sequence[SlideRef], fitting: Fitting, others: _Others) -> Summa
         "train", settings, Fixes.EVERYTHING, seed=settings.training.seed, slides=_digest(refs), **sent
     )
     task = prepare.PrepareTask.of(out, settings)
-    with open_run(out, identity, execution, results=(*_OWN, *prepare.RESULTS)) as run:
+    with open_run(out, identity, execution, results=(*_OWN, *task.results)) as run:
         if execution.dry_run:
             check_network(settings, target)
             left = (len(part) for part in pending(task, refs))
@@ -202,7 +203,7 @@ def _train(refs: Sequence[SlideRef], fitting: Fitting, others: _Others) -> Summa
             return summary
         check_network(settings, target)
         run.begin()
-        results = complete(task, refs, execution, title="prepare")
+        results = complete(task, refs, execution)
         if results.stopped:
             return _summary(out, results)
         task.write_tables(results.rows)
@@ -346,9 +347,3 @@ def _write_splits(out: Path, splits: Mapping[str, Sequence[SlideRef]], execution
         (out / "metrics.csv").unlink(missing_ok=True)
     with atomic(path) as temporary:
         write_csv(temporary, columns)
-
-
-if __name__ == "__main__":
-    from pipelines.cli import main
-
-    main("train")

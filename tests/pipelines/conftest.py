@@ -1,15 +1,19 @@
-"""Slides, a model that needs no training, and one cluster that all tests share."""
+"""Slides, a model that needs no training, and the clusters that tests share.
+
+One is for work that goes well. Two more, one of our own and one started as a user would, are for processes
+that die; their workers come back.
+"""
 
 from __future__ import annotations
 
 import csv
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +29,10 @@ from wsi_ats.tables.manifest import read_manifest
 from wsi_ats.tasks.targets import Target
 from wsi_ats.testing.synthetic import write_collection
 
-ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+# Seconds after which a test has failed that waits for something: it hangs, however busy the machine is.
+LIMIT = 900
 SETTINGS = Settings().with_values(
     [
         "tile.size=64",
@@ -100,7 +107,8 @@ def model(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def client() -> Iterator[Any]:
-    with connect("local", workers=2, at_once=2) as client:
+    """One worker, for each loads torch and the model; tests that are about several have them."""
+    with connect("local", workers=1, at_once=2) as client:
         yield client
 
 
@@ -115,26 +123,84 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@dataclass
+class Cluster:
+    """Processes of a cluster, started as a user would."""
+
+    folder: Path
+    stack: ExitStack
+
+    def __post_init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        self.address = f"tcp://127.0.0.1:{free_port()}"
+        self.scheduler = self._start("dask_scheduler", "--host", self.address)
+        self.workers: list[subprocess.Popen[bytes]] = []
+
+    def work(self, *options: str) -> subprocess.Popen[bytes]:
+        place = f"--local-directory={self.folder}"
+        process = self._start(
+            "dask_worker", self.address, place, "--preload", str(HERE / "count_runs.py"), *options
+        )
+        self.workers.append(process)
+        return process
+
+    def stop(self) -> None:
+        for process in [*self.workers, self.scheduler]:
+            process.kill()
+
+    def _start(self, name: str, *options: str) -> subprocess.Popen[bytes]:
+        path = os.pathsep.join([str(ROOT), str(HERE)])
+        process = subprocess.Popen(
+            [sys.executable, "-m", f"distributed.cli.{name}", "--no-dashboard", *options],
+            cwd=self.folder,
+            env={**os.environ, "PYTHONPATH": path, "NOTED_RUNS": str(self.folder / "runs.txt")},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        self.stack.callback(process.wait, LIMIT)
+        self.stack.callback(process.terminate)
+        return process
+
+
 @pytest.fixture
-def scheduler(tmp_path):
-    """A real scheduler with a worker, started as a user would."""
-    address = f"tcp://127.0.0.1:{free_port()}"
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'pipelines'}"}
-    quiet = {"cwd": tmp_path, "env": environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    place = f"--local-directory={tmp_path}"
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-m", f"distributed.cli.{name}", "--no-dashboard", *options], **quiet
-        )
-        for name, *options in (
-            ("dask_scheduler", "--host", address),
-            ("dask_worker", address, "--nthreads=1", place),
-        )
-    ]
-    yield address, started
-    for process in reversed(started):
-        process.send_signal(signal.SIGTERM)
-        process.wait(20)
+def cluster(tmp_path) -> Iterator[Cluster]:
+    """A scheduler without workers."""
+    with ExitStack() as stack:
+        yield Cluster(tmp_path, stack)
+
+
+@pytest.fixture(scope="session")
+def elsewhere(tmp_path_factory) -> Iterator[Cluster]:
+    """A scheduler with two workers, of which one offers a GPU."""
+    with ExitStack() as stack:
+        cluster = Cluster(tmp_path_factory.mktemp("elsewhere"), stack)
+        cluster.work("--nthreads=2", "--name=plain")
+        cluster.work("--nthreads=2", "--name=other", "--resources", "GPU=1")
+        with connect(cluster.address, wait=LIMIT) as client:
+            client.wait_for_workers(2, timeout=LIMIT)
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def two(elsewhere) -> Iterator[object]:
+    with connect(elsewhere.address) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def own() -> Iterator[object]:
+    with connect("local", workers=2, at_once=2) as client:
+        yield client
+
+
+@pytest.fixture(params=["own", "two"])
+def workers(request):
+    """Clients of both clusters in turn."""
+    client = request.getfixturevalue(request.param)
+    client.wait_for_workers(2, timeout=LIMIT)
+    return client
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Loaded by workers before anything else: notes which slides are scored, and lets some hang."""
+"""Loaded by workers before anything else: notes which slides are worked on, and lets some hang."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from pathlib import Path
 
 
 def dask_setup(worker):
+    from pipelines.prepare import PrepareTask
     from pipelines.score import ScoreTask
 
-    work = ScoreTask.work
+    for task in (PrepareTask, ScoreTask):
+        task.work = noting(task.work)
 
+
+def noting(work):
     def noted(self, ref):
         with Path(os.environ["NOTED_RUNS"]).open("a") as file:
             file.write(f"{self.out.name} {ref.id} {os.getpid()}\n")
@@ -19,4 +23,4 @@ def dask_setup(worker):
             time.sleep(3600)
         return work(self, ref)
 
-    ScoreTask.work = noted
+    return noted

@@ -13,13 +13,15 @@ from conftest import files
 
 
 def results(out: Path) -> dict[str, object]:
-    """All that a run of `score` leaves, byte by byte, but for the times."""
-    with (out / "predictions.csv").open(newline="", encoding="utf-8") as file:
+    """All that a run leaves of its slides, byte by byte, but for the times."""
+    [path] = [path for path in out.glob("*.csv") if path.stem in {"predictions", "slides"}]
+    with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))
     time_at = rows[0].index("seconds")
-    kept: dict[str, object] = {"predictions": [row[:time_at] + row[time_at + 1 :] for row in rows]}
-    for folder in ("selections", "attention"):
-        kept |= {f"{folder}/{name}": (out / folder / name).read_bytes() for name in files(out / folder)}
+    kept: dict[str, object] = {path.stem: [row[:time_at] + row[time_at + 1 :] for row in rows]}
+    for folder in ("selections", "attention", "prepared", "thumbnails"):
+        if (out / folder).exists():
+            kept |= {f"{folder}/{name}": (out / folder / name).read_bytes() for name in files(out / folder)}
     return kept
 
 

@@ -74,6 +74,12 @@ def unpicklable(ref: SlideRef) -> str:
 class TextTask(SlideTask):
     """Writes the slide's name into a file."""
 
+    stage, tables = "test", ("texts",)
+
+    @property
+    def columns(self) -> dict[str, str]:
+        return dict.fromkeys(("slide_id", "status", "value", "error"), "string")
+
     def files(self, slide_id: str) -> list[Path]:
         return [self.out / "texts" / f"{slide_id}.txt"]
 
@@ -82,9 +88,6 @@ class TextTask(SlideTask):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(ref.id)
         return {"slide_id": ref.id, "status": "done", "value": job(ref)}, [path]
-
-    def failed(self, ref: SlideRef, error: str, seconds: float) -> Row:
-        return {"slide_id": ref.id, "status": "failed", "error": error}
 
 
 class CountedTask(TextTask):

@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 import torch
 from bad_slides import BAD, glass
-from conftest import SETTINGS, files, start, table
+from conftest import LIMIT, SETTINGS, files, start, table
 from interruptions import in_the_middle, recorded, results
 
-from pipelines._records import complete
+from pipelines._carry_out import complete
 from pipelines._runs import Execution
 from pipelines.score import ScoreTask, score
 from wsi_ats.errors import ArtifactError
@@ -148,7 +148,7 @@ def test_a_disk_that_is_full_fails_what_cannot_be_recorded(some, model, client, 
     card = read_card(model)
     task = ScoreTask(out, "identity", model, card.digest, card.target, SETTINGS, 0)
     with in_the_middle(out, 3, lambda: fill(ballast)):
-        ended = complete(task, read_manifest(some), Execution(scheduler=client), title="score")
+        ended = complete(task, read_manifest(some), Execution(scheduler=client))
     assert 3 <= len(recorded(out)) < 24
     assert {row["slide_id"] for row in ended.rows if row["status"] == "done"} == recorded(out)
     assert len(ended.rows) == 24
@@ -164,7 +164,7 @@ def test_the_model_changes_while_it_is_in_use(some, client, uninterrupted, model
     torch.manual_seed(1)
     target = Target("classification", ("negative", "positive"))
     save_model(other, model_for(SETTINGS, target), SETTINGS, target)
-    client.wait_for_workers(2, timeout=60)
+    client.wait_for_workers(1, timeout=LIMIT)
     pids = client.run(os.getpid).values()
 
     def change() -> None:
@@ -205,7 +205,7 @@ def test_two_commands_on_one_folder(some, model, address, uninterrupted, tmp_pat
     out = tmp_path / "scores"
     command = ("score", some, "--model", model, "--out", out, "--scheduler", address)
     processes = [start(*command) for _ in range(2)]
-    said = [process.communicate(timeout=120)[1] for process in processes]
+    said = [process.communicate(timeout=LIMIT)[1] for process in processes]
     codes = [process.returncode for process in processes]
     assert sorted(codes) == [0, 2], said
     assert f"{out} is in use by process {processes[codes.index(0)].pid}" in said[codes.index(2)]

@@ -12,7 +12,7 @@ import fsspec
 import numpy as np
 import pytest
 import tifffile
-from conftest import files, start, table, without_times
+from conftest import LIMIT, files, start, table, without_times
 
 from wsi_ats.files import read_json
 from wsi_ats.slides import open_slide
@@ -151,12 +151,6 @@ def test_a_form_that_cannot_be_is_refused(run, two, tmp_path, words, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_dry_run_writes_nothing(run, two, tmp_path):
-    ran = run("convert", two, "--out", tmp_path / "out", "--dry-run", "--json")
-    assert (ran.exit_code, ran.json["counts"]) == (0, {"to_do": 2, "finished": 0})
-    assert not (tmp_path / "out").exists()
-
-
 def test_bad_slides_fail_by_themselves_and_a_given_mpp_helps(run, two, tmp_path):
     folder = tmp_path / "mixed"
     shutil.copytree(two, folder)
@@ -186,7 +180,7 @@ def test_pyramids_may_go_elsewhere(run, two, tmp_path):
 def test_pyramids_may_go_to_an_object_store(two, s3, tmp_path):
     where = ("--out", tmp_path / "out", "--to", f"{s3}/converted/")
     process = start("convert", two / "slide_000.tif", *where, "--workers", 1, "--json")
-    ended, complaints = process.communicate(timeout=120)
+    ended, complaints = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, complaints
     assert json.loads(ended)["notes"]["pyramids"] == f"{s3}/converted"
     store = fsspec.filesystem("s3", skip_instance_cache=True)  # which has listed nothing yet
@@ -212,7 +206,7 @@ def kill(process, pyramid, shards):
         time.sleep(0.002)
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
-    process.communicate(timeout=60)
+    process.communicate(timeout=LIMIT)
     return process.returncode == -signal.SIGKILL and not (pyramid / "zarr.json").exists()
 
 

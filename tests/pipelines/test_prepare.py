@@ -6,7 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import SETTINGS, files, table, without_times
+from conftest import SETTINGS, files, table
 
 from pipelines._runs import Execution
 from pipelines.prepare import prepare
@@ -305,11 +305,3 @@ def test_as_a_function(client, slides, tmp_path):
     )
     assert (fewer.counts["done"], fewer.reused) == (2, 2)  # the table is that of the command
     assert len(table(tmp_path / "out" / "slides.csv")) == 2
-
-
-def test_one_worker_or_two_give_the_same(slides, client, tmp_path):
-    for name, scheduler in (("one", "local"), ("two", client)):
-        execution = Execution(scheduler=scheduler, workers=1)
-        prepare(read_manifest(slides), tmp_path / name, settings=SETTINGS, execution=execution)
-    one, two = (without_times(table(tmp_path / name / "slides.csv")) for name in ("one", "two"))
-    assert one == two

@@ -61,9 +61,9 @@ def expected(refs, sharing_model, tmp_path_factory):
     return results(out)
 
 
-def test_two_workers_with_two_slides_each_in_another_order(refs, sharing_model, expected, client, tmp_path):
+def test_two_workers_with_two_slides_each_in_another_order(refs, sharing_model, expected, tmp_path):
     mixed = random.Random(1).sample(refs, len(refs))
-    score(mixed, sharing_model, tmp_path / "scores", execution=Execution(scheduler=client))
+    score(mixed, sharing_model, tmp_path / "scores", execution=Execution(workers=2, slides_at_once=2))
     assert results(tmp_path / "scores") == expected
 
 

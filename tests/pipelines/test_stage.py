@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import slide_jobs
 
-from pipelines import _cluster, _stage
-from pipelines._cluster import connect
-from pipelines._records import complete, workers_for
+from pipelines import _cluster, _workers
+from pipelines._carry_out import complete, workers_for
 from pipelines._reports import Silent
 from pipelines._runs import Execution
-from pipelines._stage import Limits, Outcome, for_each_slide
+from pipelines._tasks import Limits, for_each_slide
+from pipelines._work import Outcome
 from pipelines.score import ScoreTask
 from wsi_ats.errors import ModelError, SettingsError
 from wsi_ats.settings import Settings
@@ -23,10 +23,10 @@ from wsi_ats.slides.base import SlideRef
 from wsi_ats.tasks.targets import Target
 
 
-def outcomes(client, function, *names: str, strict: bool = False) -> dict[str, Outcome[str]]:
+def outcomes(client, function, *names: str) -> dict[str, Outcome[str]]:
     found: list[Outcome[str]] = []
     refs = [SlideRef.from_path(f"{name}.svs") for name in names]
-    for_each_slide(function, refs, client, on_result=found.append, strict=strict)
+    for_each_slide(function, refs, client, on_result=found.append)
     assert len({each.ref.id for each in found}) == len(found)
     return {each.ref.id: each for each in found}
 
@@ -35,10 +35,6 @@ def test_every_slide_comes_home(client):
     names = [f"slide{i}" for i in range(40)]
     found = outcomes(client, slide_jobs.job, *names)
     assert {name: each.result for name, each in found.items()} == {name: name.upper() for name in names}
-
-
-def test_no_slides(client):
-    assert outcomes(client, slide_jobs.job) == {}
 
 
 def test_a_bad_slide_fails_alone(client):
@@ -60,22 +56,6 @@ def test_an_error_that_cannot_be_sent_fails_one_slide(client):
     assert "broken" in str(found["a"].error)
 
 
-def test_strict_stops_at_the_first_failure(client):
-    names = [f"slow{i}" for i in range(20)]
-    found = outcomes(client, slide_jobs.job, "bad", *names, strict=True)
-    assert "bad" in found
-    assert len(found) < 10
-
-
-def test_a_dying_worker_costs_one_slide():
-    with connect("local", workers=2) as client:
-        found = outcomes(client, slide_jobs.job, "a", "deadly", "b", "slow1", "slow2", "c")
-        assert len(found) == 6
-        assert "the process that worked on it died" in str(found["deadly"].error)
-        assert [name for name, each in found.items() if each.error] == ["deadly"]
-        assert outcomes(client, slide_jobs.threads, "x")["x"].result == "1"
-
-
 @pytest.mark.parametrize("value", [0, -1, 10**10, math.inf, math.nan])
 @pytest.mark.parametrize("name", ["timeout", "wait"])
 def test_limits_that_cannot_be(name, value):
@@ -86,7 +66,7 @@ def test_limits_that_cannot_be(name, value):
 def test_what_a_killed_process_was_writing_is_removed(client, tmp_path):
     task = slide_jobs.TextTask(tmp_path / "out", "digest")
     refs = [SlideRef.from_path(tmp_path / f"{name}.svs") for name in ("a", "b")]
-    complete(task, refs[:1], Execution(scheduler=client), title="test")
+    complete(task, refs[:1], Execution(scheduler=client))
     left = [
         tmp_path / "out" / folder / f".b.1a2b3c4d.part.{suffix}"
         for folder, suffix in (("records", "json"), ("texts", "txt"))
@@ -94,7 +74,7 @@ def test_what_a_killed_process_was_writing_is_removed(client, tmp_path):
     for path in left:
         path.write_text("{")
     assert task.recorded() == {"a"}
-    assert complete(task, refs, Execution(scheduler=client), title="test").reused == 1
+    assert complete(task, refs, Execution(scheduler=client)).reused == 1
     assert not any(path.exists() for path in left)
 
 
@@ -102,12 +82,12 @@ def test_records_keep_what_is_done(client, tmp_path):
     refs = [SlideRef.from_path(tmp_path / f"{name}.svs") for name in ("a", "b", "bad", "bug")]
     execution = Execution(scheduler=client)
     task = slide_jobs.TextTask(tmp_path / "out", "digest")
-    first = complete(task, refs, execution, title="test")
+    first = complete(task, refs, execution)
     assert [row["slide_id"] for row in first.rows] == ["a", "b", "bad", "bug"]
     assert set(first.failed) == {"bad", "bug"}
     assert (first.reused, first.stopped) == (0, False)
 
-    again = complete(task, refs, execution, title="test")
+    again = complete(task, refs, execution)
     assert again.reused == 2
     assert again.rows == first.rows
 
@@ -118,7 +98,7 @@ def test_what_no_longer_holds_is_done_again(client, tmp_path, change):
     path.write_text("slide")
     ref = SlideRef.from_path(path)
     task = slide_jobs.TextTask(tmp_path / "out", "digest")
-    complete(task, [ref], Execution(scheduler=client), title="test")
+    complete(task, [ref], Execution(scheduler=client))
     assert task.finished(ref) is not None
     if change == "settings":
         task = slide_jobs.TextTask(tmp_path / "out", "another")
@@ -131,7 +111,7 @@ def test_what_no_longer_holds_is_done_again(client, tmp_path, change):
     else:
         ref = SlideRef("a", str(path), case="patient")
     assert task.finished(ref) is None
-    assert complete(task, [ref], Execution(scheduler=client), title="test").reused == 0
+    assert complete(task, [ref], Execution(scheduler=client)).reused == 0
     assert task.finished(ref) is not None
 
 
@@ -166,7 +146,7 @@ def test_rows_of_another_run_are_not_kept(tmp_path):
 def test_a_slide_that_failed_leaves_nothing_that_looks_done(client, tmp_path):
     ref = SlideRef.from_path(tmp_path / "bad.svs")
     task = slide_jobs.TextTask(tmp_path / "out", "digest")
-    complete(task, [ref], Execution(scheduler=client), title="test")
+    complete(task, [ref], Execution(scheduler=client))
     assert task.finished(ref) is None
 
 
@@ -175,16 +155,16 @@ def test_notes_are_of_this_run_alone(client, tmp_path):
     execution = Execution(scheduler=client, timer=lambda: next(seconds))
     task = slide_jobs.TextTask(tmp_path / "out", "digest")
     refs = [SlideRef.from_path(tmp_path / f"{name}.svs") for name in "abc"]
-    first = complete(task, refs[:2], execution, title="test")
+    first = complete(task, refs[:2], execution)
     assert first.notes == {"seconds": 30.0, "slides_per_minute": 4.0}
-    assert complete(task, refs[:2], execution, title="test").notes == {}
-    assert complete(task, refs, execution, title="test").notes == {"seconds": 10.0, "slides_per_minute": 6.0}
+    assert complete(task, refs[:2], execution).notes == {}
+    assert complete(task, refs, execution).notes == {"seconds": 10.0, "slides_per_minute": 6.0}
 
 
 def test_an_unforeseen_error_tells_no_secret(client, tmp_path):
     ref = SlideRef("bug", "https://127.0.0.1:1/bug.svs?X-Amz-Signature=abcd", case="bug")
     task = slide_jobs.TextTask(tmp_path / "out", "digest")
-    results = complete(task, [ref], Execution(scheduler=client), title="test")
+    results = complete(task, [ref], Execution(scheduler=client))
     assert "ZeroDivisionError" in results.failed["bug"]
     assert "abcd" not in str(results)
 
@@ -197,7 +177,7 @@ def test_a_trace_tells_no_secret(client, tmp_path):
     traces: list[str] = []
     ref = SlideRef("store", "https://127.0.0.1:1/store.svs?X-Amz-Signature=abcd", case="store")
     task, execution = slide_jobs.TextTask(tmp_path / "out", "digest"), Execution(scheduler=client)
-    complete(task, [ref], replace(execution, reporter=Traces()), title="test")
+    complete(task, [ref], replace(execution, reporter=Traces()))
     (trace,) = traces
     assert "ConnectionError: GET https://127.0.0.1:1/store.svs?X-Amz-Signature=***" in trace
     assert "abcd" not in trace
@@ -215,7 +195,7 @@ def test_whole_images_are_in_memory_one_at_a_time(tmp_path, monkeypatch, kind, g
     settings = Settings().with_values([f"model.kind={kind}"])
     target = Target("classification", ("a", "b"))
     task = ScoreTask(tmp_path, "digest", tmp_path, "digest", target, settings, seed=0)
-    monkeypatch.setattr(_stage, "on_each_worker", lambda *arguments, **named: None)
+    monkeypatch.setattr(_workers, "on_each_worker", lambda *arguments, **named: None)
     with workers_for(task, Execution(scheduler="none", slides_at_once=given)):
         assert asked == [slides]
 
@@ -223,4 +203,4 @@ def test_whole_images_are_in_memory_one_at_a_time(tmp_path, monkeypatch, kind, g
 def test_a_worker_that_cannot_start_ends_the_run(client, tmp_path):
     task = slide_jobs.UnstartedTask(tmp_path, "digest")
     with pytest.raises(ModelError, match="no model today"):
-        complete(task, [SlideRef.from_path("a.svs")], Execution(scheduler=client), title="test")
+        complete(task, [SlideRef.from_path("a.svs")], Execution(scheduler=client))

@@ -14,7 +14,7 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, SETTINGS, files, start, table
+from conftest import LIMIT, ROOT, SETTINGS, files, start, table
 
 from pipelines._console import ConsoleReporter
 from pipelines._runs import Execution, Summary
@@ -233,7 +233,7 @@ def test_ctrl_c_in_a_real_process(train, trained, slides, config, address, tmp_p
     while process.poll() is None and not (out / "metrics.csv").exists():
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGINT)
-    _, complaints = process.communicate(timeout=60)
+    _, complaints = process.communicate(timeout=LIMIT)
     assert process.returncode == 130, complaints
     assert "Traceback" not in complaints
     assert train(out).exit_code == 0
@@ -353,7 +353,7 @@ def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=LIMIT,
         check=False,
     )
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from wsi_ats.errors import SlideOpenError
-from wsi_ats.slides.storage import Fetch
+
+if TYPE_CHECKING:
+    from wsi_ats.slides.storage import Fetch
 
 # The wait for the first byte, some 20 ms, is shared by all requests under way. In its share of that time a
 # connection delivers about this much: reading on over a gap costs no more than another request.

@@ -20,7 +20,7 @@ import asyncio
 import os
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 
 import fsspec
 from fsspec.asyn import get_loop, sync
@@ -39,7 +39,9 @@ from wsi_ats.slides.answers import (
     raised,
 )
 from wsi_ats.slides.ranges import BLOCK, Blocks, joined
-from wsi_ats.slides.storage import Fetch
+
+if TYPE_CHECKING:
+    from wsi_ats.slides.storage import Fetch
 
 T = TypeVar("T")
 

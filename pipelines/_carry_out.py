@@ -1,0 +1,230 @@
+"""Carry out a stage on the slides that are left to do, on a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pipelines._records import Row, SlideTask, pending
+from pipelines._reports import Finished
+from pipelines._runs import Execution
+from wsi_ats.errors import without_secrets
+from wsi_ats.results.records import Status
+from wsi_ats.slides.base import SlideRef
+
+if TYPE_CHECKING:  # Dask takes a while to import, and a command that finds nothing to do needs none
+    from pipelines._tasks import Limits
+    from pipelines._work import Outcome
+
+# Slides that a process works on, where the user sets none. One is read while another is computed; a GPU is
+# fast enough to wait for several.
+_AT_ONCE, _AT_ONCE_ON_GPU = 2, 4
+
+
+@dataclass(frozen=True)
+class Results:
+    """The rows of a run.
+
+    Parameters
+    ----------
+    rows
+        Sorted by slide.
+    failed
+        Why slides failed, by slide.
+    reused
+        Slides that an earlier run had finished.
+    stopped
+        Whether slides are missing.
+    notes
+        About this run, without the slides of an earlier one: ``seconds`` of wall time,
+        ``slides_per_minute``, and, where they are counted, ``tiles_read`` and ``bytes_read`` of all slides
+        together. Empty if it did nothing.
+    left
+        Slides that have arrived and were not done.
+    """
+
+    rows: Sequence[Row]
+    failed: Mapping[str, str]
+    reused: int
+    stopped: bool
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    left: int = 0
+
+
+def complete(task: SlideTask, refs: Sequence[SlideRef], execution: Execution) -> Results:
+    """Do what is left to do.
+
+    Parameters
+    ----------
+    task
+        What to do.
+    refs
+        All slides of the run.
+    execution
+        How.
+
+    Returns
+    -------
+    Results
+        Rows sorted by slide; ``stopped`` if a failure ended the run early.
+    """
+    task.clear()
+    rows, todo = pending(task, refs)
+    reused, report = len(rows), execution.reporter
+    if reused:
+        report.message(f"{task.stage}: {reused} of {len(refs)} slides are finished already")
+    others = task.recorded() - {ref.id for ref in refs}
+    if others:
+        report.message(
+            f"{task.stage}: {len(others)} slides of an earlier command are not named in this one and left "
+            "out of its tables; their files stay"
+        )
+    failed: dict[str, str] = {}
+    workers = workers_for(task, execution, tasks=len(refs), pending=len(todo))
+    begin = execution.timer()
+    done = carry_out(task, todo, workers, execution, rows=rows, failed=failed, reused=reused)
+    notes = totals(done, execution.timer() - begin)
+    in_order = [rows[name] for name in sorted(rows)]
+    return Results(in_order, dict(sorted(failed.items())), reused, len(rows) < len(refs), notes)
+
+
+def carry_out(
+    task: SlideTask,
+    todo: Sequence[SlideRef],
+    workers: AbstractContextManager[tuple[Any, Limits]],
+    execution: Execution,
+    *,
+    rows: dict[str, Row],
+    failed: dict[str, str],
+    reused: int = 0,
+    begin: Callable[[SlideRef], bool] = lambda ref: True,  # noqa: ARG005
+) -> list[Finished]:
+    """Do slides, and note the outcome of each as soon as it is known.
+
+    Parameters
+    ----------
+    task, todo
+        The stage, and the slides.
+    workers
+        See :func:`workers_for`; not entered when there is nothing to do.
+    execution
+        How.
+    rows, failed
+        Filled, by slide, with rows and with the reasons of failures.
+    reused
+        Slides that were done already, for the reporter.
+    begin
+        Called as a slide is about to go to the cluster; once it returns false, neither that slide nor a
+        further one goes.
+
+    Returns
+    -------
+    list of Finished
+        In the order in which they ended.
+    """
+    report = execution.reporter
+    done: list[Finished] = []
+
+    def handed() -> Iterator[SlideRef]:
+        for ref in todo:
+            if not begin(ref):
+                return
+            yield ref
+
+    with report.slides(task.stage, len(todo), reused) as tell:
+
+        def note(outcome: Outcome[Row]) -> None:
+            row = outcome.result
+            if row is None:
+                error = without_secrets(outcome.error or "failed")
+                failed[outcome.ref.id] = error
+                row = task.failed(outcome.ref, error, outcome.seconds)
+            rows[outcome.ref.id] = row
+            done.append(_finished(row, outcome))
+            tell(done[-1])
+            report.debug(without_secrets(outcome.trace))
+
+        if todo:
+            from pipelines._tasks import for_each_slide
+
+            with workers as (client, limits):
+                for_each_slide(task, handed(), client, on_result=note, strict=execution.strict, limits=limits)
+    return done
+
+
+@contextmanager
+def workers_for(
+    task: SlideTask, execution: Execution, *, tasks: int | None = None, pending: int | None = None
+) -> Iterator[tuple[Any, Limits]]:
+    """Connect to the workers that suit a task, and start the task on each.
+
+    Parameters
+    ----------
+    task, execution
+        The stage, and how it is carried out.
+    tasks, pending
+        As in :func:`pipelines._cluster.connect`; not known by default.
+
+    Yields
+    ------
+    tuple
+        The client and the limits of each slide.
+    """
+    from pipelines._cluster import connect, dashboard, visible_gpus
+    from pipelines._tasks import Limits
+    from pipelines._workers import on_each_worker
+
+    local = execution.scheduler == "local"
+    gpus = visible_gpus() if task.on_gpu and local else []
+    at_once = execution.slides_at_once or task.at_once or (_AT_ONCE_ON_GPU if gpus else _AT_ONCE)
+    resources = execution.resources or ({"GPU": 1 / at_once} if gpus else {})
+    limits = Limits(execution.timeout, resources, execution.wait, execution.stop)
+    with connect(
+        execution.scheduler,
+        workers=execution.workers,
+        tasks=tasks,
+        pending=pending,
+        at_once=at_once,
+        gpus=gpus,
+        wait=execution.wait,
+    ) as client:
+        if client is not execution.scheduler:  # whoever made the client knows, or has no need to
+            execution.reporter.message(dashboard(client))
+        on_each_worker(task.start, client, resources=resources, wait=execution.wait)
+        yield client, limits
+
+
+def _finished(row: Row, outcome: Outcome[Row]) -> Finished:
+    return Finished(
+        slide_id=outcome.ref.id,
+        status=str(row["status"]),
+        seconds=outcome.seconds,
+        worker=outcome.worker,
+        error=row.get("error"),
+        tiles_read=row.get("tiles_read"),
+        bytes_read=row.get("bytes_read"),
+    )
+
+
+def totals(done: Sequence[Finished], seconds: float) -> dict[str, Any]:
+    """Sum up slides that took some seconds together; empty for none."""
+    if not done:
+        return {}
+    notes: dict[str, Any] = {"seconds": round(seconds, 3)}
+    if seconds > 0:
+        notes["slides_per_minute"] = float(f"{60 * len(done) / seconds:.3g}")
+    for name in ("tiles_read", "bytes_read"):
+        known = [value for value in (getattr(slide, name) for slide in done) if value is not None]
+        notes |= {name: sum(known)} if known else {}
+    return notes
+
+
+def report_left_out(rows: Sequence[Row], execution: Execution) -> None:
+    """Report slides that have tissue but nothing to read, or whose tissue is in doubt, and why."""
+    for row in rows:
+        if row["status"] == Status.NO_TISSUE and row["error"]:
+            execution.reporter.message(f"warning: {row['slide_id']} has nothing to read: {row['error']}")
+        if row.get("warning"):
+            execution.reporter.message(f"warning: {row['slide_id']}: {row['warning']}")
