@@ -209,9 +209,3 @@ def _same(one: str, other: str) -> bool:
     if is_remote(one) or is_remote(other):
         return one.rstrip("/") == other
     return Path(one).resolve() == Path(other).resolve()
-
-
-if __name__ == "__main__":
-    from pipelines.cli import main
-
-    main("convert")

@@ -112,9 +112,3 @@ def _write(scores: Path, out: Path, to: str, selections: Sequence[Selection]) ->
         _TABLES[to](path, selections)
     with atomic(out / f"predictions.{to}") as path:
         shutil.copyfile(scores / f"predictions.{to}", path)
-
-
-if __name__ == "__main__":
-    from pipelines.cli import main
-
-    main("export")

@@ -194,9 +194,3 @@ class PrepareTask(SlideTask):
     def write_tables(self, rows: Sequence[Row]) -> None:
         """Write ``slides.parquet`` and ``slides.csv``."""
         write_table(self.out, "slides", rows, _TYPES)
-
-
-if __name__ == "__main__":
-    from pipelines.cli import main
-
-    main("prepare")

@@ -357,9 +357,3 @@ def check_settings(settings: Settings, trained: Settings) -> None:
 
 def _shown(value: object) -> object:
     return "none" if value == "" else value
-
-
-if __name__ == "__main__":
-    from pipelines.cli import main
-
-    main("score")

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines import prepare
+from pipelines._extras import check_installed
 from pipelines._fitting import Fitting, check_network, device
 from pipelines._readers import check_readers
 from pipelines._records import Results, complete, pending, report_left_out, settled
@@ -174,6 +175,7 @@ def _train(refs: Sequence[SlideRef], fitting: Fitting, others: _Others) -> Summa
     out, settings, execution = fitting.out, fitting.settings, fitting.execution
     settings.check_trainable(processes=1 if others.processes is None else others.processes.count)
     check_pixels(settings)
+    check_installed(settings.model.task)
     if fitting.tensorboard:
         check_tensorboard()
     # What JPEG loses changes the result; who reads, and how many, does not.
@@ -347,9 +349,3 @@ def _write_splits(out: Path, splits: Mapping[str, Sequence[SlideRef]], execution
         (out / "metrics.csv").unlink(missing_ok=True)
     with atomic(path) as temporary:
         write_csv(temporary, columns)
-
-
-if __name__ == "__main__":
-    from pipelines.cli import main
-
-    main("train")

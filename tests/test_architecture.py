@@ -66,8 +66,8 @@ DOORS = {
     # The client, and what is done with its futures: of whole slides, and of tiles.
     "dask": ["pipelines._cluster", "pipelines._readers"],  # the second counts cores
     "distributed": ["pipelines._cluster", "pipelines._readers", "pipelines._stage"],
-    # The commands, and the options they share.
-    "typer": ["pipelines.cli", "pipelines._options"],
+    # The commands, the options they share, and the frame that they run in.
+    "typer": ["pipelines.cli", "pipelines._arguments", "pipelines._command"],
     "rich": ["pipelines._console"],
     "prometheus_client": ["pipelines._metrics"],
 }
@@ -77,7 +77,7 @@ TENSORS += [
     "pipelines._tensorboard",
     "pipelines._fitting",
     "pipelines.score",
-    "pipelines.demo",
+    "pipelines._demo_arms",
 ]  # where a device is chosen
 
 

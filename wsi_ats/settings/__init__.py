@@ -558,8 +558,15 @@ class Settings:
         return _build(cls, values, "")
 
     @classmethod
-    def read(cls, path: str | Path) -> Self:
+    def read(cls, path: str | Path, base: Self | None = None) -> Self:
         """Read a TOML file.
+
+        Parameters
+        ----------
+        path
+            The file.
+        base
+            Values of settings that the file does not name; the defaults unless given.
 
         Raises
         ------
@@ -567,10 +574,16 @@ class Settings:
             When the file is missing, is no TOML or holds a wrong setting.
         """
         try:
-            text = Path(path).read_text(encoding="utf-8")
-            return cls.from_mapping(tomllib.loads(text))
+            tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise SettingsError(f"settings file {path} cannot be read: {error}") from error
+        values = asdict(base or cls())
+        for name, table in tables.items():
+            known = values.get(name)
+            values[name] = (
+                {**known, **table} if isinstance(known, dict) and isinstance(table, dict) else table
+            )
+        return cls.from_mapping(values)
 
     def with_values(self, assignments: Iterable[str]) -> Self:
         """Change single settings, each given as ``section.name=value`` (TOML; quotes may be left out).
@@ -742,3 +755,29 @@ def _build(kind: type[_Record], values: Mapping[str, Any], prefix: str) -> _Reco
             raise SettingsError(f"{prefix}{name} must be a finite number, not {value}")
         made[name] = value
     return kind(**made)
+
+
+@dataclass(frozen=True)
+class Described:
+    """Stand-in."""
+
+    name: str
+    type: str
+    default: bool | int | float | str
+    reason: str
+    fixes: tuple[str, ...]
+    kinds: tuple[str, ...]
+
+
+def describe() -> list[Described]:
+    """Stand-in."""
+    return [
+        Described(f"{section}.{name}", type(value).__name__, value, "", (), ())
+        for section, table in asdict(Settings()).items()
+        for name, value in table.items()
+    ]
+
+
+def commented_toml() -> str:
+    """Stand-in."""
+    return Settings().to_toml()
