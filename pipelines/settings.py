@@ -80,5 +80,6 @@ def settings(write: Path | None = None, *, overwrite: bool = False) -> SettingsL
 def _row(setting: Described) -> tuple[str, ...]:
     default = setting.default if isinstance(setting.default, str) else str(setting.default).lower()
     kinds = f"; only with model.kind {', '.join(setting.kinds)}" if setting.kinds else ""
-    why = f"{setting.reason} Fixes: {', '.join(setting.fixes)}{kinds}."
+    reason = setting.reason.replace("``", "")
+    why = f"{reason} Fixes: {', '.join(setting.fixes)}{kinds}."
     return setting.name.partition(".")[2], setting.type, default or '""', why

@@ -14,6 +14,8 @@ from typing import Any, Self, TypeVar, get_type_hints
 import tomli_w
 
 from wsi_ats.errors import SettingsError
+from wsi_ats.settings.describe import Described as Described
+from wsi_ats.settings.describe import commented, described
 
 _Record = TypeVar("_Record")
 
@@ -757,27 +759,23 @@ def _build(kind: type[_Record], values: Mapping[str, Any], prefix: str) -> _Reco
     return kind(**made)
 
 
-@dataclass(frozen=True)
-class Described:
-    """Stand-in."""
-
-    name: str
-    type: str
-    default: bool | int | float | str
-    reason: str
-    fixes: tuple[str, ...]
-    kinds: tuple[str, ...]
-
-
 def describe() -> list[Described]:
-    """Stand-in."""
-    return [
-        Described(f"{section}.{name}", type(value).__name__, value, "", (), ())
-        for section, table in asdict(Settings()).items()
-        for name, value in table.items()
-    ]
+    """List all settings with type, default and reason.
+
+    Examples
+    --------
+    >>> [each.default for each in describe() if each.name == "tile.size"]
+    [256]
+    """
+    return described(Settings())
 
 
 def commented_toml() -> str:
-    """Stand-in."""
-    return Settings().to_toml()
+    """Write a settings file with all defaults, each below a comment with its reason.
+
+    Examples
+    --------
+    >>> Settings.from_mapping(tomllib.loads(commented_toml())) == Settings()
+    True
+    """
+    return commented(describe())
