@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import (
@@ -23,8 +24,10 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
-from pipelines._command import Result
 from pipelines._reports import Finished, duration
+
+if TYPE_CHECKING:
+    from pipelines._command import Result
 
 # The rate is that of the slides of this many seconds, at most 1000 slides. A slide may take an hour: rich's
 # default, half a minute, would never contain two.
