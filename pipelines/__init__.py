@@ -1,21 +1,26 @@
-"""The stages of the work, over many slides: the only package that knows Dask.
+"""Stages that work on many slides: the only package that imports Dask.
 
 Each stage is a file with one function of plain arguments, and a command of ``wsi-ats``::
 
     prepare   slides            -> thumbnails and tissue
+    convert   slides            -> OME-Zarr pyramids
     train     slides, labels    -> a model
     score     slides, a model   -> predictions and the tiles they rest on
-    evaluate  scores, labels    -> figures with intervals, curves and a picture
+    evaluate  scores, labels    -> metrics with confidence intervals, curves, a figure
     crossval  slides, labels    -> train, score and evaluate for each of several folds
     export    scores            -> tables and files for other tools
-    info      slides            -> what is known of them before any work
-    doctor                      -> what is installed
+    info      slides            -> format, resolution, tissue, cost of scoring
+    settings                    -> all settings, or a commented settings file
+    doctor                      -> the state of the installation
+    demo                        -> all of it on synthetic slides
 
 ``prepare``, ``score`` and ``convert`` declare their work on one slide, their files and their columns
 (``_records``). ``_stage`` does the rest for all of them: it opens the folder of the run (``_runs``), works
 on the slides (``_carry_out``, or ``_rounds`` for slides that arrive) and writes tables and summary. Slides
 become Dask tasks in ``_tasks``, on a cluster of ``_cluster``; ``_attempts`` decides what to do when a worker
-dies, hangs or is gone. A run can be killed at any moment and started again.
+dies, hangs or is gone. A run can be killed at any moment and started again. The work on one slide is in
+:mod:`wsi_ats`. The command line is ``cli`` (commands), ``_options`` (groups of options) and ``_command`` (the
+frame that every command runs in).
 
 Examples
 --------

@@ -1,4 +1,4 @@
-"""What a user sees: progress and complaints on stderr, results on stdout."""
+"""Output for the user: progress and errors on stderr, results on stdout."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from rich.text import Text
 from pipelines._reports import Finished, duration
 
 if TYPE_CHECKING:
-    from pipelines._options import Result
+    from pipelines._command import Result
 
-# How far back slides count for the rate, 1000 of them at most: a slide may take an hour, and rich's half a
-# minute would never see two of them.
+# The rate is that of the slides of this many seconds, at most 1000 slides. A slide may take an hour: rich's
+# default, half a minute, would never contain two.
 _RATE_SECONDS = 6 * 3600.0
 
 
 class _Rate(ProgressColumn):
-    """Slides a minute, once one has ended."""
+    """Slides per minute, shown once a slide has ended."""
 
     def render(self, task: Task) -> Text:
         return Text(_rate(task.speed) if task.speed else "")
@@ -43,18 +43,18 @@ class _Rate(ProgressColumn):
 
 @dataclass(frozen=True)
 class ConsoleReporter:
-    """Reports to a console: bars on a terminal, a line now and then in a log, and each failure in both.
+    """A reporter that prints bars on a terminal, occasional lines in a log, and every failure in both.
 
     Parameters
     ----------
     console
-        Where.
+        The console to print to.
     verbose
-        Whether to show where errors come from.
+        Whether to print where errors come from.
     timer
-        Gives seconds that only ever grow.
+        Returns seconds that never go back.
     every
-        Least seconds between two lines about slides in a log; the first and the last always get one.
+        Fewest seconds between two lines about slides in a log; the first and the last slide always get one.
     """
 
     console: Console
@@ -67,7 +67,7 @@ class ConsoleReporter:
         _line(self.console, text)
 
     def debug(self, text: str) -> None:
-        """Print a trace if asked to."""
+        """Print a trace if ``verbose``."""
         if self.verbose and text:
             _line(self.console, text)
 
@@ -77,11 +77,11 @@ class ConsoleReporter:
 
     @contextmanager
     def slides(self, stage: str, total: int, reused: int) -> Iterator[Callable[[Finished], None]]:
-        """Show slides done, failed, a minute, and the time left; slides of an earlier run do not count."""
+        """Show slides done, failed and per minute, and the time left; reused slides are not counted."""
         del reused
         bar = Progress(
             TextColumn("{task.description}"),
-            # The bar and the slide's name have what room the figures leave.
+            # The bar and the slide's name share the width that the numbers leave.
             BarColumn(None, table_column=Column(ratio=1)),
             MofNCompleteColumn(table_column=Column(no_wrap=True)),
             TextColumn("{task.fields[failures]}", style="red"),
@@ -95,21 +95,21 @@ class ConsoleReporter:
             disable=not (self.console.is_interactive and total),
         )
         number = bar.add_task(stage, total=total, failures="", last="")
-        # The rate is since now: the first slides of many workers end together, and seem fast by themselves.
+        # Measure the rate from now on: the first slides of many workers end together, as if they were fast.
         bar.advance(number, 0)
         [task] = bar.tasks
-        failed, said, shown = 0, -math.inf, 0
+        failed, printed, shown = 0, -math.inf, 0
 
         def tell(slide: Finished) -> None:
-            nonlocal failed, said, shown
+            nonlocal failed, printed, shown
             if slide.failed:
                 failed += 1
                 self.message(f"{slide.slide_id} failed: {slide.error}")
             failures = f"{failed} failed" if failed else ""
             bar.update(number, advance=1, failures=failures, last=f"{slide.slide_id} {slide.status}")
-            if bar.disable and (task.finished or self.timer() - said >= self.every):
+            if bar.disable and (task.finished or self.timer() - printed >= self.every):
                 self.message(_state(task))
-                said, shown = self.timer(), int(task.completed)
+                printed, shown = self.timer(), int(task.completed)
 
         with bar:
             try:
@@ -144,7 +144,7 @@ class ConsoleReporter:
 
 
 def _state(task: Task) -> str:
-    """How far it is, in a line."""
+    """Return the progress in one line."""
     parts = [f"{task.description} {task.completed:.0f}/{task.total:.0f}", task.fields["failures"]]
     if task.speed:
         parts.append(_rate(task.speed))
@@ -159,12 +159,12 @@ def _rate(per_second: float) -> str:
 
 
 def reporter(*, debug: bool) -> ConsoleReporter:
-    """Report on stderr."""
+    """Return the reporter on stderr."""
     return ConsoleReporter(Console(stderr=True), debug)
 
 
 def complain(text: str, *, trace: bool) -> None:
-    """Say on stderr what went wrong, in one line; with ``trace`` the current exception's origin as well."""
+    """Print an error on stderr in one line; with ``trace`` the traceback of the current exception first."""
     console = Console(stderr=True)
     if trace:
         console.print_exception()
@@ -186,7 +186,7 @@ def show(result: Result, *, as_json: bool) -> None:
 
 @contextmanager
 def warnings_shown() -> Iterator[None]:
-    """Show the library's log on stderr for as long as the context lasts."""
+    """Show the library's warnings on stderr within the context."""
     logger = logging.getLogger("wsi_ats")
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
@@ -198,5 +198,5 @@ def warnings_shown() -> Iterator[None]:
 
 
 def _line(console: Console, text: str) -> None:
-    # As it is: brackets in a file's name are no markup, and a path must not be broken in two.
+    # Unchanged: brackets in a file's name are not markup, and a path must stay in one piece.
     console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -10,7 +10,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pipelines._reports import Finished, Silent
-from wsi_ats.errors import SettingsError
+from wsi_ats.errors import SettingsError, not_installed
+
+try:
+    from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, write_to_textfile
+except ModuleNotFoundError as error:
+    raise not_installed("prometheus-client", "metrics", "--metrics") from error
 
 # Bounds of the histogram: from a thumbnail at hand to a large slide on one slow core.
 _SECONDS = (0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000)
@@ -57,8 +62,6 @@ class MetricsFile(Silent):
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         timer: Callable[[], float] = time.monotonic,
     ) -> None:
-        from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-
         _check(path)
         self.path = path
         self._complain, self._every, self._clock, self._timer = complain, every, clock, timer
@@ -109,8 +112,6 @@ class MetricsFile(Silent):
             self._write()
 
     def _write(self) -> None:
-        from prometheus_client import write_to_textfile
-
         try:
             write_to_textfile(str(self.path), self._registry)
         except OSError as error:

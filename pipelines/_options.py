@@ -1,113 +1,83 @@
-"""Options that commands share, written once, and the frame that every command runs in.
+"""Options that commands share, in small groups: a command declares the groups that it uses.
 
-Nothing heavy is imported here: ``--help`` must answer at once.
+Each group checks its values when it is made, so that a wrong option is refused in every command and in a dry
+run as well. Nothing heavy is imported at the top: ``--help`` must answer at once.
 """
 
 from __future__ import annotations
 
-import functools
-import inspect
 import math
-import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
-import typer
+from pipelines._arguments import EXECUTION, INPUT, MODEL, OUTPUT, Overwrite, Strict, flag, number, text
 
 if TYPE_CHECKING:
+    from pipelines._reports import Reporter
     from pipelines._runs import Execution
     from wsi_ats.settings import Settings
     from wsi_ats.slides.base import SlideRef
 
-_SETTINGS = "Settings"
-_RUNNING = "How it runs"
 
-Slides = Annotated[
-    list[str],
-    typer.Argument(metavar="SLIDES...", help="Slides, folders, globs or tables of slides (CSV)."),
-]
+class Group(Protocol):
+    """A group of options that decides how a command is carried out."""
 
-
-def _no_store(folder: Path) -> Path:
-    """Refuse a URL, of which else a folder named ``s3:`` would be made here."""
-    if re.match(r"[A-Za-z][\w+.-]+:/", str(folder)):
-        raise typer.BadParameter(
-            f"{folder} looks like a URL, and results are written to disks alone; name a folder, and copy it "
-            "to the store when the run is over"
-        )
-    return folder
-
-
-Out = Annotated[Path, typer.Option("--out", help="Folder for the results.", callback=_no_store)]
-DemoOut = Annotated[
-    Path,
-    typer.Option("--out", help="Folder for slides, models, scores and the figure.", callback=_no_store),
-]
-
-INTERRUPTED = 130
-UNEXPECTED = 70  # EX_SOFTWARE of sysexits.h
+    def applied(self, execution: Execution) -> Execution:
+        """Return the execution with the options of this group."""
+        ...
 
 
 @dataclass(frozen=True)
-class Basic:
+class CommonOptions:
     """Options of every command."""
 
     json: Annotated[
-        bool, typer.Option("--json", help="Print the result as JSON on stdout, all else on stderr.")
+        bool, flag("--json", "Print the result as JSON on stdout, everything else on stderr.", OUTPUT)
     ] = False
-    debug: Annotated[bool, typer.Option("--debug", help="Show where errors come from.")] = False
+    debug: Annotated[bool, flag("--debug", "Show where an error comes from.", EXECUTION)] = False
 
 
 @dataclass(frozen=True)
-class Reading(Basic):
+class SlideOptions:
     """Options of commands that open slides."""
 
-    config: Annotated[
-        Path | None, typer.Option("--config", help="Settings file (TOML).", rich_help_panel=_SETTINGS)
-    ] = None
-    set: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="section.name=value",
-            help="Change one setting; may be repeated.",
-            rich_help_panel=_SETTINGS,
-        ),
-    ] = None
-    qc: Annotated[
-        str | None,
-        typer.Option(
-            "--qc",
-            metavar="pen,blur",
-            help="Leave out cells with these artefacts: --set thumbnail.exclude in short.",
-            rich_help_panel=_SETTINGS,
-        ),
-    ] = None
     mpp: Annotated[
         float | None,
-        typer.Option(
+        text(
             "--mpp",
-            help="Micrometres per pixel of slides whose table gives none; overrides files.",
-            rich_help_panel=_SETTINGS,
+            "UM",
+            "Micrometres per pixel of slides whose table gives none; overrides the files.",
+            panel=INPUT,
         ),
     ] = None
-
     reader: Annotated[
         str,
-        typer.Option(
+        text(
             "--reader",
-            metavar="auto|direct|openslide|zarr",
-            help="Who reads slides; `wsi-ats info` says which is chosen, and why.",
-            rich_help_panel=_SETTINGS,
+            "auto|direct|openslide|zarr",
+            "Library that reads the slides; `wsi-ats info` shows which one auto chooses, and why.",
+            panel=INPUT,
         ),
     ] = "auto"
 
+    def __post_init__(self) -> None:
+        from wsi_ats.errors import SettingsError
+        from wsi_ats.slides.base import READERS, Mpp
+
+        if self.reader not in READERS:
+            raise SettingsError(f"--reader is {self.reader!r}, expected one of {', '.join(READERS)}")
+        if self.mpp is not None:
+            try:
+                Mpp(self.mpp, "--mpp")
+            except ValueError as error:
+                raise SettingsError(str(error)) from error
+
     def refs(self, sources: Sequence[str], **tables: Any) -> list[SlideRef]:
-        """List the slides of sources, to be opened as the options say.
+        """List the slides of sources, to be opened as the options ask.
 
         Parameters
         ----------
@@ -118,15 +88,57 @@ class Reading(Basic):
 
         Raises
         ------
-        ManifestError, SettingsError
-            When slides cannot be listed, or there is no such reader.
+        ManifestError
+            When the slides cannot be listed.
         """
         from pipelines._sources import read_sources
 
         return [replace(ref, reader=self.reader) for ref in read_sources(sources, mpp=self.mpp, **tables)]
 
-    def settings(self, base: Settings | None = None) -> Settings:
-        """Settle the settings: ``base`` or the defaults, then ``--config``, then ``--qc`` and ``--set``.
+
+@dataclass(frozen=True)
+class SettingsOptions:
+    """Options of commands that use settings."""
+
+    config: Annotated[
+        Path | None,
+        text(
+            "--config",
+            "FILE",
+            "Settings file (TOML); `wsi-ats settings --write FILE` writes one.",
+            panel=MODEL,
+        ),
+    ] = None
+    set: Annotated[
+        list[str] | None,
+        text(
+            "--set",
+            "section.name=value",
+            "Change one setting; may be repeated. `wsi-ats settings` lists them all.",
+            panel=MODEL,
+        ),
+    ] = None
+    qc: Annotated[
+        str | None,
+        text(
+            "--qc",
+            "pen,blur",
+            "Leave out tiles with these artefacts; short for --set thumbnail.exclude.",
+            panel=MODEL,
+        ),
+    ] = None
+
+    def settings(
+        self, base: Settings | None = None, *, changes: Mapping[str, float | None] | None = None
+    ) -> Settings:
+        """Return the settings that result from ``--config``, then ``--qc`` and ``--set``, then ``changes``.
+
+        Parameters
+        ----------
+        base
+            Settings to change; the defaults unless given.
+        changes
+            Values of single settings that have options of their own; ``None`` where not given.
 
         Raises
         ------
@@ -135,63 +147,78 @@ class Reading(Basic):
         """
         from wsi_ats.settings import Settings
 
-        base = base or Settings()
+        settings = base or Settings()
         if self.config is not None:
-            base = Settings.read(self.config, base)
-        short = [] if self.qc is None else [f"thumbnail.exclude={self.qc}"]
-        return base.with_values([*short, *(self.set or [])])
+            settings = Settings.read(self.config, settings)
+        artefacts = [] if self.qc is None else [f"thumbnail.exclude={self.qc}"]
+        own = [f"{name}={value}" for name, value in (changes or {}).items() if value is not None]
+        return settings.with_values([*artefacts, *(self.set or []), *own])
 
 
 @dataclass(frozen=True)
-class Running(Basic):
-    """Options of commands that work on a cluster and write a folder."""
+class FolderOptions:
+    """Options of commands that write an output folder."""
+
+    overwrite: Overwrite = False
+    dry_run: Annotated[
+        bool, flag("--dry-run", "Check everything, say what would be done, write nothing.", EXECUTION)
+    ] = False
+
+    def applied(self, execution: Execution) -> Execution:
+        """See :class:`Group`."""
+        return replace(execution, overwrite=self.overwrite, dry_run=self.dry_run)
+
+
+@dataclass(frozen=True)
+class ClusterOptions:
+    """Options of commands that share work out to processes or machines."""
 
     scheduler: Annotated[
         str,
-        typer.Option(
+        text(
             "--scheduler",
-            metavar="local|ADDRESS|FILE",
-            rich_help_panel=_RUNNING,
-            help="Where tasks run: this machine, or a Dask scheduler such as "
-            "tcp://10.0.0.5:8786 whose workers see the same files; or the file "
-            "in which a scheduler says its address (*.json).",
+            "local|ADDRESS|FILE",
+            "Where to work: on this machine, on the Dask cluster at an address such as "
+            "tcp://10.0.0.5:8786, or on the one whose scheduler file (*.json) is named. Its workers must see "
+            "the same files.",
+            panel=EXECUTION,
         ),
     ] = "local"
     workers: Annotated[
         int | None,
-        typer.Option(
+        number(
             "--workers",
-            min=1,
-            rich_help_panel=_RUNNING,
-            help="Processes on this machine; one for each core by default, or for each graphics processor.",
+            "Processes on this machine. Default: one for each GPU, or for each core.",
+            panel=EXECUTION,
         ),
     ] = None
-    seed: Annotated[
-        int | None,
-        typer.Option("--seed", min=0, help="Of all randomness; 0 by default.", rich_help_panel=_RUNNING),
-    ] = None
-    overwrite: Annotated[
-        bool,
-        typer.Option("--overwrite", help="Delete an earlier run's results first.", rich_help_panel=_RUNNING),
-    ] = False
 
-    def execution(self) -> Execution:
-        """How the command is to be carried out."""
-        from pipelines._console import reporter
-        from pipelines._runs import Execution
-        from wsi_ats.errors import without_secrets
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.scheduler != "local":
+            from wsi_ats.errors import SettingsError
 
-        return Execution(
-            scheduler=self.scheduler,
-            workers=self.workers,
-            overwrite=self.overwrite,
-            command=without_secrets(shlex.join(["wsi-ats", *sys.argv[1:]])),
-            reporter=reporter(debug=self.debug),
-        )
+            raise SettingsError(
+                f"--workers is {self.workers}, but the cluster at {self.scheduler} has its own workers; "
+                "leave out --workers or --scheduler"
+            )
+
+    def applied(self, execution: Execution) -> Execution:
+        """See :class:`Group`."""
+        return replace(execution, scheduler=self.scheduler, workers=self.workers)
+
+
+def _check_seconds(name: str, value: float | None) -> None:
+    """Refuse a time that is not a positive number of seconds."""
+    from threading import TIMEOUT_MAX
+
+    from wsi_ats.errors import SettingsError
+
+    if value is not None and not 0 < value <= TIMEOUT_MAX:
+        raise SettingsError(f"{name} must be a positive number of seconds, not {value}")
 
 
 def _shares(given: Sequence[str]) -> dict[str, float]:
-    """Understand ``--resources``."""
+    """Parse ``--resources``."""
     from wsi_ats.errors import SettingsError
 
     shares: dict[str, float] = {}
@@ -207,112 +234,112 @@ def _shares(given: Sequence[str]) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class Options(Reading, Running):
-    """Options of every stage."""
+class TaskOptions:
+    """Options of commands that work on many slides, each of which may fail by itself."""
 
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Say what would be done and write nothing.", rich_help_panel=_RUNNING),
-    ] = False
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Stop at the first slide that fails.", rich_help_panel=_RUNNING)
-    ] = False
     slides_at_once: Annotated[
         int | None,
-        typer.Option(
+        number(
             "--slides-at-once",
-            min=1,
-            rich_help_panel=_RUNNING,
-            help="Slides that a process works on; 2 by default, 4 with a graphics processor.",
+            "Slides that each process on this machine works on at once. Default: 2, or 4 with a GPU.",
+            panel=EXECUTION,
         ),
     ] = None
     timeout: Annotated[
         float | None,
-        typer.Option(
+        text(
             "--timeout",
-            metavar="SECONDS",
-            rich_help_panel=_RUNNING,
-            help="Give up a slide that takes longer; no limit by default.",
+            "SECONDS",
+            "Give up a slide that takes longer. Default: no limit.",
+            panel=EXECUTION,
         ),
     ] = None
     resources: Annotated[
         list[str] | None,
-        typer.Option(
+        text(
             "--resources",
-            metavar="NAME=SHARE",
-            rich_help_panel=_RUNNING,
-            help="What a slide takes of a worker's resources, such as GPU=0.25; may be repeated.",
+            "NAME=SHARE",
+            "Share of a Dask worker's resource that a slide takes, such as GPU=0.25; may be repeated.",
+            panel=EXECUTION,
         ),
     ] = None
     wait: Annotated[
         float,
-        typer.Option(
+        text(
             "--wait",
-            metavar="SECONDS",
-            rich_help_panel=_RUNNING,
-            help="How long to wait for workers, at the start and when all of them are gone.",
+            "SECONDS",
+            "How long to wait for the scheduler and its workers.",
+            panel=EXECUTION,
         ),
     ] = 60.0
-    log_json: Annotated[
-        Path | None,
-        typer.Option(
-            "--log-json",
-            metavar="FILE",
-            rich_help_panel=_RUNNING,
-            help="Add a line of JSON to this file for each slide that workers finish, as it ends.",
-        ),
-    ] = None
-    metrics: Annotated[
-        Path | None,
-        typer.Option(
-            "--metrics",
-            metavar="FILE.prom",
-            rich_help_panel=_RUNNING,
-            help="Keep figures of the run in this file for Prometheus' node exporter.",
-        ),
-    ] = None
+    strict: Strict = False
 
-    def execution(self) -> Execution:
-        """How the stage is to be carried out.
+    def __post_init__(self) -> None:
+        _check_seconds("--timeout", self.timeout)
+        _check_seconds("--wait", self.wait)
+        _shares(self.resources or [])
 
-        Raises
-        ------
-        SettingsError
-            When ``--resources`` cannot be understood; when ``--log-json`` or ``--metrics`` cannot be written:
-            before any work, not after it.
-        """
-        from pipelines._reports import Reporter, Several
+    def applied(self, execution: Execution) -> Execution:
+        """See :class:`Group`; comes after :class:`ClusterOptions`."""
+        from wsi_ats.errors import SettingsError
 
-        execution = replace(
-            super().execution(),
-            strict=self.strict,
-            dry_run=self.dry_run,
+        if self.slides_at_once is not None and execution.scheduler != "local":
+            raise SettingsError(
+                f"--slides-at-once is {self.slides_at_once}, but the workers at {execution.scheduler} take "
+                "one slide for each of their threads; leave it out and set `dask worker --nthreads`"
+            )
+        return replace(
+            execution,
             slides_at_once=self.slides_at_once,
             timeout=self.timeout,
             resources=_shares(self.resources or []),
             wait=self.wait,
+            strict=self.strict,
         )
-        if self.dry_run:
-            return execution
-        console = execution.reporter
-        reporters: list[Reporter] = [console]
-        if self.metrics is not None:  # first, because its check leaves nothing behind
-            from pipelines._metrics import MetricsFile
 
-            reporters.append(
-                MetricsFile(
-                    self.metrics,
-                    complain=console.message,
-                    clock=execution.clock,
-                    timer=execution.timer,
-                )
-            )
-        if self.log_json is not None:
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Options of commands that report each slide to other programs."""
+
+    log_json: Annotated[
+        Path | None,
+        text(
+            "--log-json",
+            "FILE",
+            "Append a line of JSON to this file for each slide as it ends.",
+            panel=OUTPUT,
+        ),
+    ] = None
+    metrics: Annotated[
+        Path | None,
+        text(
+            "--metrics",
+            "FILE.prom",
+            "Keep metrics of the run in this file, for the node exporter of Prometheus.",
+            panel=OUTPUT,
+        ),
+    ] = None
+
+    def applied(self, execution: Execution) -> Execution:
+        """See :class:`Group`; a dry run writes neither file.
+
+        Raises
+        ------
+        SettingsError
+            When a file cannot be written: before any work, not after it.
+        """
+        from pipelines._reports import Several
+
+        reporters = [execution.reporter]
+        if self.metrics is not None:  # first, because its check leaves nothing behind
+            reporters += _metrics_file(self.metrics, execution)
+        if self.log_json is not None and not execution.dry_run:
             from pipelines._slide_log import SlideLog
 
             log = SlideLog(
                 self.log_json,
-                complain=console.message,
+                complain=execution.reporter.message,
                 command=execution.command,
                 clock=execution.clock,
                 timer=execution.timer,
@@ -321,73 +348,36 @@ class Options(Reading, Running):
         return replace(execution, reporter=Several(reporters)) if reporters[1:] else execution
 
 
-class Result(Protocol):
-    """What a command gives back."""
+def _metrics_file(path: Path, execution: Execution) -> list[Reporter]:
+    from pipelines._metrics import MetricsFile  # refuses at once where its library is missing
 
-    @property
-    def exit_code(self) -> int:
-        """0 all done, 1 some slides failed."""
-        ...
-
-    def to_json(self) -> dict[str, Any]:
-        """For programs."""
-        ...
-
-    def sections(self) -> Sequence[tuple[str, Sequence[tuple[str, ...]]]]:
-        """For people: titled lists of names and values."""
-        ...
+    if execution.dry_run:
+        return []
+    report = execution.reporter.message
+    return [MetricsFile(path, complain=report, clock=execution.clock, timer=execution.timer)]
 
 
-def command(body: Callable[..., Result]) -> Callable[..., None]:
-    """Make a command of a function: its parameter ``options`` becomes the options that its type lists.
+@dataclass(frozen=True)
+class StageOptions:
+    """Options of commands that work on many slides and write a folder."""
 
-    The command shows what the function returns and ends with the exit code that goes with it. An
-    error raised on purpose becomes one line on stderr and exit code 2, Ctrl-C exit code 130, and a mistake
-    of ours one line and exit code 70.
-    """
-    signature = inspect.signature(body, eval_str=True)
-    kind = signature.parameters["options"].annotation
-    hints = get_type_hints(kind, include_extras=True)
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    own = [each.replace(kind=keyword) for name, each in signature.parameters.items() if name != "options"]
-    shared = [
-        inspect.Parameter(each.name, keyword, default=each.default, annotation=hints[each.name])
-        for each in fields(kind)
-    ]
+    folder: FolderOptions
+    cluster: ClusterOptions
+    tasks: TaskOptions
+    reports: ReportOptions
 
-    @functools.wraps(body)
-    def run(**values: Any) -> None:
-        options = kind(**{each.name: values.pop(each.name) for each in fields(kind)})
-        raise typer.Exit(_run(functools.partial(body, **values, options=options), options))
-
-    expanded = inspect.Signature([*own, *shared])
-    run.__signature__ = expanded  # type: ignore[attr-defined]  # what typer reads
-    run.__annotations__ = {name: each.annotation for name, each in expanded.parameters.items()}
-    return run
+    def applied(self, execution: Execution) -> Execution:
+        """See :class:`Group`; a group sees what those before it have set."""
+        for group in (self.folder, self.cluster, self.tasks, self.reports):
+            execution = group.applied(execution)
+        return execution
 
 
-def _run(body: Callable[[], Result], options: Basic) -> int:
-    from pipelines import _console
-    from pipelines._runs import speaks
-    from wsi_ats.errors import WsiAtsError
+def execution(common: CommonOptions, options: Group) -> Execution:
+    """Build the execution that a group of options asks for."""
+    from pipelines._console import reporter
+    from pipelines._runs import Execution
+    from wsi_ats.errors import without_secrets
 
-    try:
-        with _console.warnings_shown():
-            result = body()
-        if speaks():
-            _console.show(result, as_json=options.json)
-    except WsiAtsError as error:
-        _console.complain(f"error: {error}", trace=options.debug)
-        return 2
-    except KeyboardInterrupt:
-        _console.complain("interrupted; the same command goes on where this one stopped", trace=options.debug)
-        return INTERRUPTED
-    except Exception as error:  # noqa: BLE001  (the outermost point: whoever sees it can only report it)
-        advice = (
-            "please report it"
-            if options.debug
-            else "run again with --debug for its origin, and please report it"
-        )
-        _console.complain(f"unexpected {type(error).__name__}: {error}; {advice}", trace=options.debug)
-        return UNEXPECTED
-    return result.exit_code
+    command = without_secrets(shlex.join(["wsi-ats", *sys.argv[1:]]))
+    return options.applied(Execution(command=command, reporter=reporter(debug=common.debug)))

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-from wsi_ats.errors import SettingsError
+from wsi_ats.errors import not_installed
 from wsi_ats.tables.files import read_csv
 
 FOLDER = "tensorboard"
@@ -20,13 +20,10 @@ def check_tensorboard() -> None:
     Raises
     ------
     SettingsError
-        With what to install.
+        With the command that installs it.
     """
     if find_spec("tensorboard") is None:
-        raise SettingsError(
-            "--tensorboard needs a package that is not installed: `pip install tensorboard`; or leave the "
-            "option out, metrics.csv has the same figures"
-        )
+        raise not_installed("tensorboard", "tensorboard", "--tensorboard")
 
 
 @contextmanager

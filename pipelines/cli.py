@@ -2,275 +2,216 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from pipelines._options import Basic, DemoOut, Options, Out, Reading, Result, Running, Slides, command
+from pipelines._arguments import (
+    INPUT,
+    MODEL,
+    OUTPUT,
+    By,
+    LabelColumn,
+    Labels,
+    Out,
+    Overwrite,
+    Resamples,
+    Scores,
+    Seed,
+    Slides,
+    Splits,
+    Strict,
+    TrainingSeed,
+    flag,
+    number,
+    text,
+)
+from pipelines._command import PlainCommand, PlainGroup, Result, command
+from pipelines._options import (
+    ClusterOptions,
+    CommonOptions,
+    FolderOptions,
+    SettingsOptions,
+    SlideOptions,
+    StageOptions,
+    execution,
+)
+from pipelines._stage_options import DrawOptions, FitOptions, WatchOptions
 
 app = typer.Typer(
     name="wsi-ats",
+    cls=PlainGroup,
     no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,  # commands say what went wrong by themselves
+    pretty_exceptions_enable=False,  # commands report their errors themselves
     help="Attention sampling for whole slides: read only the tiles that matter.",
     epilog="Exit codes: 0 all done, 1 some slides failed, 2 wrong usage or settings, "
-    "70 a mistake of this program (please report it), 130 interrupted.",
+    "70 a bug (please report it), 130 interrupted.",
 )
 
-_WATCHING = "Slides that arrive"
-_Model = Annotated[Path, typer.Option("--model", help="Folder of a trained model (the output of train).")]
+
+def _stage(body: Callable[..., Result]) -> Callable[..., None]:
+    """Register a function as a command of its name."""
+    return app.command(cls=PlainCommand)(command(body))
 
 
-_LabelColumn = Annotated[
-    str | None,
-    typer.Option(
-        "--label-column",
-        help="Column of the labels, if not 'label'; several, joined by commas, as model.task needs them: "
-        "time,event for survival, a column of 0 and 1 for each label of multilabel.",
-    ),
-]
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from pipelines._runs import versions
+
+        typer.echo(f"wsi-ats {versions()['wsi-ats']}")
+        raise typer.Exit
 
 
-@app.command()
-@command
-def info(slides: Slides, options: Reading) -> Result:
-    """Show what is known of slides, and what scoring them would cost."""
+@app.callback()
+def _program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None: ...
+
+
+@_stage
+def info(slides: Slides, source: SlideOptions, chosen: SettingsOptions) -> Result:
+    """Show the format, resolution and tissue of slides, and the cost of scoring them."""
     from pipelines.info import info
 
-    settings = options.settings()
-    return info(options.refs(slides), settings=settings)
+    settings = chosen.settings()
+    return info(source.refs(slides), settings=settings)
 
 
-@app.command()
-@command
-def prepare(slides: Slides, out: Out, options: Options) -> Result:
-    """Read thumbnails and find tissue: one record for each slide."""
+@_stage
+def prepare(
+    slides: Slides,
+    source: SlideOptions,
+    chosen: SettingsOptions,
+    out: Out,
+    stage: StageOptions,
+    common: CommonOptions,
+) -> Result:
+    """Read thumbnails, find tissue and artefacts."""
     from pipelines.prepare import prepare
 
-    settings = options.settings()
-    refs = options.refs(slides)
-    return prepare(refs, out, settings=settings, execution=options.execution())
+    settings = chosen.settings()
+    refs = source.refs(slides)
+    return prepare(refs, out, settings=settings, execution=execution(common, stage))
 
 
-@app.command()
-@command
+@_stage
 def convert(
     slides: Slides,
+    source: SlideOptions,
     out: Out,
-    options: Options,
+    stage: StageOptions,
+    common: CommonOptions,
     codec: Annotated[
         str,
-        typer.Option(
-            "--codec", metavar="zstd|jpeg", help="zstd keeps every pixel; jpeg is smaller and does not."
-        ),
+        text("--codec", "zstd|jpeg", "zstd keeps every pixel; jpeg is smaller but lossy.", panel=OUTPUT),
     ] = "zstd",
     quality: Annotated[
-        int | None, typer.Option("--quality", min=1, max=100, help="Of jpeg; 90 by default.")
+        int | None, number("--quality", "Quality of jpeg. Default: 90.", most=100, panel=OUTPUT)
     ] = None,
     to: Annotated[
         str | None,
-        typer.Option(
+        text(
             "--to",
-            metavar="FOLDER|URL",
-            help="Where the pyramids go, if not to --out: a folder, or a URL such as s3://bucket/slides.",
+            "FOLDER|URL",
+            "Where to write the pyramids, if not to --out: a folder, or a URL such as s3://bucket/slides.",
+            panel=OUTPUT,
         ),
     ] = None,
 ) -> Result:
-    """Write slides as OME-Zarr 0.5 pyramids, one folder for each."""
+    """Convert slides to OME-Zarr 0.5 pyramids."""
     from pipelines.convert import check_apart, convert
 
     check_apart(slides, out, to)
-    refs = options.refs(slides)
-    return convert(refs, out, codec=codec, quality=quality, to=to, execution=options.execution())
+    refs = source.refs(slides)
+    return convert(refs, out, codec=codec, quality=quality, to=to, execution=execution(common, stage))
 
 
-@app.command()
-@command
+@_stage
 def train(
     slides: Slides,
-    labels: Annotated[Path, typer.Option("--labels", help="Table of slide_id (or case_id) and label.")],
+    labels: Labels,
+    source: SlideOptions,
+    chosen: SettingsOptions,
+    fitting: FitOptions,
     out: Out,
-    options: Options,
-    label_column: _LabelColumn = None,
-    splits: Annotated[
-        Path | None, typer.Option("--splits", help="Table with columns train, val and test of slides.")
-    ] = None,
-    max_bad: Annotated[
-        int | None,
-        typer.Option(
-            "--max-bad",
-            min=0,
-            help="Slides that may become unreadable while training goes on; no limit by default.",
-        ),
-    ] = None,
-    readers: Annotated[
-        str,
-        typer.Option(
-            "--readers",
-            metavar="threads[:N]|dask",
-            help="Who reads tiles: threads, one for each core by default, or the Dask workers of "
-            "--scheduler, which send them as JPEG.",
-        ),
-    ] = "threads",
-    tensorboard: Annotated[
-        bool,
-        typer.Option("--tensorboard", help="Write figures for TensorBoard, too, which must be installed."),
-    ] = False,
-    restarts: Annotated[
-        int,
-        typer.Option(
-            "--restarts",
-            min=1,
-            help="Train so many times and keep the model with the least validation loss, of those whose "
-            "attention found where to look.",
-        ),
-    ] = 1,
-    retries: Annotated[
-        int,
-        typer.Option(
-            "--retries",
-            min=0,
-            help="Train again from other weights, up to so often, while attention finds nothing.",
-        ),
-    ] = 1,
+    stage: StageOptions,
+    common: CommonOptions,
+    label_column: LabelColumn = None,
+    splits: Splits = None,
+    seed: TrainingSeed = None,
 ) -> Result:
-    """Train a model from slides and the label of each."""
+    """Train a model from slides and their labels."""
     from pipelines.train import train
 
-    settings = options.settings()
-    if options.seed is not None:
-        settings = settings.with_values([f"training.seed={options.seed}"])
-    refs = options.refs(
+    settings = chosen.settings(changes={"training.seed": seed})
+    refs = source.refs(
         slides, labels=labels, label_column=label_column, task=settings.model.task, splits=splits
     )
-    execution = options.execution()
-    return train(
-        refs,
-        out,
-        settings=settings,
-        max_bad=max_bad,
-        execution=execution,
-        readers=readers,
-        tensorboard=tensorboard,
-        restarts=restarts,
-        retries=retries,
-    )
+    return train(refs, out, settings=settings, execution=execution(common, stage), **vars(fitting))
 
 
-@app.command()
-@command
+@_stage
 def score(
     slides: Slides,
-    model: _Model,
+    source: SlideOptions,
+    arriving: WatchOptions,
+    model: Annotated[
+        Path, text("--model", "FOLDER", "A trained model: the output folder of `train`.", panel=MODEL)
+    ],
+    chosen: SettingsOptions,
+    drawing: DrawOptions,
     out: Out,
-    options: Options,
-    draws: Annotated[
-        int | None,
-        typer.Option("--draws", min=1, help="Independent draws of tiles; from 2 on their error is known."),
-    ] = None,
-    tiles: Annotated[int | None, typer.Option("--tiles", min=1, help="Tiles in a draw.")] = None,
-    tolerance: Annotated[
-        float | None,
-        typer.Option("--tolerance", help="Add draws until the standard error (logit_se) is as small."),
-    ] = None,
-    max_tiles: Annotated[
-        int | None,
-        typer.Option("--max-tiles", help="Add draws until another might read more tiles of a slide."),
-    ] = None,
-    watch: Annotated[
-        bool,
-        typer.Option(
-            "--watch",
-            help="Go on and score slides as they arrive, until Ctrl-C or SIGTERM; again: at once.",
-            rich_help_panel=_WATCHING,
-        ),
-    ] = False,
-    every: Annotated[
-        float | None,
-        typer.Option(
-            "--every",
-            metavar="SECONDS",
-            help="How often to look for slides; 10 by default.",
-            rich_help_panel=_WATCHING,
-        ),
-    ] = None,
-    settle: Annotated[
-        float | None,
-        typer.Option(
-            "--settle",
-            metavar="SECONDS",
-            help="How long a slide must not have changed to be complete; 30 by default.",
-            rich_help_panel=_WATCHING,
-        ),
-    ] = None,
-    marker: Annotated[
-        str | None,
-        typer.Option(
-            "--marker",
-            metavar="SUFFIX",
-            help="A slide is complete when this file is beside it: case7.svs.done or case7.done for .done.",
-            rich_help_panel=_WATCHING,
-        ),
-    ] = None,
+    stage: StageOptions,
+    common: CommonOptions,
+    seed: Seed = 0,
 ) -> Result:
-    """Score slides with a model: probabilities or values, and the tiles they rest on."""
-    from pipelines._watch import Arrivals, stop_on_signals
+    """Score slides with a model: predictions, and the tiles they rest on."""
+    from pipelines._watch import stop_on_signals
     from pipelines.score import score
-    from wsi_ats.errors import SettingsError
     from wsi_ats.models.card import read_card
 
-    refs = None if watch else options.refs(slides)
-    settings = options.settings(read_card(model).settings)
-    given = {"draws": draws, "tiles": tiles, "tolerance": tolerance, "max_tiles": max_tiles}
-    changes = [f"sampling.{name}={value}" for name, value in given.items() if value is not None]
-    settings = settings.with_values(changes)
-    scored = partial(score, model=model, out=out, settings=settings, seed=options.seed or 0)
-    execution = options.execution()
-    waiting: dict[str, Any] = {"every": every, "settle": settle, "marker": marker}
-    waiting = {name: value for name, value in waiting.items() if value is not None}
+    refs = None if arriving.watch else source.refs(slides)
+    settings = chosen.settings(read_card(model).settings, changes=drawing.changes())
+    scored = partial(score, model=model, out=out, settings=settings, seed=seed)
+    carried_out = execution(common, stage)
     if refs is not None:
-        if waiting:
-            raise SettingsError(f"--{next(iter(waiting))} says how to wait for slides; give --watch, too")
-        return scored(refs, execution=execution)
+        return scored(refs, execution=carried_out)
     with stop_on_signals() as stop:
-        arrivals = Arrivals(slides, options.mpp, options.reader, pause=stop.wait, **waiting)
-        return scored(arrivals, execution=replace(execution, stop=stop))
+        arrivals = arriving.arrivals(slides, source, stop.wait)
+        return scored(arrivals, execution=replace(carried_out, stop=stop))
 
 
-_Labels = Annotated[
-    Path, typer.Option("--labels", help="Table of slide_id (or case_id) and label; several columns too.")
-]
-_By = Annotated[str, typer.Option("--by", metavar="slide|case", help="What figures are of.")]
-_Resamples = Annotated[
-    int, typer.Option("--resamples", min=0, help="Samples of cases that intervals are taken from.")
-]
-
-
-@app.command()
-@command
+@_stage
 def evaluate(
-    scores: Annotated[Path, typer.Argument(metavar="SCORES", help="Output folder of score.")],
-    labels: _Labels,
+    scores: Scores,
+    labels: Labels,
     out: Out,
-    options: Options,
-    by: _By = "slide",
-    label_column: _LabelColumn = None,
+    folder: FolderOptions,
+    common: CommonOptions,
+    label_column: LabelColumn = None,
     splits: Annotated[
         Path | None,
-        typer.Option("--splits", help="Table with columns train, val and test: evaluate its test slides."),
+        text(
+            "--splits",
+            "FILE",
+            "Table with the columns train, val and test: evaluate its test slides.",
+            panel=INPUT,
+        ),
     ] = None,
     split: Annotated[
-        str | None,
-        typer.Option("--split", metavar="train|val|test", help="Evaluate slides of this split alone."),
+        str | None, text("--split", "train|val|test", "Evaluate the slides of this split.", panel=INPUT)
     ] = None,
-    resamples: _Resamples = 1000,
+    by: By = "slide",
+    resamples: Resamples = 1000,
+    seed: Seed = 0,
 ) -> Result:
-    """Hold scores against labels: figures with intervals, curves, calibration; without workers."""
+    """Compare scores with labels: metrics with confidence intervals, curves, calibration."""
     from pipelines.evaluate import evaluate
 
     return evaluate(
@@ -282,36 +223,35 @@ def evaluate(
         splits=splits,
         split=split,
         resamples=resamples,
-        seed=options.seed or 0,
-        execution=options.execution(),
+        seed=seed,
+        execution=execution(common, folder),
     )
 
 
-@app.command()
-@command
+@_stage
 def crossval(
     slides: Slides,
-    labels: _Labels,
+    labels: Labels,
+    source: SlideOptions,
+    chosen: SettingsOptions,
     out: Out,
-    options: Options,
-    folds: Annotated[
-        int | None, typer.Option("--folds", min=2, help="How often to train and score; 5 by default.")
-    ] = None,
+    stage: StageOptions,
+    common: CommonOptions,
+    label_column: LabelColumn = None,
+    folds: Annotated[int | None, number("--folds", "Folds. Default: 5.", least=2, panel=INPUT)] = None,
     splits: Annotated[
-        Path | None, typer.Option("--splits", help="Folder of splits_0.csv, splits_1.csv ... to use instead.")
+        Path | None,
+        text("--splits", "FOLDER", "Folder of splits_0.csv, splits_1.csv ... to use as folds.", panel=INPUT),
     ] = None,
-    by: _By = "slide",
-    label_column: _LabelColumn = None,
-    resamples: _Resamples = 1000,
+    by: By = "slide",
+    resamples: Resamples = 1000,
+    seed: TrainingSeed = None,
 ) -> Result:
-    """Train on all folds but one, score that one, in turn; figures of each and of all together."""
+    """Cross-validate: train, score and evaluate each fold, and all folds together."""
     from pipelines.crossval import crossval
 
-    settings = options.settings()
-    if options.seed is not None:
-        settings = settings.with_values([f"training.seed={options.seed}"])
-    refs = options.refs(slides, labels=labels, label_column=label_column, task=settings.model.task)
-    execution = options.execution()
+    settings = chosen.settings(changes={"training.seed": seed})
+    refs = source.refs(slides, labels=labels, label_column=label_column, task=settings.model.task)
     return crossval(
         refs,
         out,
@@ -320,44 +260,63 @@ def crossval(
         by=by,
         resamples=resamples,
         settings=settings,
-        execution=execution,
+        execution=execution(common, stage),
     )
 
 
-@app.command()
-@command
+@_stage
 def export(
-    scores: Annotated[Path, typer.Argument(metavar="SCORES", help="Output folder of score.")],
-    to: Annotated[str, typer.Option("--to", metavar="csv|parquet|qupath", help="The format.")],
+    scores: Scores,
+    to: Annotated[str, text("--to", "csv|parquet|qupath", "Format.", panel=OUTPUT)],
     out: Out,
-    options: Options,
+    folder: FolderOptions,
+    common: CommonOptions,
+    strict: Strict = False,
 ) -> Result:
-    """Write scores for other programs; takes milliseconds a slide and therefore no workers."""
+    """Export predictions and selected tiles for other programs."""
     from pipelines.export import export
 
-    return export(scores, out, to=to, execution=options.execution())
+    carried_out = replace(execution(common, folder), strict=strict)
+    return export(scores, out, to=to, execution=carried_out)
 
 
-@app.command()
-@command
-def doctor(options: Basic) -> Result:  # noqa: ARG001  (how its result is shown)
-    """Show what is installed, and what to install for what is missing."""
+@_stage
+def settings(
+    write: Annotated[
+        Path | None,
+        text("--write", "FILE", "Write them to a settings file (TOML) with comments.", panel=OUTPUT),
+    ] = None,
+    overwrite: Annotated[bool, flag("--overwrite", "Replace the file of --write.", OUTPUT)] = False,
+) -> Result:
+    """List all settings with type, default and reason, or write a commented settings file."""
+    from pipelines.settings import settings
+
+    return settings(write, overwrite=overwrite)
+
+
+@_stage
+def doctor() -> Result:
+    """Check the installation and say what to install."""
     from pipelines.doctor import doctor
 
     return doctor()
 
 
-@app.command()
-@command
-def demo(options: Running, out: DemoOut = Path("demo")) -> Result:
-    """Make slides, train on them, score others, and show how it went."""
+@_stage
+def demo(
+    cluster: ClusterOptions,
+    common: CommonOptions,
+    out: Out = Path("demo"),
+    overwrite: Overwrite = False,
+    seed: Seed = 0,
+) -> Result:
+    """Make synthetic slides, train on some, score others, and compare methods."""
     from pipelines.demo import demo
 
-    return demo(out, seed=options.seed or 0, execution=options.execution())
+    carried_out = replace(execution(common, cluster), overwrite=overwrite)
+    return demo(out, seed=seed, execution=carried_out)
 
 
-def main(stage: str | None = None) -> None:
-    """Run the command line; with a stage, as if it had been named first."""
-    if stage is not None:
-        sys.argv.insert(1, stage)  # run.json records the command from here, too
+def main() -> None:
+    """Run the command line."""
     app(prog_name="wsi-ats")

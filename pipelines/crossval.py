@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
+from pipelines._extras import check_installed
 from pipelines._fitting import check_network
 from pipelines._records import Row, absolute
 from pipelines._runs import (
@@ -113,6 +114,7 @@ def crossval(
     execution, out, settings = execution or Execution(), rooted(out), settings or Settings()
     settings.check_trainable()
     check_pixels(settings)
+    check_installed(settings.model.task)
     without = {ref.id for ref in unlabelled(refs)}
     if without and len(without) < len(refs):
         execution.reporter.message(f"{len(without)} of {len(refs)} slides have no label and are left out")

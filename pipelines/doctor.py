@@ -1,4 +1,4 @@
-"""Say what is installed, what is missing, and what to do about it."""
+"""Check the installation: versions, optional packages, GPU, and what to install."""
 
 from __future__ import annotations
 
@@ -12,25 +12,31 @@ from typing import Any
 
 from pipelines._runs import versions
 
-# What a URL begins with, and the package that fsspec needs for it.
-_STORES = {"s3://": "s3fs", "https://": "aiohttp", "gs://": "gcsfs", "az://": "adlfs"}
-
-# What is better or possible with a package, and its module.
-_OPTIONAL = {"Dask's dashboard": ("bokeh", "bokeh")}
+# Packages that everything else works without: purpose, module, extra.
+_OPTIONAL = (
+    ("survival", "lifelines", "survival"),
+    ("figures of evaluate and demo", "matplotlib", "plots"),
+    ("--metrics", "prometheus_client", "metrics"),
+    ("slides at s3://", "s3fs", "remote"),
+    ("slides at https://", "aiohttp", "remote"),
+    ("Dask's dashboard", "bokeh", "dashboard"),
+    ("Dask on SLURM", "dask_jobqueue", "slurm"),
+    ("--tensorboard", "tensorboard", "tensorboard"),
+)
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at.
+    """One part of the installation.
 
     Parameters
     ----------
     name, found
-        What, and what was found.
+        The part, and its version or state.
     advice
-        What to do; empty where nothing is needed.
+        What to do; empty where nothing is wrong.
     needed
-        Whether the library is of no use without it.
+        Whether nothing works without it.
     """
 
     name: str
@@ -41,13 +47,13 @@ class Check:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All that was looked at."""
+    """The result of all checks."""
 
     checks: Sequence[Check]
 
     @property
     def exit_code(self) -> int:
-        """1 when something that is needed is missing."""
+        """1 when a needed part is missing."""
         return 1 if any(check.advice and check.needed for check in self.checks) else 0
 
     def to_json(self) -> dict[str, Any]:
@@ -55,7 +61,7 @@ class Diagnosis:
         return {"checks": [asdict(check) for check in self.checks]}
 
     def sections(self) -> list[tuple[str, list[tuple[str, str]]]]:
-        """What a person reads."""
+        """Return the lines of the table."""
         texts = [
             (each.name, f"{each.found} - {each.advice}" if each.advice else each.found)
             for each in self.checks
@@ -64,16 +70,14 @@ class Diagnosis:
 
 
 def doctor() -> Diagnosis:
-    """Look at the installation.
+    """Check the installation.
 
     Examples
     --------
     >>> [check.name for check in doctor().checks if check.advice]  # doctest: +SKIP
-    ['graphics processor']
+    ['GPU']
     """
-    return Diagnosis(
-        [_machine(), *_packages(), _openslide(), *_readers(), *_optional(), _graphics_processor()]
-    )
+    return Diagnosis([_machine(), *_packages(), _openslide(), *_readers(), *_optional(), _gpu()])
 
 
 def _machine() -> Check:
@@ -81,9 +85,12 @@ def _machine() -> Check:
 
 
 def _packages() -> list[Check]:
-    # Run from a checkout the library itself has no version, and needs none.
+    # A checkout has no version of wsi-ats, and needs none.
+    optional = {module for _, module, _ in _OPTIONAL} | {"wsi-ats"}
     return [
-        Check(name, version, f"pip install {name}" if version == "not installed" else "", name != "wsi-ats")
+        Check(name, version, f"pip install {name}" if version == "not installed" else "")
+        if name not in optional
+        else Check(name, version, needed=False)
         for name, version in versions().items()
     ]
 
@@ -100,37 +107,29 @@ def _openslide() -> Check:
 def _readers() -> list[Check]:
     from wsi_ats.tables.folders import SLIDE_SUFFIXES
 
-    stores = [name for name, module in _STORES.items() if importlib.util.find_spec(module) is not None]
-    missing = [_STORES[name] for name in ("s3://", "https://") if name not in stores]
     return [
         Check("reader direct", "plain TIFF pyramids (svs, tif, ome.tif), also in stores"),
         Check("reader OpenSlide", " ".join(sorted(SLIDE_SUFFIXES))),
         Check("reader zarr", "OME-Zarr, also in stores"),
-        Check(
-            "stores",
-            " ".join(stores) or "none",
-            f"pip install {' '.join(missing)}" if missing else "",
-            needed=False,
-        ),
     ]
 
 
 def _optional() -> list[Check]:
     return [
-        Check(name, package)
+        Check(purpose, module)
         if importlib.util.find_spec(module) is not None
-        else Check(name, f"{package} is not installed", f"pip install {package}", needed=False)
-        for name, (package, module) in _OPTIONAL.items()
+        else Check(purpose, f"{module} is not installed", f'pip install "wsi-ats[{extra}]"', needed=False)
+        for purpose, module, extra in _OPTIONAL
     ]
 
 
-def _graphics_processor() -> Check:
-    name = "graphics processor"
+def _gpu() -> Check:
+    name = "GPU"
     try:
         torch = importlib.import_module("torch")
     except (ImportError, OSError) as error:
         return Check(name, f"torch cannot be loaded: {error}", "pip install torch")
     if torch.cuda.is_available():
         return Check(name, ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())))
-    advice = "" if torch.version.cuda is None else "check the driver with nvidia-smi if there should be one"
+    advice = "" if torch.version.cuda is None else "if there is one, check its driver with nvidia-smi"
     return Check(name, "none, the CPU is used", advice, needed=False)

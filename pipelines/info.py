@@ -1,4 +1,4 @@
-"""Look at slides before any work: what they are, what suits them, and what scoring them would cost."""
+"""Inspect slides before any work: format, resolution, tissue, and the cost of scoring them."""
 
 from __future__ import annotations
 
@@ -19,45 +19,43 @@ from wsi_ats.slides.opening import open_chosen
 from wsi_ats.slides.storage import file_size
 from wsi_ats.slides.wrappers import CountingSlide
 
-# A resolution that differs by less is worth suggesting: cells look much the same, networks do as well.
+# A resolution that differs by less is worth suggesting: cells look much the same, and networks do as well.
 _NEAR = 0.25
 
 
 @dataclass(frozen=True)
 class SlideInfo:
-    """What is known of a slide.
+    """Facts about a slide.
 
     Parameters
     ----------
     slide_id, path, vendor
         The slide and its format.
     reader, reader_reason
-        Who reads it, and why.
+        The library that reads it, and the reason for this choice.
     colour_profile
-        Whether the file says how its colours look; see ``tile.colour``.
+        Whether the file has a colour profile; see ``tile.colour``.
     mpp, mpp_source
-        Micrometres per level-0 pixel, and who says so.
+        Micrometres per level-0 pixel, and the source of this value.
     levels
-        Of each level ``width``, ``height``, ``downsample``, ``tile`` (the file's own, where known).
+        ``width``, ``height``, ``downsample`` and ``tile`` (the file's own, where known) of each level.
     level
         The level that tiles are read from.
     native
         Whether tiles are that level's own pixels, so that nothing is resampled.
     aligned
-        Whether tiles lie on the file's own tiles, so that no byte is read in vain; ``None`` where the
-        format does not tell.
+        Whether tiles consist of whole tiles of the file, so that no byte is wasted; ``None`` if unknown.
     advice
-        What would make reading cheaper; empty when nothing would.
+        Settings that would make reading cheaper; empty if there are none.
     rows, cols, tissue_tiles
-        The grid, and its cells with tissue, without those left out.
+        Shape of the grid, and number of its cells with tissue that are not left out.
     tissue_method, tissue_reason, warning
-        How tissue was found, why so, and what speaks against it.
+        The method that found tissue, the reason for this choice, and doubts about its result.
     pen, blur, excluded_tiles
-        Shares of the tissue cells that are spoilt, ``None`` where that cannot be told, and how many are left
-        out.
+        Shares of the tissue cells with these artefacts, ``None`` if unknown, and number of cells left out.
     tiles, bytes_read, bytes_file, share
-        Estimate of what scoring reads: tiles, bytes with the thumbnail, and these bytes as a share of the
-        file; bytes are ``None`` where the format does not tell.
+        Estimated cost of scoring: tiles, bytes including the thumbnail, size of the file, and the bytes as a
+        share of it; bytes are ``None`` if unknown.
     """
 
     slide_id: str
@@ -88,7 +86,7 @@ class SlideInfo:
     share: float | None
 
     def lines(self) -> list[tuple[str, str]]:
-        """What a person reads."""
+        """Return the lines of the slide's table."""
         sizes = [f"{each['width']} x {each['height']}" for each in self.levels]
         file_tile = self.levels[self.level]["tile"]
         alignment = {None: "alignment unknown", True: "aligned with the file's", False: "not aligned"}
@@ -110,28 +108,28 @@ class SlideInfo:
             ("quality", self._quality()),
             ("scoring reads", f"{self.tiles} tiles{cost}"),
         ]
-        said = [("warning", self.warning), ("advice", self.advice)]
-        return lines + [(name, text) for name, text in said if text]
+        remarks = [("warning", self.warning), ("advice", self.advice)]
+        return lines + [(name, text) for name, text in remarks if text]
 
     def _quality(self) -> str:
-        told = {"pen": self.pen, "blur": self.blur}
+        found = {"pen": self.pen, "blur": self.blur}
         shares = [
-            f"{name} cannot be told" if share is None else f"{name} in {share:.1%} of tissue"
-            for name, share in told.items()
+            f"{name} unknown" if share is None else f"{name} in {share:.1%} of tissue"
+            for name, share in found.items()
         ]
         return "; ".join([*shares, f"{self.excluded_tiles} tiles left out"])
 
 
 @dataclass(frozen=True)
 class Infos:
-    """What is known of some slides; why nothing is, by slide."""
+    """Facts about slides, and errors of those that cannot be inspected, by slide."""
 
     slides: Sequence[SlideInfo]
     failed: dict[str, str]
 
     @property
     def exit_code(self) -> int:
-        """0 when all could be looked at, else 1."""
+        """0 if all slides could be inspected, else 1."""
         return 1 if self.failed else 0
 
     def to_json(self) -> dict[str, Any]:
@@ -139,20 +137,20 @@ class Infos:
         return {"slides": [asdict(slide) for slide in self.slides], "failed": self.failed}
 
     def sections(self) -> list[tuple[str, list[tuple[str, str]]]]:
-        """What a person reads, slide by slide."""
+        """Return a table for each slide."""
         known = [(slide.slide_id, slide.lines()) for slide in self.slides]
         return known + [(name, [("failed", error)]) for name, error in self.failed.items()]
 
 
 def info(refs: Iterable[SlideRef], *, settings: Settings | None = None) -> Infos:
-    """Look at slides; one that cannot be looked at is reported among the failed.
+    """Inspect slides; one that cannot be inspected is among the failed.
 
     Parameters
     ----------
     refs
         The slides.
     settings
-        Sections ``tile``, ``thumbnail`` and ``sampling`` are used.
+        Sections ``tile``, ``thumbnail`` and ``sampling`` are used; the defaults unless given.
 
     Examples
     --------
@@ -221,14 +219,14 @@ def _look(ref: SlideRef, settings: Settings) -> SlideInfo:
 
 
 def _fits(tile: TileSettings, file_tile: tuple[int, int]) -> bool:
-    """Whether tiles side by side each consist of whole tiles of the file."""
+    """Return whether adjacent tiles each consist of whole tiles of the file."""
     return tile.stride == 1 and all(tile.size % side == 0 for side in file_tile)
 
 
 def _advice(tile: TileSettings, level_mpp: float, native: bool, file_tile: tuple[int, int] | None) -> str:
     if not native:
         if not math.isclose(level_mpp, tile.mpp, rel_tol=0, abs_tol=_NEAR * tile.mpp):
-            return ""  # what tiles show would change too much for what it saves
+            return ""  # tiles would look too different for what it saves
         return (
             f"tiles of {tile.mpp:g} um per pixel are resampled from a level of {level_mpp:g}; "
             f"--set tile.mpp={level_mpp:.4g} reads fewer bytes"
@@ -245,12 +243,12 @@ def _advice(tile: TileSettings, level_mpp: float, native: bool, file_tile: tuple
         return f"the file's tiles of {wide} x {high} pixels are read whole for each tile of {tile.size}"
     return (
         f"tiles of {tile.size} pixels cut the file's tiles of {wide} x {high}; --set tile.size={side} reads "
-        "no byte in vain"
+        "no byte that is not needed"
     )
 
 
 def _bytes(slide: Slide, tissue: TissueMask, level: int, share: float, before: int | None) -> int | None:
-    """Estimate what is read with a share of the tissue at some level, from the mean size of its cells."""
+    """Estimate the bytes read so far plus those of a share of the tissue at a level."""
     if not share:
         return before
     downsample = slide.levels[level].downsample
@@ -263,7 +261,7 @@ def _bytes(slide: Slide, tissue: TissueMask, level: int, share: float, before: i
 
 
 def _share(share: float) -> str:
-    # What is read of small files for the thumbnail is read of them again for the tiles.
+    # Of small files the same bytes are read for the thumbnail and for the tiles.
     twice = "; thumbnail and tiles are counted separately" if share > 1 else ""
     return f"{share:.1%} of the file{twice}"
 

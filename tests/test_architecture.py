@@ -74,8 +74,8 @@ DOORS = {
         *("pipelines._cluster", "pipelines._readers", "pipelines._tasks"),
         *("pipelines._work", "pipelines._workers"),
     ],
-    # The commands, and the options they share.
-    "typer": ["pipelines.cli", "pipelines._options"],
+    # The commands, the options they share, and the frame that they run in.
+    "typer": ["pipelines.cli", "pipelines._arguments", "pipelines._command"],
     "rich": ["pipelines._console"],
     "prometheus_client": ["pipelines._metrics"],
 }
@@ -85,7 +85,7 @@ TENSORS += [
     "pipelines._tensorboard",
     "pipelines._fitting",
     "pipelines.score",
-    "pipelines.demo",
+    "pipelines._demo_arms",
 ]  # where a device is chosen
 
 

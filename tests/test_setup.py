@@ -1,9 +1,10 @@
-"""What is installed is said in three files, which must agree."""
+"""Three files say what to install, and must agree."""
 
 from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import sys
 import tomllib
 from importlib.metadata import packages_distributions
@@ -29,6 +30,10 @@ def required() -> set[str]:
     return {name_of(each) for each in PROJECT["dependencies"]}
 
 
+def extra(name: str) -> set[str]:
+    return {name_of(each) for each in PROJECT["optional-dependencies"][name]}
+
+
 def test_constraints_hold_names_versions_and_markers_only():
     """No index addresses, paths, hashes or options: the user's own pip settings decide where from."""
     for line in constraints():
@@ -38,7 +43,13 @@ def test_constraints_hold_names_versions_and_markers_only():
 def test_every_package_that_is_asked_for_has_its_exact_version_in_the_constraints():
     fixed = {name_of(line) for line in constraints()}
     assert required() <= fixed
-    assert {name_of(each) for each in PROJECT["optional-dependencies"]["dev"]} <= fixed
+    assert extra("dev") | extra("all") <= fixed
+
+
+def test_all_extras_are_in_all_and_none_of_them_is_always_installed():
+    names = PROJECT["optional-dependencies"].keys() - {"all", "dev"}
+    assert set().union(*map(extra, names)) == extra("all")
+    assert not extra("all") & required()
 
 
 def test_fixed_versions_satisfy_the_lower_bounds():
@@ -58,13 +69,13 @@ def test_no_build_of_torch_for_one_kind_of_hardware_is_asked_for():
         assert not re.search(r"index-url|find-links|\+cpu|\+cu\d", (ROOT / name).read_text())
 
 
-def test_environment_file_installs_what_the_makefile_does():
+def test_environment_file_installs_what_the_makefile_does_and_every_extra():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     assert environment["channels"] == ["conda-forge"]
     python, pip, packages = environment["dependencies"]
     assert python == f"python{PROJECT['requires-python']}" == "python>=3.11"
     assert pip == "pip"
-    assert packages == {"pip": ["-c constraints.txt -e .[dev]"]}
+    assert packages == {"pip": ["-c constraints.txt -e .[all,dev]"]}
     assert "--constraints constraints.txt --editable '.[dev]'" in (ROOT / "Makefile").read_text()
 
 
@@ -96,5 +107,45 @@ def test_whatever_is_imported_is_asked_for_by_name_and_not_only_by_others(folder
     for name, path in imported(folder).items():
         if name in sys.stdlib_module_names or name in {"wsi_ats", "pipelines"}:
             continue
-        asked = required() | ({"pytest"} if "testing" in path else set())
+        asked = required() | extra("all") | ({"pytest"} if "testing" in path else set())
         assert {name_of(each) for each in homes[name]} & asked, f"{path} imports {name}"
+
+
+OPTIONAL = {"lifelines": "survival", "matplotlib": "plots", "prometheus_client": "metrics"}
+
+
+@pytest.mark.parametrize("name", OPTIONAL)
+def test_make_demo_and_make_test_install_what_they_need(name):
+    assert name.replace("_", "-") in extra(OPTIONAL[name]) & extra("dev")
+
+
+@pytest.mark.parametrize(
+    ("missing", "statement"),
+    [
+        ("lifelines", "import wsi_ats.tasks.concordance"),
+        ("matplotlib", "import wsi_ats.results.plots"),
+        ("matplotlib", "import pipelines.demo"),  # before it makes slides
+        ("prometheus_client", "import pipelines._metrics"),
+    ],
+)
+def test_a_missing_extra_is_an_error_that_says_how_to_install_it(missing, statement):
+    code = (
+        f"import sys; sys.modules[{missing!r}] = None\n"
+        "from wsi_ats.errors import SettingsError\n"
+        f"try: {statement}\n"
+        "except SettingsError as error: print(error)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ran.stdout.endswith(f'is not installed; pip install "wsi-ats[{OPTIONAL[missing]}]"\n')
+
+
+def test_the_library_and_the_other_commands_need_no_extra():
+    names = [*OPTIONAL, "s3fs", "aiohttp", "bokeh", "tensorboard", "dask_jobqueue"]
+    stages = ("convert", "doctor", "export", "info", "prepare", "score", "settings", "train")
+    code = (
+        "import sys\n"
+        f"sys.modules |= dict.fromkeys({names})\n"
+        f"import wsi_ats, {', '.join(f'pipelines.{stage}' for stage in stages)}\n"
+        "for name in wsi_ats.__all__: getattr(wsi_ats, name)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -99,3 +99,23 @@ class ArtifactError(WsiAtsError):
 
 class LockedError(ArtifactError):
     """An output folder that another run holds."""
+
+
+def not_installed(package: str, extra: str, purpose: str) -> SettingsError:
+    """Return the error for an optional package that is missing.
+
+    Parameters
+    ----------
+    package
+        Name of the package.
+    extra
+        Extra of ``wsi-ats`` that installs it.
+    purpose
+        The work that needs it.
+
+    Examples
+    --------
+    >>> print(not_installed("lifelines", "survival", "model.task survival"))
+    model.task survival needs lifelines, which is not installed; pip install "wsi-ats[survival]"
+    """
+    return SettingsError(f'{purpose} needs {package}, which is not installed; pip install "wsi-ats[{extra}]"')

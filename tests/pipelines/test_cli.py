@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -12,27 +13,10 @@ import tifffile
 from conftest import ROOT
 
 from pipelines import doctor as doctor_module
+from pipelines._options import SettingsOptions
 from pipelines.info import info
+from wsi_ats.settings import Settings
 from wsi_ats.slides.base import SlideRef
-
-STAGE_OPTIONS = [
-    *("--scheduler", "--workers", "--seed", "--overwrite", "--dry-run", "--json", "--strict", "--config"),
-    *("--set", "--debug", "--mpp", "--log-json", "--metrics"),
-]
-
-
-@pytest.mark.parametrize("stage", ["prepare", "convert", "train", "score", "export", "evaluate", "crossval"])
-def test_every_stage_has_the_shared_options(run, stage, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
-    text = run(stage, "--help", scheduler=None).stdout
-    assert [option for option in STAGE_OPTIONS if option not in text] == []
-
-
-def test_the_demo_has_only_the_options_that_it_honours(run, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
-    text = run("demo", "--help").stdout
-    own = {"--out", "--scheduler", "--workers", "--seed", "--overwrite", "--debug", "--json"}
-    assert {word for word in text.split() if word.startswith("--")} == {*own, "--help"}
 
 
 def test_help_imports_nothing_heavy():
@@ -115,16 +99,14 @@ def test_info_advises_tiles_that_suit_the_file(tmp_path, file_tile, mpp, native,
     assert ("counted separately" in lines["scoring reads"]) == (found.share > 1)
 
 
-def test_a_mistake_of_ours_is_one_line(run, monkeypatch):
+def test_a_bug_is_one_line(run, monkeypatch):
     def broken():
         raise TypeError("of ours")
 
     monkeypatch.setattr(doctor_module, "doctor", broken)
     ran = run("doctor")
     assert (ran.exit_code, ran.stdout) == (70, "")
-    assert ran.stderr == (
-        "unexpected TypeError: of ours; run again with --debug for its origin, and please report it\n"
-    )
+    assert ran.stderr == ("unexpected TypeError: of ours; run again with --debug and please report it\n")
     traced = run("doctor", "--debug")
     assert traced.exit_code == 70
     assert "Traceback" in traced.stderr
@@ -136,9 +118,21 @@ def test_doctor(run):
     ran = run("doctor", "--json")
     assert ran.exit_code == 0, ran.stdout
     checks = {check["name"]: check for check in json.loads(ran.stdout)["checks"]}
-    assert {"python", "torch", "OpenSlide library", "graphics processor"} <= checks.keys()
+    assert {"python", "torch", "OpenSlide library", "GPU"} <= checks.keys()
     assert not checks["Dask's dashboard"]["needed"]
     assert ".svs" in checks["reader OpenSlide"]["found"]
+
+
+def test_doctor_needs_no_extra(run, monkeypatch):
+    monkeypatch.setattr(doctor_module, "versions", lambda: {"lifelines": "not installed"})
+    for name in ("lifelines", "matplotlib", "prometheus_client", "s3fs", "aiohttp"):
+        monkeypatch.setitem(sys.modules, name, None)
+    ran = run("doctor", "--json")
+    assert ran.exit_code == 0
+    advice = {check["advice"] for check in ran.json["checks"]}
+    assert {
+        f'pip install "wsi-ats[{extra}]"' for extra in ("survival", "plots", "metrics", "remote")
+    } <= advice
 
 
 def test_doctor_says_what_to_install(run, monkeypatch):
@@ -146,6 +140,18 @@ def test_doctor_says_what_to_install(run, monkeypatch):
     ran = run("doctor")
     assert ran.exit_code == 1
     assert "pip install timm" in ran.stdout
+
+
+def test_the_version(run):
+    ran = run("--version")
+    assert (ran.exit_code, ran.stdout) == (0, f"wsi-ats {doctor_module.versions()['wsi-ats']}\n")
+
+
+def test_without_a_command_the_help_page_is_shown(run):
+    ran = run(scheduler=None)
+    words = " ".join((ran.stdout + ran.stderr).split())
+    assert "--install-completion" in words
+    assert "crossval" in words
 
 
 def test_a_reader_is_chosen_said_and_forced(run, slides, config, tmp_path):
@@ -168,3 +174,71 @@ def test_both_readers_prepare_the_same(run, slides, config, tmp_path):
     assert pictures
     for picture in pictures:
         assert picture.read_bytes() == (tmp_path / "openslide" / "thumbnails" / picture.name).read_bytes()
+
+
+def test_settings_are_listed(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    text = run("settings").stdout
+    assert "[sampling]" in text
+    listed = {each["name"]: each for each in run("settings", "--json").json["settings"]}
+    assert listed["tile.size"]["default"] == Settings().tile.size
+    assert {"type", "reason", "fixes", "kinds"} <= listed["tile.size"].keys()
+    for name in listed:
+        assert name.partition(".")[2] in text
+
+
+def test_settings_are_written_to_a_file_that_is_read_again(run, tmp_path):
+    path = tmp_path / "ats.toml"
+    ran = run("settings", "--write", path)
+    assert ran.exit_code == 0
+    assert "written" in ran.stdout
+    assert Settings.read(path) == Settings()
+    assert "# Pixels a side" in path.read_text()
+    path.write_text("mine")
+    refused = run("settings", "--write", path)
+    assert refused.exit_code == 2
+    assert "--overwrite" in refused.stderr
+    assert path.read_text() == "mine"
+    assert run("settings", "--write", path, "--overwrite", "--json").json["written"] == str(path)
+    assert Settings.read(path) == Settings()
+    assert run("settings", "--overwrite").exit_code == 2
+
+
+def test_a_settings_file_changes_what_it_names_and_leaves_the_model_s_other_settings(tmp_path):
+    path = tmp_path / "ats.toml"
+    path.write_text("[sampling]\ntiles = 6\n")
+    base = Settings().with_values(["tile.size=128", "sampling.draws=2"])
+    settings = SettingsOptions(config=path, set=["sampling.draws=3"], qc="pen").settings(base)
+    assert settings == base.with_values(["sampling.tiles=6", "sampling.draws=3", "thumbnail.exclude=pen"])
+
+
+@pytest.mark.parametrize(
+    ("missing", "words", "extra"),
+    [
+        ("lifelines", ("train", "--set", "model.task=survival"), "survival"),
+        ("lifelines", ("crossval", "--set", "model.task=survival"), "survival"),
+        ("matplotlib", ("crossval",), "plots"),
+        ("prometheus_client", ("train", "--metrics", "run.prom"), "metrics"),
+        ("prometheus_client", ("train", "--metrics", "run.prom", "--dry-run"), "metrics"),
+    ],
+)
+def test_a_missing_extra_is_refused_before_any_work(slides, tmp_path, missing, words, extra):
+    labels = tmp_path / "labels.csv"
+    rows = [f"slide_{i:03d},{i + 1};1" for i in range(6)]
+    survival = "model.task=survival" in words
+    labels.write_text(
+        "\n".join(["slide_id,label", *rows]) if survival else (slides / "labels.csv").read_text()
+    )
+    name, *rest = words
+    command = [name, str(slides), "--labels", str(labels), "--out", "out", *rest]
+    code = (
+        f"import sys; sys.modules[{missing!r}] = None; sys.argv[1:] = {command}\n"
+        "from pipelines.cli import main; main()"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert ran.returncode == 2, ran.stderr
+    assert ran.stderr.endswith(f'is not installed; pip install "wsi-ats[{extra}]"\n')
+    assert not (tmp_path / "out").exists()

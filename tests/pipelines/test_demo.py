@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from pipelines._console import show
+from pipelines._demo_arms import ARMS
+from pipelines._demo_slides import Scale, claim
 from pipelines._runs import Execution
-from pipelines.demo import ARMS, Scale, _claim, demo
+from pipelines.demo import demo
 from wsi_ats.errors import ArtifactError
 from wsi_ats.files import read_json
 from wsi_ats.tables.files import read_parquet
@@ -84,11 +86,11 @@ def test_other_slides_than_those_in_the_folder_are_refused(shown, out, client):
 
 def test_overwrite_makes_other_slides_and_leaves_alone_what_is_not_the_demo_s(tmp_path):
     made = {"seed": 1}
-    _claim(tmp_path, made, overwrite=False)
+    claim(tmp_path, made, overwrite=False)
     for name in ("training", "mine"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "labels.csv").touch()
-    _claim(tmp_path, {"seed": 2}, overwrite=True)
+    claim(tmp_path, {"seed": 2}, overwrite=True)
     assert not (tmp_path / "training").exists()
     assert (tmp_path / "mine" / "labels.csv").exists()
     assert read_json(tmp_path / "demo.json") == {"seed": 2}
@@ -96,7 +98,7 @@ def test_overwrite_makes_other_slides_and_leaves_alone_what_is_not_the_demo_s(tm
     somebodys = tmp_path / "other" / "training"
     somebodys.mkdir(parents=True)
     with pytest.raises(ArtifactError, match="but no demo"):
-        _claim(tmp_path / "other", made, overwrite=True)
+        claim(tmp_path / "other", made, overwrite=True)
     assert somebodys.exists()
 
 

@@ -327,7 +327,7 @@ def test_ctrl_c_with_workers_of_its_own(many, model, run, uninterrupted, tmp_pat
     _, complaints = process.communicate(timeout=LIMIT)
     assert process.returncode == 130
     said = [line for line in complaints.splitlines() if not line.startswith(("score ", "Dask's workers"))]
-    assert said == ["interrupted; the same command goes on where this one stopped"]
+    assert said == ["interrupted; run the same command again to continue"]
     assert run(*command).exit_code == 0
     assert_same_results(tmp_path / "scores", uninterrupted)
 

@@ -78,7 +78,7 @@ def test_a_stop_at_the_first_failure_is_no_complete_end(run, mixed, config, tmp_
     log = tmp_path / "log.jsonl"
     ran = run(
         *("prepare", mixed / "text.svs", mixed / "slide_000.tif", mixed / "slide_001.tif", "--strict"),
-        *("--out", tmp_path / "out", "--config", config, "--log-json", log, "--slides-at-once", 1),
+        *("--out", tmp_path / "out", "--config", config, "--log-json", log),
     )
     assert ran.exit_code == 1
     *_, failed, end = read(log)

@@ -80,7 +80,7 @@ def test_nothing_is_written_unless_it_is_wanted(writers, tmp_path):
 
 def test_what_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr(_tensorboard, "find_spec", lambda name: None)
-    with pytest.raises(SettingsError, match="pip install tensorboard"):
+    with pytest.raises(SettingsError, match=r"pip install .wsi-ats\[tensorboard\]"):
         check_tensorboard()
 
 

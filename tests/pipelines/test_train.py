@@ -106,7 +106,7 @@ def test_tensorboard_that_is_not_installed_is_missed_before_the_work(train, tmp_
     monkeypatch.setattr("pipelines._tensorboard.find_spec", lambda name: None)
     ran = train(tmp_path / "run", "--tensorboard")
     assert ran.exit_code == 2
-    assert "pip install tensorboard" in ran.stderr
+    assert 'pip install "wsi-ats[tensorboard]"' in ran.stderr
     assert not (tmp_path / "run").exists()
 
 

@@ -293,9 +293,9 @@ def test_a_slide_is_done_again_when_files_change_that_its_record_does_not_know(c
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (("--every", 1), "--every says how to wait for slides; give --watch, too"),
-        (("--settle", 1), "--settle says how"),
-        (("--marker", ".done"), "--marker says how"),
+        (("--every", 1), "--every has no effect without --watch"),
+        (("--settle", 1), "--settle has no effect"),
+        (("--marker", ".done"), "--marker has no effect"),
         (("--watch", "--every", 0), "--every must be a positive number"),
         (("--watch", "--dry-run"), "--watch waits for slides that --dry-run cannot know of"),
         (("--watch", "--mpp", 1000), "1000"),

@@ -9,15 +9,20 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 
+from wsi_ats.errors import not_installed
 from wsi_ats.files import atomic
 from wsi_ats.results.records import AttentionMap, Selection
 from wsi_ats.slides.base import Pixels
+
+try:
+    from matplotlib.axes import Axes
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.colors import ListedColormap
+    from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
+except ModuleNotFoundError as error:
+    raise not_installed("matplotlib", "plots", "drawing figures") from error
 
 _TRUTH = ListedColormap(["white", "#f3d9e3", "#8796c9", "#c02942"])
 _TRUTH_NAMES = ("glass", "tissue", "look-alike", "lesion")

@@ -130,6 +130,32 @@ def read_manifest(
             f"and folders ending in {ZARR}"
         )
     _check_ids(refs, str(source))
+    return completed(refs, labels=labels, label_column=label_column, task=task, splits=splits, mpp=mpp)
+
+
+def completed(
+    refs: Sequence[SlideRef],
+    *,
+    labels: str | Path | None = None,
+    label_column: str | None = None,
+    task: str = "classification",
+    splits: str | Path | None = None,
+    mpp: float | None = None,
+) -> list[SlideRef]:
+    """Complete slides from several sources as :func:`read_manifest` completes those of one.
+
+    Parameters
+    ----------
+    refs
+        The slides, each under a name of its own.
+    labels, label_column, task, splits, mpp
+        As in :func:`read_manifest`.
+
+    Raises
+    ------
+    ManifestError, MppError
+        As in :func:`read_manifest`.
+    """
     refs = with_tables(refs, labels=labels, label_column=label_column, task=task, splits=splits)
     others = [ref.id for ref in refs if splits is not None and ref.split is None]
     if others:

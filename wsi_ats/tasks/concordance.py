@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from lifelines import KaplanMeierFitter
-from lifelines.utils import concordance_index
+
+from wsi_ats.errors import not_installed
+
+try:
+    from lifelines import KaplanMeierFitter
+    from lifelines.utils import concordance_index
+except ModuleNotFoundError as error:
+    raise not_installed("lifelines", "survival", "model.task survival") from error
 
 Floats = npt.NDArray[np.float64]
 

@@ -1,0 +1,144 @@
+"""Options of single stages: of ``train``, and of ``score``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pipelines._arguments import EXECUTION, INPUT, MODEL, OUTPUT, flag, number, text
+from pipelines._options import SlideOptions
+
+if TYPE_CHECKING:
+    from pipelines._watch import Arrivals
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """Options of ``train``, under the names of its arguments."""
+
+    restarts: Annotated[
+        int,
+        number(
+            "--restarts",
+            "Train this many models and keep the one with the least validation loss, among those whose "
+            "attention found where to look.",
+            panel=MODEL,
+        ),
+    ] = 1
+    retries: Annotated[
+        int,
+        number(
+            "--retries",
+            "Train again with another seed, at most this often, while attention finds nothing.",
+            least=0,
+            panel=MODEL,
+        ),
+    ] = 1
+    max_bad: Annotated[
+        int | None,
+        number(
+            "--max-bad",
+            "Stop when more slides than this become unreadable during training. Default: no limit.",
+            least=0,
+            panel=EXECUTION,
+        ),
+    ] = None
+    readers: Annotated[
+        str,
+        text(
+            "--readers",
+            "threads[:N]|dask",
+            "Read tiles with N threads of this process (default: one for each core), or on the workers of "
+            "--scheduler, which send them as JPEG.",
+            panel=EXECUTION,
+        ),
+    ] = "threads"
+    tensorboard: Annotated[bool, flag("--tensorboard", "Write metrics for TensorBoard as well.", OUTPUT)] = (
+        False
+    )
+
+
+@dataclass(frozen=True)
+class DrawOptions:
+    """Options of ``score`` that change settings of the section ``sampling``."""
+
+    draws: Annotated[
+        int | None,
+        number("--draws", "Independent draws of tiles; two or more give a standard error.", panel=MODEL),
+    ] = None
+    tiles: Annotated[int | None, number("--tiles", "Tiles in each draw.", panel=MODEL)] = None
+    tolerance: Annotated[
+        float | None,
+        text(
+            "--tolerance", "SE", "Add draws until the standard error (logit_se) is at most this.", panel=MODEL
+        ),
+    ] = None
+    max_tiles: Annotated[
+        int | None,
+        number(
+            "--max-tiles", "Add draws as long as a slide needs at most this many tiles.", least=0, panel=MODEL
+        ),
+    ] = None
+
+    def changes(self) -> dict[str, float | None]:
+        """Return the settings by name; ``None`` where an option is not given."""
+        return {f"sampling.{name}": value for name, value in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class WatchOptions:
+    """Options of ``score`` for slides that arrive while it runs."""
+
+    watch: Annotated[
+        bool,
+        flag(
+            "--watch",
+            "Keep running and score slides as they arrive. Ctrl-C or SIGTERM finishes the slides in hand; "
+            "a second one stops at once.",
+            INPUT,
+        ),
+    ] = False
+    every: Annotated[
+        float | None,
+        text("--every", "SECONDS", "With --watch: time between two looks. Default: 10.", panel=INPUT),
+    ] = None
+    settle: Annotated[
+        float | None,
+        text(
+            "--settle",
+            "SECONDS",
+            "With --watch: a slide is complete when it has not changed for this long. Default: 30.",
+            panel=INPUT,
+        ),
+    ] = None
+    marker: Annotated[
+        str | None,
+        text(
+            "--marker",
+            "SUFFIX",
+            "With --watch: a slide is complete when this file is beside it: case7.svs.done or case7.done "
+            "for .done.",
+            panel=INPUT,
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        from wsi_ats.errors import SettingsError
+
+        if self._waiting and not self.watch:
+            name = next(iter(self._waiting))
+            raise SettingsError(f"--{name} has no effect without --watch; give both or none")
+
+    @property
+    def _waiting(self) -> dict[str, Any]:
+        given = {"every": self.every, "settle": self.settle, "marker": self.marker}
+        return {name: value for name, value in given.items() if value is not None}
+
+    def arrivals(
+        self, sources: Sequence[str], slides: SlideOptions, pause: Callable[[float], object]
+    ) -> Arrivals:
+        """Return the slides of sources as they arrive."""
+        from pipelines._watch import Arrivals
+
+        return Arrivals(sources, slides.mpp, slides.reader, pause=pause, **self._waiting)
