@@ -14,6 +14,7 @@ from wsi_ats.slides.dicom import is_dicom
 from wsi_ats.slides.storage import is_remote
 from wsi_ats.tables.files import write_csv
 from wsi_ats.tables.manifest import find_slides_among, read_manifest
+from wsi_ats.tasks.registry import DEFAULT_TASK
 
 
 def read_sources(
@@ -21,7 +22,7 @@ def read_sources(
     *,
     labels: Path | None = None,
     label_column: str | None = None,
-    task: str = "classification",
+    task: str = DEFAULT_TASK,
     splits: Path | None = None,
     mpp: float | None = None,
 ) -> list[SlideRef]:

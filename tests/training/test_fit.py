@@ -27,6 +27,7 @@ from wsi_ats.settings import Settings
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.memory import MemorySlide
 from wsi_ats.tables.files import read_csv
+from wsi_ats.tasks.classification import Classification
 from wsi_ats.tasks.targets import Target
 from wsi_ats.training import fit as training
 from wsi_ats.training.fit import fit
@@ -485,7 +486,7 @@ def test_learning_rates_that_are_far_too_high_stop_training_with_advice(tmp_path
 
 @pytest.mark.parametrize("what", ["loss", "gradient's norm"])
 def test_what_is_no_number_is_named_with_epoch_step_and_slides_and_never_stored(tmp_path, monkeypatch, what):
-    real, calls = training.losses, []
+    real, calls = Classification.losses, []
 
     def in_the_second_epoch(task, outputs, targets):
         loss = real(task, outputs, targets)
@@ -498,7 +499,7 @@ def test_what_is_no_number_is_named_with_epoch_step_and_slides_and_never_stored(
             loss.register_hook(lambda gradient: gradient * math.inf)
         return loss
 
-    monkeypatch.setattr(training, "losses", in_the_second_epoch)
+    monkeypatch.setattr(Classification, "losses", in_the_second_epoch)
     said = rf"{what} is (nan|inf) in step 4, epoch 1 \(slides s\d.*step_000000003.safetensors; try"
     with pytest.raises(ModelError, match=said):
         run(tmp_path)

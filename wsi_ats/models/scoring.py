@@ -18,7 +18,6 @@ from wsi_ats.models.base import DrawLogits, WeightedTiles, draw_seed
 from wsi_ats.models.encoding import TileBatches
 from wsi_ats.models.kinds import method_for
 from wsi_ats.models.stopping import stop
-from wsi_ats.nn.losses import activate
 from wsi_ats.nn.network import SlideNetwork
 from wsi_ats.overview.masks import TissueMask
 from wsi_ats.overview.overview import count_tiles, inspect
@@ -165,18 +164,15 @@ def _enough(
 def _scores(draws: Sequence[DrawLogits], target: Target) -> Tensor:
     """By column, from the tiles of all draws."""
     last = draws[-1]
-    return target.restore(activate(target.task, last.logits if last.together is None else last.together))
+    return target.restore(target.kind.activate(last.logits if last.together is None else last.together))
 
 
 def _sampling_error(draws: Sequence[DrawLogits], target: Target) -> float | None:
-    """Standard error over draws: of the predicted class's log-odds, else the largest of all outputs."""
+    """Return the standard error over draws; see :meth:`wsi_ats.tasks.base.Task.outputs_with_error`."""
     if len(draws) < 2:
         return None
     logits = torch.stack([each.logits for each in draws])
-    if target.task == "classification":
-        best = _scores(draws, target).argmax()
-        others = torch.arange(logits.shape[1]) != best
-        logits = (logits[:, best] - logits[:, others].logsumexp(1))[:, None]
+    logits = target.kind.outputs_with_error(logits, _scores(draws, target))
     # From the first: of draws that are the same, the mean need not be the same to the last bit.
     return ((logits - logits[0]).std(0).max() * target.scale / math.sqrt(len(logits))).item()
 

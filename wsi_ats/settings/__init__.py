@@ -30,6 +30,9 @@ _NAMES_OR_NUMBERS = frozenset({"tile.channel"})
 # How a backbone is called that stands for features that are computed already, before their number.
 _FEATURES = "features:"
 
+TASKS = ("classification", "multilabel", "regression", "survival")
+"""Names of the tasks, which are :data:`wsi_ats.tasks.registry.TASKS`."""
+
 ARTEFACTS = ("pen", "blur")
 """What can be told of a slide's quality; see :func:`wsi_ats.overview.quality.find_artefacts`."""
 
@@ -147,9 +150,9 @@ class ThumbnailSettings:
 class ModelSettings:
     """The networks, and what they predict."""
 
-    task: str = "classification"
+    task: str = TASKS[0]
     """What labels say: ``classification`` (a class of two or more), ``multilabel`` (any of several labels),
-    ``regression`` (a value) or ``survival`` (time and event); see :mod:`wsi_ats.tasks.targets`."""
+    ``regression`` (a value) or ``survival`` (time and event); see :mod:`wsi_ats.tasks`."""
     kind: str = "sampling"
     """``sampling`` is attention sampling, what this project is for; ``uniform`` (tiles drawn without
     attention), ``mil`` (attention-based multiple-instance learning on all tiles) and ``image`` (a CNN on the
@@ -182,8 +185,8 @@ class ModelSettings:
 
     def __post_init__(self) -> None:
         _require(
-            self.task in {"classification", "multilabel", "regression", "survival"},
-            "model.task must be classification, multilabel, regression or survival, not " + repr(self.task),
+            self.task in TASKS,
+            f"model.task must be one of {', '.join(TASKS)}, not {self.task!r}",
         )
         _require(
             self.kind in {"sampling", "uniform", "mil", "image"},
@@ -516,17 +519,6 @@ class Settings:
             f"a model of kind {self.model.kind} draws no tiles; leave out sampling.draws, "
             "sampling.tolerance and sampling.max_tiles",
         )
-        if self.model.task == "survival":
-            _require(
-                self.model.kind != "image",
-                "model.task survival compares the slides of a step, but a model of kind image has one slide "
-                "at a time in memory; use another kind",
-            )
-            _require(
-                self.training.slides_per_step > 1,
-                "model.task survival compares the slides of a step, but training.slides_per_step is "
-                f"{self.training.slides_per_step}; make it 8 or more, so that most steps see an event",
-            )
         if self.model.kind == "image":
             pitch = self.tile.size * self.tile.stride
             pixels, whole = pitch * self.model.scale, max(1, round(pitch * self.model.scale))
@@ -591,21 +583,18 @@ class Settings:
             values[section] = values[section] | {key: _parse(text.strip())}
         return type(self).from_mapping(values)
 
-    def check_trainable(self, *, processes: int = 1) -> None:
+    def check_trainable(self) -> None:
         """Refuse what may be scored with, but not trained with.
 
-        Parameters
-        ----------
-        processes
-            How many train together.
+        :func:`wsi_ats.tasks.trainable.check_trainable` also compares them with the task.
 
         Raises
         ------
         SettingsError
-            For a biased design, phases that could teach nothing, or what kind of model, task, frozen backbone
-            or number of processes have no use for.
+            For a biased design, phases that could teach nothing, or what kind of model or frozen backbone
+            have no use for.
         """
-        balance, task, learning = self.training.balance, self.model.task, self.training
+        learning = self.training
         if self.model.kind == "sampling":
             self._check_phases()
         else:
@@ -617,15 +606,6 @@ class Settings:
                     f"training.{name} is {value}, but a model of kind {self.model.kind} has no attention to "
                     f"the thumbnail that could learn; set training.{name}=0",
                 )
-        _require(
-            balance == "none" or task == "classification",
-            f"training.balance is {balance}, but {task} has no classes to balance; use none",
-        )
-        _require(
-            processes == 1 or task != "survival",
-            f"survival compares all slides of a step, but {processes} processes see a share of them each; "
-            "train with one process",
-        )
         for name in ("colour", "stain"):
             strength = getattr(self.augmentation, name)
             for useless, why in (

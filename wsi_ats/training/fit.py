@@ -38,7 +38,6 @@ from wsi_ats.models.kinds import method_for
 from wsi_ats.models.sampling import AttentionSampling
 from wsi_ats.nn.backbone import Precomputed
 from wsi_ats.nn.cases import pool_slides
-from wsi_ats.nn.losses import constant_outputs, losses
 from wsi_ats.nn.model import AttentionSampler
 from wsi_ats.nn.network import SlideNetwork
 from wsi_ats.nn.optimisation import averaged, optimizer_of, set_rates
@@ -46,6 +45,7 @@ from wsi_ats.nn.supervision import teaching
 from wsi_ats.settings import LEARNED, Settings
 from wsi_ats.tables.files import write_csv
 from wsi_ats.tasks.targets import Target
+from wsi_ats.tasks.trainable import check_trainable
 from wsi_ats.training.diagnosis import Row
 from wsi_ats.training.distillation import Judge, Trust, loss, recall, survey, trust
 from wsi_ats.training.phases import Phase, phases_of
@@ -134,7 +134,7 @@ def fit(
     ArtifactError
         When the folder holds the state of another run, or a state cannot be written.
     """
-    settings.check_trainable(processes=1 if processes is None else processes.count)
+    check_trainable(settings, processes=1 if processes is None else processes.count)
     settings.check_watched(len(validation))
     for example in (*training, *validation):
         example.ref.check_pixels(colour=settings.tile.colour, channel=settings.tile.channel)
@@ -281,9 +281,8 @@ class _Training:
         # shares of the labels, so that its gain is 0 there, too.
         if self.learning.balance != "none":
             targets = torch.tensor(sorted(set(self.classes)))[:, None]
-        self.chance = constant_outputs(target.task, targets, target.outputs)
-        width = len(training[0].target)
-        self.watch = Watch(validation, self.watched, settings, target, width, self.chance, processes, device)
+        self.chance = target.kind.constant_outputs(targets, target.outputs)
+        self.watch = Watch(validation, self.watched, settings, target, self.chance, processes, device)
         self.frozen: FrozenFeatures | None = None
         self.evidence: dict[int, Evidence] = {}
         self.turns = torch.Generator()
@@ -640,8 +639,8 @@ class _Training:
         torch.manual_seed(draw_seed(self.learning.seed, "begin", step))  # dropout, if attention has any
         own = self.processes.share(batch)
         slides = sum(len(self.units[unit]) for unit, _ in own)
-        # The loss of survival is one of all slides together.
-        passes = 1 if self.target.task == "survival" else min(len(own), self.method.passes(slides))
+        # A loss that compares slides needs all of them at once.
+        passes = 1 if self.target.kind.relative else min(len(own), self.method.passes(slides))
         begun = []
         for part in np.array_split(np.asarray(own, dtype=np.int64).reshape(-1, 2), max(1, passes)):
             shown = [
@@ -683,7 +682,7 @@ class _Training:
             if result.drawn and self.phase.name == "joint":
                 entropy = torch.stack([seen.entropy for seen in result.drawn])
                 total = total - self.learning.entropy * entropy.sum() / slides
-                if self.learning.teaching and self.target.task == "classification":
+                if self.learning.teaching and self.target.kind.has_classes:
                     total = total + self.learning.teaching * self._teaching(each, result) / slides
             self._check("loss", total.item(), step, batch)
             total.backward()  # type: ignore[no-untyped-call]
@@ -710,7 +709,7 @@ class _Training:
     def _loss(self, outputs: Tensor, shown: Sequence[int]) -> Tensor:
         """Mean loss of some slides, or cases, given by their numbers."""
         targets = self._targets([self.training[self.units[unit][0]] for unit in shown])
-        each = losses(self.target.task, outputs, targets)
+        each = self.target.kind.losses(outputs, targets)
         if self.unit_weights is not None:
             each = each * each.new_tensor([self.unit_weights[unit] for unit in shown])
         return each.mean()
@@ -722,7 +721,7 @@ class _Training:
             with torch.no_grad():
                 alone = self.model.classify(seen.features)
                 targets = self._targets([shown.examples[place]]).expand(len(alone), -1)
-                evidence = -self.learning.evidence * losses(self.target.task, alone, targets)
+                evidence = -self.learning.evidence * self.target.kind.losses(alone, targets)
             taught = taught + teaching(seen.weight, seen.attention, seen.gate, evidence)
         return taught
 

@@ -17,11 +17,10 @@ from wsi_ats.models.batches import Example, Reader, ahead, balancing
 from wsi_ats.models.kinds import method_for
 from wsi_ats.nn.calibration import Calibration, calibration
 from wsi_ats.nn.cases import pool_slides
-from wsi_ats.nn.losses import activate, losses
 from wsi_ats.nn.model import AttentionSampler
 from wsi_ats.nn.network import SlideNetwork
 from wsi_ats.settings import Settings, TrainingSettings
-from wsi_ats.tasks.evaluation import main_figure
+from wsi_ats.tasks.evaluation import main_metric
 from wsi_ats.tasks.targets import Target
 from wsi_ats.training.diagnosis import Row
 from wsi_ats.training.processes import Processes
@@ -50,10 +49,8 @@ class Watch:
         Those of the run; as many tiles are drawn as at scoring.
     target
         What is predicted.
-    width
-        Numbers T in the target of a slide.
     chance
-        Outputs (O,) of a guess; see :func:`wsi_ats.nn.losses.constant_outputs`.
+        Outputs (O,) of a guess; see :meth:`wsi_ats.tasks.base.Task.constant_outputs`.
     processes
         Each works on its share of the slides.
     device
@@ -64,7 +61,6 @@ class Watch:
     units: Sequence[Sequence[int]]
     settings: Settings
     target: Target
-    width: int
     chance: Tensor
     processes: Processes
     device: torch.device
@@ -138,26 +134,26 @@ class Watch:
         ModelError
             When an output is no number.
         """
-        task, units = self.target.task, sorted(outputs)
+        task, units = self.target.kind, sorted(outputs)
         found = torch.tensor([outputs[unit] for unit in units], dtype=torch.float64)
         found = found.reshape(-1, self.target.outputs)
         if not found.isfinite().all():
             raise ModelError("the model gives scores that are no numbers; try lower learning rates")
         labels = [self.examples[self.units[unit][0]].target for unit in units]
-        targets = torch.tensor(labels, dtype=torch.float64).reshape(-1, self.width)
+        targets = torch.tensor(labels, dtype=torch.float64).reshape(-1, self.target.width)
         true = self.target.normalise(targets)
         loss = chance = gain = None
         if units:
-            loss = losses(task, found, true).mean().item()
-            chance = losses(task, self.chance.to(found).expand_as(found), true).mean().item()
+            loss = task.losses(found, true).mean().item()
+            chance = task.losses(self.chance.to(found).expand_as(found), true).mean().item()
             gain = 1 - loss / chance if chance else None
         name, value = self.main_figure(found, targets)
         return {f"{prefix}loss": loss, f"{prefix}gain": gain, f"{prefix}{name}": value}
 
     def main_figure(self, outputs: Tensor, targets: Tensor) -> tuple[str, float | None]:
         """Return name and value of the task's main figure; the larger the better."""
-        scores = self.target.restore(activate(self.target.task, outputs))
-        return main_figure(self.target.task, targets.numpy(), scores.numpy())
+        scores = self.target.restore(self.target.kind.activate(outputs))
+        return main_metric(self.target.kind, targets.numpy(), scores.numpy())
 
     def calibrated(self, draws: Sequence[Outputs]) -> tuple[Sequence[Outputs], Calibration | None]:
         """Make outputs mean what they say; see :mod:`wsi_ats.nn.calibration`.
@@ -173,21 +169,21 @@ class Watch:
             What the outputs become, and how. They stay as they are where the slides are fewer than
             :data:`FEWEST_TO_CALIBRATE`, a class is absent, or settings say so; then there is ``None``.
         """
-        task, learning = self.target.task, self.settings.training
+        task, learning = self.target.kind, self.settings.training
         units = sorted(set.intersection(*map(set, draws)))
         if len(units) < FEWEST_TO_CALIBRATE or not learning.calibrate_scores:
             return draws, None
         targets = torch.tensor(
             [self.examples[self.units[unit][0]].target for unit in units], dtype=torch.float64
         )
-        classes = targets[:, 0].tolist() if task == "classification" else []
+        classes = targets[:, 0].tolist() if task.has_classes else []
         if classes and len(set(classes)) < self.target.outputs:
             return draws, None
         weights = balancing(classes) if learning.balance != "none" else [1.0] * len(units)
         weight, true = torch.tensor(weights, dtype=torch.float64), self.target.normalise(targets)
         found = calibration(
             torch.tensor([[draw[unit] for unit in units] for draw in draws], dtype=torch.float64),
-            lambda outputs: (losses(task, outputs, true) * weight).mean(),
+            lambda outputs: (task.losses(outputs, true) * weight).mean(),
             classes=bool(classes),
         )
         changed = [
