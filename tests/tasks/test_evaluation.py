@@ -43,7 +43,7 @@ def test_probabilities_in_single_precision_need_not_sum_to_exactly_one():
 
 
 def metrics_of(task, targets, scores, *, names=()):
-    return evaluation.metrics(TASKS[task], targets, scores, names=names)
+    return evaluation.metrics_of(TASKS[task], targets, scores, names=names)
 
 
 def undefined(task, targets, names):

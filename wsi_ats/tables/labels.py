@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 
 from wsi_ats.errors import ManifestError
 from wsi_ats.slides.base import SlideRef
+from wsi_ats.tasks.base import FEWEST_CASES
 from wsi_ats.tasks.registry import task_named
 from wsi_ats.tasks.targets import Target
 
-_FEWEST_CASES = 2  # one for training, one for validation
 _SHOWN = 5  # names that a message lists before it says "and n more"
 
 
@@ -84,12 +84,12 @@ def check_labels(refs: Sequence[SlideRef], task: str) -> Target:
             raise ManifestError(f"slide {ref.id!r}: {error}") from error
     labels, cases = [label for _, label in labelled], [ref.case for ref, _ in labelled]
     try:
-        if len(set(cases)) < _FEWEST_CASES:
+        if len(set(cases)) < FEWEST_CASES:
             raise ManifestError(
-                f"slides of {_FEWEST_CASES} patients or more are needed, but there are {len(set(cases))}"
+                f"slides of {FEWEST_CASES} patients or more are needed, but there are {len(set(cases))}"
             )
         target = Target.of(task, labels)
-        kind.check_enough(labels, cases, _FEWEST_CASES)
+        kind.check_enough(labels, cases)
     except ManifestError as error:
         raise ManifestError(f"{error}{_left_out(unlabelled(refs))}") from error
     return target

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float64]
 Metrics = dict[str, float | None]
+Names = Sequence[str]
+
+FEWEST_CASES = 2
+"""Cases that it takes to learn: one for training, one for validation."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,8 @@ class Task(ABC):
     """A kind of prediction. Tasks have no state: what a model predicts is a `Target`.
 
     In all methods ``targets`` has shape (N, T) and ``scores`` and ``outputs`` have shape (N, C), for N slides
-    (or cases) and C names. Targets are what :meth:`encode` gives. Methods that take tensors import torch when
-    they are called.
+    (or cases). Targets are what :meth:`encode` gives, and scores have a column for each of :meth:`columns`.
+    Methods that take tensors import torch when they are called.
     """
 
     name: ClassVar[str]
@@ -100,15 +104,13 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def check_enough(self, labels: Sequence[str], cases: Sequence[str], fewest: int) -> None:
+    def check_enough(self, labels: Sequence[str], cases: Sequence[str]) -> None:
         """Check that labels are enough to learn from.
 
         Parameters
         ----------
         labels, cases
-            Of each slide; :meth:`describe` accepts the labels, and there are at least ``fewest`` cases.
-        fewest
-            Cases that each class needs.
+            Of each slide; :meth:`describe` accepts the labels, and there are :data:`FEWEST_CASES`.
 
         Raises
         ------
@@ -127,7 +129,7 @@ class Task(ABC):
     # --- targets and scores ---
 
     @abstractmethod
-    def encode(self, label: str, names: Sequence[str]) -> tuple[float, ...]:
+    def encode(self, label: str, names: Names) -> tuple[float, ...]:
         """Turn a label into T numbers.
 
         Raises
@@ -137,15 +139,15 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def width(self, names: Sequence[str]) -> int:
+    def width(self, names: Names) -> int:
         """Return T."""
 
     @abstractmethod
-    def columns(self, names: Sequence[str]) -> tuple[str, ...]:
+    def columns(self, names: Names) -> tuple[str, ...]:
         """Return the names of the C columns of scores."""
 
     @abstractmethod
-    def decide(self, scores: Sequence[float], names: Sequence[str]) -> str | None:
+    def decide(self, scores: Sequence[float], names: Names) -> str | None:
         """Write the scores of one slide as a label; ``None`` where they decide nothing."""
 
     @abstractmethod
@@ -216,21 +218,27 @@ class Task(ABC):
     # --- evaluation ---
 
     @abstractmethod
-    def metrics(self, targets: Floats, scores: Floats, names: Sequence[str]) -> Metrics:
-        """Compute all metrics, the main one first; ``None`` where one is not defined."""
+    def metrics(self, targets: Floats, scores: Floats, names: Names) -> Metrics:
+        """Compute all metrics, the main one first; ``None`` where one is not defined.
+
+        Parameters
+        ----------
+        targets, scores
+            Of the slides; there may be none.
+        names
+            Of the target.
+        """
 
     @abstractmethod
     def main(self, targets: Floats, scores: Floats) -> float | None:
         """Compute the main metric alone."""
 
     @abstractmethod
-    def undefined(self, targets: Floats, names: Sequence[str]) -> str:
+    def undefined(self, targets: Floats, names: Names) -> str:
         """Say why metrics of these targets, at least one, are not defined; empty where they are."""
 
     @abstractmethod
-    def details(
-        self, targets: Floats, scores: Floats, names: Sequence[str], models: Sequence[str]
-    ) -> Details:
+    def details(self, targets: Floats, scores: Floats, names: Names, models: Names) -> Details:
         """Make tables and plots of an evaluation.
 
         Parameters

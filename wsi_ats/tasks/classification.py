@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wsi_ats.errors import ManifestError
-from wsi_ats.tasks.base import Details, Floats, Metrics, Task
+from wsi_ats.tasks.base import FEWEST_CASES, Details, Floats, Metrics, Names
 from wsi_ats.tasks.labels import check_known, refuse_columns
 from wsi_ats.tasks.panels import Confusion
+from wsi_ats.tasks.probabilities import ProbabilityTask
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,14 +24,12 @@ if TYPE_CHECKING:
     from wsi_ats.tasks.evaluation import Event
 
 
-class Classification(Task):
+class Classification(ProbabilityTask):
     """One class of two or more."""
 
     name = "classification"
-    main_metric = "auc"
     tables = ("roc.csv", "precision_recall.csv", "reliability.csv", "confusion.csv")
-    fewest_names, most_names = 2, None
-    has_units, has_classes, relative = False, True, False
+    fewest_names, has_classes = 2, True
 
     def join(self, columns: Mapping[str, Sequence[str | None]]) -> list[str | None]:
         """Refuse several columns."""
@@ -47,38 +46,30 @@ class Classification(Task):
             raise ManifestError(f"two classes are needed, not {classes}")
         return tuple(classes), 0.0, 1.0
 
-    def check_enough(self, labels: Sequence[str], cases: Sequence[str], fewest: int) -> None:
+    def check_enough(self, labels: Sequence[str], cases: Sequence[str]) -> None:
         """Check the cases of each class: of one, either training or validation would see nothing."""
         number = Counter(label for label, _ in set(zip(labels, cases, strict=True)))
-        few = [f"{number[name]} of class {name!r}" for name in sorted(number) if number[name] < fewest]
+        few = [f"{number[name]} of class {name!r}" for name in sorted(number) if number[name] < FEWEST_CASES]
         if few:
             raise ManifestError(
-                f"each class needs slides of {fewest} patients or more, but there are {', '.join(few)}; add "
-                "slides, or leave the class out"
+                f"each class needs slides of {FEWEST_CASES} patients or more, but there are {', '.join(few)}; "
+                "add slides, or leave the class out"
             )
-
-    def strata(self, labels: Sequence[str], cases: Sequence[str]) -> list[str]:  # noqa: ARG002
-        """Return the classes."""
-        return list(labels)
 
     def notes(self, labels: Sequence[str]) -> dict[str, Any]:
         """Count slides by class."""
         return {"classes": dict(sorted(Counter(labels).items()))}
 
-    def encode(self, label: str, names: Sequence[str]) -> tuple[float, ...]:
+    def encode(self, label: str, names: Names) -> tuple[float, ...]:
         """Return the number of the class."""
         check_known(label, {label}, names)
         return (float(names.index(label)),)
 
-    def width(self, names: Sequence[str]) -> int:  # noqa: ARG002
+    def width(self, names: Names) -> int:
         """Return 1, for the number of the class."""
         return 1
 
-    def columns(self, names: Sequence[str]) -> tuple[str, ...]:
-        """Return a probability for each class."""
-        return tuple(f"prob_{name}" for name in names)
-
-    def decide(self, scores: Sequence[float], names: Sequence[str]) -> str | None:
+    def decide(self, scores: Sequence[float], names: Names) -> str | None:
         """Return the most probable class."""
         return names[scores.index(max(scores))]
 
@@ -120,77 +111,46 @@ class Classification(Task):
         others = [place for place in range(outputs.shape[1]) if place != best]
         return (outputs[:, best] - outputs[:, others].logsumexp(1))[:, None]
 
-    def metrics(self, targets: Floats, scores: Floats, names: Sequence[str]) -> Metrics:
-        """Compute auc, average_precision, accuracy, balanced_accuracy, f1, brier and calibration_error.
-
-        They are means over the classes where there are more than two, whose areas are ``auc_<name>``.
-        """
-        from wsi_ats.tasks import evaluation
-        from wsi_ats.tasks.curves import expected_calibration_error
-
-        classes = scores.shape[1]
-        number, predicted = targets[:, 0].astype(int), scores.argmax(axis=1)
-        events = _events(number, scores)
-        n, whole = len(number), len(np.unique(number)) == classes
-        recalls = [np.mean(predicted[number == k] == k) for k in np.unique(number)]
-        found: Metrics = {
-            "auc": evaluation.auc(number, scores),
-            "average_precision": evaluation.average_precision(events) if whole else None,
-            "accuracy": float(np.mean(number == predicted)) if n else None,
-            "balanced_accuracy": float(np.mean(recalls)) if whole else None,
-            "f1": evaluation.f1([(number == k, predicted == k) for k in _shown(classes)]) if whole else None,
-            "brier": float(np.mean(((scores - np.eye(classes)[number]) ** 2).sum(axis=1)) / 2) if n else None,
-            "calibration_error": expected_calibration_error(*_prediction(targets, scores)),
-        }
-        areas = map(evaluation.area, events) if classes > 2 else ()
-        return found | {f"auc_{name}": area for name, area in zip(names, areas, strict=False)}
-
-    def main(self, targets: Floats, scores: Floats) -> float | None:
-        """Compute the area under the ROC curve."""
-        from wsi_ats.tasks.evaluation import auc
-
-        return auc(targets[:, 0], scores)
-
-    def undefined(self, targets: Floats, names: Sequence[str]) -> str:
+    def undefined(self, targets: Floats, names: Names) -> str:
         """Name the classes of which there is no slide."""
         absent = [repr(name) for k, name in enumerate(names) if k not in targets[:, 0]]
         return f"there is none of class {', '.join(absent)}" if absent else ""
 
-    def details(
-        self,
-        targets: Floats,
-        scores: Floats,
-        names: Sequence[str],
-        models: Sequence[str],  # noqa: ARG002
-    ) -> Details:
+    def details(self, targets: Floats, scores: Floats, names: Names, models: Names) -> Details:
         """Make ROC and precision-recall curves, calibration and the confusion matrix."""
-        from wsi_ats.tasks.curves import confusion, details_of_events
+        from wsi_ats.tasks.curves import confusion
 
-        events = dict(
-            zip([names[k] for k in _shown(len(names))], _events(targets[:, 0], scores), strict=True)
-        )
-        shown = details_of_events(events, *_prediction(targets, scores))
         counts = confusion(targets[:, 0], scores.argmax(axis=1), len(names))
         predicted = {f"predicted_{name}": counts[:, k].tolist() for k, name in enumerate(names)}
+        shown = self._curves(targets, scores, names)
         table = {"confusion.csv": {"true": list(names)} | predicted}
         return Details({**shown.tables, **table}, [*shown.panels, Confusion(counts, names)])
 
+    def _events(self, targets: Floats, scores: Floats) -> list[Event]:
+        from wsi_ats.tasks.evaluation import class_events
 
-def _shown(classes: int) -> Sequence[int]:
-    """Return the classes to tell from the rest: of two the second, of which the first is the mirror image."""
-    return [1] if classes == 2 else range(classes)
+        return class_events(targets[:, 0], scores)
 
+    def _forecasts(self, targets: Floats, scores: Floats) -> Event:
+        """Return, of two classes, whether it is the second; of more, whether the most probable is right."""
+        if scores.shape[1] == 2:
+            [event] = self._events(targets, scores)
+            return event
+        return targets[:, 0] == scores.argmax(axis=1), scores.max(axis=1)
 
-def _events(number: Floats, scores: Floats) -> list[Event]:
-    return [(number == k, scores[:, k]) for k in _shown(scores.shape[1])]
+    def _decisions(self, targets: Floats, scores: Floats, whole: bool) -> Metrics:
+        """Compute accuracy, balanced_accuracy, f1 and brier."""
+        from wsi_ats.tasks.evaluation import class_events, f1
 
-
-def _prediction(targets: Floats, scores: Floats) -> Event:
-    """Return whether a prediction came true, and its probability.
-
-    Of two classes the prediction is the second, of more the most probable one.
-    """
-    number = targets[:, 0]
-    if scores.shape[1] == 2:
-        return number == 1, scores[:, 1]
-    return number == scores.argmax(axis=1), scores.max(axis=1)
+        if not len(targets):
+            return dict.fromkeys(("accuracy", "balanced_accuracy", "f1", "brier"))
+        true, predicted = targets[:, 0], scores.argmax(axis=1)
+        recalls = [np.mean(predicted[true == k] == k) for k in np.unique(true)]
+        pairs = zip(class_events(true, scores), class_events(predicted, scores), strict=True)
+        one = true[:, None] == np.arange(scores.shape[1])
+        return {
+            "accuracy": float(np.mean(true == predicted)),
+            "balanced_accuracy": float(np.mean(recalls)) if whole else None,
+            "f1": f1([(event, foretold) for (event, _), (foretold, _) in pairs]) if whole else None,
+            "brier": float(np.square(scores - one).sum(axis=1).mean() / 2),
+        }

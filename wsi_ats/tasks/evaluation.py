@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn import config_context
-from sklearn import metrics as sklearn_metrics
+from sklearn import config_context, metrics
 
-from wsi_ats.tasks.base import Floats, Metrics, Task
+from wsi_ats.tasks.base import Floats, Metrics, Names, Task
 
 Bools = npt.NDArray[np.bool_]
 Indices = npt.NDArray[np.int64]
@@ -42,32 +41,46 @@ def auc(targets: npt.ArrayLike, probabilities: npt.ArrayLike) -> float | None:
     >>> auc([0, 1, 1], [[0.9, 0.1], [0.4, 0.6], [0.2, 0.8]])
     1.0
     """
-    true, scores = np.asarray(targets), np.asarray(probabilities, dtype=np.float64)
-    if len(np.unique(true)) < scores.shape[1]:
-        return None
-    # Class by class: for several at once scikit-learn wants rows that sum to one to the last digit. Of two
-    # classes, the first is the mirror image of the second.
-    shown = [1] if scores.shape[1] == 2 else range(scores.shape[1])
-    return float(np.mean([sklearn_metrics.roc_auc_score(true == k, scores[:, k]) for k in shown]))
+    return mean_area(class_events(np.asarray(targets), np.asarray(probabilities, dtype=np.float64)))
+
+
+def class_events(number: npt.NDArray[Any], scores: Floats) -> list[Event]:
+    """Return the event of being of each class; of two classes the second: the first is its mirror image.
+
+    Parameters
+    ----------
+    number
+        Of the class, shape (M,).
+    scores
+        Probabilities, shape (M, classes).
+    """
+    classes = scores.shape[1]
+    return [(number == k, scores[:, k]) for k in ([1] if classes == 2 else range(classes))]
 
 
 def area(event: Event) -> float | None:
     """Compute the area under the ROC curve of one event; ``None`` where it always happened, or never."""
     happened, probability = event
-    return float(sklearn_metrics.roc_auc_score(happened, probability)) if len(set(happened)) == 2 else None
+    return float(metrics.roc_auc_score(happened, probability)) if len(np.unique(happened)) == 2 else None
+
+
+def mean_area(events: Sequence[Event]) -> float | None:
+    """Compute the mean of :func:`area`; ``None`` where one is not defined."""
+    areas = [each for each in map(area, events) if each is not None]
+    return float(np.mean(areas)) if len(areas) == len(events) else None
 
 
 def average_precision(events: Sequence[Event]) -> float:
     """Compute the mean average precision of several events, each of which happened at least once."""
-    return float(np.mean([sklearn_metrics.average_precision_score(*event) for event in events]))
+    return float(np.mean([metrics.average_precision_score(*event) for event in events]))
 
 
 def f1(events: Sequence[tuple[Bools, Bools]]) -> float:
     """Compute the mean F1 of several events that happened and were predicted; 0 for one never predicted."""
-    return float(np.mean([sklearn_metrics.f1_score(*event, zero_division=0.0) for event in events]))
+    return float(np.mean([metrics.f1_score(*event, zero_division=0.0) for event in events]))
 
 
-def metrics(task: Task, targets: npt.ArrayLike, scores: npt.ArrayLike, *, names: Sequence[str]) -> Metrics:
+def metrics_of(task: Task, targets: npt.ArrayLike, scores: npt.ArrayLike, *, names: Names) -> Metrics:
     """Compare scores with the truth.
 
     Parameters
@@ -90,7 +103,7 @@ def metrics(task: Task, targets: npt.ArrayLike, scores: npt.ArrayLike, *, names:
     --------
     >>> from wsi_ats.tasks.registry import task_named
     >>> true, scores = [[1.0], [2.0], [3.0]], [[1.0], [2.0], [2.5]]
-    >>> metrics(task_named("regression"), true, scores, names=["value"])["mae"]
+    >>> metrics_of(task_named("regression"), true, scores, names=["value"])["mae"]
     0.16666666666666666
     """
     # Validation checks what has been checked here, at ten times the cost of the metrics themselves.
@@ -99,12 +112,12 @@ def metrics(task: Task, targets: npt.ArrayLike, scores: npt.ArrayLike, *, names:
 
 
 def main_metric(task: Task, targets: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[str, float | None]:
-    """Return name and value of the first of :func:`metrics` alone, which takes much less time.
+    """Return name and value of the first of :func:`metrics_of` alone, which takes much less time.
 
     Parameters
     ----------
     task, targets, scores
-        As in :func:`metrics`.
+        As in :func:`metrics_of`.
 
     Examples
     --------
@@ -189,7 +202,7 @@ def _interval(values: Sequence[float | None]) -> Interval:
 
 def metrics_table(
     task: Task,
-    names: Sequence[str],
+    names: Names,
     targets: Floats,
     scores: Floats,
     cases: Sequence[str],
@@ -202,7 +215,7 @@ def metrics_table(
     Parameters
     ----------
     task, names, targets, scores
-        As in :func:`metrics`.
+        As in :func:`metrics_of`.
     cases
         Case of each slide, length N.
     resamples, seed
@@ -216,7 +229,7 @@ def metrics_table(
     """
 
     def compute(sample: Indices) -> Metrics:
-        return metrics(task, targets[sample], scores[sample], names=names)
+        return metrics_of(task, targets[sample], scores[sample], names=names)
 
     found = compute(np.arange(len(targets)))
     intervals = bootstrap(compute, cases, resamples=resamples, seed=seed)

@@ -92,7 +92,22 @@ def refuse_columns(task: str, columns: Iterable[str]) -> NoReturn:
 
 
 def check_known(label: str, found: Iterable[str], names: Sequence[str]) -> None:
-    """Refuse a label that has names which the model does not know."""
+    """Refuse a label that has names which the model does not know.
+
+    Parameters
+    ----------
+    label
+        As it is written.
+    found
+        The names in it.
+    names
+        Those that the model knows.
+
+    Raises
+    ------
+    ManifestError
+        Lists both.
+    """
     unknown = sorted(set(found) - set(names))
     if unknown:
         raise ManifestError(

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wsi_ats.errors import ManifestError
-from wsi_ats.tasks.base import Details, Floats, Metrics, Task
+from wsi_ats.tasks.base import Details, Floats, Metrics, Names
 from wsi_ats.tasks.labels import check_known, column_flag, join_rows
+from wsi_ats.tasks.probabilities import ProbabilityTask
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,14 +27,12 @@ _NONE = "-"  # the set of no labels: an empty text means that nothing is known
 _UNKNOWN = "?"
 
 
-class Multilabel(Task):
+class Multilabel(ProbabilityTask):
     """Any of several labels."""
 
     name = "multilabel"
-    main_metric = "auc"
     tables = ("roc.csv", "precision_recall.csv", "reliability.csv")
-    fewest_names, most_names = 1, None
-    has_units, has_classes, relative = False, False, False
+    fewest_names, has_classes = 1, False
 
     def join(self, columns: Mapping[str, Sequence[str | None]]) -> list[str | None]:
         """Join columns of 0 and 1, each named as the label.
@@ -66,7 +65,7 @@ class Multilabel(Task):
             )
         return tuple(sorted(names)), 0.0, 1.0
 
-    def check_enough(self, labels: Sequence[str], cases: Sequence[str], fewest: int) -> None:  # noqa: ARG002
+    def check_enough(self, labels: Sequence[str], cases: Sequence[str]) -> None:
         """Check that there are slides with and without each label."""
         names, *_ = self.describe(labels)
         rows = [self.encode(label, names) for label in labels]
@@ -78,32 +77,22 @@ class Multilabel(Task):
                     "be some of each; add slides, or leave the label out"
                 )
 
-    def strata(self, labels: Sequence[str], cases: Sequence[str]) -> list[str]:  # noqa: ARG002
-        """Return the rarest label of each slide; the common ones fall into all splits by themselves."""
-        sets = [self.must_learn(label) or {_NONE} for label in labels]
-        number = Counter(name for names in sets for name in names)
-        return [min(names, key=lambda name: (number[name], name)) for names in sets]
-
     def notes(self, labels: Sequence[str]) -> dict[str, Any]:
         """Count the slides that have each label."""
         number = Counter(name for label in labels for name in self.must_learn(label))
         return {"labels": {name: number[name] for name in self.describe(labels)[0]}}
 
-    def encode(self, label: str, names: Sequence[str]) -> tuple[float, ...]:
+    def encode(self, label: str, names: Names) -> tuple[float, ...]:
         """Return 0, 1 or nan for each name."""
         members = _members(label)
         check_known(label, members, names)
         return tuple(members.get(name, 0.0) for name in names)
 
-    def width(self, names: Sequence[str]) -> int:
+    def width(self, names: Names) -> int:
         """Return the number of names."""
         return len(names)
 
-    def columns(self, names: Sequence[str]) -> tuple[str, ...]:
-        """Return a probability for each label."""
-        return tuple(f"prob_{name}" for name in names)
-
-    def decide(self, scores: Sequence[float], names: Sequence[str]) -> str | None:
+    def decide(self, scores: Sequence[float], names: Names) -> str | None:
         """Return the labels whose probability is a half or more."""
         return ";".join(name for name, score in zip(names, scores, strict=True) if score >= 0.5) or _NONE
 
@@ -134,61 +123,45 @@ class Multilabel(Task):
         """Return a probability for each label."""
         return outputs.sigmoid()
 
-    def constant_outputs(self, targets: Tensor, outputs: int) -> Tensor:  # noqa: ARG002
+    def constant_outputs(self, targets: Tensor, outputs: int) -> Tensor:
         """Return the log-odds of the labels' shares."""
         return targets.nanmean(0).float().nan_to_num(0.5).logit(eps=1e-6)
 
-    def outputs_with_error(self, outputs: Tensor, scores: Tensor) -> Tensor:  # noqa: ARG002
+    def outputs_with_error(self, outputs: Tensor, scores: Tensor) -> Tensor:
         """Return all log-odds."""
         return outputs
 
-    def metrics(self, targets: Floats, scores: Floats, names: Sequence[str]) -> Metrics:
-        """Compute auc, average_precision, accuracy, f1, brier and calibration_error: means over the labels.
-
-        The area of each label is ``auc_<name>``.
-        """
-        from wsi_ats.tasks import evaluation
-        from wsi_ats.tasks.curves import expected_calibration_error
-
-        events = _events(targets, scores)
-        happened, probability = _known(targets, scores)
-        areas = [evaluation.area(event) for event in events]
-        n, whole = len(happened), None not in areas
-        found: Metrics = {
-            "auc": self.main(targets, scores),
-            "average_precision": evaluation.average_precision(events) if whole else None,
-            "accuracy": float(np.mean(happened == (probability >= 0.5))) if n else None,
-            "f1": evaluation.f1([(true, score >= 0.5) for true, score in events]) if whole else None,
-            "brier": float(np.mean((happened - probability) ** 2)) if n else None,
-            "calibration_error": expected_calibration_error(happened, probability),
-        }
-        return found | {f"auc_{name}": area for name, area in zip(names, areas, strict=False)}
-
-    def main(self, targets: Floats, scores: Floats) -> float | None:
-        """Compute the mean area under the ROC curves of all labels."""
-        from wsi_ats.tasks.evaluation import area
-
-        areas = [area(event) for event in _events(targets, scores)]
-        found = [each for each in areas if each is not None]
-        return float(np.mean(found)) if len(found) == len(areas) else None
-
-    def undefined(self, targets: Floats, names: Sequence[str]) -> str:
+    def undefined(self, targets: Floats, names: Names) -> str:
         """Name the labels that all slides have, or none."""
         same = [repr(name) for k, name in enumerate(names) if not {0, 1} <= set(targets[:, k])]
         return f"there are not both with and without {', '.join(same)}" if same else ""
 
-    def details(
-        self,
-        targets: Floats,
-        scores: Floats,
-        names: Sequence[str],
-        models: Sequence[str],  # noqa: ARG002
-    ) -> Details:
+    def details(self, targets: Floats, scores: Floats, names: Names, models: Names) -> Details:
         """Make ROC and precision-recall curves and calibration."""
-        from wsi_ats.tasks.curves import details_of_events
+        return self._curves(targets, scores, names)
 
-        events = dict(zip(names, _events(targets, scores), strict=True))
-        return details_of_events(events, *_known(targets, scores))
+    def _events(self, targets: Floats, scores: Floats) -> list[Event]:
+        """Return each label, for the slides where it is known."""
+        return [self._forecasts(true, score) for true, score in zip(targets.T, scores.T, strict=True)]
+
+    def _forecasts(self, targets: Floats, scores: Floats) -> Event:
+        """Return all labels that are known."""
+        known = ~np.isnan(targets)
+        return targets[known] == 1, scores[known]
+
+    def _decisions(self, targets: Floats, scores: Floats, whole: bool) -> Metrics:
+        """Compute accuracy, f1 and brier."""
+        from wsi_ats.tasks.evaluation import f1
+
+        happened, probability = self._forecasts(targets, scores)
+        if not len(happened):
+            return dict.fromkeys(("accuracy", "f1", "brier"))
+        pairs = [(true, score >= 0.5) for true, score in self._events(targets, scores)]
+        return {
+            "accuracy": float(np.mean(happened == (probability >= 0.5))),
+            "f1": f1(pairs) if whole else None,
+            "brier": float(np.square(happened - probability).mean()),
+        }
 
 
 def _join(columns: Mapping[str, str | None]) -> str | None:
@@ -219,13 +192,3 @@ def _members(label: str) -> dict[str, float]:
             )
         members[bare] = 1.0 if bare == name else math.nan
     return members
-
-
-def _events(targets: Floats, scores: Floats) -> list[Event]:
-    """Return whether each label is there, and its probability, for the slides where it is known."""
-    return [_known(true, score) for true, score in zip(targets.T, scores.T, strict=True)]
-
-
-def _known(targets: Floats, scores: Floats) -> Event:
-    known = ~np.isnan(targets)
-    return targets[known] == 1, scores[known]

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wsi_ats.errors import ManifestError
-from wsi_ats.tasks.base import Details, Floats, Metrics, Task
+from wsi_ats.tasks.base import Details, Floats, Metrics, Names
 from wsi_ats.tasks.labels import number_of, refuse_columns
+from wsi_ats.tasks.numbers import NumberTask
 from wsi_ats.tasks.panels import Scatter
 
 if TYPE_CHECKING:
@@ -24,14 +25,13 @@ _QUANTILES = 4
 _CASES_PER_QUANTILE = 10
 
 
-class Regression(Task):
+class Regression(NumberTask):
     """A value."""
 
     name = "regression"
     main_metric = "r2"
     tables = ()
-    fewest_names, most_names = 1, 1
-    has_units, has_classes, relative = True, False, False
+    has_units, relative = True, False
 
     def join(self, columns: Mapping[str, Sequence[str | None]]) -> list[str | None]:
         """Refuse several columns."""
@@ -51,7 +51,7 @@ class Regression(Task):
             )
         return ("value",), float(values.mean()), float(values.std())
 
-    def check_enough(self, labels: Sequence[str], cases: Sequence[str], fewest: int) -> None:
+    def check_enough(self, labels: Sequence[str], cases: Sequence[str]) -> None:
         """Accept all: values that differ are enough."""
 
     def strata(self, labels: Sequence[str], cases: Sequence[str]) -> list[str]:
@@ -66,45 +66,23 @@ class Regression(Task):
         values = [_value(label) for label in labels]
         return {"values": {"least": min(values), "most": max(values)}}
 
-    def encode(self, label: str, names: Sequence[str]) -> tuple[float, ...]:  # noqa: ARG002
+    def encode(self, label: str, names: Names) -> tuple[float, ...]:
         """Return the value."""
         return (_value(label),)
 
-    def width(self, names: Sequence[str]) -> int:  # noqa: ARG002
+    def width(self, names: Names) -> int:
         """Return 1, for the value."""
         return 1
 
-    def columns(self, names: Sequence[str]) -> tuple[str, ...]:
-        """Return the column of the value."""
-        return tuple(names)
-
-    def decide(self, scores: Sequence[float], names: Sequence[str]) -> str | None:  # noqa: ARG002
+    def decide(self, scores: Sequence[float], names: Names) -> str | None:
         """Return the value."""
         return str(scores[0])
-
-    def pool(self, scores: Floats, weight: Floats) -> Floats:
-        """Average values."""
-        return np.asarray(weight @ scores)
 
     def _losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Compute squared errors."""
         return (outputs - targets.to(outputs.dtype)).square().mean(1)
 
-    def activate(self, outputs: Tensor) -> Tensor:
-        """Return the outputs, which are values in units of the target."""
-        return outputs
-
-    def constant_outputs(self, targets: Tensor, outputs: int) -> Tensor:  # noqa: ARG002
-        """Return 0, the mean in units of the target."""
-        import torch
-
-        return torch.zeros(outputs)
-
-    def outputs_with_error(self, outputs: Tensor, scores: Tensor) -> Tensor:  # noqa: ARG002
-        """Return the values."""
-        return outputs
-
-    def metrics(self, targets: Floats, scores: Floats, names: Sequence[str]) -> Metrics:  # noqa: ARG002
+    def metrics(self, targets: Floats, scores: Floats, names: Names) -> Metrics:
         """Compute r2, mae and rmse; the last two have the unit of the values."""
         error = scores[:, 0] - targets[:, 0]
         return {
@@ -120,17 +98,11 @@ class Regression(Task):
             return None
         return float(1 - np.square(value - scores[:, 0]).sum() / np.square(value - value.mean()).sum())
 
-    def undefined(self, targets: Floats, names: Sequence[str]) -> str:  # noqa: ARG002
+    def undefined(self, targets: Floats, names: Names) -> str:
         """Say so where all values are equal."""
         return "all values are the same" if np.ptp(targets[:, 0]) == 0 else ""
 
-    def details(
-        self,
-        targets: Floats,
-        scores: Floats,
-        names: Sequence[str],  # noqa: ARG002
-        models: Sequence[str],  # noqa: ARG002
-    ) -> Details:
+    def details(self, targets: Floats, scores: Floats, names: Names, models: Names) -> Details:
         """Plot predicted against true values."""
         return Details({}, [Scatter(targets[:, 0].tolist(), scores[:, 0].tolist())])
 

@@ -12,22 +12,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wsi_ats.errors import ManifestError
-from wsi_ats.tasks.base import Details, Floats, Metrics, Task
+from wsi_ats.tasks.base import Details, Floats, Metrics, Names
 from wsi_ats.tasks.labels import column_flag, flag_of, join_rows, number_of
+from wsi_ats.tasks.numbers import NumberTask
 from wsi_ats.tasks.panels import Lines
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Survival(Task):
+class Survival(NumberTask):
     """Time to an event."""
 
     name = "survival"
     main_metric = "concordance"
     tables = ("kaplan_meier.csv",)
-    fewest_names, most_names = 1, 1
-    has_units, has_classes, relative = False, False, True
+    has_units, relative = False, True
 
     def join(self, columns: Mapping[str, Sequence[str | None]]) -> list[str | None]:
         """Join a column of times and one of events, in this order.
@@ -43,11 +43,11 @@ class Survival(Task):
         """Return the event, where it was seen."""
         return frozenset({"event"} if _time_and_event(label)[1] else ())
 
-    def describe(self, labels: Sequence[str]) -> tuple[tuple[str, ...], float, float]:  # noqa: ARG002
+    def describe(self, labels: Sequence[str]) -> tuple[tuple[str, ...], float, float]:
         """Return the risk, which has no unit."""
         return ("risk",), 0.0, 1.0
 
-    def check_enough(self, labels: Sequence[str], cases: Sequence[str], fewest: int) -> None:  # noqa: ARG002
+    def check_enough(self, labels: Sequence[str], cases: Sequence[str]) -> None:
         """Check that an event was seen."""
         if not any(map(self.must_learn, labels)):
             raise ManifestError(
@@ -55,7 +55,7 @@ class Survival(Task):
                 "1, the end of what is known as 0"
             )
 
-    def strata(self, labels: Sequence[str], cases: Sequence[str]) -> list[str]:  # noqa: ARG002
+    def strata(self, labels: Sequence[str], cases: Sequence[str]) -> list[str]:
         """Return whether the event was seen."""
         return ["event" if self.must_learn(label) else "censored" for label in labels]
 
@@ -63,45 +63,23 @@ class Survival(Task):
         """Count the events."""
         return {"events": sum(map(len, map(self.must_learn, labels)))}
 
-    def encode(self, label: str, names: Sequence[str]) -> tuple[float, ...]:  # noqa: ARG002
+    def encode(self, label: str, names: Names) -> tuple[float, ...]:
         """Return the time, and 1 for an event, else 0."""
         return _time_and_event(label)
 
-    def width(self, names: Sequence[str]) -> int:  # noqa: ARG002
+    def width(self, names: Names) -> int:
         """Return 2, for time and event."""
         return 2
 
-    def columns(self, names: Sequence[str]) -> tuple[str, ...]:
-        """Return the column of the risk."""
-        return tuple(names)
-
-    def decide(self, scores: Sequence[float], names: Sequence[str]) -> str | None:  # noqa: ARG002
+    def decide(self, scores: Sequence[float], names: Names) -> str | None:
         """Return nothing: a risk is no time."""
         return None
-
-    def pool(self, scores: Floats, weight: Floats) -> Floats:
-        """Average risks."""
-        return np.asarray(weight @ scores)
 
     def _losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Compute shares in Cox's partial likelihood; see :func:`cox`."""
         return cox(outputs[:, 0], targets[:, 0], targets[:, 1] > 0)
 
-    def activate(self, outputs: Tensor) -> Tensor:
-        """Return the outputs, which are risks."""
-        return outputs
-
-    def constant_outputs(self, targets: Tensor, outputs: int) -> Tensor:  # noqa: ARG002
-        """Return 0: only differences between risks matter."""
-        import torch
-
-        return torch.zeros(outputs)
-
-    def outputs_with_error(self, outputs: Tensor, scores: Tensor) -> Tensor:  # noqa: ARG002
-        """Return the risks."""
-        return outputs
-
-    def metrics(self, targets: Floats, scores: Floats, names: Sequence[str]) -> Metrics:  # noqa: ARG002
+    def metrics(self, targets: Floats, scores: Floats, names: Names) -> Metrics:
         """Compute the concordance."""
         return {"concordance": self.main(targets, scores)}
 
@@ -111,17 +89,11 @@ class Survival(Task):
 
         return concordance(targets[:, 0], targets[:, 1], scores[:, 0]) if len(targets) else None
 
-    def undefined(self, targets: Floats, names: Sequence[str]) -> str:  # noqa: ARG002
+    def undefined(self, targets: Floats, names: Names) -> str:
         """Say so where there is no event."""
         return "" if targets[:, 1].any() else "no event was seen"
 
-    def details(
-        self,
-        targets: Floats,
-        scores: Floats,
-        names: Sequence[str],  # noqa: ARG002
-        models: Sequence[str],
-    ) -> Details:
+    def details(self, targets: Floats, scores: Floats, names: Names, models: Names) -> Details:
         """Make Kaplan-Meier curves of the slides at low and at high risk."""
         from wsi_ats.tasks.concordance import kaplan_meier
 

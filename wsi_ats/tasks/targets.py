@@ -82,8 +82,8 @@ class Target:
 
     @property
     def outputs(self) -> int:
-        """Outputs of the network."""
-        return len(self.names)
+        """Outputs of the network, one for each column of scores."""
+        return len(self.columns)
 
     @property
     def width(self) -> int:
