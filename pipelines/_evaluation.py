@@ -1,6 +1,6 @@
-"""Scores beside what is true: collected from the folders of ``score``, joined, and written down.
+"""Evaluation of scores: read them, join them with labels, and write metrics, tables and plots.
 
-What :mod:`pipelines.evaluate` does once, :mod:`pipelines.crossval` does for each fold and for all together.
+:mod:`pipelines.evaluate` does so once, :mod:`pipelines.crossval` for each fold and for all together.
 """
 
 from __future__ import annotations
@@ -38,30 +38,30 @@ _METRICS = ("figure", "value", "low", "high", "n", "cases", "undefined_resamples
 
 @dataclass(frozen=True)
 class Evaluation(Summary):
-    """What came of an evaluation.
+    """Result of an evaluation.
 
     Parameters
     ----------
     figures
-        Rows of ``metrics.csv`` that a person wants to see first.
+        Rows of ``metrics.csv`` to print.
     """
 
     figures: Sequence[Mapping[str, Any]] = ()
 
     def sections(self) -> list[tuple[str, list[tuple[str, str]]]]:
-        """What a person reads."""
+        """Return the lines to print."""
         lines = [(str(row["figure"]), _words(row)) for row in self.figures]
         return [*super().sections(), ("figures", lines)] if lines else super().sections()
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What `score` left in a folder.
+    """Scores that `score` wrote into a folder.
 
     Parameters
     ----------
     folder, target
-        Where, and what the model predicts.
+        The folder, and the target of the model.
     slides
         Rows of its predictions.
     cases
@@ -122,7 +122,7 @@ def _read_cases(path: Path, target: Target) -> dict[str, Row] | None:
 
 @dataclass(frozen=True)
 class LabelledScores:
-    """Scores beside the truth, a row for each slide or case.
+    """Scores and labels, a row for each slide or case.
 
     Parameters
     ----------
@@ -137,7 +137,7 @@ class LabelledScores:
     left_out
         Why slides are not among them, by slide.
     folds
-        Which model gave each row.
+        Name of the model that gave each row.
     """
 
     target: Target
@@ -153,7 +153,7 @@ class LabelledScores:
 def join(
     scores: Scores, refs: Sequence[SlideRef], *, by: str, split: str | None, fold: str = ""
 ) -> LabelledScores:
-    """Put scores beside labels.
+    """Join scores with labels.
 
     Parameters
     ----------
@@ -258,7 +258,7 @@ def together(parts: Sequence[LabelledScores]) -> LabelledScores:
 
 
 def check_some(joined: LabelledScores) -> None:
-    """Refuse to go on with nothing."""
+    """Refuse to evaluate no slides."""
     if not joined.names:
         raise ManifestError(
             f"none of {len(joined.left_out)} slides can be evaluated: "
@@ -267,7 +267,7 @@ def check_some(joined: LabelledScores) -> None:
 
 
 def check_by(by: str) -> None:
-    """Refuse what is neither a slide nor a case."""
+    """Refuse to evaluate by anything but slides or cases."""
     if by not in BY:
         raise SettingsError(f"cannot evaluate by {by!r}; choose one of {', '.join(BY)}")
 

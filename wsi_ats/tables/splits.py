@@ -227,7 +227,7 @@ def check_tested_once(folds: Mapping[str, Sequence[SlideRef]]) -> None:
                 other = seen.setdefault(key, name)
                 if other != name:
                     raise ManifestError(
-                        f"{what} {key!r} is in the test sets of {other} and of {name}: figures of all folds "
+                        f"{what} {key!r} is in the test sets of {other} and of {name}: metrics of all folds "
                         "would count it twice; test each case in one fold"
                     )
 

@@ -25,7 +25,7 @@ FEWEST_CASES = 2
 
 @dataclass(frozen=True)
 class Details:
-    """What an evaluation shows beside its metrics.
+    """Tables and plots of an evaluation, beside its metrics.
 
     Parameters
     ----------
@@ -58,13 +58,13 @@ class Task(ABC):
     most_names: ClassVar[int | None]
     """Names that it may have; ``None``: any number."""
     has_units: ClassVar[bool]
-    """Whether labels have a unit, so that a network predicts (value - centre) / scale."""
+    """Labels have a unit, so that a network predicts (value - centre) / scale."""
     has_classes: ClassVar[bool]
-    """Whether a slide is of exactly one class: then training may balance classes, and evidence for a class
-    may teach attention."""
+    """A slide is of exactly one class: training may balance classes, and evidence for a class may teach
+    attention."""
     relative: ClassVar[bool]
-    """Whether outputs only mean something beside those of other slides: the loss compares all slides of a
-    step, and scores of two models cannot be compared."""
+    """Outputs only mean something beside those of other slides: the loss compares all slides of a step, and
+    scores of two models cannot be compared."""
 
     # --- labels ---
 

@@ -52,8 +52,8 @@ class Classification(ProbabilityTask):
         few = [f"{number[name]} of class {name!r}" for name in sorted(number) if number[name] < FEWEST_CASES]
         if few:
             raise ManifestError(
-                f"each class needs slides of {FEWEST_CASES} patients or more, but there are {', '.join(few)}; "
-                "add slides, or leave the class out"
+                f"each class needs slides of {FEWEST_CASES} patients or more, but there are "
+                f"{', '.join(few)}; add slides, or leave the class out"
             )
 
     def notes(self, labels: Sequence[str]) -> dict[str, Any]:
@@ -146,11 +146,14 @@ class Classification(ProbabilityTask):
             return dict.fromkeys(("accuracy", "balanced_accuracy", "f1", "brier"))
         true, predicted = targets[:, 0], scores.argmax(axis=1)
         recalls = [np.mean(predicted[true == k] == k) for k in np.unique(true)]
-        pairs = zip(class_events(true, scores), class_events(predicted, scores), strict=True)
+        pairs = [
+            (right[0], found[0])
+            for right, found in zip(class_events(true, scores), class_events(predicted, scores), strict=True)
+        ]
         one = true[:, None] == np.arange(scores.shape[1])
         return {
             "accuracy": float(np.mean(true == predicted)),
             "balanced_accuracy": float(np.mean(recalls)) if whole else None,
-            "f1": f1([(event, foretold) for (event, _), (foretold, _) in pairs]) if whole else None,
+            "f1": f1(pairs) if whole else None,
             "brier": float(np.square(scores - one).sum(axis=1).mean() / 2),
         }

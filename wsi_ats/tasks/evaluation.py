@@ -18,7 +18,7 @@ from wsi_ats.tasks.base import Floats, Metrics, Names, Task
 Bools = npt.NDArray[np.bool_]
 Indices = npt.NDArray[np.int64]
 Event = tuple[Bools, Floats]
-"""Whether something happened, and its probability, for each of M slides."""
+"""Truth and probability of something that may happen, for each of M slides; both of shape (M,)."""
 
 
 def auc(targets: npt.ArrayLike, probabilities: npt.ArrayLike) -> float | None:

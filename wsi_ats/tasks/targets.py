@@ -1,4 +1,4 @@
-"""What one model predicts: the task, its names and its units."""
+"""Target of a model: the task, its names and its units."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _Numbers = TypeVar("_Numbers", bound=Any)
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a model predicts.
+    """Description of what a model predicts.
 
     Parameters
     ----------
