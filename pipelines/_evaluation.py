@@ -278,7 +278,7 @@ def metrics_of(joined: LabelledScores, *, resamples: int, seed: int) -> list[Row
 
     target = joined.target
     return metrics_table(
-        target.kind,
+        target.definition,
         target.names,
         joined.targets,
         joined.scores,
@@ -308,7 +308,7 @@ def write_details(out: Path, joined: LabelledScores, *, title: str) -> None:
     _write(out / "evaluated.csv", folds | same | columns)
     left = joined.left_out
     _write(out / "left_out.csv", {"slide_id": list(left), "reason": list(left.values())})
-    details = target.kind.details(joined.targets, joined.scores, target.names, joined.folds)
+    details = target.definition.details(joined.targets, joined.scores, target.names, joined.folds)
     for name, table in details.tables.items():
         _write(out / name, table)
     figure_of_panels(out / "evaluation.png", details.panels, title=title)

@@ -97,7 +97,7 @@ class Fitting:
         rates = self.settings.training
         training, validation = split_by_case(refs, rates.validation, seed=rates.seed, task=target.task)
         self.settings.check_watched(len(validation))
-        if target.kind.has_classes:  # their names are all that there is to a target
+        if target.definition.has_classes:  # their names are all that there is to a target
             return training, validation, target
         found = check_labels(training, target.task)
         if found.names != target.names:

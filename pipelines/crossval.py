@@ -261,7 +261,7 @@ def _metrics(
     for name, joined in parts.items():
         rows += [{"fold": name} | row for row in metrics_of(joined, resamples=resamples, seed=seed)]
     whole = [{"fold": "pooled"} | row for row in metrics_of(pooled, resamples=resamples, seed=seed)]
-    if pooled.target.kind.relative:
+    if pooled.target.definition.relative:
         note = "not defined: scores of each fold's model have a scale of their own; see the mean"
         blank: Row = {"value": None, "low": None, "high": None, "note": note}
         whole = [{**row, **blank} for row in whole]

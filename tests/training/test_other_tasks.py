@@ -57,8 +57,8 @@ def held_out(model: SlideNetwork, settings: Settings, target: Target, bags: list
     for number in range(DRAWS):
         seeds = [draw_seed(0, each.ref.id, number) for each in examples]
         outputs = method.begin(examples, reader, seeds)().outputs
-        scores = target.restore(target.kind.activate(outputs)).double().numpy()
-        found.append(main_metric(target.kind, true, scores)[1])
+        scores = target.restore(target.definition.activate(outputs)).double().numpy()
+        found.append(main_metric(target.definition, true, scores)[1])
     return fmean(found)
 
 

@@ -164,7 +164,7 @@ def _enough(
 def _scores(draws: Sequence[DrawLogits], target: Target) -> Tensor:
     """By column, from the tiles of all draws."""
     last = draws[-1]
-    return target.restore(target.kind.activate(last.logits if last.together is None else last.together))
+    return target.restore(target.definition.activate(last.logits if last.together is None else last.together))
 
 
 def _sampling_error(draws: Sequence[DrawLogits], target: Target) -> float | None:
@@ -172,7 +172,7 @@ def _sampling_error(draws: Sequence[DrawLogits], target: Target) -> float | None
     if len(draws) < 2:
         return None
     logits = torch.stack([each.logits for each in draws])
-    logits = target.kind.outputs_with_error(logits, _scores(draws, target))
+    logits = target.definition.outputs_with_error(logits, _scores(draws, target))
     # From the first: of draws that are the same, the mean need not be the same to the last bit.
     return ((logits - logits[0]).std(0).max() * target.scale / math.sqrt(len(logits))).item()
 

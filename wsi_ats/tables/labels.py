@@ -71,7 +71,7 @@ def check_labels(refs: Sequence[SlideRef], task: str) -> Target:
     >>> check_labels(refs, "regression")
     Target(task='regression', names=('value',), centre=2.0, scale=0.5)
     """
-    kind = task_named(task)
+    definition = task_named(task)
     labelled = [(ref, ref.label) for ref in refs if ref.label is not None]
     if not labelled:
         raise ManifestError(
@@ -79,7 +79,7 @@ def check_labels(refs: Sequence[SlideRef], task: str) -> Target:
         )
     for ref, label in labelled:
         try:
-            kind.must_learn(label)
+            definition.must_learn(label)
         except ManifestError as error:
             raise ManifestError(f"slide {ref.id!r}: {error}") from error
     labels, cases = [label for _, label in labelled], [ref.case for ref, _ in labelled]
@@ -89,7 +89,7 @@ def check_labels(refs: Sequence[SlideRef], task: str) -> Target:
                 f"slides of {FEWEST_CASES} patients or more are needed, but there are {len(set(cases))}"
             )
         target = Target.of(task, labels)
-        kind.check_enough(labels, cases)
+        definition.check_enough(labels, cases)
     except ManifestError as error:
         raise ManifestError(f"{error}{_left_out(unlabelled(refs))}") from error
     return target

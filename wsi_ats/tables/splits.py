@@ -171,9 +171,9 @@ def untrained(refs: Sequence[SlideRef], training: Sequence[SlideRef], *, task: s
     task
         Name of the task; see :meth:`wsi_ats.tasks.base.Task.must_learn`.
     """
-    kind = task_named(task)
+    definition = task_named(task)
     there, here = (
-        {name for ref in part for name in kind.must_learn(str(ref.label))} for part in (refs, training)
+        {name for ref in part for name in definition.must_learn(str(ref.label))} for part in (refs, training)
     )
     return sorted(there - here)
 

@@ -47,7 +47,7 @@ class Target:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        fewest, most = self.kind.fewest_names, self.kind.most_names
+        fewest, most = self.definition.fewest_names, self.definition.most_names
         if len(self.names) > (most or math.inf):
             raise SettingsError(f"{self.task} predicts {most} number, not {self.names}")
         if len(set(self.names)) != len(self.names) or len(self.names) < fewest:
@@ -56,7 +56,7 @@ class Target:
             raise SettingsError(
                 f"a finite centre and a positive scale are needed, not {self.centre}, {self.scale}"
             )
-        if not self.kind.has_units and (self.centre, self.scale) != (0, 1):
+        if not self.definition.has_units and (self.centre, self.scale) != (0, 1):
             raise SettingsError(
                 f"{self.task} has no units; centre {self.centre} and scale {self.scale} must be 0 and 1"
             )
@@ -76,8 +76,8 @@ class Target:
         return cls(task, *task_named(task).describe(list(labels)))
 
     @property
-    def kind(self) -> Task:
-        """The task."""
+    def definition(self) -> Task:
+        """The task, with everything that depends on it."""
         return task_named(self.task)
 
     @property
@@ -88,12 +88,12 @@ class Target:
     @property
     def width(self) -> int:
         """Numbers of an encoded label."""
-        return self.kind.width(self.names)
+        return self.definition.width(self.names)
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Columns of the scores in ``predictions.csv``, one for each output."""
-        return self.kind.columns(self.names)
+        return self.definition.columns(self.names)
 
     def encode(self, label: str) -> tuple[float, ...]:
         """Turn a label into numbers; the head of each task's module explains them.
@@ -108,7 +108,7 @@ class Target:
         >>> Target("survival", ("risk",)).encode("23.5;1")
         (23.5, 1.0)
         """
-        return self.kind.encode(label, self.names)
+        return self.definition.encode(label, self.names)
 
     def normalise(self, targets: _Numbers) -> _Numbers:
         """Return targets (..., T), an array or a tensor, in the units of the network's outputs."""
@@ -131,4 +131,4 @@ class Target:
         >>> target.decide({"prob_er": 0.1, "prob_her2": 0.2})
         '-'
         """
-        return self.kind.decide([scores[column] for column in self.columns], self.names)
+        return self.definition.decide([scores[column] for column in self.columns], self.names)

@@ -281,7 +281,7 @@ class _Training:
         # shares of the labels, so that its gain is 0 there, too.
         if self.learning.balance != "none":
             targets = torch.tensor(sorted(set(self.classes)))[:, None]
-        self.chance = target.kind.constant_outputs(targets, target.outputs)
+        self.chance = target.definition.constant_outputs(targets, target.outputs)
         self.watch = Watch(validation, self.watched, settings, target, self.chance, processes, device)
         self.frozen: FrozenFeatures | None = None
         self.evidence: dict[int, Evidence] = {}
@@ -640,7 +640,7 @@ class _Training:
         own = self.processes.share(batch)
         slides = sum(len(self.units[unit]) for unit, _ in own)
         # A loss that compares slides needs all of them at once.
-        passes = 1 if self.target.kind.relative else min(len(own), self.method.passes(slides))
+        passes = 1 if self.target.definition.relative else min(len(own), self.method.passes(slides))
         begun = []
         for part in np.array_split(np.asarray(own, dtype=np.int64).reshape(-1, 2), max(1, passes)):
             shown = [
@@ -682,7 +682,7 @@ class _Training:
             if result.drawn and self.phase.name == "joint":
                 entropy = torch.stack([seen.entropy for seen in result.drawn])
                 total = total - self.learning.entropy * entropy.sum() / slides
-                if self.learning.teaching and self.target.kind.has_classes:
+                if self.learning.teaching and self.target.definition.has_classes:
                     total = total + self.learning.teaching * self._teaching(each, result) / slides
             self._check("loss", total.item(), step, batch)
             total.backward()  # type: ignore[no-untyped-call]
@@ -709,7 +709,7 @@ class _Training:
     def _loss(self, outputs: Tensor, shown: Sequence[int]) -> Tensor:
         """Mean loss of some slides, or cases, given by their numbers."""
         targets = self._targets([self.training[self.units[unit][0]] for unit in shown])
-        each = self.target.kind.losses(outputs, targets)
+        each = self.target.definition.losses(outputs, targets)
         if self.unit_weights is not None:
             each = each * each.new_tensor([self.unit_weights[unit] for unit in shown])
         return each.mean()
@@ -721,7 +721,7 @@ class _Training:
             with torch.no_grad():
                 alone = self.model.classify(seen.features)
                 targets = self._targets([shown.examples[place]]).expand(len(alone), -1)
-                evidence = -self.learning.evidence * self.target.kind.losses(alone, targets)
+                evidence = -self.learning.evidence * self.target.definition.losses(alone, targets)
             taught = taught + teaching(seen.weight, seen.attention, seen.gate, evidence)
         return taught
 

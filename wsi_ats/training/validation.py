@@ -134,7 +134,7 @@ class Watch:
         ModelError
             When an output is no number.
         """
-        task, units = self.target.kind, sorted(outputs)
+        task, units = self.target.definition, sorted(outputs)
         found = torch.tensor([outputs[unit] for unit in units], dtype=torch.float64)
         found = found.reshape(-1, self.target.outputs)
         if not found.isfinite().all():
@@ -152,8 +152,8 @@ class Watch:
 
     def main_figure(self, outputs: Tensor, targets: Tensor) -> tuple[str, float | None]:
         """Return name and value of the task's main figure; the larger the better."""
-        scores = self.target.restore(self.target.kind.activate(outputs))
-        return main_metric(self.target.kind, targets.numpy(), scores.numpy())
+        scores = self.target.restore(self.target.definition.activate(outputs))
+        return main_metric(self.target.definition, targets.numpy(), scores.numpy())
 
     def calibrated(self, draws: Sequence[Outputs]) -> tuple[Sequence[Outputs], Calibration | None]:
         """Make outputs mean what they say; see :mod:`wsi_ats.nn.calibration`.
@@ -169,7 +169,7 @@ class Watch:
             What the outputs become, and how. They stay as they are where the slides are fewer than
             :data:`FEWEST_TO_CALIBRATE`, a class is absent, or settings say so; then there is ``None``.
         """
-        task, learning = self.target.kind, self.settings.training
+        task, learning = self.target.definition, self.settings.training
         units = sorted(set.intersection(*map(set, draws)))
         if len(units) < FEWEST_TO_CALIBRATE or not learning.calibrate_scores:
             return draws, None
