@@ -1,23 +1,25 @@
-"""How much the designs differ in variance, and how long a draw takes.
+"""Variance of the designs, and the time that a draw takes.
 
 Run ``python -m benchmarks.designs``. The variance is that of the estimate of Phi and of its gradient with
 respect to the attention logits, summed over dimensions, for unit features that change smoothly over 48 x 48
 cells and normal logits that are independent from cell to cell or change as smoothly; ``multinomial`` divided
-by the design, so larger is better. Each figure is the geometric mean over several random fields. Times are
+by the design, so larger is better. Each number is the geometric mean over several random fields. Times are
 medians of one thread of whatever machine runs this; compare them with each other.
 """
 
 from __future__ import annotations
 
-import time
-from statistics import geometric_mean, median
+from collections.abc import Callable
+from functools import partial
+from statistics import geometric_mean
 
 import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from benchmarks.report import report
+from benchmarks.report import Rows, command, report
+from benchmarks.timing import interleaved
 from wsi_ats.nn.expectation import linear, weights
 from wsi_ats.nn.sampling import draw
 
@@ -33,9 +35,9 @@ def _field(channels: int, smooth: float, rng: np.random.Generator) -> Tensor:
 
 
 def variances(
-    design: str, n: int, spread: float, smooth: float, *, field: int, repeats: int = _REPEATS
+    design: str, n: int, spread: float, smooth: float, *, field: int, repeats: int
 ) -> tuple[float, float]:
-    """Variance of the estimate, and of its gradient with respect to the logits."""
+    """Return the variance of the estimate, and of its gradient with respect to the logits."""
     rng = np.random.default_rng(field)
     logits = (spread * _field(1, smooth, rng)[0]).requires_grad_()
     features = torch.nn.functional.normalize(_field(_DIMENSIONS, _SMOOTH, rng), dim=0).T.contiguous()
@@ -46,62 +48,52 @@ def variances(
         attention = torch.softmax(logits, 0)
         one = draw(design, attention, cells=cells, shape=(_SIDE, _SIDE), n=n, generator=generator)
         value = linear(weights(attention, one), features[one.indices])
-        (gradient,) = torch.autograd.grad(value @ direction, logits)
+        gradients.append(torch.autograd.grad(value @ direction, logits)[0])
         values.append(value.detach())
-        gradients.append(gradient)
-    return (
-        torch.stack(values).var(0).sum().item(),
-        torch.stack(gradients).var(0).sum().item(),
-    )
+    return torch.stack(values).var(0).sum().item(), torch.stack(gradients).var(0).sum().item()
 
 
 def gains(
     design: str, n: int, spread: float, smooth: float, *, repeats: int = _REPEATS
 ) -> tuple[float, float]:
-    """Variance of ``multinomial`` over that of a design, for the estimate and for its gradient."""
+    """Return the variance of ``multinomial`` over a design's, for the estimate and for its gradient."""
     ratios = []
     for field in range(_FIELDS):
-        reference, other = (
-            variances(name, n, spread, smooth, field=field, repeats=repeats)
-            for name in ("multinomial", design)
-        )
-        ratios.append((reference[0] / other[0], reference[1] / other[1]))
+        of = partial(variances, n=n, spread=spread, smooth=smooth, field=field, repeats=repeats)
+        ratios.append([a / b for a, b in zip(of("multinomial"), of(design), strict=True)])
     value, gradient = zip(*ratios, strict=True)
     return geometric_mean(value), geometric_mean(gradient)
 
 
-def milliseconds(design: str, cells: int, *, n: int = 64, repeats: int = 9) -> float:
-    """Median time of one draw."""
+def one_draw(design: str, cells: int, n: int = 64) -> Callable[[], object]:
+    """Return a function that draws."""
     side = int(cells**0.5)
     proposal = torch.softmax(torch.randn(side * side, generator=torch.Generator().manual_seed(0)), 0)
-    numbers, generator, times = torch.arange(side * side), torch.Generator().manual_seed(1), []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        draw(design, proposal, cells=numbers, shape=(side, side), n=n, generator=generator)
-        times.append(time.perf_counter() - begin)
-    return 1e3 * median(times)
+    numbers, generator = torch.arange(side * side), torch.Generator().manual_seed(1)
+    return partial(draw, design, proposal, cells=numbers, shape=(side, side), n=n, generator=generator)
 
 
 def main() -> None:
-    """Print both tables and write them to ``results/designs_*.csv``."""
+    """Print both tables and write them to ``designs_*.csv``."""
+    options = command(__doc__).parse_args()
     torch.set_num_threads(1)
-    names = ("logits", "logit_std", "n", "design", "value", "gradient")
-    rows: dict[str, list[object]] = {name: [] for name in names}
+    rows: Rows = []
     for logits, smooth in (("independent", 0.0), ("smooth", _SMOOTH)):
         for spread in (3.0, 6.0):
             for n in (10, 50):
                 for design in _DESIGNS:
-                    row = (logits, spread, n, design, *gains(design, n, spread, smooth))
-                    for column, cell in zip(rows.values(), row, strict=True):
-                        column.append(cell)
-    report("variance of multinomial / variance of design", "designs_variance", rows)
-    times: dict[str, list[object]] = {"cells": [], "design": [], "milliseconds": []}
+                    value, gradient = gains(design, n, spread, smooth)
+                    rows.append({"logits": logits, "logit_std": spread, "n": n, "design": design})
+                    rows[-1] |= {"value": value, "gradient": gradient}
+    report("variance of multinomial / variance of design", "designs_variance", rows, options.out)
+    rows = []
     for cells in (10**4, 10**5, 10**6):
-        for design in ("multinomial", *_DESIGNS, "top"):
-            row = (cells, design, milliseconds(design, cells))
-            for column, cell in zip(times.values(), row, strict=True):
-                column.append(cell)
-    report("one draw of 64 cells", "designs_draw", times)
+        times = interleaved({name: one_draw(name, cells) for name in ("multinomial", *_DESIGNS, "top")}, 9)
+        rows += [
+            {"cells": cells, "design": name, "milliseconds": 1e3 * each.seconds}
+            for name, each in times.items()
+        ]
+    report("one draw of 64 cells", "designs_draw", rows, options.out)
 
 
 if __name__ == "__main__":

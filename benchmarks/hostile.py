@@ -1,104 +1,90 @@
-"""What damaged slides do: thousands of them in every format that can be written, each read to its end.
+"""Outcomes of reading damaged slides: thousands in every format that can be written, each read to its end.
 
 Run ``python -m benchmarks.hostile --minutes 5``. Small slides are cut short, and bits, bytes and blocks of
-them changed, most often where a file says what it holds. Each is opened and all its levels are read in a
-process of its own kind, with limits on time and memory, which goes on to the next unless it dies.
+them changed, most often where a file describes its content. Each is opened and all its levels are read in a
+process with limits on time and memory, which goes on to the next unless it dies.
 
 ==============  =====================================================================================
-column          how it ended
+column          outcome
 ==============  =====================================================================================
 SlideError      refused, by an error of this library that names the file
-same            the pixels of the slide as it was
+same            the pixels of the undamaged slide
 other           other pixels, levels or sizes: formats without checksums cannot tell
 foreign error   an error of another library came through
 crash           the process died
 slow            more than 10 seconds, where the whole slide takes a hundredth of one
-large           more than 500 MB beyond what the process had
+large           more than 500 MB beyond the process's own
 ==============  =====================================================================================
 
-The last four should be zero. Files that did one of them are kept in the folder ``--keep``.
+The last four should be zero. Files with one of them are kept in the folder ``--keep``.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import resource
-import select
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from benchmarks.report import report
+from benchmarks.report import command, report
 from wsi_ats.errors import SlideError
 from wsi_ats.slides import open_slide
+from wsi_ats.slides.base import Pixels
 from wsi_ats.slides.memory import MemorySlide
 from wsi_ats.slides.pyramid import write_pyramid
 from wsi_ats.testing.dicom import write_dicom
 from wsi_ats.testing.memory import peak_memory
 
-Pixels = NDArray[np.uint8]
-
 OUTCOMES = ("SlideError", "same", "other", "foreign error", "crash", "slow", "large")
 BAD = OUTCOMES[3:]
 
 _SECONDS, _BYTES = 10.0, 500 << 20
-_ADDRESSES = 8 << 30  # so that what claims the whole memory gets an error instead
+_ADDRESSES = 8 << 30  # so that a claim on the whole memory gets an error instead
 
-# Where a file says what it holds, a change is as likely as in all its pixels, which are a hundred times more.
+# Changes are as likely where a file describes its content as in its pixels, a hundred times more.
 _INDEX_SHARE = 0.7
 _BLOCK = 512
 
-# Ways to do damage, and how often each is tried.
+# Ways to do damage, and the share of each.
 _WAYS = {"cut": 0.15, "bit": 0.3, "byte": 0.25, "number": 0.2, "block": 0.08, "gone": 0.02}
 
 
-def picture(seed: int = 0, width: int = 320, height: int = 256) -> Pixels:
-    """Make pixels with something to see in them, and grain."""
-    generator = np.random.default_rng(seed)
-    y, x = np.indices((height, width))
+def picture() -> Pixels:
+    """Make pixels with waves and grain."""
+    y, x = np.indices((256, 320))
     waves = np.stack([np.sin(x / 17 + k) + np.cos(y / 23 - k) for k in range(3)], 2)
-    return np.clip(150 + 40 * waves + generator.normal(0, 6, waves.shape), 0, 255).astype(np.uint8)
+    noise = np.random.default_rng(0).normal(0, 6, waves.shape)
+    return np.clip(150 + 40 * waves + noise, 0, 255).astype(np.uint8)
 
 
-def _tiff(path: Path, *, compression: str | None, tile: bool = True, **options: object) -> None:
-    pixels = picture()
-    form = {"tile": (64, 64)} if tile else {"rowsperstrip": 32}
-    with tifffile.TiffWriter(path, bigtiff=bool(options.pop("bigtiff", False))) as file:
-        for level in (pixels, pixels[::2, ::2]):
-            file.write(
-                level,
-                photometric="rgb",
-                compression=compression,
-                subfiletype=int(level is not pixels),
-                metadata=None,
-                resolution=(20000, 20000),
-                resolutionunit=3,
-                **form,  # type: ignore[arg-type]
-                **options,  # type: ignore[arg-type]
-            )
+def _tiff(path: Path, *, bigtiff: bool = False, **options: Any) -> None:
+    pixels, form = picture(), {"tile": (64, 64)} if "rowsperstrip" not in options else {}
+    units: dict[str, Any] = {"resolution": (20000, 20000), "resolutionunit": 3, "metadata": None}
+    with tifffile.TiffWriter(path, bigtiff=bigtiff) as file:
+        for kind, level in enumerate((pixels, pixels[::2, ::2])):
+            file.write(level, photometric="rgb", subfiletype=kind, **units, **form, **options)
 
 
 def _ome(path: Path) -> None:
-    pixels = picture()
-    options = {"photometric": "rgb", "tile": (64, 64), "compression": "zlib"}
+    options: dict[str, Any] = {"photometric": "rgb", "tile": (64, 64), "compression": "zlib"}
     with tifffile.TiffWriter(path, ome=True) as file:
-        file.write(pixels, subifds=1, **options, metadata={"axes": "YXS"})  # type: ignore[arg-type]
-        file.write(pixels[::2, ::2], subfiletype=1, **options)  # type: ignore[arg-type]
+        file.write(picture(), subifds=1, **options, metadata={"axes": "YXS"})
+        file.write(picture()[::2, ::2], subfiletype=1, **options)
 
 
 def _zarr(path: Path, codec: str) -> None:
@@ -106,9 +92,8 @@ def _zarr(path: Path, codec: str) -> None:
 
 
 def _dicom(path: Path) -> None:
-    pixels = picture()
-    write_dicom(path / "0.dcm", "1.2.3.4", pixels)
-    write_dicom(path / "1.dcm", "1.2.3.4", np.ascontiguousarray(pixels[:128:, :128]), mpp=1.0)
+    write_dicom(path / "0.dcm", "1.2.3.4", picture())
+    write_dicom(path / "1.dcm", "1.2.3.4", np.ascontiguousarray(picture()[:128, :128]), mpp=1.0)
 
 
 FORMATS: Mapping[str, tuple[str, Callable[[Path], None]]] = {
@@ -118,7 +103,7 @@ FORMATS: Mapping[str, tuple[str, Callable[[Path], None]]] = {
     "BigTIFF, zstd": ("s.tif", partial(_tiff, compression="zstd", bigtiff=True)),
     "TIFF, JPEG": ("s.tif", partial(_tiff, compression="jpeg")),
     "TIFF, JPEG 2000": ("s.tif", partial(_tiff, compression="aperio_jp2000_rgb")),
-    "TIFF in strips": ("s.tif", partial(_tiff, compression="zlib", tile=False)),
+    "TIFF in strips": ("s.tif", partial(_tiff, compression="zlib", rowsperstrip=32)),
     "OME-TIFF, SubIFDs": ("s.ome.tif", _ome),
     "OME-Zarr, JPEG": ("s.ome.zarr", partial(_zarr, codec="jpeg")),
     "OME-Zarr, zstd": ("s.ome.zarr", partial(_zarr, codec="zstd")),
@@ -126,39 +111,23 @@ FORMATS: Mapping[str, tuple[str, Callable[[Path], None]]] = {
 }
 
 
-def _index_of(file: Path) -> NDArray[np.int64]:
-    """Places in a file that say what it holds, as far as is known."""
-    size = file.stat().st_size
-    if file.suffix == ".tif":
-        told = np.ones(size, dtype=bool)
-        with tifffile.TiffFile(file) as tiff:
-            for page in [*tiff.pages, *(tiff.pages[0].pages or ())]:  # type: ignore[union-attr]
-                for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
-                    told[offset : offset + count] = False
-        return np.flatnonzero(told)
-    return np.arange(min(size, 2048))
-
-
 @dataclass(frozen=True)
 class Subject:
-    """A slide that is to be damaged.
-
-    Parameters
-    ----------
-    name
-        Its format.
-    path
-        The whole slide, a file or a folder.
-    truth
-        What reading it to its end says.
-    """
+    """A slide that is to be damaged: its format, its file or folder, and the fingerprint of its pixels."""
 
     name: str
     path: Path
     truth: str
 
+    @classmethod
+    def write(cls, name: str, folder: Path) -> Subject:
+        """Write a slide of a format into a folder."""
+        ending, write = FORMATS[name]
+        write(folder / ending)
+        return cls(name, folder / ending, read_all(_to_open(folder / ending)))
+
     def damaged(self, number: int, folder: Path) -> Path:
-        """Write the slide with one of its files damaged, which one and how by the number."""
+        """Write the slide with one of its files damaged in a way that follows from the number."""
         generator = np.random.default_rng([number, len(self.name)])
         target = folder / self.path.name
         if self.path.is_dir():
@@ -167,10 +136,26 @@ class Subject:
             small = [file for file in files if file.suffix == ".json"] or files
             file = generator.choice(small if generator.random() < _INDEX_SHARE else files)
         else:
-            shutil.copy(self.path, target)
-            file = target
+            file = shutil.copy(self.path, target)
         damage(Path(file), generator)
-        return target if target.suffix or target.is_file() else target / "0.dcm"
+        return _to_open(target)
+
+
+def _to_open(path: Path) -> Path:
+    """Return one of the files of a DICOM folder, and anything else as it is."""
+    return path if path.suffix else path / "0.dcm"
+
+
+def _index_of(file: Path) -> NDArray[np.int64]:
+    """Return the places in a file that describe its content, as far as is known."""
+    if file.suffix != ".tif":
+        return np.arange(min(file.stat().st_size, 2048))
+    index = np.ones(file.stat().st_size, dtype=bool)
+    with tifffile.TiffFile(file) as tiff:
+        for page in [*tiff.pages, *(tiff.pages[0].pages or ())]:  # type: ignore[union-attr]
+            for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+                index[offset : offset + count] = False
+    return np.flatnonzero(index)
 
 
 def damage(file: Path, generator: np.random.Generator) -> None:
@@ -197,7 +182,7 @@ def damage(file: Path, generator: np.random.Generator) -> None:
 
 
 def read_all(path: Path) -> str:
-    """Read a slide to its end; a fingerprint of what it shows."""
+    """Read a slide to its end, and return a fingerprint of its pixels."""
     shown = sha256()
     with open_slide(path) as slide:
         for number, level in enumerate(slide.levels):
@@ -208,88 +193,89 @@ def read_all(path: Path) -> str:
     return shown.hexdigest()
 
 
-def serve() -> None:
-    """Read slides that are named on standard input, and say of each how it ended and what it took."""
+@dataclass(frozen=True)
+class Ended:
+    """End of reading a slide: an outcome or the fingerprint, a message, seconds, and bytes at the peak."""
+
+    result: str
+    message: str = ""
+    seconds: float = 0.0
+    memory: int = 0
+
+    def outcome(self, truth: str) -> str:
+        """Return the column that it counts in; too much time or memory counts however it ended."""
+        if self.result == "crash":
+            return "crash"
+        if self.result == "slow" or self.seconds > _SECONDS:
+            return "slow"
+        if self.memory > _BYTES:
+            return "large"
+        return self.result if self.result in OUTCOMES else "same" if self.result == truth else "other"
+
+
+def serve(pipe: Connection) -> None:
+    """Read slides whose paths come through a pipe, and send back how each ended."""
     resource.setrlimit(resource.RLIMIT_AS, (_ADDRESSES, _ADDRESSES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    for line in sys.stdin:
-        path = Path(json.loads(line))
+    while True:
+        path: Path = pipe.recv()
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak counts from here
         before, begin = peak_memory(), time.perf_counter()
         try:
-            said, what = read_all(path), ""
+            result, message = read_all(path), ""
         except SlideError as error:
-            said, what = "SlideError", str(error)
-            if str(path.parent) not in what:
-                said = "foreign error"  # it does not say of which slide
-        except Exception as error:  # noqa: BLE001  (that none comes here is what is to be found out)
-            said, what = "foreign error", repr(error)
-        print(json.dumps([said, what, time.perf_counter() - begin, peak_memory() - before]), flush=True)
+            # One that does not name the file is as bad as another library's.
+            message = str(error)
+            result = "SlideError" if str(path.parent) in message else "foreign error"
+        except Exception as error:  # noqa: BLE001  (whether any comes here is the question)
+            result, message = "foreign error", repr(error)
+        pipe.send(Ended(result, message, time.perf_counter() - begin, peak_memory() - before))
 
 
 class Child:
-    """A process that reads slides; started anew when it is gone."""
+    """A process that reads slides; another is started when it is gone."""
 
     def __init__(self) -> None:
-        self._process: subprocess.Popen[str] | None = None
+        self._start()
 
-    def ask(self, path: Path) -> tuple[str, str, float, int]:
-        """How reading a slide ended, its message, seconds, and bytes at the peak."""
-        process = self._process
-        if process is None:
-            command = [sys.executable, "-c", "from benchmarks.hostile import serve; serve()"]
-            pipe = subprocess.PIPE
-            process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
-            self._process = process
-        assert process.stdin is not None
-        assert process.stdout is not None
-        begin = time.perf_counter()
-        with suppress(BrokenPipeError):  # it is gone, and what it says has an end
-            process.stdin.write(json.dumps(str(path)) + "\n")
-            process.stdin.flush()
-        ready, _, _ = select.select([process.stdout], [], [], 3 * _SECONDS)
-        line = process.stdout.readline() if ready else ""
-        if line:
-            said, what, seconds, memory = json.loads(line)
-            return said, what, seconds, memory
+    def _start(self) -> None:
+        self._pipe, other = get_context("spawn").Pipe()
+        self.process = get_context("spawn").Process(target=serve, args=(other,), daemon=True)
+        self.process.start()
+        other.close()
+
+    def ask(self, path: Path) -> Ended:
+        """Read a slide."""
+        try:
+            self._pipe.send(path)
+            if self._pipe.poll(3 * _SECONDS):
+                ended: Ended = self._pipe.recv()
+                return ended
+            result = "slow"
+        except (EOFError, ConnectionError):
+            result = "crash"
         self.close()
-        return ("crash" if ready else "slow"), "", time.perf_counter() - begin, 0
+        self._start()
+        return Ended(result)
 
     def close(self) -> None:
         """End the process."""
-        if self._process is not None:
-            self._process.kill()
-            with suppress(BrokenPipeError):
-                self._process.communicate()
-            self._process = None
-
-
-def outcome(subject: Subject, said: str, seconds: float, memory: int) -> str:
-    """Which column it counts in; what took too much counts so, however it ended."""
-    if said == "crash":
-        return said
-    if said == "slow" or seconds > _SECONDS:
-        return "slow"
-    if memory > _BYTES:
-        return "large"
-    if said in OUTCOMES:
-        return said
-    return "same" if said == subject.truth else "other"
+        self.process.kill()
+        self.process.join()
 
 
 def trials(subject: Subject, first: int, step: int, until: float, keep: Path) -> Iterator[str]:
-    """Damage a slide again and again, and say how each ended."""
+    """Damage a slide again and again, and give each outcome."""
     child, number = Child(), first
     try:
         while time.monotonic() < until:
             with tempfile.TemporaryDirectory() as folder:
-                path = subject.damaged(number, Path(folder))
-                said, what, seconds, memory = child.ask(path)
-                found = outcome(subject, said, seconds, memory)
+                ended = child.ask(subject.damaged(number, Path(folder)))
+                found = ended.outcome(subject.truth)
                 if found in BAD:
                     name = f"{subject.name} {number} {found}".replace(" ", "_").replace(",", "")
                     shutil.copytree(folder, keep / name, dirs_exist_ok=True)
-                    print(f"{name}: {seconds:.1f} s, {memory >> 20} MB {what:.200}", flush=True)
+                    print(name, ended, flush=True)
             yield found
             number += step
     finally:
@@ -297,39 +283,31 @@ def trials(subject: Subject, first: int, step: int, until: float, keep: Path) ->
 
 
 def main() -> None:
-    """Parse the command line, run and print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Damage slides of each format, and print and write the table; exit with 1 where an outcome is bad."""
+    parser = command(__doc__)
     parser.add_argument("--minutes", type=float, default=5, help="all formats together")
     parser.add_argument("--first", type=int, default=0, help="number of the first damage")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--formats", nargs="+", choices=list(FORMATS), default=list(FORMATS))
     parser.add_argument("--keep", type=Path, default=Path("results/hostile"))
-    parser.add_argument("--out", default="benchmarks/results", help="folder of the table")
     given = parser.parse_args()
-    counts: dict[str, Counter[str]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for name in given.formats:
-            ending, write = FORMATS[name]
-            path = Path(folder) / name.replace(" ", "_") / ending
-            path.parent.mkdir(parents=True)
-            write(path)
-            subject = Subject(name, path, read_all(path if path.suffix else path / "0.dcm"))
+    rows = []
+    for name in given.formats:
+        with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(given.processes) as pool:
+            subject = Subject.write(name, Path(folder))
             until = time.monotonic() + 60 * given.minutes / len(given.formats)
-
-            def run(first: int, subject: Subject = subject, until: float = until) -> Counter[str]:
-                return Counter(trials(subject, first, given.processes, until, given.keep))
-
-            with ThreadPoolExecutor(given.processes) as pool:
-                firsts = range(given.first, given.first + given.processes)
-                counts[name] = sum(pool.map(run, firsts), Counter())
-            print(name, dict(counts[name]), flush=True)
-    columns: dict[str, list[object]] = {"format": list(counts)}
-    columns["damaged"] = [each.total() for each in counts.values()]
-    columns |= {name: [each[name] for each in counts.values()] for name in OUTCOMES}
-    report("damaged slides", "hostile", columns, given.out)
-    sys.exit(any(each[name] for each in counts.values() for name in BAD))
+            jobs = [
+                pool.submit(
+                    lambda *arguments: Counter(trials(*arguments)),
+                    *(subject, given.first + number, given.processes, until, given.keep),
+                )
+                for number in range(given.processes)
+            ]
+            counts = sum((job.result() for job in jobs), Counter[str]())
+        rows.append({"format": name, "damaged": counts.total()} | {each: counts[each] for each in OUTCOMES})
+        print(rows[-1], flush=True)
+    report("damaged slides", "hostile", rows, given.out)
+    sys.exit(any(row[name] for row in rows for name in BAD))
 
 
 if __name__ == "__main__":

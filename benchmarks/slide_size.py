@@ -1,28 +1,29 @@
-"""How scoring grows with the size of the slide, on one level and on two.
+"""Cost of scoring by the size of the slide, on one level and on two.
 
-Run ``python -m benchmarks.slide_size``. Slides of 10,000 to 160,000 pixels a side, 30 % tissue, are scored
-from 64 tiles of 256 pixels by a small untrained network with random attention, each in a new process. What
-grows with the slide on one level is its thumbnail; on two levels 8 regions are looked at instead. Peak memory
-is the whole process's, most of it libraries: compare rows.
+Run ``python -m benchmarks.slide_size``. Slides of 10,000 to 160,000 pixels a side are scored from 64 tiles of
+256 pixels by a small untrained network, each in a new process. On one level the thumbnail grows with the
+slide; on two, 8 regions are read instead. Peak memory is the whole process's, most of it libraries.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import subprocess
-import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from benchmarks.report import report
+from benchmarks.report import command, report
+from benchmarks.synthetic import score, slide_of, untrained
+from benchmarks.timing import in_new_process
 from wsi_ats.settings import Settings
-from wsi_ats.tasks.targets import Target
+from wsi_ats.slides import open_slide
+from wsi_ats.slides.memory import MemorySlide
+from wsi_ats.testing.memory import peak_memory
 
-_SIDES = (10_000, 40_000, 160_000)
 _SETTINGS = (
     "model.backbone=test_resnet",
     "model.pretrained=false",
@@ -31,48 +32,16 @@ _SETTINGS = (
 )
 
 
-def write(folder: Path, side: int) -> Path:
-    """Write a slide of a size, unless it is there."""
-    from wsi_ats.testing.bank import make_tile_bank
-    from wsi_ats.testing.synthetic import write_slide
-
-    path = folder / f"slide_{side}.tif"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        bank = make_tile_bank(256, 0, variants=8, palettes=1)
-        write_slide(path, bank=bank, width=side, height=side, positive=True, rng=np.random.default_rng(side))
-    return path
-
-
-def measure(path: Path, levels: int, changes: tuple[str, ...]) -> dict[str, Any]:
+def measure(path: Path, levels: int, changes: Sequence[str]) -> dict[str, Any]:
     """Score one slide in this process."""
-    import torch
-
-    from wsi_ats.models.checkpoints import model_for
-    from wsi_ats.models.scoring import predict_slide
-    from wsi_ats.slides import SlideRef, open_slide
-    from wsi_ats.slides.memory import MemorySlide
-    from wsi_ats.testing.memory import peak_memory
-
     torch.set_num_threads(1)
-    torch.manual_seed(0)
-    target = Target("classification", ("negative", "positive"))
     settings = Settings().with_values([*_SETTINGS, f"thumbnail.levels={levels}", *changes])
-    model = model_for(settings, target).eval()
-    for name, parameter in model.named_parameters():
-        if name.endswith("logit.weight"):
-            torch.nn.init.normal_(parameter)
-
-    def score(ref: SlideRef, slide: Any) -> Any:
-        return predict_slide(model, ref, slide, settings, target=target, model_digest="", seed=0)
-
+    model = untrained(settings)
     # The first use of the libraries takes time and memory of its own, whatever the slide.
-    warm = MemorySlide([np.full((2560, 2560, 3), 150, np.uint8)], mpp=0.5)
-    score(SlideRef("warm", "warm", "warm"), warm)
+    score(model, MemorySlide([np.full((2560, 2560, 3), 150, np.uint8)], mpp=0.5), settings)
     begin = time.perf_counter()
-    ref = SlideRef.from_path(path)
-    with open_slide(ref) as slide:
-        found = score(ref, slide).prediction
+    with open_slide(path) as slide:
+        found = score(model, slide, settings).prediction
     return {
         "side": int(path.stem.split("_")[1]),
         "levels": levels,
@@ -86,27 +55,21 @@ def measure(path: Path, levels: int, changes: tuple[str, ...]) -> dict[str, Any]
 
 
 def main() -> None:
-    """Print the table and write it to ``results/slide_size.csv``."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--sides", type=int, nargs="+", default=_SIDES)
-    parser.add_argument("--slides", type=Path, default=Path("results/slides"), help="Kept for another run.")
-    parser.add_argument("--set", nargs="*", default=[], metavar="section.name=value")
-    parser.add_argument("--one", nargs=2, metavar=("PATH", "LEVELS"), help="Measure in this process.")
+    """Print the table and write it to ``slide_size.csv``."""
+    parser = command(__doc__, settings=True, slides=True)
+    parser.add_argument("--sides", type=int, nargs="+", default=(10_000, 40_000, 160_000))
+    parser.add_argument("--one", nargs=2, metavar=("PATH", "LEVELS"), help="measure in this process")
     options = parser.parse_args()
     if options.one:
         path, levels = options.one
-        print(json.dumps(measure(Path(path), int(levels), tuple(options.set))))
+        print(json.dumps(measure(Path(path), int(levels), options.changes)))
         return
-    rows = []
-    for side in options.sides:
-        path = write(options.slides, side)
-        for levels in (1, 2):
-            command = [sys.executable, "-m", "benchmarks.slide_size", "--one", str(path), str(levels)]
-            ran = subprocess.run(
-                [*command, "--set", *options.set], capture_output=True, text=True, check=True
-            )
-            rows.append(json.loads(ran.stdout))
-    report("scoring 64 tiles", "slide_size", {name: [row[name] for row in rows] for name in rows[0]})
+    rows = [
+        in_new_process("benchmarks.slide_size", "--one", path, levels, "--set", *options.changes)
+        for path in (slide_of(options.slides, side) for side in options.sides)
+        for levels in (1, 2)
+    ]
+    report("scoring 64 tiles", "slide_size", rows, options.out)
 
 
 if __name__ == "__main__":

@@ -5,14 +5,12 @@ A slide is a grid of 40 x 40 cells, about 1,150 of them tissue. Each tissue cell
 Half of the slides are positive: some of their regions are lesions, which are a given part of the tissue. All
 other regions, and all of negative slides, are look-alikes.
 
-What must not tell the classes apart is drawn before it is known which regions are lesions: tissue, number,
-places and areas of regions, those that would be lesions among them. Slides come in pairs, one of each class,
-with the same stain.
+Whatever must not separate the classes is drawn before it is known which regions are lesions: tissue, number,
+places and areas of regions. Slides come in pairs, one of each class, with the same stain.
 """
 
 from __future__ import annotations
 
-import csv
 import heapq
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -25,20 +23,14 @@ from imagecodecs import jpeg8_decode
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from benchmarks.tissue_features import (
-    FOLDS,
-    GLASS,
-    SIDE,
-    STAINS,
-    THUMBNAIL,
-    CropTable,
-    crop_table,
-)
+from benchmarks.engine import ready
+from benchmarks.tissue_features import FOLDS, GLASS, SIDE, STAINS, THUMBNAIL, CropTable, crop_table
 from wsi_ats.errors import SettingsError
 from wsi_ats.geometry import Grid, IntArray
 from wsi_ats.models.batches import Example, Reader
 from wsi_ats.overview.masks import TissueMask
 from wsi_ats.slides.base import SlideRef
+from wsi_ats.tables.files import write_csv
 from wsi_ats.tasks.targets import Target
 from wsi_ats.testing.bank import TileBank, encode, shrink
 from wsi_ats.testing.layout import Kind, tissue_field
@@ -70,10 +62,8 @@ class Bag:
         RGB, uint8, (40 p, 40 p, 3) with p pixels a side of a cell, eight as slides are made.
     tissue
         Its tissue cells, K of them, and their grid.
-    crops
-        Row of the collection's features for each tissue cell, in the order of ``tissue.cells``, shape (K,).
-    kinds
-        :class:`~wsi_ats.testing.layout.Kind` of each, shape (K,).
+    crops, kinds
+        Row of the collection's features, and :class:`~wsi_ats.testing.layout.Kind`, of each cell, shape (K,).
     """
 
     ref: SlideRef
@@ -84,31 +74,17 @@ class Bag:
 
     @property
     def positive(self) -> bool:
-        """Whether it has lesions."""
+        """True if it has lesions."""
         return self.ref.label == "positive"
 
-    @property
-    def in_region(self) -> Mask:
-        """Tissue cells that stand out, lesion or look-alike, shape (K,)."""
-        found: Mask = self.kinds != Kind.STROMA
-        return found
-
     def example(self, target: Target) -> Example:
-        """The slide as training wants it."""
+        """Return the slide as training takes it."""
         return Example(self.ref, self.thumbnail, self.tissue, target.encode(self.ref.label or ""))
 
 
 @dataclass(frozen=True)
 class Collection:
-    """Slides of three splits that share no image.
-
-    Parameters
-    ----------
-    train, validation, test
-        The slides.
-    table
-        The crops that they are made of.
-    """
+    """Slides of three splits that share no image, and the crops that they are made of."""
 
     train: Sequence[Bag]
     validation: Sequence[Bag]
@@ -119,6 +95,10 @@ class Collection:
     def bags(self) -> list[Bag]:
         """All slides."""
         return [*self.train, *self.validation, *self.test]
+
+    def examples(self, target: Target) -> list[list[Example]]:
+        """Return the slides of each split as training takes them."""
+        return [[bag.example(target) for bag in bags] for bags in (self.train, self.validation, self.test)]
 
     @property
     def features(self) -> NDArray[np.float32]:
@@ -132,13 +112,7 @@ class Collection:
 
 
 class BagReader(Reader):
-    """Gives features of tiles in place of their pixels, and counts the tiles.
-
-    Parameters
-    ----------
-    collection
-        Of the slides that may be read.
-    """
+    """Reader of a collection that gives features of tiles in place of their pixels, and counts the tiles."""
 
     def __init__(self, collection: Collection) -> None:
         self._features = collection.features
@@ -147,17 +121,11 @@ class BagReader(Reader):
 
     @property
     def tiles_read(self) -> dict[str, int]:
-        """Distinct tiles that were asked for, by slide; those of slides without any are 0."""
+        """Distinct tiles that were asked for, by slide."""
         return {name: int(asked.sum()) for name, asked in self._asked.items()}
 
     def read(self, wanted: Sequence[tuple[SlideRef, Grid, IntArray]]) -> list[Future[NDArray[np.float32]]]:
-        """See :meth:`wsi_ats.models.batches.Reader.read`; float32 (N, D).
-
-        Raises
-        ------
-        SettingsError
-            For a cell without tissue.
-        """
+        """Return features (N, D) of tissue cells; see :meth:`wsi_ats.models.batches.Reader.read`."""
         return [self._done(ref, np.asarray(cells, dtype=np.int64)) for ref, _, cells in wanted]
 
     def _done(self, ref: SlideRef, cells: IntArray) -> Future[NDArray[np.float32]]:
@@ -168,9 +136,7 @@ class BagReader(Reader):
         if (found < 0).any():
             raise SettingsError(f"{ref.id}: cell {cells[found < 0][0]} has no tissue; read others")
         self._asked[ref.id][found] = True
-        future: Future[NDArray[np.float32]] = Future()
-        future.set_result(self._features[bag.crops[found]])
-        return future
+        return ready(self._features[bag.crops[found]])
 
 
 def make_collection(
@@ -187,24 +153,17 @@ def make_collection(
 
     Parameters
     ----------
-    material
-        ``colon`` or ``oral``.
+    material, cache, data
+        See :func:`benchmarks.tissue_features.crop_table`.
     lesion
         Part of the tissue of positive slides that is lesion; one of :data:`OTHERS`.
     visible
-        Whether regions differ from background in the thumbnail. Otherwise each of its pixels is that of some
+        If true, regions differ from background in the thumbnail. Otherwise each of its pixels is that of some
         crop of background.
     slides
         Number for training, validation and test, each even.
     seed
-        Of all randomness. Seeds 5 apart share out the images alike, but have no slide in common.
-    cache, data
-        See :func:`benchmarks.tissue_features.crop_table`.
-
-    Raises
-    ------
-    SettingsError
-        For another material or part, or an odd number of slides.
+        Of all randomness. Seeds 5 apart divide the images alike, but have no slide in common.
     """
     table = crop_table(material, seed % FOLDS, cache=cache, data=data)
     return collect(table, lesion=lesion, visible=visible, slides=slides, seed=seed)
@@ -226,8 +185,7 @@ def collect(
         for pair in range(number // 2):
             for positive in rng.permutation([False, True]):
                 layout = Layout.draw(lesion, rng)
-                name = f"{split}_{len(bags):03d}"
-                label = "positive" if positive else "negative"
+                name, label = f"{split}_{len(bags):03d}", "positive" if positive else "negative"
                 ref = SlideRef(name, f"{name}.tif", name, label, split)
                 bags.append(_bag(ref, layout, table, pair % STAINS, visible=visible, rng=rng))
         made.append(bags)
@@ -236,16 +194,9 @@ def collect(
 
 @dataclass(frozen=True)
 class Layout:
-    """Where tissue and regions are, before it is known which regions are lesions.
+    """Tissue (40, 40), the number of the region that each cell is in, -1 for none, and the chosen regions.
 
-    Parameters
-    ----------
-    tissue
-        Bool, (40, 40).
-    owner
-        Number of the region that a cell is in, -1 for none, (40, 40).
-    chosen
-        Whether each region is a lesion if the slide is positive; the others are look-alikes in any case.
+    Those are lesions in a positive slide; the others are always look-alikes.
     """
 
     tissue: Mask
@@ -345,55 +296,37 @@ def _thumbnail(tissue: Mask, views: Pixels) -> Pixels:
 
 
 def seen_at(collection: Collection, pixels: int) -> Collection:
-    """Return the same slides with thumbnails of another resolution.
+    """Return the same slides with thumbnails of other ``pixels`` a side of a cell, which divide :data:`SIDE`.
 
-    Parameters
-    ----------
-    collection
-        The slides.
-    pixels
-        Of a thumbnail, a side of a cell; a divisor of :data:`SIDE`. What thumbnails hide or show was made
-        for eight: finer ones show more.
+    Thumbnails hide or show what they do at eight: finer ones show more.
     """
     if pixels == THUMBNAIL:
         return collection
-    used, numbers = np.unique(np.concatenate([bag.crops for bag in collection.bags]), return_inverse=True)
+    used = np.unique(np.concatenate([bag.crops for bag in collection.bags]))
     views = collection.table.views(used, pixels)
-    ends = np.cumsum([len(bag.crops) for bag in collection.bags])
-    changed = [
-        replace(bag, thumbnail=_thumbnail(bag.tissue.mask, views[numbers[end - len(bag.crops) : end]]))
-        for bag, end in zip(collection.bags, ends, strict=True)
-    ]
-    first, second = len(collection.train), len(collection.train) + len(collection.validation)
-    return replace(collection, train=changed[:first], validation=changed[first:second], test=changed[second:])
+
+    def seen(bags: Sequence[Bag]) -> list[Bag]:
+        shown = [_thumbnail(bag.tissue.mask, views[np.searchsorted(used, bag.crops)]) for bag in bags]
+        return [replace(bag, thumbnail=each) for bag, each in zip(bags, shown, strict=True)]
+
+    parts = {name: seen(getattr(collection, name)) for name in ("train", "validation", "test")}
+    return replace(collection, **parts)
 
 
 def write_slides(collection: Collection, folder: Path) -> None:
-    """Write the slides as tiled TIFF, and ``labels.csv`` last; each tile is the very JPEG of its crop.
-
-    Parameters
-    ----------
-    collection
-        The slides.
-    folder
-        Made if it is missing. ``labels.csv`` says which split a slide is of.
-    """
+    """Write the slides as tiled TIFF, and ``labels.csv`` last; each tile is the very JPEG of its crop."""
     folder.mkdir(parents=True, exist_ok=True)
-    used, numbers = np.unique(np.concatenate([bag.crops for bag in collection.bags]), return_inverse=True)
+    used = np.unique(np.concatenate([bag.crops for bag in collection.bags]))
     jpegs = [encode(np.full((SIDE, SIDE, 3), GLASS, dtype=np.uint8))]
     jpegs += [collection.table.jpeg(int(row)) for row in used]
     quarters = [shrink(jpeg8_decode(each)) for each in jpegs]
     averages = np.rint(quarters).astype(np.uint8), np.stack([shrink(each) for each in quarters])
     bank = TileBank(SIDE, len(used), 1, 1.0, tuple(jpegs), averages)
-    first = 0
     for bag in collection.bags:
         references = np.zeros(bag.tissue.mask.shape, dtype=np.int64)
-        references[bag.tissue.mask] = 1 + numbers[first : first + len(bag.crops)]
-        first += len(bag.crops)
+        references[bag.tissue.mask] = 1 + np.searchsorted(used, bag.crops)
         write_tiff(folder / bag.ref.path, bank, references, _GRID.width, _GRID.height, MPP)
-    with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["slide_id", "case_id", "path", "label", "split"])
-        for bag in collection.bags:
-            ref = bag.ref
-            table.writerow([ref.id, ref.case, ref.path, ref.label, ref.split])
+    refs = [bag.ref for bag in collection.bags]
+    columns = {"slide_id": [ref.id for ref in refs], "case_id": [ref.case for ref in refs]}
+    columns |= {name: [getattr(ref, name) for ref in refs] for name in ("path", "label", "split")}
+    write_csv(folder / "labels.csv", columns)

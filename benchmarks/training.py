@@ -1,87 +1,79 @@
-"""How near training comes to the speed of a device that never waits for tiles.
+"""Speed of training relative to that of a device that never waits for tiles.
 
 Run ``python -m benchmarks.training [SLIDE...]``. The same steps are fed in three ways: from slides with
-reading ahead, from slides without, and from tiles that lie in the host's memory, the ceiling (they are pinned
-and copied to the device in each step, as those of slides are). ``of_ceiling`` is the steps a second of a feed
-divided by those of the ceiling. Times are medians; feeds take turns. On CUDA ``busy`` is the share of time in
-which a kernel runs, from a profile of some more steps, and ``peak_gb`` what tensors take at most.
+reading ahead, from slides without, and from tiles in the host's memory, the ceiling (pinned and copied to the
+device in each step, as those of slides are). ``of_ceiling`` is the steps a second of a feed divided by those
+of the ceiling; ``hidden`` the share of the time of reading that is hidden behind computing; ``waited_ms``
+the time that a step waits for its tiles. Times are medians; feeds take turns.
 
-Without SLIDES, synthetic ones are written to ``results/slides``; they are soon in the system's cache, so that
-a slow disk needs slides of its own. On a processor small networks are measured, where reading takes time from
-computing: that says nothing of graphics processors.
+Without SLIDES, synthetic ones are written, which are soon in the system's cache. On a processor small
+networks are measured, which says nothing about GPUs. With ``--slow-reads`` every tile takes 10 ms to be read,
+as from a slow disk, and a device computes without the processor, as a GPU does (a pause in the encoder).
 """
 
 from __future__ import annotations
 
-import argparse
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
-from time import perf_counter
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
-from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
+from torch import Tensor
 
-from benchmarks._steps import JOINT, Memory, Steps, measure, table
-from benchmarks.report import report
+from benchmarks.engine import TARGET, ready, train
+from benchmarks.report import Rows, command, report
+from benchmarks.synthetic import slides_to_train_on
 from wsi_ats.errors import SettingsError
-from wsi_ats.models.batches import Example, TileReader
+from wsi_ats.geometry import IntArray
+from wsi_ats.models.batches import Example, Reader, TileReader
+from wsi_ats.nn.model import AttentionSampler
 from wsi_ats.nn.precision import resolve
 from wsi_ats.overview.overview import look
 from wsi_ats.overview.tiles import read_tiles
 from wsi_ats.settings import Settings
 from wsi_ats.slides import open_slide
-from wsi_ats.slides.base import Pixels, SlideRef
-from wsi_ats.testing.bank import make_tile_bank
-from wsi_ats.testing.synthetic import write_slide
+from wsi_ats.slides.base import Pixels, Slide, SlideRef
+from wsi_ats.slides.wrappers import WrappedSlide
 
-MEMORY = "memory"
-FEEDS = {MEMORY: 0, "slides, read ahead": 1, "slides": 0}
-SLIDES = 8  # in a step
+MEMORY, SLIDES = "memory", "slides"
+FEEDS = {MEMORY: 0, "slides, read ahead": 1, SLIDES: 0}
+_SLIDES_A_STEP = 8
 _SIDE = 12_000  # of synthetic slides, in pixels: some 600 tissue tiles of 256
 _WARM = 3
-_PROFILED = 4
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured.
+    """Work of a step: ``tiles`` of eight slides, in passes of at most ``tiles_per_pass``.
 
-    Parameters
-    ----------
-    model
-        Name of the backbone, with random weights.
-    tiles
-        Of a step, a multiple of ``SLIDES``.
-    tile_size
-        In pixels.
-    tiles_per_pass
-        That are encoded at once: no more than memory holds.
+    ``read_seconds`` for each tile and ``device_seconds`` for each pass simulate slow reads and a device.
     """
 
     model: str
     tiles: int
     tile_size: int
     tiles_per_pass: int
+    threads: int = 1
+    read_seconds: float = 0.0
+    device_seconds: float = 0.0
 
     @property
     def settings(self) -> Settings:
-        """For one epoch without validation."""
+        """One epoch of joint training, the phase in which every part computes, without validation."""
         return Settings().with_values(
             [
                 *(f"model.backbone={self.model}", "model.pretrained=false"),
-                *(f"tile.size={self.tile_size}", f"sampling.tiles={self.tiles // SLIDES}"),
-                *(
-                    f"training.slides_per_step={SLIDES}",
-                    *JOINT,
-                    "training.joint_epochs=1",
-                    "training.validation=0",
-                ),
+                *(f"tile.size={self.tile_size}", f"sampling.tiles={self.tiles // _SLIDES_A_STEP}"),
+                *("training.epochs=0", "training.attention_epochs=0", "training.joint_epochs=1"),
+                *(f"training.slides_per_step={_SLIDES_A_STEP}", "training.validation=0"),
                 *(f"training.tiles_per_pass={self.tiles_per_pass}", "training.calibration_tiles=64"),
                 "training.checkpoint_steps=1000000",
             ]
@@ -89,187 +81,203 @@ class Plan:
 
     @property
     def passes(self) -> int:
-        """Into how many a step is cut."""
-        slides = max(1, self.tiles_per_pass // (self.tiles // SLIDES))
-        return -(-SLIDES // slides)
+        """Number of passes of a step."""
+        return -(-_SLIDES_A_STEP // max(1, self.tiles_per_pass // (self.tiles // _SLIDES_A_STEP)))
+
+    def open(self, ref: SlideRef) -> Slide:
+        """Open a slide that is as slow as planned."""
+        return SlowSlide(open_slide(ref), self.read_seconds) if self.read_seconds else open_slide(ref)
+
+    @contextmanager
+    def computing_elsewhere(self) -> Iterator[None]:
+        """Let encoding take longer, without the processor."""
+        embed = AttentionSampler.embed
+
+        def embed_elsewhere(model: AttentionSampler, tiles: Tensor) -> Tensor:
+            time.sleep(self.device_seconds)
+            return embed(model, tiles)
+
+        with patch.object(AttentionSampler, "embed", embed_elsewhere):
+            yield
 
 
-def synthetic(folder: Path, count: int) -> list[Path]:
-    """Write slides, unless they are there."""
-    paths = [folder / f"training_{number}.tif" for number in range(count)]
-    missing = [path for path in paths if not path.exists()]
-    if missing:
-        folder.mkdir(parents=True, exist_ok=True)
-        bank = make_tile_bank(256, 0, variants=16, palettes=2)
-        for path in missing:
-            generator = np.random.default_rng(paths.index(path))
-            write_slide(path, bank=bank, width=_SIDE, height=_SIDE, positive=False, rng=generator)
-    return paths
+SLOW = {
+    "device, computes longer": Plan("test_resnet", 64, 32, 4096, 1, 0.01, 0.8),
+    "device, reads longer": Plan("test_resnet", 64, 32, 4096, 1, 0.01, 0.3),
+    "processor, computes": Plan("test_resnet", 64, 96, 4096, 4, 0.01),
+}
 
 
-def look_at(paths: Iterable[Path], settings: Settings) -> list[Example]:
+class Clock(Reader):
+    """A reader that notes when reads are begun and how long they are waited for; ``inner`` reads.
+
+    Steady steps begin one lot of reads each, so that the time between them is the time of a step, whatever is
+    read ahead.
+    """
+
+    def __init__(self, inner: Reader) -> None:
+        self._inner = inner
+        self.times: list[float] = []
+        self.waits: list[float] = []
+
+    def run(self, jobs: Sequence[Any]) -> list[Any]:
+        """See :meth:`wsi_ats.models.batches.Reader.run`."""
+        self.times.append(time.perf_counter())
+        self.waits.append(0.0)
+        number = len(self.waits) - 1
+        return [_Waited(future, self.waits, number) for future in self._inner.run(jobs)]
+
+
+@dataclass(frozen=True)
+class _Waited:
+    """A result that adds the time it is waited for to the number of its call."""
+
+    future: Future[Any]
+    waits: list[float]
+    number: int
+
+    def result(self) -> Any:
+        begin = time.perf_counter()
+        try:
+            return self.future.result()
+        finally:
+            self.waits[self.number] += time.perf_counter() - begin
+
+
+class Memory(Reader):
+    """Reader of tiles (n, side, side, 3) that lie in the host's memory, the same ones again and again."""
+
+    def __init__(self, tiles: Pixels) -> None:
+        self._tiles = tiles
+
+    def run(self, jobs: Sequence[Any]) -> list[Future[Any]]:
+        """See :meth:`wsi_ats.models.batches.Reader.run`."""
+        return [self._given(len(job.keywords["cells"])) for _, job in jobs]
+
+    def _given(self, count: int) -> Future[Any]:
+        enough = count <= len(self._tiles)  # then no pixel is copied
+        return ready(self._tiles[:count] if enough else self._tiles[np.arange(count) % len(self._tiles)])
+
+
+class SlowSlide(WrappedSlide):
+    """A slide each of whose regions takes so many seconds to be read."""
+
+    def __init__(self, inner: Slide, seconds: float) -> None:
+        super().__init__(inner)
+        self._seconds = seconds
+
+    def read_regions(self, level: int, corners: IntArray, width: int, height: int) -> Pixels:
+        """Wait, then read from the inner slide."""
+        time.sleep(self._seconds * len(corners))
+        return self._inner.read_regions(level, corners, width, height)
+
+
+def measure(
+    examples: Sequence[Example], settings: Settings, reader: Reader, device: torch.device, passes: int
+) -> tuple[list[float], list[float]]:
+    """Train for an epoch, and return the seconds of each steady step and the time it waits for tiles."""
+    clock = Clock(reader)
+    train(examples, [], settings, clock, device=device)
+    # The first call is calibration's. The first steps begin their reads at once, and the last begin none.
+    begun = np.array(clock.times[1::passes])
+    waits = np.array(clock.waits[1:]).reshape(-1, passes).sum(1)
+    seconds = np.diff(begun[_WARM + settings.training.read_ahead :])
+    return seconds.tolist(), waits[_WARM : _WARM + len(seconds)].tolist()
+
+
+def examples_of(paths: Sequence[Path], settings: Settings) -> list[Example]:
     """Prepare slides; their labels take turns."""
     examples = []
     for number, path in enumerate(paths):
         ref = SlideRef.from_path(path)
         with open_slide(ref) as slide:
-            thumbnail, tissue = look(slide, settings)
-        examples.append(Example(ref, thumbnail, tissue, (float(number % 2),)))
+            examples.append(Example(ref, *look(slide, settings), TARGET.encode(TARGET.names[number % 2])))
     return examples
 
 
-def some_tiles(example: Example, count: int) -> Pixels:
-    """Tiles that lie in memory, shape (count, tile_size, tile_size, 3)."""
-    with open_slide(example.ref) as slide:
-        cells = np.resize(example.tissue.cells, count)
-        return read_tiles(slide, example.tissue.grid, cells)
-
-
-class Busy:
-    """Share of time in which a device computes, over some steps; call it when a step begins.
-
-    Parameters
-    ----------
-    first
-        Step before which the profile begins.
-    steps
-        How many are in it.
-    """
-
-    def __init__(self, first: int, steps: int) -> None:
-        self._first, self._last = first, first + steps
-        self._profile = profile(activities=[ProfilerActivity.CUDA])
-        self._begin = 0.0
-        self.share: float | None = None
-
-    def __call__(self, step: int) -> None:
-        """Begin the profile, or end it."""
-        if step not in {self._first, self._last}:
-            return
-        torch.cuda.synchronize()
-        if step == self._first:
-            self._profile.start()
-            self._begin = perf_counter()
-            return
-        seconds = perf_counter() - self._begin
-        self._profile.stop()
-        self.share = covered(kernels(self._profile.events() or [])) / (1e6 * seconds)
-
-
-def kernels(events: Iterable[Any]) -> list[tuple[float, float]]:
-    """When kernels began and ended, in microseconds; copies and marks among a profile's events are none."""
-    return [
-        (event.time_range.start, event.time_range.end)
-        for event in events
-        if event.device_type != DeviceType.CPU
-        and not event.name.startswith(("Memcpy", "Memset"))
-        and not event.is_user_annotation
-    ]
-
-
-def covered(intervals: Iterable[tuple[float, float]]) -> float:
-    """Length of the union of intervals.
-
-    Examples
-    --------
-    >>> covered([(5, 6), (0, 2), (1, 3)])
-    4.0
-    """
-    total, end = 0.0, -np.inf
-    for left, right in sorted(intervals):
-        total += max(0.0, right - max(left, end))
-        end = max(end, right)
-    return float(total)
-
-
-def run(
-    plan: Plan, paths: Sequence[Path], device: torch.device, *, threads: int, steps: int, rounds: int
-) -> list[dict[str, Any]]:
-    """Measure steps by all feeds, which take turns."""
+def run(plan: Plan, paths: Sequence[Path], device: torch.device, *, steps: int, rounds: int) -> Rows:
+    """Measure steps by all feeds, which take turns; a row for each."""
     settings, cuda = plan.settings, device.type == "cuda"
-    examples = look_at(paths, settings)
-    each, least = plan.tiles // SLIDES, min(len(example.tissue.cells) for example in examples)
-    if least < each:
-        raise SettingsError(f"a slide has {least} tissue tiles, and {each} of each are wanted; give others")
-    tiles = some_tiles(examples[0], each)
-    found: dict[str, list[Steps]] = {}
-    busy: dict[str, float | None] = dict.fromkeys(FEEDS)
+    examples, count = examples_of(paths, settings), plan.tiles // _SLIDES_A_STEP
+    least = min(len(example.tissue.cells) for example in examples)
+    if least < count:
+        raise SettingsError(f"a slide has {least} tissue tiles, and {count} of each are wanted; name others")
+    with open_slide(examples[0].ref) as slide:
+        tissue = examples[0].tissue
+        memory = Memory(read_tiles(slide, tissue.grid, tissue.cells[:count]))
+    seconds: dict[str, list[float]] = {feed: [] for feed in FEEDS}
+    waits: dict[str, list[float]] = {feed: [] for feed in FEEDS}
     peak: dict[str, float | None] = dict.fromkeys(FEEDS)
-    for turn in range(rounds):
+    for _ in range(rounds):
         for feed, ahead in FEEDS.items():
-            # The profile slows steps down: it comes after those that are timed.
-            last = turn == rounds - 1 and cuda
-            timed = _WARM + ahead + steps + 1
-            count = timed + (_PROFILED + 1 + ahead if last else ahead)
-            shown = [examples[k % len(examples)] for k in range(SLIDES * count)]
-            watch = Busy(timed, _PROFILED) if last else None
+            slides = _SLIDES_A_STEP * (_WARM + 2 * ahead + steps + 1)
+            shown = [examples[k % len(examples)] for k in range(slides)]
+            changed = settings.with_values([f"training.read_ahead={ahead}"])
             if cuda:
                 torch.cuda.reset_peak_memory_stats(device)
-            with TileReader(threads) as reader:
-                seen = measure(
-                    shown,
-                    settings.with_values([f"training.read_ahead={ahead}"]),
-                    Memory(tiles) if feed == MEMORY else reader,
-                    device,
-                    passes=plan.passes,
-                    warm=_WARM,
-                    on_step=watch,
-                )
-            found.setdefault(feed, []).append(Steps(seen.seconds[:steps], seen.waits[:steps]))
+            with TileReader(plan.threads, plan.open) as reader, plan.computing_elsewhere():
+                feeding = memory if feed == MEMORY else reader
+                taken, waited = measure(shown, changed, feeding, device, plan.passes)
+            seconds[feed] += taken[:steps]
+            waits[feed] += waited[:steps]
             if cuda:
                 peak[feed] = torch.cuda.max_memory_allocated(device) / 1e9
-            if watch:
-                busy[feed] = watch.share
-    typical = {feed: median(s for each in parts for s in each.seconds) for feed, parts in found.items()}
+    step = {feed: median(each) for feed, each in seconds.items()}
     dtype = resolve(settings.training.precision, device, plan.tile_size)
     return [
         {
             "device": torch.cuda.get_device_name(device) if cuda else "cpu",
-            "model": plan.model,
-            "tile_size": plan.tile_size,
-            "tiles": plan.tiles,
+            **asdict(plan),
             "passes": plan.passes,
             "precision": str(dtype).removeprefix("torch."),
-            "threads": threads,
             "feed": feed,
-            "steps": sum(len(each.seconds) for each in found[feed]),
-            "steps_per_s": 1 / seconds,
-            "tiles_per_s": plan.tiles / seconds,
-            "waited_ms": 1e3 * median(w for each in found[feed] for w in each.waits),
-            "busy": busy[feed],
+            "steps": len(seconds[feed]),
+            "steps_per_s": 1 / each,
+            "tiles_per_s": plan.tiles / each,
+            "waited_ms": 1e3 * median(waits[feed]),
             "peak_gb": peak[feed],
-            "of_ceiling": typical[MEMORY] / seconds,
+            "of_ceiling": step[MEMORY] / each,
+            "hidden": (step[SLIDES] - each) / (step[SLIDES] - step[MEMORY]),
         }
-        for feed, seconds in typical.items()
+        for feed, each in step.items()
     ]
 
 
 def main() -> None:
-    """Print the table and write it to ``results/training_<device>.csv``."""
+    """Print and write ``training_<device>.csv``, or with ``--slow-reads`` ``read_ahead.csv``."""
     cuda = torch.cuda.is_available()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("slides", type=Path, nargs="*")
+    parser = command(__doc__, slides=True)
+    parser.add_argument("files", type=Path, nargs="*", metavar="SLIDE")
     models = ("resnet50", "vit_small_patch16_224") if cuda else ("test_resnet", "test_vit")
     parser.add_argument("--models", nargs="+", default=models)
     parser.add_argument("--tiles", type=int, nargs="+", default=(256, 1024) if cuda else (32, 64))
     parser.add_argument("--tile-size", type=int, default=256 if cuda else 128)
     parser.add_argument("--tiles-per-pass", type=int, default=256 if cuda else 64)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="That read.")
-    parser.add_argument("--steps", type=int, default=20 if cuda else 10, help="Of each feed in a round.")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="that read")
+    parser.add_argument("--steps", type=int, default=20 if cuda else 10, help="of each feed in a round")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--slow-reads", action="store_true", help="simulate them, and a device")
     options = parser.parse_args()
-    device = torch.device("cuda" if cuda else "cpu")
-    paths = options.slides or synthetic(Path("results/slides"), SLIDES)
-    rows = []
-    for model in options.models:
-        for tiles in options.tiles:
-            plan = Plan(model, tiles, options.tile_size, min(options.tiles_per_pass, tiles))
-            rows += run(
-                plan, paths, device, threads=options.threads, steps=options.steps, rounds=options.rounds
+    paths = options.files or slides_to_train_on(options.slides, _SLIDES_A_STEP, _SIDE)
+    device = torch.device("cuda" if cuda and not options.slow_reads else "cpu")
+    plans = (
+        SLOW
+        if options.slow_reads
+        else {
+            f"{model}, {tiles}": Plan(
+                model, tiles, options.tile_size, min(options.tiles_per_pass, tiles), options.threads
             )
-    report("training fed in three ways", f"training_{device.type}", table(rows))
-    if not cuda:
-        print("measured on a processor, with small networks: this says nothing of graphics processors")
+            for model in options.models
+            for tiles in options.tiles
+        }
+    )
+    rows = [
+        {"case": case, **row}
+        for case, plan in plans.items()
+        for row in run(plan, paths, device, steps=options.steps, rounds=options.rounds)
+    ]
+    name = "read_ahead" if options.slow_reads else f"training_{device.type}"
+    report("training fed in three ways", name, rows, options.out, machine=True)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""The benchmark of learning: every arm runs on bags by the product's own training, and all seeds are told."""
+"""Every arm of the benchmark of learning runs on bags by the product's own training."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 from test_tissue_bags import images, table  # noqa: F401  (fixtures)
 
-from benchmarks import learning
-from benchmarks.learning import Case, Row, line, run, summary
-from benchmarks.tissue import collect
-from wsi_ats.tables.files import write_csv
+from benchmarks import end_to_end, learning
+from benchmarks.learning import Case, Row, read_rows, run, summary
+from benchmarks.report import report
+from benchmarks.tissue import collect, write_slides
+from wsi_ats.settings import Settings
 
 QUICK = (
     "training.epochs=2",
@@ -32,10 +33,9 @@ def ran(table, monkeypatch):  # noqa: F811
 
     monkeypatch.setattr(learning, "make_collection", make)
     monkeypatch.setattr(learning, "DRAWS", 2)
-    monkeypatch.setattr(learning, "TILES", (8,))
 
-    def go(arm: str, *changes: str) -> list[Row]:
-        return run(Case("colon", 0.05, True, 3, arm, changes, "quick"), Path(), Path())
+    def go(arm, *changes):
+        return run(Case("colon", 0.05, True, 3, arm, changes, "quick", (8,)), Path(), Path())
 
     return go
 
@@ -47,52 +47,68 @@ def test_attention_is_scored_beside_uniform_draws_and_all_tiles_of_the_same_clas
     assert rows[1].scale == 0
     # 64 to measure the features' spread, two epochs of 16 and a survey of 32; some may come twice.
     assert 64 <= rows[0].read <= 128 * rows[0].runs
-    assert "quick attention 8" in line(rows[0])
 
 
-@pytest.mark.parametrize(("arm", "least", "most"), [("mil", 1000, 1300), ("mil subset", 64, 192)])
-def test_mil_reads_all_tiles_or_a_subset_in_each_step(ran, arm, least, most):
-    (row,) = ran(arm, "training.epochs=2")
-    assert (row.arm, row.tiles) == (arm, 0)
-    assert least <= row.read <= most
+def test_mil_and_colour_have_a_row_each(ran):
+    (mil,), (colour,) = ran("mil subset", "training.epochs=2"), ran("mean colour")
+    assert (mil.arm, mil.tiles, colour.arm, colour.tiles) == ("mil subset", 0, "mean colour", 0)
+    assert 64 <= mil.read <= 192
+    assert 0 <= colour.auc <= 1
 
 
-def test_shuffled_labels_are_other_labels_of_the_same_number(ran):
-    rows = ran("shuffled", *QUICK)
-    assert {row.arm for row in rows} == {"shuffled"}
-
-
-def test_controls_are_scored_without_a_training(ran):
-    for arm in learning.CONTROLS:
-        (row,) = ran(arm)
-        assert 0 <= row.auc <= 1
-        assert row.read == row.seconds == 0
-
-
-def test_the_summary_has_every_seed_the_worst_first():
+def test_tables_are_joined_and_drawn_with_every_seed_the_worst_first(tmp_path, monkeypatch, capsys):
     rows = [
-        Row("oral", 0.05, True, seed, "mil", "", 0, auc, 0, 0, 1, 0, 0, 1)
+        Row("oral", 0.05, thumbnail, seed, "uniform", "", 45, auc, 0.01, 0.3)
+        for thumbnail in (True, False)
         for seed, auc in enumerate((0.9, 0.7, 0.8))
     ]
-    assert summary(rows) == ["oral 0.05 visible  mil 0: median 0.800, worst 0.700; 0.700 0.800 0.900"]
-
-
-def test_tables_are_joined_and_drawn(tmp_path, monkeypatch, capsys):
-    rows = [
-        Row("oral", 0.05, thumbnail, 1, arm, "", 45, 0.9, 0.01, 0.3, 1.0, 12.0, 3.0, 1)
-        for thumbnail in (True, False)
-        for arm in ("attention", "uniform")
+    assert summary(rows[:3]) == [
+        "oral 0.05 visible  uniform 45: median 0.800, worst 0.700; 0.700 0.800 0.900"
     ]
-    first = tmp_path / "first.csv"
-    write_csv(first, {name: [getattr(row, name) for row in rows] for name in asdict(rows[0])})
-    assert learning.read_rows(first) == rows
-    out, picture = tmp_path / "out.csv", tmp_path / "seeds.png"
-    monkeypatch.setattr(
-        "sys.argv",
-        ["learning", "--arms", "--join", str(first), str(first), "--out", str(out), "--figure", str(picture)],
-    )
+    first, out, picture = (tmp_path / name for name in ("first.csv", "out.csv", "seeds.png"))
+    report("first", "learning", rows, first)
+    options = ["--arms", "--join", str(first), str(first), "--out", str(out), "--figure", str(picture)]
+    monkeypatch.setattr("sys.argv", ["learning", *options])
     learning.main()
-    assert learning.read_rows(out) == rows + rows
-    assert capsys.readouterr().out.splitlines() == summary(rows + rows)
+    assert read_rows(out) == rows + rows
     with Image.open(picture) as drawn:
         assert drawn.width > drawn.height
+
+
+def test_a_slide_as_a_file_shows_training_the_same_as_its_bag(table, tmp_path):  # noqa: F811
+    collection = collect(table, lesion=0.2, visible=True, slides=(4, 2, 4), seed=3)
+    write_slides(collection, tmp_path)
+    settings = Settings().with_values(end_to_end.COMMON)
+    for bag, example in zip(
+        collection.train, end_to_end.seen(collection.train, tmp_path, settings), strict=True
+    ):
+        both = np.intersect1d(bag.tissue.cells, example.tissue.cells)
+        assert len(both) > 0.95 * max(len(bag.tissue.cells), len(example.tissue.cells))
+        assert np.abs(bag.thumbnail.astype(float) - example.thumbnail).mean() < 4
+        assert example.target == (float(bag.positive),)
+
+
+def test_files_and_bags_are_trained_on_and_scored_end_to_end(table, tmp_path, monkeypatch):  # noqa: F811
+    collection = collect(table, lesion=0.2, visible=True, slides=(4, 2, 4), seed=3)
+    quick = ("training.epochs=1", "training.tiles=4", "training.attention_epochs=1")
+    small = ("model.backbone=test_resnet",)
+    bags = (f"model.backbone=features:{collection.features.shape[1]}", "training.fine_tuning=frozen")
+    arms = {"trained": small, "frozen": (*small, "training.fine_tuning=frozen"), "bags": bags}
+    for name, value in {
+        "make_collection": lambda *_, **__: collection,
+        "COMMON": (*end_to_end.COMMON, *quick, "training.attention_tiles=8"),
+        "ARMS": arms,
+        "TILES": (4,),
+        "DRAWS": 2,
+        "weights_file": lambda cache: "",
+    }.items():
+        monkeypatch.setattr(end_to_end, name, value)
+    monkeypatch.setattr("torch.set_num_threads", lambda _: None)
+    monkeypatch.setattr("sys.argv", ["end_to_end", "--seeds", "3", "--out", str(tmp_path / "table.csv")])
+    end_to_end.main()
+    with (tmp_path / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["arm"], row["draws"]) for row in rows] == [
+        (arm, draws) for arm in arms for draws in ("attention", "uniform")
+    ]
+    assert all(0 <= float(row["auc"]) <= 1 for row in rows)

@@ -1,14 +1,16 @@
-import csv
+"""Megapixel MNIST: canvases as the recipe has them, and the experiment on few of them."""
+
+from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
 
 from benchmarks import megapixel_mnist
-from benchmarks.megapixel_mnist import ARMS, SETTINGS, CanvasReader, examples, holding
-from benchmarks.mnist_canvas import PATCH, Canvases, make_canvases
-from benchmarks.mnist_models import network
+from benchmarks.megapixel_mnist import SETTINGS, CanvasReader, examples
+from benchmarks.mnist_canvas import DIGITS, NOISE, OF_LABEL, PATCH, Canvases, make_canvases, smaller
 from wsi_ats.settings import Settings
+from wsi_ats.tables.files import read_csv
 
 
 @pytest.fixture(scope="module")
@@ -19,14 +21,25 @@ def canvases():
     return make_canvases(12, digits, np.arange(40) % 10, rng)
 
 
-@pytest.fixture(scope="module")
-def settings():
-    return Settings().with_values(SETTINGS)
+@pytest.mark.parametrize("size", [36, 60, 7])
+def test_smaller_views_average_the_areas_of_the_canvas(size):
+    """Every pixel is cut into ``size`` pieces a side, then averaged in blocks."""
+    canvas = np.random.default_rng(0).integers(256, size=(90, 90)).astype(np.uint8)
+    share = np.repeat(np.eye(90), size, axis=1).reshape(90, size, 90).mean(2)
+    assert smaller(canvas, size) == pytest.approx(share.T @ canvas @ share, abs=1e-3)
 
 
-def test_a_cell_of_the_low_view_shows_where_its_tile_lies(canvases, settings):
-    """The attention network's first look sees the area of the tile: the mean of both is the same."""
-    example = examples(canvases, settings)[3]
+def test_canvases_have_three_digits_of_their_class_and_two_of_others_apart(canvases):
+    assert canvases.places.shape == (12, DIGITS + NOISE, 2)
+    of_label = canvases.patches[:, :DIGITS] % 10 == canvases.labels[:, None]
+    assert of_label.tolist() == [[True] * OF_LABEL + [False] * (DIGITS - OF_LABEL)] * 12
+    digits = canvases.places[:, :DIGITS]
+    apart = (np.abs(digits[:, :, None] - digits[:, None]) >= PATCH).any(3)
+    assert (apart | np.eye(DIGITS, dtype=bool)).all()
+
+
+def test_a_cell_of_the_low_view_shows_the_place_of_its_tile(canvases):
+    example = examples(canvases, Settings().with_values(SETTINGS))[3]
     rows, columns = example.tissue.grid.shape
     assert example.thumbnail.shape == (3 * rows, 3 * columns, 3)
     grey = torch.from_numpy(example.thumbnail)[None, :, :, 1].float()
@@ -37,53 +50,17 @@ def test_a_cell_of_the_low_view_shows_where_its_tile_lies(canvases, settings):
     assert seen.numpy() == pytest.approx(means[:-1, :-1], abs=0.3)
 
 
-def test_attention_is_uniform_where_nothing_was_learned(canvases, settings):
-    example = examples(canvases, settings)[0]
-    torch.manual_seed(0)
-    view, cells = torch.from_numpy(example.thumbnail), torch.from_numpy(example.tissue.cells)
-    attention = network(settings).attend(view, cells, example.tissue.grid.shape)
-    assert attention.shape == (59 * 59,)
-    assert attention.tolist() == pytest.approx([1 / 59**2] * 59**2)
-
-
-def test_digits_that_lie_wholly_in_a_tile_are_noted(settings):
-    """The digit's own pixels count, not the black around them."""
-    one = Canvases(
-        np.zeros((1, PATCH, PATCH), np.uint8),
-        np.zeros((1, 5), int),
-        np.zeros((1, 5, 2), int),
-        np.zeros(1, int),
-        1500,
-    )
-    one.places[0, :, 0] = [0, 26, 27, 46, 1472]
-    held = holding(one, np.array([0]), np.array([[0, 0]]), 50)
-    assert held.tolist() == [[True, True, False, False, False]]
-    [example], reader = examples(one, settings), CanvasReader(one)
-    reader.read([(example.ref, example.tissue.grid, np.array([0, 59]))])
-    assert reader.digits == {(0, 0), (0, 1), (0, 2), (0, 3)}
-
-
-def test_the_experiment_runs_and_writes_its_table(canvases, tmp_path, monkeypatch):
-    monkeypatch.setattr(megapixel_mnist, "make", lambda *_, **__: (canvases.part(0, 8), canvases.part(8, 12)))
-    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
-    few = ["training.epochs=1", "training.tiles=5", "training.attention_tiles=5", "model.mil_tiles=5"]
-    rows = []
-    for arms, phases in (
-        (["attention"], ["training.attention_epochs=1", "training.joint_epochs=1"]),
-        (["uniform", "mil"], []),
-    ):
-        megapixel_mnist.main(
-            ["--seeds", "1", "--arms", *arms, "--out", str(tmp_path), "--set", *few, *phases]
-        )
-        with (tmp_path / "megapixel_mnist.csv").open() as file:
-            rows += list(csv.DictReader(file))
-    assert {row["arm"] for row in rows} == set(ARMS)
-    assert [(row["arm"], row["phase"]) for row in rows] == [
-        ("attention", "classifier"),
-        ("attention", "attention"),
-        ("attention", "joint"),
-        ("uniform", "classifier"),
-        ("mil", "classifier"),
+def test_every_phase_is_in_the_table(canvases, tmp_path, monkeypatch):
+    parts = [
+        Canvases(canvases.bank, canvases.patches[rows], canvases.places[rows], canvases.labels[rows])
+        for rows in (slice(8), slice(8, 12))
     ]
-    assert all(0 <= float(row["test_error"]) <= 1 for row in rows)
-    assert [float(row["tiles"]) for row in rows] == [5, 5, 10, 5, 10]  # the last reads again, backward
+    monkeypatch.setattr(megapixel_mnist, "make", lambda *_, **__: parts)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    few = ["training.epochs=1", "training.tiles=5", "training.attention_tiles=5"]
+    few += ["training.attention_epochs=1", "training.joint_epochs=1"]
+    megapixel_mnist.main(["--seeds", "1", "--out", str(tmp_path), "--set", *few])
+    table = read_csv(tmp_path / "megapixel_mnist.csv")
+    assert table["phase"] == ["classifier", "attention", "joint"]
+    assert all(0 <= float(error) <= 1 for error in table["test_error"])
+    assert [float(each) for each in table["tiles"]] == [5, 5, 10]

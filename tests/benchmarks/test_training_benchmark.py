@@ -1,16 +1,14 @@
-"""The benchmark of training measures what it says, as far as a processor can tell."""
+"""Training is fed in three ways, and every steady step is timed once."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
+import numpy as np
 import pytest
 import torch
-from torch.autograd import DeviceType
 
 from benchmarks import training
-from benchmarks._steps import TARGET
-from benchmarks.training import FEEDS, Plan, covered, kernels, run
+from benchmarks.engine import TARGET
+from benchmarks.training import FEEDS, Memory, Plan, measure, run
 from wsi_ats.errors import SettingsError
 from wsi_ats.testing.synthetic import write_collection
 
@@ -32,38 +30,35 @@ def test_a_step_is_cut_as_training_cuts_it(tiles, tiles_per_pass, passes):
 
     plan = Plan("test_resnet", tiles, 64, tiles_per_pass)
     method = method_for(model_for(plan.settings, TARGET), plan.settings, CPU)
-    assert plan.passes == method.passes(training.SLIDES) == passes
+    assert plan.passes == method.passes(8) == passes
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_each_steady_step_is_timed_once(slides, ahead):
+    plan = Plan("test_resnet", 16, 64, 16)
+    settings = plan.settings.with_values([f"training.read_ahead={ahead}"])
+    shown = training.examples_of(slides, settings) * 4 * 8  # eight steps of eight slides
+    memory = Memory(np.zeros((2, 64, 64, 3), np.uint8))
+    seconds, waits = measure(shown, settings, memory, CPU, passes=1)
+    assert len(seconds) == len(waits) == 8 - 1 - 3 - ahead
+    assert min(seconds) > 0
 
 
 def test_each_feed_has_a_row(slides):
-    rows = run(Plan("test_resnet", 16, 64, 8), slides, CPU, threads=2, steps=2, rounds=1)
+    rows = run(Plan("test_resnet", 16, 64, 8, threads=2), slides, CPU, steps=2, rounds=1)
     assert [row["feed"] for row in rows] == list(FEEDS)
     for row in rows:
         assert (row["tiles"], row["passes"], row["steps"]) == (16, 2, 2)
-        assert row["tiles_per_s"] == pytest.approx(16 * row["steps_per_s"])
         assert row["of_ceiling"] == pytest.approx(row["steps_per_s"] / rows[0]["steps_per_s"])
-        assert row["busy"] is None
-        assert row["peak_gb"] is None
-    assert rows[0]["of_ceiling"] == 1
+
+
+def test_slow_reads_are_waited_for_and_memory_is_not(slides):
+    plan = Plan("test_resnet", 16, 64, 16, read_seconds=1e-3, device_seconds=0.01)
+    memory, _, slow = run(plan, slides, CPU, steps=1, rounds=1)
+    assert (memory["hidden"], slow["hidden"]) == (1, 0)
+    assert memory["waited_ms"] < slow["waited_ms"] > 16
 
 
 def test_slides_with_too_little_tissue_are_refused(slides):
     with pytest.raises(SettingsError, match="tissue tiles, and 1000 of each are wanted"):
-        run(Plan("test_resnet", 8000, 64, 64), slides, CPU, threads=1, steps=1, rounds=1)
-
-
-def test_a_device_is_busy_while_any_kernel_runs():
-    def event(name, begin, end, device=DeviceType.CUDA, mark=False):
-        span = SimpleNamespace(start=begin, end=end)
-        return SimpleNamespace(name=name, time_range=span, device_type=device, is_user_annotation=mark)
-
-    events = [
-        event("conv", 0, 10),
-        event("conv, on another stream", 5, 12),
-        event("relu", 20, 21),
-        event("Memcpy HtoD", 30, 40),
-        event("Optimizer.step", 0, 100, mark=True),
-        event("aten::conv2d", 0, 100, DeviceType.CPU),
-    ]
-    assert covered(kernels(events)) == 13
-    assert covered([]) == 0
+        run(Plan("test_resnet", 8000, 64, 64), slides, CPU, steps=1, rounds=1)

@@ -16,8 +16,10 @@ import simplejpeg
 
 Pixels = npt.NDArray[np.uint8]
 
-# With colour at full resolution (4:4:4), for stain is colour. `benchmarks/jpeg.py` says what that costs and
-# loses: a quarter of the bytes, 2 grey levels on average and 9 for a value in a hundred, under a millisecond.
+# With colour at full resolution (4:4:4), because stain is colour. Tiles of a real slide, cut across the
+# blocks of its own JPEG, have 26 % of their bytes at this quality. They are off by 2 grey levels on average,
+# by 9 or more for one value in a hundred, and by 24 at most; encoding and decoding take 0.3 and 0.4 ms a
+# tile.
 QUALITY = 95
 
 Colours = Literal["RGB", "YCbCr", "Gray"]

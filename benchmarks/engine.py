@@ -1,0 +1,86 @@
+"""Training and scoring for all experiments on learning: the product's own, on bags or canvases."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wsi_ats.models.base import draw_seed
+from wsi_ats.models.batches import Example, Reader
+from wsi_ats.models.kinds import method_for
+from wsi_ats.nn.network import SlideNetwork
+from wsi_ats.settings import Settings
+from wsi_ats.tasks.targets import Target
+from wsi_ats.training.fit import Trained, fit
+from wsi_ats.training.restarts import Outcome, repeat
+
+TARGET = Target("classification", ("negative", "positive"))
+CPU = torch.device("cpu")
+
+
+def train(
+    training: Sequence[Example],
+    validation: Sequence[Example],
+    settings: Settings,
+    reader: Reader,
+    *,
+    target: Target = TARGET,
+    device: torch.device = CPU,
+    retries: int = 0,
+    on_epoch: Callable[[Any], None] = lambda row: None,  # noqa: ARG005
+    network: Callable[[], SlideNetwork] | None = None,
+) -> tuple[Trained, list[Outcome]]:
+    """Train by ``training.fit`` in a folder that is deleted, as the command ``train`` does.
+
+    Parameters
+    ----------
+    training, validation, settings, reader, target, device, on_epoch, network
+        See :func:`wsi_ats.training.fit.fit`.
+    retries
+        Further runs, with other seeds, as long as attention has found nothing.
+    """
+    learning = settings.training
+    with tempfile.TemporaryDirectory() as folder:
+
+        def fit_once(number: int) -> Trained:
+            return fit(
+                training,
+                validation,
+                replace(settings, training=replace(learning, seed=learning.seed + number)),
+                target=target,
+                folder=Path(folder) / str(number),
+                features=Path(folder) / "features",
+                device=device,
+                on_epoch=on_epoch,
+                reader=reader,
+                network=network,
+            )
+
+        return repeat(fit_once, restarts=1, retries=retries)
+
+
+def ready(result: Any) -> Future[Any]:
+    """Return a future that has its result, for readers that wait for nothing."""
+    future: Future[Any] = Future()
+    future.set_result(result)
+    return future
+
+
+@torch.inference_mode()
+def outputs(
+    model: SlideNetwork, settings: Settings, examples: Sequence[Example], reader: Reader, *, draw: int
+) -> Tensor:
+    """Return the logits of slides by one draw each, shape (N, classes)."""
+    method, parts = method_for(model.eval(), settings), []
+    for first in range(0, len(examples), 20):
+        part = examples[first : first + 20]
+        seeds = [draw_seed(settings.training.seed, each.ref.id, draw) for each in part]
+        parts.append(method.begin(part, reader, seeds)().outputs)
+    return torch.cat(parts)

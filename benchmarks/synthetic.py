@@ -1,0 +1,60 @@
+"""Synthetic slides and untrained models: for speed it does not matter what a model has learned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from wsi_ats.models.checkpoints import model_for
+from wsi_ats.models.scoring import Scored, predict_slide
+from wsi_ats.settings import Settings
+from wsi_ats.slides import SlideRef
+from wsi_ats.slides.base import Slide
+from wsi_ats.tasks.targets import Target
+from wsi_ats.testing.bank import make_tile_bank
+from wsi_ats.testing.synthetic import write_slide
+
+TARGET = Target("classification", ("negative", "positive"))
+
+
+def slide_of(folder: Path, side: int) -> Path:
+    """Write a slide of so many pixels a side, 30 % tissue, unless it is there."""
+    path = folder / f"slide_{side}.tif"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        bank = make_tile_bank(256, 0, variants=8, palettes=1)
+        write_slide(path, bank=bank, width=side, height=side, positive=True, rng=np.random.default_rng(side))
+    return path
+
+
+def slides_to_train_on(folder: Path, count: int, side: int) -> list[Path]:
+    """Write slides for training, all of one size, unless they are there."""
+    paths = [folder / f"training_{side}_{number}.tif" for number in range(count)]
+    if not all(path.exists() for path in paths):
+        folder.mkdir(parents=True, exist_ok=True)
+        bank = make_tile_bank(256, 0, variants=16, palettes=2)
+        for number, path in enumerate(paths):
+            generator = np.random.default_rng(number)
+            write_slide(path, bank=bank, width=side, height=side, positive=False, rng=generator)
+    return paths
+
+
+def untrained(settings: Settings) -> Any:
+    """Return a model that has learned nothing, whose attention is random rather than uniform."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = model_for(settings, TARGET).eval()
+        for name, parameter in model.named_parameters():
+            if name.endswith("logit.weight"):
+                torch.nn.init.normal_(parameter)
+    return model
+
+
+def score(model: Any, slide: Slide, settings: Settings) -> Scored:
+    """Score an open slide as the product does."""
+    name = Path(slide.path).stem
+    ref = SlideRef(name, slide.path, name)
+    return predict_slide(model, ref, slide, settings, target=TARGET, model_digest="", seed=0)

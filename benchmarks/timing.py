@@ -1,0 +1,44 @@
+"""Clocks that compare ways of doing one thing on a machine that others use as well."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+
+class Times(NamedTuple):
+    """Medians of the seconds of calls, by the clock on the wall and of the processor."""
+
+    seconds: float
+    processor_seconds: float
+
+
+def interleaved(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, Times]:
+    """Call all sides in turn, once to warm up and then in each round, so that they meet the same load."""
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
+    for _ in range(rounds + 1):
+        for name, call in sides.items():
+            wall, processor = time.perf_counter(), time.process_time()
+            call()
+            found[name].append((time.perf_counter() - wall, time.process_time() - processor))
+    return {name: Times(*map(median, zip(*each[1:], strict=True))) for name, each in found.items()}
+
+
+def in_new_process(module: str, *arguments: object) -> dict[str, Any]:
+    """Run a module that prints JSON in a process of its own, whose peak memory is then its own as well."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    found: dict[str, Any] = json.loads(ran.stdout)
+    return found
+
+
+def process_io(name: str) -> int:
+    """Bytes that this process has asked of files (``rchar``) or got from the disk (``read_bytes``) so far."""
+    lines = Path("/proc/self/io").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
