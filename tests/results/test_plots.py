@@ -12,9 +12,6 @@ from PIL import Image
 from wsi_ats.errors import ArtifactError
 from wsi_ats.geometry import Grid, Region
 from wsi_ats.results.plots import (
-    ModelView,
-    SlideView,
-    figure_of_models,
     figure_of_panels,
     figure_of_slide,
 )
@@ -101,20 +98,6 @@ def test_a_figure_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ArtifactError, match=r"a\.png"):
         figure(tmp_path / "file" / "a.png")
-
-
-@pytest.mark.parametrize("drawn", [0, 1, 9, 16])
-def test_models_are_drawn_side_by_side_whatever_the_number_of_slides_and_tiles(tmp_path, drawn):
-    views = []
-    for seed, shape in enumerate([(4, 6), (9, 1)]):
-        thumbnail, attention, selection, tiles, truth = slide(shape, drawn, seed)
-        views.append(SlideView(thumbnail, truth, dict.fromkeys("AB", ModelView(attention, selection, tiles))))
-    sizes = []
-    for number in (1, 2):
-        figure_of_models(tmp_path / "a.png", views[:number], title="two models")
-        sizes.append(pixels_of(tmp_path / "a.png").shape)
-    assert sizes[1][0] > sizes[0][0] > 300
-    assert sizes[1][1] == sizes[0][1]
 
 
 def panels_of(classes, defined=True):

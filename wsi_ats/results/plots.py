@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
-from matplotlib.patches import Rectangle
 
 from wsi_ats.files import atomic
 from wsi_ats.results.records import AttentionMap, Selection
@@ -94,90 +91,6 @@ def figure_of_slide(
         figure.savefig(temporary, format="png", dpi=110)
 
 
-@dataclass(frozen=True)
-class ModelView:
-    """Where a model looked in one slide.
-
-    Parameters
-    ----------
-    attention
-        Over the slide's cells.
-    selection
-        The tiles that were read; those shown come first.
-    tiles
-        Pixels of the first of them, shape (M, s, s, 3).
-    """
-
-    attention: AttentionMap
-    selection: Selection
-    tiles: Pixels
-
-
-@dataclass(frozen=True)
-class SlideView:
-    """One row of :func:`figure_of_models`.
-
-    Parameters
-    ----------
-    image
-        RGB, uint8, shape (h, w, 3), of all cells of the grid.
-    truth
-        Kind of each cell, shape (rows, columns): 0 glass, 1 tissue, 2 look-alike, 3 lesion.
-    models
-        By name, the same in all rows.
-    """
-
-    image: Pixels
-    truth: npt.NDArray[np.uint8]
-    models: Mapping[str, ModelView]
-
-
-def figure_of_models(path: Path, slides: Sequence[SlideView], *, title: str) -> None:
-    """Draw, side by side, where several models looked: image, truth, attention of each, tiles of each.
-
-    Above a tile stands its weight in the slide's feature; its frame has the colour that the truth gives it.
-
-    Parameters
-    ----------
-    path
-        PNG to write.
-    slides
-        One row each, at least one.
-    title
-        Above the figure.
-    """
-    names = list(slides[0].models)
-    panels = 2 + 2 * len(names)
-    figure = Figure(figsize=(3.2 * panels, 3.3 * len(slides) + 0.9), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title)
-    axes = figure.subplots(len(slides), panels, squeeze=False)
-    for axis, text in zip(
-        axes[0],
-        [
-            "image",
-            "truth: red lesion, blue look-alike",
-            *(f"attention of {name}" for name in names),
-            *(f"tiles of {name}, with weights" for name in names),
-        ],
-        strict=True,
-    ):
-        axis.set_title(text)
-    for slide, row in zip(slides, axes, strict=True):
-        row[0].imshow(slide.image)
-        _draw_truth(row[1], slide.truth)
-        for i, name in enumerate(names):
-            view = slide.models[name]
-            _, most = _draw_attention(row[2 + i], view.attention).get_clim()
-            row[2 + i].set_xlabel(f"bright: {most:.3g} times uniform, or more")
-            _draw_tiles(row[2 + len(names) + i], view, slide.truth)
-        for axis in row:
-            axis.set(xticks=[], yticks=[])
-            axis.spines[:].set_visible(False)
-    with atomic(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=100)
-
-
 def _draw_attention(axes: Axes, attention: AttentionMap) -> AxesImage:
     rows, columns = attention.grid.shape
     relative = np.where(attention.tissue, attention.attention * attention.tissue.sum(), np.nan)
@@ -191,20 +104,6 @@ def _draw_truth(axes: Axes, truth: npt.NDArray[np.uint8]) -> None:
     rows, columns = truth.shape
     extent = (0.0, float(columns), float(rows), 0.0)
     axes.imshow(truth, extent=extent, cmap=_TRUTH, vmin=-0.5, vmax=3.5, interpolation="nearest")
-
-
-def _draw_tiles(axes: Axes, view: ModelView, truth: npt.NDArray[np.uint8]) -> None:
-    """Tiles in a square, each with its weight, framed in the colour of what it shows."""
-    side = max(1, math.ceil(math.sqrt(len(view.tiles))))
-    for number, tile in enumerate(view.tiles):
-        row, column = divmod(number, side)
-        left, top, size = column + 0.1, row + 0.18, 0.8
-        axes.imshow(tile, extent=(left, left + size, top + size, top))
-        kind = int(truth.flat[view.selection.cells[number]])
-        frame = _TRUTH(kind) if kind else "grey"
-        axes.add_patch(Rectangle((left, top), size, size, fill=False, edgecolor=frame, linewidth=3))
-        axes.text(column + 0.5, row + 0.15, f"{view.selection.weight[number]:.3f}", ha="center", fontsize=7)
-    axes.set(xlim=(0, side), ylim=(side, 0))
 
 
 def figure_of_panels(path: Path, panels: Sequence[Panel], *, title: str) -> None:
