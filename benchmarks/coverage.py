@@ -37,6 +37,7 @@ from wsi_ats.models.checkpoints import load_model
 from wsi_ats.models.sampling import draw_cells, weigh
 from wsi_ats.models.stopping import MOST_DRAWS
 from wsi_ats.nn.model import AttentionSampler
+from wsi_ats.nn.pooling import POOLINGS
 from wsi_ats.overview.overview import look
 from wsi_ats.overview.tiles import read_tiles
 from wsi_ats.settings import Settings
@@ -182,7 +183,7 @@ def measure(folder: Path, plan: Plan, seed: int) -> Rows:
     train(training, folder / "gated", settings=settings, execution=execution)
     gated = load_model(folder / "gated").model
     linear = deepcopy(gated)
-    linear.gate = None
+    linear.gate, linear.pooling = None, POOLINGS["linear"]
     slides = [Encoded(gated, settings, ref) for ref in held_out]
     rows: Rows = []
     for tiles in plan.tiles:

@@ -27,7 +27,7 @@ from wsi_ats.nn.backbone import Backbone
 from wsi_ats.nn.encoder import TileEncoder
 from wsi_ats.nn.model import AttentionSampler
 from wsi_ats.overview.masks import TissueMask
-from wsi_ats.settings import Settings
+from wsi_ats.settings import DrawingModel, Settings
 from wsi_ats.slides.base import Pixels, SlideRef
 from wsi_ats.tasks.targets import Target
 from wsi_ats.training.diagnosis import Row
@@ -102,7 +102,7 @@ def network(settings: Settings) -> AttentionSampler:
     backbone = Backbone(TileNetwork(), _FEATURES, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     encoder = TileEncoder(backbone, trained=False)
     attention = AttentionNetwork(settings.thumbnail.pixels_per_cell)
-    return AttentionSampler(attention, encoder, classes=CLASSES, gated=settings.model.pool == "gated")
+    return AttentionSampler(attention, encoder, classes=CLASSES, pool=settings.model_as(DrawingModel).pool)
 
 
 class CanvasReader(Reader):

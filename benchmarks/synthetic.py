@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from wsi_ats.models.checkpoints import model_for
-from wsi_ats.models.scoring import Scored, predict_slide
+from wsi_ats.models.kinds import model_for
+from wsi_ats.models.scoring import LoadedModel, Scored
 from wsi_ats.settings import Settings
 from wsi_ats.slides import SlideRef
 from wsi_ats.slides.base import Slide
@@ -56,5 +56,4 @@ def untrained(settings: Settings) -> Any:
 def score(model: Any, slide: Slide, settings: Settings) -> Scored:
     """Score an open slide as the product does."""
     name = Path(slide.path).stem
-    ref = SlideRef(name, slide.path, name)
-    return predict_slide(model, ref, slide, settings, target=TARGET, model_digest="", seed=0)
+    return LoadedModel(model, settings, TARGET, "").score(slide, ref=SlideRef(name, slide.path, name))

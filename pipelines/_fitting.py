@@ -252,7 +252,7 @@ def check_network(settings: Settings, target: Target) -> None:
     ModelError
         When a name is unknown, or weights are missing, do not fit or cannot be downloaded.
     """
-    from wsi_ats.models.checkpoints import model_for
+    from wsi_ats.models.kinds import model_for
 
     model_for(settings, target)
 

@@ -133,18 +133,11 @@ class Reading(Basic):
         SettingsError
             For a file that cannot be read or a setting that cannot work.
         """
-        from dataclasses import asdict
-        from tomllib import loads
-
         from wsi_ats.settings import Settings
 
         base = base or Settings()
         if self.config is not None:
-            Settings.read(self.config)  # reports whatever is wrong with the file by itself
-            values = asdict(base)
-            for section, table in loads(self.config.read_text(encoding="utf-8")).items():
-                values[section] = values[section] | table
-            base = Settings.from_mapping(values)
+            base = Settings.read(self.config, base)
         short = [] if self.qc is None else [f"thumbnail.exclude={self.qc}"]
         return base.with_values([*short, *(self.set or [])])
 

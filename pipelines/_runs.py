@@ -18,7 +18,7 @@ from pipelines._reports import Reporter, Silent, duration
 from wsi_ats.errors import ArtifactError, SettingsError
 from wsi_ats.files import digest_of, locked, read_json, write_json
 from wsi_ats.results.records import Status
-from wsi_ats.settings import Settings
+from wsi_ats.settings import Fixes, Settings
 
 RUN_FILE = "run.json"
 
@@ -169,7 +169,7 @@ class Identity:
     stage
         The stage.
     settings
-        The settings sections that it uses, as nested tables.
+        The settings that decide its results, as nested tables.
     digests
         Fingerprints of what goes in: the model, the labels.
     seed
@@ -183,11 +183,10 @@ class Identity:
 
     @classmethod
     def of(
-        cls, stage: str, settings: Settings, *sections: str, seed: int | None = None, **digests: str
+        cls, stage: str, settings: Settings, fixes: Fixes, *, seed: int | None = None, **digests: str
     ) -> Identity:
-        """Take some sections of the settings; their own digest is recorded too."""
-        tables = {name: table for name, table in asdict(settings).items() if name in sections}
-        return cls(stage, tables, {"settings": settings.digest(*sections), **digests}, seed)
+        """Take the settings that decide the results; their own digest is recorded too."""
+        return cls(stage, settings.tables(fixes), {"settings": settings.digest(fixes), **digests}, seed)
 
     @property
     def digest(self) -> str:

@@ -30,7 +30,7 @@ from pipelines.score import score
 from pipelines.train import train
 from wsi_ats.errors import ManifestError, SettingsError
 from wsi_ats.files import atomic, digest_of, read_json
-from wsi_ats.settings import Settings
+from wsi_ats.settings import Fixes, Settings
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.tables.labels import check_labels, unlabelled
 from wsi_ats.tables.manifest import match_splits
@@ -120,9 +120,8 @@ def crossval(
     target = check_labels(refs, settings.model.task)
     labelled = [ref for ref in absolute(refs) if ref.id not in without]
     plan = _plan(labelled, settings, folds, splits, execution, known=[ref.id for ref in refs])
-    # Of scoring, too: folds that are finished are not scored again.
-    sections = ("tile", "thumbnail", "model", "sampling", "training", "augmentation", "scoring")
-    identity = Identity.of("crossval", settings, *sections, seed=settings.training.seed, splits=_digest(plan))
+    seed = settings.training.seed
+    identity = Identity.of("crossval", settings, Fixes.EVERYTHING, seed=seed, splits=_digest(plan))
     results = [*shared.RESULTS, "splits", "features", *(path.name for path in out.glob("fold_*"))]
     with open_run(out, identity, execution, results=results) as run:
         if execution.dry_run:

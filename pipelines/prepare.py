@@ -24,14 +24,13 @@ from wsi_ats.overview.prepared import Prepared, save_prepared
 from wsi_ats.overview.quality import mark
 from wsi_ats.overview.tiles import level_for
 from wsi_ats.results.records import Status
-from wsi_ats.settings import ARTEFACTS, Settings
+from wsi_ats.settings import ARTEFACTS, Fixes, Settings
 from wsi_ats.slides import open_slide
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.resample import write_png
 from wsi_ats.slides.wrappers import CountingSlide, bytes_read
 
 RESULTS = ("records", "prepared", "thumbnails", "quality", "slides.parquet", "slides.csv")
-SECTIONS = ("tile", "thumbnail")
 
 _TYPES = {
     **dict.fromkeys(("slide_id", "case_id", "path", "status"), "string"),
@@ -93,7 +92,7 @@ def prepare(
     {'done': 120, 'failed': 1, 'no_tissue': 0}
     """
     execution, out, settings = execution or Execution(), rooted(out), settings or Settings()
-    identity = Identity.of("prepare", settings, *SECTIONS)
+    identity = Identity.of("prepare", settings, Fixes.THUMBNAILS)
     task, refs = PrepareTask.of(out, settings), settled(refs, settings)
     with open_run(out, identity, execution, results=RESULTS) as run:
         if execution.dry_run:
@@ -127,7 +126,7 @@ class PrepareTask(SlideTask):
     @classmethod
     def of(cls, out: Path, settings: Settings) -> PrepareTask:
         """Make the task for an output folder."""
-        return cls(out, settings.digest(*SECTIONS), settings)
+        return cls(out, settings.digest(Fixes.THUMBNAILS), settings)
 
     def prepared(self, slide_id: str) -> Path:
         """File of a slide's thumbnail and tissue."""

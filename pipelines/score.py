@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
@@ -28,7 +28,7 @@ from wsi_ats.models.card import read_card
 from wsi_ats.results.attention import save_attention
 from wsi_ats.results.exports.tables import write_selection
 from wsi_ats.results.records import Prediction, Status, Stop
-from wsi_ats.settings import AugmentationSettings, ModelSettings, SamplingSettings, Settings, TrainingSettings
+from wsi_ats.settings import Fixes, Settings
 from wsi_ats.slides import open_slide
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.wrappers import bytes_read
@@ -36,29 +36,11 @@ from wsi_ats.tasks.cases import case_scores
 from wsi_ats.tasks.targets import Target
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a worker needs it, not a command line
-    from wsi_ats.models.checkpoints import LoadedModel
     from wsi_ats.models.encoding import TileBatches
+    from wsi_ats.models.scoring import LoadedModel
 
 _TABLES = ("predictions.parquet", "predictions.csv", "cases.parquet", "cases.csv")
-_SECTIONS = ("tile", "thumbnail", "sampling", "scoring")
 RESULTS = ("records", "selections", "attention", *_TABLES)
-
-# What a network was built for; scoring with another value would feed it what it has never seen.
-_VIEW = ("pixels_per_cell", "levels", "cells_per_region", "pixels_per_region")
-_FIXED = (
-    *("tile.size", "tile.colour", "tile.channel"),
-    *(f"thumbnail.{name}" for name in _VIEW),
-    *(f"model.{each.name}" for each in fields(ModelSettings)),
-)
-
-_WITHOUT_EFFECT = (
-    *(f"training.{each.name}" for each in fields(TrainingSettings)),
-    *(f"augmentation.{each.name}" for each in fields(AugmentationSettings)),
-)
-
-# Kinds that draw nothing, and what says how tiles are drawn.
-_WITHOUT_DRAWS = ("mil", "image")
-_OF_DRAWS = tuple(f"sampling.{each.name}" for each in fields(SamplingSettings))
 
 
 def score(
@@ -114,10 +96,10 @@ def score(
         raise SettingsError("--watch waits for slides that --dry-run cannot know of; leave one of them out")
     card = read_card(model)
     settings = settings or card.settings
-    check_settings(settings, card.settings)
+    settings.check_scoring(card.settings)
     check_pixels(card.settings)
     known = [ref for each in refs.sources for ref in refs.find(each)] if isinstance(refs, Arrivals) else refs
-    identity = Identity.of("score", settings, *_SECTIONS, seed=seed, model=card.digest)
+    identity = Identity.of("score", settings, Fixes.THUMBNAILS | Fixes.SCORING, seed=seed, model=card.digest)
     if card.settings.model.cases != "separate" and all(ref.case == ref.id for ref in known):
         execution.reporter.message(
             "warning: the model takes the slides of a case together, but each of these is a case of its own; "
@@ -211,7 +193,7 @@ class ScoreTask(SlideTask):
     @property
     def at_once(self) -> int | None:
         """One, where a slide may be as much as memory holds: what is free is counted before it is tried."""
-        return 1 if self.settings.model.kind == "image" else None
+        return None if self.settings.model.reads_tiles else 1
 
     @property
     def types(self) -> dict[str, str]:
@@ -252,24 +234,12 @@ class ScoreTask(SlideTask):
         """Score the slide; several threads may score one each."""
         from torch import set_num_threads
 
-        from wsi_ats.models.scoring import predict_slide
-
         # What is split among threads is summed up in another order, and a worker's cores are not always as
         # many. They are used by encoding batches of tiles at the same time.
         set_num_threads(1)
         loaded, encoder = _loaded(self.model, self.model_digest, self.settings.scoring.precision)
         with open_slide(ref, threads=own_cores()) as slide:
-            scored = predict_slide(
-                loaded.model,
-                ref,
-                slide,
-                self.settings,
-                target=self.target,
-                model_digest=self.model_digest,
-                seed=self.seed,
-                device=next(loaded.model.parameters()).device,
-                encoder=encoder,
-            )
+            scored = loaded.score(slide, ref=ref, settings=self.settings, seed=self.seed, encoder=encoder)
             read = bytes_read(slide)
         selections, attention = self.files(ref.id)
         written = []
@@ -330,33 +300,6 @@ def _once(folder: Path, digest: str, precision: str) -> tuple[LoadedModel, TileB
     lanes = own_cores() if device.type == "cpu" else 1
     encoder = TileBatches(loaded.model.embed, device=device, precision=precision, lanes=lanes, threads=1)
     return loaded, encoder
-
-
-def check_settings(settings: Settings, trained: Settings) -> None:
-    """Refuse settings that the networks were not built for, and those that would change nothing.
-
-    Raises
-    ------
-    SettingsError
-        Names the setting and both values.
-    """
-    for name in (*_FIXED, *_WITHOUT_EFFECT, *(_OF_DRAWS if trained.model.kind in _WITHOUT_DRAWS else ())):
-        section, key = name.split(".")
-        wanted, built = getattr(getattr(settings, section), key), getattr(getattr(trained, section), key)
-        if wanted != built and name in _FIXED:
-            raise SettingsError(
-                f"{name} is {_shown(wanted)}, but the model was trained with {_shown(built)}; leave it or "
-                "train anew"
-            )
-        if wanted != built:
-            raise SettingsError(
-                f"{name} is {wanted}, but it has no effect on scoring; the model was trained with {built}, "
-                "leave it out"
-            )
-
-
-def _shown(value: object) -> object:
-    return "none" if value == "" else value
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ from pipelines._tensorboard import check_tensorboard
 from wsi_ats.errors import ArtifactError
 from wsi_ats.files import atomic, digest_of
 from wsi_ats.results.records import Status
-from wsi_ats.settings import Settings
+from wsi_ats.settings import Fixes, Settings
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.fingerprint import slide_digest
 from wsi_ats.tables.files import read_csv, read_parquet, write_csv
@@ -186,9 +186,8 @@ def _train(refs: Sequence[SlideRef], fitting: Fitting, others: _Others) -> Summa
     target = check_labels(refs, settings.model.task)
     planned = fitting.plan(refs, target)[:2]  # complains before the work rather than after it
     _report_alike(target, execution)
-    sections = ("tile", "thumbnail", "model", "sampling", "training", "augmentation")
     identity = Identity.of(
-        "train", settings, *sections, seed=settings.training.seed, slides=_digest(refs), **sent
+        "train", settings, Fixes.EVERYTHING, seed=settings.training.seed, slides=_digest(refs), **sent
     )
     task = prepare.PrepareTask.of(out, settings)
     with open_run(out, identity, execution, results=(*_OWN, *prepare.RESULTS)) as run:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from wsi_ats.models.batches import Example, TileReader
-from wsi_ats.models.scoring import predict_slide
+from wsi_ats.models.scoring import LoadedModel
 from wsi_ats.nn import expectation
 from wsi_ats.nn.sampling import DESIGNS, draw
 from wsi_ats.overview.overview import look
@@ -98,17 +98,8 @@ def test_scores_agree_between_devices(tmp_path):
     for example in examples():
         scores = []
         for device in ("cuda", "cpu"):
-            scored = predict_slide(
-                model.to(device),
-                example.ref,
-                slide(example.ref),
-                SETTINGS,
-                target=TARGET,
-                model_digest="",
-                seed=0,
-                device=torch.device(device),
-            )
-            scores.append(scored)
+            loaded = LoadedModel(model.to(device), SETTINGS, TARGET, "")
+            scores.append(loaded.score(slide(example.ref), ref=example.ref))
         assert np.array_equal(scores[0].selection.cells, scores[1].selection.cells)
         assert scores[0].prediction.scores == pytest.approx(scores[1].prediction.scores, abs=1e-2)
 

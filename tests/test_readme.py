@@ -11,7 +11,8 @@ import torch
 from typer.testing import CliRunner
 
 from pipelines.cli import app
-from wsi_ats.models.checkpoints import model_for, save_model
+from wsi_ats.models.checkpoints import save_model
+from wsi_ats.models.kinds import model_for
 from wsi_ats.settings import Settings
 from wsi_ats.tasks.targets import Target
 from wsi_ats.testing.synthetic import write_collection

@@ -26,7 +26,7 @@ are what a user keeps. ``Target`` says what is predicted, ``Settings`` are all c
 is a ``WsiAtsError``.
 
 Verbs ----- ``read_manifest``, ``open_slide``, ``grid_for``, ``read_thumbnail``, ``find_tissue``,
-``build_model``, ``draw``, ``read_tiles``, ``fit``, ``load_model``, ``predict_slide``; and
+``build_model``, ``draw``, ``read_tiles``, ``fit``, ``load_model``, ``LoadedModel.score``; and
 :func:`wsi_ats.overview.overview.look`, which is three of them in one. What a verb needs to know it is given:
 randomness and devices are arguments.
 
@@ -66,8 +66,8 @@ if TYPE_CHECKING:
     from wsi_ats.errors import WsiAtsError
     from wsi_ats.geometry import Grid, Level, Region
     from wsi_ats.models.batches import Example, TileReader
-    from wsi_ats.models.checkpoints import LoadedModel, load_model, save_model
-    from wsi_ats.models.scoring import Scored, predict_slide
+    from wsi_ats.models.checkpoints import load_model, save_model
+    from wsi_ats.models.scoring import LoadedModel, Scored
     from wsi_ats.nn.model import AttentionSampler, build_model
     from wsi_ats.nn.sampling import Draw, draw
     from wsi_ats.overview.masks import TissueMask
@@ -108,7 +108,6 @@ __all__ = [
     "grid_for",
     "load_model",
     "open_slide",
-    "predict_slide",
     "read_manifest",
     "read_thumbnail",
     "read_tiles",
@@ -120,8 +119,8 @@ _HOMES = {
     "errors": ("WsiAtsError",),
     "geometry": ("Grid", "Level", "Region"),
     "models.batches": ("Example", "TileReader"),
-    "models.checkpoints": ("LoadedModel", "load_model", "save_model"),
-    "models.scoring": ("Scored", "predict_slide"),
+    "models.checkpoints": ("load_model", "save_model"),
+    "models.scoring": ("LoadedModel", "Scored"),
     "nn.model": ("AttentionSampler", "build_model"),
     "nn.sampling": ("Draw", "draw"),
     "overview.masks": ("TissueMask",),

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.demo_seeds import Trial, disturbed, run
 from pipelines.demo import SETTINGS, Scale
-from wsi_ats.models.checkpoints import model_for
+from wsi_ats.models.kinds import model_for
 from wsi_ats.settings import Settings
 from wsi_ats.tasks.targets import Target
 

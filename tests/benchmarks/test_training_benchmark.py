@@ -25,8 +25,7 @@ def slides(tmp_path_factory):
 
 @pytest.mark.parametrize(("tiles", "tiles_per_pass", "passes"), [(16, 16, 1), (16, 5, 4), (16, 1, 8)])
 def test_a_step_is_cut_as_training_cuts_it(tiles, tiles_per_pass, passes):
-    from wsi_ats.models.checkpoints import model_for
-    from wsi_ats.models.kinds import method_for
+    from wsi_ats.models.kinds import method_for, model_for
 
     plan = Plan("test_resnet", tiles, 64, tiles_per_pass)
     method = method_for(model_for(plan.settings, TARGET), plan.settings, CPU)

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from wsi_ats.errors import ArtifactError, SettingsError
 from wsi_ats.models import checkpoints
-from wsi_ats.models.checkpoints import StateFolder, load_model, model_for, read_record, save_model
+from wsi_ats.models.checkpoints import StateFolder, load_model, read_record, save_model
+from wsi_ats.models.kinds import model_for
 from wsi_ats.nn.optimisation import averaged
 from wsi_ats.settings import Settings
 from wsi_ats.tasks.targets import Target
@@ -175,6 +176,18 @@ def test_a_card_of_another_version_or_kind_is_refused(saved, change):
     record = json.loads((folder / "model.json").read_text())
     (folder / "model.json").write_text(json.dumps(record | change))
     with pytest.raises(ArtifactError, match=r"model\.json"):
+        load_model(folder)
+
+
+def test_a_model_of_an_earlier_version_is_refused_and_the_way_out_named(saved):
+    """Its settings hold those of all kinds, and its digest is of them."""
+    _, _, folder = saved
+    record = json.loads((folder / "model.json").read_text())
+    record["settings"]["model"] |= {"mil_attention": "gated", "mil_tiles": 0, "scale": 0.5}
+    (folder / "model.json").write_text(json.dumps(record | {"schema": 3}))
+    with pytest.raises(
+        ArtifactError, match="schema 3, expected 4; train again, or use the version that wrote"
+    ):
         load_model(folder)
 
 

@@ -8,8 +8,8 @@ import torch
 
 from wsi_ats.errors import ModelError, SlideReadError
 from wsi_ats.models.batches import Example, TileReader
-from wsi_ats.models.checkpoints import model_for
 from wsi_ats.models.image import WholeImage
+from wsi_ats.models.kinds import model_for
 from wsi_ats.overview.overview import look
 from wsi_ats.overview.tiles import read_thumbnail
 from wsi_ats.settings import Settings

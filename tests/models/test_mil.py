@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from wsi_ats.errors import SlideReadError
 from wsi_ats.models import mil
 from wsi_ats.models.batches import Example, TileReader
-from wsi_ats.models.checkpoints import model_for
+from wsi_ats.models.kinds import model_for
 from wsi_ats.models.mil import MultipleInstanceLearning
 from wsi_ats.overview.overview import look
 from wsi_ats.overview.tiles import read_tiles

@@ -12,8 +12,7 @@ import torch
 from wsi_ats.models import sampling
 from wsi_ats.models.base import Finish, SeenTiles
 from wsi_ats.models.batches import Example, TileReader
-from wsi_ats.models.checkpoints import model_for
-from wsi_ats.models.kinds import method_for
+from wsi_ats.models.kinds import method_for, model_for
 from wsi_ats.nn.cases import pool_slides
 from wsi_ats.overview.overview import look
 from wsi_ats.settings import Settings
@@ -227,7 +226,8 @@ def union_by_hand(model, slides: list[Example]) -> torch.Tensor:
     ids=" ".join,
 )
 def test_the_union_of_slides_is_one_attention_over_all_their_cells(changes):
-    settings = SETTINGS.with_values([*ALL, "model.cases=union", *changes])
+    base = SETTINGS.with_values(["model.pool=gated"])  # which all kinds can begin with
+    settings = base.with_values([*ALL, "model.cases=union", *changes])
     model = network(settings)
     slides = examples(settings, *NAMES)
     with TileReader(1, slide_of) as reader:

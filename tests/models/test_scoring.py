@@ -7,14 +7,14 @@ import math
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 
 from wsi_ats.errors import MppError, SettingsError, SlideReadError
 from wsi_ats.models import scoring as inference
 from wsi_ats.models.base import DrawLogits, WeightedTiles, draw_seed
-from wsi_ats.models.checkpoints import model_for
-from wsi_ats.models.kinds import method_for
-from wsi_ats.models.scoring import predict_slide
+from wsi_ats.models.kinds import method_for, model_for
+from wsi_ats.models.scoring import LoadedModel
 from wsi_ats.models.stopping import MOST_DRAWS
 from wsi_ats.nn import expectation
 from wsi_ats.nn.sampling import BIASED, DESIGNS, draw
@@ -22,6 +22,7 @@ from wsi_ats.overview.overview import look
 from wsi_ats.overview.tiles import read_tiles
 from wsi_ats.results.records import Status, Stop
 from wsi_ats.settings import LEAST_DRAWS, Settings
+from wsi_ats.slides import open_slide
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.memory import MemorySlide
 from wsi_ats.tasks.targets import Target
@@ -67,15 +68,8 @@ def tissue_slide(kind=MemorySlide, **options) -> MemorySlide:
 
 
 def score(model, slide=None, *, changes=(), seed=0, name="case7"):
-    return predict_slide(
-        model,
-        SlideRef(name, "memory.svs", "patient"),
-        slide or tissue_slide(),
-        SETTINGS.with_values(changes),
-        target=TARGET,
-        model_digest="abc",
-        seed=seed,
-    )
+    loaded = LoadedModel(model, SETTINGS.with_values(changes), TARGET, "abc")
+    return loaded.score(slide or tissue_slide(), ref=SlideRef(name, "memory.svs", "patient"), seed=seed)
 
 
 # What is read
@@ -123,6 +117,36 @@ def test_bytes_read_are_those_of_the_files_tiles(model):
 
     assert score(model, tissue_slide(Stored)).prediction.bytes_read == (1000 + 3) + 5 * 1000
     assert score(model).prediction.bytes_read is None
+
+
+def test_a_path_a_reference_and_an_open_slide_give_the_same(model, tmp_path):
+    path = tmp_path / "case7.tif"
+    tifffile.imwrite(
+        path,
+        tissue_slide().read_regions(0, np.array([[0, 0]]), 400, 320)[0],
+        photometric="rgb",
+        tile=(32, 32),
+        resolution=(20000, 20000),
+        resolutionunit=3,
+    )
+    loaded = LoadedModel(model, SETTINGS, TARGET, "abc")
+    ref = SlideRef.from_path(path)
+    with open_slide(ref) as slide:
+        scored = [loaded.score(each) for each in (str(path), path, ref, slide)]
+        assert slide.levels[0].width == 400  # it is still open
+    assert all(each.prediction.scores == scored[0].prediction.scores for each in scored)
+    assert {each.prediction.slide_id for each in scored} == {"case7"}
+    with pytest.raises(SettingsError, match="is for a slide that is open"):
+        loaded.score(path, ref=ref)
+
+
+def test_settings_that_the_model_was_not_trained_with_are_refused(model):
+    loaded = LoadedModel(model, SETTINGS, TARGET, "abc")
+    more = loaded.score(tissue_slide(), settings=SETTINGS.with_values(["sampling.draws=2"]))
+    assert more.prediction.draws == 2
+    for change in ("tile.size=64", "training.epochs=3", "model.kind=uniform"):
+        with pytest.raises(SettingsError, match=change.split("=")[0]):
+            loaded.score(tissue_slide(), settings=SETTINGS.with_values([change]))
 
 
 # How many draws
@@ -340,15 +364,8 @@ def test_a_model_of_another_task_gives_its_columns(target):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         made = model_for(settings, target).eval()
-    scored = predict_slide(
-        made,
-        SlideRef("case7", "memory.svs", "patient"),
-        tissue_slide(),
-        settings.with_values(["sampling.draws=3"]),
-        target=target,
-        model_digest="abc",
-        seed=0,
-    )
+    changes = settings.with_values(["sampling.draws=3"])
+    scored = LoadedModel(made, settings, target, "abc").score(tissue_slide(), settings=changes)
     found = scored.prediction
     assert tuple(found.scores) == target.columns == tuple(scored.selection.scores)
     assert found.predicted == target.decide(found.scores)

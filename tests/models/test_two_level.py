@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from wsi_ats.errors import ModelError, SlideReadError
 from wsi_ats.models.batches import Example, TileReader
-from wsi_ats.models.checkpoints import load_model, model_for, save_model
+from wsi_ats.models.checkpoints import load_model, save_model
+from wsi_ats.models.kinds import model_for
 from wsi_ats.models.sampling import AttentionSampling
-from wsi_ats.models.scoring import predict_slide
+from wsi_ats.models.scoring import LoadedModel
 from wsi_ats.models.two_level import TwoLevelSampling, allocate
 from wsi_ats.nn import expectation
 from wsi_ats.overview.overview import count_tiles, look, look_closer, regions_of
@@ -78,15 +79,8 @@ def model():
 
 
 def score(model, of=None, *, changes=(), seed=0):
-    return predict_slide(
-        model,
-        SlideRef("case7", "memory", "patient"),
-        of or slide(),
-        SETTINGS.with_values(changes),
-        target=TARGET,
-        model_digest="abc",
-        seed=seed,
-    )
+    loaded = LoadedModel(model, SETTINGS.with_values(changes), TARGET, "abc")
+    return loaded.score(of or slide(), ref=SlideRef("case7", "memory", "patient"), seed=seed)
 
 
 def everything(model, of) -> tuple[torch.Tensor, np.ndarray, torch.Tensor]:

@@ -184,7 +184,11 @@ def tiny_model(*, gated: bool = False, regions: bool = False) -> AttentionSample
         encoder = TileEncoder(Backbone(TinyTiles(), 3, (0.5,) * 3, (0.25,) * 3), trained=False)
         looker = SmallAttention(4, width=3) if regions else None
         model = AttentionSampler(
-            SmallAttention(2, width=3), encoder, classes=2, gated=gated, regions=looker
+            SmallAttention(2, width=3),
+            encoder,
+            classes=2,
+            pool="gated" if gated else "linear",
+            regions=looker,
         ).double()
         for parameter in model.parameters():
             nn.init.normal_(parameter, std=0.7)

@@ -7,8 +7,7 @@ import torch
 
 from wsi_ats.errors import SettingsError
 from wsi_ats.models.batches import Example, TileReader
-from wsi_ats.models.checkpoints import model_for
-from wsi_ats.models.kinds import method_for
+from wsi_ats.models.kinds import method_for, model_for
 from wsi_ats.nn.precision import autocast, in_full, resolve
 from wsi_ats.overview.overview import look
 from wsi_ats.settings import Settings

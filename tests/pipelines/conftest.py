@@ -88,7 +88,8 @@ def model(tmp_path_factory) -> Path:
     """A model as it is before training."""
     import torch
 
-    from wsi_ats.models.checkpoints import model_for, save_model
+    from wsi_ats.models.checkpoints import save_model
+    from wsi_ats.models.kinds import model_for
 
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)

@@ -25,7 +25,8 @@ from pipelines.score import ScoreTask, score
 from wsi_ats.errors import ArtifactError
 from wsi_ats.files import read_json
 from wsi_ats.models.card import read_card
-from wsi_ats.models.checkpoints import model_for, save_model
+from wsi_ats.models.checkpoints import save_model
+from wsi_ats.models.kinds import model_for
 from wsi_ats.tables.manifest import read_manifest
 from wsi_ats.tasks.targets import Target
 

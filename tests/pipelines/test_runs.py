@@ -11,9 +11,9 @@ from pipelines import _runs
 from pipelines._runs import Execution, Identity, Summary, open_run, rooted
 from wsi_ats.errors import ArtifactError, LockedError
 from wsi_ats.files import locked, read_json
-from wsi_ats.settings import Settings
+from wsi_ats.settings import Fixes, Settings
 
-IDENTITY = Identity.of("score", Settings(), "sampling", seed=3, model="abc")
+IDENTITY = Identity.of("score", Settings(), Fixes.SCORING, seed=3, model="abc")
 
 
 def finish(out, identity=IDENTITY, **options):
@@ -29,7 +29,7 @@ def test_the_record_says_how_a_number_arose(tmp_path):
     assert record["stage"] == "score"
     assert record["command"] == "wsi-ats score"
     assert record["settings"]["sampling"]["tiles"] == 64
-    assert record["digests"] == {"settings": Settings().digest("sampling"), "model": "abc"}
+    assert record["digests"] == {"settings": Settings().digest(Fixes.SCORING), "model": "abc"}
     assert (record["seed"], record["counts"]) == (3, {"done": 1})
     assert {"python", "torch", "dask", "openslide-python"} <= record["versions"].keys()
     assert record["machine"].keys() == {"platform", "cpus"}
@@ -47,7 +47,7 @@ def test_an_unfinished_run_has_no_end(tmp_path):
 
 def test_a_setting_that_is_empty_is_named_so():
     one, other = (
-        Identity.of("prepare", Settings().with_values([f"thumbnail.exclude={value}"]), "thumbnail")
+        Identity.of("prepare", Settings().with_values([f"thumbnail.exclude={value}"]), Fixes.THUMBNAILS)
         for value in ("", "pen")
     )
     assert other.differences(asdict(one)) == ["settings.thumbnail.exclude is empty there and pen now"]
@@ -56,14 +56,14 @@ def test_a_setting_that_is_empty_is_named_so():
 @pytest.mark.parametrize(
     ("other", "said"),
     [
-        (Identity.of("score", Settings(), "sampling", seed=4, model="abc"), "seed is 3 there and 4 now"),
+        (Identity.of("score", Settings(), Fixes.SCORING, seed=4, model="abc"), "seed is 3 there and 4 now"),
         (
-            Identity.of("score", Settings(), "sampling", seed=3, model="x"),
+            Identity.of("score", Settings(), Fixes.SCORING, seed=3, model="x"),
             "digests.model is abc there and x now",
         ),
         (
             Identity.of(
-                "score", Settings().with_values(["sampling.tiles=9"]), "sampling", seed=3, model="abc"
+                "score", Settings().with_values(["sampling.tiles=9"]), Fixes.SCORING, seed=3, model="abc"
             ),
             "settings.sampling.tiles is 64 there and 9 now",
         ),
@@ -82,7 +82,7 @@ def test_a_folder_of_another_run_is_refused_and_the_difference_named(tmp_path, o
 def test_another_stage_s_results_are_never_overwritten(tmp_path, options):
     finish(tmp_path)
     (tmp_path / "rows.csv").write_text("results")
-    other = Identity.of("prepare", Settings(), "sampling", seed=3, model="abc")
+    other = Identity.of("prepare", Settings(), Fixes.SCORING, seed=3, model="abc")
     with pytest.raises(ArtifactError) as error:
         finish(tmp_path, other, **options)
     assert str(error.value) == f"{tmp_path} holds the results of `score`; choose another --out"

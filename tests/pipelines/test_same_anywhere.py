@@ -23,7 +23,8 @@ def sharing_model(tmp_path_factory):
     """A transformer whose features in half precision depend on how many tiles are computed together."""
     import torch
 
-    from wsi_ats.models.checkpoints import model_for, save_model
+    from wsi_ats.models.checkpoints import save_model
+    from wsi_ats.models.kinds import model_for
     from wsi_ats.tasks.targets import Target
 
     folder = tmp_path_factory.mktemp("sharing")

@@ -352,7 +352,8 @@ def test_one_worker_or_two_give_the_same(slides, model, client, tmp_path):
 def test_whoever_scores_slides_without_cases_by_a_model_of_cases_is_told(run, slides, tmp_path):
     import torch
 
-    from wsi_ats.models.checkpoints import model_for, save_model
+    from wsi_ats.models.checkpoints import save_model
+    from wsi_ats.models.kinds import model_for
 
     settings = SETTINGS.with_values(["model.cases=mean"])
     target = Target("classification", ("negative", "positive"))

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import json
 import pickle
 import re
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
-from wsi_ats import settings
 from wsi_ats import settings as config
 from wsi_ats.errors import SettingsError
+from wsi_ats.models import kinds
+from wsi_ats.nn.pooling import POOLINGS
 from wsi_ats.nn.sampling import BIASED, DESIGNS
-from wsi_ats.settings import Settings
+from wsi_ats.settings import Fixes, ImageModel, MilModel, Settings, commented_toml, describe
+from wsi_ats.settings import model as model_settings
 from wsi_ats.tasks.registry import TASKS
 
-SECTIONS = [field.name for field in dataclasses.fields(Settings)]
 OTHER = {  # for every setting, a value that is not its default
     "tile": {"size": 128, "mpp": 0.25, "tolerance": 0.0, "stride": 0.5, "colour": "srgb", "channel": "DAPI"},
     "thumbnail": {
@@ -40,7 +42,7 @@ OTHER = {  # for every setting, a value that is not its default
         "attention": "resnet18",
         "attention_checkpoint": "maps.pth",
         "pool": "linear",
-        "kind": "uniform",
+        "kind": "mil",
         "mil_attention": "plain",
         "mil_tiles": 100,
         "cases": "union",
@@ -93,27 +95,50 @@ OTHER = {  # for every setting, a value that is not its default
     "augmentation": {"turns": False, "colour": 0.1, "stain": 0.2},
 }
 
-# Kinds other than sampling have one level.
-TOGETHER = OTHER | {"model": OTHER["model"] | {"kind": "sampling"}}
+# The settings of ``model`` that one kind has, by the kind.
+DESCRIBED = {each.name: each for each in describe()}
+
+
+def of_kind(kind: str) -> dict:
+    """Values of all settings of a kind, none of them its default."""
+    model = {
+        name: value
+        for name, value in OTHER["model"].items()
+        if kind in (DESCRIBED[f"model.{name}"].kinds or config.KINDS)
+    }
+    others = {} if kind == "sampling" else {"thumbnail": {"exclude": "pen"}, "sampling": {"tiles": 3}}
+    return OTHER | {"model": model | {"kind": kind}} | others
 
 
 def test_the_values_of_these_tests_cover_every_setting():
-    for section in SECTIONS:
-        default = dataclasses.asdict(getattr(Settings(), section))
-        assert set(OTHER[section]) == set(default)
-        assert all(OTHER[section][name] != value for name, value in default.items())
+    listed = {f"{section}.{name}" for section, values in OTHER.items() for name in values}
+    assert listed == set(DESCRIBED)
+    for section, values in OTHER.items():
+        assert all(DESCRIBED[f"{section}.{name}"].default != value for name, value in values.items())
 
 
-def test_every_default_has_its_reason_under_it():
-    source = inspect.getsource(config)
-    for section in SECTIONS:
-        for name in dataclasses.asdict(getattr(Settings(), section)):
-            assert re.search(
-                rf'\n    {name}: \w+ = [^\n]+\n    """[A-Z`].{{15,}}?"""\n', source, re.DOTALL
-            ), name
+def test_every_default_has_its_reason_and_every_setting_decides_something():
+    for each in describe():
+        assert re.match(r"[A-Z`].{12,}[.]$", each.reason), each.name
+        assert each.fixes, each.name
+        assert set(each.kinds) <= set(config.KINDS)
 
 
-@pytest.mark.parametrize("settings", [Settings(), Settings.from_mapping(TOGETHER)], ids=["defaults", "other"])
+def test_a_commented_file_holds_all_defaults_and_names_all_settings():
+    text = commented_toml()
+    assert Settings.from_mapping(tomllib.loads(text)) == Settings()
+    every = re.sub(r"^# (\w+ = )", r"\1", text, flags=re.M)
+    assert {
+        f"{section}.{name}" for section, values in tomllib.loads(every).items() for name in values
+    } == set(DESCRIBED)
+    assert max(map(len, text.splitlines())) <= 100
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [Settings(), *(Settings.from_mapping(of_kind(kind)) for kind in ("sampling", "uniform", "mil"))],
+    ids=["defaults", "sampling", "uniform", "mil"],
+)
 def test_settings_come_back_from_a_file_as_they_were(tmp_path, settings):
     path = tmp_path / "ats.toml"
     path.write_text(settings.to_toml(), encoding="utf-8")
@@ -126,16 +151,89 @@ def test_every_value_can_be_set_on_a_command_line_and_changes_the_digest():
     seen = {Settings().digest()}
     for section, values in OTHER.items():
         for name, value in values.items():
-            changed = Settings().with_values([f"{section}.{name}={json.dumps(value)}"])
+            others = DESCRIBED[f"{section}.{name}"].kinds if section == "model" else ()
+            kind = [f"model.kind={each}" for each in others[:1]]
+            changed = Settings().with_values([f"{section}.{name}={json.dumps(value)}", *kind])
             assert getattr(getattr(changed, section), name) == value
             seen.add(changed.digest())
     assert len(seen) == 1 + sum(map(len, OTHER.values()))
 
 
-def test_the_digest_of_a_section_depends_on_that_section_alone():
-    default, changed = Settings(), Settings().with_values(["sampling.tiles=5"])
-    assert default.digest("tile", "thumbnail") == changed.digest("tile", "thumbnail")
-    assert default.digest("sampling") != changed.digest("sampling")
+@pytest.mark.parametrize("name", DESCRIBED)
+def test_a_digest_depends_on_the_settings_that_decide_its_results_and_on_no_other(name):
+    section, key = name.split(".")
+    kinds = DESCRIBED[name].kinds if section == "model" else ()
+    base = Settings().with_values([f"model.kind={kind}" for kind in kinds[:1]])
+    changed = base.with_values([f"{name}={json.dumps(OTHER[section][key])}"])
+    for part in Fixes:
+        differs = base.digest(part) != changed.digest(part)
+        assert differs is (part.name.lower() in DESCRIBED[name].fixes or (name == "model.kind" and differs))
+
+
+def test_what_can_be_changed_when_a_trained_model_is_scored():
+    """As the documentation lists it."""
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    _, _, after = page.partition("A trained model can be scored with other values of these:")
+    listed, _, _ = after.partition("All others need training")
+    changeable = [name for name, each in DESCRIBED.items() if not each.needs_training]
+    assert re.findall(r"`([\w.]+)`", listed) == changeable
+
+
+@pytest.mark.parametrize("kind", ["sampling", "mil"])
+@pytest.mark.parametrize("name", DESCRIBED)
+def test_a_trained_model_is_scored_with_settings_that_it_can_follow_and_no_others(kind, name):
+    section, key = name.split(".")
+    each, trained = DESCRIBED[name], Settings().with_values([f"model.kind={kind}"])
+    used = kind in (each.kinds or config.KINDS)
+    if name == "model.kind" or not (used or section == "sampling"):
+        return
+    try:
+        wanted = trained.with_values([f"{name}={json.dumps(OTHER[section][key])}"])
+    except SettingsError:  # no model of the kind can have it
+        assert not used
+        return
+    if used and not each.needs_training:
+        wanted.check_scoring(trained)
+        return
+    message = "the model was trained with" if "network" in each.fixes else "has no effect on scoring"
+    with pytest.raises(SettingsError, match=rf"^{re.escape(name)} is .*{message}"):
+        wanted.check_scoring(trained)
+    with pytest.raises(SettingsError, match=r"^model\.kind is uniform, but the model was trained with"):
+        Settings().with_values(["model.kind=uniform"]).check_scoring(trained)
+
+
+def test_a_kind_has_its_own_settings_and_those_that_all_share():
+    mil = Settings().with_values(["model.mil_tiles=7", "model.kind=mil", "model.cases=mean"])
+    assert mil.model == MilModel(mil_tiles=7, cases="mean")
+    all_tiles = mil.with_values(["model.mil_tiles=0"])
+    assert all_tiles.with_values(["model.kind=image"]).model == ImageModel(cases="mean")
+    with pytest.raises(SettingsError, match=r"model\.mil_tiles is 7, but a model of kind image has no such"):
+        mil.with_values(["model.kind=image"])
+    with pytest.raises(
+        SettingsError, match=r"model\.pool is a setting of kind sampling and uniform, but .* mil"
+    ):
+        mil.with_values(["model.pool=linear"])
+    with pytest.raises(
+        SettingsError, match=r"model\.kind is mil, but these settings are used for ImageModel"
+    ):
+        mil.model_as(ImageModel)
+
+
+def test_settings_and_code_know_the_same_kinds_and_poolings():
+    assert list(kinds.KINDS) == list(config.KINDS)
+    for name, record in config.KINDS.items():
+        assert record().kind == name
+    for name in POOLINGS:
+        assert Settings().with_values([f"model.pool={name}"]).model.pool == name
+    with pytest.raises(SettingsError, match=f"model.pool must be {' or '.join(POOLINGS)}, not"):
+        Settings().with_values(["model.pool=mean"])
+
+
+def test_a_file_changes_the_settings_that_it_names(tmp_path):
+    path = tmp_path / "ats.toml"
+    path.write_text("[model]\nkind = 'mil'\n[sampling]\ntiles = 5\n")
+    base = Settings().with_values(["model.task=regression", "sampling.tiles=3", "tile.size=32"])
+    assert Settings.read(path, base) == base.with_values(["model.kind=mil", "sampling.tiles=5"])
 
 
 def test_the_digest_is_the_same_in_another_process():
@@ -173,13 +271,12 @@ OUT_OF_RANGE = [
     *["thumbnail.min_tissue=0.0", "thumbnail.min_tissue=1.1", "model.backbone=''", "model.attention=''"],
     *["thumbnail.exclude=fold", "thumbnail.exclude=pen,pen", "thumbnail.exclude=pen,"],
     *["thumbnail.max_artefact=1.0", "thumbnail.max_artefact=-0.1"],
-    *["model.task=ranking", "model.kind=cnn", "model.mil_attention=soft", "model.scale=0.0"],
+    *["model.task=ranking", "model.kind=cnn"],
     *["model.pool=mean", "sampling.design=best", "sampling.tiles=0", "sampling.draws=0"],
     *["sampling.tolerance=-0.1", "sampling.max_tiles=-1", "sampling.max_tiles=63"],
     *["training.epochs=-1", "training.slides_per_step=0", "training.learning_rate=-1.0"],
     *["training.tiles=0", "training.attention_tiles=0", "training.attention_epochs=-1"],
     *["training.joint_epochs=-1", "training.feature_dropout=1.0", "training.feature_dropout=-0.1"],
-    *["model.mil_tiles=-1"],
     *[
         "training.attention_learning_rate=0.0",
         "training.head_learning_rate=0.0",
@@ -196,22 +293,31 @@ OUT_OF_RANGE = [
 ]
 
 
-@pytest.mark.parametrize("assignment", OUT_OF_RANGE)
-def test_a_value_out_of_range_is_refused_with_its_name_and_itself(assignment):
+OF_OTHER_KINDS = [
+    ("mil", "model.mil_attention=soft"),
+    ("mil", "model.mil_tiles=-1"),
+    ("image", "model.scale=0.0"),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "assignment"), [*(("sampling", each) for each in OUT_OF_RANGE), *OF_OTHER_KINDS]
+)
+def test_a_value_out_of_range_is_refused_with_its_name_and_itself(kind, assignment):
     name, value = assignment.split("=")
     with pytest.raises(SettingsError) as caught:
-        Settings().with_values([assignment])
+        Settings().with_values([f"model.kind={kind}"]).with_values([assignment])
     assert name in str(caught.value)
     assert value.strip("'") in str(caught.value)
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
 def test_no_number_may_be_infinite_or_none(value):
-    for section in SECTIONS:
-        for name, default in dataclasses.asdict(getattr(Settings(), section)).items():
-            if type(default) is float:
-                with pytest.raises(SettingsError, match=name):
-                    Settings().with_values([f"{section}.{name}={value}"])
+    for name, each in DESCRIBED.items():
+        if each.type == "float":
+            kind = [f"model.kind={kind}" for kind in each.kinds[:1]]
+            with pytest.raises(SettingsError, match=f"{name} must be a finite number"):
+                Settings().with_values([*kind, f"{name}={value}"])
 
 
 @pytest.mark.parametrize(
@@ -225,8 +331,8 @@ def test_no_number_may_be_infinite_or_none(value):
         ("model.pretrained=1", "model.pretrained must be of type bool"),
         ("model.backbone=5", "model.backbone must be of type str"),
         ("model.backbone=[1]", "model.backbone must be of type str"),
-        ("tile.sise=256", "unknown setting tile.sise; known are size, mpp"),
-        ("tiles.size=256", "unknown settings section 'tiles'; known are tile, thumbnail"),
+        ("tile.sise=256", "unknown setting tile.sise; did you mean tile.size? known are size, mpp"),
+        ("tiles.size=256", "unknown settings section 'tiles'; did you mean tile? known are tile, thumbnail"),
         ("tile.size", "expected section.name=value"),
         ("size=256", "expected section.name=value"),
         ("", "expected section.name=value"),
@@ -259,10 +365,10 @@ def test_settings_and_code_know_the_same_designs():
 
 
 def test_settings_and_code_know_the_same_tasks():
-    assert tuple(TASKS) == settings.TASKS
+    assert tuple(TASKS) == model_settings.TASKS
     for task in TASKS:
         assert Settings().with_values([f"model.task={task}"]).model.task == task
-    with pytest.raises(SettingsError, match=", ".join(TASKS) + ", not 'none'"):
+    with pytest.raises(SettingsError, match=", ".join([*TASKS][:-1]) + f" or {[*TASKS][-1]}, not 'none'"):
         Settings().with_values(["model.task=none"])
 
 
@@ -289,11 +395,10 @@ def test_weights_of_a_network_of_attention_that_is_not_there_are_refused():
     given.check_trainable()
     with pytest.raises(SettingsError, match=r"maps\.pth', but attention has no epochs"):
         given.with_values(["training.attention_epochs=0"]).check_trainable()
-    for other in ("model.attention=small", "model.kind=uniform"):
-        with pytest.raises(
-            SettingsError, match=r"attention_checkpoint is 'maps\.pth', but model\.attention is"
-        ):
-            given.with_values([other, "training.joint_epochs=0", "training.teaching=0"]).check_trainable()
+    with pytest.raises(SettingsError, match=r"attention_checkpoint is 'maps\.pth', but model\.attention is"):
+        given.with_values(["model.attention=small"]).check_trainable()
+    with pytest.raises(SettingsError, match=r"attention is 'resnet18', but a model of kind uniform has no"):
+        given.with_values(["model.kind=uniform"])
 
 
 def test_biased_designs_are_for_scoring_one_draw_only():
@@ -310,11 +415,10 @@ def test_biased_designs_are_for_scoring_one_draw_only():
 
 def test_a_cell_of_an_image_is_a_whole_number_of_pixels():
     settings = Settings().with_values(["model.kind=image", "tile.size=50", "model.scale=0.62"])
-    assert settings.image_pixels_per_cell == 31
+    assert settings.model.pixels_per_cell(settings.tile) == 31
     settings.with_values(["tile.stride=0.5", "model.scale=0.4"])
     with pytest.raises(SettingsError, match=r"model\.scale 0\.3 makes .* 19\.2 pixels .* 0\.296875 would"):
         Settings().with_values(["model.kind=image", "tile.size=64", "model.scale=0.3"])
-    Settings().with_values(["tile.size=64", "model.scale=0.3"])  # no image, no harm
 
 
 @pytest.mark.parametrize("kind", ["uniform", "mil", "image"])

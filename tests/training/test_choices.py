@@ -28,8 +28,7 @@ from training.test_fit import (
 from wsi_ats.errors import ManifestError, ModelError, SettingsError, SlideReadError
 from wsi_ats.models import batches
 from wsi_ats.models.batches import Example, TileReader, balancing
-from wsi_ats.models.checkpoints import model_for
-from wsi_ats.models.kinds import method_for
+from wsi_ats.models.kinds import method_for, model_for
 from wsi_ats.models.sampling import AttentionSampling
 from wsi_ats.nn.backbone import last_blocks
 from wsi_ats.slides.base import SlideRef

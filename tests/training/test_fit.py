@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 
 from wsi_ats.errors import ArtifactError, ModelError, SettingsError, SlideReadError
 from wsi_ats.models.batches import Example, TileReader
-from wsi_ats.models.checkpoints import model_for, read_record
+from wsi_ats.models.checkpoints import read_record
+from wsi_ats.models.kinds import model_for
 from wsi_ats.nn.optimisation import share_of_peak
 from wsi_ats.overview.overview import look
 from wsi_ats.settings import Settings

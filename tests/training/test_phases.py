@@ -31,8 +31,7 @@ from training.test_fit import (
 from wsi_ats.errors import ArtifactError, ModelError, SlideReadError
 from wsi_ats.models import sampling
 from wsi_ats.models.batches import Reader, TileReader
-from wsi_ats.models.checkpoints import model_for
-from wsi_ats.models.kinds import method_for
+from wsi_ats.models.kinds import method_for, model_for
 from wsi_ats.nn import model
 from wsi_ats.nn.backbone import batch_norms
 from wsi_ats.settings import Settings

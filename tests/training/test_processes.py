@@ -22,7 +22,7 @@ from training.test_fit import SETTINGS, TARGET, example, slide_of, unreadable
 from training.test_fit import figures as columns
 from wsi_ats.errors import ArtifactError, ModelError, SettingsError
 from wsi_ats.models.batches import Example, TileReader
-from wsi_ats.models.checkpoints import model_for
+from wsi_ats.models.kinds import model_for
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.tasks.targets import Target
 from wsi_ats.training import fit as training

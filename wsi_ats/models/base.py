@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from wsi_ats.geometry import Grid, IntArray
 from wsi_ats.models.batches import Example, Reader
 from wsi_ats.models.encoding import TileBatches
+from wsi_ats.nn.network import SlideNetwork
 from wsi_ats.overview.masks import TissueMask
+from wsi_ats.settings import Settings
 from wsi_ats.slides.base import Pixels, Slide
 
 
@@ -234,6 +237,26 @@ class Method(Protocol):
             When a pixel that is needed cannot be read.
         """
         ...
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of model: its network, and the way from slides to logits with it.
+
+    Parameters
+    ----------
+    network
+        Class of its networks.
+    build
+        Makes a network from settings and the number of outputs; the last argument says whether to load the
+        weights that training starts from.
+    method
+        Joins a network of that class, settings and its device.
+    """
+
+    network: type[SlideNetwork]
+    build: Callable[[Settings, int, bool], SlideNetwork]
+    method: Callable[[Any, Settings, torch.device | None], Method]
 
 
 def draw_seed(seed: int, slide_id: str, number: int) -> int:

@@ -1,4 +1,4 @@
-"""What a trained model says of itself, readable without torch."""
+"""Description of a trained model, readable without torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from wsi_ats.files import read_json, write_json
 from wsi_ats.settings import Settings
 from wsi_ats.tasks.targets import Target
 
-_SCHEMA = 3
+_SCHEMA = 4  # since then settings hold those of their kind of model alone
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,94 +16,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from wsi_ats.errors import ArtifactError, SettingsError
+from wsi_ats.errors import ArtifactError
 from wsi_ats.files import atomic
 from wsi_ats.models.card import ModelCard, read_card, write_card
-from wsi_ats.nn.encoder import build_encoder
-from wsi_ats.nn.image import ImageClassifier
-from wsi_ats.nn.mil import AttentionMIL
-from wsi_ats.nn.model import build_model
+from wsi_ats.models.kinds import model_for
+from wsi_ats.models.scoring import LoadedModel
 from wsi_ats.nn.network import SlideNetwork
-from wsi_ats.settings import LEARNED, Settings
+from wsi_ats.settings import Fixes, Settings
 from wsi_ats.tasks.targets import Target
 
 _LOG = logging.getLogger(__name__)
 
 # What reading a state gives that is missing, damaged or no state.
 _UNREADABLE = (SafetensorError, OSError, KeyError, TypeError, ValueError)
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A trained model and what is needed to use it.
-
-    Parameters
-    ----------
-    model
-        In evaluation mode.
-    settings
-        Those it was trained with.
-    target
-        What it predicts.
-    digest
-        Fingerprint of weights, settings and target.
-    """
-
-    model: SlideNetwork
-    settings: Settings
-    target: Target
-    digest: str
-
-
-def model_for(settings: Settings, target: Target, *, weights: bool = True) -> SlideNetwork:
-    """Build the model that settings describe.
-
-    Parameters
-    ----------
-    settings
-        Sections ``model``, ``tile`` and ``thumbnail`` are used.
-    target
-        What it is to predict.
-    weights
-        Load the backbone's weights; not needed where a trained model's own will replace them.
-
-    Raises
-    ------
-    SettingsError
-        When settings and target are of different tasks.
-    ModelError
-        When a network cannot be built.
-    """
-    if target.task != settings.model.task:
-        raise SettingsError(
-            f"model.task is {settings.model.task}, but the target is one of {target.task}; make both the same"
-        )
-    network, view, dropout = settings.model, settings.thumbnail, settings.training.feature_dropout
-    pretrained, checkpoint = network.pretrained and weights, network.checkpoint if weights else ""
-    if network.kind == "image":
-        whole = build_encoder(network.backbone, pretrained=pretrained, checkpoint=checkpoint)
-        return ImageClassifier(whole, classes=target.outputs)
-    if network.kind == "mil":
-        encoder = build_encoder(
-            network.backbone, pretrained=pretrained, checkpoint=checkpoint, size=settings.tile.size
-        )
-        pooled = AttentionMIL(encoder, classes=target.outputs, gated=network.mil_attention == "gated")
-        pooled.dropout = dropout
-        return pooled
-    sampler = build_model(
-        classes=target.outputs,
-        backbone=network.backbone,
-        pretrained=pretrained,
-        checkpoint=checkpoint,
-        attention_checkpoint=network.attention_checkpoint if weights else "",
-        attention=None if network.kind == "uniform" else network.attention,
-        pool=network.pool,
-        tile_size=settings.tile.size,
-        pixels_per_cell=view.pixels_per_cell,
-        pixels_per_region=view.pixels_per_region if view.levels == 2 else None,
-    )
-    sampler.dropout = dropout
-    return sampler
 
 
 def save_model(
@@ -156,6 +81,12 @@ def load_model(folder: str | Path, device: torch.device | None = None) -> Loaded
     ------
     ArtifactError
         When a file is missing, damaged or of another version.
+
+    Examples
+    --------
+    >>> scored = load_model("run").score("slides/case7.svs")  # doctest: +SKIP
+    >>> scored.prediction.predicted  # doctest: +SKIP
+    'tumour'
     """
     folder = Path(folder)
     card, weights = read_card(folder), folder / "model.safetensors"
@@ -387,5 +318,5 @@ def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _digest(weights: Path, settings: Settings, target: Target) -> str:
     with weights.open("rb") as file:
         content = hashlib.file_digest(file, "sha256").hexdigest()
-    text = json.dumps([content, settings.digest(*LEARNED), asdict(target)])
+    text = json.dumps([content, settings.digest(Fixes.MODEL), asdict(target)])
     return hashlib.sha256(text.encode()).hexdigest()[:16]

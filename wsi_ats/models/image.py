@@ -13,15 +13,16 @@ from torch import Tensor
 
 from wsi_ats.errors import ModelError
 from wsi_ats.geometry import Grid
-from wsi_ats.models.base import DrawLogits, Estimates
+from wsi_ats.models.base import DrawLogits, Estimates, Kind
 from wsi_ats.models.batches import Example, Reader, outcomes
 from wsi_ats.models.encoding import TileBatches
+from wsi_ats.nn.encoder import build_encoder
 from wsi_ats.nn.image import ImageClassifier
 from wsi_ats.nn.memory import free_bytes, peak_bytes
 from wsi_ats.nn.precision import autocast
 from wsi_ats.overview.masks import TissueMask
 from wsi_ats.overview.tiles import read_thumbnail
-from wsi_ats.settings import Settings
+from wsi_ats.settings import ImageModel, Settings
 from wsi_ats.slides.base import Pixels, Slide
 
 # Room for the scratch space of kernels and for what the allocator cannot use again: a CPU was seen to need
@@ -137,8 +138,12 @@ class WholeImage:
         yield DrawLogits(self.model.classify(features).float().cpu())
 
     @property
+    def _own(self) -> ImageModel:
+        return self.settings.model_as(ImageModel)
+
+    @property
     def _pixels(self) -> int:
-        return self.settings.image_pixels_per_cell
+        return self._own.pixels_per_cell(self.settings.tile)
 
     def _read(
         self, examples: Sequence[Example], reader: Reader
@@ -159,10 +164,10 @@ class WholeImage:
             True,
             key=lambda pixels: self.needed(grid, pixels, training=training) > free,
         )
-        scale = self.settings.model.scale * fits / self._pixels
+        scale = self._own.scale * fits / self._pixels
         height, width = (count * self._pixels for count in grid.shape)
         raise ModelError(
-            f"{name} is {width} x {height} pixels at model.scale {self.settings.model.scale}: "
+            f"{name} is {width} x {height} pixels at model.scale {self._own.scale}: "
             f"{'training' if training else 'scoring'} would need {needed / 1e9:.3g} GB on {device.type}, and "
             f"{free / 1e9:.3g} GB are free; "
             + (f"train with a model.scale of at most {scale}" if fits else "no model.scale would fit")
@@ -186,3 +191,17 @@ class WholeImage:
         moments = 2 * sum(each.nbytes for each in self.model.parameters() if each.requires_grad)
         tensors = peak_bytes(self.model, shape, training=training) + (moments if training else 0)
         return math.ceil(_MARGIN * tensors)
+
+
+def _build(settings: Settings, outputs: int, weights: bool) -> ImageClassifier:
+    model = settings.model_as(ImageModel)
+    encoder = build_encoder(
+        model.backbone,
+        pretrained=model.pretrained and weights,
+        checkpoint=model.checkpoint if weights else "",
+    )
+    return ImageClassifier(encoder, classes=outputs)
+
+
+IMAGE = Kind(ImageClassifier, _build, WholeImage)
+"""Kind ``image``: a CNN on the whole slide."""

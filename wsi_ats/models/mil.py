@@ -16,16 +16,17 @@ from torch import Tensor
 
 from wsi_ats.errors import ModelError, SlideError
 from wsi_ats.geometry import IntArray
-from wsi_ats.models.base import DrawLogits, Estimates, WeightedTiles, draw_seed
+from wsi_ats.models.base import DrawLogits, Estimates, Kind, WeightedTiles, draw_seed
 from wsi_ats.models.batches import Example, Reader
 from wsi_ats.models.calibration import calibrate, embed_in_parts, varied
 from wsi_ats.models.encoding import TILES_AT_A_TIME, TileBatches, encode_cells, encoder_for
 from wsi_ats.models.features import Features
+from wsi_ats.nn.encoder import build_encoder
 from wsi_ats.nn.mil import AttentionMIL
 from wsi_ats.nn.precision import autocast
 from wsi_ats.overview.masks import TissueMask
 from wsi_ats.overview.tiles import read_tiles
-from wsi_ats.settings import Settings
+from wsi_ats.settings import MilModel, Settings
 from wsi_ats.slides.base import Pixels, Slide
 
 
@@ -149,7 +150,7 @@ class MultipleInstanceLearning:
             return tiles.result()
 
         cells, encoder = example.tissue.cells, self.model.encoder
-        most = self.settings.model.mil_tiles
+        most = self.settings.model_as(MilModel).mil_tiles
         if self.model.training and 0 < most < len(cells):
             generator = np.random.default_rng(draw_seed(seed, "subset", 0))
             cells = np.sort(generator.choice(cells, most, replace=False))
@@ -174,3 +175,20 @@ class MultipleInstanceLearning:
         # A seed for each part, for the backward pass must see the same tiles again.
         part = draw_seed(seed, "part", int(cells[0]))
         return varied(tiles, [len(cells)], [part], self.settings.augmentation)
+
+
+def _build(settings: Settings, outputs: int, weights: bool) -> AttentionMIL:
+    model = settings.model_as(MilModel)
+    encoder = build_encoder(
+        model.backbone,
+        pretrained=model.pretrained and weights,
+        checkpoint=model.checkpoint if weights else "",
+        size=settings.tile.size,
+    )
+    network = AttentionMIL(encoder, classes=outputs, gated=model.mil_attention == "gated")
+    network.dropout = settings.training.feature_dropout
+    return network
+
+
+MIL = Kind(AttentionMIL, _build, MultipleInstanceLearning)
+"""Kind ``mil``: attention-based multiple-instance learning on all tiles."""

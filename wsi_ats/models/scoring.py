@@ -1,4 +1,4 @@
-"""Score one slide: from what a model says of it to the records that a user keeps."""
+"""Score one slide: from the outputs of a trained model to the records that a user keeps."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from wsi_ats.overview.overview import count_tiles, inspect
 from wsi_ats.overview.tiles import level_for
 from wsi_ats.results.records import AttentionMap, Prediction, Selection, Status, Stop
 from wsi_ats.settings import SamplingSettings, Settings
+from wsi_ats.slides import open_slide
 from wsi_ats.slides.base import Slide, SlideRef
 from wsi_ats.slides.wrappers import CountingSlide
 from wsi_ats.tasks.targets import Target
@@ -47,104 +49,137 @@ class Scored:
     selection: Selection | None = None
 
 
-def predict_slide(
-    model: SlideNetwork,
-    ref: SlideRef,
-    slide: Slide,
-    settings: Settings,
-    *,
-    target: Target,
-    model_digest: str,
-    seed: int,
-    device: torch.device | None = None,
-    encoder: TileBatches | None = None,
-) -> Scored:
-    """Score a slide.
-
-    Attention sampling reads its thumbnail and a few tiles, and nothing else. With several draws, the scores
-    are those of all their tiles pooled into one estimate, and ``logit_se`` the standard error over the
-    draws; :class:`~wsi_ats.results.records.Prediction` says of what. How many there are,
-    :func:`wsi_ats.models.stopping.stop` says after each. Other kinds of models read more; see
-    :mod:`wsi_ats.models`.
-
-    On the CPU the last digits depend on how many threads torch computes with; ``wsi-ats score`` has one.
+@dataclass(frozen=True)
+class LoadedModel:
+    """A trained model, ready to score slides.
 
     Parameters
     ----------
     model
-        In evaluation mode.
-    ref
-        The slide's name, and the colours that it was opened in.
-    slide
-        The open slide.
+        In evaluation mode, on the device that computes.
     settings
-        Sections ``tile``, ``thumbnail``, ``sampling`` and ``scoring`` are used.
+        Those it was trained with.
     target
-        What the model predicts.
-    model_digest
-        Recorded in the prediction.
-    seed
-        With the slide's id, decides which tiles are drawn.
-    device
-        Where the model is; the CPU by default.
-    encoder
-        The model's own, which slides that are scored by several threads may share; see
-        :class:`wsi_ats.models.encoding.TileBatches`. One for this slide by default, with the same result.
-
-    Raises
-    ------
-    SlideError
-        When the slide's resolution is unknown or a pixel that is needed cannot be read.
-    SettingsError
-        When the model is in training mode, for its scores would depend on dropout; when the slide's colours
-        or channel are not those of ``tile.colour`` and ``tile.channel``.
-    ModelError
-        When the slide would not fit into memory, which can happen with kind ``image``.
+        What it predicts.
+    digest
+        Fingerprint of weights, settings and target; recorded in predictions.
     """
-    if model.training:
-        raise SettingsError("scoring needs a model in evaluation mode; call model.eval() first")
-    ref.check_pixels(colour=settings.tile.colour, channel=settings.tile.channel)
-    begin = time.perf_counter()
-    counting = CountingSlide(slide)
-    view = inspect(counting, settings)
-    thumbnail, tissue = view.thumbnail, view.tissue
-    draws: list[DrawLogits] = []
-    stopped: Stop | None = None
-    if len(tissue.cells):
-        seeds = (draw_seed(seed, ref.id, number) for number in count())
-        method = method_for(model, settings, device)
-        scoring = method.score(counting, thumbnail, tissue, seeds, encoder)
-        with closing(scoring):
-            draws, stopped = _enough(scoring, settings.sampling, target)
-    read = sum(each.new_tiles for each in draws)
-    scores = dict(zip(target.columns, _scores(draws, target).tolist(), strict=True)) if draws else {}
-    prediction = Prediction(
-        slide_id=ref.id,
-        case_id=ref.case,
-        path=ref.path,
-        status=Status.DONE if draws else Status.NO_TISSUE,
-        scores=scores,
-        predicted=target.decide(scores) if draws else None,
-        logit_se=_sampling_error(draws, target),
-        stopped_by=stopped,
-        draws=len(draws),
-        tiles_read=read,
-        tiles_total=max(count_tiles(tissue, settings), read),
-        tiles_empty=sum(each.empty_tiles for each in draws),
-        bytes_read=counting.stored_bytes_read,
-        seconds=time.perf_counter() - begin,
-        model_digest=model_digest,
-        seed=seed,
-        error=view.nothing_left,
-        log_weight=draws[-1].log_weight if draws else None,
-    )
-    if not draws:
-        return Scored(prediction)
-    return Scored(
-        prediction,
-        _attention_map(draws[0].attention, tissue),
-        _selection(ref, counting, [each.tiles for each in draws if each.tiles], scores),
-    )
+
+    model: SlideNetwork
+    settings: Settings
+    target: Target
+    digest: str
+
+    def score(
+        self,
+        slide: Slide | SlideRef | str | Path,
+        *,
+        ref: SlideRef | None = None,
+        settings: Settings | None = None,
+        seed: int = 0,
+        encoder: TileBatches | None = None,
+    ) -> Scored:
+        """Score a slide.
+
+        Attention sampling reads its thumbnail and a few tiles, and nothing else. With several draws, the
+        scores are those of all their tiles pooled into one estimate, and ``logit_se`` the standard error
+        over the draws, in the units that :class:`~wsi_ats.results.records.Prediction` names.
+        :func:`wsi_ats.models.stopping.stop` decides after each draw whether another follows. Other kinds of
+        models read more; see :mod:`wsi_ats.models`.
+
+        On the CPU the last digits depend on how many threads torch computes with; ``wsi-ats score`` has one.
+
+        Parameters
+        ----------
+        slide
+            The slide: its path or URL, a reference, or one that is open, which stays open.
+        ref
+            Name of an open slide, with the colours that it was opened in; by default it is named after its
+            path.
+        settings
+            Those of the model by default. Sections ``tile``, ``thumbnail``, ``sampling`` and ``scoring`` are
+            used; see :meth:`wsi_ats.settings.Settings.check_scoring`.
+        seed
+            With the slide's id, decides which tiles are drawn.
+        encoder
+            The model's own, which slides that are scored by several threads may share; see
+            :class:`wsi_ats.models.encoding.TileBatches`. One for this slide by default, with the same
+            result.
+
+        Raises
+        ------
+        SlideError
+            When the slide cannot be opened, its resolution is unknown or a pixel that is needed cannot be
+            read.
+        SettingsError
+            When the model is in training mode, for its scores would depend on dropout; when the model cannot
+            be scored with the settings; when the colours or channel of a slide that is open are not those of
+            ``tile.colour`` and ``tile.channel``.
+        ModelError
+            When the slide would not fit into memory, which can happen with kind ``image``.
+        """
+        if self.model.training:
+            raise SettingsError("scoring needs a model in evaluation mode; call model.eval() first")
+        settings = settings or self.settings
+        settings.check_scoring(self.settings)
+        if isinstance(slide, SlideRef | str | Path):
+            if ref is not None:
+                raise SettingsError(f"ref {ref.id} is for a slide that is open; {slide} names itself")
+            known = slide if isinstance(slide, SlideRef) else SlideRef.from_path(slide)
+            known = replace(known, colour=settings.tile.colour, channel=settings.tile.channel)
+            with open_slide(known) as opened:
+                return self._score(opened, known, settings, seed, encoder)
+        known = ref or SlideRef.from_path(slide.path)
+        known.check_pixels(colour=settings.tile.colour, channel=settings.tile.channel)
+        return self._score(slide, known, settings, seed, encoder)
+
+    def _score(
+        self, slide: Slide, ref: SlideRef, settings: Settings, seed: int, encoder: TileBatches | None
+    ) -> Scored:
+        begin = time.perf_counter()
+        counting = CountingSlide(slide)
+        view = inspect(counting, settings)
+        thumbnail, tissue = view.thumbnail, view.tissue
+        draws: list[DrawLogits] = []
+        stopped: Stop | None = None
+        if len(tissue.cells):
+            seeds = (draw_seed(seed, ref.id, number) for number in count())
+            method = method_for(self.model, settings, next(self.model.parameters()).device)
+            with closing(method.score(counting, thumbnail, tissue, seeds, encoder)) as scoring:
+                draws, stopped = _enough(scoring, settings.sampling, self.target)
+        read = sum(each.new_tiles for each in draws)
+        scores = _by_column(draws, self.target)
+        prediction = Prediction(
+            slide_id=ref.id,
+            case_id=ref.case,
+            path=ref.path,
+            status=Status.DONE if draws else Status.NO_TISSUE,
+            scores=scores,
+            predicted=self.target.decide(scores) if draws else None,
+            logit_se=_sampling_error(draws, self.target),
+            stopped_by=stopped,
+            draws=len(draws),
+            tiles_read=read,
+            tiles_total=max(count_tiles(tissue, settings), read),
+            tiles_empty=sum(each.empty_tiles for each in draws),
+            bytes_read=counting.stored_bytes_read,
+            seconds=time.perf_counter() - begin,
+            model_digest=self.digest,
+            seed=seed,
+            error=view.nothing_left,
+            log_weight=draws[-1].log_weight if draws else None,
+        )
+        if not draws:
+            return Scored(prediction)
+        return Scored(
+            prediction,
+            _attention_map(draws[0].attention, tissue),
+            _selection(ref, counting, [each.tiles for each in draws if each.tiles], scores),
+        )
+
+
+def _by_column(draws: Sequence[DrawLogits], target: Target) -> dict[str, float]:
+    return dict(zip(target.columns, _scores(draws, target).tolist(), strict=True)) if draws else {}
 
 
 def _enough(

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from wsi_ats.errors import ModelError
-from wsi_ats.nn import expectation
 from wsi_ats.nn.attention import FeatureMapAttention, SmallAttention, candidate_logits, score_turned
 from wsi_ats.nn.backbone import create_backbone
 from wsi_ats.nn.encoder import TileEncoder, build_encoder
 from wsi_ats.nn.network import SlideNetwork
+from wsi_ats.nn.pooling import POOLINGS
 
 
 class AttentionSampler(SlideNetwork):
@@ -34,8 +34,8 @@ class AttentionSampler(SlideNetwork):
         Tiles (N, h, w, 3) to features (N, D).
     classes
         Number of outputs: of classes, or what else a task needs.
-    gated
-        Whether a tile has a say in its own weight; see :func:`wsi_ats.nn.expectation.gated`.
+    pool
+        Name of a pooling of drawn tiles; see :data:`wsi_ats.nn.pooling.POOLINGS`.
     regions
         Like ``attention``, from a coarse thumbnail to the regions of two-level sampling; ``attention`` then
         sees one region at a time.
@@ -61,16 +61,19 @@ class AttentionSampler(SlideNetwork):
         encoder: TileEncoder,
         *,
         classes: int,
-        gated: bool,
+        pool: str,
         regions: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        if pool not in POOLINGS:
+            raise ModelError(f"there is no pooling {pool!r}; known are {', '.join(POOLINGS)}")
+        self.pooling = POOLINGS[pool]
         self.attention = attention
         self.regions = regions
         self.register_buffer("attention_scale", torch.ones(()))
         self.attention_scale: Tensor
         self.encoder = encoder
-        self.gate = nn.Linear(encoder.width, 1, bias=False) if gated else None
+        self.gate = nn.Linear(encoder.width, 1, bias=False) if self.pooling.gated else None
         self.head = nn.Linear(encoder.width, classes)
         if self.gate is not None:
             nn.init.zeros_(self.gate.weight)  # at the start every tile counts the same
@@ -142,23 +145,18 @@ class AttentionSampler(SlideNetwork):
 
     def pool(self, weights: Tensor, features: Tensor) -> Tensor:
         """Estimate the slide's feature (D,) from the weights (m,) and features (m, D) of drawn tiles."""
-        if self.gate is None:
-            return expectation.linear(weights, features)
-        return expectation.gated(weights, features, self.gate_logits(features))
+        return self.pooling.estimate(weights, features, self.gate_logits(features))
 
     def gate_logits(self, features: Tensor) -> Tensor:
-        """What tiles say of their own weights, shape (m,), by features (m, D); 0 with linear pooling."""
+        """Logits of the gate, by which tiles weigh themselves, shape (m,); zeros where there is none."""
         if self.gate is None:
             return features.new_zeros(len(features))
         logits: Tensor = self.gate(features)[:, 0]
         return logits
 
     def log_mass(self, weights: Tensor, features: Tensor) -> Tensor:
-        """Logarithm of what :meth:`pool` divides by; 0 with linear pooling, which does not divide."""
-        if self.gate is None:
-            return weights.new_zeros(())
-        gate = self.gate_logits(features).to(weights.dtype)
-        return torch.logsumexp(weights.clamp(min=torch.finfo(weights.dtype).tiny).log() + gate, 0)
+        """Logarithm of the divisor in :meth:`pool`, shape (); 0 where it does not divide."""
+        return self.pooling.log_mass(weights, self.gate_logits(features))
 
     def parts(self) -> Mapping[str, Sequence[nn.Module]]:
         """See :meth:`wsi_ats.nn.network.SlideNetwork.parts`; gate and attention's backbone are two more."""
@@ -197,7 +195,7 @@ def build_model(
     attention, attention_checkpoint
         ``"small"`` or a timm name, and a local file of its weights; ``None`` for uniform sampling.
     pool
-        ``"linear"`` or ``"gated"``.
+        See :data:`wsi_ats.nn.pooling.POOLINGS`.
     tile_size
         Pixels a side of a tile.
     pixels_per_cell
@@ -225,6 +223,6 @@ def build_model(
         looker(pixels_per_cell),
         encoder,
         classes=classes,
-        gated=pool == "gated",
+        pool=pool,
         regions=None if pixels_per_region is None else looker(pixels_per_region),
     )

@@ -32,9 +32,10 @@ def check_trainable(settings: Settings, *, processes: int = 1) -> None:
     if not task.relative:
         return
     compares = f"model.task {task.name} compares the slides of a step"
-    if settings.model.kind == "image":
+    if not settings.model.reads_tiles:
         raise SettingsError(
-            f"{compares}, but a model of kind image has one slide at a time in memory; use another kind"
+            f"{compares}, but a model of kind {settings.model.kind} has one slide at a time in memory; use "
+            "another kind"
         )
     if training.slides_per_step == 1:
         raise SettingsError(

@@ -31,10 +31,10 @@ from wsi_ats.errors import ArtifactError, ModelError
 from wsi_ats.files import atomic, digest_of
 from wsi_ats.models.base import Estimates, Finish, Method, draw_seed
 from wsi_ats.models.batches import Example, Reader, ahead, balancing, epoch_batches, units
-from wsi_ats.models.checkpoints import StateFolder, model_for
+from wsi_ats.models.checkpoints import StateFolder
 from wsi_ats.models.evidence import Evidence
 from wsi_ats.models.frozen import FrozenFeatures
-from wsi_ats.models.kinds import method_for
+from wsi_ats.models.kinds import method_for, model_for
 from wsi_ats.models.sampling import AttentionSampling
 from wsi_ats.nn.backbone import Precomputed
 from wsi_ats.nn.cases import pool_slides
@@ -42,7 +42,7 @@ from wsi_ats.nn.model import AttentionSampler
 from wsi_ats.nn.network import SlideNetwork
 from wsi_ats.nn.optimisation import averaged, optimizer_of, set_rates
 from wsi_ats.nn.supervision import teaching
-from wsi_ats.settings import LEARNED, Settings
+from wsi_ats.settings import Fixes, Settings
 from wsi_ats.tables.files import write_csv
 from wsi_ats.tasks.targets import Target
 from wsi_ats.tasks.trainable import check_trainable
@@ -291,7 +291,7 @@ class _Training:
             for part, of in enumerate((training, validation))
             for each in of
         )
-        identity = digest_of(settings.digest(*LEARNED), repr(target), str(processes.count), *slides)
+        identity = digest_of(settings.digest(Fixes.MODEL), repr(target), str(processes.count), *slides)
         self.states = StateFolder(folder / "checkpoints", identity, keep=self.learning.keep_checkpoints)
 
     def run(self, on_epoch: OnEpoch) -> Trained:
@@ -354,7 +354,7 @@ class _Training:
         """Return a reader of features, for a backbone that does not learn; all processes share its folder."""
         encoder = self.model.encoder
         learns = any(name.startswith("encoder.") for name in self.learnable)  # in any phase
-        if self.settings.model.kind == "image" or learns:
+        if learns or not self.settings.model.reads_tiles:
             return None
         if isinstance(encoder.network, Precomputed):  # the reader gives features
             return None

@@ -46,7 +46,7 @@ def phases_of(settings: Settings) -> list[Phase]:
     """
     learning = settings.training
     phases = [Phase("classifier", learning.epochs, ("backbone", "attention", "head", "gate"), learning.tiles)]
-    if settings.model.kind == "sampling":
+    if settings.model.attends:
         looking = ("attention", "attention_backbone")
         phases = [
             Phase("classifier", learning.epochs, ("backbone", "head", "gate"), learning.tiles),

@@ -1,0 +1,48 @@
+"""Ways to pool the features of drawn tiles into that of the slide, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from wsi_ats.nn import expectation
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """One way to pool.
+
+    Parameters
+    ----------
+    gated
+        Whether the network has a gate, by which a tile weighs itself.
+    estimate
+        From weights (m,), features (m, D) and gate logits (m,) of drawn tiles to the slide's feature (D,);
+        see :mod:`wsi_ats.nn.expectation`. Gate logits are zeros where there is no gate.
+    log_mass
+        From weights (m,) and gate logits (m,) to the logarithm of the estimate's divisor, shape (): the
+        weight of a slide among those of its case.
+    """
+
+    gated: bool
+    estimate: Callable[[Tensor, Tensor, Tensor], Tensor]
+    log_mass: Callable[[Tensor, Tensor], Tensor]
+
+
+def _log_divisor(weights: Tensor, gate_logits: Tensor) -> Tensor:
+    gate = gate_logits.to(weights.dtype)
+    return torch.logsumexp(weights.clamp(min=torch.finfo(weights.dtype).tiny).log() + gate, 0)
+
+
+POOLINGS: Mapping[str, Pooling] = {
+    "linear": Pooling(
+        gated=False,
+        estimate=lambda weights, features, _: expectation.linear(weights, features),
+        log_mass=lambda weights, _: weights.new_zeros(()),  # it does not divide
+    ),
+    "gated": Pooling(gated=True, estimate=expectation.gated, log_mass=_log_divisor),
+}
+"""Poolings by the name that ``model.pool`` gives them."""

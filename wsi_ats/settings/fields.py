@@ -1,0 +1,151 @@
+"""One setting as a field: its default, the values it may have, and the results that depend on it."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Callable
+from dataclasses import Field, dataclass, field, fields
+from enum import Flag, auto
+from typing import Any, TypeVar
+
+from wsi_ats.errors import SettingsError
+
+_Value = TypeVar("_Value")
+
+
+class Fixes(Flag):
+    """The results that a setting decides; digests and refusals follow from it."""
+
+    THUMBNAILS = auto()
+    """Prepared thumbnails and tissue, which training and scoring begin with."""
+    NETWORK = auto()
+    """Inputs and layers of the networks: a trained model cannot be used with another value."""
+    TRAINING = auto()
+    """The learned weights."""
+    SCORING = auto()
+    """Scores of a trained model."""
+
+    MODEL = THUMBNAILS | NETWORK | TRAINING
+    """All that a trained model depends on."""
+    EVERYTHING = MODEL | SCORING
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Name the results, such as ``("training", "scoring")``."""
+        return tuple(each.name.lower() for each in self if each.name)
+
+    @property
+    def changeable_at_scoring(self) -> bool:
+        """Whether a trained model can be scored with another value; otherwise a change needs training."""
+        return Fixes.NETWORK not in self and bool(self & (Fixes.THUMBNAILS | Fixes.SCORING))
+
+
+@dataclass(frozen=True, slots=True)
+class Must:
+    """Values that a setting may have.
+
+    Parameters
+    ----------
+    test
+        Whether a value is allowed.
+    words
+        Completes "must ..." in errors.
+    """
+
+    test: Callable[[Any], bool]
+    words: str
+
+
+def one_of(*choices: object) -> Must:
+    """Allow a few values."""
+    *others, last = map(str, choices)
+    return Must(
+        lambda value: value in choices, f"be {', '.join(others)} or {last}" if others else f"be {last}"
+    )
+
+
+def at_least(least: int) -> Must:
+    """Allow ``least`` and more."""
+    return Must(lambda value: value >= least, f"be at least {least}" if least else "not be negative")
+
+
+def positive() -> Must:
+    """Allow numbers above 0."""
+    return Must(lambda value: value > 0, "be positive")
+
+
+def within(interval: str) -> Must:
+    """Allow an interval, written as ``[0, 1)``."""
+    low, high = (float(each) for each in interval[1:-1].split(","))
+    return Must(
+        lambda value: (
+            low <= value <= high
+            and (interval[0] == "[" or value != low)
+            and (interval[-1] == "]" or value != high)
+        ),
+        f"be in {interval}",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What is stored with the field of a setting.
+
+    Parameters
+    ----------
+    fixes
+        Results that depend on it.
+    must
+        Values that it may have; ``None``: all of its type.
+    needs
+        Trait of the kinds of models that use it, such as ``draws``; see
+        :class:`wsi_ats.settings.model.ModelSettings`. Empty: all kinds do.
+    """
+
+    fixes: Fixes
+    must: Must | None = None
+    needs: str = ""
+
+
+def setting(default: _Value, *, fixes: Fixes, must: Must | None = None, needs: str = "") -> _Value:
+    """Declare a setting as the field of a section; its reason is the docstring below it. See :class:`Rule`.
+
+    ``default`` is its value unless another is given; ``fixes``, ``must`` and ``needs`` are its rule.
+    """
+    made: Any = field(default=default, metadata={"rule": Rule(fixes, must, needs)})
+    chosen: _Value = made
+    return chosen
+
+
+def rule_of(each: Field[Any]) -> Rule:
+    """Return what is stored with a field."""
+    rule: Rule = each.metadata["rule"]
+    return rule
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise a :class:`~wsi_ats.errors.SettingsError` unless a condition holds."""
+    if not condition:
+        raise SettingsError(message)
+
+
+def check(section: Any, name: str) -> None:
+    """Refuse values that the fields of a section do not allow; the error names the setting and the value."""
+    for each in fields(section):
+        must, value = rule_of(each).must, getattr(section, each.name)
+        if must is not None:
+            require(must.test(value), f"{name}.{each.name} must {must.words}, not {value!r}")
+
+
+def reasons(section: type[Any]) -> dict[str, str]:
+    """Read the reason of each setting of a section: the docstring below its field, as one line."""
+    found: dict[str, str] = {}
+    for kind in reversed(section.__mro__[:-1]):
+        (body,) = ast.parse(inspect.getsource(kind)).body
+        assert isinstance(body, ast.ClassDef)
+        for above, below in zip(body.body, body.body[1:], strict=False):
+            if isinstance(above, ast.AnnAssign) and isinstance(below, ast.Expr):
+                text = ast.literal_eval(below.value)
+                found[ast.unparse(above.target)] = " ".join(text.split())
+    return found

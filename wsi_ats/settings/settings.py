@@ -1,0 +1,346 @@
+"""All settings of a run as one frozen record, checked at birth, and read from and written as TOML."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import tomli_w
+
+from wsi_ats.errors import SettingsError
+from wsi_ats.settings.fields import Fixes, require, rule_of
+from wsi_ats.settings.model import ImageModel, ModelSettings, SamplingModel
+from wsi_ats.settings.sections import (
+    COARSEST_FOCUS,
+    AugmentationSettings,
+    SamplingSettings,
+    ScoringSettings,
+    ThumbnailSettings,
+    TileSettings,
+)
+from wsi_ats.settings.tables import build, known_section, parse, with_kind
+from wsi_ats.settings.training import TrainingSettings
+
+_Model = TypeVar("_Model", bound=ModelSettings)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All settings of a run.
+
+    Parameters
+    ----------
+    tile, thumbnail, model, sampling, training, augmentation, scoring
+        One section each; every field of a section has its reason under it. The record of ``model`` depends
+        on the kind of model.
+
+    Examples
+    --------
+    >>> settings = Settings().with_values(["sampling.tiles=16", "model.backbone='resnet50'"])
+    >>> settings.sampling.tiles, settings.model.backbone
+    (16, 'resnet50')
+    """
+
+    tile: TileSettings = field(default_factory=TileSettings)
+    thumbnail: ThumbnailSettings = field(default_factory=ThumbnailSettings)
+    model: ModelSettings = field(default_factory=SamplingModel)
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
+    scoring: ScoringSettings = field(default_factory=ScoringSettings)
+
+    def __post_init__(self) -> None:
+        self._check_precision()
+        self._check_artefacts()
+        self._check_kind()
+
+    def _check_precision(self) -> None:
+        for name in ("training", "scoring"):
+            require(
+                getattr(self, name).precision != "bfloat16" or self.tile.size >= 64,
+                f"{name}.precision is bfloat16 and tile.size {self.tile.size}; of tiles under 64 pixels some "
+                "processors compute wrong numbers in it, use auto or float32",
+            )
+
+    def _check_artefacts(self) -> None:
+        pixel = self.thumbnail_mpp
+        enough = math.ceil(pixel / COARSEST_FOCUS * self.thumbnail.pixels_per_cell)
+        require(
+            "blur" not in self.thumbnail.excluded or pixel <= COARSEST_FOCUS,
+            f"thumbnail.exclude names blur, but a pixel of the thumbnail is {pixel:g} micrometres wide, too "
+            f"coarse to show it; set thumbnail.pixels_per_cell={enough}, or leave blur out",
+        )
+
+    def _check_kind(self) -> None:
+        """Refuse settings of other sections that the kind of model has no use for."""
+        model, kind = self.model, self.model.kind
+        require(
+            model.attends or self.thumbnail.levels == 1,
+            f"thumbnail.levels is {self.thumbnail.levels}, but a model of kind {kind} draws no regions; "
+            "leave it 1",
+        )
+        require(
+            model.draws or (self.sampling.draws == 1 and not self.sampling.anytime),
+            f"a model of kind {kind} draws no tiles; leave out sampling.draws, sampling.tolerance and "
+            "sampling.max_tiles",
+        )
+        require(
+            model.reads_tiles or not self.thumbnail.exclude,
+            f"thumbnail.exclude is {self.thumbnail.exclude}, but a model of kind {kind} sees the whole "
+            "slide; leave it out",
+        )
+        if isinstance(model, ImageModel):
+            model.pixels_per_cell(self.tile)
+
+    @property
+    def thumbnail_mpp(self) -> float:
+        """Micrometres per pixel of the thumbnail, or of the closer look at a region."""
+        return self.tile.size * self.tile.mpp * self.tile.stride / self.thumbnail.pixels_per_cell
+
+    def model_as(self, kind: type[_Model]) -> _Model:
+        """Return the section ``model`` as the record of a kind.
+
+        Raises
+        ------
+        SettingsError
+            When the settings are of another kind.
+        """
+        if not isinstance(self.model, kind):
+            raise SettingsError(
+                f"model.kind is {self.model.kind}, but these settings are used for {kind.__name__}; set "
+                "model.kind accordingly"
+            )
+        return self.model
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> Self:
+        """Build settings from nested tables; what is not named keeps its default.
+
+        Raises
+        ------
+        SettingsError
+            For an unknown name, a wrong type or a value out of range.
+        """
+        return cls().with_tables(values)
+
+    @classmethod
+    def read(cls, path: str | Path, base: Self | None = None) -> Self:
+        """Read a TOML file.
+
+        Parameters
+        ----------
+        path
+            The file.
+        base
+            Values of settings that the file does not name; the defaults unless given.
+
+        Raises
+        ------
+        SettingsError
+            When the file is missing, is no TOML or holds a wrong setting.
+        """
+        try:
+            tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise SettingsError(f"settings file {path} cannot be read: {error}") from error
+        try:
+            return (base or cls()).with_tables(tables)
+        except SettingsError as error:
+            raise SettingsError(f"settings file {path}: {error}") from error
+
+    def with_tables(self, tables: Mapping[str, Any]) -> Self:
+        """Change the settings that nested tables name.
+
+        With another ``model.kind``, the settings that both kinds share are kept.
+
+        Raises
+        ------
+        SettingsError
+            For an unknown name, a wrong type or a value out of range; when the kind of model changes and a
+            setting of the former kind is not its default.
+        """
+        sections: dict[str, Any] = {}
+        for name, table in tables.items():
+            own = getattr(self, known_section(name, fields(self)))
+            if not isinstance(table, Mapping):
+                raise SettingsError(f"[{name}] must be a table, not {table!r}")
+            kind, values = type(own), asdict(own)
+            if name == "model":
+                kind, values = with_kind(own, table)
+            sections[name] = build(kind, values | dict(table), name)
+        return type(self)(**{each.name: getattr(self, each.name) for each in fields(self)} | sections)
+
+    def with_values(self, assignments: Iterable[str]) -> Self:
+        """Change single settings, each given as ``section.name=value`` (TOML; quotes may be left out).
+
+        Raises
+        ------
+        SettingsError
+            For a malformed assignment, or as :meth:`with_tables`.
+        """
+        tables: dict[str, dict[str, Any]] = {}
+        for assignment in assignments:
+            name, equals, text = assignment.partition("=")
+            section, dot, key = name.strip().partition(".")
+            if not equals or not dot:
+                raise SettingsError(f"expected section.name=value, not {assignment!r}")
+            tables.setdefault(section, {})[key] = parse(text.strip())
+        return self.with_tables(tables)
+
+    def check_trainable(self) -> None:
+        """Refuse what may be scored with, but not trained with.
+
+        :func:`wsi_ats.tasks.trainable.check_trainable` also compares the settings with the task.
+
+        Raises
+        ------
+        SettingsError
+            For a biased design, phases that could teach nothing, or what kind of model or frozen backbone
+            have no use for.
+        """
+        learning = self.training
+        if self.model.attends:
+            self._check_phases()
+        else:
+            require(learning.epochs > 0, "there are no epochs to train; set training.epochs")
+            for name in ("joint_epochs", "teaching"):
+                value = getattr(learning, name)
+                require(
+                    not value,
+                    f"training.{name} is {value}, but a model of kind {self.model.kind} has no attention to "
+                    f"the thumbnail that could learn; set training.{name}=0",
+                )
+        for name in ("colour", "stain"):
+            strength = getattr(self.augmentation, name)
+            for useless, why in (
+                (
+                    not self.model.reads_tiles,
+                    f"a model of kind {self.model.kind} learns from slides as they are",
+                ),
+                (self.model.takes_features, f"{self.model.backbone} takes the place of tiles"),
+                (
+                    learning.fine_tuning == "frozen",
+                    "training.fine_tuning is frozen, and a frozen backbone encodes each tile once, as it is; "
+                    "let it learn with training.fine_tuning=last-1 or full",
+                ),
+            ):
+                require(
+                    not strength or not useless,
+                    f"augmentation.{name} is {strength}, but {why}; set augmentation.{name}=0.0",
+                )
+        require(
+            self.sampling.design != "top",
+            "sampling.design 'top' is biased: it never looks at what attention has not found yet, so nothing "
+            "can be trained with it; train with another, such as systematic, and score with top",
+        )
+
+    def _check_phases(self) -> None:
+        """Refuse phases of attention sampling that could not teach attention anything."""
+        learning, model = self.training, self.model_as(SamplingModel)
+        require(
+            not model.attention_checkpoint or model.attention != "small",
+            f"model.attention_checkpoint is {model.attention_checkpoint!r}, but model.attention is small, "
+            "which would not use the file; name its timm network with model.attention, or leave it out",
+        )
+        require(
+            not model.attention_checkpoint or learning.attention_epochs + learning.joint_epochs > 0,
+            f"model.attention_checkpoint is {model.attention_checkpoint!r}, but attention has no epochs to "
+            "learn in; set training.attention_epochs, or leave it out",
+        )
+        require(
+            learning.epochs + learning.attention_epochs + learning.joint_epochs > 0,
+            "there are no epochs to train; set training.epochs, or training.joint_epochs",
+        )
+        require(
+            not learning.attention_epochs or learning.epochs > 0,
+            f"training.epochs is 0 and training.attention_epochs {learning.attention_epochs}: attention "
+            "would be taught by a classifier that has learned nothing; set training.epochs, or, for joint "
+            "training alone, training.attention_epochs=0 and training.joint_epochs",
+        )
+        require(
+            not learning.attention_epochs or self.sampling.design != "uniform",
+            "sampling.design is uniform: attention would be learned and never drawn from; set "
+            "model.kind=uniform to do without it, or another design, such as systematic",
+        )
+
+    def check_watched(self, slides: int) -> None:
+        """Refuse to wait for better validation figures of no slides.
+
+        Parameters
+        ----------
+        slides
+            Number of slides that are set aside to watch.
+
+        Raises
+        ------
+        SettingsError
+            When ``training.patience`` would have nothing to go by.
+        """
+        require(
+            slides > 0 or not self.training.patience,
+            f"training.patience is {self.training.patience}, but no slides are set aside to watch; set "
+            "training.validation, give a split column with val, or leave patience 0",
+        )
+
+    def to_toml(self) -> str:
+        """Write as TOML, every value included."""
+        return tomli_w.dumps(asdict(self))
+
+    def tables(self, fixes: Fixes = Fixes.EVERYTHING) -> dict[str, dict[str, Any]]:
+        """Return nested tables of the settings that decide any of the results."""
+        found: dict[str, dict[str, Any]] = {}
+        for section in fields(self):
+            own = getattr(self, section.name)
+            chosen = {e.name: getattr(own, e.name) for e in fields(own) if rule_of(e).fixes & fixes}
+            if chosen:
+                found[section.name] = chosen
+        return found
+
+    def digest(self, fixes: Fixes = Fixes.EVERYTHING) -> str:
+        """Fingerprint of the settings that decide any of the results; equal settings, equal digest."""
+        return hashlib.sha256(tomli_w.dumps(self.tables(fixes)).encode()).hexdigest()[:16]
+
+    def check_scoring(self, trained: Settings) -> None:
+        """Refuse settings that a trained model cannot be scored with, and those without effect on scoring.
+
+        Parameters
+        ----------
+        trained
+            Settings that the model was trained with.
+
+        Raises
+        ------
+        SettingsError
+            Names the setting and both values.
+        """
+        require(
+            self.model.kind == trained.model.kind,
+            f"model.kind is {self.model.kind}, but the model was trained with {trained.model.kind}; leave it "
+            "or train again",
+        )
+        for section in fields(trained):
+            own, built = getattr(self, section.name), getattr(trained, section.name)
+            for each in fields(built):
+                name, rule = f"{section.name}.{each.name}", rule_of(each)
+                wanted, there = (getattr(values, each.name) for values in (own, built))
+                used = not rule.needs or getattr(trained.model, rule.needs)
+                if wanted == there or (used and rule.fixes.changeable_at_scoring):
+                    continue
+                if Fixes.NETWORK in rule.fixes:
+                    raise SettingsError(
+                        f"{name} is {_shown(wanted)}, but the model was trained with {_shown(there)}; leave "
+                        "it or train again"
+                    )
+                raise SettingsError(
+                    f"{name} is {_shown(wanted)}, but it has no effect on scoring; the model was trained "
+                    f"with {_shown(there)}, leave it out"
+                )
+
+
+def _shown(value: object) -> object:
+    return "none" if value == "" else value
