@@ -1,6 +1,6 @@
-"""Scores beside what is true: collected from the folders of ``score``, joined, and written down.
+"""Evaluation of scores: read them, join them with labels, and write metrics, tables and plots.
 
-What :mod:`pipelines.evaluate` does once, :mod:`pipelines.crossval` does for each fold and for all together.
+:mod:`pipelines.evaluate` does so once, :mod:`pipelines.crossval` for each fold and for all together.
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ from pipelines._records import Row
 from pipelines._runs import RUN_FILE, Summary
 from wsi_ats.errors import ArtifactError, ManifestError, SettingsError
 from wsi_ats.files import atomic, digest_of, read_json
-from wsi_ats.results.plots import ClassCurves, figure_of_classes, figure_of_survival, figure_of_values
+from wsi_ats.results.plots import figure_of_panels
 from wsi_ats.results.records import Status
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.tables.files import read_csv, read_parquet, write_csv
-from wsi_ats.tasks import curves
+from wsi_ats.tasks.base import Floats
+from wsi_ats.tasks.registry import TASKS
 from wsi_ats.tasks.targets import Target
 
 BY = ("slide", "case")
 
-# All that may come of it; which of them depends on the task.
+# All files that an evaluation may write, whatever the task.
 RESULTS = (
-    *("metrics.csv", "evaluated.csv", "left_out.csv", "roc.csv", "precision_recall.csv", "reliability.csv"),
-    *("confusion.csv", "kaplan_meier.csv", "evaluation.png"),
+    *("metrics.csv", "evaluated.csv", "left_out.csv", "evaluation.png"),
+    *sorted({name for task in TASKS.values() for name in task.tables}),
 )
 
 _METRICS = ("figure", "value", "low", "high", "n", "cases", "undefined_resamples", "note")
@@ -37,30 +38,30 @@ _METRICS = ("figure", "value", "low", "high", "n", "cases", "undefined_resamples
 
 @dataclass(frozen=True)
 class Evaluation(Summary):
-    """What came of an evaluation.
+    """Result of an evaluation.
 
     Parameters
     ----------
     figures
-        Rows of ``metrics.csv`` that a person wants to see first.
+        Rows of ``metrics.csv`` to print.
     """
 
     figures: Sequence[Mapping[str, Any]] = ()
 
     def sections(self) -> list[tuple[str, list[tuple[str, str]]]]:
-        """What a person reads."""
+        """Return the lines to print."""
         lines = [(str(row["figure"]), _words(row)) for row in self.figures]
         return [*super().sections(), ("figures", lines)] if lines else super().sections()
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What `score` left in a folder.
+    """Scores that `score` wrote into a folder.
 
     Parameters
     ----------
     folder, target
-        Where, and what the model predicts.
+        The folder, and the target of the model.
     slides
         Rows of its predictions.
     cases
@@ -121,7 +122,7 @@ def _read_cases(path: Path, target: Target) -> dict[str, Row] | None:
 
 @dataclass(frozen=True)
 class LabelledScores:
-    """Scores beside the truth, a row for each slide or case.
+    """Scores and labels, a row for each slide or case.
 
     Parameters
     ----------
@@ -136,15 +137,15 @@ class LabelledScores:
     left_out
         Why slides are not among them, by slide.
     folds
-        Which model gave each row.
+        Name of the model that gave each row.
     """
 
     target: Target
     names: Sequence[str]
     cases: Sequence[str]
     labels: Sequence[str]
-    targets: curves.Floats
-    scores: curves.Floats
+    targets: Floats
+    scores: Floats
     left_out: Mapping[str, str]
     folds: Sequence[str]
 
@@ -152,7 +153,7 @@ class LabelledScores:
 def join(
     scores: Scores, refs: Sequence[SlideRef], *, by: str, split: str | None, fold: str = ""
 ) -> LabelledScores:
-    """Put scores beside labels.
+    """Join scores with labels.
 
     Parameters
     ----------
@@ -201,15 +202,14 @@ def join(
 _Entry = tuple[str, str, str, list[float]]
 
 
-def _encode(table: Sequence[_Entry], target: Target) -> curves.Floats:
+def _encode(table: Sequence[_Entry], target: Target) -> Floats:
     rows = []
     for name, _, label, _ in table:
         try:
             rows.append(target.encode(label))
         except ManifestError as error:
             raise ManifestError(f"{name}: {error}") from error
-    width = {"survival": 2, "multilabel": len(target.names)}.get(target.task, 1)
-    return np.array(rows, dtype=np.float64).reshape(-1, width)
+    return np.array(rows, dtype=np.float64).reshape(-1, target.width)
 
 
 def _by_slide(usable: Sequence[tuple[SlideRef, Row]], target: Target) -> list[_Entry]:
@@ -258,7 +258,7 @@ def together(parts: Sequence[LabelledScores]) -> LabelledScores:
 
 
 def check_some(joined: LabelledScores) -> None:
-    """Refuse to go on with nothing."""
+    """Refuse to evaluate no slides."""
     if not joined.names:
         raise ManifestError(
             f"none of {len(joined.left_out)} slides can be evaluated: "
@@ -267,18 +267,18 @@ def check_some(joined: LabelledScores) -> None:
 
 
 def check_by(by: str) -> None:
-    """Refuse what is neither a slide nor a case."""
+    """Refuse to evaluate by anything but slides or cases."""
     if by not in BY:
         raise SettingsError(f"cannot evaluate by {by!r}; choose one of {', '.join(BY)}")
 
 
 def metrics_of(joined: LabelledScores, *, resamples: int, seed: int) -> list[Row]:
-    """Figures with intervals; see :func:`wsi_ats.tasks.evaluation.metrics_table`."""
+    """Compute metrics with intervals; see :func:`wsi_ats.tasks.evaluation.metrics_table`."""
     from wsi_ats.tasks.evaluation import metrics_table
 
     target = joined.target
     return metrics_table(
-        target.task,
+        target.definition,
         target.names,
         joined.targets,
         joined.scores,
@@ -294,9 +294,9 @@ def write_metrics(out: Path, rows: Sequence[Row], *before: str) -> None:
 
 
 def write_details(out: Path, joined: LabelledScores, *, title: str) -> None:
-    """Write all but ``metrics.csv``: what was evaluated, what was not, curves and figure.
+    """Write all files but ``metrics.csv``: slides that were evaluated and left out, curves and plots.
 
-    What an earlier evaluation wrote and this one does not is deleted.
+    Files that only an earlier evaluation wrote are deleted.
     """
     for name in RESULTS:
         if name != "metrics.csv":
@@ -308,78 +308,10 @@ def write_details(out: Path, joined: LabelledScores, *, title: str) -> None:
     _write(out / "evaluated.csv", folds | same | columns)
     left = joined.left_out
     _write(out / "left_out.csv", {"slide_id": list(left), "reason": list(left.values())})
-    if target.task == "regression":
-        true, predicted = joined.targets[:, 0].tolist(), joined.scores[:, 0].tolist()
-        figure_of_values(out / "evaluation.png", true=true, predicted=predicted, title=title)
-    elif target.task == "survival":
-        _write_survival(out, joined, title)
-    else:
-        _write_classes(out, joined, title)
-
-
-def _write_survival(out: Path, joined: LabelledScores, title: str) -> None:
-    from wsi_ats.tasks.concordance import kaplan_meier
-
-    risk, folds = joined.scores[:, 0], np.array(joined.folds)
-    # Each model has a scale of its own, so its half is told by its own median.
-    middle = np.array([np.median(risk[folds == fold]) for fold in joined.folds])
-    halves = {"risk up to the median": risk <= middle, "risk above the median": risk > middle}
-    groups = {
-        f"{name} (n = {of.sum()})": tuple(each.tolist() for each in kaplan_meier(*joined.targets[of].T))
-        for name, of in halves.items()
-        if of.any()
-    }
-    rows = [(name, *point) for name, curve in groups.items() for point in zip(*curve, strict=True)]
-    _write(
-        out / "kaplan_meier.csv", dict(zip(("group", "time", "share"), zip(*rows, strict=True), strict=True))
-    )
-    figure_of_survival(out / "evaluation.png", groups, title=title)
-
-
-def _write_classes(out: Path, joined: LabelledScores, title: str) -> None:
-    target, true, scores = joined.target, joined.targets, joined.scores
-    told = _told_apart(target, true, scores)
-    roc = {name: curves.roc(*event) for name, event in told.items()}
-    precision_recall = {name: curves.precision_recall(*event) for name, event in told.items()}
-    reliability = curves.reliability(*curves.events(target.task, true, scores))
-    _write(out / "roc.csv", _stack(roc, "threshold", "false_positive_rate", "true_positive_rate"))
-    _write(out / "precision_recall.csv", _stack(precision_recall, "threshold", "precision", "recall"))
-    _write(out / "reliability.csv", reliability)
-    confusion = None
-    if target.task == "classification":
-        confusion = curves.confusion(true[:, 0], scores.argmax(axis=1), len(target.names))
-        predicted = {f"predicted_{name}": confusion[:, k].tolist() for k, name in enumerate(target.names)}
-        _write(out / "confusion.csv", {"true": list(target.names)} | predicted)
-    figure_of_classes(
-        out / "evaluation.png",
-        ClassCurves(roc, precision_recall, reliability, confusion, target.names),
-        title=title,
-    )
-
-
-def _told_apart(
-    target: Target, true: curves.Floats, scores: curves.Floats
-) -> dict[str, tuple[curves.Bools, curves.Floats]]:
-    """By class or label: where it is the case, and its probability; of two classes the second alone.
-
-    Left out is what all have or none.
-    """
-    names = dict(enumerate(target.names))
-    if target.task == "multilabel":
-        known = {k: ~np.isnan(true[:, k]) for k in names}
-        told = {k: (true[known[k], k] == 1, scores[known[k], k]) for k in names}
-    else:
-        told = {k: (true[:, 0] == k, scores[:, k]) for k in names if k or len(names) > 2}
-    return {names[k]: event for k, event in told.items() if len(set(event[0].tolist())) == 2}
-
-
-def _stack(tables: Mapping[str, curves.Curve], *columns: str) -> dict[str, list[Any]]:
-    stacked: dict[str, list[Any]] = {name: [] for name in ("class", *columns)}
-    for name, table in tables.items():
-        stacked["class"] += [name] * len(table[columns[0]])
-        for column in columns:
-            stacked[column] += table[column]
-    return stacked
+    details = target.definition.details(joined.targets, joined.scores, target.names, joined.folds)
+    for name, table in details.tables.items():
+        _write(out / name, table)
+    figure_of_panels(out / "evaluation.png", details.panels, title=title)
 
 
 def _write(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:

@@ -18,7 +18,8 @@ from wsi_ats.errors import ManifestError, SettingsError
 from wsi_ats.overview.prepared import load_overview
 from wsi_ats.settings import Settings
 from wsi_ats.slides.base import SlideRef
-from wsi_ats.tables.manifest import check_cases, check_labels
+from wsi_ats.tables.labels import check_cases, check_labels
+from wsi_ats.tasks.registry import task_named
 from wsi_ats.tasks.targets import Target
 from wsi_ats.training.diagnosis import compare, diagnose
 from wsi_ats.training.phases import phases_of
@@ -96,7 +97,7 @@ class Fitting:
         rates = self.settings.training
         training, validation = split_by_case(refs, rates.validation, seed=rates.seed, task=target.task)
         self.settings.check_watched(len(validation))
-        if target.task == "classification":
+        if target.definition.has_classes:  # their names are all that there is to a target
             return training, validation, target
         found = check_labels(training, target.task)
         if found.names != target.names:
@@ -160,7 +161,7 @@ class Fitting:
         lines = diagnose(
             trained.rows,
             self.settings,
-            classes=classes if self.settings.model.task == "classification" else [],
+            classes=classes if task_named(self.settings.model.task).has_classes else [],
             scale=1.0 if trained.trust is None else trained.trust.scale,
         )
         if self.settings.training.calibrate_scores and not trained.calibrated:

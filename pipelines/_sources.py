@@ -11,6 +11,7 @@ from wsi_ats.slides.dicom import is_dicom
 from wsi_ats.slides.storage import is_remote
 from wsi_ats.tables.folders import find_slides_among
 from wsi_ats.tables.manifest import completed, read_manifest
+from wsi_ats.tasks.registry import DEFAULT_TASK
 
 
 def read_sources(
@@ -18,7 +19,7 @@ def read_sources(
     *,
     labels: Path | None = None,
     label_column: str | None = None,
-    task: str = "classification",
+    task: str = DEFAULT_TASK,
     splits: Path | None = None,
     mpp: float | None = None,
 ) -> list[SlideRef]:

@@ -33,8 +33,9 @@ from wsi_ats.errors import ManifestError, SettingsError
 from wsi_ats.files import atomic, digest_of, read_json
 from wsi_ats.settings import Fixes, Settings
 from wsi_ats.slides.base import SlideRef
-from wsi_ats.tables.manifest import check_labels, unlabelled
+from wsi_ats.tables.labels import check_labels, unlabelled
 from wsi_ats.tables.split_table import match_splits
+from wsi_ats.tasks.trainable import check_trainable
 
 if TYPE_CHECKING:  # scikit-learn and matplotlib take seconds to import
     from pipelines._evaluation import Evaluation, LabelledScores
@@ -112,7 +113,7 @@ def crossval(
             "train a single fold: `train --splits splits_0.csv`"
         )
     execution, out, settings = execution or Execution(), rooted(out), settings or Settings()
-    settings.check_trainable()
+    check_trainable(settings)
     check_pixels(settings)
     check_installed(settings.model.task)
     without = {ref.id for ref in unlabelled(refs)}
@@ -261,8 +262,8 @@ def _metrics(
     for name, joined in parts.items():
         rows += [{"fold": name} | row for row in metrics_of(joined, resamples=resamples, seed=seed)]
     whole = [{"fold": "pooled"} | row for row in metrics_of(pooled, resamples=resamples, seed=seed)]
-    if pooled.target.task == "survival":
-        note = "not defined: each fold's model has a scale of risk of its own; see the mean"
+    if pooled.target.definition.relative:
+        note = "not defined: scores of each fold's model have a scale of their own; see the mean"
         blank: Row = {"value": None, "low": None, "high": None, "note": note}
         whole = [{**row, **blank} for row in whole]
     return [*rows, *whole, *_means(rows, whole)]

@@ -1,4 +1,4 @@
-"""Evaluate scores: figures of merit with intervals, curves, and a picture of them."""
+"""Evaluate scores: metrics with intervals, curves, and a plot of them."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def evaluate(
     seed: int = 0,
     execution: Execution | None = None,
 ) -> Evaluation | Summary:
-    """Hold scores against what is true.
+    """Compare scores with labels.
 
     Slides that failed, have no tissue or no label are left out, counted, and named in ``left_out.csv``. A
-    figure that is not defined, because a class is absent, is empty and says why; the exit code is 0 then.
+    metric that is not defined, because a class is absent, is empty and has a note; the exit code is 0 then.
 
     Parameters
     ----------

@@ -123,7 +123,7 @@ def _cases(rows: Sequence[Row], target: Target) -> list[Row]:
         made: Row = {"case_id": case_id, "slides": len(scored), "slides_left_out": ";".join(left_out)}
         if scored:
             each = [[row[column] for column in target.columns] for row in scored]
-            values = case_scores(target.task, each, [row["log_weight"] for row in scored])
+            values = case_scores(target.definition, each, [row["log_weight"] for row in scored])
             scores = dict(zip(target.columns, values.tolist(), strict=True))
             made |= {"status": Status.DONE.value, **scores, "predicted": target.decide(scores)}
         else:

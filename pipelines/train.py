@@ -45,8 +45,10 @@ from wsi_ats.settings import Fixes, Settings
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.fingerprint import slide_digest
 from wsi_ats.tables.files import read_csv, read_parquet, write_csv
-from wsi_ats.tables.manifest import check_labels, unlabelled
+from wsi_ats.tables.labels import check_labels, unlabelled
+from wsi_ats.tasks.registry import task_named
 from wsi_ats.tasks.targets import Target
+from wsi_ats.tasks.trainable import check_trainable
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from wsi_ats.training.processes import Processes
@@ -174,7 +176,7 @@ class _Others:
 
 def _train(refs: Sequence[SlideRef], fitting: Fitting, others: _Others) -> Summary:
     out, settings, execution = fitting.out, fitting.settings, fitting.execution
-    settings.check_trainable(processes=1 if others.processes is None else others.processes.count)
+    check_trainable(settings, processes=1 if others.processes is None else others.processes.count)
     check_pixels(settings)
     check_installed(settings.model.task)
     if fitting.tensorboard:
@@ -242,18 +244,9 @@ def _summary(out: Path, results: Results, unreadable: Mapping[str, str] | None =
 
 
 def _notes(task: str, training: Sequence[str], validation: Sequence[str]) -> dict[str, Any]:
-    """What a model is trained on, from the labels of the slides in each split."""
-    slides = {"training_slides": len(training), "validation_slides": len(validation)}
-    labels = [*training, *validation]
-    if task == "classification":
-        return {"classes": dict(sorted(Counter(labels).items())), **slides}
-    target = Target.of(task, labels)
-    columns = list(zip(*map(target.encode, labels), strict=True))
-    if task == "multilabel":
-        return {"labels": {n: c.count(1.0) for n, c in zip(target.names, columns, strict=True)}, **slides}
-    if task == "survival":
-        return {"events": columns[1].count(1.0), **slides}
-    return {"values": {"least": min(columns[0]), "most": max(columns[0])}, **slides}
+    """Summarise the labels of the slides in each split."""
+    notes = task_named(task).notes([*training, *validation])
+    return {**notes, "training_slides": len(training), "validation_slides": len(validation)}
 
 
 def _labels(refs: Sequence[SlideRef]) -> list[str]:
@@ -267,11 +260,10 @@ def _written_notes(out: Path, task: str) -> dict[str, Any]:
 
 
 def _report_alike(target: Target, execution: Execution) -> None:
-    what = "classes" if target.task == "classification" else "labels"
     for plain, number in Counter(map(_plain, target.names)).items():
         if number > 1:
             names = " and ".join(repr(name) for name in target.names if _plain(name) == plain)
-            execution.reporter.message(f"warning: {names} are different {what}; if not, mend the labels")
+            execution.reporter.message(f"warning: {names} are different labels; if not, mend them")
 
 
 def _plain(name: str) -> str:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from wsi_ats.tasks.registry import TASKS
+
 ROOT = Path(__file__).parents[1]
 
 # From the ground up. A module may import from the layers above its own line, and from its own layer.
@@ -80,7 +82,7 @@ DOORS = {
     "prometheus_client": ["pipelines._metrics"],
 }
 # Languages that many speak: arrays everywhere; tensors in these.
-TENSORS = ["wsi_ats.nn", "wsi_ats.models", "wsi_ats.training", "wsi_ats.testing.enumeration"]
+TENSORS = ["wsi_ats.tasks", "wsi_ats.nn", "wsi_ats.models", "wsi_ats.training", "wsi_ats.testing.enumeration"]
 TENSORS += [
     "pipelines._tensorboard",
     "pipelines._fitting",
@@ -181,6 +183,22 @@ def test_networks_know_tensors_and_errors_only(module):
         assert allowed or name == "wsi_ats.errors" or name.startswith("wsi_ats.nn"), f"{module}: {name}"
 
 
+# Names of tasks that mean something else: a key of GeoJSON.
+NO_TASKS = {
+    "wsi_ats.results.exports.qupath": ["classification"],
+    "wsi_ats.testing.synthetic": ["classification"],
+}
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if not name.startswith("wsi_ats.tasks.")])
+def test_only_tasks_know_a_task_by_name(module):
+    """All that depends on a task is in its file; settings, which are below, may list the names."""
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    found = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and node.value in TASKS]
+    expected = list(TASKS) if module == "wsi_ats.settings.model" else NO_TASKS.get(module, [])
+    assert found == expected
+
+
 def test_the_library_knows_neither_the_stages_nor_the_test_helpers():
     for module in MODULES:
         if module.startswith("wsi_ats.") and not module.startswith("wsi_ats.testing"):
@@ -212,6 +230,7 @@ HEAVY = {
         ("import pipelines.cli", HEAVY),
         ("from wsi_ats import SlideRef, Grid, Settings, Prediction", HEAVY),
         ("from wsi_ats import open_slide, read_tiles, read_manifest", HEAVY - {"pyarrow"}),
+        ("from wsi_ats.tasks import registry, targets, trainable", HEAVY),
         (
             "from wsi_ats.overview.overview import read_overview",
             {"torch", "timm", "dask", "distributed", "sklearn", "matplotlib"},

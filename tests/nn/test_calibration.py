@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from wsi_ats.nn.calibration import Calibration, calibration
-from wsi_ats.nn.losses import losses
+from wsi_ats.tasks.registry import TASKS
 
 
 def normal(seed: int, *size: int) -> torch.Tensor:
@@ -24,7 +24,7 @@ def labelled(seed: int, slides: int, classes: int = 2) -> tuple[torch.Tensor, to
 
 
 def loss_of(task: str, targets: torch.Tensor):
-    return lambda outputs: losses(task, outputs, targets).mean()
+    return lambda outputs: TASKS[task].losses(outputs, targets).mean()
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -77,7 +77,7 @@ def test_values_are_brought_to_their_unit():
     values = normal(8, 50, 1)
     outputs = 3 * values + 1 + 0.1 * normal(9, 50, 1)
     found = calibration(outputs[None], loss_of("regression", values), classes=False)
-    assert losses("regression", found(outputs), values).mean() < 0.05
+    assert TASKS["regression"].losses(found(outputs), values).mean() < 0.05
 
 
 def test_all_draws_count():

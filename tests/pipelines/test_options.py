@@ -279,7 +279,7 @@ def test_a_stage_reads_what_its_options_set_and_nothing_else(
     assert read & {each.name for each in fields(Execution)} - FROM_ELSEWHERE == set_by_options
 
 
-HELP = {None, *COMMANDS}
+HELP = (None, *COMMANDS)
 
 
 @pytest.mark.parametrize("name", HELP)

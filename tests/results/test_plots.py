@@ -12,13 +12,11 @@ from PIL import Image
 from wsi_ats.errors import ArtifactError
 from wsi_ats.geometry import Grid, Region
 from wsi_ats.results.plots import (
-    ClassCurves,
-    figure_of_classes,
+    figure_of_panels,
     figure_of_slide,
-    figure_of_survival,
-    figure_of_values,
 )
 from wsi_ats.results.records import AttentionMap, Selection
+from wsi_ats.tasks.panels import Calibration, Confusion, Lines, Scatter
 
 
 def pixels_of(path):
@@ -102,26 +100,31 @@ def test_a_figure_that_cannot_be_written_is_an_error(tmp_path):
         figure(tmp_path / "file" / "a.png")
 
 
-def curves_of(classes, confusion=True):
-    curve = {"false_positive_rate": [0.0, 0.5, 1.0], "true_positive_rate": [0.0, 1.0, 1.0]}
-    precision = {"precision": [0.5, 0.6, 1.0], "recall": [1.0, 0.5, 0.0]}
-    table = {"low": [0.0, 0.5], "n": [0, 4], "probability": [None, 0.7], "frequency": [None, 0.5]}
-    counts = np.arange(classes**2).reshape(classes, classes) if confusion else None
+def panels_of(classes, defined=True):
     names = [f"class number {i} of a long name" for i in range(classes)]
-    told = names if confusion else []
-    return ClassCurves(dict.fromkeys(told, curve), dict.fromkeys(told, precision), table, counts, names)
+    curves = dict.fromkeys(names, ([0.0, 0.5, 1.0], [0.0, 1.0, 1.0])) if defined else {}
+    table = {"low": [0.0, 0.5], "n": [0, 4], "probability": [None, 0.7], "frequency": [None, 0.5]}
+    counts = np.arange(classes**2).reshape(classes, classes)
+    return [
+        Lines("x", "y", curves, "some", unit_square=True, diagonal=True),
+        Lines("x", "y", curves, steps=True, unit_square=True),
+        Calibration(table),
+        Confusion(counts, names),
+    ]
 
 
-@pytest.mark.parametrize(("classes", "confusion"), [(2, True), (9, True), (3, False)])
-def test_classes_are_drawn_with_and_without_what_is_defined(tmp_path, classes, confusion):
-    figure_of_classes(tmp_path / "a.png", curves_of(classes, confusion), title="some")
+@pytest.mark.parametrize(("classes", "defined"), [(2, True), (9, True), (3, False)])
+def test_classes_are_drawn_with_and_without_what_is_defined(tmp_path, classes, defined):
+    panels = panels_of(classes, defined)[: 4 if defined else 3]
+    figure_of_panels(tmp_path / "a.png", panels, title="some")
     picture = pixels_of(tmp_path / "a.png")
-    assert picture.shape[1] > (4 if confusion else 3) * 300
+    assert picture.shape[1] > len(panels) * 300
     assert len(np.unique(picture[..., :3].reshape(-1, 3), axis=0)) > 50
 
 
-def test_values_and_survival_are_drawn_even_for_one_slide(tmp_path):
-    figure_of_values(tmp_path / "a.png", true=[1.0], predicted=[1.5], title="one")
-    figure_of_survival(tmp_path / "b.png", {"all": ([0.0, 1.0], [1.0, 0.0])}, title="one")
-    for name in "ab":
-        assert min(pixels_of(tmp_path / f"{name}.png").shape[:2]) > 300
+@pytest.mark.parametrize(
+    "panel", [Scatter([1.0], [1.5]), Lines("time", "share", {"all": ([0.0, 1.0], [1.0, 0.0])}, steps=True)]
+)
+def test_values_and_survival_are_drawn_even_for_one_slide(tmp_path, panel):
+    figure_of_panels(tmp_path / "a.png", [panel], title="one")
+    assert min(pixels_of(tmp_path / "a.png").shape[:2]) > 300

@@ -19,7 +19,8 @@ from wsi_ats.models import kinds
 from wsi_ats.nn.pooling import POOLINGS
 from wsi_ats.nn.sampling import BIASED, DESIGNS
 from wsi_ats.settings import Fixes, ImageModel, MilModel, Settings, commented_toml, describe
-from wsi_ats.tasks.targets import TASKS
+from wsi_ats.settings import model as model_settings
+from wsi_ats.tasks.registry import TASKS
 
 OTHER = {  # for every setting, a value that is not its default
     "tile": {"size": 128, "mpp": 0.25, "tolerance": 0.0, "stride": 0.5, "colour": "srgb", "channel": "DAPI"},
@@ -364,31 +365,11 @@ def test_settings_and_code_know_the_same_designs():
 
 
 def test_settings_and_code_know_the_same_tasks():
+    assert tuple(TASKS) == model_settings.TASKS
     for task in TASKS:
         assert Settings().with_values([f"model.task={task}"]).model.task == task
-    with pytest.raises(SettingsError, match=", ".join(TASKS[:-1]) + f" or {TASKS[-1]}, not 'none'"):
+    with pytest.raises(SettingsError, match=", ".join([*TASKS][:-1]) + f" or {[*TASKS][-1]}, not 'none'"):
         Settings().with_values(["model.task=none"])
-
-
-def test_survival_needs_several_slides_in_a_step():
-    survival = Settings().with_values(["model.task=survival", "training.slides_per_step=2"])
-    survival.check_trainable()
-    with pytest.raises(SettingsError, match=r"survival compares .* kind image has one slide at a time"):
-        survival.with_values(["model.kind=image"])
-    with pytest.raises(SettingsError, match=r"survival compares .* training\.slides_per_step is 1;"):
-        survival.with_values(["training.slides_per_step=1"])
-
-
-def test_tasks_refuse_what_they_have_no_use_for():
-    survival = Settings().with_values(["model.task=survival"])
-    survival.check_trainable()
-    Settings().check_trainable(processes=2)
-    with pytest.raises(SettingsError, match="compares all slides of a step, but 2 processes"):
-        survival.check_trainable(processes=2)
-    for balance in ("weights", "sampling"):
-        Settings().with_values([f"training.balance={balance}"]).check_trainable()
-        with pytest.raises(SettingsError, match=f"balance is {balance}, but survival has no classes"):
-            survival.with_values([f"training.balance={balance}"]).check_trainable()
 
 
 @pytest.mark.parametrize("name", ["colour", "stain"])

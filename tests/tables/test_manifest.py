@@ -10,10 +10,9 @@ import pytest
 from wsi_ats.errors import ManifestError, MppError
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.tables.label_table import read_labels
-from wsi_ats.tables.manifest import check_classes, check_labels, read_manifest, unlabelled, with_tables
+from wsi_ats.tables.manifest import read_manifest, with_tables
 from wsi_ats.tables.sources import find_slides
 from wsi_ats.tables.split_table import read_splits
-from wsi_ats.tasks.targets import Target
 
 
 @pytest.fixture
@@ -267,7 +266,7 @@ def test_labels_without_slide_and_slides_without_label_are_counted_in_the_log(fo
     labels = table(folder, "slide_id,label\na,x\nc,y\nd,y\n")
     with caplog.at_level(logging.WARNING):
         refs = read_manifest(folder, labels=labels)
-    assert [r.id for r in unlabelled(refs)] == ["b"]
+    assert [r.id for r in refs if r.label is None] == ["b"]
     assert [record.getMessage() for record in caplog.records] == [
         f"{labels}: 2 labels have no slide: c, d",
         "1 of 2 slides have no label: b",
@@ -445,31 +444,7 @@ def test_a_name_that_is_too_long_for_the_files_of_a_slide_is_refused_by_its_leng
         read_manifest(tmp_path)
 
 
-# --- classes ---
-
-
-def test_classes_are_counted_by_slide():
-    refs = [ref("b", label="y"), ref("c", label="y"), ref("a", label="x"), ref("d", label="x"), ref("e")]
-    assert check_classes(refs) == {"x": 2, "y": 2}
-
-
-def test_classes_that_cannot_be_trained_on_are_refused_with_the_number_left_out():
-    with pytest.raises(ManifestError, match="none of 1 slides has a label"):
-        check_classes([ref("a")])
-    with pytest.raises(ManifestError, match="none of 0"):
-        check_classes([])
-    with pytest.raises(ManifestError, match=r"of class 'x', two classes.*1 slides have no label: b"):
-        check_classes([ref("a", label="x"), ref("b")])
-
-
-def test_a_class_needs_patients_not_slides():
-    refs = [ref("a", "p1", "x"), ref("b", "p1", "x"), ref("c", "p2", "y"), ref("d", "p3", "y")]
-    with pytest.raises(ManifestError, match="2 patients or more, but there are 1 of class 'x'"):
-        check_classes(refs)
-    assert check_classes(refs, min_cases=1) == {"x": 2, "y": 2}
-
-
-# --- labels of other tasks ---
+# --- labels of several columns ---
 
 
 def test_several_columns_are_one_label(folder):
@@ -493,7 +468,7 @@ def test_a_column_whose_name_has_a_comma_is_one_column(folder):
     [
         ("survival", "months,dead", "has no column 'dead'; found slide_id, months, died, her2, er"),
         ("survival", "months,died,er", "row 1: survival needs two columns, time and event"),
-        ("classification", "her2,er", "row 1: classification has its label in one column, not in her2, er"),
+        ("classification", "her2,er", "classification has its label in one column, not in her2, er"),
         ("multilabel", "her2,months", "row 1: months is '23.5', expected 1 or 0"),
         ("multilabel", "her2,er", "no row of column 'er' is 1"),
     ],
@@ -502,54 +477,6 @@ def test_columns_that_make_no_label_are_refused(folder, task, columns, message):
     labels = table(folder, "slide_id,months,died,her2,er\na,23.5,1,1,\nb,12,1,0,0\n")
     with pytest.raises(ManifestError, match=message):
         read_manifest(folder, labels=labels, label_column=columns, task=task)
-
-
-@pytest.mark.parametrize(
-    ("task", "labels", "target"),
-    [
-        ("classification", "xxyy", Target("classification", ("x", "y"))),
-        ("multilabel", ["a", "b;?a", None, "-"], Target("multilabel", ("a", "b"))),
-        ("regression", ["1", "1", "3", "3"], Target("regression", ("value",), 2.0, 1.0)),
-        ("survival", ["1;0", "1;1", "2;0", None], Target("survival", ("risk",))),
-    ],
-)
-def test_what_is_predicted_is_found_from_slides(task, labels, target):
-    assert (
-        check_labels([ref(n, label=label) for n, label in zip("abcd", labels, strict=True)], task) == target
-    )
-
-
-@pytest.mark.parametrize(
-    ("task", "labels", "message"),
-    [
-        ("classification", "xxxy", "2 patients or more, but there are 1 of class 'y'"),
-        ("regression", [None] * 4, "none of 4 slides has a label"),
-        (
-            "regression",
-            ["1", None, None, None],
-            "2 patients or more are needed, but there are 1; 3 slides have",
-        ),
-        ("regression", ["1", "2", "high", "3"], "slide 'c': label is 'high', expected a number"),
-        ("regression", ["2", "2.0", "2", None], "values that differ are needed"),
-        ("survival", ["1;0", "2;0", "3;0", "4;0"], "none of 4 slides has an event"),
-        ("survival", ["1;0", "2;1", "3", "4;0"], "slide 'c': label is '3', expected time;event"),
-        ("multilabel", ["a", "a;b", "a", None], "3 slides are known to have label 'a' and 0 not to have it"),
-        ("multilabel", ["a", "a;?b", "-", "?b"], "0 slides are known to have label 'b' and 2 not to have it"),
-        ("multilabel", ["a", "a;b", ";", "-"], "slide 'c': label is ';', expected names"),
-        ("multilabel", ["-", "-", "-", "-"], "none of 4 slides has any label"),
-    ],
-)
-def test_labels_that_cannot_be_trained_on_are_refused(task, labels, message):
-    refs = [ref(n, label=label) for n, label in zip("abcd", labels, strict=True)]
-    with pytest.raises(ManifestError, match=message):
-        check_labels(refs, task)
-
-
-def test_a_value_needs_patients_not_slides():
-    refs = [ref("a", "p1", "1"), ref("b", "p1", "2")]
-    with pytest.raises(ManifestError, match=r"2 patients or more are needed, but there are 1$"):
-        check_labels(refs, "regression")
-    assert check_labels(refs, "regression", min_cases=1).scale == 0.5
 
 
 # --- stores ---

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from wsi_ats.nn.cases import pool_slides
-from wsi_ats.nn.losses import activate
 from wsi_ats.tasks.cases import case_scores
+from wsi_ats.tasks.registry import TASKS
 
 
-@pytest.mark.parametrize("task", ["classification", "multilabel", "regression", "survival"])
+@pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("slides", [1, 2, 5])
 def test_pooling_scores_is_pooling_outputs(task, slides):
     generator = torch.Generator().manual_seed(slides)
@@ -19,11 +19,11 @@ def test_pooling_scores_is_pooling_outputs(task, slides):
     outputs = outputs if task in {"classification", "multilabel"} else outputs[:, :1]
     log_weight = 2 * torch.randn(slides, dtype=torch.float64, generator=generator)
     pooled, _ = pool_slides(outputs, log_weight, [0] * slides)
-    found = case_scores(task, activate(task, outputs).numpy(), log_weight.numpy())
-    np.testing.assert_allclose(found, activate(task, pooled)[0].numpy(), rtol=1e-12, atol=1e-12)
+    found = case_scores(TASKS[task], TASKS[task].activate(outputs).numpy(), log_weight.numpy())
+    np.testing.assert_allclose(found, TASKS[task].activate(pooled)[0].numpy(), rtol=1e-12, atol=1e-12)
 
 
 def test_probabilities_of_zero_and_one_stay_within_and_are_no_nan():
-    found = case_scores("classification", [[0.0, 1.0], [0.5, 0.5]], [0.0, -800.0])
+    found = case_scores(TASKS["classification"], [[0.0, 1.0], [0.5, 0.5]], [0.0, -800.0])
     assert found.tolist() == pytest.approx([0, 1])
-    assert case_scores("multilabel", [[0.0, 1.0]], [0.0]).tolist() == pytest.approx([0, 1])
+    assert case_scores(TASKS["multilabel"], [[0.0, 1.0]], [0.0]).tolist() == pytest.approx([0, 1])

@@ -8,23 +8,38 @@ from sklearn.calibration import calibration_curve
 
 from wsi_ats.tasks.curves import (
     confusion,
-    events,
     expected_calibration_error,
     precision_recall,
     reliability,
     roc,
 )
+from wsi_ats.tasks.registry import TASKS
 
 
-def test_what_probabilities_foretell():
-    scores = np.array([[0.2, 0.8], [0.7, 0.3]])
-    happened, probability = events("classification", np.array([[1.0], [1.0]]), scores)
-    assert (happened.tolist(), probability.tolist()) == ([True, True], [0.8, 0.3])
-    three = np.array([[0.2, 0.7, 0.1], [0.5, 0.3, 0.2]])
-    happened, probability = events("classification", np.array([[1.0], [2.0]]), three)
-    assert (happened.tolist(), probability.tolist()) == ([True, False], [0.7, 0.5])
-    happened, probability = events("multilabel", np.array([[1.0, np.nan], [0.0, 1.0]]), scores)
-    assert (happened.tolist(), probability.tolist()) == ([True, False, True], [0.2, 0.7, 0.3])
+@pytest.mark.parametrize(
+    ("task", "targets", "scores", "happened", "probability"),
+    [
+        # Of two classes, whether it is the second; of more, whether the most probable one is right.
+        ("classification", [[1], [1]], [[0.2, 0.8], [0.7, 0.3]], [1, 1], [0.8, 0.3]),
+        ("classification", [[1], [2]], [[0.2, 0.7, 0.1], [0.5, 0.3, 0.2]], [1, 0], [0.7, 0.5]),
+        ("multilabel", [[1, np.nan], [0, 1]], [[0.2, 0.8], [0.7, 0.3]], [1, 0, 1], [0.2, 0.7, 0.3]),
+    ],
+)
+def test_calibration_is_of_what_probabilities_foretell(task, targets, scores, happened, probability):
+    names = "xyz"[: len(scores[0])]
+    details = TASKS[task].details(np.array(targets, float), np.array(scores), names, ["", ""])
+    expected = reliability(np.array(happened) > 0, np.array(probability))
+    assert details.tables["reliability.csv"] == expected
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_tables_and_plots_are_named_by_the_task(task):
+    targets = np.array([[0.0, 1.0], [1.0, 1.0], [1.0, 0.0]])
+    scores = np.array([[0.9, 0.1], [0.4, 0.6], [0.3, 0.7]])
+    details = TASKS[task].details(targets, scores, ["a", "b"], ["one", "one", "other"])
+    assert tuple(details.tables) == TASKS[task].tables
+    assert details.panels
+    assert all(len({len(column) for column in table.values()}) == 1 for table in details.tables.values())
 
 
 @pytest.mark.parametrize("bins", [1, 5, 10])

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics
 
-from wsi_ats.errors import SettingsError
-from wsi_ats.tasks.evaluation import auc, bootstrap, figures, main_figure, metrics_table, reason
+from wsi_ats.tasks import evaluation
+from wsi_ats.tasks.evaluation import auc, bootstrap, main_metric, metrics_table
+from wsi_ats.tasks.registry import TASKS
 
 
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 5)), min_size=2, max_size=30))
@@ -41,6 +42,14 @@ def test_probabilities_in_single_precision_need_not_sum_to_exactly_one():
     assert 0 <= auc(np.arange(30) % 3, probabilities) <= 1
 
 
+def metrics_of(task, targets, scores, *, names=()):
+    return evaluation.metrics_of(TASKS[task], targets, scores, names=names)
+
+
+def undefined(task, targets, names):
+    return TASKS[task].undefined(np.array(targets, dtype=float), names)
+
+
 def softmax(logits):
     return np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
 
@@ -50,7 +59,7 @@ def test_figures_of_classes_are_those_of_scikit_learn(classes):
     generator = np.random.default_rng(classes)
     true = np.arange(60) % classes
     scores = softmax(generator.normal(0, 1, (60, classes)) + np.eye(classes)[true])
-    found = figures("classification", true, scores, names="xyz"[:classes])
+    found = metrics_of("classification", true, scores, names="xyz"[:classes])
     assert next(iter(found)) == "auc"
     assert found["accuracy"] == metrics.accuracy_score(true, scores.argmax(1))
     assert found["balanced_accuracy"] == pytest.approx(
@@ -74,14 +83,14 @@ def test_figures_of_classes_are_those_of_scikit_learn(classes):
 
 def test_what_an_absent_class_leaves_undefined_is_none_and_the_rest_is_given():
     scores = np.array([[0.2, 0.8], [0.6, 0.4]])
-    found = figures("classification", [[1], [1]], scores)
+    found = metrics_of("classification", [[1], [1]], scores)
     assert {name for name, value in found.items() if value is None} == {
         *("auc", "average_precision", "balanced_accuracy", "f1")
     }
     assert found["accuracy"] == 0.5
     assert found["brier"] == pytest.approx((0.04 + 0.36) / 2)
-    assert reason("classification", [[1], [1]], ["no", "yes"]) == "there is none of class 'no'"
-    assert reason("classification", [[0], [1]], ["no", "yes"]) == ""
+    assert undefined("classification", [[1], [1]], ["no", "yes"]) == "there is none of class 'no'"
+    assert undefined("classification", [[0], [1]], ["no", "yes"]) == ""
 
 
 @pytest.mark.parametrize(
@@ -90,8 +99,8 @@ def test_what_an_absent_class_leaves_undefined_is_none_and_the_rest_is_given():
 )
 def test_of_nothing_nothing_is_known(task, targets, columns):
     true, scores = np.empty((0, targets)), np.empty((0, columns))
-    assert set(figures(task, true, scores).values()) == {None}
-    rows = metrics_table(task, ["a", "b"][:columns], true, scores, [], resamples=5, seed=0)
+    assert set(metrics_of(task, true, scores).values()) == {None}
+    rows = metrics_table(TASKS[task], ["a", "b"][:columns], true, scores, [], resamples=5, seed=0)
     assert {row["note"] for row in rows} == {"not defined: there is none to evaluate"}
     assert {(row["value"], row["low"], row["n"], row["cases"]) for row in rows} == {(None, None, 0, 0)}
 
@@ -100,50 +109,50 @@ def test_figures_of_labels_are_means_over_the_labels_where_they_are_known():
     generator = np.random.default_rng(0)
     true = generator.integers(0, 2, (40, 2)).astype(float)
     scores = generator.random((40, 2))
-    found = figures("multilabel", true, scores, names=["er", "her2"])
+    found = metrics_of("multilabel", true, scores, names=["er", "her2"])
     assert found["auc"] == pytest.approx(metrics.roc_auc_score(true, scores))
     assert found["average_precision"] == pytest.approx(metrics.average_precision_score(true, scores))
     assert found["f1"] == pytest.approx(metrics.f1_score(true, scores >= 0.5, average="macro"))
     assert found["accuracy"] == pytest.approx(1 - metrics.hamming_loss(true, scores >= 0.5))
     true[:10, 1] = np.nan
-    found = figures("multilabel", true, scores, names=["er", "her2"])
+    found = metrics_of("multilabel", true, scores, names=["er", "her2"])
     assert found["auc_her2"] == metrics.roc_auc_score(true[10:, 1], scores[10:, 1])
     true[:, 1] = np.nan
-    found = figures("multilabel", true, scores, names=["er", "her2"])
+    found = metrics_of("multilabel", true, scores, names=["er", "her2"])
     assert (found["auc"], found["auc_her2"]) == (None, None)
     assert found["auc_er"] == metrics.roc_auc_score(true[:, 0], scores[:, 0])
     assert found["brier"] == pytest.approx(np.mean((true[:, 0] - scores[:, 0]) ** 2))
-    assert reason("multilabel", true, ["er", "her2"]) == "there are not both with and without 'her2'"
+    assert undefined("multilabel", true, ["er", "her2"]) == "there are not both with and without 'her2'"
 
 
 def test_one_label_alone_is_like_two_classes():
     true, scores = np.array([[0], [1], [1], [0]]), np.array([[0.1], [0.4], [0.8], [0.6]])
-    one = figures("multilabel", true, scores)
-    two = figures("classification", true, np.hstack([1 - scores, scores]))
+    one = metrics_of("multilabel", true, scores)
+    two = metrics_of("classification", true, np.hstack([1 - scores, scores]))
     assert {name: one[name] for name in one} == {name: pytest.approx(two[name]) for name in one}
 
 
 def test_figures_of_values_are_in_their_unit():
     true, scores = [[10.0], [20.0], [30.0]], [[11.0], [20.0], [27.0]]
-    found = figures("regression", true, scores)
+    found = metrics_of("regression", true, scores)
     assert list(found) == ["r2", "mae", "rmse"]
     assert found == pytest.approx({"r2": 1 - 10 / 200, "mae": 4 / 3, "rmse": (10 / 3) ** 0.5})
-    same = figures("regression", [[5.0]] * 3, scores)
+    same = metrics_of("regression", [[5.0]] * 3, scores)
     assert same["r2"] is None
     assert same["mae"] > 0
-    assert reason("regression", [[5.0]] * 3, ["value"]) == "all values are the same"
+    assert undefined("regression", [[5.0]] * 3, ["value"]) == "all values are the same"
 
 
 def test_survival_is_judged_by_concordance():
     true = [[1, 1], [2, 0], [3, 1]]
-    assert figures("survival", true, [[0.9], [0.5], [0.1]]) == {"concordance": 1.0}
-    assert figures("survival", [[1, 0], [2, 0]], [[0.9], [0.5]]) == {"concordance": None}
-    assert reason("survival", [[1, 0], [2, 0]], ["risk"]) == "no event was seen"
+    assert metrics_of("survival", true, [[0.9], [0.5], [0.1]]) == {"concordance": 1.0}
+    assert metrics_of("survival", [[1, 0], [2, 0]], [[0.9], [0.5]]) == {"concordance": None}
+    assert undefined("survival", [[1, 0], [2, 0]], ["risk"]) == "no event was seen"
 
 
 @pytest.mark.parametrize("task", ["classification", "three classes", "multilabel", "regression", "survival"])
 @pytest.mark.parametrize("cases", [0, 1, 40])
-def test_the_main_figure_alone_is_the_first_of_all(task, cases):
+def test_the_main_metric_alone_is_the_first_of_all(task, cases):
     rng = np.random.default_rng(0)
     targets = {
         "classification": rng.integers(2, size=(cases, 1)),
@@ -155,14 +164,9 @@ def test_the_main_figure_alone_is_the_first_of_all(task, cases):
     columns = {"classification": 2, "three classes": 3, "multilabel": 3}.get(task, 1)
     scores = rng.dirichlet(np.ones(columns), cases) if "class" in task else rng.random((cases, columns))
     task = "classification" if "class" in task else task
-    every = figures(task, targets, scores)
-    assert main_figure(task, targets, scores) == next(iter(every.items()))
-    assert cases < 40 or main_figure(task, targets, scores)[1] is not None
-
-
-def test_an_unknown_task_is_refused():
-    with pytest.raises(SettingsError, match="unknown task 'ranking'; choose one of classification"):
-        figures("ranking", [[0]], [[0.5]])
+    every = metrics_of(task, targets, scores)
+    assert main_metric(TASKS[task], targets, scores) == next(iter(every.items()))
+    assert cases < 40 or main_metric(TASKS[task], targets, scores)[1] is not None
 
 
 def mean_of(values):
@@ -196,7 +200,9 @@ def test_slides_of_a_case_are_drawn_together():
 
 def test_resamples_without_a_class_are_counted_and_left_out():
     true, scores = np.array([[0], [0], [0], [1]]), np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.4, 0.6]])
-    rows = metrics_table("classification", ["no", "yes"], true, scores, list("abcd"), resamples=400, seed=0)
+    rows = metrics_table(
+        TASKS["classification"], ["no", "yes"], true, scores, list("abcd"), resamples=400, seed=0
+    )
     area, accuracy = (next(row for row in rows if row["figure"] == name) for name in ("auc", "accuracy"))
     # A resample of four lacks the one with chance (3/4)^4, and holds nothing else with (1/4)^4.
     assert area["undefined_resamples"] == pytest.approx(400 * (81 + 1) / 256, abs=30)

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsi_ats.errors import ManifestError, SettingsError
-from wsi_ats.tasks.targets import TASKS, Target, join_columns
+from wsi_ats.tasks.registry import TASKS
+from wsi_ats.tasks.targets import Target
 
 MULTI = Target("multilabel", ("er", "her2", "pr"))
 
@@ -103,7 +104,7 @@ def test_labels_from_which_nothing_can_be_learnt_are_refused(task, labels, said)
         (("classification", ("a",)), "classification needs 2 different names"),
         (("classification", ("a", "a")), "classification needs 2 different names"),
         (("multilabel", ()), "multilabel needs 1 different names"),
-        (("regression", ("a", "b")), "regression predicts one number"),
+        (("regression", ("a", "b")), "regression predicts 1 number"),
         (("survival", ("risk",), 0.0, 2.0), "survival has no units"),
         (("regression", ("value",), 0.0, 0.0), "positive scale"),
         (("regression", ("value",), math.nan, 1.0), "finite centre"),
@@ -149,6 +150,11 @@ def test_decisions_are_written_like_labels():
     assert Target("survival", ("risk",)).decide({"risk": 3.0}) is None
 
 
+def join(task, columns):
+    """The label of one row; in another row, all columns are 1."""
+    return TASKS[task].join({name: [text, "1"] for name, text in columns.items()})[0]
+
+
 @pytest.mark.parametrize(
     ("task", "columns", "label"),
     [
@@ -163,11 +169,11 @@ def test_decisions_are_written_like_labels():
     ],
 )
 def test_columns_become_one_label(task, columns, label):
-    assert join_columns(task, columns) == label
+    assert join(task, columns) == label
 
 
 def test_columns_and_the_label_they_make_say_the_same():
-    label = join_columns("multilabel", {"pr": "1", "er": "0", "her2": None})
+    label = join("multilabel", {"pr": "1", "er": "0", "her2": None})
     np.testing.assert_array_equal(MULTI.encode(label), [0, math.nan, 1])
 
 
@@ -186,4 +192,4 @@ def test_columns_and_the_label_they_make_say_the_same():
 )
 def test_columns_that_make_no_label_are_refused(task, columns, said):
     with pytest.raises(ManifestError, match=re.escape(said)):
-        join_columns(task, columns)
+        join(task, columns)

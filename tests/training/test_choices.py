@@ -31,9 +31,9 @@ from wsi_ats.models.batches import Example, TileReader, balancing
 from wsi_ats.models.kinds import method_for, model_for
 from wsi_ats.models.one_level import CellDraws
 from wsi_ats.nn.backbone import last_blocks
-from wsi_ats.nn.losses import losses
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.memory import MemorySlide
+from wsi_ats.tasks.classification import Classification
 from wsi_ats.tasks.targets import Target
 from wsi_ats.training import epochs as epoch_loop
 from wsi_ats.training import learner, steps
@@ -363,7 +363,7 @@ def test_the_loss_of_a_model_is_that_of_the_weights_that_are_kept(tmp_path, monk
     with TileReader(1, lambda ref: slide_of(ref.id)) as reader, torch.inference_mode():
         outputs = method_for(found.model, settings).begin(VALIDATION, reader, [0] * len(VALIDATION))().outputs
     targets = torch.tensor([each.target for each in VALIDATION])
-    expected = losses("classification", outputs, targets).mean().item()
+    expected = Classification().losses(outputs, targets).mean().item()
     assert found.validation_loss == pytest.approx(expected, rel=1e-5)  # one is of double precision
     assert (
         trained(tmp_path, *changes).validation_loss == found.validation_loss
@@ -403,8 +403,8 @@ def test_weights_give_classes_the_same_say(tmp_path, monkeypatch):
             noted.extend(zip(targets[:, 0].tolist(), each.tolist(), strict=True))
         return each
 
-    real = steps.losses
-    monkeypatch.setattr(steps, "losses", losses)
+    real = Classification.losses
+    monkeypatch.setattr(Classification, "losses", losses)
     rows = []
     changes = ["training.balance=weights", "training.joint_epochs=1"]
     run(tmp_path, *changes, examples=RARE, validation=[], on_epoch=rows.append)
@@ -454,8 +454,8 @@ def test_a_slide_that_is_shown_twice_in_a_step_counts_twice(tmp_path, monkeypatc
             counted.append(targets[:, 0].tolist())
         return real(task, outputs, targets)
 
-    real = steps.losses
-    monkeypatch.setattr(steps, "losses", losses)
+    real = Classification.losses
+    monkeypatch.setattr(Classification, "losses", losses)
     changes = ["training.balance=sampling", "training.slides_per_step=8", f"model.cases={cases}"]
     run(tmp_path, *changes, "training.joint_epochs=2", examples=RARE, validation=[])
     assert [sorted(each) for each in counted] == [[0, 0, 0, 0, 1, 1, 1, 1]] * 2  # two slides of class 1

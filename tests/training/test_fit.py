@@ -28,9 +28,9 @@ from wsi_ats.settings import Settings
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.memory import MemorySlide
 from wsi_ats.tables.files import read_csv
+from wsi_ats.tasks.classification import Classification
 from wsi_ats.tasks.targets import Target
 from wsi_ats.training import progress as progressing
-from wsi_ats.training import steps
 from wsi_ats.training.fit import Trained, fit
 
 torch.set_num_threads(1)  # tiny networks, and a subprocess that must round as this process does
@@ -487,7 +487,7 @@ def test_learning_rates_that_are_far_too_high_stop_training_with_advice(tmp_path
 
 @pytest.mark.parametrize("what", ["loss", "gradient's norm"])
 def test_nan_is_reported_with_epoch_step_and_slides_and_never_stored(tmp_path, monkeypatch, what):
-    real, calls = steps.losses, []
+    real, calls = Classification.losses, []
 
     def in_the_second_epoch(task, outputs, targets):
         loss = real(task, outputs, targets)
@@ -500,7 +500,7 @@ def test_nan_is_reported_with_epoch_step_and_slides_and_never_stored(tmp_path, m
             loss.register_hook(lambda gradient: gradient * math.inf)
         return loss
 
-    monkeypatch.setattr(steps, "losses", in_the_second_epoch)
+    monkeypatch.setattr(Classification, "losses", in_the_second_epoch)
     said = rf"{what} is (nan|inf) in step 4, epoch 1 \(slides s\d.*step_000000003.safetensors; try"
     with pytest.raises(ModelError, match=said):
         run(tmp_path)

@@ -15,10 +15,9 @@ from bags import Bag, BagReader, blob, directions, features_of, settings_of, tra
 
 from wsi_ats.models.base import draw_seed
 from wsi_ats.models.kinds import method_for
-from wsi_ats.nn.losses import activate
 from wsi_ats.nn.network import SlideNetwork
 from wsi_ats.settings import Settings
-from wsi_ats.tasks.evaluation import figures
+from wsi_ats.tasks.evaluation import main_metric
 from wsi_ats.tasks.targets import Target
 
 SIDE, MATTER, WIDTH = 20, 20, 128
@@ -58,8 +57,8 @@ def held_out(model: SlideNetwork, settings: Settings, target: Target, bags: list
     for number in range(DRAWS):
         seeds = [draw_seed(0, each.ref.id, number) for each in examples]
         outputs = method.begin(examples, reader, seeds)().outputs
-        scores = target.restore(activate(target.task, outputs)).double().numpy()
-        found.append(next(iter(figures(target.task, true, scores).values())))
+        scores = target.restore(target.definition.activate(outputs)).double().numpy()
+        found.append(main_metric(target.definition, true, scores)[1])
     return fmean(found)
 
 

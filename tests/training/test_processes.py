@@ -210,7 +210,7 @@ def test_an_error_in_one_process_ends_both(root):
 
 
 def test_survival_is_for_one_process(tmp_path):
-    with pytest.raises(SettingsError, match=r"compares all slides of a step, but 2 processes"):
+    with pytest.raises(SettingsError, match=r"compares the slides of a step, but each of 2 processes"):
         training.fit(
             [], [], SETTINGS.with_values(["model.task=survival"]), target=Target("survival", ("risk",)),
             folder=tmp_path, reader=None, device=torch.device("cpu"), on_epoch=print,

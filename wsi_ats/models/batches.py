@@ -21,7 +21,7 @@ from wsi_ats.overview.records import Overview
 from wsi_ats.overview.tiles import read_tiles
 from wsi_ats.slides import open_slide
 from wsi_ats.slides.base import Pixels, Slide, SlideRef
-from wsi_ats.tables.manifest import check_cases
+from wsi_ats.tables.labels import check_cases
 
 T = TypeVar("T")
 U = TypeVar("U")

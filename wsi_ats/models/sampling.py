@@ -32,6 +32,7 @@ from wsi_ats.overview.records import Overview
 from wsi_ats.overview.tiles import read_tiles
 from wsi_ats.settings import Settings
 from wsi_ats.slides.base import Pixels, Slide
+from wsi_ats.tasks.registry import task_named
 
 # Tile pixels in one pass, forward and backward: 64 tiles of 256 pixels hold about 2.5 GB in a resnet18.
 _PIXELS_AT_A_TIME = 64 * 256**2
@@ -202,7 +203,7 @@ class AttentionSampling:
             uniform=tiles.attended,
             tile_outputs=tile_outputs.to(tiles.weight.device),
             zero_outputs=None if self.model.gate is not None else self.model.head.bias.double(),
-            classes=self.settings.model.task == "classification",
+            classes=task_named(self.settings.model.task).has_classes,
         )
 
     @torch.no_grad()

@@ -19,7 +19,6 @@ from wsi_ats.models.base import DrawLogits, WeightedTiles, draw_seed
 from wsi_ats.models.encoding import TileBatches
 from wsi_ats.models.kinds import method_for
 from wsi_ats.models.stopping import stop
-from wsi_ats.nn.losses import activate
 from wsi_ats.nn.network import SlideNetwork
 from wsi_ats.overview.masks import TissueMask
 from wsi_ats.overview.overview import count_tiles, explain_exclusion, read_overview
@@ -201,18 +200,15 @@ def _scores(draws: Sequence[DrawLogits], target: Target) -> Tensor:
     """By column, from the tiles of all draws."""
     last = draws[-1]
     logits = last.logits if last.pooled_logits is None else last.pooled_logits
-    return target.restore(activate(target.task, logits))
+    return target.restore(target.definition.activate(logits))
 
 
 def _sampling_error(draws: Sequence[DrawLogits], target: Target) -> float | None:
-    """Standard error over draws: of the predicted class's log-odds, else the largest of all outputs."""
+    """Return the standard error over draws; see :meth:`wsi_ats.tasks.base.Task.outputs_with_error`."""
     if len(draws) < 2:
         return None
     logits = torch.stack([each.logits for each in draws])
-    if target.task == "classification":
-        best = _scores(draws, target).argmax()
-        others = torch.arange(logits.shape[1]) != best
-        logits = (logits[:, best] - logits[:, others].logsumexp(1))[:, None]
+    logits = target.definition.outputs_with_error(logits, _scores(draws, target))
     # From the first: of draws that are the same, the mean need not be the same to the last bit.
     return ((logits - logits[0]).std(0).max() * target.scale / math.sqrt(len(logits))).item()
 

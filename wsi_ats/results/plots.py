@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from wsi_ats.errors import not_installed
-from wsi_ats.files import atomic
 from wsi_ats.results.records import AttentionMap, Selection
 from wsi_ats.slides.base import Pixels
+from wsi_ats.tasks.panels import Calibration, Confusion, Lines, Panel, Scatter
 
 try:
     from matplotlib.axes import Axes
@@ -25,6 +30,7 @@ except ModuleNotFoundError as error:
     raise not_installed("matplotlib", "plots", "drawing figures") from error
 
 _TRUTH = ListedColormap(["white", "#f3d9e3", "#8796c9", "#c02942"])
+_UNIT_SQUARE: dict[str, Any] = {"xlim": (-0.02, 1.02), "ylim": (-0.02, 1.02), "aspect": "equal"}
 _TRUTH_NAMES = ("glass", "tissue", "look-alike", "lesion")
 
 
@@ -108,107 +114,62 @@ def _draw_truth(axes: Axes, truth: npt.NDArray[np.uint8]) -> None:
     axes.imshow(truth, extent=extent, cmap=_TRUTH, vmin=-0.5, vmax=3.5, interpolation="nearest")
 
 
-@dataclass(frozen=True)
-class ClassCurves:
-    """Curves for :func:`figure_of_classes`; tables are those of :mod:`wsi_ats.tasks.curves`.
-
-    Parameters
-    ----------
-    roc, precision_recall
-        By the name of a class or label, against the rest; empty where they are not defined.
-    reliability
-        Of all probabilities.
-    confusion
-        Rows are true, columns predicted classes; ``None`` where a slide may be of several.
-    names
-        Of the classes of ``confusion``, in order.
-    """
-
-    roc: Mapping[str, Mapping[str, Sequence[float]]]
-    precision_recall: Mapping[str, Mapping[str, Sequence[float]]]
-    reliability: Mapping[str, Sequence[float | None]]
-    confusion: npt.NDArray[np.int64] | None
-    names: Sequence[str]
-
-
-def figure_of_classes(path: Path, curves: ClassCurves, *, title: str) -> None:
-    """Draw ROC and precision-recall curves, confusion and calibration.
+def figure_of_panels(path: Path, panels: Sequence[Panel], *, title: str) -> None:
+    """Draw plots side by side.
 
     Parameters
     ----------
     path
         PNG to write.
-    curves
-        The curves.
+    panels
+        The plots, at least one.
     title
         Above the figure.
     """
-    panels = 3 if curves.confusion is None else 4
-    figure, axes = _figure(panels, title)
-    axes[0].set(title="ROC", xlabel="false positive rate", ylabel="true positive rate")
-    axes[0].plot((0, 1), (0, 1), color="grey", linewidth=0.8, linestyle=":")
-    axes[1].set(title="precision and recall", xlabel="recall", ylabel="precision")
-    for name in curves.roc:
-        roc, precision = curves.roc[name], curves.precision_recall[name]
-        axes[0].plot(roc["false_positive_rate"], roc["true_positive_rate"], label=name)
-        # Steps: average precision uses the precision at the threshold that first reaches a recall.
-        axes[1].step(precision["recall"], precision["precision"], where="post", label=name)
-    for axis in axes[:2]:
-        if curves.roc:
-            axis.legend(loc="lower center", fontsize=8)
-        else:
-            axis.text(
-                0.5, 0.5, "not defined:\na class is absent", ha="center", va="center", backgroundcolor="white"
-            )
-    _draw_reliability(axes[2], curves.reliability)
-    for axis in axes[:3]:
-        axis.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
-    if curves.confusion is not None:
-        _draw_confusion(axes[3], curves.confusion, curves.names)
+    figure, axes = _figure(len(panels), title)
+    for panel, axis in zip(panels, axes, strict=True):
+        _draw_panel(panel, axis)
     _save(figure, path)
 
 
-def figure_of_values(path: Path, *, true: Sequence[float], predicted: Sequence[float], title: str) -> None:
-    """Draw predicted against true values.
-
-    Parameters
-    ----------
-    path
-        PNG to write.
-    true, predicted
-        One for each slide, in one unit; at least one.
-    title
-        Above the figure.
-    """
-    figure, (axis,) = _figure(1, title)
-    low, high = min(*true, *predicted), max(*true, *predicted)
-    axis.plot((low, high), (low, high), color="grey", linewidth=0.8, linestyle=":")
-    axis.scatter(true, predicted, s=14, alpha=0.6)
-    axis.set(xlabel="true value", ylabel="predicted value", aspect="equal")
-    _save(figure, path)
+def _draw_panel(panel: Panel, axes: Axes) -> None:
+    match panel:
+        case Lines():
+            _draw_lines(axes, panel)
+        case Scatter(true, predicted):
+            low, high = min(*true, *predicted), max(*true, *predicted)
+            _draw_diagonal(axes, low, high)
+            axes.scatter(true, predicted, s=14, alpha=0.6)
+            axes.set(xlabel="true value", ylabel="predicted value", aspect="equal")
+        case Calibration(table):
+            _draw_reliability(axes, table)
+            axes.set(**_UNIT_SQUARE)
+        case Confusion(counts, names):
+            _draw_confusion(axes, counts, names)
 
 
-def figure_of_survival(
-    path: Path, curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, title: str
-) -> None:
-    """Draw survival curves.
+def _draw_diagonal(axes: Axes, low: float, high: float) -> None:
+    axes.plot((low, high), (low, high), color="grey", linewidth=0.8, linestyle=":")
 
-    Parameters
-    ----------
-    path
-        PNG to write.
-    curves
-        By group: times, and the share without event from each time on.
-    title
-        Above the figure.
-    """
-    figure, (axis,) = _figure(1, title)
-    for name, (times, shares) in curves.items():
-        axis.step(times, shares, where="post", label=name)
-    axis.set(xlabel="time", ylabel="share without event (Kaplan-Meier)", ylim=(0, 1.02))
-    axis.set_xlim(left=0)
-    axis.legend()
-    _save(figure, path)
+
+def _draw_lines(axes: Axes, panel: Lines) -> None:
+    axes.set(title=panel.title, xlabel=panel.x, ylabel=panel.y)
+    if panel.diagonal:
+        _draw_diagonal(axes, 0, 1)
+    for name, (x, y) in panel.curves.items():
+        axes.plot(x, y, label=name, drawstyle="steps-post" if panel.steps else "default")
+    if not panel.curves:
+        text = "not defined:\na class is absent"
+        axes.text(0.5, 0.5, text, ha="center", va="center", backgroundcolor="white")
+    elif panel.unit_square:
+        axes.legend(loc="lower center", fontsize=8)
+    else:
+        axes.legend()
+    if panel.unit_square:
+        axes.set(**_UNIT_SQUARE)
+    else:
+        axes.set(ylim=(0, 1.02))
+        axes.set_xlim(left=0)
 
 
 def _figure(panels: int, title: str) -> tuple[Figure, list[Axes]]:
@@ -219,8 +180,7 @@ def _figure(panels: int, title: str) -> tuple[Figure, list[Axes]]:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    with atomic(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+    _save(figure, path)
 
 
 def _draw_reliability(axes: Axes, table: Mapping[str, Sequence[float | None]]) -> None:
@@ -236,7 +196,7 @@ def _draw_reliability(axes: Axes, table: Mapping[str, Sequence[float | None]]) -
         color="lightgrey",
         edgecolor="white",
     )
-    axes.plot((0, 1), (0, 1), color="grey", linewidth=0.8, linestyle=":")
+    _draw_diagonal(axes, 0, 1)
     axes.plot([p for _, _, p, _ in rows if p is not None], [f for *_, f in rows if f is not None], marker="o")
     axes.set(title=f"calibration (bars: counts, up to {most})", xlabel="probability", ylabel="frequency")
 

@@ -8,6 +8,9 @@ from typing import ClassVar
 from wsi_ats.settings.fields import Fixes, Must, at_least, check, one_of, positive, require, setting
 from wsi_ats.settings.sections import TileSettings
 
+TASKS = ("classification", "multilabel", "regression", "survival")
+"""Names of the tasks, which are :data:`wsi_ats.tasks.registry.TASKS`."""
+
 _NAMED = Must(bool, "be the name of a timm network")
 
 # Before the number of features that somebody has computed, in place of a backbone's name.
@@ -36,11 +39,7 @@ class ModelSettings:
     """``sampling`` is attention sampling, the purpose of this project. The others serve as comparison:
     ``uniform`` (tiles drawn without attention), ``mil`` (attention-based multiple-instance learning on all
     tiles) and ``image`` (a CNN on the whole slide)."""
-    task: str = setting(
-        "classification",
-        fixes=Fixes.NETWORK,
-        must=one_of("classification", "multilabel", "regression", "survival"),
-    )
+    task: str = setting(TASKS[0], fixes=Fixes.NETWORK, must=one_of(*TASKS))
     """Meaning of the labels: ``classification`` (a class of two or more), ``multilabel`` (any of several
     labels), ``regression`` (a value) or ``survival`` (time and event)."""
     backbone: str = setting("resnet18", fixes=Fixes.NETWORK, must=_NAMED)

@@ -58,11 +58,6 @@ class Settings:
         self._check_precision()
         self._check_artefacts()
         self._check_kind()
-        require(
-            self.model.task != "survival" or self.training.slides_per_step > 1,
-            "model.task survival compares the slides of a step, but training.slides_per_step is "
-            f"{self.training.slides_per_step}; make it 8 or more, so that most steps see an event",
-        )
 
     def _check_precision(self) -> None:
         for name in ("training", "scoring"):
@@ -98,11 +93,6 @@ class Settings:
             model.reads_tiles or not self.thumbnail.exclude,
             f"thumbnail.exclude is {self.thumbnail.exclude}, but a model of kind {kind} sees the whole "
             "slide; leave it out",
-        )
-        require(
-            model.reads_tiles or model.task != "survival",
-            f"model.task survival compares the slides of a step, but a model of kind {kind} has one slide at "
-            "a time in memory; use another kind",
         )
         if isinstance(model, ImageModel):
             model.pixels_per_cell(self.tile)
@@ -202,21 +192,18 @@ class Settings:
             tables.setdefault(section, {})[key] = parse(text.strip())
         return self.with_tables(tables)
 
-    def check_trainable(self, *, processes: int = 1) -> None:
+    def check_trainable(self) -> None:
         """Refuse what may be scored with, but not trained with.
 
-        Parameters
-        ----------
-        processes
-            How many train together.
+        :func:`wsi_ats.tasks.trainable.check_trainable` also compares the settings with the task.
 
         Raises
         ------
         SettingsError
-            For a biased design, phases that could teach nothing, or what kind of model, task, frozen backbone
-            or number of processes have no use for.
+            For a biased design, phases that could teach nothing, or what kind of model or frozen backbone
+            have no use for.
         """
-        balance, task, learning = self.training.balance, self.model.task, self.training
+        learning = self.training
         if self.model.attends:
             self._check_phases()
         else:
@@ -228,15 +215,6 @@ class Settings:
                     f"training.{name} is {value}, but a model of kind {self.model.kind} has no attention to "
                     f"the thumbnail that could learn; set training.{name}=0",
                 )
-        require(
-            balance == "none" or task == "classification",
-            f"training.balance is {balance}, but {task} has no classes to balance; use none",
-        )
-        require(
-            processes == 1 or task != "survival",
-            f"survival compares all slides of a step, but {processes} processes see a share of them each; "
-            "train with one process",
-        )
         for name in ("colour", "stain"):
             strength = getattr(self.augmentation, name)
             for useless, why in (

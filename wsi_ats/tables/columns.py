@@ -13,7 +13,7 @@ from wsi_ats.slides.base import SlideRef, composed
 from wsi_ats.slides.storage import is_remote
 from wsi_ats.tables.files import read_csv
 from wsi_ats.tables.folders import SLIDE_ENDINGS
-from wsi_ats.tasks.targets import join_columns
+from wsi_ats.tasks.registry import task_named
 
 NAMES = {
     "slide": ("slide_id",),
@@ -104,7 +104,12 @@ class SlideTable:
             for name in names:
                 if name not in self.rows:
                     raise ManifestError(f"{self.path}: has no column {name!r}; found {self.found}")
-            return self._joined(names, task) if len(names) > 1 else self._texts(names[0])
+            if len(names) == 1:
+                return self._texts(names[0])
+            try:
+                return task_named(task).join({name: self._texts(name) for name in names})
+            except ManifestError as error:
+                raise ManifestError(f"{self.path}: {error}") from error
         if "label" in self.columns:
             return self._known_labels("label", self.columns["label"])
         # An unnamed column is the row number that pandas writes.
@@ -129,24 +134,6 @@ class SlideTable:
                 name,
                 word,
             )
-        return labels
-
-    def _joined(self, names: Sequence[str], task: str) -> list[str | None]:
-        """Join several columns to one label for each row."""
-        labels = []
-        for i, texts in enumerate(zip(*map(self._texts, names), strict=True)):
-            try:
-                labels.append(join_columns(task, dict(zip(names, texts, strict=True))))
-            except ManifestError as error:
-                raise ManifestError(f"{self.path}, row {i + 1}: {error}") from error
-        if task == "multilabel":
-            # A name that no label mentions would be forgotten, and the model know nothing of it.
-            for name in names:
-                if not any(name in (label or "").split(";") for label in labels):
-                    raise ManifestError(
-                        f"{self.path}: no row of column {name!r} is 1, so nothing can be learnt of it; leave "
-                        "it out of --label-column"
-                    )
         return labels
 
     def value(self, meaning: str, row: int) -> str | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from wsi_ats.errors import ManifestError
 from wsi_ats.slides.base import composed
 from wsi_ats.tables.columns import SlideTable, file_id, slide_id
+from wsi_ats.tasks.registry import DEFAULT_TASK
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ class Labels:
     rows: Mapping[str, Label]
 
 
-def read_labels(path: str | Path, *, column: str | None = None, task: str = "classification") -> Labels:
+def read_labels(path: str | Path, *, column: str | None = None, task: str = DEFAULT_TASK) -> Labels:
     """Read a table of labels.
 
     Parameters

@@ -15,15 +15,14 @@ mpp        mpp                               this library, TRIDENT
 
 A label that is empty or one of ``nan``, ``na``, ``n/a``, ``none``, ``null``, ``<na>`` is not known. Where one
 of these words stands beside other labels, a warning says so, because it may be the name of a class.
-:mod:`wsi_ats.tasks.targets` tells how labels are written for each task; several columns are joined to one
-label.
+The first lines of each task's module (:mod:`wsi_ats.tasks`) say how its labels are written; several columns
+are joined to one label.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,7 +41,7 @@ from wsi_ats.tables.label_table import Labels, read_labels
 from wsi_ats.tables.slide_table import read_slide_table
 from wsi_ats.tables.sources import search
 from wsi_ats.tables.split_table import match_splits, read_splits
-from wsi_ats.tasks.targets import Target, check_label
+from wsi_ats.tasks.registry import DEFAULT_TASK
 
 _log = logging.getLogger(__name__)
 
@@ -52,14 +51,15 @@ def read_manifest(
     *,
     labels: str | Path | None = None,
     label_column: str | None = None,
-    task: str = "classification",
+    task: str = DEFAULT_TASK,
     splits: str | Path | None = None,
     mpp: float | None = None,
 ) -> list[SlideRef]:
     r"""List slides.
 
     Slides that have no label keep ``label=None``, and labels that have no slide are left out; both are
-    logged as warnings with their number. :func:`check_labels` decides if enough is left to train.
+    logged as warnings with their number. :func:`wsi_ats.tables.labels.check_labels` decides if
+    enough is left to train.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ def read_manifest(
         patient, split and mpp.
     label_column
         The column that holds the label, where it is not called ``label``. Several, joined by commas, where
-        the task has labels of several columns; see :func:`wsi_ats.tasks.targets.join_columns`.
+        the task has labels of several columns; see :meth:`wsi_ats.tasks.base.Task.join`.
     task
         ``model.task`` of the settings: how several columns are joined.
     splits
@@ -138,7 +138,7 @@ def completed(
     *,
     labels: str | Path | None = None,
     label_column: str | None = None,
-    task: str = "classification",
+    task: str = DEFAULT_TASK,
     splits: str | Path | None = None,
     mpp: float | None = None,
 ) -> list[SlideRef]:
@@ -165,9 +165,9 @@ def completed(
         refs = [ref for ref in refs if ref.split is not None]
     if mpp is not None:
         refs = [ref if ref.mpp is not None else replace(ref, mpp=mpp) for ref in refs]
-    missing = unlabelled(refs)
+    missing = [ref.id for ref in refs if ref.label is None]
     if missing and len(missing) < len(refs):
-        names = listed([ref.id for ref in missing])
+        names = listed(missing)
         _log.warning("%d of %d slides have no label: %s", len(missing), len(refs), names)
     return refs
 
@@ -177,7 +177,7 @@ def with_tables(
     *,
     labels: str | Path | None = None,
     label_column: str | None = None,
-    task: str = "classification",
+    task: str = DEFAULT_TASK,
     splits: str | Path | None = None,
     split: str | None = None,
 ) -> list[SlideRef]:
@@ -204,154 +204,6 @@ def with_tables(
         split_of = match_splits(read_splits(splits), [ref.id for ref in refs], str(splits), split=split)
         refs = [replace(ref, split=split_of.get(ref.id, ref.split)) for ref in refs]
     return list(refs)
-
-
-def unlabelled(refs: Iterable[SlideRef]) -> list[SlideRef]:
-    """Slides whose label is not known: they can be scored, not trained on."""
-    return [ref for ref in refs if ref.label is None]
-
-
-def check_cases(refs: Sequence[SlideRef], labels: Sequence[object] | None = None) -> None:
-    """Check that a case has one label, for models that take its slides together.
-
-    Parameters
-    ----------
-    refs
-        The slides.
-    labels
-        What must be the same for all slides of a case; their labels by default.
-
-    Raises
-    ------
-    ManifestError
-        When slides of one case have different labels.
-
-    Examples
-    --------
-    >>> check_cases([SlideRef("a", "a", "patient 1", "x"), SlideRef("b", "b", "patient 1", "x")])
-    """
-    first: dict[str, tuple[SlideRef, object]] = {}
-    for ref, label in zip(refs, [ref.label for ref in refs] if labels is None else labels, strict=True):
-        other, known = first.setdefault(ref.case, (ref, label))
-        if label != known:
-            raise ManifestError(
-                f"the slides of case {ref.case!r} have different labels ({other.id} {other.label}, {ref.id} "
-                f"{ref.label}); with model.cases=mean or union a case has one label, mend them or use "
-                "model.cases=separate"
-            )
-
-
-def check_classes(refs: Sequence[SlideRef], *, min_cases: int = 2) -> dict[str, int]:
-    """Check that slides can be trained on and evaluated by patient.
-
-    Parameters
-    ----------
-    refs
-        Slides; those without label are passed over.
-    min_cases
-        Patients that each class needs: with one, either training or validation never sees the class.
-
-    Returns
-    -------
-    dict
-        Slides of each class, classes in alphabetic order.
-
-    Raises
-    ------
-    ManifestError
-        When no slide is labelled, there is only one class, or a class has too few patients.
-
-    Examples
-    --------
-    >>> check_classes([SlideRef(n, n, n, label) for n, label in zip("abcd", "xxyy", strict=True)])
-    {'x': 2, 'y': 2}
-    """
-    labelled, without = _labelled(refs)
-    slides = Counter(label for label, _ in labelled)
-    counts = dict(sorted(slides.items()))
-    if len(counts) < 2:
-        raise ManifestError(
-            f"all labelled slides are of class {labelled[0][0]!r}, two classes are needed{without}"
-        )
-    cases: dict[str, set[str]] = defaultdict(set)
-    for label, case in labelled:
-        cases[label].add(case)
-    few = {label: len(cases[label]) for label in counts if len(cases[label]) < min_cases}
-    if few:
-        raise ManifestError(
-            f"each class needs slides of {min_cases} patients or more, but there are "
-            + ", ".join(f"{number} of class {label!r}" for label, number in few.items())
-            + f"; add slides, or leave the class out{without}"
-        )
-    return counts
-
-
-def check_labels(refs: Sequence[SlideRef], task: str, *, min_cases: int = 2) -> Target:
-    """Check that slides can be trained on for a task, and find out what is to be predicted.
-
-    Parameters
-    ----------
-    refs
-        Slides; those without label are passed over.
-    task
-        ``model.task`` of the settings.
-    min_cases
-        Patients that are needed; for classification, of each class.
-
-    Raises
-    ------
-    ManifestError
-        When a label is of a wrong type, there are too few patients, or there is nothing to learn: one class,
-        one value, no event, or a label that all slides have, or none.
-
-    Examples
-    --------
-    >>> refs = [SlideRef(n, n, n, label) for n, label in zip("ab", ["1.5", "2.5"], strict=True)]
-    >>> check_labels(refs, "regression")
-    Target(task='regression', names=('value',), centre=2.0, scale=0.5)
-    """
-    if task == "classification":
-        return Target.of(task, check_classes(refs, min_cases=min_cases))
-    labelled, without = _labelled(refs)
-    for ref in refs:
-        if ref.label is not None:
-            try:
-                check_label(task, ref.label)
-            except ManifestError as error:
-                raise ManifestError(f"slide {ref.id!r}: {error}") from error
-    cases = {case for _, case in labelled}
-    if len(cases) < min_cases:
-        raise ManifestError(
-            f"slides of {min_cases} patients or more are needed, but there are {len(cases)}{without}"
-        )
-    labels = [label for label, _ in labelled]
-    target = Target.of(task, labels)
-    columns = list(zip(*map(target.encode, labels), strict=True))
-    if task == "survival" and not any(columns[1]):
-        raise ManifestError(
-            f"none of {len(labels)} slides has an event, at least one is needed; an event is written as 1, "
-            f"the end of what is known as 0{without}"
-        )
-    if task == "multilabel":
-        for name, column in zip(target.names, columns, strict=True):
-            yes, no = column.count(1.0), column.count(0.0)
-            if not (yes and no):
-                raise ManifestError(
-                    f"{yes} slides are known to have label {name!r} and {no} not to have it, but there must "
-                    f"be some of each; add slides, or leave the label out{without}"
-                )
-    return target
-
-
-def _labelled(refs: Sequence[SlideRef]) -> tuple[list[tuple[str, str]], str]:
-    """Label and case of each slide that has a label, and what to say of the others; there is at least one."""
-    labelled = [(ref.label, ref.case) for ref in refs if ref.label is not None]
-    left_out = [ref.id for ref in unlabelled(refs)]
-    if not labelled:
-        raise ManifestError(
-            f"none of {len(refs)} slides has a label; give a table of slide_id,label with --labels"
-        )
-    return labelled, f"; {len(left_out)} slides have no label: {listed(left_out)}" if left_out else ""
 
 
 def _check_ids(refs: Sequence[SlideRef], source: str) -> None:

@@ -10,6 +10,7 @@ from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.storage import is_zarr
 from wsi_ats.tables.folders import TABLE_SUFFIXES, expand, looks_like_dicom, slides_of, walk
 from wsi_ats.tables.slide_table import read_slide_table
+from wsi_ats.tasks.registry import DEFAULT_TASK
 
 
 def find_slides(source: str | Path) -> list[SlideRef]:
@@ -67,7 +68,7 @@ def search(source: str | Path, *, growing: Path | None = None) -> tuple[list[Sli
     """
     path = Path(source)
     if path.is_file() and path.suffix.lower() in TABLE_SUFFIXES:
-        return read_slide_table(path, None, "classification", awaited=True), []
+        return read_slide_table(path, None, DEFAULT_TASK, awaited=True), []
     if path.is_file() and looks_like_dicom(path):
         return slides_of([path])
     if path.is_file() or (path.is_dir() and is_zarr(path)):

@@ -1,4 +1,4 @@
-"""Which slides are for training, for validation and for testing: all slides of a case together."""
+"""Splits into slides for training, validation and testing: all slides of a case go together."""
 
 from __future__ import annotations
 
@@ -16,24 +16,20 @@ from wsi_ats.errors import ManifestError
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.tables.files import write_csv
 from wsi_ats.tables.split_table import read_splits
-from wsi_ats.tasks.targets import Target
+from wsi_ats.tasks.registry import DEFAULT_TASK, task_named
 
 # Parts of a cross-validation as CLAM names them; beside them it writes splits_0_bool.csv and others.
 _FOLD_FILE = re.compile(r"splits_(\d+)\.csv")
 
-# A quantity is shared out by its quarters, where there are enough cases to fill them.
-_QUANTILES = 4
-_CASES_PER_QUANTILE = 10
-
 
 def split_by_case(
-    refs: Sequence[SlideRef], share: float, *, seed: int, task: str = "classification"
+    refs: Sequence[SlideRef], share: float, *, seed: int, task: str = DEFAULT_TASK
 ) -> tuple[list[SlideRef], list[SlideRef]]:
     """Set some cases aside for validation.
 
     Where the manifest prescribes splits, they are kept: ``val`` is set aside, ``test`` is left out of
-    both. Else about ``share`` of the cases are drawn, stratified as :func:`strata` says; all slides of a case
-    go together.
+    both. Else about ``share`` of the cases are drawn from each of the task's strata; all slides of a case go
+    together.
 
     Parameters
     ----------
@@ -44,7 +40,7 @@ def split_by_case(
     seed
         Decides which.
     task
-        What the labels mean, as in ``model.task``.
+        Name of the task, as in ``model.task``.
 
     Returns
     -------
@@ -67,7 +63,7 @@ def split_by_case(
         return chosen, [r for r in refs if r.split == "val"]
     if share == 0:
         return list(refs), []
-    stratum, cases = strata(refs, task=task), [ref.case for ref in refs]
+    stratum, cases = _strata(refs, task)
     # A tenth of the cases at a time, stratified, until the share is reached.
     folds = min(10, _fewest_cases(stratum, cases))
     folds_aside = round(share * folds)
@@ -85,7 +81,7 @@ def split_by_case(
 
 
 def folds_by_case(
-    refs: Sequence[SlideRef], folds: int, *, seed: int, task: str = "classification"
+    refs: Sequence[SlideRef], folds: int, *, seed: int, task: str = DEFAULT_TASK
 ) -> list[list[SlideRef]]:
     """Prescribe the splits of a cross-validation: every slide is tested once, all of a case together.
 
@@ -94,12 +90,12 @@ def folds_by_case(
     refs
         Labelled slides; splits that they have are replaced.
     folds
-        How often to train; slides are shared out among the folds as evenly as the cases allow, stratified as
-        :func:`strata` says. A class with fewer cases than folds is absent from some test sets.
+        How often to train; slides of each of the task's strata are shared out among the folds as evenly as
+        the cases allow. A class with fewer cases than folds is absent from some test sets.
     seed
         Decides which cases go together.
     task
-        What the labels mean, as in ``model.task``.
+        Name of the task, as in ``model.task``.
 
     Returns
     -------
@@ -117,7 +113,7 @@ def folds_by_case(
     >>> sorted([ref.id for ref in fold if ref.split == "test"] for fold in folds_by_case(refs, 3, seed=0))
     [['a0', 'a1'], ['b0', 'b1'], ['c0', 'c1']]
     """
-    stratum, cases = strata(refs, task=task), [ref.case for ref in refs]
+    stratum, cases = _strata(refs, task)
     largest = max(Counter(stratum).values())
     most = min(len(set(cases)), largest)
     if not 2 <= folds <= most:
@@ -127,7 +123,7 @@ def folds_by_case(
         )
     splitter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
-        # That a class is absent from some test sets is said with the figures, which it leaves undefined.
+        # The table of metrics says where a class is absent from a test set.
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)
         parts = list(splitter.split(np.zeros(len(refs)), stratum, cases))
     made = []
@@ -144,7 +140,7 @@ def folds_by_case(
 
 
 def with_validation(
-    refs: Sequence[SlideRef], share: float, *, seed: int, task: str = "classification"
+    refs: Sequence[SlideRef], share: float, *, seed: int, task: str = DEFAULT_TASK
 ) -> list[SlideRef]:
     """Turn a share of the cases that are for training into ``val``, as :func:`split_by_case` draws them.
 
@@ -165,57 +161,21 @@ def with_validation(
     return [replace(ref, split="val") if ref.id in aside else ref for ref in refs]
 
 
-def strata(refs: Sequence[SlideRef], *, task: str) -> list[str]:
-    """What slides are stratified by, so that each split has its share of all kinds of slides.
-
-    Parameters
-    ----------
-    refs
-        Labelled slides.
-    task
-        ``"classification"``: the class. ``"multilabel"``: the rarest of a slide's labels, for the common
-        ones fall into all splits by themselves. ``"regression"``: the quarter in which the value lies, or
-        nothing if there are few cases. ``"survival"``: whether the event was seen.
-
-    Returns
-    -------
-    list of str
-        One for each slide.
-
-    Examples
-    --------
-    >>> strata([SlideRef(n, "", n, t) for n, t in zip("ab", ["23.5;1", "40;0"])], task="survival")
-    ['event', 'censored']
-    """
-    labels = [str(ref.label) for ref in refs]
-    if task == "multilabel":
-        numbers = Counter(name for ref in refs for name in _classes(ref, task))
-        return [min(_classes(ref, task), key=lambda name: (numbers[name], name)) for ref in refs]
-    if task == "regression":
-        values = np.array([Target(task, ("value",)).encode(label)[0] for label in labels])
-        quantiles = min(_QUANTILES, len({ref.case for ref in refs}) // _CASES_PER_QUANTILE)
-        edges = np.quantile(values, np.arange(1, quantiles) / max(1, quantiles))
-        return [str(number) for number in np.searchsorted(edges, values, side="right")]
-    if task == "survival":
-        return ["event" if Target(task, ("risk",)).encode(label)[1] else "censored" for label in labels]
-    return labels
-
-
 def untrained(refs: Sequence[SlideRef], training: Sequence[SlideRef], *, task: str) -> list[str]:
-    """Classes of ``refs`` of which there is no slide for training; a model cannot learn to tell them.
+    """Return classes, labels or events of ``refs`` that no slide for training has; none can be learnt.
 
     Parameters
     ----------
     refs, training
-        All slides, and those for training.
+        All slides, and those for training; labelled.
     task
-        What the labels mean. Of several labels a slide each must be seen, of survival an event; a quantity
-        has no classes.
+        Name of the task; see :meth:`wsi_ats.tasks.base.Task.must_learn`.
     """
-    if task == "regression":
-        return []
-    there, here = ({name for ref in part for name in _classes(ref, task)} for part in (refs, training))
-    return sorted(there - here - {"censored", "-"})  # neither is something to be told
+    definition = task_named(task)
+    there, here = (
+        {name for ref in part for name in definition.must_learn(str(ref.label))} for part in (refs, training)
+    )
+    return sorted(there - here)
 
 
 def check_leakage(refs: Sequence[SlideRef], source: str | None = None) -> None:
@@ -245,7 +205,7 @@ def check_leakage(refs: Sequence[SlideRef], source: str | None = None) -> None:
 
 
 def check_tested_once(folds: Mapping[str, Sequence[SlideRef]]) -> None:
-    """Refuse folds that test a slide or a case twice: pooled figures would count it twice.
+    """Refuse folds that test a slide or a case twice: pooled metrics would count it twice.
 
     Parameters
     ----------
@@ -267,7 +227,7 @@ def check_tested_once(folds: Mapping[str, Sequence[SlideRef]]) -> None:
                 other = seen.setdefault(key, name)
                 if other != name:
                     raise ManifestError(
-                        f"{what} {key!r} is in the test sets of {other} and of {name}: figures of all folds "
+                        f"{what} {key!r} is in the test sets of {other} and of {name}: metrics of all folds "
                         "would count it twice; test each case in one fold"
                     )
 
@@ -326,12 +286,10 @@ def write_splits(path: str | Path, refs: Sequence[SlideRef]) -> None:
     write_csv(path, {name: [*ids, *[None] * (length - len(ids))] for name, ids in columns.items()})
 
 
-def _classes(ref: SlideRef, task: str) -> list[str]:
-    """Classes that a slide is of; of several labels those that it has, "-" for none."""
-    if task == "multilabel":
-        names = map(str.strip, str(ref.label).split(";"))
-        return [name for name in names if not name.startswith("?")] or ["-"]
-    return strata([ref], task=task)
+def _strata(refs: Sequence[SlideRef], task: str) -> tuple[list[str], list[str]]:
+    """Return stratum and case of each slide."""
+    cases = [ref.case for ref in refs]
+    return task_named(task).strata([str(ref.label) for ref in refs], cases), cases
 
 
 def _fewest_cases(stratum: Sequence[str], cases: Sequence[str]) -> int:

@@ -1,55 +1,33 @@
-"""What stands behind the figures: ROC and precision-recall curves, the confusion matrix, calibration.
+"""ROC and precision-recall curves, calibration and the confusion matrix.
 
-Curves and calibration judge the probability of something that happens or does not; :func:`events` says what.
+Curves and calibration judge the probability of an event: something that happens or does not.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from sklearn import metrics
 
+from wsi_ats.tasks.base import Details, Floats
+from wsi_ats.tasks.panels import Calibration, Lines
+
 Bools = npt.NDArray[np.bool_]
-Floats = npt.NDArray[np.float64]
 Curve = dict[str, list[float]]
 
 BINS = 10
 
 
-def events(task: str, targets: Floats, scores: Floats) -> tuple[Bools, Floats]:
-    """Say what the probabilities foretold, and whether it came true.
-
-    Parameters
-    ----------
-    task
-        ``"classification"``: of two classes the second; of more, that the most probable one is right.
-        ``"multilabel"``: each label of each slide, where it is known.
-    targets, scores
-        As in :func:`wsi_ats.tasks.evaluation.figures`, shapes (N, T) and (N, C).
-
-    Returns
-    -------
-    happened : array of bool
-        Shape (M,).
-    probability : array
-        Shape (M,).
-    """
-    if task == "multilabel":
-        known = ~np.isnan(targets)
-        return targets[known] == 1, scores[known]
-    number = targets[:, 0]
-    if scores.shape[1] == 2:
-        return number == 1, scores[:, 1]
-    return number == scores.argmax(axis=1), scores.max(axis=1)
-
-
 def reliability(happened: Bools, probability: Floats, *, bins: int = BINS) -> dict[str, list[float | None]]:
-    """Hold probabilities against frequencies, in equally wide bins.
+    """Compare probabilities with frequencies, in equally wide bins.
 
     Parameters
     ----------
     happened, probability
-        As :func:`events` gives them.
+        Whether the event happened, and its probability, shape (M,).
     bins
         Their number.
 
@@ -83,7 +61,7 @@ def reliability(happened: Bools, probability: Floats, *, bins: int = BINS) -> di
 
 
 def expected_calibration_error(happened: Bools, probability: Floats, *, bins: int = BINS) -> float | None:
-    """Mean distance between probability and frequency over bins, weighted by their numbers.
+    """Compute the mean distance between probability and frequency over bins, weighted by their numbers.
 
     It is biased upwards for small numbers (Guo et al. 2017, arXiv:1706.04599).
 
@@ -110,12 +88,12 @@ def expected_calibration_error(happened: Bools, probability: Floats, *, bins: in
 
 
 def roc(happened: Bools, probability: Floats) -> Curve:
-    """Give the ROC curve: of what did and did not happen, the shares that are at or above each threshold.
+    """Compute the ROC curve: the shares of what did, and did not, happen that are above each threshold.
 
     Parameters
     ----------
     happened, probability
-        As :func:`events` gives them; both outcomes must occur.
+        As in :func:`reliability`; both outcomes must occur.
 
     Returns
     -------
@@ -132,12 +110,12 @@ def roc(happened: Bools, probability: Floats) -> Curve:
 
 
 def precision_recall(happened: Bools, probability: Floats) -> Curve:
-    """Give the precision-recall curve.
+    """Compute the precision-recall curve.
 
     Parameters
     ----------
     happened, probability
-        As :func:`events` gives them; both outcomes must occur.
+        As in :func:`reliability`; both outcomes must occur.
 
     Returns
     -------
@@ -170,3 +148,63 @@ def confusion(true: npt.ArrayLike, predicted: npt.ArrayLike, classes: int) -> np
     """
     counts: npt.NDArray[np.int64] = metrics.confusion_matrix(true, predicted, labels=np.arange(classes))
     return counts
+
+
+def details_of_events(
+    events: Mapping[str, tuple[Bools, Floats]], happened: Bools, probability: Floats
+) -> Details:
+    """Make tables and plots of events that have probabilities.
+
+    Parameters
+    ----------
+    events
+        By name, whether each happened, and its probability; those that always or never happened are left out.
+    happened, probability
+        Of the predictions whose calibration is shown.
+
+    Returns
+    -------
+    Details
+        ``roc.csv``, ``precision_recall.csv``, ``reliability.csv``, and a plot of each.
+    """
+    defined = {name: event for name, event in events.items() if len(set(event[0].tolist())) == 2}
+    rocs = {name: roc(*event) for name, event in defined.items()}
+    precisions = {name: precision_recall(*event) for name, event in defined.items()}
+    table = reliability(happened, probability)
+    x, y, recall, precision = "false_positive_rate", "true_positive_rate", "recall", "precision"
+    return Details(
+        {
+            "roc.csv": _stack(rocs, "threshold", x, y),
+            "precision_recall.csv": _stack(precisions, "threshold", precision, recall),
+            "reliability.csv": table,
+        },
+        [
+            Lines(
+                "false positive rate",
+                "true positive rate",
+                {name: (curve[x], curve[y]) for name, curve in rocs.items()},
+                "ROC",
+                unit_square=True,
+                diagonal=True,
+            ),
+            # Steps: average precision counts the precision of the threshold that first reaches a recall.
+            Lines(
+                recall,
+                precision,
+                {name: (curve[recall], curve[precision]) for name, curve in precisions.items()},
+                "precision and recall",
+                steps=True,
+                unit_square=True,
+            ),
+            Calibration(table),
+        ],
+    )
+
+
+def _stack(tables: Mapping[str, Curve], *columns: str) -> dict[str, list[Any]]:
+    stacked: dict[str, list[Any]] = {name: [] for name in ("class", *columns)}
+    for name, table in tables.items():
+        stacked["class"] += [name] * len(table[columns[0]])
+        for column in columns:
+            stacked[column] += table[column]
+    return stacked

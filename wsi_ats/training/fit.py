@@ -28,6 +28,7 @@ from wsi_ats.nn.model import AttentionSampler
 from wsi_ats.nn.network import SlideNetwork
 from wsi_ats.settings import Settings
 from wsi_ats.tasks.targets import Target
+from wsi_ats.tasks.trainable import check_trainable
 from wsi_ats.training.attention import AttentionPhase
 from wsi_ats.training.diagnosis import Row
 from wsi_ats.training.distillation import Trust
@@ -116,7 +117,7 @@ def fit(
     ArtifactError
         When the folder holds the state of another run, or a state cannot be written.
     """
-    settings.check_trainable(processes=1 if processes is None else processes.count)
+    check_trainable(settings, processes=1 if processes is None else processes.count)
     settings.check_watched(len(validation))
     for example in (*training, *validation):
         example.ref.check_pixels(colour=settings.tile.colour, channel=settings.tile.channel)

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from wsi_ats.files import digest_of
 from wsi_ats.models.batches import Example, Reader, balancing, units
-from wsi_ats.nn.losses import constant_outputs
 from wsi_ats.nn.network import SlideNetwork
 from wsi_ats.settings import Fixes, Settings, TrainingSettings
 from wsi_ats.tasks.targets import Target
@@ -88,7 +87,7 @@ class Setup:
         targets = self.target.normalise(torch.tensor(labels))
         if self.learning.balance != "none":
             targets = torch.tensor(sorted(set(self.classes)))[:, None]
-        return constant_outputs(self.target.task, targets, self.target.outputs)
+        return self.target.definition.constant_outputs(targets, self.target.outputs)
 
     @cached_property
     def identity(self) -> str:

@@ -15,7 +15,6 @@ from wsi_ats.models.base import Estimates, Finish, draw_seed
 from wsi_ats.models.batches import Example
 from wsi_ats.nn.cases import pool_slides
 from wsi_ats.nn.expectation import effective_size
-from wsi_ats.nn.losses import losses
 from wsi_ats.nn.model import AttentionSampler
 from wsi_ats.nn.supervision import attention_supervision
 from wsi_ats.training.learner import Learner
@@ -47,8 +46,7 @@ class Steps:
         torch.manual_seed(draw_seed(seed, "begin", step))  # dropout, if attention has any
         own = setup.processes.share(batch)
         slides = sum(len(setup.units[unit]) for unit, _ in own)
-        # The loss of survival is one of all slides together.
-        passes = 1 if setup.target.task == "survival" else min(len(own), self.learner.method.passes(slides))
+        passes = 1 if setup.target.definition.relative else min(len(own), self.learner.method.passes(slides))
         begun = []
         for part in np.array_split(np.asarray(own, dtype=np.int64).reshape(-1, 2), max(1, passes)):
             shown = [
@@ -115,7 +113,7 @@ class Steps:
         """Return the mean loss of some slides, or cases, given by their numbers."""
         setup = self.setup
         targets = self.setup.targets([setup.training[setup.units[unit][0]] for unit in units])
-        each = losses(setup.target.task, outputs, targets)
+        each = setup.target.definition.losses(outputs, targets)
         if setup.unit_weights is not None:
             each = each * each.new_tensor([setup.unit_weights[unit] for unit in units])
         return each.mean()
@@ -126,18 +124,18 @@ class Steps:
         slides = sum(len(self.setup.units[unit]) for unit, _ in batch)
         entropy = torch.stack([tiles.attended.entropy for tiles in result.drawn])
         total = total - learning.entropy * entropy.sum() / slides
-        if learning.teaching and self.setup.target.task == "classification":
+        if learning.teaching and self.setup.target.definition.has_classes:
             total = total + learning.teaching * self._supervision(part, result) / slides
         return total
 
     def _supervision(self, part: _Pass, result: Estimates) -> Tensor:
         """Return the loss of attention by the drawn tiles; see :mod:`wsi_ats.nn.supervision`."""
-        model = cast(AttentionSampler, self.learner.model)
+        model, definition = cast(AttentionSampler, self.learner.model), self.setup.target.definition
         summed = result.outputs.new_zeros(())
         for place, tiles, features in zip(result.places, result.drawn, result.features, strict=True):
             with torch.no_grad():
                 alone, gate = model.classify(features), model.gate_logits(features)
                 targets = self.setup.targets([part.examples[place]]).expand(len(alone), -1)
-                evidence = -self.setup.learning.evidence * losses(self.setup.target.task, alone, targets)
+                evidence = -self.setup.learning.evidence * definition.losses(alone, targets)
             summed = summed + attention_supervision(tiles.weight, tiles.attention, gate, evidence)
         return summed

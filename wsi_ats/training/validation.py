@@ -17,11 +17,10 @@ from wsi_ats.models.batches import Reader, ahead, balancing
 from wsi_ats.models.kinds import method_for
 from wsi_ats.nn.calibration import Calibration, calibration
 from wsi_ats.nn.cases import pool_slides
-from wsi_ats.nn.losses import activate, losses
 from wsi_ats.nn.model import AttentionSampler
 from wsi_ats.nn.network import SlideNetwork
 from wsi_ats.settings import TrainingSettings
-from wsi_ats.tasks.evaluation import main_figure
+from wsi_ats.tasks.evaluation import main_metric
 from wsi_ats.training.diagnosis import Row
 from wsi_ats.training.setup import Setup
 
@@ -122,8 +121,8 @@ class ValidationSlides:
         loss = chance = gain = None
         if units:
             true, guess = target.normalise(targets), self.setup.chance.to(found).expand_as(found)
-            loss = losses(target.task, found, true).mean().item()
-            chance = losses(target.task, guess, true).mean().item()
+            loss = target.definition.losses(found, true).mean().item()
+            chance = target.definition.losses(guess, true).mean().item()
             gain = 1 - loss / chance if chance else None
         name, value = self.main_metric(found, targets)
         return {f"{prefix}loss": loss, f"{prefix}gain": gain, f"{prefix}{name}": value}
@@ -131,13 +130,13 @@ class ValidationSlides:
     def main_metric(self, outputs: Tensor, targets: Tensor) -> tuple[str, float | None]:
         """Return name and value of the task's main metric; the larger the better."""
         target = self.setup.target
-        scores = target.restore(activate(target.task, outputs))
-        return main_figure(target.task, targets.numpy(), scores.numpy())
+        scores = target.restore(target.definition.activate(outputs))
+        return main_metric(target.definition, targets.numpy(), scores.numpy())
 
     def _targets(self, units: Sequence[int]) -> Tensor:
         """Return the targets (N, T) of some slides, or cases, as tables have them."""
         labels = [self.setup.validation[self.setup.validation_units[unit][0]].target for unit in units]
-        return torch.tensor(labels, dtype=torch.float64).reshape(-1, len(self.setup.training[0].target))
+        return torch.tensor(labels, dtype=torch.float64).reshape(-1, self.setup.target.width)
 
     def calibrated(self, draws: Sequence[Outputs]) -> tuple[Sequence[Outputs], Calibration | None]:
         """Calibrate outputs; see :mod:`wsi_ats.nn.calibration`.
@@ -158,14 +157,14 @@ class ValidationSlides:
         if len(units) < _FEWEST_TO_CALIBRATE or not learning.calibrate_scores:
             return draws, None
         targets = self._targets(units)
-        classes = targets[:, 0].tolist() if target.task == "classification" else []
+        classes = targets[:, 0].tolist() if target.definition.has_classes else []
         if classes and len(set(classes)) < target.outputs:
             return draws, None
         weights = balancing(classes) if learning.balance != "none" else [1.0] * len(units)
         weight, true = torch.tensor(weights, dtype=torch.float64), target.normalise(targets)
         found = calibration(
             torch.tensor([[draw[unit] for unit in units] for draw in draws], dtype=torch.float64),
-            lambda outputs: (losses(target.task, outputs, true) * weight).mean(),
+            lambda outputs: (target.definition.losses(outputs, true) * weight).mean(),
             classes=bool(classes),
         )
         changed = [

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 import torch
 
-from wsi_ats.nn.losses import activate, cox, losses
-from wsi_ats.tasks.targets import TASKS
+from wsi_ats.tasks.registry import TASKS
+from wsi_ats.tasks.survival import cox
 
 
 def outputs_and_targets(task, *, slides=5, dtype=torch.float64):
@@ -31,7 +31,7 @@ def outputs_and_targets(task, *, slides=5, dtype=torch.float64):
 def test_classification_is_cross_entropy():
     outputs, targets = outputs_and_targets("classification")
     for found, row, (target,) in zip(
-        losses("classification", outputs, targets), outputs, targets, strict=True
+        TASKS["classification"].losses(outputs, targets), outputs, targets, strict=True
     ):
         expected = math.log(sum(math.exp(x) for x in row.tolist())) - row[int(target)].item()
         assert found.item() == pytest.approx(expected, abs=1e-12)
@@ -40,7 +40,7 @@ def test_classification_is_cross_entropy():
 def test_multilabel_is_binary_cross_entropy_of_what_is_known():
     outputs, targets = outputs_and_targets("multilabel")
     targets[0, 1] = targets[2, 0] = targets[2, 2] = targets[4] = math.nan
-    found = losses("multilabel", outputs, targets)
+    found = TASKS["multilabel"].losses(outputs, targets)
     for loss, row, truth in zip(found, outputs.tolist(), targets.tolist(), strict=True):
         known = [(x, y) for x, y in zip(row, truth, strict=True) if not math.isnan(y)]
         expected = sum(math.log1p(math.exp(-x if y else x)) for x, y in known) / 3
@@ -52,7 +52,7 @@ def test_multilabel_is_binary_cross_entropy_of_what_is_known():
 
 def test_regression_is_the_squared_error():
     outputs, targets = outputs_and_targets("regression")
-    found = losses("regression", outputs, targets)
+    found = TASKS["regression"].losses(outputs, targets)
     pairs = zip(outputs[:, 0].tolist(), targets[:, 0].tolist(), strict=True)
     assert found.tolist() == pytest.approx([(x - y) ** 2 for x, y in pairs], abs=1e-12)
 
@@ -126,7 +126,7 @@ def test_shares_do_not_depend_on_the_order_of_slides_nor_on_a_common_factor_of_t
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_hazards_that_differ_by_orders_of_magnitude_give_numbers(dtype):
     outputs = torch.tensor([[300.0], [-300.0], [0.0]], dtype=dtype).requires_grad_()
-    found = losses("survival", outputs, torch.tensor([[1.0, 1], [1, 1], [2, 1]]))
+    found = TASKS["survival"].losses(outputs, torch.tensor([[1.0, 1], [1, 1], [2, 1]]))
     found.sum().backward()
     assert found.isfinite().all()
     assert outputs.grad.isfinite().all()
@@ -135,7 +135,7 @@ def test_hazards_that_differ_by_orders_of_magnitude_give_numbers(dtype):
 def test_a_batch_without_event_teaches_nothing():
     outputs, targets = outputs_and_targets("survival")
     targets[:, 1] = 0
-    found = losses("survival", outputs, targets)
+    found = TASKS["survival"].losses(outputs, targets)
     found.mean().backward()
     assert found.tolist() == [0] * 5
     assert outputs.grad.flatten().tolist() == [0] * 5
@@ -145,23 +145,26 @@ def test_a_batch_without_event_teaches_nothing():
 def test_there_is_one_loss_a_slide_in_single_precision_or_better(task):
     for dtype in (torch.bfloat16, torch.float32, torch.float64):
         outputs, targets = outputs_and_targets(task, dtype=dtype)
-        found = losses(task, outputs, targets)
+        found = TASKS[task].losses(outputs, targets)
         assert found.shape == (5,)
         assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-        assert losses(task, outputs[:0], targets[:0]).shape == (0,)
+        assert TASKS[task].losses(outputs[:0], targets[:0]).shape == (0,)
 
 
 @pytest.mark.parametrize("task", ["classification", "multilabel", "regression"])
 def test_slides_have_no_part_in_the_losses_of_others(task):
     outputs, targets = outputs_and_targets(task)
-    alone = torch.cat([losses(task, outputs[i : i + 1], targets[i : i + 1]) for i in range(5)])
-    torch.testing.assert_close(losses(task, outputs, targets), alone, atol=1e-12, rtol=0)
+    alone = torch.cat([TASKS[task].losses(outputs[i : i + 1], targets[i : i + 1]) for i in range(5)])
+    torch.testing.assert_close(TASKS[task].losses(outputs, targets), alone, atol=1e-12, rtol=0)
 
 
 def test_scores():
     outputs = torch.tensor([[0.0, math.log(3)], [1e4, -1e4]], dtype=torch.float64)
-    assert activate("classification", outputs).tolist() == [pytest.approx([0.25, 0.75]), [1, 0]]
-    assert activate("multilabel", outputs).tolist() == [pytest.approx([0.5, 0.75]), [1, 0]]
-    assert activate("regression", outputs[:, :1]).tolist() == activate("survival", outputs[:, :1]).tolist()
-    assert activate("regression", outputs[:, :1]).tolist() == [[0], [1e4]]
-    assert activate("classification", outputs[0]).tolist() == pytest.approx([0.25, 0.75])
+    assert TASKS["classification"].activate(outputs).tolist() == [pytest.approx([0.25, 0.75]), [1, 0]]
+    assert TASKS["multilabel"].activate(outputs).tolist() == [pytest.approx([0.5, 0.75]), [1, 0]]
+    assert (
+        TASKS["regression"].activate(outputs[:, :1]).tolist()
+        == TASKS["survival"].activate(outputs[:, :1]).tolist()
+    )
+    assert TASKS["regression"].activate(outputs[:, :1]).tolist() == [[0], [1e4]]
+    assert TASKS["classification"].activate(outputs[0]).tolist() == pytest.approx([0.25, 0.75])

@@ -1,0 +1,76 @@
+"""Tasks whose scores are probabilities of events, such as being of a class or having a label."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from wsi_ats.tasks.base import Details, Floats, Metrics, Names, Task
+
+if TYPE_CHECKING:
+    from wsi_ats.tasks.evaluation import Event
+
+
+class ProbabilityTask(Task):
+    """Probabilities; abstract."""
+
+    main_metric = "auc"
+    most_names = None
+    has_units, relative = False, False
+
+    def strata(self, labels: Sequence[str], cases: Sequence[str]) -> list[str]:
+        """Return the rarest of what each slide has; what is common falls into all splits by itself."""
+        each = [self.must_learn(label) or {"-"} for label in labels]
+        number = Counter(name for names in each for name in names)
+        return [min(names, key=lambda name: (number[name], name)) for names in each]
+
+    def columns(self, names: Names) -> tuple[str, ...]:
+        """Return a probability for each name."""
+        return tuple(f"prob_{name}" for name in names)
+
+    def metrics(self, targets: Floats, scores: Floats, names: Names) -> Metrics:
+        """Compute auc, average_precision, metrics of decisions, and calibration_error.
+
+        Areas and precisions are means over the events. Of several classes or labels, each has an area,
+        ``auc_<name>``.
+        """
+        from wsi_ats.tasks.curves import expected_calibration_error
+        from wsi_ats.tasks.evaluation import area, average_precision
+
+        events, mean = self._events(targets, scores), self.main(targets, scores)
+        found: Metrics = {
+            "auc": mean,
+            "average_precision": None if mean is None else average_precision(events),
+            **self._decisions(targets, scores, mean is not None),
+            "calibration_error": expected_calibration_error(*self._forecasts(targets, scores)),
+        }
+        each = zip(names, events, strict=True) if len(names) == len(events) else ()
+        return found | {f"auc_{name}": area(event) for name, event in each}
+
+    def main(self, targets: Floats, scores: Floats) -> float | None:
+        """Compute the mean area under the ROC curves of all events."""
+        from wsi_ats.tasks.evaluation import mean_area
+
+        return mean_area(self._events(targets, scores))
+
+    def _curves(self, targets: Floats, scores: Floats, names: Names) -> Details:
+        """Make ROC and precision-recall curves and calibration."""
+        from wsi_ats.tasks.curves import details_of_events
+
+        events = self._events(targets, scores)
+        named = dict(zip(names[len(names) - len(events) :], events, strict=True))
+        return details_of_events(named, *self._forecasts(targets, scores))
+
+    @abstractmethod
+    def _events(self, targets: Floats, scores: Floats) -> list[Event]:
+        """Return the event of each name, or, of two classes, of the second."""
+
+    @abstractmethod
+    def _forecasts(self, targets: Floats, scores: Floats) -> Event:
+        """Return the events whose calibration is judged, as one."""
+
+    @abstractmethod
+    def _decisions(self, targets: Floats, scores: Floats, whole: bool) -> Metrics:
+        """Compute metrics of decisions; ``whole``: all events happened, and not always."""

@@ -1,0 +1,48 @@
+"""Settings that a task cannot be trained with."""
+
+from __future__ import annotations
+
+from wsi_ats.errors import SettingsError
+from wsi_ats.settings import Settings
+from wsi_ats.tasks.registry import task_named
+
+
+def check_trainable(settings: Settings, *, processes: int = 1) -> None:
+    """Refuse settings that may be scored with, but not trained with.
+
+    Parameters
+    ----------
+    settings
+        Those of the run.
+    processes
+        How many train together.
+
+    Raises
+    ------
+    SettingsError
+        As :meth:`wsi_ats.settings.Settings.check_trainable`; also when classes are to be balanced where there
+        are none, or a task that compares the slides of a step would see too few of them at once.
+    """
+    settings.check_trainable()
+    task, training = task_named(settings.model.task), settings.training
+    if training.balance != "none" and not task.has_classes:
+        raise SettingsError(
+            f"training.balance is {training.balance}, but {task.name} has no classes to balance; use none"
+        )
+    if not task.relative:
+        return
+    compares = f"model.task {task.name} compares the slides of a step"
+    if not settings.model.reads_tiles:
+        raise SettingsError(
+            f"{compares}, but a model of kind {settings.model.kind} has one slide at a time in memory; use "
+            "another kind"
+        )
+    if training.slides_per_step == 1:
+        raise SettingsError(
+            f"{compares}, but training.slides_per_step is 1; make it 8 or more, so that most steps see an "
+            "event"
+        )
+    if processes > 1:
+        raise SettingsError(
+            f"{compares}, but each of {processes} processes sees a share of them; train with one process"
+        )
