@@ -150,7 +150,7 @@ def test_a_slide_of_which_nothing_is_left_is_reported(run, slides, model, config
 def test_artefacts_that_nobody_looks_for_are_refused(run, slides, tmp_path):
     ran = run("prepare", slides, "--out", tmp_path / "out", "--qc", "fold")
     assert ran.exit_code == 2
-    assert "thumbnail.exclude names some of pen, blur" in ran.stderr
+    assert "thumbnail.exclude must be some of pen, blur" in ran.stderr
 
 
 def test_again_does_nothing(work, run, slides, config):
