@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import threading
@@ -66,6 +67,12 @@ def test_a_web_server_is_no_scheduler():
         with pytest.raises(SettingsError, match=message), connect(address, wait=1):
             pass
         server.shutdown(socket.SHUT_RDWR)
+
+
+def test_warnings_are_captured_while_a_local_cluster_is_open(client, caplog):
+    """Dask silences the handlers of its logger, and pytest attaches its own handler to that logger."""
+    logging.getLogger("wsi_ats").warning("captured")
+    assert caplog.messages == ["captured"]
 
 
 def test_a_client_is_used_as_it_is(client):

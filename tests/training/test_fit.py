@@ -448,7 +448,7 @@ def unreadable(*names: str, left: int = 0):
 
 def test_a_slide_that_cannot_be_read_is_left_out_counted_and_named(tmp_path, caplog):
     rows = []
-    with caplog.at_level(logging.WARNING):  # whatever level other tests have left
+    with caplog.at_level(logging.WARNING):
         model = run(tmp_path, opener=unreadable("s2p"), on_epoch=rows.append)
     assert [row["failed"] for row in rows] == [1, 1, 1]
     assert [row["tiles"] for row in rows] == [21, 21, 21]
