@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -19,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from pipelines._cluster import connect
+from pipelines._runs import Execution
 from pipelines.cli import app
 from wsi_ats.settings import Settings
 from wsi_ats.slides.base import SlideRef
@@ -93,7 +96,6 @@ def config(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def model(tmp_path_factory) -> Path:
     """A model as it is before training."""
-    import torch
 
     from wsi_ats.models.checkpoints import save_model
     from wsi_ats.models.kinds import model_for
@@ -257,3 +259,45 @@ def without_times(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
 def files(folder: Path) -> list[str]:
     """What a user sees in a folder."""
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+
+
+@pytest.fixture
+def desk(slides, model, config, tmp_path, monkeypatch) -> Path:
+    """What a reader has in the current folder: ``slides/``, ``labels.csv``, a model in ``run/``."""
+    folder = tmp_path / "desk"
+    (folder / "slides").mkdir(parents=True)
+    rows = table(slides / "labels.csv")
+    for row in rows:
+        path = slides / f"{row['slide_id']}.tif"
+        if row["slide_id"] == "slide_001":
+            row["slide_id"] = "case_001"
+        (folder / "slides" / f"{row['slide_id']}.tif").symlink_to(path)
+    with (folder / "labels.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["slide_id", "label"], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    shutil.copytree(model, folder / "run")
+    shutil.copy(config, folder / "ats.toml")
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+    return folder
+
+
+@pytest.fixture
+def train(run, slides, config):
+    def train(out, *options, source=slides, labels=slides / "labels.csv"):
+        return run("train", source, "--labels", labels, "--out", out, "--config", config, "--json", *options)
+
+    return train
+
+
+@pytest.fixture(scope="session")
+def trained(slides, client, tmp_path_factory):
+    from pipelines.train import train
+    from wsi_ats.tables.manifest import read_manifest
+
+    out = tmp_path_factory.mktemp("trained")
+    refs = read_manifest(slides, labels=slides / "labels.csv")
+    assert train(refs, out, settings=SETTINGS, execution=Execution(scheduler=client)).exit_code == 0
+    return out

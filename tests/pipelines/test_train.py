@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import os
-import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
-from conftest import LIMIT, ROOT, SETTINGS, files, start, table
+from conftest import LIMIT, SETTINGS, files, start, table
+from training_runs import RUN_FILES, model_of
 
 from pipelines._console import ConsoleReporter
 from pipelines._runs import Execution, Summary
@@ -23,36 +19,6 @@ from wsi_ats.errors import SlideReadError
 from wsi_ats.files import read_json
 from wsi_ats.overview.tiles import read_tiles
 from wsi_ats.settings import Settings
-from wsi_ats.training.distillation import Trust
-
-RUN_FILES = [
-    *("checkpoints", "config.toml", "metrics.csv", "model.json", "model.safetensors", "prepared", "records"),
-    *("run.json", "slides.csv", "slides.parquet", "splits.csv", "thumbnails"),
-]
-
-
-@pytest.fixture
-def train(run, slides, config):
-    def train(out, *options, source=slides, labels=slides / "labels.csv"):
-        return run("train", source, "--labels", labels, "--out", out, "--config", config, "--json", *options)
-
-    return train
-
-
-def model_of(out) -> str:
-    return str(read_json(out / "model.json")["digest"])
-
-
-@pytest.fixture(scope="session")
-def trained(slides, client, tmp_path_factory):
-    from pipelines._runs import Execution
-    from pipelines.train import train
-    from wsi_ats.tables.manifest import read_manifest
-
-    out = tmp_path_factory.mktemp("trained")
-    refs = read_manifest(slides, labels=slides / "labels.csv")
-    assert train(refs, out, settings=SETTINGS, execution=Execution(scheduler=client)).exit_code == 0
-    return out
 
 
 def test_what_it_writes(trained):
@@ -86,28 +52,6 @@ def test_who_reads_tiles_changes_nothing_but_by_what_jpeg_loses(train, trained, 
     again = train(tmp_path / "dask")
     assert again.exit_code == 2
     assert "digests.tiles is jpeg there and None now" in again.stderr
-
-
-def test_readers_that_do_not_exist_are_refused_before_the_work(train, tmp_path):
-    ran = train(tmp_path / "run", "--readers", "processes")
-    assert ran.exit_code == 2
-    assert "--readers must be threads, threads:N or dask, not 'processes'" in ran.stderr
-    assert not (tmp_path / "run").exists()
-
-
-def test_patience_without_slides_to_watch_is_refused_before_the_work(train, tmp_path):
-    ran = train(tmp_path / "run", "--set", "training.patience=2", "--set", "training.validation=0")
-    assert ran.exit_code == 2
-    assert "training.patience is 2, but no slides are set aside to watch" in ran.stderr
-    assert not (tmp_path / "run").exists()
-
-
-def test_tensorboard_that_is_not_installed_is_missed_before_the_work(train, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipelines._tensorboard.find_spec", lambda name: None)
-    ran = train(tmp_path / "run", "--tensorboard")
-    assert ran.exit_code == 2
-    assert 'pip install "wsi-ats[tensorboard]"' in ran.stderr
-    assert not (tmp_path / "run").exists()
 
 
 def test_a_finished_run_is_left_as_it_is(train, trained, tmp_path):
@@ -175,22 +119,6 @@ def test_slides_of_several_sources(run, slides, config, tmp_path):
     assert ran.stderr == ""
     assert ran.json["counts"] == {"to_do": 6, "finished": 0}
     assert ran.json["notes"]["classes"] == {"negative": 3, "positive": 3}
-
-
-def test_other_settings_or_labels_are_refused(train, trained, slides, tmp_path):
-    shutil.copytree(trained, tmp_path / "run")
-    ran = train(tmp_path / "run", "--set", "training.epochs=3")
-    assert ran.exit_code == 2
-    assert "settings.training.epochs is 2 there and 3 now" in ran.stderr
-    rows = table(slides / "labels.csv")
-    rows[0]["label"], rows[1]["label"] = "positive", "negative"
-    rows[2]["label"] = {"positive": "negative", "negative": "positive"}[rows[2]["label"]]
-    with (tmp_path / "labels.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["slide_id", "case_id", "label"], extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
-    other = train(tmp_path / "run", labels=tmp_path / "labels.csv")
-    assert other.exit_code == 2
 
 
 def test_nothing_is_kept_of_runs_on_other_slides(refs, tmp_path):
@@ -283,186 +211,10 @@ def test_a_slide_that_turns_unreadable_in_training_is_left_out_and_has_failed(tr
     assert "tile 3 is damaged" in refused.stderr
 
 
-@pytest.mark.parametrize(
-    ("labels", "said"),
-    [
-        ("slide_id,label\nsomebody,a\nelse,b\n", "no label belongs to any slide"),
-        ("slide_id,label\n" + "".join(f"slide_{i:03d},a\n" for i in range(6)), "two classes are needed"),
-        ("slide_id,label\n" + "".join(f"slide_{i:03d},nan\n" for i in range(6)), "has a label"),
-        ("slide_id,label\nslide_000,a\nslide_001,b\nslide_002,b\n", "patients or more"),
-        ("slide_id,label\nslide_000,a\nslide_000,b\n", "slide_000"),
-        ("", "is empty"),
-    ],
-)
-def test_labels_that_cannot_be_learned_from(train, tmp_path, labels, said):
-    (tmp_path / "labels.csv").write_text(labels)
-    ran = train(tmp_path / "run", labels=tmp_path / "labels.csv")
-    assert ran.exit_code == 2
-    assert said in ran.stderr
-    assert not (tmp_path / "run").exists()
-
-
 def test_a_dry_run_writes_nothing(train, tmp_path):
     ran = train(tmp_path / "run", "--dry-run")
     assert ran.json["counts"] == {"to_do": 6, "finished": 0}
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("options", [(), ("--dry-run",)])
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ("model.backbone=no_such_network", "'no_such_network' cannot be built"),
-        ("model.attention=no_such_network", "'no_such_network' cannot be built"),
-        ("model.checkpoint=nowhere.pth", "model.checkpoint 'nowhere.pth' is no file"),
-    ],
-)
-def test_a_network_that_cannot_be_had_is_found_before_any_work(train, tmp_path, change, said, options):
-    out = tmp_path / "run"
-    ran = train(out, "--set", change, *options)
-    assert ran.exit_code == 2
-    assert said in ran.stderr
-    assert not (out / "prepared").exists()
-
-
-def test_a_biased_design_is_refused_before_anything_is_written(train, tmp_path):
-    done = train(tmp_path / "run", "--set", "sampling.design=top")
-    assert done.exit_code == 2
-    assert "biased" in done.stderr
-    assert not (tmp_path / "run").exists()
-
-
-def test_half_of_what_torchrun_sets_is_refused(run, slides, config, tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    labels = slides / "labels.csv"
-    for command in ("train", "crossval"):
-        ran = run(command, slides, "--labels", labels, "--out", tmp_path / command, "--config", config)
-        assert ran.exit_code == 2
-        assert "LOCAL_RANK, MASTER_ADDR, MASTER_PORT, RANK are not set; start with torchrun" in ran.stderr
-        assert not (tmp_path / command).exists()
-
-
-def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Start a command in two processes that train together."""
-    return subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
-            *("-m", "pipelines", *map(str, arguments)),
-        ],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
-        check=False,
-    )
-
-
-@pytest.mark.slow
-def test_two_processes_train_one_model_and_one_of_them_speaks(slides, config, address, tmp_path):
-    words = ("train", slides, "--labels", slides / "labels.csv", "--config", config, "--json")
-    out = tmp_path / "run"
-    done = torchrun(*words, "--out", out, "--scheduler", address)
-    assert done.returncode == 0, done.stderr
-    summary = json.loads(done.stdout)  # of one
-    assert summary["counts"]["done"] == 6
-    assert files(out) == RUN_FILES
-    assert model_of(out) == read_json(out / "run.json")["model"]
-    assert done.stderr.count("train 1/4") == done.stderr.count("prepare 6/6") == 1
-    assert len(table(out / "metrics.csv")) == 4
-    assert not list(out.glob(".owner*"))
-
-
-@pytest.mark.slow
-def test_two_processes_say_once_that_all_is_done_and_what_is_wrong(
-    trained, slides, config, address, tmp_path
-):
-    words = ("train", slides, "--labels", slides / "labels.csv", "--config", config, "--json")
-    out = tmp_path / "run"
-    shutil.copytree(trained, out)
-    again = torchrun(*words, "--out", out, "--scheduler", address)
-    assert again.returncode == 0, again.stderr
-    assert again.stderr.count("nothing to do") == 1
-    failed = torchrun(*words, "--out", out, "--set", "training.epochs=3")
-    assert failed.returncode != 0
-    assert failed.stderr.count("training.epochs is 2 there and 3 now") == 1
-    assert "Traceback" not in failed.stderr.split("torch/distributed")[0]
-
-
-def test_a_case_with_two_labels_is_refused_before_work_where_cases_are_taken_as_one(train, slides, tmp_path):
-    rows = table(slides / "labels.csv")
-    text = "".join(f"{row['slide_id']},patient,{row['label']}\n" for row in rows)
-    (tmp_path / "labels.csv").write_text("slide_id,case_id,label\n" + text)
-    options = ("--set", "model.cases=mean", "--set", "training.validation=0")
-    # Two classes need two cases each, so one patient more of each.
-    extra = "".join(f"{row['slide_id']},{row['slide_id']},{row['label']}\n" for row in rows[2:])
-    (tmp_path / "labels.csv").write_text(
-        "slide_id,case_id,label\n" + "".join(text.splitlines(keepends=True)[:2]) + extra
-    )
-    ran = train(tmp_path / "run", *options, labels=tmp_path / "labels.csv")
-    assert ran.exit_code == 2
-    assert "case 'patient' have different labels" in ran.stderr
-    assert not (tmp_path / "run").exists()
-
-
-def test_of_several_restarts_the_one_with_the_least_validation_loss_is_kept(train, trained, tmp_path):
-    out = tmp_path / "out"
-    ran = train(out, "--restarts", "2")
-    assert ran.exit_code == 0
-    alone = [table(folder / "metrics.csv") for folder in (trained, out / "restarts" / "1")]
-    said = next(line for line in ran.stderr.splitlines() if "is kept" in line)
-    losses = [float(each) for each in re.findall(r"\d+\.\d+", said)]
-    best = losses.index(min(losses))
-    assert f"run {best} is kept" in said
-    assert (model_of(out) == model_of(trained)) == (best == 0)
-    assert read_json(out / "run.json")["trained_with_seed"] == best
-    seconds = {"seconds"}
-    kept = [{k: v for k, v in row.items() if k not in seconds} for row in table(out / "metrics.csv")]
-    assert kept == [{k: v for k, v in row.items() if k not in seconds} for row in alone[best]]
-
-
-def test_restarts_with_a_frozen_backbone_share_its_features(train, published, tmp_path):
-    out = tmp_path / "out"
-    ran = train(out, "--restarts", "2", *published)
-    assert ran.exit_code == 0, ran.stderr
-    assert len(files(out / "features")) == 6  # one for each slide
-    assert files(out / "restarts" / "1") == ["checkpoints", "metrics.csv"]
-    train(tmp_path / "alone", "--set", "training.seed=1", *published)  # as the second does
-    second, alone = (
-        sum(float(row["tiles"]) for row in table(folder / "metrics.csv"))
-        for folder in (out / "restarts" / "1", tmp_path / "alone")
-    )
-    assert second < alone  # what the first has read the second need not
-    ran = train(out, "--restarts", "2", *published, "--overwrite")
-    assert ran.exit_code == 0, ran.stderr
-    assert len(files(out / "features")) == 6
-
-
-@pytest.mark.parametrize("retries", [0, 1])
-def test_a_run_whose_attention_finds_nothing_is_trained_again(train, tmp_path, monkeypatch, retries):
-    def distrust(model, *args, **options):
-        model.attention_scale.fill_(0.0)
-        return Trust(0.0, False, 0.01, 0.02, 6)
-
-    monkeypatch.setattr("wsi_ats.training.fit.trust", distrust)
-    out = tmp_path / "out"
-    ran = train(out, "--retries", str(retries))
-    assert ran.exit_code == 0, ran.stderr
-    assert ran.stderr.count("attention found nothing in the thumbnails; training again") == retries
-    assert (out / "restarts").exists() == bool(retries)
-    if retries:
-        said = next(line for line in ran.stderr.splitlines() if "is kept" in line)
-        losses = [float(each) for each in re.findall(r"\d+\.\d+", said)]
-        assert read_json(out / "run.json")["trained_with_seed"] == losses.index(min(losses))
-    models = model_of(out)
-    again = train(out, "--retries", str(retries), "--overwrite")
-    assert (again.exit_code, model_of(out)) == (0, models)
-
-
-def test_restarts_without_slides_to_choose_by_are_refused(train, tmp_path):
-    ran = train(tmp_path / "out", "--restarts", "2", "--set", "training.validation=0")
-    assert ran.exit_code == 2
-    assert "--restarts 2 keeps the run with the least validation loss" in ran.stderr
 
 
 def test_what_attention_gives_is_said_and_recorded(train, tmp_path):
@@ -489,20 +241,3 @@ def test_what_attention_gives_is_said_without_epochs_of_its_own(train, tmp_path,
     assert said in ran.stderr
     card = read_json(tmp_path / "out" / "model.json")["attention"]
     assert card == {"scale": scale, "foretells": None, "foresight": None, "error": None, "cases": 0}
-
-
-def test_features_in_place_of_a_backbone_are_refused_before_the_work(train, run, slides, model, tmp_path):
-    """Which only a reader that is given from Python has."""
-    said = "model.backbone is features:12, but the commands do not read files of features yet"
-    ran = train(tmp_path / "out", "--set", "model.backbone=features:12")
-    assert (ran.exit_code, said in ran.stderr) == (2, True)
-    labels = ("--labels", slides / "labels.csv")
-    ran = run("crossval", slides, *labels, "--out", tmp_path / "out", "--set", "model.backbone=features:12")
-    assert (ran.exit_code, said in ran.stderr) == (2, True)
-    shutil.copytree(model, tmp_path / "model")
-    card = read_json(tmp_path / "model" / "model.json")
-    card["settings"]["model"]["backbone"] = "features:12"
-    (tmp_path / "model" / "model.json").write_text(json.dumps(card))
-    ran = run("score", slides, "--model", tmp_path / "model", "--out", tmp_path / "out")
-    assert (ran.exit_code, said in ran.stderr) == (2, True)
-    assert not (tmp_path / "out").exists()

@@ -1,96 +1,37 @@
-"""TIFF files made byte by byte: those that no library would write."""
+"""TIFF files and Zarr pyramids that several files of tests read, made once."""
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+import shutil
+from unittest import mock
 
+import imagecodecs
+import numpy as np
 import pytest
+import tifffile
 
-_FORMATS = {1: "B", 2: "s", 3: "H", 4: "I", 5: "I", 7: "s", 11: "f", 12: "d", 13: "I", 16: "Q", 18: "Q"}
-
-
-class HandmadeTiff:
-    """Writes images of tiles that are encoded already.
-
-    Each image is a mapping: ``size`` and ``tile`` (width, height), ``tiles`` (bytes, row by row), ``tags``
-    (number: (type, values), ``None`` to leave out what would be written), ``below`` (images in SubIFDs).
-    """
-
-    def __init__(self, order: str = "<", *, big: bool = False) -> None:
-        self._order, self._big = order, big
-        self._word = "Q" if big else "I"
-        magic = {"<": b"II", ">": b"MM"}[order]
-        head = self._pack("HHHQ", 43, 8, 0, 0) if big else self._pack("HI", 42, 0)
-        self._data = bytearray(magic + head)
-        self._link = 8 if big else 4  # where the offset of the next directory is to be written
-
-    def _pack(self, form: str, *values: Any) -> bytes:
-        return struct.pack(self._order + form, *values)
-
-    def write(self, path: Path, images: Sequence[Mapping[str, Any]]) -> Path:
-        """Write a file."""
-        link = self._link
-        for image in images:
-            link = self._image(image, link)
-        path.write_bytes(self._data)
-        return path
-
-    def _image(self, image: Mapping[str, Any], link: int) -> int:
-        (width, height), (tile_width, tile_height) = image["size"], image["tile"]
-        offsets = []
-        for tile in image["tiles"]:
-            offsets.append(len(self._data) if tile else 0)
-            self._data += tile + bytes(len(tile) % 2)
-        samples = image.get("samples", 3)
-        tags: dict[int, tuple[int, Any] | None] = {
-            256: (4, [width]),
-            257: (4, [height]),
-            258: (3, [8] * samples),
-            259: (3, [image.get("compression", 1)]),
-            262: (3, [image.get("photometric", 2)]),
-            277: (3, [samples]),
-            284: (3, [1]),
-            322: (4, [tile_width]),
-            323: (4, [tile_height]),
-            324: (16 if self._big else 4, offsets),
-            325: (4, [len(tile) for tile in image["tiles"]]),
-        }
-        below = image.get("below", ())
-        if below:
-            tags[330] = (18 if self._big else 13, [0] * len(below))
-        tags |= image.get("tags", {})
-        link, places = self._directory(tags, link)
-        for number, each in enumerate(below):
-            self._image(each, places[330] + number * (8 if self._big else 4))
-        return link
-
-    def _directory(self, tags: Mapping[int, tuple[int, Any] | None], link: int) -> tuple[int, dict[int, int]]:
-        start = len(self._data)
-        struct.pack_into(self._order + self._word, self._data, link, start)
-        kept = [(number, tag) for number, tag in sorted(tags.items()) if tag is not None]
-        count, size, inline = ("Q", 20, 8) if self._big else ("H", 12, 4)
-        self._data += self._pack(count, len(kept))
-        entries = len(self._data)
-        self._data += bytes(size * len(kept) + inline)
-        places = {}
-        for i, (number, (kind, values)) in enumerate(kept):
-            form = _FORMATS[kind]
-            stored = values if form == "s" else b"".join(self._pack(form, value) for value in values)
-            entry = entries + i * size
-            head = self._pack("HH" + self._word, number, kind, len(values) // (2 if kind == 5 else 1))
-            self._data[entry : entry + len(head)] = head
-            at = entry + len(head)
-            if len(stored) > inline:
-                struct.pack_into(self._order + self._word, self._data, at, len(self._data))
-                at = len(self._data)
-                self._data += stored + bytes(len(stored) % 2)
-            else:
-                self._data[at : at + len(stored)] = stored
-            places[number] = at
-        return entries + size * len(kept), places
+from slides.encoded_tiles import crop, decoded, random_regions, value
+from slides.handmade import HandmadeTiff, segments, split_tables
+from slides.hostile_files import (
+    APERIO,
+    OME,
+    REDUCED,
+    RESOLUTION,
+    SIZES,
+    deflate,
+    everything,
+    image,
+    jpeg,
+    jpeg_2000,
+)
+from slides.zarr_files import noise, whole
+from wsi_ats.slides import choose_reader
+from wsi_ats.slides import shards as writing
+from wsi_ats.slides.memory import MemorySlide
+from wsi_ats.slides.openslide import OpenSlideSlide
+from wsi_ats.slides.pyramid import write_pyramid
+from wsi_ats.slides.tiff import TiffSlide
+from wsi_ats.slides.zarr import ZarrSlide
 
 
 @pytest.fixture(scope="session")
@@ -99,29 +40,167 @@ def handmade():
     return HandmadeTiff
 
 
-def segments(stream: bytes) -> Iterator[tuple[int, bytes]]:
-    """The parts of a JPEG: marker and bytes, the last with all pixels."""
-    yield 0xD8, stream[:2]
-    at = 2
-    while stream[at + 1] != 0xDA:
-        size = 2 + int.from_bytes(stream[at + 2 : at + 4], "big")
-        yield stream[at + 1], stream[at : at + size]
-        at += size
-    yield 0xDA, stream[at:]
-
-
-def split_tables(stream: bytes, *, markers: bool = True) -> tuple[bytes, bytes]:
-    """Take the tables off a JPEG, and what applications say, if ``markers`` is not set."""
-    tables, rest = bytearray(), bytearray()
-    for marker, part in segments(stream):
-        if marker in {0xDB, 0xC4}:
-            tables += part
-        elif markers or not 0xE0 <= marker <= 0xEF:
-            rest += part
-    return b"\xff\xd8" + bytes(tables) + b"\xff\xd9", bytes(rest)
-
-
 @pytest.fixture(scope="session")
 def jpeg_parts():
     """The functions ``segments`` and ``split_tables``."""
     return segments, split_tables
+
+
+@pytest.fixture
+def small_shards():
+    """Shards, chunks and last levels so small that small slides have many."""
+    with mock.patch.multiple(writing, _CHUNK=16, _SHARD=64, _SMALLEST=40):
+        yield
+
+
+@pytest.fixture
+def converted(pattern, tmp_path):
+    """A pyramid of 331 x 217 pixels and its source's pixels, with many shards."""
+    pixels = pattern(1331, 1217)
+    path = tmp_path / "scan.ome.zarr"
+    written = write_pyramid(MemorySlide([pixels], mpp=0.4990), str(path), source="abc")
+    return path, pixels, written
+
+
+@pytest.fixture(scope="session", params=["zstd", "jpeg"])
+def whole_pyramid(request, tmp_path_factory):
+    """A pyramid and its pixels, in shards of 4 x 4 chunks."""
+    path = tmp_path_factory.mktemp(request.param) / "s.ome.zarr"
+    with mock.patch.multiple(writing, _CHUNK=16, _SHARD=64, _SMALLEST=40):
+        write_pyramid(MemorySlide([noise(150, 100)], mpp=0.5), str(path), codec=request.param)
+    with ZarrSlide(str(path)) as slide:
+        return path, whole(slide)
+
+
+@pytest.fixture
+def damaged(whole_pyramid, tmp_path):
+    """A copy to be damaged, its first shard, and the pixels it had."""
+    path = tmp_path / "s.ome.zarr"
+    shutil.copytree(whole_pyramid[0], path)
+    return path, path / "0" / "c" / "0" / "0" / "0", whole_pyramid[1]
+
+
+@pytest.fixture(scope="module")
+def slides(handmade, jpeg_parts, pattern, tmp_path_factory):
+    """By kind: a file, and the pixels of its levels."""
+    folder = tmp_path_factory.mktemp("slides")
+    _, split = jpeg_parts
+    full, half = (pattern(*size, seed) for seed, size in enumerate(SIZES))
+    tables, _ = split(jpeg(np.zeros((64, 96, 3), np.uint8)))
+
+    def flat(encode, **rest):
+        tags = rest.pop("tags", {})
+        return [
+            image(full, encode, tags={**RESOLUTION, **tags}, **rest),
+            image(half, encode, tags={**REDUCED, **tags}, **rest),
+        ]
+
+    below = image(half, tags=REDUCED)
+    contents = {
+        "none": (handmade(), flat(np.ndarray.tobytes)),
+        "big, deflate": (handmade(big=True), flat(deflate, compression=8)),
+        "big-endian ome, lzw": (
+            handmade(">"),
+            [
+                image(
+                    full,
+                    lambda tile: imagecodecs.lzw_encode(tile.tobytes()),
+                    compression=5,
+                    tags={270: (2, OME)},
+                    below=[below],
+                )
+            ],
+        ),
+        "jpeg": (
+            handmade(),
+            flat(
+                lambda tile: split(jpeg(tile))[1],
+                compression=7,
+                photometric=6,
+                tags={347: (7, tables), **APERIO},
+            ),
+        ),
+        "jpeg 2000": (handmade(), flat(jpeg_2000, compression=33005, tags=APERIO)),
+        "zstd": (
+            handmade(),
+            flat(lambda tile: imagecodecs.zstd_encode(tile.tobytes()), compression=50000),
+        ),
+    }
+    made = {}
+    for number, (kind, (writer, images)) in enumerate(contents.items()):
+        made[kind] = writer.write(folder / f"{number}.tif", images)
+    made["strips"] = folder / "strips.tif"
+    with tifffile.TiffWriter(made["strips"]) as file:
+        for pixels in (full, half):
+            file.write(
+                pixels,
+                photometric="rgb",
+                compression="zlib",
+                predictor=True,
+                rowsperstrip=20,
+                subfiletype=int(pixels is half),
+                metadata=None,
+            )
+    return {kind: (path, everything(path)) for kind, path in made.items()}
+
+
+@pytest.fixture
+def damaged_tag(handmade, pattern, tmp_path):
+    """A file one of whose tags is of a type that does not exist: how its pixels are to be understood."""
+    tags = {317: (3, [2])}
+    path = handmade().write(
+        tmp_path / "s.tif", [image(pattern(*SIZES[0]), deflate, compression=8, tags=tags)]
+    )
+    with tifffile.TiffFile(path) as file:
+        entry = file.pages[0].tags[317].offset
+    content = bytearray(path.read_bytes())
+    content[entry + 2] = 200
+    path.write_bytes(content)
+    return path
+
+
+@pytest.fixture(scope="module")
+def count():
+    """Regions compared so far; ``pytest -s`` shows the sum."""
+    counted = {"with OpenSlide": 0, "with tifffile": 0}
+    yield counted
+    print(f"\nregions compared: {counted}")  # noqa: T201
+
+
+@pytest.fixture
+def same(count):
+    """The function that compares a file's direct reader with OpenSlide."""
+
+    def compare(path, *, exact=("levels", "mpp", "bounds", "background"), regions=24):
+        assert choose_reader(path).reader == "direct"
+        with TiffSlide(str(path), threads=2) as direct, OpenSlideSlide(str(path)) as other:
+            for name in exact:
+                assert value(direct, name) == value(other, name), name
+            for number, level in enumerate(other.levels):
+                assert direct.levels[number] == level
+                whole = level.downsample.is_integer()
+                truth = None if whole else decoded(path, level)
+                for corners, width, height in random_regions(level, regions):
+                    read = direct.read_regions(number, corners, width, height)
+                    if truth is None:
+                        expected = other.read_regions(number, corners, width, height)
+                    else:
+                        expected = np.stack([crop(truth, corner, width, height) for corner in corners])
+                    np.testing.assert_array_equal(read, expected, err_msg=f"{level} {corners.tolist()}")
+                    count["with OpenSlide" if whole else "with tifffile"] += len(corners)
+
+    return compare
+
+
+@pytest.fixture(scope="module")
+def large(write_tiff, tmp_path_factory):
+    """Six by eight tiles of 196608 bytes, and one of a quarter of the size."""
+    noise = np.random.default_rng(0).integers(0, 256, (2048, 1536, 3), dtype=np.uint8)
+    path = tmp_path_factory.mktemp("large") / "large.tif"
+    return write_tiff(path, [noise, noise[::4, ::4]], tile=(256, 256), compression=None)
+
+
+@pytest.fixture
+def on_web(web, large):
+    web.files["/large.tif"] = large
+    return f"{web.address}/large.tif"

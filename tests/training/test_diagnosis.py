@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from training.test_fit import example, run
+from training.runs import example, run
 from wsi_ats.settings import Settings
 from wsi_ats.training.diagnosis import compare, diagnose
 

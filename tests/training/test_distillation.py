@@ -8,8 +8,8 @@ from statistics import fmean
 import pytest
 import torch
 
-from training.test_fit import SETTINGS, TRAINING, slide_of, unreadable
-from training.test_phases import Recorded, start_of
+from training.phase_runs import Recorded, start_of
+from training.runs import SETTINGS, TRAINING, slide_of, unreadable
 from wsi_ats.errors import ModelError
 from wsi_ats.models.batches import TileReader
 from wsi_ats.models.evidence import Attended, Evidence

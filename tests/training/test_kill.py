@@ -23,7 +23,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from training.test_fit import SETTINGS, TARGET, TRAINING, VALIDATION, figures, slide_of, trusting
+from training.runs import SETTINGS, TARGET, TRAINING, VALIDATION, figures, slide_of, trusting
 from wsi_ats.errors import ArtifactError
 from wsi_ats.models import checkpoints
 from wsi_ats.models.batches import TileReader

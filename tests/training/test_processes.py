@@ -18,8 +18,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from training.test_fit import SETTINGS, TARGET, example, slide_of, unreadable
-from training.test_fit import figures as columns
+from training.runs import SETTINGS, TARGET, example, slide_of, unreadable
+from training.runs import figures as columns
 from wsi_ats.errors import ArtifactError, ModelError, SettingsError
 from wsi_ats.models.batches import Example, TileReader
 from wsi_ats.models.kinds import model_for

@@ -1,0 +1,81 @@
+"""A value that is not the default for every setting."""
+
+from __future__ import annotations
+
+from wsi_ats.settings import describe
+
+OTHER = {  # for every setting, a value that is not its default
+    "tile": {"size": 128, "mpp": 0.25, "tolerance": 0.0, "stride": 0.5, "colour": "srgb", "channel": "DAPI"},
+    "thumbnail": {
+        "pixels_per_cell": 4,
+        "tissue": "none",
+        "min_tissue": 1.0,
+        "levels": 2,
+        "cells_per_region": 8,
+        "pixels_per_region": 8,
+        "exclude": "pen",
+        "max_artefact": 0.5,
+    },
+    "model": {
+        "task": "multilabel",
+        "backbone": "hf-hub:owner/model",
+        "pretrained": False,
+        "checkpoint": 'C:\\weights\\"a".pth',
+        "attention": "resnet18",
+        "attention_checkpoint": "maps.pth",
+        "pool": "linear",
+        "kind": "mil",
+        "mil_attention": "plain",
+        "mil_tiles": 100,
+        "cases": "union",
+        "scale": 0.25,
+    },
+    "sampling": {
+        "design": "uniform",
+        "tiles": 1,
+        "draws": 9,
+        "regions": 3,
+        "exploration": 0.5,
+        "tolerance": 0.5,
+        "max_tiles": 900,
+    },
+    "scoring": {"precision": "bfloat16"},
+    "training": {
+        "epochs": 1,
+        "tiles": 16,
+        "attention_epochs": 3,
+        "attention_tiles": 128,
+        "joint_epochs": 2,
+        "feature_dropout": 0.25,
+        "slides_per_step": 1,
+        "learning_rate": 0.0,
+        "attention_learning_rate": 1.5e-7,
+        "head_learning_rate": 1e-300,
+        "gate_learning_rate": 1e-300,
+        "calibrate_scores": False,
+        "weight_decay": 0.0,
+        "entropy": 0.0,
+        "teaching": 0.5,
+        "evidence": 1.0,
+        "warmup": 0.0,
+        "clip": 0.1,
+        "validation": 0.0,
+        "calibration_tiles": 2,
+        "tiles_per_pass": 256,
+        "read_ahead": 0,
+        "precision": "float32",
+        "compile": True,
+        "fine_tuning": "last-2",
+        "ema": 0.99,
+        "balance": "weights",
+        "patience": 5,
+        "monitor": "score",
+        "checkpoint_steps": 7,
+        "keep_checkpoints": 1,
+        "seed": 2**40,
+    },
+    "augmentation": {"turns": False, "colour": 0.1, "stain": 0.2},
+}
+
+# The settings of ``model`` that one kind has, by the kind.
+DESCRIBED = {each.name: each for each in describe()}
