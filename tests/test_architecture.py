@@ -140,7 +140,7 @@ def test_arrows_point_to_lower_layers_and_to_the_own(module):
             assert layer(name) <= layer(module), f"{module} imports {name}, which is above it"
 
 
-def test_no_module_imports_itself_in_a_circle_not_even_when_a_function_runs():
+def test_there_are_no_import_cycles_even_deferred_ones():
     graph = {
         module: {
             each if each in MODULES else f"{each}.__init__"
@@ -158,7 +158,7 @@ def test_no_module_imports_itself_in_a_circle_not_even_when_a_function_runs():
 
 
 @pytest.mark.parametrize("library", DOORS)
-def test_a_foreign_library_has_one_door(library):
+def test_a_foreign_library_is_imported_in_one_file(library):
     importers = [m for m in MODULES if library in {name.split(".")[0] for name in imports(m)}]
     assert sorted(importers) == sorted(DOORS[library])
 
@@ -169,14 +169,14 @@ def test_every_foreign_library_is_in_the_table():
         assert {name.split(".")[0] for name in imports(module)} <= known, module
 
 
-def test_torch_is_known_where_it_must_be_and_nowhere_else():
+def test_torch_is_imported_only_where_it_is_needed():
     for module in MODULES:
         if "torch" in {name.split(".")[0] for name in imports(module)}:
             assert any(module == name or module.startswith(f"{name}.") for name in TENSORS), module
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("wsi_ats.nn.")])
-def test_networks_know_tensors_and_errors_only(module):
+def test_networks_import_only_torch_timm_and_errors(module):
     for name in imports(module):
         top = name.split(".")[0]
         allowed = top in sys.stdlib_module_names or top in {"torch", "timm", "safetensors", "psutil"}
@@ -199,7 +199,7 @@ def test_only_tasks_know_a_task_by_name(module):
     assert found == expected
 
 
-def test_the_library_knows_neither_the_stages_nor_the_test_helpers():
+def test_the_library_imports_neither_stages_nor_test_helpers():
     for module in MODULES:
         if module.startswith("wsi_ats.") and not module.startswith("wsi_ats.testing"):
             for name in imports(module):

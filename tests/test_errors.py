@@ -21,7 +21,7 @@ def test_every_error_survives_pickling_with_its_message(kind):
 
 
 @pytest.mark.parametrize("kind", ALL)
-def test_every_error_has_one_root_and_a_place_in_the_drawing(kind):
+def test_every_error_has_one_root_and_is_in_the_documented_tree(kind):
     assert issubclass(kind, errors.WsiAtsError)
     assert kind.__name__ in str(errors.__doc__)
 
@@ -50,7 +50,7 @@ def test_an_error_of_a_slide_names_it():
         ("/scans/me:1@home.svs", "/scans/me:1@home.svs"),
     ],
 )
-def test_messages_do_not_hand_on_what_gives_access(url, told):
+def test_messages_do_not_leak_credentials(url, told):
     assert str(errors.SlideOpenError(url, f"no such file ({url}), or {url!r}.")) == (
         f"{told}: no such file ({told}), or '{told}'."
     )

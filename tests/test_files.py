@@ -60,7 +60,7 @@ def kill(child) -> None:
 # Atomic writes
 
 
-def test_a_file_has_its_own_name_only_when_it_is_complete(tmp_path):
+def test_a_file_gets_its_final_name_only_when_complete(tmp_path):
     path = tmp_path / "deeper" / "table.csv"
     with atomic(path) as temporary:
         temporary.write_text("half")
@@ -88,7 +88,7 @@ def test_an_error_leaves_nothing_new_and_what_was_there_untouched(tmp_path, erro
     assert files(tmp_path) == ["table.csv"]
 
 
-def test_what_cannot_be_written_says_where_and_why(tmp_path):
+def test_a_failed_write_names_the_path_and_the_reason(tmp_path):
     (tmp_path / "file").write_text("not a folder")
     with (
         pytest.raises(ArtifactError, match=r"table\.csv cannot be written: .*permissions"),
@@ -129,7 +129,7 @@ HOLD = (
 )
 
 
-def test_a_held_folder_is_refused_to_another_process_and_its_owner_named(tmp_path, start):
+def test_a_locked_folder_is_refused_to_another_process_naming_its_owner(tmp_path, start):
     child = start(HOLD, tmp_path)
     with (
         pytest.raises(LockedError, match=rf"process {child.pid} on .*wsi-ats train scans"),
@@ -176,14 +176,14 @@ def test_records_round_trip(tmp_path):
     assert read_json(tmp_path / "record.json") == record
 
 
-def test_not_a_number_is_never_written(tmp_path):
+def test_nan_is_never_written(tmp_path):
     with pytest.raises(ValueError, match="JSON compliant"):
         write_json(tmp_path / "record.json", {"loss": float("nan")})
     assert files(tmp_path) == []
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{", b"[1]", b'"text"', b"\xff\xfe"], ids=str)
-def test_what_is_no_json_object_is_an_error(tmp_path, content):
+def test_a_file_that_is_not_a_json_object_is_an_error(tmp_path, content):
     path = tmp_path / "record.json"
     if content is not None:
         path.write_bytes(content)
@@ -194,7 +194,7 @@ def test_what_is_no_json_object_is_an_error(tmp_path, content):
 # Digests
 
 
-def test_digests_tell_texts_and_their_borders_apart():
+def test_digests_depend_on_texts_and_their_boundaries():
     assert digest_of("ab", "c") != digest_of("a", "bc") != digest_of("abc")
     assert digest_of("a", "b") == digest_of("a", "b")
 
@@ -244,7 +244,7 @@ def prepared() -> Overview:
     return Overview(thumbnail, TissueMask(GRID, fraction, fraction > 0.5))
 
 
-def test_a_slide_in_a_store_is_known_by_its_size_mark_and_first_bytes(web):
+def test_the_digest_of_a_remote_slide_covers_size_etag_and_first_bytes(web):
     web.files["/a.svs"] = b"one"
     digests = [slide_digest(f"{web.address}/a.svs")]
     assert slide_digest(f"{web.address}/a.svs") == digests[0]
@@ -281,7 +281,7 @@ def test_attention_round_trips_to_the_last_bit(tmp_path):
     np.testing.assert_array_equal(loaded.tissue, attention > 0.5)
 
 
-def test_damaged_arrays_are_an_error_wherever_the_damage_is(tmp_path):
+def test_damage_anywhere_in_an_array_file_is_an_error(tmp_path):
     path = tmp_path / "a.npz"
     save_overview(path, prepared())
     whole = path.read_bytes()

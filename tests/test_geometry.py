@@ -41,7 +41,7 @@ def test_regions_tile_the_grid_without_gap_or_overlap(grid):
 
 
 @given(grid=grids(overlapping=True))
-def test_the_slide_is_covered_by_as_few_cells_as_can_be(grid):
+def test_the_slide_is_covered_by_the_fewest_cells(grid):
     x, y, width, height = all_boxes(grid).T
     # half a pixel: the last edge is rounded
     assert (x + width).max() >= grid.width - 0.5
@@ -125,18 +125,18 @@ def test_positions_on_a_level_of_downsample_3_9997_are_neighbours():
     ],
     ids=str,
 )
-def test_a_grid_that_cannot_be_is_refused(values):
+def test_an_invalid_grid_is_refused(values):
     with pytest.raises(SettingsError, match=r"not (-|\d|nan|inf)"):
         Grid(**({"width": 1000, "height": 600, "cell": 256, "tile_size": 256} | values))
 
 
 @pytest.mark.parametrize("values", [(0, 5, 1.0), (5, 0, 1.0), (5, 5, 0.99), (5, 5, math.nan)])
-def test_a_level_that_cannot_be_is_refused(values):
+def test_an_invalid_level_is_refused(values):
     with pytest.raises(SettingsError, match="downsample >= 1"):
         Level(*values)
 
 
 @pytest.mark.parametrize("cell", [-1, 12, 10**12])
-def test_a_cell_of_no_grid_is_refused(cell):
+def test_a_cell_outside_the_grid_is_refused(cell):
     with pytest.raises(SettingsError, match=f"cell {cell} is not among the grid's 12 cells"):
         Grid(1000, 600, 256, 256).boxes([0, cell])

@@ -102,7 +102,7 @@ def test_names_resolve_in_any_order_in_a_fresh_process():
     assert found.stdout == "True\n\n"
 
 
-def test_a_name_that_is_not_there_is_an_attribute_error():
+def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = wsi_ats.nothing
     with pytest.raises(ImportError):
@@ -116,7 +116,7 @@ def test_every_exported_name_documents_each_of_its_parameters(name):
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_every_public_thing_has_a_docstring_that_begins_with_a_sentence(module):
+def test_every_public_object_has_a_docstring_that_starts_with_a_sentence(module):
     assert importlib.import_module(module).__doc__
     for name, thing in public(module):
         first = (thing.__doc__ or "").strip().split("\n\n")[0]
@@ -124,7 +124,7 @@ def test_every_public_thing_has_a_docstring_that_begins_with_a_sentence(module):
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if ".testing" not in name])
-def test_more_than_two_parameters_are_never_left_to_a_guess(module):
+def test_functions_of_more_than_two_parameters_document_each(module):
     """One or two are often said by the first sentence; a section that is there must be complete."""
     for name, thing in public(module):
         if (

@@ -72,13 +72,13 @@ def test_python_blocks_run(page, code):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_to_files_lead_somewhere(page):
+def test_links_to_files_resolve(page):
     links = re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8"))
     for link in links:
         assert link.startswith("https://") or (page.parent / link).exists(), link
 
 
-def test_there_are_commands_to_try():
+def test_the_readme_has_commands():
     assert {line.split()[1] for line in COMMANDS} >= {"info", "train", "score", "export"}
 
 

@@ -40,7 +40,7 @@ def test_constraints_hold_names_versions_and_markers_only():
         assert re.fullmatch(r"[a-z0-9-]+==[A-Za-z0-9.]+( ; [\w .'<>=!()]+)?", line), line
 
 
-def test_every_package_that_is_asked_for_has_its_exact_version_in_the_constraints():
+def test_every_requirement_is_pinned_in_the_constraints():
     fixed = {name_of(line) for line in constraints()}
     assert required() <= fixed
     assert extra("dev") | extra("all") <= fixed
@@ -63,7 +63,7 @@ def test_fixed_versions_satisfy_the_lower_bounds():
                 assert [int(n) for n in version.split(".")[:2]] >= [int(n) for n in bound.split(".")]
 
 
-def test_no_build_of_torch_for_one_kind_of_hardware_is_asked_for():
+def test_torch_is_not_pinned_to_a_build_for_one_kind_of_hardware():
     assert not [line for line in constraints() if "+" in line]
     for name in ("pyproject.toml", "Makefile", "environment.yml"):
         assert not re.search(r"index-url|find-links|\+cpu|\+cu\d", (ROOT / name).read_text())
@@ -102,7 +102,7 @@ def imported(folder: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("folder", ["wsi_ats", "pipelines"])
-def test_whatever_is_imported_is_asked_for_by_name_and_not_only_by_others(folder):
+def test_every_imported_package_is_a_direct_requirement(folder):
     homes = packages_distributions()
     for name, path in imported(folder).items():
         if name in sys.stdlib_module_names or name in {"wsi_ats", "pipelines"}:

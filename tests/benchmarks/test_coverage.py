@@ -12,7 +12,7 @@ from wsi_ats.models.stopping import MOST_DRAWS, stop
 from wsi_ats.settings import LEAST_DRAWS, SamplingSettings
 
 
-def test_the_whole_of_it_on_few_slides(tmp_path):
+def test_the_benchmark_runs_on_a_few_slides(tmp_path):
     torch.set_num_threads(1)
     slides = Scale(training=4, held_out=2, side=1024, epochs=1)
     small = Plan(slides, draws=24, tiles=(4,), repeats=(2, 4), least=(2, 8), tolerances=(0.5,))
@@ -40,7 +40,7 @@ def test_intervals_of_normal_draws_cover_nine_times_in_ten():
     assert np.mean(hits) == pytest.approx(0.9, abs=0.02)
 
 
-def test_it_stops_where_scoring_does():
+def test_stopping_agrees_with_scoring():
     sampling = SamplingSettings(tolerance=0.3)
     for values in np.random.default_rng(0).normal(size=(20, MOST_DRAWS)):
         draws = 1

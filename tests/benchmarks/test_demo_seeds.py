@@ -14,7 +14,7 @@ from wsi_ats.tasks.targets import Target
 TARGET = Target("classification", ("negative", "positive"))
 
 
-def test_weights_are_off_by_a_millionth_of_themselves_and_each_time_differently():
+def test_weights_are_perturbed_by_a_millionth_differently_each_time():
     def weights(number):
         torch.manual_seed(0)
         network = disturbed(model_for, number)(Settings().with_values(SETTINGS), TARGET)

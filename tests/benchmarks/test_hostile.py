@@ -19,7 +19,7 @@ def child():
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_few_damages_of_each_format_end_well(tmp_path, name, child):
+def test_damaged_files_of_each_format_end_in_an_error_or_pixels(tmp_path, name, child):
     whole = Subject.write(name, tmp_path)
     found = Counter()
     for number in range(25):
@@ -31,7 +31,7 @@ def test_a_few_damages_of_each_format_end_well(tmp_path, name, child):
     assert found["SlideError"]
 
 
-def test_the_same_number_is_the_same_damage(tmp_path):
+def test_the_same_seed_makes_the_same_damage(tmp_path):
     whole = Subject.write("TIFF, LZW", tmp_path)
     contents = []
     for folder in ("a", "b"):
@@ -40,7 +40,7 @@ def test_the_same_number_is_the_same_damage(tmp_path):
     assert contents[0] == contents[1] != whole.path.read_bytes()
 
 
-def test_too_much_time_or_memory_counts_however_it_ended():
+def test_excess_time_or_memory_counts_unless_the_reader_crashed():
     assert Ended("truth").outcome("truth") == "same"
     assert Ended("lie").outcome("truth") == "other"
     assert Ended("SlideError", seconds=11.0).outcome("truth") == "slow"
@@ -58,7 +58,7 @@ def test_a_process_that_dies_is_a_crash_and_the_next_slide_is_read(tmp_path):
     child.close()
 
 
-def test_bad_ones_are_kept(tmp_path, monkeypatch, capsys):
+def test_files_that_fail_are_kept(tmp_path, monkeypatch, capsys):
     whole = Subject.write("TIFF, LZW", tmp_path)
     monkeypatch.setattr(Child, "ask", lambda self, path: Ended("foreign error", "KeyError(1)"))
     ends = iter([0.0, 10.0])

@@ -112,7 +112,7 @@ def test_attention_starts_from_its_own_file_and_is_loaded_without_it(tmp_path):
     assert all(map(torch.equal, loaded.state_dict().values(), model.state_dict().values()))
 
 
-def test_the_digest_tells_weights_settings_and_target_apart(tmp_path):
+def test_the_digest_covers_weights_settings_and_target(tmp_path):
     digests = [
         save_model(tmp_path / "0", build(), SETTINGS, TARGET),
         save_model(tmp_path / "1", build(seed=1), SETTINGS, TARGET),
@@ -152,7 +152,7 @@ def test_a_missing_file_is_named(saved, name):
         load_model(folder)
 
 
-def test_weights_without_their_card_are_no_model_yet(tmp_path, monkeypatch):
+def test_weights_without_a_model_card_are_refused(tmp_path, monkeypatch):
     """A run killed between the two files: the card is written last."""
     from wsi_ats.models import checkpoints
 
@@ -179,7 +179,7 @@ def test_a_card_of_another_version_or_kind_is_refused(saved, change):
         load_model(folder)
 
 
-def test_a_model_of_an_earlier_version_is_refused_and_the_way_out_named(saved):
+def test_a_model_of_an_earlier_version_is_refused_with_advice(saved):
     """Its settings hold those of all kinds, and its digest is of them."""
     _, _, folder = saved
     record = json.loads((folder / "model.json").read_text())
@@ -204,7 +204,7 @@ def train(model, optimizer, steps: int):
         optimizer.step()
 
 
-def test_a_state_brings_back_model_optimiser_and_record_to_the_last_bit(tmp_path):
+def test_a_state_restores_model_optimiser_and_record_exactly(tmp_path):
     first = build()
     optimizer = torch.optim.AdamW(first.parameters(), lr=1e-3)
     train(first, optimizer, 2)
@@ -274,7 +274,7 @@ def test_the_last_states_and_the_best_weights_are_kept(tmp_path):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_a_full_disk_is_an_error_with_advice_and_the_state_before_stays(tmp_path, monkeypatch):
+def test_a_full_disk_is_an_error_with_advice_and_keeps_the_previous_state(tmp_path, monkeypatch):
     model, states = build(), StateFolder(tmp_path, "abc", keep=1)
     optimizer = torch.optim.AdamW(model.parameters())
     states.save(1, model, optimizer, None, {"step": 1})
@@ -291,7 +291,7 @@ def test_a_full_disk_is_an_error_with_advice_and_the_state_before_stays(tmp_path
     assert states.load(model, optimizer, None)
 
 
-def test_tensors_under_a_name_come_back_and_only_to_their_own_run(tmp_path):
+def test_named_tensors_are_restored_only_in_their_own_run(tmp_path):
     states = StateFolder(tmp_path, "abc", keep=1)
     assert states.load_named("survey") is None
     given = {"3": torch.rand(5, dtype=torch.float64), "11": torch.zeros(0)}
@@ -319,7 +319,7 @@ def test_a_damaged_state_is_an_error(tmp_path, content):
         read_record(path)
 
 
-def test_tensors_without_a_record_are_no_state(tmp_path):
+def test_tensors_without_a_record_are_not_a_state(tmp_path):
     save_file({"model.x": torch.zeros(1)}, tmp_path / "last.safetensors")
     with pytest.raises(ArtifactError, match="damaged"):
         read_record(tmp_path / "last.safetensors")

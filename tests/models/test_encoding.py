@@ -26,7 +26,7 @@ def means(tiles: torch.Tensor) -> torch.Tensor:
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=8), st.integers(1, 9), st.integers(1, 3))
-def test_everybody_gets_his_own_in_order(counts, size, lanes):
+def test_each_request_gets_its_own_features_in_order(counts, size, lanes):
     tiles = tiles_of(*counts)
     with TileBatches(means, size=size, lanes=lanes) as batches:
         found = [future.result(10) for future in [batches.encode(each) for each in tiles]]
@@ -47,7 +47,7 @@ def test_all_batches_have_one_size():
     assert sizes == [8, 8, 8, 8]
 
 
-def test_whoever_waits_shares_the_next_batch():
+def test_waiting_requests_share_the_next_batch():
     begun, go, seen = Event(), Event(), []
 
     def embed(tiles):
@@ -66,7 +66,7 @@ def test_whoever_waits_shares_the_next_batch():
     assert seen == [8, 8, 1]  # not 8, 3, 4, 2
 
 
-def test_an_error_reaches_those_of_its_batch_and_no_other():
+def test_an_error_reaches_only_requests_of_its_batch():
     def embed(tiles):
         if (tiles == 7).all(-1).any():
             raise RuntimeError("out of memory")
@@ -81,7 +81,7 @@ def test_an_error_reaches_those_of_its_batch_and_no_other():
             assert torch.equal(good.result(10), own.encode(np.full((2, 4, 4, 3), 9, np.uint8)).result(10))
 
 
-def test_an_error_after_computing_leaves_nobody_waiting():
+def test_an_error_after_computing_leaves_no_request_waiting():
     """As of a GPU, which reports an error at the next call."""
     widths = iter((3, 4))
 
@@ -92,7 +92,7 @@ def test_an_error_after_computing_leaves_nobody_waiting():
         batches.encode(tiles_of(4)[0]).result(10)
 
 
-def test_an_encoder_that_is_closed_leaves_nobody_waiting():
+def test_closing_the_encoder_leaves_no_request_waiting():
     go = Event()
 
     def embed(tiles):
@@ -122,7 +122,7 @@ def test_cells_are_read_a_few_at_a_time_while_others_are_encoded():
     assert max(read) <= 20
 
 
-def test_a_tile_that_cannot_be_read_is_told():
+def test_an_unreadable_tile_is_reported():
     def job(cells):
         raise SlideReadError("a.svs", "is torn")
 
@@ -130,7 +130,7 @@ def test_a_tile_that_cannot_be_read_is_told():
         encode_cells(batches, job, np.arange(3))
 
 
-def test_none_is_refused():
+def test_zero_lanes_threads_or_tiles_are_refused():
     with pytest.raises(SettingsError):
         TileBatches(means, lanes=0)
     with pytest.raises(SettingsError):

@@ -28,7 +28,7 @@ def known(file: FeatureFile) -> list[int]:
     return np.flatnonzero(file.load(np.arange(file.cells))[1]).tolist()
 
 
-def test_a_file_grows_cell_by_cell_and_gives_back_what_it_was_given_in_any_order(tmp_path):
+def test_a_feature_file_grows_by_cell_and_is_read_in_any_order(tmp_path):
     file = FeatureFolder(tmp_path / "features", "one", 5).file(REF, GRID)
     assert known(file) == []
     assert not (tmp_path / "features").exists()  # whoever only asks leaves nothing behind
@@ -42,7 +42,7 @@ def test_a_file_grows_cell_by_cell_and_gives_back_what_it_was_given_in_any_order
     assert file.load(CELLS[:0])[0].shape == (0, 5)
 
 
-def test_cells_without_features_take_no_room_on_disk(tmp_path):
+def test_cells_without_features_take_no_disk_space(tmp_path):
     file = FeatureFile(tmp_path / "slide.f32", cells=1_000_000, width=63)
     file.save(np.array([999_999]), np.ones((1, 63), np.float32))
     found = file.path.stat()
@@ -51,7 +51,7 @@ def test_cells_without_features_take_no_room_on_disk(tmp_path):
     assert file.load(np.array([999_999, 0]))[1].tolist() == [True, False]
 
 
-def test_numbers_of_any_kind_come_back(tmp_path):
+def test_features_of_any_dtype_round_trip(tmp_path):
     file = FeatureFile(tmp_path / "slide.f32", cells=3, width=4)
     odd = np.array([[0, -0.0, np.nan, np.inf], [1, 1, 1, 1e-45]], np.float32)
     file.save(np.array([2, 0]), odd)
@@ -85,7 +85,7 @@ def test_a_slide_that_was_replaced_has_no_features(tmp_path):
 
 
 @pytest.mark.parametrize("left", range(0, 24, 4))
-def test_a_row_of_which_a_killed_process_wrote_a_part_is_not_known(tmp_path, monkeypatch, left):
+def test_a_row_half_written_by_a_killed_process_is_ignored(tmp_path, monkeypatch, left):
     file, real = FeatureFile(tmp_path / "slide.f32", GRID.size, 5), os.pwrite
     written: list[int] = []
 
@@ -106,7 +106,7 @@ def test_a_row_of_which_a_killed_process_wrote_a_part_is_not_known(tmp_path, mon
     np.testing.assert_array_equal(file.load(CELLS)[0], FEATURES)
 
 
-def test_a_file_that_a_killed_process_has_only_begun_is_as_good_as_none(tmp_path, monkeypatch):
+def test_a_file_barely_begun_by_a_killed_process_is_ignored(tmp_path, monkeypatch):
     file = FeatureFile(tmp_path / "slide.f32", GRID.size, 5)
 
     def killed(*args):
@@ -122,7 +122,7 @@ def test_a_file_that_a_killed_process_has_only_begun_is_as_good_as_none(tmp_path
     assert known(file) == [0, 3, 7, 11]
 
 
-def test_a_row_of_which_only_a_part_is_written_at_first_is_written_to_its_end(tmp_path, monkeypatch):
+def test_a_short_write_of_a_row_is_completed(tmp_path, monkeypatch):
     file, real = FeatureFile(tmp_path / "slide.f32", GRID.size, 5), os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda number, row, place: real(number, row[:7], place))
     file.save(CELLS, FEATURES)
@@ -147,7 +147,7 @@ def test_a_disk_that_fills_up_within_a_row_is_an_error(tmp_path, monkeypatch):
     assert known(file) == [0, 7]
 
 
-def test_whoever_reads_waits_until_what_another_writes_is_complete(tmp_path, monkeypatch):
+def test_readers_wait_for_a_concurrent_write_to_complete(tmp_path, monkeypatch):
     file, real = FeatureFile(tmp_path / "slide.f32", GRID.size, 5), os.pwrite
     file.save(CELLS[:1], FEATURES[:1])
     half, go_on = Event(), Event()

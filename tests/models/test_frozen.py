@@ -82,7 +82,7 @@ def test_features_are_those_of_the_backbone_and_each_tile_is_read_once(tmp_path)
         assert (reader.take_count(), reader.take_count()) == (6, 0)
 
 
-def test_a_feature_is_the_same_to_the_bit_whatever_else_was_asked_for(tmp_path):
+def test_a_feature_does_not_depend_on_other_tiles_requested(tmp_path):
     network = encoder()
     with Recorded() as inner:
         with frozen(inner, network, tmp_path / "all") as reader:
@@ -97,7 +97,7 @@ def test_a_feature_is_the_same_to_the_bit_whatever_else_was_asked_for(tmp_path):
                     assert np.array_equal(found, together[cells])
 
 
-def test_what_an_earlier_run_has_left_is_found_and_what_another_backbone_has_left_is_not(tmp_path):
+def test_features_of_an_earlier_run_are_reused_and_those_of_another_backbone_are_not(tmp_path):
     with Recorded() as inner:
         with frozen(inner, encoder(), tmp_path) as reader:
             [first] = ask(reader, (ONE, [0, 1]))
@@ -111,7 +111,7 @@ def test_what_an_earlier_run_has_left_is_found_and_what_another_backbone_has_lef
     assert inner.asked == [("one", [0, 1]), ("one", [2]), ("one", [0, 1])]
 
 
-def test_a_fingerprint_tells_weights_and_statistics_of_the_backbone_and_nothing_else():
+def test_the_fingerprint_covers_only_weights_and_statistics_of_the_backbone():
     network = encoder()
     known = {fingerprint(network.network)}
     network.centre.add_(0.1)  # measured on features, and applied to them later
@@ -143,7 +143,7 @@ def test_the_same_tiles_wanted_twice_before_any_is_there(tmp_path):
         assert np.array_equal(second.result()[0], first.result()[1])
 
 
-def test_features_that_are_lost_meanwhile_are_an_error(tmp_path):
+def test_features_deleted_during_a_run_are_an_error(tmp_path):
     with Recorded() as inner, frozen(inner, encoder(), tmp_path) as reader:
         ask(reader, (ONE, [1, 2]))
         [pending] = reader.read([(ONE, GRID, np.array([1, 2]))])
@@ -153,7 +153,7 @@ def test_features_that_are_lost_meanwhile_are_an_error(tmp_path):
             pending.result()
 
 
-def test_whatever_is_not_a_tile_is_read_by_the_inner_reader(tmp_path):
+def test_jobs_other_than_tiles_go_to_the_inner_reader(tmp_path):
     with TileReader(1, slide_of) as inner, frozen(inner, encoder(), tmp_path) as reader:
         [found] = reader.run([(ONE, lambda slide: slide.path)])
         assert found.result() == "one"

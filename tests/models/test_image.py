@@ -84,7 +84,7 @@ def test_slides_of_any_size_are_learned_from_and_bad_ones_named():
     assert all(weight.grad is not None for weight in way.model.parameters())
 
 
-def test_without_two_readable_slides_the_reasons_are_told():
+def test_fewer_than_two_readable_slides_are_an_error_with_the_reasons():
     def opener(ref):
         raise SlideReadError(ref.id, "it is damaged")
 
@@ -105,7 +105,7 @@ def test_features_of_training_slides_are_centred_and_scaled():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_what_will_not_fit_is_refused_with_the_largest_scale_that_would(training):
+def test_an_image_too_large_for_memory_is_refused_with_the_largest_scale_that_fits(training):
     whole = method("model.scale=1.0")
     small, large = example_of("a", 4), example_of("b", 8)
     needed = whole.needed(large.overview.tissue.grid, 32, training=training)
@@ -124,7 +124,7 @@ def test_what_will_not_fit_is_refused_with_the_largest_scale_that_would(training
         method("model.scale=0.65625", free=free).check(*both)
 
 
-def test_where_nothing_fits_it_says_so_and_nothing_is_read():
+def test_where_no_scale_fits_the_error_says_so_before_any_read():
     class Unreadable(MemorySlide):
         def read_regions(self, *args):
             raise AssertionError

@@ -158,7 +158,7 @@ def test_validation_reads_each_tile_once():
     assert slide.read == found.tiles == 12
 
 
-def test_of_a_frozen_backbone_each_tile_is_read_once_without_gradients_of_it():
+def test_a_frozen_backbone_reads_each_tile_once_without_gradients():
     slide, model = slide_of(), network(dtype=torch.float32).train()
     example = example_of(slide)
     model.encoder.freeze()
@@ -169,7 +169,7 @@ def test_of_a_frozen_backbone_each_tile_is_read_once_without_gradients_of_it():
 
 
 @pytest.mark.parametrize("most", [1, 5, 11])
-def test_training_sees_so_many_tiles_of_a_slide_as_settings_say_and_scoring_all(most):
+def test_training_reads_the_set_number_of_tiles_and_scoring_reads_all(most):
     slide, model = slide_of(), network()
     overview = read_overview(slide, SETTINGS)
     tissue = overview.tissue
@@ -212,7 +212,7 @@ def test_training_sees_so_many_tiles_of_a_slide_as_settings_say_and_scoring_all(
 
 
 @pytest.mark.parametrize("most", [0, 12, 100])
-def test_of_slides_with_fewer_tiles_than_that_all_are_seen(most):
+def test_slides_with_fewer_tiles_than_set_use_all(most):
     slide, model = slide_of(), network().train()
     method = MultipleInstanceLearning(model, SETTINGS.with_values([f"model.mil_tiles={most}"]))
     with TileReader(1, lambda ref: slide) as reader:

@@ -147,7 +147,7 @@ def assert_same_value_and_gradients(mean, exact, model) -> None:
     ],
     ids=" ".join,
 )
-def test_what_an_older_attention_drew_estimates_the_newer_one_exactly(monkeypatch, changes, name):
+def test_draws_by_older_attention_estimate_newer_attention_exactly(monkeypatch, changes, name):
     """Value and gradients of all weights, through the method that training uses."""
     settings = SETTINGS.with_values(changes)
     model, slides = network(settings), examples(settings, name)
@@ -250,7 +250,7 @@ def test_the_union_of_slides_is_one_attention_over_all_their_cells(changes):
 
 
 @pytest.mark.parametrize("cases", ["mean", "separate"])
-def test_without_union_every_slide_has_the_same_say(cases):
+def test_without_union_every_slide_has_equal_weight(cases):
     settings = SETTINGS.with_values([f"model.cases={cases}"])
     model, slides = network(settings), examples(settings, *NAMES)
     with TileReader(1, slide_of) as reader:
@@ -296,7 +296,7 @@ def test_pooling_is_within_cases_whatever_their_order():
 
 
 @pytest.mark.parametrize("design", ["systematic", "sequential", "uniform"])
-def test_of_fewer_tiles_than_asked_for_each_is_read_once(design):
+def test_with_fewer_tiles_than_draws_each_is_read_once(design):
     settings = SETTINGS.with_values(["sampling.tiles=500", f"sampling.design={design}"])
     model, [slide] = network(settings), examples(settings, "a3")
     read: list[int] = []
@@ -312,7 +312,7 @@ def test_of_fewer_tiles_than_asked_for_each_is_read_once(design):
     assert found.drawn[0].weight.sum().item() == pytest.approx(1)
 
 
-def test_what_is_drawn_of_a_slide_does_not_depend_on_its_batch_mates():
+def test_draws_of_a_slide_do_not_depend_on_its_batch():
     settings = SETTINGS.with_values(["augmentation.turns=true", "augmentation.stain=0.2"])
     model, slides = network(settings), examples(settings, *NAMES)
     seeds = dict(zip(NAMES, (11, 12, 13), strict=True))

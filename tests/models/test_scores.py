@@ -147,7 +147,7 @@ def test_attention_and_selection_say_why_each_tile_was_read(model):
 # Rows
 
 
-def test_a_row_has_the_columns_that_users_were_promised(model):
+def test_a_row_has_the_documented_columns(model):
     row = score(model).prediction.row(TARGET.columns)
     assert list(row) == [
         "slide_id",
@@ -178,7 +178,7 @@ def test_a_row_has_the_columns_that_users_were_promised(model):
     assert row["seconds"] > 0
 
 
-def test_no_tissue_is_a_state_and_not_a_score(model, no_tissue):
+def test_a_slide_without_tissue_has_a_status_and_no_score(model, no_tissue):
     scored = score(model, no_tissue)
     assert scored.attention is scored.selection is None
     row = scored.prediction.row(TARGET.columns)

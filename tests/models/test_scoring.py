@@ -37,7 +37,7 @@ torch.set_num_threads(1)  # tiny networks: on busy cores, threads would only wai
     ("design", "draws"),
     [(name, draws) for name in DESIGNS for draws in (1, 3) if draws == 1 or name != "top"],
 )
-def test_nothing_is_read_but_the_thumbnail_and_each_drawn_tile_once(model, design, draws):
+def test_only_the_thumbnail_and_drawn_tiles_are_read_each_once(model, design, draws):
     slide = tissue_slide(RecordingSlide)
     scored = score(model, slide, changes=[f"sampling.design={design}", f"sampling.draws={draws}"])
     thumbnail = [box for box in slide.boxes if box[0] != 0]
@@ -50,7 +50,7 @@ def test_nothing_is_read_but_the_thumbnail_and_each_drawn_tile_once(model, desig
     assert slide.boxes[0] == thumbnail[0]  # the tiles are chosen by it
 
 
-def test_a_slide_that_reads_no_pixel_outside_what_is_drawn_would_do(model):
+def test_pixels_outside_thumbnail_and_drawn_tiles_are_never_needed(model):
     """All other pixels of level 0 may be unreadable."""
     wanted = np.unique(score(model).selection.cells)
     grid = score(model).selection.grid
@@ -118,7 +118,7 @@ def chosen_draws(model, slide):
     return method_for(model, SETTINGS).score(slide, overview, seeds), tissue
 
 
-def test_a_draw_reads_when_it_is_asked_for_and_only_what_none_before_it_has_read(model):
+def test_a_draw_reads_lazily_and_skips_tiles_read_before(model):
     slide = tissue_slide(RecordingSlide)
     draws, tissue = chosen_draws(model, slide)
     known: set[int] = set()
@@ -214,7 +214,7 @@ def test_a_slide_that_ends_above_the_tolerance_says_so(model):
 
 
 @pytest.mark.parametrize("limit", ["sampling.tolerance=1e-9", "sampling.max_tiles=100000"])
-def test_where_every_draw_takes_all_tiles_no_draw_is_added(model, limit):
+def test_no_draw_is_added_where_each_takes_all_tiles(model, limit):
     found = score(model, changes=["sampling.tiles=500", limit]).prediction
     least = LEAST_DRAWS if "tolerance" in limit else 2
     assert (found.draws, found.stopped_by, found.logit_se) == (least, Stop.TOLERANCE, 0)

@@ -24,7 +24,7 @@ def test_without_tolerance_and_budget_there_are_as_many_draws_as_asked_for():
     assert reasons([None, 0.0, 5.0], draws=3) == [None, None, Stop.DRAWS]
 
 
-def test_a_tolerance_ends_it_once_there_are_enough_draws_to_judge():
+def test_the_tolerance_stops_scoring_after_enough_draws_to_judge():
     errors = [None, *[0.1] * (LEAST_DRAWS - 2), 0.3, 0.21, 0.2]
     found = reasons(errors, tolerance=0.2)
     assert found == [*[None] * (LEAST_DRAWS + 1), Stop.TOLERANCE]
@@ -36,7 +36,7 @@ def test_more_draws_may_be_asked_for_than_are_needed_to_judge():
     assert reasons([0.1] * many, tolerance=0.2, draws=many) == [*[None] * (many - 1), Stop.TOLERANCE]
 
 
-def test_no_draw_is_begun_that_might_pass_the_budget():
+def test_no_draw_starts_that_might_exceed_the_budget():
     assert reasons([None, 1.0, 1.0], max_tiles=30) == [None, None, Stop.MAX_TILES]
     # 25 tiles were read, another draw may need 10 more; after 20 it would have fitted.
     assert reasons([None, 1.0, 1.0], [10, 20, 25], max_tiles=30) == [None, None, Stop.MAX_TILES]
@@ -50,7 +50,7 @@ def test_the_tolerance_comes_before_the_budget():
 
 
 @pytest.mark.parametrize("limits", [{"tolerance": 0.2}, {"max_tiles": 10**9}])
-def test_there_is_an_end_in_any_case(limits):
+def test_scoring_always_ends(limits):
     found = reasons([1.0] * MOST_DRAWS, **limits)
     assert found == [*[None] * (MOST_DRAWS - 1), Stop.MAX_DRAWS]
 

@@ -114,7 +114,7 @@ def everything(model, of) -> tuple[torch.Tensor, np.ndarray, torch.Tensor]:
 # What is seen
 
 
-def test_the_coarse_look_finds_the_regions_with_tissue():
+def test_the_coarse_thumbnail_finds_the_regions_with_tissue():
     overview = read_overview(slide(), SETTINGS)
     thumbnail, tissue = overview.thumbnail, overview.tissue
     assert thumbnail.shape == (5 * 8, 6 * 8, 3)
@@ -128,7 +128,7 @@ def test_the_coarse_look_finds_the_regions_with_tissue():
     assert count_tiles(one_level.tissue, Settings()) > 150
 
 
-def test_the_closer_look_sees_the_cells_of_a_region_where_they_are():
+def test_the_fine_thumbnail_shows_the_cells_of_a_region_in_place():
     of = slide()
     overview = read_overview(of, SETTINGS)
     regions = regions_of(overview.tissue, SETTINGS)
@@ -147,7 +147,7 @@ def test_the_closer_look_sees_the_cells_of_a_region_where_they_are():
             assert found.mask.all()
 
 
-def test_what_is_read_are_the_coarse_thumbnail_the_drawn_regions_and_the_drawn_tiles(model):
+def test_only_the_coarse_thumbnail_drawn_regions_and_drawn_tiles_are_read(model):
     of = slide()
     scored = score(model, of, changes=["sampling.draws=2"])
     selection, grid = scored.selection, scored.selection.grid
@@ -167,7 +167,7 @@ def test_what_is_read_are_the_coarse_thumbnail_the_drawn_regions_and_the_drawn_t
     assert scored.attention.attention.sum() == pytest.approx(1)
 
 
-def test_records_tell_joint_attention_inclusion_and_weight(model):
+def test_records_give_joint_attention_inclusion_and_weight(model):
     _, cells, weight = everything(model, slide())
     attention = dict(zip(cells.tolist(), weight.tolist(), strict=True))
     selection = score(model).selection
@@ -318,7 +318,7 @@ def test_entropy_is_that_of_the_product_of_both_attentions(model):
     )
 
 
-def test_a_model_of_one_level_says_what_it_lacks(model):
+def test_a_model_of_one_level_refuses_two_level_use(model):
     one = model_for(SETTINGS.with_values(["thumbnail.levels=1"]), TARGET)
     with pytest.raises(ModelError, match=r"one level.*thumbnail\.levels=2"):
         one.score_regions(torch.zeros(8, 8, 3, dtype=torch.uint8), torch.arange(1), (1, 1))
@@ -331,7 +331,7 @@ REGIONS = st.lists(st.tuples(st.floats(0, 1e3), st.integers(1, 50)), min_size=1,
 
 
 @given(REGIONS.flatmap(lambda each: st.tuples(st.just(each), st.integers(len(each), 1200))))
-def test_all_tiles_are_shared_out_while_there_is_room(drawn):
+def test_all_draws_are_allocated_while_regions_have_room(drawn):
     regions, n = drawn
     weights, room = zip(*regions, strict=True)
     counts = allocate(weights, room, n)
@@ -340,7 +340,7 @@ def test_all_tiles_are_shared_out_while_there_is_room(drawn):
 
 
 @given(REGIONS.flatmap(lambda each: st.tuples(st.just(each), st.integers(len(each), 1200))))
-def test_with_room_enough_each_region_gets_its_due(drawn):
+def test_each_region_gets_tiles_in_proportion_where_room_allows(drawn):
     regions, n = drawn
     weights = [weight for weight, _ in regions]
     total = sum(weights)

@@ -65,7 +65,7 @@ class Places(nn.Module):
 
 
 @pytest.mark.parametrize("shape", GRIDS)
-def test_a_slide_laid_another_way_gives_each_cell_its_own_logit(shape):
+def test_logits_follow_cells_when_a_slide_is_turned(shape):
     rows, columns = shape
     cells = torch.arange(rows * columns, dtype=torch.uint8).reshape(shape)
     thumbnail = cells.repeat_interleave(CELL, 0).repeat_interleave(CELL, 1)[..., None].expand(-1, -1, 3)
@@ -75,7 +75,7 @@ def test_a_slide_laid_another_way_gives_each_cell_its_own_logit(shape):
         assert torch.equal(found, torch.where(mask, cells.float(), -1.0))
 
 
-def test_the_eight_ways_to_lay_a_slide_are_all_seen():
+def test_all_eight_orientations_of_a_slide_occur():
     seen = []
 
     def network(thumbnail, mask):
@@ -132,7 +132,7 @@ def test_attention_sums_to_one_over_the_candidates_alone():
     assert (logits.grad.flatten()[cells] != 0).all()
 
 
-def test_logits_outside_the_tissue_mean_nothing_even_if_not_a_number():
+def test_logits_outside_the_tissue_are_ignored_even_if_nan():
     logits = torch.zeros(2, 2)
     logits[0, 0], logits[0, 1] = torch.nan, torch.inf
     assert torch.softmax(candidate_logits(logits, torch.tensor([2, 3])), 0).tolist() == [0.5, 0.5]

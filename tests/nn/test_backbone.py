@@ -138,7 +138,7 @@ def test_weights_of_a_whole_network_serve_for_its_maps(tmp_path, name):
         assert any(weight.shape == each.shape and torch.equal(weight, each) for each in known)
 
 
-def test_a_weights_file_for_maps_comes_before_what_goes_with_the_name(tmp_path, monkeypatch):
+def test_a_weights_file_for_maps_overrides_the_published_weights(tmp_path, monkeypatch):
     path = tmp_path / "weights.safetensors"
     safetensors.torch.save_file(timm.create_model("test_resnet", pretrained=False).state_dict(), path)
     overlays = []
@@ -249,7 +249,7 @@ def test_a_gated_model_gives_advice_to_accept_its_licence_and_log_in(refused):
 
 
 @pytest.mark.parametrize("error", [OSError("disk"), ConnectionError("reset"), RuntimeError("size mismatch")])
-def test_whatever_goes_wrong_with_a_download_is_a_model_error(refused, error):
+def test_every_download_error_is_a_model_error(refused, error):
     refused(error)
     with pytest.raises(ModelError, match=str(error)):
         create_backbone("resnet18", pretrained=True)
@@ -281,7 +281,7 @@ def test_weights_for_another_image_size_are_fitted_as_timm_fits_them(tmp_path):
         ("mobilenetv3_small_050", "blocks.5.0.", "conv_head.bias"),
     ],
 )
-def test_what_follows_the_last_block_is_no_block(name, first, last):
+def test_layers_after_the_last_block_train_with_it(name, first, last):
     network = create_backbone(name, pretrained=False, size=64).network
     found = {id(weight) for weight in last_blocks(network, 1)}
     names = [each for each, weight in network.named_parameters() if id(weight) in found]
@@ -298,6 +298,6 @@ def test_precomputed_features_need_no_network_and_refuse_pixels():
 
 
 @pytest.mark.parametrize("name", ["features:0", "features:", "features:-3", "features:12x"])
-def test_a_number_of_features_that_is_none_is_refused(name):
+def test_an_invalid_number_of_features_is_refused(name):
     with pytest.raises(ModelError, match=name):
         create_backbone(name, pretrained=False)

@@ -28,7 +28,7 @@ def loss_of(task: str, targets: torch.Tensor):
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_a_classifier_that_is_too_certain_about_a_wrong_boundary_is_mended(classes):
+def test_an_overconfident_classifier_with_a_shifted_boundary_is_corrected(classes):
     wrong = Calibration(torch.tensor([6.0]), torch.arange(classes) * 7.0)
     known, labels = labelled(0, 60, classes)
     found = calibration(wrong(known)[None], loss_of("classification", labels), classes=True)
@@ -40,14 +40,14 @@ def test_a_classifier_that_is_too_certain_about_a_wrong_boundary_is_mended(class
     assert found.scale.shape == (1,)
 
 
-def test_one_that_is_right_is_left_nearly_as_it_is():
+def test_a_calibrated_classifier_is_left_nearly_unchanged():
     known, labels = labelled(0, 2000)
     found = calibration(known[None], loss_of("classification", labels), classes=True)
     assert found.scale.item() == pytest.approx(1, abs=0.15)
     assert (found.shift[1] - found.shift[0]).item() == pytest.approx(0, abs=0.2)
 
 
-def test_slides_that_are_told_apart_without_a_mistake_do_not_make_it_certain_of_all():
+def test_perfect_separation_does_not_make_scores_certain():
     """Without a prior the scale would grow for ever."""
     outputs = torch.tensor([[-1.0, 1.0], [1.0, -1.0]], dtype=torch.float64).repeat(6, 1)
     labels = torch.tensor([[1.0], [0.0]]).repeat(6, 1)
@@ -73,7 +73,7 @@ def test_each_label_has_its_own_scale_and_labels_that_are_not_known_count_nothin
     torch.testing.assert_close(found.shift, torch.tensor([0.0, -6.0]).double(), rtol=0, atol=1.5)
 
 
-def test_values_are_brought_to_their_unit():
+def test_values_are_rescaled_to_their_unit():
     values = normal(8, 50, 1)
     outputs = 3 * values + 1 + 0.1 * normal(9, 50, 1)
     found = calibration(outputs[None], loss_of("regression", values), classes=False)
@@ -91,7 +91,7 @@ def test_all_draws_count():
     assert torch.equal(found.shift, again.shift)
 
 
-def test_a_head_takes_it_over():
+def test_a_head_absorbs_the_calibration():
     head, features = nn.Linear(5, 3), torch.randn(4, 5)
     before = head(features).detach()
     found = Calibration(torch.tensor([0.5], dtype=torch.float64), normal(0, 3))

@@ -70,7 +70,7 @@ def test_the_curve_keeps_neighbours_together():
     st.floats(-300, 0),
     st.sampled_from([0.0, 5e-324, 2.0**-53, 0.5, 1 - 2.0**-53]),
 )
-def test_no_place_leads_to_a_cell_without_mass(seed, smallest, place):
+def test_no_position_maps_to_a_cell_without_mass(seed, smallest, place):
     """Masses from 1e-300 to 1 side by side, most cells empty, places on every edge."""
     generator = seeded(seed)
     mass = 10 ** (smallest * torch.rand(9, 13, generator=generator, dtype=torch.float64))

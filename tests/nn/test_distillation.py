@@ -40,7 +40,7 @@ def by_hand(weight, gate, outputs, *, classes: bool) -> list[float]:
 
 @pytest.mark.parametrize("gated", [True, False])
 @pytest.mark.parametrize(("outputs", "classes"), [(2, True), (4, True), (1, False), (3, False)])
-def test_the_target_is_what_a_tile_counts_times_how_far_it_is_from_the_whole(outputs, classes, gated):
+def test_the_target_is_weight_times_distance_from_the_pooled_value(outputs, classes, gated):
     seen = slide(outputs, gated=gated)
     expected = torch.tensor(by_hand(*seen, classes=classes), dtype=torch.float64)
     found = target(seen[0], influence(*seen, classes=classes))
@@ -75,7 +75,7 @@ def test_of_classes_only_differences_count():
         assert torch.allclose(*found, rtol=1e-12, atol=1e-12) is same
 
 
-def test_tiles_that_are_all_alike_are_worth_the_same():
+def test_targets_of_identical_tiles_are_their_weights():
     weight = torch.tensor([0.25, 0.5, 0.25], dtype=torch.float64)
     none = influence(weight, torch.zeros(3), torch.ones(3, 2), classes=True)
     assert none.tolist() == [0, 0, 0]
@@ -149,7 +149,7 @@ def test_no_proposal_has_less_variance_than_the_target(outputs, classes):
 
 
 @pytest.mark.parametrize(("outputs", "classes"), [(3, True), (1, False)])
-def test_with_linear_pooling_a_tile_is_worth_what_it_adds(outputs, classes):
+def test_with_linear_pooling_the_target_is_a_tiles_contribution(outputs, classes):
     """A sum has less variance by other draws than a ratio; by every outcome of a draw."""
     uniform = torch.full((CELLS,), 1 / CELLS, dtype=torch.float64)
     for seed in range(0, 20, 2):
@@ -183,7 +183,7 @@ def test_a_share_of_uniform_draws_bounds_the_variance():
 # What attention is taught
 
 
-def test_attention_that_is_the_target_has_nothing_to_learn_and_any_other_has():
+def test_the_gradient_vanishes_only_where_attention_is_the_target():
     seen = slide(3, gated=True)
     targets = target(seen[0], influence(*seen, classes=True))
     logits = targets.log().requires_grad_()
@@ -198,7 +198,7 @@ def test_attention_that_is_the_target_has_nothing_to_learn_and_any_other_has():
         torch.testing.assert_close(gradient, each - targets, **EXACT)
 
 
-def test_the_mean_over_draws_of_what_is_taught_is_what_all_cells_teach():
+def test_the_expected_distillation_gradient_is_that_of_all_cells():
     """Of slides of which a part is surveyed: linear in the weights, and these are without bias."""
     weight, gate, outputs = slide(2, gated=True)
     influences = influence(weight, gate, outputs, classes=True)
@@ -213,7 +213,7 @@ def test_the_mean_over_draws_of_what_is_taught_is_what_all_cells_teach():
     assert mean == pytest.approx(whole.item(), rel=1e-12)
 
 
-def test_attention_that_has_left_a_tile_altogether_still_learns():
+def test_attention_with_zero_weight_on_a_tile_still_learns():
     logits = torch.tensor([0.0, -500.0], requires_grad=True)
     loss = distillation(torch.tensor([0.5, 0.5]), torch.log_softmax(logits, 0))
     (gradient,) = torch.autograd.grad(loss, logits)

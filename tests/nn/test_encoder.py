@@ -188,7 +188,7 @@ def test_calibration_on_less_than_two_tiles_is_refused(number):
         network.calibrate(tiles(number))
 
 
-def test_one_tile_left_over_after_full_batches_is_no_obstacle():
+def test_a_last_batch_of_one_tile_is_calibrated():
     """A 32-pixel tile ends in one pixel, of which batch normalisation has no statistics by itself."""
     network = encoder("test_resnet")
     network.calibrate(tiles(65))

@@ -25,7 +25,7 @@ class Floats(nn.Module):
         return self.layers(image.float())
 
 
-def test_what_is_kept_for_the_backward_pass_and_what_is_not():
+def test_memory_counts_activations_kept_for_the_backward_pass():
     network = Floats(nn.Linear(100, 50, bias=False), nn.Sigmoid(), nn.Linear(50, 2, bias=False))
     image, floats, hidden, logits = 100, 400, 200, 8
     # When scoring, a layer's input and output; image and floats are held by those who call.
@@ -37,7 +37,7 @@ def test_what_is_kept_for_the_backward_pass_and_what_is_not():
     assert needed <= image + floats + 4 * hidden + 8 * logits + weights
 
 
-def test_frozen_weights_keep_nothing_back():
+def test_frozen_weights_need_no_activations():
     network = Floats(nn.Linear(1000, 1000), nn.ReLU(), nn.Linear(1000, 2))
     all_learn = peak_bytes(network, [64, 1000], training=True)
     network.layers[0].requires_grad_(False)
@@ -88,5 +88,5 @@ def test_a_network_for_one_size_of_image_is_an_error_with_advice():
         peak_bytes(network, (64, 96, 3), training=False)
 
 
-def test_there_is_some_memory_left():
+def test_available_memory_is_positive():
     assert 1 << 20 < free_bytes(torch.device("cpu")) < 1 << 50

@@ -15,7 +15,7 @@ def encoder():
 
 
 @pytest.mark.parametrize("gated", [False, True])
-def test_attention_is_equation_8_or_9(encoder, gated):
+def test_attention_follows_equation_8_or_9_of_the_paper(encoder, gated):
     torch.manual_seed(0)
     model = AttentionMIL(encoder, classes=3, gated=gated, width=5).double()
     features = torch.randn(7, encoder.width, dtype=torch.float64)

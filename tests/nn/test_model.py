@@ -54,7 +54,7 @@ def test_attention_is_over_the_given_cells_in_their_order():
 
 
 @pytest.mark.parametrize("pool", ["linear", "gated"])
-def test_gate_is_there_only_if_asked_for_and_says_nothing_at_the_start(pool):
+def test_the_gate_is_optional_and_starts_neutral(pool):
     model = built(pool=pool)
     assert (model.gate is None) is (pool == "linear")
     weight, features = torch.tensor([0.2, 0.3, 0.5]), torch.randn(3, model.encoder.width)

@@ -42,7 +42,7 @@ def test_bfloat16_is_refused_for_tiny_tiles():
         SETTINGS.with_values(["tile.size=32", "training.precision=bfloat16"])
 
 
-def test_in_full_nothing_is_cast_whatever_it_stands_in():
+def test_full_precision_overrides_an_outer_autocast():
     one = torch.ones(2, 2)
     with autocast("bfloat16", CPU, 64):
         assert (one @ one).dtype == torch.bfloat16

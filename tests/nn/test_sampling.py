@@ -231,7 +231,7 @@ def test_drawing_leaves_the_global_generator_alone(design):
 # Spread in space
 
 
-def test_companions_vary_from_draw_to_draw():
+def test_cells_drawn_together_vary_from_draw_to_draw():
     """With one curve a pair of cells comes always together or never; joint inclusion is then 0 or pi."""
     proposal, n, draws = torch.full((64,), 1 / 64, dtype=torch.float64), 8, 1000
     together = torch.zeros(64, 64)
@@ -277,7 +277,7 @@ def test_top_takes_the_most_probable_cells_with_weights_that_sum_to_one():
     )
 
 
-def test_top_is_biased_and_says_so():
+def test_top_is_biased_and_marked_as_biased():
     attention, features = tensor(PROPOSALS["random"]), torch.arange(8, dtype=torch.float64)[:, None]
     ((p, one),) = enumerate_draws("top", attention, cells=torch.arange(8), shape=(2, 4), n=3)
     assert p == 1

@@ -106,7 +106,7 @@ def test_attention_within_1e15_of_one_cell_keeps_its_precision_in_the_others(n):
         torch.testing.assert_close(others, known, rtol=EXACT, atol=0)
 
 
-def test_the_smallest_numbers_there_are_do_not_overflow():
+def test_subnormal_probabilities_do_not_overflow():
     proposal = torch.cat([tensor([1.0]), torch.full((6,), 5e-324, dtype=torch.float64)])
     expected, _ = inclusion_probabilities(proposal, 3)
     torch.testing.assert_close(expected, torch.cat([tensor([1.0]), tensor([1 / 3] * 6)]))
@@ -153,7 +153,7 @@ def test_attention_computed_under_autocast_is_float32_and_can_be_drawn_from():
     ],
     ids=str,
 )
-def test_what_is_no_distribution_is_refused(design, proposal):
+def test_an_invalid_distribution_is_refused(design, proposal):
     with pytest.raises(SettingsError, match="no distribution"):
         drawn_from(design, tensor(proposal), 1)
 

@@ -54,7 +54,7 @@ def test_with_all_tiles_it_is_the_gradient_of_the_cross_entropy_between_posterio
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("design", UNBIASED)
-def test_it_is_silent_while_all_drawn_tiles_say_the_same(design, dtype):
+def test_the_gradient_is_zero_while_all_drawn_tiles_agree(design, dtype):
     logits = (2 * normal(24, seed=1)).to(dtype).requires_grad_()
     drawn = draw(
         design,
@@ -68,7 +68,7 @@ def test_it_is_silent_while_all_drawn_tiles_say_the_same(design, dtype):
     assert taught(logits, drawn, same, same / 3).count_nonzero() == 0
 
 
-def test_it_reaches_the_attention_alone():
+def test_the_gradient_reaches_attention_alone():
     weight, gate, evidence = (normal(5, seed=i).abs().requires_grad_() for i in range(3))
     attention = torch.softmax(normal(5, seed=4), 0).requires_grad_()
     attention_supervision(weight, attention, gate, evidence).backward()
@@ -118,7 +118,7 @@ def test_its_bias_falls_as_one_over_the_number_of_draws():
 
 
 @pytest.mark.parametrize("design", [name for name in UNBIASED if name != "multinomial"])
-def test_from_all_cells_drawn_nothing_is_biased(design):
+def test_supervision_is_unbiased_when_all_cells_are_drawn(design):
     logits = normal(4, seed=1).requires_grad_()
     gate, evidence = normal(4, seed=2), normal(4, seed=3)
     attention = torch.softmax(logits, 0)
@@ -128,7 +128,7 @@ def test_from_all_cells_drawn_nothing_is_biased(design):
 
 
 @pytest.mark.parametrize("weight", [[0.0, 0.0, 0.0], [0.0, 1e-38, 1.0]])
-def test_attention_that_underflowed_gives_numbers(weight):
+def test_underflowed_attention_gives_finite_values(weight):
     attention = torch.tensor(weight, requires_grad=True)
     evidence = torch.tensor([300.0, -300.0, 0.0])
     attention_supervision(torch.tensor(weight), attention, torch.zeros(3), evidence).backward()
@@ -136,7 +136,7 @@ def test_attention_that_underflowed_gives_numbers(weight):
     assert attention.grad.isfinite().all()
 
 
-def test_half_precision_features_lose_no_small_weight():
+def test_small_weights_survive_half_precision_features():
     weight = torch.tensor([1.0, 1e-9])
     told = posterior(weight, torch.zeros(2, dtype=torch.bfloat16), torch.tensor([0.0, 20.0]).bfloat16())
     assert told.dtype == torch.float32

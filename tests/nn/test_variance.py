@@ -20,7 +20,7 @@ def variance(proposal, attention, features, n=1):
     return ((attention**2 * features.square().sum(1) / proposal).sum() - phi @ phi).item() / n
 
 
-def test_the_variance_formula_is_that_of_the_estimate():
+def test_the_variance_formula_matches_the_estimate():
     attention, features = torch.softmax(normal(5, seed=0), 0), normal(5, 3, seed=1)
     proposal = torch.softmax(normal(5, seed=2), 0)
     phi = attention @ features
@@ -78,7 +78,7 @@ def test_gradient_of_the_entropy_is_finite_where_attention_is_exactly_zero():
     assert logits.grad.isfinite().all()
 
 
-def test_gradient_of_the_entropy_is_the_textbook_one():
+def test_the_gradient_of_the_entropy_matches_the_closed_form():
     attention = torch.softmax(normal(5, seed=0), 0).requires_grad_()
     (gradient,) = torch.autograd.grad(expectation.entropy(attention), attention)
     torch.testing.assert_close(gradient, -(attention.log() + 1).detach(), **EXACT)

@@ -38,7 +38,7 @@ def test_tissue_of_a_large_thumbnail_is_found_on_a_smaller_one(slide, monkeypatc
     assert whole.all_tissue.grid == halved.all_tissue.grid
 
 
-def test_four_pixels_a_cell_are_left(monkeypatch):
+def test_the_smaller_thumbnail_has_at_least_four_pixels_a_cell(monkeypatch):
     slide = MemorySlide([np.full((512, 512, 3), 200, np.uint8)], mpp=0.5)
     sides = []
     real = module.find_tissue
@@ -52,7 +52,7 @@ def test_four_pixels_a_cell_are_left(monkeypatch):
     assert [each / 8 for each in sides] == [4, 6, 4, 6, 4, 5]
 
 
-def test_fluorescence_is_looked_at_as_it_is(monkeypatch):
+def test_fluorescence_is_not_reduced(monkeypatch):
     nuclei = np.full((512, 512, 3), 3, np.uint8)
     nuclei[::16, ::16] = 250
     slide = MemorySlide([nuclei], mpp=0.5)

@@ -96,11 +96,11 @@ def test_the_share_under_ink_is_the_share_that_was_drawn(ink):
 
 @pytest.mark.parametrize("p", [4, 8, 16, 32])
 @pytest.mark.parametrize("stain", STAINS)
-def test_no_stain_is_ink(stain, p):
+def test_stains_are_not_taken_for_ink(stain, p):
     assert not judged(slide_of(STAINS[stain], p), p)[0].pen.any()
 
 
-def test_a_speck_of_ink_colour_is_no_pen():
+def test_a_speck_of_ink_colour_is_not_pen():
     pixels = slide_of(STAINS["eosin"])
     pixels[40:44, 80:84] = INKS["black"]
     pixels[100:105, 100:108] = INKS["blue"]
@@ -153,7 +153,7 @@ def tissue_tiles(shared_data):
 
 
 @pytest.mark.parametrize("p", [32, 64])
-def test_the_half_that_is_out_of_focus_is_found_and_the_sharp_half_is_not(shared_data, p):
+def test_only_the_blurred_half_is_found_out_of_focus(shared_data, p):
     found, called = [], []
     for tile in tissue_tiles(shared_data)[::4]:
         pixel = 128 / p  # of a tile of one micrometre per pixel
@@ -176,7 +176,7 @@ def test_a_slide_that_is_out_of_focus_all_over_is_found(shared_data):
 
 
 @pytest.mark.parametrize("mpp", [None, 4.01, 16.0])
-def test_nothing_is_said_of_focus_where_it_cannot_be_told(mpp):
+def test_focus_is_not_judged_where_it_cannot_be_measured(mpp):
     quality, _ = judged(slide_of(STAINS["eosin"]), mpp=mpp)
     assert quality.blur is None
     assert quality.pen is not None
@@ -202,7 +202,7 @@ def test_real_slides_are_neither_inked_nor_out_of_focus(shared_data, name, p):
     assert quality.blur is None if p == 8 else (quality.blur <= LIMIT).all()
 
 
-def test_nothing_is_told_of_fluorescence(shared_data):
+def test_quality_of_fluorescence_is_not_judged(shared_data):
     path = str(shared_data / "slides" / "hamamatsu_test3-DAPI.ndpi")
     settings = Settings().with_values(["tile.size=128", "thumbnail.exclude=pen"])
     with open_slide(SlideRef("dapi", path, "dapi")) as slide:
@@ -237,7 +237,7 @@ def settings(*changes):
     return Settings().with_values(["tile.size=64", *changes])
 
 
-def test_what_is_excluded_leaves_the_mask_and_nothing_else():
+def test_exclusion_changes_the_mask_alone():
     slide = memory_slide(under_ink(slide_of(STAINS["eosin"]), INKS["blue"], LINES)[0])
     whole = read_overview(slide, settings())
     thumbnail, everything = whole.thumbnail, whole.tissue
@@ -254,7 +254,7 @@ def test_what_is_excluded_leaves_the_mask_and_nothing_else():
     assert view.tissue.mask.sum() < strict.tissue.mask.sum() < everything.mask.sum()
 
 
-def test_a_slide_of_which_nothing_is_left_says_so():
+def test_a_slide_with_everything_excluded_is_reported():
     pixels = slide_of(STAINS["eosin"])
     pixels[4 * P : -4 * P, 4 * P : -4 * P] = INKS["green"]
     view = read_overview(memory_slide(pixels), settings("thumbnail.exclude=pen"))
@@ -267,7 +267,7 @@ def test_a_slide_of_which_nothing_is_left_says_so():
     assert glass.artefact_shares["pen"] is None
 
 
-def test_with_two_levels_regions_go_that_are_inked_throughout_and_cells_at_the_closer_look():
+def test_two_levels_exclude_inked_regions_and_then_inked_cells():
     pixels = slide_of(STAINS["eosin"])
     pixels[:, : 10 * P] = INKS["blue"]  # two columns of regions, and half of the third
     two = settings(
@@ -299,13 +299,13 @@ def test_frames_are_drawn_round_the_cells_that_are_named():
     assert (thumbnail == 200).all()
 
 
-def test_records_settings_and_code_know_the_same_artefacts():
+def test_records_settings_and_code_list_the_same_artefacts():
     maps = {name: np.zeros((2, 2), np.float32) for name in ARTEFACTS}
     assert list(Quality(**maps).maps) == list(ARTEFACTS)
 
 
 @pytest.mark.parametrize("values", [np.full((2, 2), 1.1), np.full((2, 2), np.nan), np.zeros(3)], ids=str)
-def test_what_is_no_share_is_refused(values):
+def test_an_invalid_fraction_is_refused(values):
     with pytest.raises(SettingsError, match="a map of pen has two axes"):
         Quality(pen=values.astype(np.float32))
 

@@ -159,7 +159,7 @@ def test_native_tiles_are_the_files_own_pixels_with_background_past_the_edge():
         np.testing.assert_array_equal(tile, padded[row * 64 : row * 64 + 64, column * 64 : column * 64 + 64])
 
 
-def test_native_tiles_of_a_level_of_downsample_3_9997_have_no_gap_and_no_overlap():
+def test_native_tiles_at_downsample_3_9997_neither_overlap_nor_leave_gaps():
     level0, level1 = np.zeros((300, 3999, 3), np.uint8), noise(1000, 75)
     slide = memory(level0, level1, mpp=0.125)
     grid = grid_for(slide, tile_size=64, mpp=0.5, tolerance=0.05)
@@ -195,7 +195,7 @@ def test_the_order_and_repeats_of_cells_are_kept():
 
 
 @pytest.mark.parametrize("cell", [64, 100])
-def test_no_cells_are_no_tiles(cell):
+def test_no_cells_give_no_tiles(cell):
     slide, grid = memory(noise(300, 200)), Grid(300, 200, cell, 64)
     assert read_tiles(slide, grid, []).shape == (0, 64, 64, 3)
 

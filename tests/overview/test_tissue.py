@@ -72,14 +72,14 @@ def test_bare_glass_has_no_tissue(colour, noise):
     assert find_tissue(picture(colour, noise=noise), GRID).cells.size == 0
 
 
-def test_uneven_light_is_no_tissue():
+def test_uneven_illumination_is_not_tissue():
     light = np.linspace(-7, 7, 20 * P)[:, None]
     pixels = (picture(GLASS).astype(float) + light).clip(0, 255).astype(np.uint8)
     assert find_tissue(jpeg(pixels), GRID).cells.size == 0
 
 
 @pytest.mark.parametrize("colour", [PINK, PALE, (90, 50, 130), (140, 90, 60)], ids=str)
-def test_a_slide_that_is_tissue_all_over_is_all_tissue(colour):
+def test_a_slide_full_of_tissue_is_all_tissue(colour):
     assert find_tissue(picture(colour, noise=10), GRID).mask.all()
 
 
@@ -87,7 +87,7 @@ def test_dark_and_pale_tissue_all_over_is_all_tissue():
     assert find_tissue(paint(picture(PALE), (90, 50, 130), (0, 6), (0, 20)), GRID).mask.all()
 
 
-def test_dust_is_no_tissue_and_a_small_hole_is():
+def test_dust_is_removed_and_small_holes_are_filled():
     pixels = paint(picture(GLASS), PINK, (3, 9), (3, 15))
     pixels = paint(pixels, (60, 60, 60), (1.2, 1.5), (1.2, 1.5))
     pixels = paint(pixels, GLASS, (5.1, 5.95), (6.05, 6.9))
@@ -102,7 +102,7 @@ def test_a_large_hole_is_glass():
     np.testing.assert_array_equal(find_tissue(pixels, GRID, min_fraction=0.2).mask, expected)
 
 
-def test_black_that_was_never_scanned_is_no_tissue():
+def test_black_unscanned_margins_are_not_tissue():
     pixels = paint(paint(picture(GLASS), (0, 0, 0), (0, 12), (0, 3)), PINK, (4, 8), (8, 12))
     mask = find_tissue(pixels, GRID).mask
     np.testing.assert_array_equal(mask[:, 4:], cells(slice(4, 8), slice(8, 12))[:, 4:])
@@ -141,7 +141,7 @@ def test_black_alone_has_no_tissue(level, noise):
     assert find_tissue(pixels, GRID).cells.size == 0
 
 
-def test_white_padding_past_the_edge_of_a_dark_slide_is_no_tissue():
+def test_white_padding_past_the_edge_of_a_dark_slide_is_not_tissue():
     grid = Grid(19 * 256 + 100, 11 * 256 + 100, 256, 256)
     pixels = picture((2, 2, 4), grid, noise=1)
     pixels[round(grid.height / 16) :], pixels[:, round(grid.width / 16) :] = 255, 255
@@ -157,7 +157,7 @@ def test_bright_nuclei_on_clean_black_are_fluorescence():
     assert find_tissue(pixels, GRID).mask.mean() > 0.5
 
 
-def test_bright_and_dark_fields_in_one_picture_are_doubted():
+def test_an_image_of_bright_and_dark_fields_is_marked_doubtful():
     pixels = paint(picture(GLASS), (2, 2, 4), (0, 12), (0, 9))
     found = tell_background(pixels)
     assert found.method == "brightfield"
@@ -166,7 +166,7 @@ def test_bright_and_dark_fields_in_one_picture_are_doubted():
     assert tell_background(paint(picture(GLASS), (2, 2, 4), (0, 12), (0, 3))).doubt == ""
 
 
-def test_where_nothing_is_bright_and_nothing_dark_the_background_is_doubted():
+def test_a_background_neither_bright_nor_dark_is_marked_doubtful():
     found = tell_background(paint(picture((40, 40, 40)), (120, 120, 120), (3, 7), (5, 12)))
     assert "no background" in found.doubt
 
@@ -195,7 +195,7 @@ def test_dim_tissue_in_fluorescence_is_not_empty():
 
 @pytest.mark.parametrize("tone", [0, 60, 128, 190])
 @pytest.mark.parametrize("side", [2, 4, 6])  # of the scanned part, in cells, of 12 rows
-def test_a_field_that_was_not_scanned_is_no_tissue_and_hides_none(tone, side):
+def test_an_unscanned_field_is_not_tissue_and_hides_none(tone, side):
     pixels = picture(GLASS)
     pixels = paint(pixels, PINK, (5, 6), (5, 6))
     scanned = np.zeros(pixels.shape[:2], dtype=bool)
@@ -208,7 +208,7 @@ def test_a_field_that_was_not_scanned_is_no_tissue_and_hides_none(tone, side):
 
 
 @pytest.mark.parametrize("tone", [(90, 140, 60), (128, 128, 128)])
-def test_what_is_known_not_to_be_scanned_is_never_a_candidate(tone):
+def test_cells_known_to_be_unscanned_are_never_candidates(tone):
     pixels = paint(picture(tone, noise=8), GLASS, (2, 10), (2, 12))
     pixels = paint(pixels, PINK, (3, 7), (5, 9))
     scanned = np.zeros(pixels.shape[:2], dtype=bool)
@@ -287,7 +287,7 @@ def test_real_slides_look_right(shared_data, name, mpp, dark, share, tissue, gla
     assert not any(found.mask[place] for place in glass)
 
 
-def test_a_slide_without_tissue_has_none(no_tissue: MemorySlide):
+def test_a_slide_without_tissue_has_an_empty_mask(no_tissue: MemorySlide):
     grid = grid_for(no_tissue, tile_size=64, mpp=0.5, tolerance=0.1)
     assert find_tissue(read_thumbnail(no_tissue, grid, 16), grid).cells.size == 0
 
@@ -308,6 +308,6 @@ def test_a_slide_without_tissue_has_none(no_tissue: MemorySlide):
     ],
     ids=["columns", "RGBA", "too small", "float", "method", "zero", "above one"],
 )
-def test_what_cannot_be_is_refused(thumbnail, options, message):
+def test_invalid_arguments_are_refused(thumbnail, options, message):
     with pytest.raises(SettingsError, match=message):
         find_tissue(thumbnail, GRID, **options)

@@ -70,7 +70,7 @@ def test_a_slide_is_complete_once_it_has_not_changed_for_a_while(tmp_path):
 
 
 @pytest.mark.parametrize("at", [0.0, 1e9, 4e9])  # at the dawn of time, long ago, in the future
-def test_what_the_time_of_day_is_does_not_matter(tmp_path, at):
+def test_settling_does_not_depend_on_the_wall_clock(tmp_path, at):
     desk = Desk(tmp_path)
     put(tmp_path / "a.svs", at=at)
     assert desk.look() == []
@@ -81,7 +81,7 @@ def test_what_the_time_of_day_is_does_not_matter(tmp_path, at):
     assert desk.look(SETTLE) == ["a"]
 
 
-def test_without_a_time_to_settle_two_looks_are_needed(tmp_path):
+def test_without_a_settling_time_two_unchanged_scans_are_needed(tmp_path):
     clock = Clock()
     watch = Watch(Arrivals([str(tmp_path)], settle=0, clock=clock), print)
     put(tmp_path / "a.svs")
@@ -100,7 +100,7 @@ def test_without_a_time_to_settle_two_looks_are_needed(tmp_path):
         max_size=40,
     )
 )
-def test_no_slide_is_taken_that_has_changed_within_the_time(tmp_path_factory, events):
+def test_a_slide_changed_within_the_settling_time_is_not_taken(tmp_path_factory, events):
     """Held against a memory of every change."""
     folder = tmp_path_factory.mktemp("slides")
     desk = Desk(folder)
@@ -195,7 +195,7 @@ def test_all_files_of_a_slide_count(tmp_path, slide, companion, name):
     assert [ref.id for ref in desk.watch.waiting] == ["a2"]
 
 
-def test_dicom_files_of_other_series_are_no_part_of_a_slide(tmp_path):
+def test_dicom_files_of_other_series_do_not_belong_to_the_slide(tmp_path):
     pixels = np.zeros((64, 64, 3), np.uint8)
     write_dicom(tmp_path / "1.dcm", "1.2", pixels)
     desk = Desk(tmp_path)
@@ -261,7 +261,7 @@ def test_a_marker_of_a_folder_completes_one_slide_and_not_the_next(tmp_path):
     assert desk.look() == ["1.2"]
 
 
-def test_files_of_programs_that_copy_are_no_slides(tmp_path):
+def test_temporary_files_of_copying_programs_are_not_slides(tmp_path):
     desk = Desk(tmp_path)
     for name in (
         *(".a.svs.Xu81Zq", "a.svs.part", "a.svs.filepart", "a.tmp", ".a.svs", "._a.svs", "a.svs.crdownload"),
@@ -275,7 +275,7 @@ def test_files_of_programs_that_copy_are_no_slides(tmp_path):
 # --- slides that go, and come again ------------------------------------------------------------------------
 
 
-def test_a_slide_that_goes_away_is_no_error(tmp_path):
+def test_a_slide_that_disappears_is_not_an_error(tmp_path):
     desk = Desk(tmp_path)
     for name in ("a", "b", "c"):
         put(tmp_path / f"{name}.svs", at=5)
@@ -307,7 +307,7 @@ def test_a_slide_that_failed_waits_for_a_change(tmp_path):
     assert desk.look(SETTLE) == ["a"]
 
 
-def test_a_source_that_is_lost_for_a_while_is_said_once(tmp_path):
+def test_a_temporarily_lost_source_is_reported_once(tmp_path):
     folder = tmp_path / "share"
     put(folder / "a.svs")
     put(tmp_path / "here" / "b.svs")
@@ -324,7 +324,7 @@ def test_a_source_that_is_lost_for_a_while_is_said_once(tmp_path):
     assert len(desk.said) == 2
 
 
-def test_of_two_slides_with_one_name_the_first_to_come_is_kept(tmp_path):
+def test_of_two_slides_with_one_name_the_first_is_kept(tmp_path):
     put(tmp_path / "b" / "x.svs")
     desk = Desk(tmp_path, tmp_path / "b")  # one source within another is no second slide
     desk.look()
@@ -355,7 +355,7 @@ def test_a_glob_may_match_nothing_yet(tmp_path):
     assert desk.look(SETTLE) == ["a"]
 
 
-def test_a_table_is_read_at_each_look(tmp_path):
+def test_a_table_is_read_again_at_each_scan(tmp_path):
     worklist = put(tmp_path / "slides.csv", "slide_id,path,case_id,mpp\n")
     desk = Desk(worklist, mpp=0.25)
     assert desk.look() == []

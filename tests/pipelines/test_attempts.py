@@ -155,6 +155,6 @@ TestAnyOrder.settings = TestAnyOrderStrict.settings = settings(
 )
 
 
-def test_more_slides_than_there_is_room_for():
+def test_offering_more_slides_than_there_is_room_for_is_an_error():
     with pytest.raises(ValueError, match="2 slides were offered, but there is room for 1"):
         Attempts(wait=WAIT, now=0.0).offer(2, last=False)

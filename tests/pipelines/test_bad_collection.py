@@ -143,7 +143,7 @@ def test_a_disk_that_fills_up(some, model, client, uninterrupted, small_disk):
     assert results(out) == uninterrupted
 
 
-def test_a_disk_that_is_full_fails_what_cannot_be_recorded(some, model, client, uninterrupted, small_disk):
+def test_a_full_disk_fails_slides_that_cannot_be_recorded(some, model, client, uninterrupted, small_disk):
     out, ballast = small_disk / "scores", small_disk / "ballast"
     card = read_card(model)
     task = ScoreTask(out, "identity", model, card.digest, card.target, SETTINGS, 0)
@@ -212,7 +212,7 @@ def test_two_commands_on_one_folder(some, model, address, uninterrupted, tmp_pat
     assert results(out) == uninterrupted
 
 
-def test_clocks_that_jump(slides, model, client, tmp_path):
+def test_clock_changes_do_no_harm(slides, model, client, tmp_path):
     folder = tmp_path / "slides"
     shutil.copytree(slides, folder)
     for path in folder.glob("*.tif"):

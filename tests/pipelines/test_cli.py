@@ -44,7 +44,7 @@ def test_results_are_not_written_to_a_store(run, slides, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_address_that_does_not_answer(run, slides, config, tmp_path):
+def test_an_unreachable_scheduler(run, slides, config, tmp_path):
     there = "tcp://127.0.0.1:1"
     words = ("prepare", slides, "--out", tmp_path / "out", "--config", config, "--wait", 1)
     ran = run(*words, scheduler=there)
@@ -68,7 +68,7 @@ def test_info(run, slides, config):
         assert text in run("info", slides / "slide_000.tif", "--config", config).stdout
 
 
-def test_info_of_what_is_no_slide(run, slides, tmp_path):
+def test_info_of_a_file_that_is_not_a_slide(run, slides, tmp_path):
     (tmp_path / "text.svs").write_text("no slide")
     ran = run("info", slides / "slide_000.tif", tmp_path / "text.svs", "--set", "tile.size=64", "--json")
     assert ran.exit_code == 1
@@ -99,7 +99,7 @@ def test_info_advises_tiles_that_suit_the_file(tmp_path, file_tile, mpp, native,
     assert ("counted separately" in lines["scoring reads"]) == (found.share > 1)
 
 
-def test_a_bug_is_one_line(run, monkeypatch):
+def test_an_unexpected_error_is_one_line(run, monkeypatch):
     def broken():
         raise TypeError("of ours")
 
@@ -154,7 +154,7 @@ def test_without_a_command_the_help_page_is_shown(run):
     assert "crossval" in words
 
 
-def test_a_reader_is_chosen_said_and_forced(run, slides, config, tmp_path):
+def test_the_reader_is_chosen_reported_and_overridden(run, slides, config, tmp_path):
     path = slides / "slide_000.tif"
     ran = run("info", path, "--config", config)
     assert "direct: its pixels are those that OpenSlide gives" in " ".join(ran.stdout.split())

@@ -33,13 +33,13 @@ def scheduler_alone():
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:{port}", "127.0.0.1:{port}", "nonsense://x"])
-def test_an_address_where_nobody_answers(address):
+def test_an_address_without_a_scheduler(address):
     address = address.format(port=free_port())
     with pytest.raises(SettingsError, match=address), connect(address, wait=1):
         pass
 
 
-def test_a_scheduler_that_says_nothing():
+def test_a_silent_scheduler():
     """As one that was stopped, whose machine still accepts connections."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
@@ -47,7 +47,7 @@ def test_a_scheduler_that_says_nothing():
             pass
 
 
-def test_a_web_server_is_no_scheduler():
+def test_a_web_server_is_not_a_scheduler():
     """As when the port of a dashboard is given."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
@@ -75,7 +75,7 @@ def test_warnings_are_captured_while_a_local_cluster_is_open(client, caplog):
     assert caplog.messages == ["captured"]
 
 
-def test_a_client_is_used_as_it_is(client):
+def test_a_given_client_is_used_unchanged(client):
     with connect(client) as same:
         assert same is client
     assert client.status == "running"
@@ -93,7 +93,7 @@ def test_a_local_cluster_leaves_our_environment_alone():
 
 
 @pytest.mark.parametrize("installed", [True, False])
-def test_pages_that_dask_really_serves_are_named(client, monkeypatch, installed):
+def test_the_dashboard_address_is_one_that_dask_serves(client, monkeypatch, installed):
     monkeypatch.setattr(_cluster, "find_spec", lambda name: object() if installed else None)
     text = dashboard(client)
     (link,) = [word for word in text.split() if word.startswith("http://127.0.0.1:")]
@@ -105,7 +105,7 @@ def test_pages_that_dask_really_serves_are_named(client, monkeypatch, installed)
         assert all(worker in page for worker in client.nthreads())
 
 
-def test_a_dashboard_elsewhere_is_taken_at_its_schedulers_word(address):
+def test_a_remote_dashboard_address_is_taken_from_its_scheduler(address):
     with connect(address) as remote:
         text = dashboard(remote)
     assert text.startswith("Dask's dashboard, as its scheduler says: http://127.0.0.1:")
@@ -128,7 +128,7 @@ def test_the_dashboard_is_named_once_and_only_where_there_is_work(run, slides, c
 @pytest.mark.parametrize(
     ("named", "found"), [("", []), ("-1", []), ("0,1", ["0", "1"]), (" 2 , GPU-5f ", ["2", "GPU-5f"])]
 )
-def test_gpus_are_those_that_are_named(monkeypatch, named, found):
+def test_gpus_follow_cuda_visible_devices(monkeypatch, named, found):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
     assert _cluster.visible_gpus() == found
 
@@ -168,7 +168,7 @@ def test_each_worker_sees_its_own_gpu(monkeypatch):
         ({"at_once": 0}, "--slides-at-once must be at least 1, not 0"),
     ],
 )
-def test_numbers_of_workers_that_cannot_be(options, said):
+def test_invalid_numbers_of_workers(options, said):
     with pytest.raises(SettingsError, match=said), connect("local", **options):
         pass
 
@@ -181,14 +181,14 @@ def test_a_scheduler_without_workers(scheduler_alone):
         pass
 
 
-def test_what_goes_wrong_within_a_connection_is_left_as_it_is(client, address):
+def test_errors_inside_a_connection_pass_unchanged(client, address):
     """A time-out of whatever is done on a cluster is no lack of workers."""
     with pytest.raises(TimeoutError, match="of ours"), connect(address):
         raise TimeoutError("of ours")
 
 
 @pytest.mark.parametrize("text", [None, "", '{"type": "Sch', "{}"])
-def test_a_scheduler_file_that_tells_no_address(tmp_path, text):
+def test_a_scheduler_file_without_an_address(tmp_path, text):
     file = tmp_path / "scheduler.json"
     if text is not None:
         file.write_text(text)
@@ -198,7 +198,7 @@ def test_a_scheduler_file_that_tells_no_address(tmp_path, text):
         pass
 
 
-def test_an_old_scheduler_file_leads_to_nobody(tmp_path):
+def test_a_stale_scheduler_file(tmp_path):
     file = tmp_path / "scheduler.json"
     file.write_text(json.dumps({"address": f"tcp://127.0.0.1:{free_port()}"}))
     with pytest.raises(SettingsError, match="no Dask scheduler answers at tcp://"), connect(file, wait=1):
@@ -218,7 +218,7 @@ def test_a_scheduler_file_may_be_written_later(client, tmp_path):
     assert client.status == "running"
 
 
-def test_a_scheduler_that_dies_ends_the_run_and_blames_no_slide(cluster):
+def test_a_scheduler_that_dies_ends_the_run_without_failing_slides(cluster):
     cluster.work("--nthreads=1")
     found = []
 

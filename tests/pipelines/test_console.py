@@ -35,14 +35,14 @@ def lines_of(total, *, seconds, failing=(), count=None, reused=0):
     return file.getvalue().splitlines()
 
 
-def test_rate_and_time_left_come_of_slides_that_have_ended():
+def test_rate_and_time_left_follow_finished_slides():
     lines = lines_of(10, seconds=60)
     assert lines[:2] == ["score 1/10, 1 slides/min, 9 min left", "score 2/10, 1 slides/min, 8 min left"]
     assert lines[-1] == "score 10/10, 1 slides/min"
     assert len(lines) == 10  # each is more than half a minute after the one before
 
 
-def test_slides_that_end_together_seem_no_faster_than_they_were():
+def test_slides_that_end_together_do_not_inflate_the_rate():
     timer, file = Timer(), io.StringIO()
     with ConsoleReporter(Console(file=file), timer=timer, every=0).slides("score", 80, 0) as tell:
         timer.now += 60
@@ -69,19 +69,19 @@ def test_every_failure_has_a_line_at_once():
     assert lines[-1] == "score 1000/1000, 3 failed, 60 slides/min"
 
 
-def test_slides_of_an_earlier_run_make_nothing_look_fast():
+def test_reused_slides_do_not_inflate_the_rate():
     assert lines_of(4, seconds=60, reused=96)[1] == "score 2/4, 1 slides/min, 2 min left"
 
 
-def test_slides_of_an_hour_have_a_rate_too():
+def test_slides_that_take_an_hour_have_a_rate():
     assert lines_of(10, seconds=3600)[1] == "score 2/10, 0.017 slides/min, 8 h 0 min left"
 
 
-def test_a_run_that_stops_early_says_how_far_it_was():
+def test_a_run_that_stops_early_reports_its_progress():
     assert lines_of(1000, seconds=1, count=40)[-1] == "score 40/1000, 60 slides/min, 16 min left"
 
 
-def test_a_run_that_is_interrupted_says_how_far_it_was():
+def test_an_interrupted_run_reports_its_progress():
     timer, file = Timer(), io.StringIO()
 
     def score():
@@ -95,11 +95,11 @@ def test_a_run_that_is_interrupted_says_how_far_it_was():
     assert file.getvalue().splitlines() == ["score 1/9", "score 2/9"]
 
 
-def test_nothing_to_do_says_nothing():
+def test_a_run_with_nothing_to_do_prints_nothing():
     assert lines_of(0, seconds=1) == []
 
 
-def test_time_is_measured_by_a_clock_that_nobody_sets():
+def test_time_is_measured_by_a_monotonic_clock():
     assert ConsoleReporter(Console()).timer is time.monotonic
 
 
@@ -128,7 +128,7 @@ def test_a_terminal_that_cannot_draw_gets_lines(monkeypatch):
     assert file.getvalue() == "score 1/1\n"
 
 
-def test_several_reporters_hear_of_everything_in_turn():
+def test_several_reporters_receive_every_event_in_turn():
     files = [io.StringIO(), io.StringIO()]
     both = Several([ConsoleReporter(Console(file=file), verbose=True, timer=Timer()) for file in files])
     both.message("message")
@@ -141,7 +141,7 @@ def test_several_reporters_hear_of_everything_in_turn():
         assert file.getvalue().splitlines() == ["message", "trace", "train 1/1: loss 0.5", "score 1/1"]
 
 
-def test_what_has_ended_tells_no_secrets():
+def test_finished_slides_reveal_no_secrets():
     slide = Finished("a", "failed", error="https://me:1234@host/a.svs?X-Amz-Signature=ab: KeyError")
     assert slide.error == "https://***@host/a.svs?X-Amz-Signature=***: KeyError"
     assert slide.failed

@@ -51,7 +51,7 @@ def tree(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_what_it_writes(out, two):
+def test_output_files(out, two):
     names = [f"slide_{i:03d}.ome.zarr" for i in range(2)]
     assert files(out) == ["conversions.csv", "conversions.parquet", "records", "run.json", *names]
     rows = table(out / "conversions.csv")
@@ -69,7 +69,7 @@ def test_what_it_writes(out, two):
     assert read_json(out / "run.json")["counts"]["done"] == 2
 
 
-def test_again_does_nothing_and_a_deleted_pyramid_is_made_again(out, run, two):
+def test_a_second_run_makes_only_deleted_pyramids(out, run, two):
     before = tree(out / "slide_000.ome.zarr")
     ran = run("convert", two, "--out", out, "--json")
     assert ran.exit_code == 0, ran.stderr
@@ -105,14 +105,14 @@ def test_another_slide_of_the_same_name_is_refused_and_the_pyramid_stays(out, ru
     assert tree(out / "slide_000.ome.zarr") != before
 
 
-def test_a_slide_is_not_written_over_itself(run, out):
+def test_a_pyramid_never_overwrites_its_source(run, out):
     ran = run("convert", out / "slide_000.ome.zarr", "--out", out, "--overwrite")
     assert ran.exit_code == 2
     assert "would be written over itself" in ran.stderr
     assert (out / "slide_000.ome.zarr" / "zarr.json").exists()
 
 
-def test_nor_through_a_link(run, out, tmp_path):
+def test_a_pyramid_never_overwrites_its_source_through_a_link(run, out, tmp_path):
     (tmp_path / "link").symlink_to(out)
     ran = run("convert", tmp_path / "link" / "slide_000.ome.zarr", "--out", out, "--overwrite")
     assert ran.exit_code == 2
@@ -121,7 +121,7 @@ def test_nor_through_a_link(run, out, tmp_path):
 
 
 @pytest.mark.parametrize("where", [["--out", "."], ["--out", "below"], ["--out", "../out", "--to", "below"]])
-def test_not_into_the_folder_that_is_searched_for_slides(run, two, monkeypatch, where):
+def test_output_in_the_source_folder_is_refused(run, two, monkeypatch, where):
     monkeypatch.chdir(two)
     before = tree(two)
     ran = run("convert", ".", *where)
@@ -131,7 +131,7 @@ def test_not_into_the_folder_that_is_searched_for_slides(run, two, monkeypatch, 
     assert tree(two) == before
 
 
-def test_nor_below_a_url_that_is(run, tmp_path):
+def test_output_below_a_source_url_is_refused(run, tmp_path):
     ran = run("convert", "memory://scans/", "--out", tmp_path / "out", "--to", "memory://scans/zarr")
     assert ran.exit_code == 2
     assert "is searched for slides" in ran.stderr
@@ -144,14 +144,14 @@ def test_nor_below_a_url_that_is(run, tmp_path):
         (("--quality", 80), "zstd loses nothing"),
     ],
 )
-def test_a_form_that_cannot_be_is_refused(run, two, tmp_path, words, message):
+def test_an_invalid_codec_or_quality_is_refused(run, two, tmp_path, words, message):
     ran = run("convert", two, "--out", tmp_path / "out", *words)
     assert ran.exit_code == 2
     assert message in ran.stderr
     assert not (tmp_path / "out").exists()
 
 
-def test_bad_slides_fail_by_themselves_and_a_given_mpp_helps(run, two, tmp_path):
+def test_bad_slides_fail_alone_and_a_given_mpp_helps(run, two, tmp_path):
     folder = tmp_path / "mixed"
     shutil.copytree(two, folder)
     (folder / "text.svs").write_text("this is no slide")
@@ -211,7 +211,7 @@ def kill(process, pyramid, shards):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL is POSIX")
-def test_killed_in_the_middle_of_a_slide_it_goes_on_to_the_same_bytes(large, run, tmp_path):
+def test_a_conversion_killed_within_a_slide_resumes_to_the_same_bytes(large, run, tmp_path):
     for attempt in range(8):
         out = tmp_path / f"out{attempt}"
         pyramid = out / "large.ome.zarr"

@@ -38,7 +38,7 @@ def done(slides, client, tmp_path_factory):
     return out
 
 
-def test_what_it_writes(done, slides):
+def test_output_files(done, slides):
     assert files(done) == [
         *("confusion.csv", "evaluated.csv", "evaluation.png", "fold_0", "fold_1", "fold_2", "left_out.csv"),
         *("metrics.csv", "precision_recall.csv", "reliability.csv", "roc.csv", "run.json", "splits"),
@@ -63,7 +63,7 @@ def test_what_it_writes(done, slides):
     assert {name: row["label"] for name, row in evaluated.items()} == labels
 
 
-def test_figures_of_each_fold_and_of_all(done):
+def test_metrics_of_each_fold_and_of_all(done):
     rows = [row for row in table(done / "metrics.csv") if row["figure"] == "auc"]
     assert [row["fold"] for row in rows] == ["fold_0", "fold_1", "fold_2", "pooled", "mean"]
     assert [row["n"] for row in rows] == ["2", "2", "2", "6", "6"]
@@ -73,7 +73,7 @@ def test_figures_of_each_fold_and_of_all(done):
     assert float(rows[3]["low"]) <= each[3] <= float(rows[3]["high"])
 
 
-def test_stopped_and_taken_up_again_with_the_splits_that_it_wrote(crossval, done, tmp_path, monkeypatch):
+def test_a_stopped_run_resumes_with_the_splits_it_wrote(crossval, done, tmp_path, monkeypatch):
     def interrupt(self, text):
         if text.startswith("fold_1 "):
             raise KeyboardInterrupt
@@ -165,7 +165,7 @@ def test_a_class_absent_from_a_fold_and_a_slide_that_cannot_be_read(crossval, sl
     assert rows["mean", "accuracy"]["value"] != ""
 
 
-def test_a_value_is_cross_validated_too_and_replaces_what_was_there(crossval, done, slides, tmp_path):
+def test_regression_is_cross_validated_and_overwrites_earlier_results(crossval, done, slides, tmp_path):
     shutil.copytree(done, tmp_path / "cv")
     rows = [f"{row['slide_id']},{i * 0.7}" for i, row in enumerate(table(slides / "labels.csv"))]
     (tmp_path / "labels.csv").write_text("\n".join(["slide_id,value", *rows, ""]))
@@ -185,7 +185,7 @@ def test_a_value_is_cross_validated_too_and_replaces_what_was_there(crossval, do
     assert {row["figure"] for row in table(tmp_path / "cv" / "metrics.csv")} == {"r2", "mae", "rmse"}
 
 
-def test_a_risk_is_judged_within_each_fold(crossval, slides, tmp_path):
+def test_survival_is_evaluated_within_each_fold(crossval, slides, tmp_path):
     rows = [f"{row['slide_id']},{i + 1};1" for i, row in enumerate(table(slides / "labels.csv"))]
     (tmp_path / "labels.csv").write_text("\n".join(["slide_id,label", *rows, ""]))
     changes = ("--set", "model.task=survival", "--set", "training.validation=0")

@@ -98,7 +98,7 @@ def test_a_slide_that_kills_its_worker_does_so_in_one_round_of_a_watch(own, tmp_
     assert begun(tmp_path) == {"killed": 2, "later": 1}
 
 
-def test_results_that_die_with_their_workers_are_made_again_of_records(two, tmp_path):
+def test_results_lost_with_their_workers_are_restored_from_records(two, tmp_path):
     two.wait_for_workers(2, timeout=LIMIT)
     task = slide_jobs.CountedTask(tmp_path / "out", "digest")
     refs = slides_called(tmp_path, *"abcdefgh")
@@ -128,7 +128,7 @@ def test_results_that_die_with_their_workers_are_made_again_of_records(two, tmp_
     [("own", ["sleeping", "deaf"]), ("two", ["piped", "sleeping"])],
     indirect=["workers"],
 )
-def test_slides_that_hang_are_given_up(workers, hanging, tmp_path):
+def test_slides_that_hang_time_out(workers, hanging, tmp_path):
     os.mkfifo(tmp_path / "piped.svs")
     first, second = hanging
     names = ["a", first, *(f"slow{i}" for i in range(4)), second, "b"]
@@ -167,7 +167,7 @@ def test_slides_that_hang_are_given_up(workers, hanging, tmp_path):
         (("--resources", "COFFEE=1"), "workers offers what --resources asks for (COFFEE=1)"),
     ],
 )
-def test_options_that_cannot_be(run, some, config, tmp_path, option, said):
+def test_invalid_options_are_refused(run, some, config, tmp_path, option, said):
     ran = run("prepare", some, "--config", config, "--out", tmp_path / "out", *option)
     assert ran.exit_code == 2
     assert said in ran.stderr
@@ -213,7 +213,7 @@ def nap(ref: SlideRef) -> str:
 # -- workers that come, go, and differ ----------------------------------------------------------------------
 
 
-def test_a_worker_that_dies_while_it_starts_is_given_another_chance(workers, tmp_path):
+def test_a_worker_that_dies_at_startup_is_restarted(workers, tmp_path):
     (tmp_path / "orders").mkdir()
     (tmp_path / "orders" / "once").touch()
     task = slide_jobs.DyingTask(tmp_path / "out", "digest")
@@ -250,7 +250,7 @@ def test_resources_limit_how_many_are_under_way_and_where(two, tmp_path):
 
 
 @pytest.mark.slow
-def test_all_workers_are_gone_and_come_back(cluster, tmp_path):
+def test_all_workers_are_lost_and_return(cluster, tmp_path):
     first = cluster.work("--no-nanny", "--nthreads=1")
     task = slide_jobs.CountedTask(tmp_path / "out", "digest")
     refs = slides_called(tmp_path, *(f"slow{i}" for i in range(8)))

@@ -29,7 +29,7 @@ def shown(out, client):
     return demo(out, seed=1, scale=SMALL, execution=Execution(scheduler=client))
 
 
-def test_every_way_of_classifying_has_its_line(shown):
+def test_every_arm_has_a_row(shown):
     assert list(shown.arms) == [*ARMS, "thumbnail only"]
     (_, (head, *rows)), *_ = shown.sections()
     assert [row[0] for row in rows[:3]] == ["attention sampling", "uniform draws", "thumbnail only"]
@@ -44,7 +44,7 @@ def test_the_same_budget_is_spent_by_all_that_sample(shown, out):
     assert tiles == [[16] * SMALL.held_out] * len(ARMS)
 
 
-def test_bytes_and_tiles_are_shares(shown):
+def test_bytes_and_tiles_are_fractions(shown):
     for name in ARMS:
         arm = shown.arms[name]
         assert 0 < arm.tiles < 1
@@ -56,7 +56,7 @@ def test_ceiling_lies_between_chance_and_certainty(shown):
     assert all(0.5 < each < 1 for each in shown.ceiling)
 
 
-def test_the_picture_shows_something(shown):
+def test_the_figure_is_not_blank(shown):
     import PIL.Image
 
     pixels = np.asarray(PIL.Image.open(shown.figure).convert("RGB"))
@@ -72,7 +72,7 @@ def test_the_table_fits_a_terminal(shown, monkeypatch, capsys):
         assert name in lines
 
 
-def test_other_slides_than_those_in_the_folder_are_refused(shown, out, client):
+def test_a_folder_with_other_demo_slides_is_refused(shown, out, client):
     before = sorted((out / "training").iterdir())
     for seed, scale, said in (
         (2, SMALL, "seed is 1 there and 2 now"),
@@ -84,7 +84,7 @@ def test_other_slides_than_those_in_the_folder_are_refused(shown, out, client):
     assert sorted((out / "training").iterdir()) == before
 
 
-def test_overwrite_makes_other_slides_and_leaves_alone_what_is_not_the_demo_s(tmp_path):
+def test_overwrite_makes_new_slides_and_keeps_foreign_files(tmp_path):
     made = {"seed": 1}
     claim(tmp_path, made, overwrite=False)
     for name in ("training", "mine"):

@@ -33,7 +33,7 @@ ALL = [
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_pages_have_commands_in_blocks_that_are_looked_into(page):
+def test_every_page_has_commands_in_checked_blocks(page):
     languages = set(re.findall(r"^```(\w*)\n.*?^```", TEXTS[page], re.M | re.S))
     assert languages <= {"sh", "bash", "py", "crontab", "ini", "yaml", "dockerfile"}
     assert {each.words[0] for each in (*typed(page), *written(page))} >= {"wsi-ats"}
@@ -149,7 +149,7 @@ def test_kubernetes(desk, run, tmp_path):
         assert allowed_failures(f"tcp://127.0.0.1:{port}") == 0
 
 
-def test_a_manifest_is_of_one_piece():
+def test_a_kubernetes_manifest_is_consistent():
     (text,) = blocks("kubernetes", "yaml")
     documents = list(yaml.safe_load_all(text))
     assert [each["kind"] for each in documents] == ["Service", "Deployment", "Deployment", "Job"]

@@ -78,7 +78,7 @@ def metrics(tmp_path):
     return {row["figure"]: row for row in table(tmp_path / "out" / "metrics.csv")}
 
 
-def test_what_it_writes(evaluate, forty, tmp_path):
+def test_output_files(evaluate, forty, tmp_path):
     ran = evaluate()
     assert ran.exit_code == 0, ran.stderr
     out = tmp_path / "out"
@@ -103,7 +103,7 @@ def test_what_it_writes(evaluate, forty, tmp_path):
     assert "auc" in evaluate().stdout
 
 
-def test_the_same_command_gives_the_same_and_another_is_refused(evaluate, forty, tmp_path):
+def test_the_same_command_repeats_its_results_and_another_is_refused(evaluate, forty, tmp_path):
     evaluate()
     before = (tmp_path / "out" / "metrics.csv").read_bytes()
     assert evaluate().exit_code == 0
@@ -141,7 +141,7 @@ def test_by_case_takes_the_scores_that_the_stage_gave_to_cases(evaluate, forty, 
     assert "has no scores of case 'c1'" in missing.stderr
 
 
-def test_what_cannot_be_evaluated_is_counted_and_named(evaluate, tmp_path):
+def test_slides_that_cannot_be_evaluated_are_counted_and_named(evaluate, tmp_path):
     rows = probabilities(12)
     rows[0] = ("s0", "c0", "failed", None)
     rows[5] = ("s5", "c2", "no_tissue", None)
@@ -161,7 +161,7 @@ def test_what_cannot_be_evaluated_is_counted_and_named(evaluate, tmp_path):
     assert left == {"s0": "failed: damaged", "s5": "no_tissue", "s7": "no label"}
 
 
-def test_a_class_that_is_absent_leaves_figures_undefined_with_the_reason(evaluate, tmp_path):
+def test_an_absent_class_leaves_metrics_undefined_with_the_reason(evaluate, tmp_path):
     rows = probabilities(8)
     write_scores(tmp_path / "scores", CLASSES, rows)
     write_labels(tmp_path / "labels.csv", rows, lambda i: "positive")
@@ -299,7 +299,7 @@ def test_labels_that_cannot_be_used(evaluate, forty, tmp_path, labels, options, 
     assert not (tmp_path / "out").exists()
 
 
-def test_scores_that_are_none(evaluate, forty, tmp_path):
+def test_files_that_are_not_scores(evaluate, forty, tmp_path):
     record = json.loads((tmp_path / "scores" / "run.json").read_text())
     for change, said in (
         ({"end": None}, "holds no finished scores (stage score, end None)"),

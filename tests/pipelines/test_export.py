@@ -68,7 +68,7 @@ def test_a_damaged_selection_fails_alone(run, scores, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["missing", "not scores", "unknown format"])
-def test_what_cannot_be_exported(run, scores, tmp_path, kind):
+def test_scores_that_cannot_be_exported(run, scores, tmp_path, kind):
     (tmp_path / "run.json").write_text('{"stage": "prepare"}')
     source = {"missing": tmp_path / "none", "not scores": tmp_path}.get(kind, scores)
     to = "excel" if kind == "unknown format" else "csv"

@@ -139,7 +139,7 @@ def test_own_workers_that_die_while_they_start_are_replaced(tmp_path):
 
 
 @pytest.mark.slow
-def test_slides_that_hang_are_given_up_by_the_command(some, model, elsewhere, two, uninterrupted, tmp_path):
+def test_the_command_times_out_slides_that_hang(some, model, elsewhere, two, uninterrupted, tmp_path):
     """``--timeout`` on the command line; the good slides are as they are without the one that hangs."""
     folder, out = tmp_path / "slides", tmp_path / "scores"
     folder.mkdir()

@@ -81,7 +81,7 @@ def test_image(train_and_score, run, tmp_path):
         (("model.kind=cnn",), "model.kind must be sampling, uniform, mil or image"),
     ],
 )
-def test_what_cannot_work_is_said_before_anything_is_done(run, slides, config, tmp_path, changes, said):
+def test_impossible_combinations_are_refused_before_any_work(run, slides, config, tmp_path, changes, said):
     options = [word for change in changes for word in ("--set", change)]
     labels = ("--labels", slides / "labels.csv")
     ran = run("train", slides, *labels, "--out", tmp_path / "run", "--config", config, *options)

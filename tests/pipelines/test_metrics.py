@@ -25,7 +25,7 @@ def read(path, stage):
     return found
 
 
-def test_figures_of_a_run_are_those_of_its_table(run, slides, model, tmp_path):
+def test_metrics_of_a_run_match_its_table(run, slides, model, tmp_path):
     (tmp_path / "text.svs").write_text("no slide")
     path, out = tmp_path / "ats.prom", tmp_path / "out"
     ran = run(
@@ -46,7 +46,7 @@ def test_figures_of_a_run_are_those_of_its_table(run, slides, model, tmp_path):
     assert sorted(each.name for each in tmp_path.iterdir()) == ["ats.prom", "out", "text.svs"]
 
 
-def test_the_file_is_written_now_and_then_and_at_both_ends(tmp_path):
+def test_the_metrics_file_is_written_at_start_end_and_intervals(tmp_path):
     path, timer = tmp_path / "ats.prom", Timer()
     figures = MetricsFile(path, complain=pytest.fail, every=5, timer=timer)
     assert not path.exists()
@@ -81,7 +81,7 @@ def test_an_interrupted_stage_does_not_run(tmp_path):
     assert read(tmp_path / "ats.prom", "score")["running",] == 0
 
 
-def test_a_folder_that_goes_is_said_once_and_loses_no_slide(tmp_path):
+def test_a_lost_metrics_folder_is_reported_once_and_fails_no_slide(tmp_path):
     folder, complaints = tmp_path / "metrics", []
     folder.mkdir()
     figures = MetricsFile(folder / "ats.prom", complain=complaints.append, every=0)
@@ -120,7 +120,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_any_work(
     assert {path.name for path in tmp_path.iterdir()} == {"folder", "file"}
 
 
-def test_others_may_read_the_file(tmp_path):
+def test_the_metrics_file_is_world_readable(tmp_path):
     figures = MetricsFile(tmp_path / "ats.prom", complain=pytest.fail)
     before = os.umask(0o022)
     try:

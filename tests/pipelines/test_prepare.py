@@ -49,7 +49,7 @@ def work(run, slides, config, tmp_path):
     return tmp_path / "work"
 
 
-def test_what_it_writes(work):
+def test_output_files(work):
     assert files(work) == ["prepared", "records", "run.json", "slides.csv", "slides.parquet", "thumbnails"]
     rows = table(work / "slides.csv")
     assert list(rows[0]) == COLUMNS
@@ -99,7 +99,7 @@ def test_cells_under_ink_are_counted_and_left_out_if_asked(run, slides, config, 
         assert files(tmp_path / name / "quality") == ["inked.png"]
 
 
-def test_how_tissue_was_found_is_said_and_doubts_are_too(run, slides, model, config, tmp_path):
+def test_the_tissue_method_and_doubts_are_reported(run, slides, model, config, tmp_path):
     import tifffile
 
     folder = tmp_path / "half"
@@ -127,7 +127,7 @@ def test_how_tissue_was_found_is_said_and_doubts_are_too(run, slides, model, con
     assert 18 * 16 <= int(row["tiles_empty"]) <= 384 - tissue < 384
 
 
-def test_a_slide_of_which_nothing_is_left_is_reported(run, slides, model, config, tmp_path):
+def test_a_fully_excluded_slide_is_reported(run, slides, model, config, tmp_path):
     folder = inked(slides, tmp_path / "inked", slice(None))
     out = tmp_path / "out"
     ran = run("prepare", folder, "--config", config, "--out", out, "--qc", "pen", "--json")
@@ -147,20 +147,20 @@ def test_a_slide_of_which_nothing_is_left_is_reported(run, slides, model, config
     assert (looked["pen"], looked["blur"], looked["excluded_tiles"]) == (1, None, 384)
 
 
-def test_artefacts_that_nobody_looks_for_are_refused(run, slides, tmp_path):
+def test_unknown_artefacts_are_refused(run, slides, tmp_path):
     ran = run("prepare", slides, "--out", tmp_path / "out", "--qc", "fold")
     assert ran.exit_code == 2
     assert "thumbnail.exclude must be some of pen, blur" in ran.stderr
 
 
-def test_again_does_nothing(work, run, slides, config):
+def test_a_second_run_does_nothing(work, run, slides, config):
     before = (work / "slides.csv").read_bytes()
     ran = run("prepare", slides, "--out", work, "--config", config, "--json")
     assert (ran.exit_code, ran.json["reused"]) == (0, 6)
     assert (work / "slides.csv").read_bytes() == before
 
 
-def test_another_reader_reads_again_for_it_may_see_other_levels(run, slides, config, work):
+def test_another_reader_prepares_slides_again(run, slides, config, work):
     ran = run("prepare", slides, "--out", work, "--config", config, "--reader", "openslide", "--json")
     assert (ran.exit_code, ran.json["reused"]) == (0, 0)
 
@@ -225,7 +225,7 @@ def mixed(slides, tmp_path):
     return folder
 
 
-def test_bad_slides_fail_by_themselves(run, mixed, config, tmp_path):
+def test_bad_slides_fail_alone(run, mixed, config, tmp_path):
     ran = run("prepare", mixed, "--out", tmp_path / "out", "--config", config, "--json")
     assert ran.exit_code == 1, ran.stderr
     rows = {row["slide_id"]: row for row in table(tmp_path / "out" / "slides.csv")}

@@ -94,7 +94,7 @@ def test_tiles_of_slides_lose_little_and_do_not_depend_on_workers(client, refs):
     assert wrong.mean() < 2
 
 
-def test_what_is_no_batch_of_tiles_travels_as_it_is(reader):
+def test_jobs_other_than_tile_batches_are_sent_unchanged(reader):
     refs = [example(name).ref for name in "ab"]
     for ref, read in zip(refs, reader.run([(ref, look) for ref in refs]), strict=True):
         path, pixels = read.result()
@@ -116,7 +116,7 @@ def test_an_error_that_is_not_of_a_slide_is_not_swallowed(reader):
         tiles_of(reader, ["bug"])
 
 
-def test_a_slide_that_kills_its_workers_is_to_blame_and_no_other(reader):
+def test_only_the_slide_that_kills_its_workers_fails(reader):
     names = ["a", "slow1", "deadly", "slow2", *"bcdefg"]
     tiles, failed = tiles_of(reader, names)
     assert list(failed) == ["deadly"]
@@ -153,7 +153,7 @@ def test_slides_stay_open_while_the_reader_does(client):
     assert sum(client.run(open_slides).values()) == 0
 
 
-def test_leaving_does_not_wait_for_reads(client):
+def test_closing_does_not_wait_for_reads(client):
     with DaskReader(client, grey_slide, threads=2) as reader:
         futures = reader.read([(example(f"slow{i}").ref, GRID, CELLS) for i in range(200)])
     assert sum(future.cancelled() for future in futures) > 100
@@ -161,6 +161,6 @@ def test_leaving_does_not_wait_for_reads(client):
 
 
 @pytest.mark.parametrize("wrong", ["thread", "threads:0", "threads:", "threads:x", "Dask", ""])
-def test_readers_that_do_not_exist(wrong):
+def test_an_invalid_readers_option_is_refused(wrong):
     with pytest.raises(SettingsError, match="--readers must be threads, threads:N or dask"):
         check_readers(wrong)

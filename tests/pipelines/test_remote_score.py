@@ -89,7 +89,7 @@ def test_prepared_slides_are_those_of_the_files(run, stored, some, config, tmp_p
     assert (one.thumbnail == other.thumbnail).all()
 
 
-def test_what_scoring_would_cost_is_told_of_urls_too(run, s3, stored, some, config):
+def test_info_estimates_the_cost_of_scoring_urls(run, s3, stored, some, config):
     there = run("info", f"{stored}slide_000.tif", "--config", config, "--json").json["slides"]
     here = run("info", some / "slide_000.tif", "--config", config, "--json").json["slides"]
     assert there[0].pop("path") == f"{s3}/collection/slide_000.tif"

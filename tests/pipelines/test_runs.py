@@ -22,7 +22,7 @@ def finish(out, identity=IDENTITY, **options):
         run.finish({"done": 1})
 
 
-def test_the_record_says_how_a_number_arose(tmp_path):
+def test_the_run_record_explains_how_results_arose(tmp_path):
     times = iter([datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 2, tzinfo=UTC)])
     finish(tmp_path, command="wsi-ats score", clock=lambda: next(times))
     record = read_json(tmp_path / "run.json")
@@ -45,7 +45,7 @@ def test_an_unfinished_run_has_no_end(tmp_path):
         assert run.previous is not None
 
 
-def test_a_setting_that_is_empty_is_named_so():
+def test_an_empty_setting_is_named_as_empty():
     one, other = (
         Identity.of("prepare", Settings().with_values([f"thumbnail.exclude={value}"]), Fixes.THUMBNAILS)
         for value in ("", "pen")

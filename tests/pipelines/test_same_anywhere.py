@@ -76,7 +76,9 @@ def test_threads_of_one_process_and_a_few_slides_at_a_time(refs, sharing_model, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("workers", "at_once"), [(1, 4), (4, 1)])
-def test_any_number_of_workers(refs, sharing_model, expected, tmp_path, workers, at_once):
+def test_results_do_not_depend_on_the_number_of_workers(
+    refs, sharing_model, expected, tmp_path, workers, at_once
+):
     execution = Execution(workers=workers, slides_at_once=at_once)
     with connect("local", workers=workers, at_once=at_once) as client:
         score(refs, sharing_model, tmp_path / "scores", execution=Execution(scheduler=client))

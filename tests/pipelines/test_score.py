@@ -61,7 +61,7 @@ def scored(run, slides, model, tmp_path):
     return tmp_path / "scores"
 
 
-def test_what_it_writes(scored, model):
+def test_output_files(scored, model):
     assert files(scored) == [
         *("attention", "predictions.csv", "predictions.parquet", "records", "run.json", "selections"),
     ]
@@ -153,7 +153,7 @@ def test_one_worker_or_two_add_the_same_draws(slides, model, client, tmp_path):
         ("training.epochs=3", "training.epochs is 3, but it has no effect on scoring"),
     ],
 )
-def test_settings_that_cannot_hold_are_refused(run, slides, model, tmp_path, change, said):
+def test_settings_that_contradict_the_model_are_refused(run, slides, model, tmp_path, change, said):
     ran = run("score", slides, "--model", model, "--out", tmp_path / "scores", "--set", change)
     assert ran.exit_code == 2
     assert said in ran.stderr
@@ -218,7 +218,7 @@ def test_a_slide_whose_tiles_cannot_be_read(run, slides, model, tmp_path):
     assert (again.exit_code, again.json["reused"]) == (0, 1)
 
 
-def test_no_tissue_is_a_state(run, slides, model, tmp_path):
+def test_a_slide_without_tissue_has_its_own_status(run, slides, model, tmp_path):
     import numpy as np
     import tifffile
 
@@ -253,7 +253,7 @@ def test_settings_that_cannot_work(run, slides, model, tmp_path, change, said):
 
 
 @pytest.mark.parametrize("kind", ["none", "half", "damaged"])
-def test_a_model_that_is_none(run, slides, model, tmp_path, kind):
+def test_folders_that_are_not_models(run, slides, model, tmp_path, kind):
     folder = tmp_path / "model"
     if kind != "none":
         shutil.copytree(model, folder)
@@ -296,7 +296,7 @@ def stop_in_the_middle(command, records, number):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_stopped_and_taken_up_again_gives_the_same(
+def test_a_stopped_run_resumes_to_the_same_results(
     run, many, model, address, uninterrupted, tmp_path, number
 ):
     for attempt in range(8):
@@ -332,7 +332,7 @@ def test_ctrl_c_with_workers_of_its_own(many, model, run, uninterrupted, tmp_pat
     assert_same_results(tmp_path / "scores", uninterrupted)
 
 
-def test_whoever_scores_slides_without_cases_by_a_model_of_cases_is_told(run, slides, tmp_path):
+def test_scoring_without_cases_warns_for_a_model_of_cases(run, slides, tmp_path):
     import torch
 
     from wsi_ats.models.checkpoints import save_model

@@ -122,7 +122,7 @@ def test_a_log_that_cannot_be_opened_is_refused_before_any_work(
     assert {path.name for path in tmp_path.iterdir()} == {"folder", "file"}
 
 
-def test_a_full_disk_is_said_once_and_loses_no_slide(run, mixed, config, tmp_path):
+def test_a_full_disk_is_reported_once_and_loses_no_slide(run, mixed, config, tmp_path):
     common = ("prepare", mixed, "--config", config, "--out")
     full = run(*common, tmp_path / "full", "--log-json", "/dev/full", "--json")
     assert full.exit_code == 1  # for the file that is no slide
@@ -133,7 +133,7 @@ def test_a_full_disk_is_said_once_and_loses_no_slide(run, mixed, config, tmp_pat
     assert full.json["counts"] == {"done": 2, "failed": 1, "no_tissue": 0}
 
 
-def test_a_line_that_found_no_room_spoils_no_other(tmp_path):
+def test_a_truncated_line_does_not_corrupt_others(tmp_path):
     path, complaints = tmp_path / "log.jsonl", []
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     with SlideLog(path, complain=complaints.append).slides("score", 5, 0) as tell:
@@ -156,7 +156,7 @@ def test_a_line_that_found_no_room_spoils_no_other(tmp_path):
     assert events[-1]["complete"] is False
 
 
-def test_a_last_line_without_an_end_is_ended(tmp_path):
+def test_an_unterminated_last_line_is_terminated(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_text('{"event": "sta')
     with SlideLog(path, complain=pytest.fail).slides("score", 0, 0):
@@ -166,7 +166,7 @@ def test_a_last_line_without_an_end_is_ended(tmp_path):
     assert [json.loads(line)["event"] for line in others] == ["start", "end"]
 
 
-def test_lines_are_there_as_slides_end_and_names_stay_as_they_are(tmp_path):
+def test_lines_appear_as_slides_end_with_names_unchanged(tmp_path):
     path = tmp_path / "log.jsonl"
     moment = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
     log = SlideLog(path, complain=pytest.fail, clock=lambda: moment)
@@ -193,6 +193,6 @@ def test_a_run_that_is_interrupted_has_an_end(tmp_path):
     assert [(line["event"], line.get("complete")) for line in read(path)] == [("start", None), ("end", False)]
 
 
-def test_what_is_refused_is_ours(tmp_path):
+def test_refusals_are_errors_of_this_library(tmp_path):
     with pytest.raises(SettingsError):
         SlideLog(tmp_path, complain=pytest.fail)

@@ -31,7 +31,7 @@ def outcomes(client, function, *names: str) -> dict[str, Outcome[str]]:
     return {each.ref.id: each for each in found}
 
 
-def test_every_slide_comes_home(client):
+def test_every_slide_has_a_result(client):
     names = [f"slide{i}" for i in range(40)]
     found = outcomes(client, slide_jobs.job, *names)
     assert {name: each.result for name, each in found.items()} == {name: name.upper() for name in names}
@@ -58,7 +58,7 @@ def test_an_error_that_cannot_be_sent_fails_one_slide(client):
 
 @pytest.mark.parametrize("value", [0, -1, 10**10, math.inf, math.nan])
 @pytest.mark.parametrize("name", ["timeout", "wait"])
-def test_limits_that_cannot_be(name, value):
+def test_invalid_limits(name, value):
     with pytest.raises(SettingsError, match=f"--{name} must be a positive number of seconds, not {value}"):
         Limits(**{name: value})
 
@@ -93,7 +93,7 @@ def test_records_keep_what_is_done(client, tmp_path):
 
 
 @pytest.mark.parametrize("change", ["settings", "slide", "file gone", "record damaged", "case"])
-def test_what_no_longer_holds_is_done_again(client, tmp_path, change):
+def test_stale_records_are_done_again(client, tmp_path, change):
     path = tmp_path / "a.svs"
     path.write_text("slide")
     ref = SlideRef.from_path(path)
@@ -115,7 +115,7 @@ def test_what_no_longer_holds_is_done_again(client, tmp_path, change):
     assert task.finished(ref) is not None
 
 
-def test_a_record_vouches_for_all_that_its_worker_wrote(tmp_path):
+def test_a_record_requires_every_file_its_worker_wrote(tmp_path):
     """Also for what a worker of the next command deletes meanwhile, as it begins the same slide anew."""
     ref = SlideRef.from_path(tmp_path / "a.svs")
 
@@ -143,7 +143,7 @@ def test_rows_of_another_run_are_not_kept(tmp_path):
     assert task.kept(["a"]) == {}
 
 
-def test_a_slide_that_failed_leaves_nothing_that_looks_done(client, tmp_path):
+def test_a_failed_slide_is_not_finished(client, tmp_path):
     ref = SlideRef.from_path(tmp_path / "bad.svs")
     task = slide_jobs.TextTask(tmp_path / "out", "digest")
     complete(task, [ref], Execution(scheduler=client))

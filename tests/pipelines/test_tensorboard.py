@@ -72,13 +72,13 @@ def test_a_run_that_goes_on_writes_all_rows_to_an_empty_folder(writers, tmp_path
     assert not (tmp_path / "tensorboard").exists()
 
 
-def test_nothing_is_written_unless_it_is_wanted(writers, tmp_path):
+def test_no_events_are_written_unless_enabled(writers, tmp_path):
     with writing_events(tmp_path, wanted=False) as update:
         update()
     assert not writers
 
 
-def test_what_is_not_installed_is_named(monkeypatch):
+def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr(_tensorboard, "find_spec", lambda name: None)
     with pytest.raises(SettingsError, match=r"pip install .wsi-ats\[tensorboard\]"):
         check_tensorboard()

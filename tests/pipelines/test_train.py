@@ -21,7 +21,7 @@ from wsi_ats.overview.tiles import read_tiles
 from wsi_ats.settings import Settings
 
 
-def test_what_it_writes(trained):
+def test_output_files(trained):
     assert files(trained) == RUN_FILES
     assert Settings.read(trained / "config.toml") == SETTINGS
     splits = table(trained / "splits.csv")
@@ -39,7 +39,7 @@ def test_a_trained_model_scores(trained, run, slides, tmp_path):
     assert ran.json["counts"]["done"] == 6
 
 
-def test_who_reads_tiles_changes_nothing_but_by_what_jpeg_loses(train, trained, tmp_path):
+def test_reading_on_workers_changes_results_only_by_jpeg_loss(train, trained, tmp_path):
     assert train(tmp_path / "threads", "--readers", "threads:3").exit_code == 0
     assert model_of(tmp_path / "threads") == model_of(trained)
     assert train(tmp_path / "dask", "--readers", "dask").exit_code == 0
@@ -66,7 +66,7 @@ def test_a_finished_run_is_left_as_it_is(train, trained, tmp_path):
 @pytest.mark.parametrize(
     "lost", ["metrics.csv", "splits.csv", "slides.parquet", "model.safetensors", "other weights"]
 )
-def test_what_a_finished_run_has_lost_is_written_again(train, trained, tmp_path, lost):
+def test_missing_files_of_a_finished_run_are_restored(train, trained, tmp_path, lost):
     out = tmp_path / "run"
     shutil.copytree(trained, out)
     if lost == "other weights":
@@ -84,7 +84,7 @@ def test_what_a_finished_run_has_lost_is_written_again(train, trained, tmp_path,
     assert "nothing to do" in train(out).stderr
 
 
-def test_the_summary_says_what_is_learned_from(train, trained, tmp_path):
+def test_the_summary_counts_training_slides(train, trained, tmp_path):
     shutil.copytree(trained, tmp_path / "run")
     notes = {
         "classes": {"negative": 3, "positive": 3},
@@ -100,7 +100,7 @@ def test_the_summary_says_what_is_learned_from(train, trained, tmp_path):
 
 
 @pytest.mark.parametrize("names", [["tumour", "Tumour"], ["1.0", "1"], ["low  grade", "Low grade"]])
-def test_classes_that_differ_in_writing_only_are_pointed_out(train, slides, tmp_path, names):
+def test_classes_that_differ_only_in_spelling_are_warned_about(train, slides, tmp_path, names):
     rows = table(slides / "labels.csv")
     lines = [f"{row['slide_id']},{names[i % 2]}" for i, row in enumerate(rows)]
     (tmp_path / "labels.csv").write_text("\n".join(["slide_id,label", *lines, ""]))
@@ -135,7 +135,7 @@ def test_nothing_is_kept_of_runs_on_other_slides(refs, tmp_path):
     assert not (tmp_path / "restarts").exists()
 
 
-def test_interrupted_between_epochs_and_taken_up_again(train, trained, tmp_path, monkeypatch):
+def test_a_run_interrupted_between_epochs_resumes(train, trained, tmp_path, monkeypatch):
     def interrupt(self, text):
         if text.startswith("train 1/4"):
             raise KeyboardInterrupt
@@ -150,7 +150,9 @@ def test_interrupted_between_epochs_and_taken_up_again(train, trained, tmp_path,
 
 
 @pytest.mark.slow
-def test_ctrl_c_in_a_real_process(train, trained, slides, config, address, tmp_path, monkeypatch):
+def test_ctrl_c_stops_a_real_process_and_the_run_resumes(
+    train, trained, slides, config, address, tmp_path, monkeypatch
+):
     out = tmp_path / "run"
     # Sums are rounded as the number of threads has it, and other tests may have changed ours.
     monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
@@ -217,7 +219,7 @@ def test_a_dry_run_writes_nothing(train, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_what_attention_gives_is_said_and_recorded(train, tmp_path):
+def test_the_gain_by_attention_is_reported_and_recorded(train, tmp_path):
     ran = train(tmp_path / "out")
     assert ran.exit_code == 0
     card = read_json(tmp_path / "out" / "model.json")["attention"]
@@ -234,7 +236,7 @@ def test_what_attention_gives_is_said_and_recorded(train, tmp_path):
     ],
     ids=["together with all the rest", "not at all"],
 )
-def test_what_attention_gives_is_said_without_epochs_of_its_own(train, tmp_path, changes, scale, said):
+def test_the_gain_by_attention_is_reported_without_attention_epochs(train, tmp_path, changes, scale, said):
     changes = (*changes, "training.attention_epochs=0")
     ran = train(tmp_path / "out", *(word for change in changes for word in ("--set", change)))
     assert ran.exit_code == 0

@@ -12,21 +12,21 @@ from conftest import table
 from wsi_ats.files import read_json
 
 
-def test_readers_that_do_not_exist_are_refused_before_the_work(train, tmp_path):
+def test_an_invalid_readers_option_is_refused_before_any_work(train, tmp_path):
     ran = train(tmp_path / "run", "--readers", "processes")
     assert ran.exit_code == 2
     assert "--readers must be threads, threads:N or dask, not 'processes'" in ran.stderr
     assert not (tmp_path / "run").exists()
 
 
-def test_patience_without_slides_to_watch_is_refused_before_the_work(train, tmp_path):
+def test_patience_without_validation_slides_is_refused_before_any_work(train, tmp_path):
     ran = train(tmp_path / "run", "--set", "training.patience=2", "--set", "training.validation=0")
     assert ran.exit_code == 2
     assert "training.patience is 2, but no slides are set aside to watch" in ran.stderr
     assert not (tmp_path / "run").exists()
 
 
-def test_tensorboard_that_is_not_installed_is_missed_before_the_work(train, tmp_path, monkeypatch):
+def test_missing_tensorboard_is_refused_before_any_work(train, tmp_path, monkeypatch):
     monkeypatch.setattr("pipelines._tensorboard.find_spec", lambda name: None)
     ran = train(tmp_path / "run", "--tensorboard")
     assert ran.exit_code == 2
@@ -78,7 +78,7 @@ def test_labels_that_cannot_be_learned_from(train, tmp_path, labels, said):
         ("model.checkpoint=nowhere.pth", "model.checkpoint 'nowhere.pth' is no file"),
     ],
 )
-def test_a_network_that_cannot_be_had_is_found_before_any_work(train, tmp_path, change, said, options):
+def test_an_unavailable_network_is_refused_before_any_work(train, tmp_path, change, said, options):
     out = tmp_path / "run"
     ran = train(out, "--set", change, *options)
     assert ran.exit_code == 2
@@ -93,7 +93,7 @@ def test_a_biased_design_is_refused_before_anything_is_written(train, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_half_of_what_torchrun_sets_is_refused(run, slides, config, tmp_path, monkeypatch):
+def test_incomplete_torchrun_variables_are_refused(run, slides, config, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     labels = slides / "labels.csv"
     for command in ("train", "crossval"):
@@ -103,7 +103,7 @@ def test_half_of_what_torchrun_sets_is_refused(run, slides, config, tmp_path, mo
         assert not (tmp_path / command).exists()
 
 
-def test_a_case_with_two_labels_is_refused_before_work_where_cases_are_taken_as_one(train, slides, tmp_path):
+def test_a_case_with_two_labels_is_refused_where_cases_are_pooled(train, slides, tmp_path):
     rows = table(slides / "labels.csv")
     text = "".join(f"{row['slide_id']},patient,{row['label']}\n" for row in rows)
     (tmp_path / "labels.csv").write_text("slide_id,case_id,label\n" + text)
@@ -119,13 +119,13 @@ def test_a_case_with_two_labels_is_refused_before_work_where_cases_are_taken_as_
     assert not (tmp_path / "run").exists()
 
 
-def test_restarts_without_slides_to_choose_by_are_refused(train, tmp_path):
+def test_restarts_without_validation_slides_are_refused(train, tmp_path):
     ran = train(tmp_path / "out", "--restarts", "2", "--set", "training.validation=0")
     assert ran.exit_code == 2
     assert "--restarts 2 keeps the run with the least validation loss" in ran.stderr
 
 
-def test_features_in_place_of_a_backbone_are_refused_before_the_work(train, run, slides, model, tmp_path):
+def test_precomputed_features_are_refused_before_any_work(train, run, slides, model, tmp_path):
     """Which only a reader that is given from Python has."""
     said = "model.backbone is features:12, but the commands do not read files of features yet"
     ran = train(tmp_path / "out", "--set", "model.backbone=features:12")

@@ -34,7 +34,7 @@ def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_two_processes_train_one_model_and_one_of_them_speaks(slides, config, address, tmp_path):
+def test_two_processes_train_one_model_and_one_reports(slides, config, address, tmp_path):
     words = ("train", slides, "--labels", slides / "labels.csv", "--config", config, "--json")
     out = tmp_path / "run"
     done = torchrun(*words, "--out", out, "--scheduler", address)
@@ -49,9 +49,7 @@ def test_two_processes_train_one_model_and_one_of_them_speaks(slides, config, ad
 
 
 @pytest.mark.slow
-def test_two_processes_say_once_that_all_is_done_and_what_is_wrong(
-    trained, slides, config, address, tmp_path
-):
+def test_two_processes_report_completion_and_errors_once(trained, slides, config, address, tmp_path):
     words = ("train", slides, "--labels", slides / "labels.csv", "--config", config, "--json")
     out = tmp_path / "run"
     shutil.copytree(trained, out)
@@ -64,7 +62,7 @@ def test_two_processes_say_once_that_all_is_done_and_what_is_wrong(
     assert "Traceback" not in failed.stderr.split("torch/distributed")[0]
 
 
-def test_of_several_restarts_the_one_with_the_least_validation_loss_is_kept(train, trained, tmp_path):
+def test_the_restart_with_the_least_validation_loss_is_kept(train, trained, tmp_path):
     out = tmp_path / "out"
     ran = train(out, "--restarts", "2")
     assert ran.exit_code == 0

@@ -127,7 +127,9 @@ def test_a_slide_is_not_scored_before_it_is_complete(slides, model, client, tmp_
     assert story.heard.messages == [waiting, arrived, waiting, arrived, waiting, "score: stopping"]
 
 
-def test_a_slide_that_changes_is_scored_anew_and_one_that_failed_only_then(slides, model, client, tmp_path):
+def test_a_changed_slide_is_scored_again_and_a_failed_one_only_after_a_change(
+    slides, model, client, tmp_path
+):
     folder, out = tmp_path / "scans", tmp_path / "scores"
     folder.mkdir()
     shutil.copy(slides / "slide_000.tif", folder / "a.tif")
@@ -155,7 +157,7 @@ def test_a_slide_that_changes_is_scored_anew_and_one_that_failed_only_then(slide
     assert_like_a_plain_run(out, folder, model, client)
 
 
-def test_started_again_it_goes_on(slides, model, client, tmp_path):
+def test_a_restarted_watch_continues(slides, model, client, tmp_path):
     folder, out = tmp_path / "scans", tmp_path / "scores"
     folder.mkdir()
     for name in ("gone", "kept", "other"):
@@ -204,7 +206,7 @@ def test_strict_ends_a_watch_at_the_first_failure(slides, model, client, tmp_pat
     assert (row["slide_id"], row["status"]) == ("bad", "failed")
 
 
-def test_nothing_came(model, client, tmp_path):
+def test_a_watch_without_arrivals(model, client, tmp_path):
     (tmp_path / "scans").mkdir()
     summary = watched(
         Story(iter(())), tmp_path / "scans", model=model, out=tmp_path / "scores", client=client
@@ -247,7 +249,7 @@ def test_a_long_queue_is_done_in_rounds(slides, model, client, tmp_path, monkeyp
     assert [text for text in story.heard.messages if "arrived" in text] == ["score: 12 slides arrived"]
 
 
-def test_a_scheduler_that_is_lost_ends_the_watch(model, client, tmp_path):
+def test_a_lost_scheduler_ends_the_watch(model, client, tmp_path):
     from distributed import Client
 
     (tmp_path / "scans").mkdir()
@@ -263,7 +265,7 @@ def test_a_scheduler_that_is_lost_ends_the_watch(model, client, tmp_path):
     assert read_json(tmp_path / "scores" / "run.json")["end"] is None
 
 
-def test_a_slide_is_done_again_when_files_change_that_its_record_does_not_know(client, tmp_path, monkeypatch):
+def test_a_slide_is_scored_again_when_unrecorded_files_change(client, tmp_path, monkeypatch):
     folder = tmp_path / "scans"
     put(folder / "a.mrxs")
     put(folder / "a" / "Data0001.dat", "half")
@@ -354,7 +356,7 @@ def test_a_folder_that_is_not_there_is_an_error_at_once(run, model, tmp_path):
         ({"reader": "mine"}, SettingsError, "reader is 'mine'"),
     ],
 )
-def test_what_cannot_be(tmp_path, options, error, said):
+def test_invalid_options(tmp_path, options, error, said):
     with pytest.raises(error, match=said):
         Arrivals([str(tmp_path)], **options)
 

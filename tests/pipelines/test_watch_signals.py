@@ -24,7 +24,7 @@ from wsi_ats.tables.manifest import read_manifest
 # --- requests to end ---------------------------------------------------------------------------------------
 
 
-def test_the_first_signal_is_a_request_and_the_second_an_end():
+def test_the_first_signal_asks_to_stop_and_the_second_interrupts():
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     clock = Clock()
     with stop_on_signals(clock) as stop:
@@ -40,7 +40,7 @@ def test_the_first_signal_is_a_request_and_the_second_an_end():
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
-def test_signals_that_are_ignored_stay_so():
+def test_ignored_signals_stay_ignored():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with stop_on_signals() as stop:
@@ -79,7 +79,7 @@ def wait_for(process: subprocess.Popen[str], condition: Callable[[], object]) ->
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_watch_that_waits_ends_when_it_is_told(watching, run, model, address, tmp_path, number):
+def test_a_waiting_watch_ends_on_a_signal(watching, run, model, address, tmp_path, number):
     (tmp_path / "scans").mkdir()
     command = ("score", tmp_path / "scans", "--model", model, "--out", tmp_path / "scores", "--watch")
     process = watching(*command, "--every", 10 * LIMIT, "--scheduler", address)
@@ -96,7 +96,7 @@ def test_a_watch_that_waits_ends_when_it_is_told(watching, run, model, address, 
     assert read_json(tmp_path / "scores" / "run.json")["end"] is not None
 
 
-def test_a_watch_that_is_told_to_end_in_the_middle(watching, slides, model, client, address, tmp_path):
+def test_a_busy_watch_ends_on_a_signal(watching, slides, model, client, address, tmp_path):
     folder, out = tmp_path / "scans", tmp_path / "scores"
     folder.mkdir()
     for i in range(36):
@@ -128,7 +128,7 @@ def test_a_watch_that_is_told_to_end_in_the_middle(watching, slides, model, clie
 
 
 @pytest.mark.slow
-def test_workers_that_are_told_to_end_as_well(watching, slides, model, client, tmp_path):
+def test_workers_that_receive_the_signal_too(watching, slides, model, client, tmp_path):
     """As by a manager of services that tells every process: slides are lost and none is broken."""
     folder, out = tmp_path / "scans", tmp_path / "scores"
     folder.mkdir()

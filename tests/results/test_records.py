@@ -57,7 +57,7 @@ def prediction(**changes) -> Prediction:
     return Prediction(**(values | changes))
 
 
-def test_the_table_of_tiles_has_the_promised_columns_in_level0_pixels():
+def test_the_table_of_tiles_has_the_documented_columns_in_level0_pixels():
     table = selection().columns()
     assert list(table) == [
         *["slide_id", "x", "y", "width", "height", "level", "row", "col"],

@@ -58,7 +58,7 @@ def test_a_value_out_of_range_is_refused_with_its_name_and_itself(kind, assignme
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
-def test_no_number_may_be_infinite_or_none(value):
+def test_numbers_must_be_finite(value):
     for name, each in DESCRIBED.items():
         if each.type == "float":
             kind = [f"model.kind={kind}" for kind in each.kinds[:1]]
@@ -120,7 +120,7 @@ def test_tiles_that_are_encoded_once_cannot_be_varied(name):
     frozen.with_values([f"augmentation.{name}=0"]).check_trainable()
 
 
-def test_weights_of_a_network_of_attention_that_is_not_there_are_refused():
+def test_weights_for_a_missing_attention_network_are_refused():
     given = Settings().with_values(["model.attention=resnet18", "model.attention_checkpoint=maps.pth"])
     given.check_trainable()
     with pytest.raises(SettingsError, match=r"maps\.pth', but attention has no epochs"):
@@ -152,7 +152,7 @@ def test_a_cell_of_an_image_is_a_whole_number_of_pixels():
 
 
 @pytest.mark.parametrize("kind", ["uniform", "mil", "image"])
-def test_what_other_kinds_have_not_got_is_refused(kind):
+def test_settings_of_other_kinds_are_refused(kind):
     settings = Settings().with_values([f"model.kind={kind}"])
     settings.check_trainable()
     with pytest.raises(SettingsError, match=rf"thumbnail\.levels is 2, .*{kind}"):
@@ -185,7 +185,7 @@ def test_without_epochs_there_is_nothing_to_train(kind):
 
 @pytest.mark.parametrize("kind", ["uniform", "mil", "image"])
 @pytest.mark.parametrize("only", ["joint_epochs=3", "teaching=1.0"])
-def test_kinds_without_attention_to_thumbnails_refuse_what_would_teach_it(kind, only):
+def test_kinds_without_thumbnail_attention_refuse_its_training(kind, only):
     name, value = only.split("=")
     said = rf"training\.{name} is {value}, but a model of kind {kind} has .* set training\.{name}=0"
     with pytest.raises(SettingsError, match=said):
@@ -193,7 +193,7 @@ def test_kinds_without_attention_to_thumbnails_refuse_what_would_teach_it(kind, 
 
 
 @pytest.mark.parametrize("joint", [0, 5])
-def test_attention_is_not_taught_by_a_classifier_that_has_learned_nothing(joint):
+def test_distillation_needs_classifier_epochs(joint):
     changes = ["training.epochs=0", f"training.joint_epochs={joint}"]  # 12 epochs of attention by default
     said = r"epochs is 0 and training\.attention_epochs 12: .* learned nothing; set .*attention_epochs=0 and"
     with pytest.raises(SettingsError, match=said):
@@ -201,7 +201,7 @@ def test_attention_is_not_taught_by_a_classifier_that_has_learned_nothing(joint)
     Settings().with_values(["training.attention_epochs=0"]).check_trainable()
 
 
-def test_attention_that_would_never_be_drawn_from_is_not_learned():
+def test_attention_epochs_need_draws_by_attention():
     uniform = Settings().with_values(["sampling.design=uniform"])
     with pytest.raises(SettingsError, match=r"never drawn from; set model\.kind=uniform"):
         uniform.check_trainable()
@@ -209,14 +209,14 @@ def test_attention_that_would_never_be_drawn_from_is_not_learned():
     uniform.with_values(["training.attention_epochs=0"]).check_trainable()
 
 
-def test_features_of_tiles_are_no_network_for_thumbnails():
+def test_precomputed_features_cannot_serve_as_attention_network():
     assert Settings().with_values(["model.backbone=features:12"]).model.takes_features
     assert not Settings().model.takes_features
     with pytest.raises(SettingsError, match=r"name a timm network, not 'features:12'"):
         Settings().with_values(["model.attention=features:12"])
 
 
-def test_patience_needs_slides_to_watch():
+def test_patience_needs_validation_slides():
     settings = Settings().with_values(["training.patience=3"])
     settings.check_watched(1)
     Settings().check_watched(0)
@@ -240,7 +240,7 @@ def test_kinds_that_draw_nothing_refuse_settings_of_draws(kind, only):
         (["sampling.tiles=10", "sampling.tolerance=0.1", "sampling.max_tiles=79"], "8 draws of 10 tiles"),
     ],
 )
-def test_limits_of_scoring_that_cannot_be_kept_are_refused(changes, said):
+def test_impossible_scoring_limits_are_refused(changes, said):
     with pytest.raises(SettingsError, match=said):
         Settings().with_values(changes)
 

@@ -64,7 +64,7 @@ def test_a_commented_file_holds_all_defaults_and_names_all_settings():
     [Settings(), *(Settings.from_mapping(of_kind(kind)) for kind in ("sampling", "uniform", "mil"))],
     ids=["defaults", "sampling", "uniform", "mil"],
 )
-def test_settings_come_back_from_a_file_as_they_were(tmp_path, settings):
+def test_settings_round_trip_through_a_file(tmp_path, settings):
     path = tmp_path / "ats.toml"
     path.write_text(settings.to_toml(), encoding="utf-8")
     assert Settings.read(path) == settings
@@ -95,7 +95,7 @@ def test_a_digest_depends_on_the_settings_that_decide_its_results_and_on_no_othe
         assert differs is (part.name.lower() in DESCRIBED[name].fixes or (name == "model.kind" and differs))
 
 
-def test_what_can_be_changed_when_a_trained_model_is_scored():
+def test_scoring_may_change_only_these_settings():
     """As the documentation lists it."""
     page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
     _, _, after = page.partition("A trained model can be scored with other values of these:")
@@ -106,7 +106,7 @@ def test_what_can_be_changed_when_a_trained_model_is_scored():
 
 @pytest.mark.parametrize("kind", ["sampling", "mil"])
 @pytest.mark.parametrize("name", DESCRIBED)
-def test_a_trained_model_is_scored_with_settings_that_it_can_follow_and_no_others(kind, name):
+def test_a_trained_model_refuses_settings_it_cannot_follow(kind, name):
     section, key = name.split(".")
     each, trained = DESCRIBED[name], Settings().with_values([f"model.kind={kind}"])
     used = kind in (each.kinds or config.KINDS)
@@ -144,7 +144,7 @@ def test_a_kind_has_its_own_settings_and_those_that_all_share():
         mil.model_as(ImageModel)
 
 
-def test_settings_and_code_know_the_same_kinds_and_poolings():
+def test_settings_and_code_list_the_same_kinds_and_poolings():
     assert list(kinds.KINDS) == list(config.KINDS)
     for name, record in config.KINDS.items():
         assert record().kind == name
@@ -190,7 +190,7 @@ def test_later_values_win():
     assert Settings().with_values(["sampling.tiles=3", "sampling.tiles=4"]).sampling.tiles == 4
 
 
-def test_settings_and_code_know_the_same_designs():
+def test_settings_and_code_list_the_same_designs():
     for design in DESIGNS:
         assert Settings().with_values([f"sampling.design={design}"]).sampling.design == design
     with pytest.raises(SettingsError) as caught:
@@ -198,7 +198,7 @@ def test_settings_and_code_know_the_same_designs():
     assert all(design in str(caught.value) for design in DESIGNS)
 
 
-def test_settings_and_code_know_the_same_tasks():
+def test_settings_and_code_list_the_same_tasks():
     assert tuple(TASKS) == model_settings.TASKS
     for task in TASKS:
         assert Settings().with_values([f"model.task={task}"]).model.task == task

@@ -43,7 +43,7 @@ class TestSrgbSlide(SlideContract):
             yield slide
 
 
-def test_red_and_blue_change_places_and_the_background_stays(ref, pattern):
+def test_a_profile_that_swaps_red_and_blue_is_applied_except_to_the_background(ref, pattern):
     with open_slide(ref) as slide:
         region = slide.read_regions(0, np.array([[100, 100]]), 300, 50)[0].astype(int)
     expected = pattern(331, 217)[100:150, 100:].astype(int)
@@ -57,7 +57,7 @@ def test_a_slide_without_a_profile_is_as_stored(awkward_tiff):
         assert not isinstance(slide, SrgbSlide)
 
 
-def test_what_is_no_profile_is_an_error(pattern):
+def test_an_invalid_profile_is_an_error(pattern):
     slide = MemorySlide([pattern(20, 20)], mpp=0.5)
     with pytest.raises(SlideOpenError, match="no colour profile"):
         SrgbSlide(slide)

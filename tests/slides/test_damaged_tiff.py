@@ -43,7 +43,7 @@ from wsi_ats.slides.tiff_index import TiffIndex
 @damage
 @given(share=anywhere)
 @example(share=0.0)
-def test_cut_short_it_is_an_error_or_whole(slides, tmp_path, kind, share):
+def test_a_truncated_file_is_an_error_or_read_whole(slides, tmp_path, kind, share):
     path, truth = slides[kind]
     whole = path.read_bytes()
     cut = tmp_path / "cut.tif"
@@ -54,7 +54,7 @@ def test_cut_short_it_is_an_error_or_whole(slides, tmp_path, kind, share):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_last_bytes_are_missed(slides, tmp_path, kind):
+def test_missing_last_bytes_are_noticed(slides, tmp_path, kind):
     path, truth = slides[kind]
     for missing in range(1, 24):
         cut = tmp_path / "cut.tif"
@@ -66,7 +66,7 @@ def test_the_last_bytes_are_missed(slides, tmp_path, kind):
 @pytest.mark.parametrize(
     "name", ["hamamatsu_test3-DAPI.ndpi", "ometiff_OS-1-detail_HE.ome.tif", "aperio_cmu-1-small-region.svs"]
 )
-def test_a_real_slide_cut_short(shared_data, tmp_path, name):
+def test_a_truncated_real_slide_is_an_error(shared_data, tmp_path, name):
     whole = (shared_data / "slides" / name).read_bytes()
     draw = random.Random(0)
     for size in [*(draw.randrange(len(whole)) for _ in range(12)), len(whole) - 1]:
@@ -82,7 +82,7 @@ def test_a_real_slide_cut_short(shared_data, tmp_path, name):
 @pytest.mark.parametrize("kind", KINDS)
 @damage
 @given(share=anywhere, bit=st.integers(0, 7), also=st.sampled_from([None, 0, 255, 127]))
-def test_changed_in_its_index_it_is_an_error_or_still_an_image(slides, tmp_path, kind, share, bit, also):
+def test_a_changed_index_is_an_error_or_still_an_image(slides, tmp_path, kind, share, bit, also):
     """Of another size, even: an index has no checksum."""
     path, _ = slides[kind]
     content, places = bytearray(path.read_bytes()), without_tiles(path)
@@ -104,7 +104,7 @@ def test_changed_in_its_index_it_is_an_error_or_still_an_image(slides, tmp_path,
 @pytest.mark.parametrize("kind", KINDS)
 @damage
 @given(share=anywhere, bit=st.integers(0, 7))
-def test_changed_in_a_tile_other_tiles_stay_the_same(slides, tmp_path, kind, share, bit):
+def test_a_changed_tile_leaves_other_tiles_unchanged(slides, tmp_path, kind, share, bit):
     path, truth = slides[kind]
     content = bytearray(path.read_bytes())
     with tifffile.TiffFile(path) as file:
@@ -180,7 +180,9 @@ def test_damaged_jpeg_tables_are_noticed_on_opening(handmade, pattern, tmp_path,
 
 
 @pytest.mark.parametrize(("place", "value"), [(42, 15), (42, 0x87), (43, 2), (46, 2), (50, 2)])
-def test_jpeg_2000_of_other_pixels_is_not_taken_for_colours(handmade, pattern, tmp_path, capfd, place, value):
+def test_jpeg_2000_of_an_unsupported_pixel_format_is_refused(
+    handmade, pattern, tmp_path, capfd, place, value
+):
     """The decoder would take them for luma and chroma, and prints what it thinks of them."""
     stream = bytearray(jpeg_2000(tiles_of(pattern(*SIZES[0]))[0]))
     stream[place] = value
@@ -193,7 +195,7 @@ def test_jpeg_2000_of_other_pixels_is_not_taken_for_colours(handmade, pattern, t
 # --- OpenSlide, which is left with what is not read directly ---
 
 
-def test_openslide_survives_what_changed(slides, tmp_path):
+def test_openslide_survives_changed_files(slides, tmp_path):
     """Alone, it would end the process for some: it is asked only where the index makes sense."""
     jobs = []
     draw = random.Random(0)

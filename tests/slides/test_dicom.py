@@ -61,7 +61,7 @@ def test_a_series_in_several_files_is_one_slide_of_all_its_levels(tmp_path, colo
     assert [shown(ref) for ref in refs] == [(100, [512, 256, 128]), (150, [512, 256, 128])]
 
 
-def test_a_series_alone_in_its_folder_is_called_as_the_folder(tmp_path, colour):
+def test_a_lone_series_is_named_after_its_folder(tmp_path, colour):
     for level, width in enumerate((256, 128)):
         write_dicom(tmp_path / "case 1" / f"{level}.dcm", SERIES[0], colour(90, width, width))
     write_dicom(tmp_path / "case 1" / "marks.dcm", "1.2.3", colour(0), kind=SegmentationStorage)
@@ -70,7 +70,7 @@ def test_a_series_alone_in_its_folder_is_called_as_the_folder(tmp_path, colour):
     assert shown(ref) == (90, [256, 128])
 
 
-def test_what_is_no_whole_slide_image_is_named_and_left_out(tmp_path, colour, caplog):
+def test_dicom_files_that_are_not_whole_slide_images_are_left_out_by_name(tmp_path, colour, caplog):
     write_dicom(tmp_path / "slide.dcm", SERIES[0], colour(90))
     write_dicom(tmp_path / "marks.dcm", "1.2.3", colour(0), kind=SegmentationStorage)
     write_dicom(tmp_path / "glass.dcm", "1.2.4", colour(0), flavour="OVERVIEW")
@@ -80,7 +80,7 @@ def test_what_is_no_whole_slide_image_is_named_and_left_out(tmp_path, colour, ca
     assert f"{tmp_path / 'glass.dcm'} (overview)" in caplog.text
 
 
-def test_files_without_an_ending_are_known_by_their_content(tmp_path, colour):
+def test_files_without_an_extension_are_recognised_by_content(tmp_path, colour):
     write_dicom(tmp_path / "first", "1.2.3", colour(60))
     write_dicom(tmp_path / "1.2.840.7", "1.2.4", colour(120))
     (tmp_path / "README").write_text("DICM is not at byte 128 of this")
@@ -89,7 +89,7 @@ def test_files_without_an_ending_are_known_by_their_content(tmp_path, colour):
     assert [shown(ref)[0] for ref in refs] == [120, 60]
 
 
-def test_a_series_in_several_folders_is_one_slide_and_what_is_not_read_is_named(tmp_path, colour, caplog):
+def test_a_series_in_several_folders_is_one_slide_and_unread_files_are_named(tmp_path, colour, caplog):
     for folder, width in (("a", 128), ("b", 256)):
         write_dicom(tmp_path / folder / "1.dcm", SERIES[0], colour(90, width, width))
     [ref] = read_manifest(tmp_path)
@@ -97,19 +97,19 @@ def test_a_series_in_several_folders_is_one_slide_and_what_is_not_read_is_named(
     assert f"{tmp_path / 'a' / '1.dcm'} (a part of {ref.path}: put all of a slide" in caplog.text
 
 
-def test_files_of_one_name_in_folders_of_their_own_are_called_as_the_folders(tmp_path, colour):
+def test_files_of_one_name_in_separate_folders_are_named_after_the_folders(tmp_path, colour):
     for number, folder in enumerate("xy"):
         write_dicom(tmp_path / folder / "IM0001.dcm", f"1.2.{number}", colour(90))
     assert [ref.id for ref in read_manifest(tmp_path)] == ["x", "y"]
 
 
-def test_the_last_number_of_a_uid_is_no_ending(tmp_path, colour):
+def test_the_last_number_of_a_uid_is_not_a_file_extension(tmp_path, colour):
     for number in (1, 2):
         write_dicom(tmp_path / f"1.2.840.{number}", f"1.2.{number}", colour(90))
     assert [ref.id for ref in read_manifest(tmp_path)] == ["1.2.840.1", "1.2.840.2"]
 
 
-def test_a_directory_of_files_is_no_slide(tmp_path, colour, caplog):
+def test_a_dicomdir_is_not_a_slide(tmp_path, colour, caplog):
     """Every export to a disk has one; it has no SOP class but in its header."""
     directory = Dataset()
     directory.FileSetID = "DISK"
@@ -124,7 +124,7 @@ def test_a_directory_of_files_is_no_slide(tmp_path, colour, caplog):
     assert "DICOMDIR (Media Storage Directory Storage)" in caplog.text
 
 
-def test_files_of_a_slide_that_are_named_one_by_one_are_one_slide(tmp_path, colour):
+def test_files_of_a_slide_listed_one_by_one_are_one_slide(tmp_path, colour):
     files = [
         write_dicom(tmp_path / "case 1" / f"{level}.dcm", SERIES[0], colour(90, width, width))
         for level, width in enumerate((256, 128))
@@ -144,7 +144,7 @@ def test_files_of_a_slide_that_are_named_one_by_one_are_one_slide(tmp_path, colo
         read_manifest(files[2])
 
 
-def test_a_folder_to_which_slides_come_gives_none_its_name(tmp_path, colour):
+def test_slides_arriving_in_a_folder_are_not_named_after_it(tmp_path, colour):
     """Else the first would be called otherwise as soon as there is a second."""
     for number in (1, 2):
         for level, width in enumerate((256, 128)):
@@ -152,7 +152,7 @@ def test_a_folder_to_which_slides_come_gives_none_its_name(tmp_path, colour):
         assert [ref.id for ref in find_slides(tmp_path)] == ["1.2.1", "1.2.2"][:number]
 
 
-def test_a_neighbour_that_cannot_be_read_does_no_harm(tmp_path, colour, monkeypatch):
+def test_an_unreadable_neighbour_does_no_harm(tmp_path, colour, monkeypatch):
     path = write_dicom(tmp_path / "s.dcm", SERIES[0], colour(90))
     (tmp_path / "gone.dcm").symlink_to(tmp_path / "nowhere")
     assert files_of_series(path) == [path]
@@ -186,7 +186,7 @@ def test_a_file_whose_header_cannot_be_read_is_listed_and_refused(tmp_path, colo
             open_slide(ref)
 
 
-def test_a_damaged_table_of_offsets_is_an_error_and_not_the_end_of_the_process(tmp_path, colour):
+def test_a_damaged_offset_table_is_an_error_not_a_crash(tmp_path, colour):
     path = write_dicom(tmp_path / "s.dcm", SERIES[0], colour(90))
     write_dicom(tmp_path / "t.dcm", SERIES[0], colour(90, 128, 128))
     content = bytearray(path.read_bytes())
@@ -199,7 +199,7 @@ def test_a_damaged_table_of_offsets_is_an_error_and_not_the_end_of_the_process(t
             open_slide(tmp_path / name)
 
 
-def test_a_type_of_image_that_is_not_told_is_taken_for_a_level(tmp_path, colour):
+def test_an_image_without_a_type_is_taken_for_a_level(tmp_path, colour):
     path = write_dicom(tmp_path / "s.dcm", SERIES[0], colour(90), flavour=None)
     assert read_instance(path).is_level
 
@@ -214,7 +214,7 @@ def test_the_files_of_a_slide_are_those_of_its_series(tmp_path, colour):
     assert is_dicom(second)
 
 
-def test_a_file_that_could_not_be_read_once_is_read_when_it_can_be(tmp_path, colour, monkeypatch):
+def test_a_temporarily_unreadable_file_is_read_later(tmp_path, colour, monkeypatch):
     path = write_dicom(tmp_path / "s.dcm", SERIES[0], colour(90))
 
     def away(self, *given):

@@ -123,7 +123,7 @@ def bombs(pattern):
 READ = {"2^32 - 1 rows per strip", "no rows per strip", "deep", "many zeros"}
 
 
-def test_what_claims_too_much_is_an_error_in_little_memory(handmade, pattern, tmp_path):
+def test_oversized_claims_are_errors_in_little_memory(handmade, pattern, tmp_path):
     """By the direct reader, and where it leaves the file to OpenSlide, which is written in C."""
     contents, jobs = bombs(pattern), []
     for number, content in enumerate(contents.values()):
@@ -156,7 +156,7 @@ def chain(count, *, back_to=None):
     return bytes(data)
 
 
-def test_indices_without_end(handmade, pattern, tmp_path):
+def test_endless_indices(handmade, pattern, tmp_path):
     base = image(pattern(*SIZES[0]))
     (tmp_path / "long.tif").write_bytes(chain(100_000))
     (tmp_path / "loop.tif").write_bytes(chain(50, back_to=0))
@@ -184,7 +184,7 @@ def test_indices_without_end(handmade, pattern, tmp_path):
 # --- what is no file ---
 
 
-def test_what_is_no_file_is_refused_at_once(tmp_path):
+def test_paths_that_are_not_regular_files_are_refused_at_once(tmp_path):
     (tmp_path / "empty.tif").write_bytes(b"")
     (tmp_path / "folder.tif").mkdir()
     os.mkfifo(tmp_path / "pipe.tif")
@@ -199,7 +199,7 @@ def test_what_is_no_file_is_refused_at_once(tmp_path):
 
 
 @pytest.mark.parametrize("value", [(5, [0, 0]), (5, [1, 0]), (11, [float("nan")]), (2, b"72\0"), (5, [0, 1])])
-def test_a_resolution_without_sense_is_unknown_and_pixels_are_read(handmade, pattern, tmp_path, value):
+def test_a_nonsensical_resolution_is_unknown_and_pixels_are_read(handmade, pattern, tmp_path, value):
     tags = {282: value, 283: value, 296: (3, [3])}
     path = handmade().write(tmp_path / "s.tif", [image(pattern(*SIZES[0]), tags=tags)])
     with open_slide(path) as slide:

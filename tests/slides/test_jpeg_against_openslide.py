@@ -28,7 +28,7 @@ from wsi_ats.slides import SlideRef, open_slide
 @pytest.mark.parametrize("subsampling", ["444", "422", "420", "411", "440"])
 @pytest.mark.parametrize("photometric", [6, 2], ids=["YCbCr", "RGB"])
 @pytest.mark.parametrize("says", ["nothing", "JFIF", "Adobe 0", "Adobe 1", "JFIF, Adobe 0"])
-def test_jpeg_is_what_the_file_says_whatever_the_stream_says(
+def test_jpeg_colours_follow_the_tags_rather_than_the_stream(
     handmade, jpeg_parts, same, tmp_path, subsampling, photometric, says
 ):
     """Aperio writes colours as they are, and programs that copy its tiles mark them as luma and chroma."""
@@ -50,7 +50,7 @@ def test_jpeg_is_what_the_file_says_whatever_the_stream_says(
 
 
 @pytest.mark.parametrize("photometric", [6, 2], ids=["YCbCr", "RGB"])
-def test_jpeg_in_ome_tiff_is_what_the_stream_says(handmade, tmp_path, photometric):
+def test_jpeg_colours_in_ome_tiff_follow_the_stream(handmade, tmp_path, photometric):
     """Bio-Formats writes luma and chroma, marked as such, and says in the file that they are RGB."""
     said = {270: (2, b"<OME></OME>\0")}
     one = image(jpeg(), size=(300, 200), compression=7, photometric=photometric, tags=said)
@@ -91,7 +91,7 @@ def test_jpeg_tiles_of_any_shape(handmade, same, tmp_path, tile, subsampling):
     same(handmade().write(tmp_path / "s.tif", [one]), regions=48)
 
 
-def test_jpeg_of_colours_as_they_are(handmade, same, tmp_path):
+def test_jpeg_of_rgb_without_conversion(handmade, same, tmp_path):
     one = image(jpeg("444", colour="RGB"), compression=7, photometric=2)
     same(handmade().write(tmp_path / "s.tif", [one]))
 
@@ -127,7 +127,7 @@ def test_less_common_jpeg(handmade, same, tmp_path, encode, photometric):
     [b"\xff\xfe\x00\x06abcd", b"\xff\xe1\x00\x08Exif\0\0", b"\xff\xee\x00\x07Adobe"],
     ids=["comment", "Exif", "Adobe without a transform"],
 )
-def test_other_markers_say_nothing(handmade, jpeg_parts, same, tmp_path, photometric, marker):
+def test_other_jpeg_markers_are_ignored(handmade, jpeg_parts, same, tmp_path, photometric, marker):
     encode = marked(jpeg(), jpeg_parts, marker)
     one = image(encode, size=(300, 200), compression=7, photometric=photometric)
     same(handmade().write(tmp_path / "s.tif", [one]), regions=8)

@@ -21,7 +21,7 @@ class TestMemorySlide(SlideContract):
             yield slide
 
 
-def test_what_was_read_can_be_written_to_without_changing_the_slide():
+def test_regions_are_copies_that_can_be_changed():
     slide = MemorySlide([np.zeros((50, 50, 3), np.uint8)], mpp=None)
     slide.read_regions(0, np.array([[0, 0]]), 50, 50)[:] = 255
     assert slide.read_regions(0, np.array([[0, 0]]), 50, 50).max() == 0
@@ -37,6 +37,6 @@ def test_a_resolution_that_was_not_given_is_an_error_and_never_a_guess():
     [[], [np.zeros((5, 5), np.uint8)], [np.zeros((5, 5, 4), np.uint8)], [np.zeros((5, 5, 3), np.float32)]],
     ids=["no level", "grey", "RGBA", "float"],
 )
-def test_arrays_that_are_no_rgb_image_are_refused(pyramid):
+def test_arrays_that_are_not_rgb_are_refused(pyramid):
     with pytest.raises(SlideOpenError, match="expected"):
         MemorySlide(pyramid, mpp=0.5)

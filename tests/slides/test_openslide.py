@@ -89,12 +89,12 @@ def test_an_implausible_value_is_an_error_that_names_it(with_properties, value):
 
 
 @pytest.mark.parametrize("value", ["", "40x", "0.5 um"])
-def test_what_is_no_number_is_an_error_that_names_it(with_properties, value):
+def test_a_resolution_that_is_not_a_number_is_an_error_naming_it(with_properties, value):
     with pytest.raises(MppError, match=f"openslide.mpp-x = '{value}' is not a number"):
         _ = with_properties(**both(value)).mpp
 
 
-def test_the_axis_that_is_no_number_is_the_one_named(with_properties):
+def test_the_error_names_the_axis_that_is_not_a_number(with_properties):
     with pytest.raises(MppError, match=r"openslide.mpp-y = 'bad' is not a number"):
         _ = with_properties(**{"openslide.mpp-x": "0.5", "openslide.mpp-y": "bad"}).mpp
 
@@ -106,7 +106,7 @@ def test_slightly_different_axes_are_averaged_and_very_different_ones_are_an_err
         _ = with_properties(**{"openslide.mpp-x": "0.25", "openslide.mpp-y": "0.5"}).mpp
 
 
-def test_objective_power_alone_is_no_resolution(with_properties):
+def test_objective_power_alone_gives_no_resolution(with_properties):
     with pytest.raises(MppError, match=r"openslide.mpp-x = absent"):
         _ = with_properties(**{"openslide.objective-power": "40"}).mpp
 
@@ -121,19 +121,19 @@ def test_resolution_tags_with_a_unit_are_used(pattern, write_tiff, tmp_path, uni
         assert slide.mpp.value == pytest.approx(mpp)
 
 
-def test_resolution_tags_without_a_unit_are_no_resolution(pattern, write_tiff, tmp_path):
+def test_resolution_tags_without_a_unit_give_no_resolution(pattern, write_tiff, tmp_path):
     path = write_tiff(tmp_path / "s.tif", [pattern(99, 80)], resolution=(20_000, 20_000), unit="NONE")
     with opened(path) as slide, pytest.raises(MppError, match=r"tiff.ResolutionUnit = none.*--mpp"):
         _ = slide.mpp
 
 
-def test_72_dots_per_inch_is_no_resolution(pattern, write_tiff, tmp_path):
+def test_72_dots_per_inch_gives_no_resolution(pattern, write_tiff, tmp_path):
     path = write_tiff(tmp_path / "s.tif", [pattern(99, 80)], resolution=(72, 72), unit="INCH")
     with opened(path) as slide, pytest.raises(MppError, match=r"352\.7"):
         _ = slide.mpp
 
 
-def test_a_resolution_of_zero_is_no_division_error(with_properties):
+def test_a_resolution_of_zero_does_not_divide_by_zero(with_properties):
     tags = {"tiff.ResolutionUnit": "inch", **both("0", "tiff.XResolution", "tiff.YResolution")}
     with pytest.raises(MppError, match="does not say"):
         _ = with_properties(**tags).mpp
@@ -174,7 +174,7 @@ def test_the_file_s_background_colour_fills_what_is_outside(with_properties):
     assert (read(slide, 5000, 0) == (10, 20, 30)).all()
 
 
-def test_bounds_are_the_file_s_where_it_tells(with_properties):
+def test_bounds_are_taken_from_the_file(with_properties):
     sides = {"x": "10", "y": "20", "width": "30", "height": "40"}
     slide = with_properties(**{f"openslide.bounds-{name}": value for name, value in sides.items()})
     assert slide.bounds == (10, 20, 30, 40)
@@ -242,7 +242,7 @@ def test_a_truncated_file_fails_on_opening_or_on_reading_and_never_gives_pixels(
             read(slide, 0, 0, 256, 256)
 
 
-def test_a_real_slide_cut_short_never_gives_pixels_for_what_is_gone(shared_data, tmp_path):
+def test_a_truncated_real_slide_never_gives_pixels_past_its_end(shared_data, tmp_path):
     whole = (shared_data / "slides" / "aperio_cmu-1-small-region.svs").read_bytes()
     path = tmp_path / "cut.svs"
     path.write_bytes(whole[: len(whole) // 2])

@@ -157,7 +157,7 @@ def test_an_index_that_claims_the_whole_file_is_refused(web, tmp_path):
     assert web.sent < 1 << 20
 
 
-def test_few_requests_are_under_way_at_once(web, on_web):
+def test_concurrent_requests_are_limited(web, on_web):
     under_way = most = 0
     lock = threading.Lock()
     with open_slide(on_web) as slide:
@@ -210,7 +210,7 @@ def sum_of_a_region(url):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")  # which this test is about
-def test_a_forked_process_is_told_to_open_anew(s3, large):
+def test_a_forked_process_must_reopen_the_slide(s3, large):
     url = f"{s3}/forked.tif"
     fsspec.filesystem("s3").pipe_file(url, large.read_bytes())
     expected = sum_of_a_region(url)

@@ -53,7 +53,7 @@ FOREVER = {
 
 
 @pytest.mark.parametrize("trouble", FOREVER)
-def test_what_goes_wrong_for_good_is_an_error(opened, trouble):
+def test_a_permanent_failure_is_an_error(opened, trouble):
     web, url, open_it = opened
     with open_it() as slide:
         web.misbehave(trouble)
@@ -72,7 +72,7 @@ def test_what_goes_wrong_for_good_is_an_error(opened, trouble):
 
 
 @pytest.mark.parametrize("trouble", ["silent", "drip", 500, 503])
-def test_nobody_is_waited_for_without_end(opened, trouble):
+def test_waiting_for_a_store_has_a_time_limit(opened, trouble):
     web, _, open_it = opened
     web.misbehave(trouble)
     begin = time.monotonic()
@@ -89,7 +89,7 @@ def test_nobody_is_waited_for_without_end(opened, trouble):
 
 
 @pytest.mark.parametrize("trouble", ["drop", "short", 503])
-def test_what_goes_wrong_once_is_tried_again(opened, trouble, large):
+def test_a_transient_failure_is_retried(opened, trouble, large):
     web, _, open_it = opened
     web.misbehave(trouble, times=1)
     with open_it() as slide, open_slide(large) as local:
@@ -100,7 +100,7 @@ def test_what_goes_wrong_once_is_tried_again(opened, trouble, large):
         assert slide.bytes_read == web.sent
 
 
-def test_a_server_that_ignores_ranges_sends_no_slide(web, on_web, large):
+def test_a_server_without_ranges_is_refused(web, on_web, large):
     web.misbehave("whole")
     with pytest.raises(SlideOpenError, match="would send all"):
         open_slide(on_web)
@@ -157,7 +157,7 @@ def test_an_index_that_cannot_be_read_to_its_end(web, large):
         ("http:///a.svs", "cannot be read: InvalidU"),
     ],
 )
-def test_what_is_not_there(url, said):
+def test_missing_urls(url, said):
     with pytest.raises(SlideOpenError, match=said) as caught:
         RemoteFile(url, patience=QUICK)
     assert caught.value.path == url
@@ -171,7 +171,7 @@ def test_what_is_not_there(url, said):
         ("-of-another/a.tif", "no such file .*bucket does not exist"),
     ],
 )
-def test_what_is_not_in_s3(s3, url, said):
+def test_missing_s3_objects(s3, url, said):
     with pytest.raises(SlideOpenError, match=said):
         open_slide(s3 + url)
 
@@ -188,7 +188,7 @@ def test_no_credentials(s3, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(("package", "url"), [("s3fs", "s3://b/a.svs"), ("aiohttp", "https://b/a.svs")])
-def test_a_package_that_is_missing(package, url):
+def test_a_missing_package_is_named_with_its_install_command(package, url):
     code = (
         f"import sys; sys.modules[{package!r}] = None\n"
         "from wsi_ats import open_slide\n"
@@ -200,7 +200,7 @@ def test_a_package_that_is_missing(package, url):
     assert f'{package} is not there; pip install "wsi-ats[remote]"' in ran.stdout
 
 
-def test_openslide_is_not_asked_for_what_it_cannot_reach(on_web, web):
+def test_openslide_is_not_tried_on_urls(on_web, web):
     with pytest.raises(SlideOpenError, match="OpenSlide reads files of this machine alone"):
         open_slide(SlideRef("s", on_web, "s", reader="openslide"))
     assert choose_reader(on_web).reader == "direct"

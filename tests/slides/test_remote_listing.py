@@ -57,7 +57,7 @@ def test_an_older_version_of_an_object(s3, large):
         assert slide.levels == same.levels
 
 
-def test_a_listing_is_never_that_of_before(scans):
+def test_listings_are_not_cached(scans):
     before = find_files(scans)
     fsspec.filesystem("s3").pipe_file(f"{scans}/new.svs", b"x")
     try:
@@ -76,7 +76,7 @@ def test_a_listing_is_never_that_of_before(scans):
         ("https://host/scans/*.svs", "web servers do not list their files"),
     ],
 )
-def test_what_cannot_be_listed(s3, url, said):
+def test_urls_that_cannot_be_listed(s3, url, said):
     with pytest.raises(ManifestError, match=said) as caught:
         find_files(url)
     assert url in str(caught.value)

@@ -30,12 +30,12 @@ def test_whole_squares_are_averaged_to_the_last_bit_as_any_others_are(step, widt
 
 @pytest.mark.parametrize("value", [0, 1, 254, 255])
 @pytest.mark.parametrize("step", [1, 1.5, 2, 3, 16])
-def test_an_even_colour_stays_what_it_is(value, step):
+def test_a_uniform_colour_is_unchanged(value, step):
     side = int(step * 10)
     assert (resample(np.full((side, side, 3), value, np.uint8), 10, 10) == value).all()
 
 
-def test_a_part_may_begin_between_two_pixels():
+def test_a_region_may_start_between_two_pixels():
     pixels = np.zeros((2, 4, 3), np.uint8)
     pixels[:, 2:] = 100
     np.testing.assert_array_equal(resample(pixels, 1, 1, (1.5, 0, 2.5, 2))[0, 0], [50, 50, 50])

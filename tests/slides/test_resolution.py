@@ -32,13 +32,13 @@ def both(axis_x, value, unit=None):
          "tiff.XResolution"),
     ],
 )  # fmt: skip
-def test_what_a_file_says_is_found_with_where_it_says_it(properties, value, source):
+def test_the_resolution_is_found_with_its_source(properties, value, source):
     found = find_mpp(properties, None)
     assert found.value == pytest.approx(value, rel=1e-12)
     assert found.source == source
 
 
-def test_an_error_names_everything_that_was_looked_at_and_that_a_lens_is_no_resolution():
+def test_the_error_names_every_tag_read_and_rejects_objective_power():
     with pytest.raises(ValueError, match="does not say") as caught:
         find_mpp({"aperio.AppMag": "40", "tiff.ResolutionUnit": "none"}, None)
     text = str(caught.value)
@@ -62,7 +62,7 @@ def test_an_error_names_everything_that_was_looked_at_and_that_a_lens_is_no_reso
         ({"ome.PhysicalSizeX": "0.25", "ome.PhysicalSizeY": "0.5"}, "pixels are not square"),
     ],
 )
-def test_what_cannot_be_true_is_an_error_and_not_passed_over(properties, message):
+def test_an_impossible_resolution_is_an_error_and_not_ignored(properties, message):
     tags = {"tiff.XResolution": "20000", "tiff.YResolution": "20000", "tiff.ResolutionUnit": "centimeter"}
     with pytest.raises(ValueError, match=message):
         find_mpp(properties | tags, None)
@@ -119,7 +119,7 @@ def aperio(path, pixels, description):
 
 
 @pytest.mark.parametrize("dots", [72, 96, 150, 300, 600])
-def test_resolutions_of_screens_and_printers_are_doubted(dots):
+def test_resolutions_of_screens_and_printers_are_rejected(dots):
     tags = {"tiff.XResolution": str(dots), "tiff.YResolution": f"{dots}.0"}
     with pytest.raises(ValueError, match=rf"says {dots} dots per inch, which programs .* with --mpp"):
         find_mpp({**tags, "tiff.ResolutionUnit": "inch"}, None)

@@ -230,7 +230,7 @@ def test_a_last_strip_that_is_filled_up_is_read(pattern, tmp_path, compression):
         np.testing.assert_array_equal(np.asarray(other), pixels)
 
 
-def test_a_last_strip_that_is_cut_short_is_told_as_it_is(pattern, tmp_path):
+def test_a_truncated_last_strip_is_reported(pattern, tmp_path):
     path = tmp_path / "s.tif"
     options = {"rowsperstrip": 32, "compression": "zlib", "photometric": "rgb", "metadata": None}
     tifffile.imwrite(path, pattern(120, 70), **options)

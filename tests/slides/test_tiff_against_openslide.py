@@ -167,7 +167,7 @@ def test_aperio_with_thumbnail_label_and_macro(same, tmp_path):
 
 
 @pytest.mark.parametrize("vendor", ["generic", "aperio"])
-def test_levels_out_of_order_are_for_openslide_to_refuse(handmade, tmp_path, vendor):
+def test_levels_out_of_order_are_left_to_openslide_which_refuses_them(handmade, tmp_path, vendor):
     said = APERIO if vendor == "aperio" else {}
     second = {"size": (350, 220) if vendor == "generic" else (900, 600)}
     path = handmade().write(
@@ -259,7 +259,7 @@ def test_resolution_tags(handmade, same, tmp_path, ratio, unit):
         b"aperio|MPP=0.5",
     ],
 )
-def test_what_aperio_says(handmade, same, tmp_path, text):
+def test_aperio_descriptions(handmade, same, tmp_path, text):
     said = {270: (2, text + b"\0"), 282: (5, [20123, 7]), 283: (5, [20123, 7]), 296: (3, [3])}
     images = [image(size=(300, 200), tags=said), image(size=(150, 100), seed=1)]
     same(handmade().write(tmp_path / "s.tif", images), regions=8)

@@ -40,7 +40,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("other", OTHERS)
-def test_what_openslide_reads_by_rules_of_its_own_is_left_to_it(handmade, tmp_path, other):
+def test_formats_with_special_rules_are_left_to_openslide(handmade, tmp_path, other):
     path = handmade().write(tmp_path / "s.tif", [image(**OTHERS[other]), image(size=(350, 220))])
     choice = choose_reader(path)
     assert choice.reader == "openslide"
@@ -51,7 +51,7 @@ def test_what_openslide_reads_by_rules_of_its_own_is_left_to_it(handmade, tmp_pa
 
 @pytest.mark.parametrize("orientation", range(2, 9))
 @pytest.mark.parametrize("aperio", [False, True])
-def test_what_is_stored_turned_or_mirrored_is_refused(handmade, tmp_path, orientation, aperio):
+def test_turned_or_mirrored_images_are_refused(handmade, tmp_path, orientation, aperio):
     """Read tile by tile each tile would be turned in its place, and the picture be scrambled."""
     tags = {274: (3, [orientation])} | (APERIO if aperio else {})
     path = handmade().write(tmp_path / "s.tif", [image(tags=tags), image(size=(350, 220))])
@@ -106,7 +106,7 @@ def test_a_channel_is_read_at_all_its_levels(channels, channel, reader):
                 np.testing.assert_array_equal(found, np.repeat(expected[..., None], 3, 2))
 
 
-def test_a_channel_that_is_not_there_is_refused_with_those_that_are(channels, handmade, tmp_path):
+def test_an_unknown_channel_is_refused_with_the_known_ones(channels, handmade, tmp_path):
     with pytest.raises(SlideOpenError, match=r"tile.channel is 'GFP', but its channels are 0 DAPI, 1 Cy3"):
         open_slide(SlideRef("s", str(channels), "s", channel="GFP"))
     with pytest.raises(SlideOpenError, match=r"give one by its name, or its number"):
@@ -118,7 +118,7 @@ def test_a_channel_that_is_not_there_is_refused_with_those_that_are(channels, ha
         open_slide(SlideRef("s", str(alone), "s", channel="DAPI", reader="openslide"))
 
 
-def test_of_channels_with_one_name_one_is_chosen_by_its_number(handmade, tmp_path):
+def test_channels_of_one_name_are_chosen_by_number(handmade, tmp_path):
     pages = [
         image(grey, samples=1, photometric=1, seed=seed, tags={270: (2, b"<Name>Opal 520</Name>\0")})
         for seed in (0, 1)
@@ -132,14 +132,14 @@ def test_of_channels_with_one_name_one_is_chosen_by_its_number(handmade, tmp_pat
         assert slide.levels
 
 
-def test_a_second_version_of_the_whole_is_no_channel(handmade, tmp_path):
+def test_a_reduced_version_is_not_a_channel(handmade, tmp_path):
     path = handmade().write(tmp_path / "s.tif", [image(), image(tags={254: (4, [1])}, size=(350, 220))])
     with open_slide(path) as slide:
         assert len(slide.levels) == 2
 
 
 @pytest.mark.parametrize("name", ["label", "Macro", "Aperio x\nlabel 387x463", "overview of it"])
-def test_a_picture_of_the_label_is_no_slide(handmade, tmp_path, name):
+def test_a_label_image_is_not_a_slide(handmade, tmp_path, name):
     text = {270: (2, name.encode() + b"\0" * 8)}
     path = handmade().write(tmp_path / "s.tif", [image(tags=text)])
     with pytest.raises(SlideOpenError, match=r"only picture is called '(?i:label|macro|overview)'"):
@@ -167,13 +167,13 @@ def test_an_empty_file_is_called_empty(tmp_path):
         open_slide(tmp_path / "s.svs")
 
 
-def test_an_olympus_overview_is_no_slide(handmade, tmp_path):
+def test_an_olympus_overview_is_not_a_slide(handmade, tmp_path):
     path = handmade().write(tmp_path / "s.vsi", [image()])
     with pytest.raises(SlideOpenError, match=r"an overview and the label.*convert it"):
         open_slide(path)
 
 
-def test_dicom_that_begins_as_tiff_does_is_no_tiff(handmade, tmp_path):
+def test_dicom_with_a_tiff_preamble_is_not_tiff(handmade, tmp_path):
     path = handmade().write(tmp_path / "s.tif", [image(), image(size=(350, 220))])
     assert choose_reader(path).reader == "direct"
     content = bytearray(path.read_bytes())

@@ -24,7 +24,7 @@ from wsi_ats.slides.tiff import TiffSlide
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the administrator may read everything")
-def test_a_file_that_may_not_be_read_is_an_error(slides, tmp_path):
+def test_a_file_without_read_permission_is_an_error(slides, tmp_path):
     path = tmp_path / "s.tif"
     path.write_bytes(slides["none"][0].read_bytes())
     path.chmod(0)
@@ -37,7 +37,7 @@ def test_a_file_that_may_not_be_read_is_an_error(slides, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["big, deflate", "jpeg", "zstd"])
-def test_whether_a_copy_is_complete_is_asked_where_that_is_likely(slides, tmp_path, kind):
+def test_the_error_suggests_an_incomplete_copy_where_likely(slides, tmp_path, kind):
     path, _ = slides[kind]
     with tifffile.TiffFile(path) as file:
         start, size = file.pages[0].dataoffsets[0], file.pages[0].databytecounts[0]
@@ -54,7 +54,7 @@ def test_whether_a_copy_is_complete_is_asked_where_that_is_likely(slides, tmp_pa
         assert "--reader" not in str(caught.value)
 
 
-def test_an_index_that_ends_too_early_is_told_from_one_that_makes_no_sense(slides, damaged_tag, tmp_path):
+def test_a_truncated_index_is_distinguished_from_an_invalid_one(slides, damaged_tag, tmp_path):
     cut = tmp_path / "cut.tif"
     cut.write_bytes(slides["none"][0].read_bytes()[:-9])
     with pytest.raises(SlideOpenError, match=r"is the copy complete\?"):
@@ -66,7 +66,7 @@ def test_an_index_that_ends_too_early_is_told_from_one_that_makes_no_sense(slide
 # --- files that change while they are open ---
 
 
-def test_a_file_that_another_replaces_is_still_the_one_that_was_opened(slides, tmp_path):
+def test_a_replaced_file_is_still_read_as_opened(slides, tmp_path):
     path, truth = tmp_path / "s.tif", slides["none"][1]
     path.write_bytes(slides["none"][0].read_bytes())
     with TiffSlide(str(path)) as slide:
@@ -78,7 +78,7 @@ def test_a_file_that_another_replaces_is_still_the_one_that_was_opened(slides, t
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_file_that_shrinks_names_the_place_that_is_gone(slides, tmp_path, threads):
+def test_a_file_that_shrinks_is_an_error_naming_the_missing_place(slides, tmp_path, threads):
     path = tmp_path / "s.tif"
     path.write_bytes(slides["none"][0].read_bytes())
     with TiffSlide(str(path), threads=threads) as slide:
@@ -152,7 +152,7 @@ def test_a_level_that_is_damaged_is_not_left_out(handmade, pattern, tmp_path, ki
         open_slide(path)
 
 
-def test_a_level_that_openslide_alone_reads_is_no_damage(handmade, pattern, tmp_path):
+def test_a_level_only_openslide_reads_is_not_damage(handmade, pattern, tmp_path):
     full, half = (pattern(*size, seed) for seed, size in enumerate(SIZES))
     packed = image(
         half, lambda tile: imagecodecs.packbits_encode(tile.tobytes()), compression=32773, tags=REDUCED
@@ -166,7 +166,7 @@ def test_a_level_that_openslide_alone_reads_is_no_damage(handmade, pattern, tmp_
 
 
 @pytest.mark.parametrize("wrong", ["no place", "no size", "too many strips", "no pixels at all"])
-def test_a_label_that_cannot_be_read_keeps_no_slide_from_being_opened(handmade, pattern, tmp_path, wrong):
+def test_an_unreadable_label_does_not_prevent_opening(handmade, pattern, tmp_path, wrong):
     label = strip((10, 10), _279=(4, [300]), _278=(4, [10]))
     label |= {"tile": (1, 1), "tiles": [b""]}
     label["tags"] |= {
@@ -196,7 +196,7 @@ for path in ({str(damaged_tag)!r}, {str(odd)!r}):
     assert (done.stdout, done.stderr) == ("", "")
 
 
-def test_what_another_thread_reads_is_no_complaint_about_this_file(slides, damaged_tag):
+def test_errors_of_another_thread_are_not_attributed_to_this_file(slides, damaged_tag):
     path, truth = slides["none"]
     stop = threading.Event()
 

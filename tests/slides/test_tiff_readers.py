@@ -23,7 +23,7 @@ from wsi_ats.slides.openslide import OpenSlideSlide
         ("tiff_slaid_patch.tif", "openslide", "transparency"),
     ],
 )
-def test_real_slides_go_the_way_that_gives_true_pixels(shared_data, name, reader, reason):
+def test_real_slides_are_opened_by_the_reader_that_gives_true_pixels(shared_data, name, reader, reason):
     choice = choose_reader(shared_data / "slides" / name)
     assert choice.reader == reader
     assert reason in choice.reason
@@ -36,20 +36,20 @@ def test_a_reader_can_be_forced(awkward_tiff, tmp_path):
     assert choose_reader(SlideRef("s", str(awkward_tiff), "s", reader="direct")).reason == "asked for"
 
 
-def test_what_cannot_be_read_directly_says_why(shared_data):
+def test_a_forced_direct_reader_is_refused_with_the_reason(shared_data):
     path = str(shared_data / "slides" / "tiff_slaid_patch.tif")
     with pytest.raises(SlideOpenError, match="transparency"):
         open_slide(SlideRef("s", path, "s", reader="direct"))
 
 
-def test_what_no_reader_reads_names_both_reasons(tmp_path):
+def test_a_file_no_reader_opens_is_an_error_with_both_reasons(tmp_path):
     pixels = np.zeros((64, 64, 3), np.uint16)
     tifffile.imwrite(tmp_path / "s.tif", pixels, photometric="rgb", metadata=None)
     with pytest.raises(SlideOpenError, match=r"OpenSlide does not know.*16 bits per colour"):
         open_slide(tmp_path / "s.tif")
 
 
-def test_labels_and_overviews_are_no_levels(shared_data, pattern, tmp_path):
+def test_labels_and_overviews_are_not_levels(shared_data, pattern, tmp_path):
     with open_slide(shared_data / "slides" / "aperio_cmu-1-small-region.svs") as slide:
         assert len(slide.levels) == 1
     path = tmp_path / "s.tif"
@@ -69,7 +69,7 @@ def test_labels_and_overviews_are_no_levels(shared_data, pattern, tmp_path):
         ((2, 3, 96, 128), "TCYX", {"photometric": "minisblack"}, 6),
     ],
 )
-def test_of_several_channels_or_depths_none_is_taken_for_the_slide(tmp_path, shape, axes, options, planes):
+def test_several_channels_or_depths_are_refused(tmp_path, shape, axes, options, planes):
     pixels = np.random.default_rng(0).integers(0, 255, shape, dtype=np.uint8)
     path = tmp_path / "s.ome.tif"
     tifffile.imwrite(path, pixels, tile=(32, 32), metadata={"axes": axes}, **options)
@@ -106,7 +106,7 @@ def test_levels_of_another_picture_are_not_those_of_the_slide(pattern, tmp_path)
         np.testing.assert_array_equal(read(slide, 0, 0, 128, 96, level=1), pattern(256, 192)[::2, ::2])
 
 
-def test_levels_that_openslide_does_not_see_are_told(pattern, tmp_path):
+def test_levels_unknown_to_openslide_are_reported(pattern, tmp_path):
     path, pixels = tmp_path / "s.tif", pattern(256, 192)
     with tifffile.TiffWriter(path) as file:
         file.write(pixels, tile=(64, 64), photometric="rgb", subifds=1, metadata=None)

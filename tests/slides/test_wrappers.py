@@ -38,7 +38,7 @@ def test_every_read_is_noted_in_order_and_bytes_add_up(pattern, write_tiff, tmp_
         assert slide.stored_bytes_read == 4 * tile
 
 
-def test_bytes_are_unknown_as_soon_as_one_read_is():
+def test_total_bytes_are_unknown_once_any_read_is():
     slide = CountingSlide(MemorySlide([np.zeros((50, 50, 3), np.uint8)], mpp=0.5))
     slide.read_regions(0, np.array([[0, 0]]), 5, 5)
     assert slide.stored_bytes_read is None

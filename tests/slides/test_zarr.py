@@ -89,7 +89,7 @@ def test_the_unit_is_converted(pattern, tmp_path, unit, value):
 
 
 @pytest.mark.parametrize("unit", [None, "parsec", "pixel"])
-def test_without_a_known_unit_there_is_no_resolution(pattern, tmp_path, unit):
+def test_an_unknown_unit_gives_no_resolution(pattern, tmp_path, unit):
     path = write_by_hand(tmp_path / "s.zarr", [pattern(60, 50)], unit=unit)
     with ZarrSlide(path) as slide, pytest.raises(MppError, match=rf"units = .*'x': {unit!r}.*--mpp"):
         _ = slide.mpp
@@ -103,7 +103,7 @@ def with_transformations(path, own, whole=()):
     group.attrs["ome"] = ome
 
 
-def test_without_a_scale_there_is_no_resolution(pattern, tmp_path):
+def test_a_missing_scale_gives_no_resolution(pattern, tmp_path):
     path = write_by_hand(tmp_path / "s.zarr", [pattern(60, 50)])
     with_transformations(path, [])
     with ZarrSlide(path) as slide, pytest.raises(MppError, match=r"scale = None.*--mpp"):
@@ -132,7 +132,7 @@ def test_slightly_different_axes_are_averaged_and_very_different_ones_are_an_err
         _ = slide.mpp
 
 
-def test_an_implausible_scale_is_no_resolution(pattern, tmp_path):
+def test_an_implausible_scale_gives_no_resolution(pattern, tmp_path):
     path = write_by_hand(tmp_path / "s.zarr", [pattern(60, 50)], mpp=352.8)
     with ZarrSlide(path) as slide, pytest.raises(MppError, match=r"352\.8"):
         _ = slide.mpp

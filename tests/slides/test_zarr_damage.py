@@ -17,7 +17,7 @@ from wsi_ats.errors import SlideError, SlideOpenError, SlideReadError
 from wsi_ats.slides.zarr import ZarrSlide
 
 
-def test_a_missing_shard_of_ours_is_an_error_and_never_pixels(damaged):
+def test_a_missing_own_shard_is_an_error_and_never_pixels(damaged):
     path, shard, pixels = damaged
     shard.unlink()
     with pytest.raises(SlideReadError) as caught:
@@ -75,7 +75,7 @@ def test_any_changed_byte_is_an_error_or_changes_nothing(whole_pyramid, tmp_path
     assert len(errors) > 60
 
 
-def test_missing_chunks_of_others_are_what_zarr_says(pattern, tmp_path):
+def test_missing_chunks_of_other_writers_have_the_fill_value(pattern, tmp_path):
     pixels = pattern(100, 90)
     path = tmp_path / "s.zarr"
     write_by_hand(path, [pixels])
@@ -108,7 +108,7 @@ VALUES = st.one_of(st.none(), st.booleans(), st.integers(-3, 300), st.floats(), 
 
 
 @pytest.mark.parametrize("name", ["zarr.json", "0/zarr.json"])
-def test_metadata_that_say_anything_else_are_errors_of_this_library(whole_pyramid, tmp_path_factory, name):
+def test_altered_metadata_never_raise_foreign_errors(whole_pyramid, tmp_path_factory, name):
     path = tmp_path_factory.mktemp("else") / "s.ome.zarr"
     shutil.copytree(whole_pyramid[0], path)
     record = json.loads((path / name).read_text())

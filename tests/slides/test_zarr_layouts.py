@@ -17,7 +17,7 @@ from wsi_ats.tables.manifest import read_manifest
 
 
 @pytest.mark.parametrize("what", ["missing", "empty", "text", "group"])
-def test_what_is_no_image_is_refused(tmp_path, what):
+def test_a_path_that_is_not_a_zarr_image_is_refused(tmp_path, what):
     path = tmp_path / "s.zarr"
     if what == "text":
         path.write_text("no folder")
@@ -38,7 +38,7 @@ def test_what_is_no_image_is_refused(tmp_path, what):
         ({"omero": {"channels": [{"color": "FFFFFF"}]}}, "not an RGB image"),
     ],
 )
-def test_what_is_no_rgb_of_a_known_version_is_refused(pattern, tmp_path, change, message):
+def test_images_of_other_versions_or_colours_are_refused(pattern, tmp_path, change, message):
     path = write_by_hand(tmp_path / "s.zarr", [pattern(60, 50)])
     group = zarr.open_group(path, mode="r+")
     group.attrs["ome"] = {**group.attrs["ome"], **change}
@@ -54,7 +54,7 @@ def test_what_is_no_rgb_of_a_known_version_is_refused(pattern, tmp_path, change,
         ((40, 50), "uint8", "has 2 axes, expected 3"),
     ],
 )
-def test_levels_that_are_no_rgb_are_refused(pattern, tmp_path, shape, dtype, message):
+def test_levels_that_are_not_rgb_are_refused(pattern, tmp_path, shape, dtype, message):
     path = write_by_hand(tmp_path / "s.zarr", [pattern(60, 50)])
     zarr.open_group(path, mode="r+").create_array("0", shape=shape, dtype=dtype, overwrite=True)
     with pytest.raises(SlideOpenError, match=message):
@@ -78,7 +78,7 @@ def gathered(folder, pictures, version, *, listed=True):
 
 @pytest.mark.parametrize("listed", [True, False])
 @pytest.mark.parametrize("version", ["0.5", "0.4"])
-def test_the_one_image_of_bioformats2raw_is_the_slide_and_of_several_one_is_named(
+def test_bioformats2raw_with_one_image_is_a_slide_and_with_several_needs_a_choice(
     pattern, tmp_path, version, listed
 ):
     one, other = pattern(60, 50), pattern(70, 40)
@@ -103,7 +103,7 @@ def test_a_group_of_no_images_is_refused(tmp_path):
         open_slide(gathered(tmp_path / "s.zarr", [], "0.5"))
 
 
-def test_zarr_is_known_by_what_it_holds(pattern, tmp_path):
+def test_zarr_is_recognised_by_content(pattern, tmp_path):
     path = write_by_hand(tmp_path / "scan", [pattern(60, 50)])
     with open_slide(path) as slide:
         assert slide.vendor == "ome-zarr"

@@ -17,7 +17,7 @@ from wsi_ats.slides.zarr import ZarrSlide
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_what_was_stopped_goes_on_to_the_same_bytes(small_shards, tmp_path, threads):
+def test_an_interrupted_conversion_resumes_to_the_same_bytes(small_shards, tmp_path, threads):
     pixels = noise(300, 200)
     uninterrupted, target = tmp_path / "a" / "s.ome.zarr", tmp_path / "b" / "s.ome.zarr"
     assert write_pyramid(MemorySlide([pixels], mpp=0.5), str(uninterrupted)).reused == 0
@@ -40,7 +40,7 @@ def test_what_was_stopped_goes_on_to_the_same_bytes(small_shards, tmp_path, thre
     assert tree(target) == tree(uninterrupted)
 
 
-def test_what_is_complete_is_checked_and_mended(small_shards, tmp_path):
+def test_complete_pyramids_are_verified_and_missing_shards_restored(small_shards, tmp_path):
     source, target = Failing(noise(200, 100), 100), tmp_path / "s.ome.zarr"
     write_pyramid(source, str(target))
     before = tree(target)
@@ -53,7 +53,7 @@ def test_what_is_complete_is_checked_and_mended(small_shards, tmp_path):
 
 
 @pytest.mark.parametrize("stopped", [False, True])
-def test_another_source_or_form_is_refused(small_shards, tmp_path, stopped):
+def test_another_source_or_codec_is_refused(small_shards, tmp_path, stopped):
     pixels, target = noise(300, 200), tmp_path / "s.ome.zarr"
     write_pyramid(MemorySlide([pixels], mpp=0.5), str(target), source="one")
     if stopped:
@@ -86,7 +86,7 @@ def test_pyramids_of_others_are_neither_written_over_nor_deleted(pattern, tmp_pa
     assert tree(path) == before
 
 
-def test_a_pyramid_whose_metadata_are_damaged_is_not_complete_and_is_mended(converted):
+def test_a_pyramid_with_damaged_metadata_is_incomplete_and_repaired(converted):
     path, pixels, written = converted
     before = tree(path)
     for content in (b"", b"{", b"[]", b"{}", b'{"attributes": 3}'):
@@ -98,7 +98,7 @@ def test_a_pyramid_whose_metadata_are_damaged_is_not_complete_and_is_mended(conv
     assert tree(path) == before
 
 
-def test_own_pyramids_are_deleted_whole_and_nothing_is_no_error(converted):
+def test_own_pyramids_are_deleted_whole_and_missing_ones_are_not_an_error(converted):
     path = converted[0]
     remove_pyramid(str(path))
     assert tree(path) == {}
@@ -108,7 +108,7 @@ def test_own_pyramids_are_deleted_whole_and_nothing_is_no_error(converted):
     assert not is_complete(str(path / "not even a folder"))
 
 
-def test_what_others_put_into_a_pyramid_is_not_deleted_with_it(converted):
+def test_foreign_files_in_a_pyramid_are_not_deleted(converted):
     path, pixels, _ = converted
     (path / "labels").mkdir()
     (path / "labels" / "zarr.json").write_text("{}")
@@ -121,7 +121,7 @@ def test_what_others_put_into_a_pyramid_is_not_deleted_with_it(converted):
 
 
 @pytest.mark.parametrize("name", ["scan[1]", "scan*", "scan?", "memory::scan"])
-def test_a_name_that_stores_take_for_a_pattern_is_refused_and_harms_nobody(name):
+def test_a_name_that_looks_like_a_glob_is_refused(name):
     slide = MemorySlide([noise(60, 50)], mpp=0.5)
     write_pyramid(slide, "memory://patterns/scan1.ome.zarr")
     for work in (partial(write_pyramid, slide), remove_pyramid):
@@ -140,7 +140,7 @@ def test_a_pyramid_behind_a_link_is_not_deleted(converted, tmp_path):
     assert tree(path) == before
 
 
-def test_a_shard_that_is_read_back_otherwise_is_noticed(small_shards, tmp_path):
+def test_a_shard_that_reads_back_differently_is_an_error(small_shards, tmp_path):
     class Forgetful(LocalStore):
         async def set(self, key, value):
             if key.endswith("/1") and "/c/" in key:

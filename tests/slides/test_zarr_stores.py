@@ -58,7 +58,7 @@ def test_an_object_store_is_written_to_and_read_from(bucket, small_shards):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")  # which this test is about
-def test_a_forked_process_is_told_to_open_anew(bucket):
+def test_a_forked_process_must_reopen_the_slide(bucket):
     pixels, target = noise(60, 50), f"{bucket}/forked.ome.zarr"
     write_pyramid(MemorySlide([pixels], mpp=0.5), target)
     ours, theirs = multiprocessing.get_context("fork").Pipe()
@@ -82,7 +82,7 @@ def test_a_forked_process_is_told_to_open_anew(bucket):
     theirs.close()
 
 
-def test_a_bucket_that_is_not_there_is_an_error_of_this_library(bucket):
+def test_a_missing_bucket_is_an_error_of_this_library(bucket):
     with pytest.raises(SlideOpenError, match="s3://nowhere"):
         ZarrSlide("s3://nowhere/s.ome.zarr")
     with pytest.raises(ArtifactError, match=r"s3://nowhere/s.ome.zarr cannot be written"):

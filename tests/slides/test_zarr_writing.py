@@ -86,7 +86,7 @@ def test_other_programs_read_the_same_pixels_places_and_axes(converted):
         assert translation == {"type": "translation", "translation": [0.0, middle, middle]}
 
 
-def test_the_models_of_the_format_find_nothing_wrong(converted):
+def test_the_pyramid_validates_against_ome_zarr_models(converted):
     from ome_zarr_models.v05 import Image
 
     image = Image.from_zarr(zarr.open_group(converted[0], mode="r"))
@@ -110,7 +110,7 @@ def test_a_folder_is_a_slide_whatever_the_case_of_its_name(tmp_path):
         assert isinstance(slide, ZarrSlide)
 
 
-def test_it_notes_where_it_comes_from(converted):
+def test_the_pyramid_records_its_source(converted):
     own = json.loads((converted[0] / "zarr.json").read_text())["attributes"]["wsi_ats"]
     assert own["source"] == {
         "name": "memory", "digest": "abc", "mpp": 0.4990, "mpp_source": "given", "vendor": "memory",
@@ -118,7 +118,7 @@ def test_it_notes_where_it_comes_from(converted):
     assert own["region"] == [0, 0, 1331, 1217]
 
 
-def test_it_notes_no_signature_of_a_url_and_goes_on_under_another(tmp_path):
+def test_url_signatures_are_not_recorded_and_may_change(tmp_path):
     path, pixels = tmp_path / "s.ome.zarr", noise(60, 50)
     for signature in ("one", "two"):
         url = f"https://host/scans/s.svs?X-Amz-Signature={signature}"
@@ -224,7 +224,7 @@ def test_the_codec_is_written_as_the_package_imagecodecs_zarr_expects_it(pattern
         ({"threads": 0}, "threads must be at least 1"),
     ],
 )
-def test_what_cannot_be_is_refused(tmp_path, options, message):
+def test_invalid_arguments_are_refused(tmp_path, options, message):
     with pytest.raises(SettingsError, match=message):
         write_pyramid(MemorySlide([noise(40, 30)], mpp=0.5), str(tmp_path / "s"), **options)
     assert not (tmp_path / "s").exists()
@@ -236,7 +236,7 @@ def test_without_mpp_nothing_is_written(tmp_path):
     assert not (tmp_path / "s").exists()
 
 
-def test_a_place_that_cannot_be_written_to_is_an_error_of_this_library(tmp_path):
+def test_an_unwritable_target_is_an_artifact_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ArtifactError, match="cannot be written"):
         write_pyramid(MemorySlide([noise(40, 30)], mpp=0.5), str(tmp_path / "file" / "s"))

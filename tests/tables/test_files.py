@@ -65,7 +65,7 @@ def test_a_table_without_rows_still_has_its_columns(tmp_path):
     ],
     ids=["empty", "blank", "only commas", "twice", "long row", "binary", "open quote"],
 )
-def test_what_is_no_table_is_refused(tmp_path, content, message):
+def test_a_file_that_is_not_a_table_is_refused(tmp_path, content, message):
     (tmp_path / "t.csv").write_bytes(content)
     with pytest.raises(ManifestError, match=message):
         read_csv(tmp_path / "t.csv")

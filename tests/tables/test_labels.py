@@ -40,7 +40,7 @@ def test_a_class_needs_patients_not_slides():
         ("survival", ["1;0", "1;1", "2;0", None], Target("survival", ("risk",))),
     ],
 )
-def test_what_is_predicted_is_found_from_slides(task, labels, target):
+def test_the_target_is_inferred_from_slides(task, labels, target):
     assert (
         check_labels([ref(n, label=label) for n, label in zip("abcd", labels, strict=True)], task) == target
     )

@@ -14,7 +14,7 @@ from wsi_ats.tables.sources import find_slides
 # --- files, folders, globs ---
 
 
-def test_a_folder_is_searched_for_slides_and_what_else_lies_there_is_ignored(folder):
+def test_a_folder_is_searched_for_slides_and_other_files_are_ignored(folder):
     refs = read_manifest(folder)
     assert [(r.id, r.path, r.case) for r in refs] == [
         ("a", str(folder / "a.svs"), "a"),
@@ -29,7 +29,7 @@ def test_hidden_folders_are_not_searched(folder):
     assert [r.id for r in read_manifest(folder)] == ["a", "b"]
 
 
-def test_what_is_there_now_may_be_nothing_or_two_of_a_name(folder):
+def test_listing_present_slides_allows_none_and_duplicate_names(folder):
     assert find_slides(folder) == read_manifest(folder)
     (folder / "below" / "a.svs").write_text("another")
     assert [r.id for r in find_slides(folder)] == ["a", "a", "b"]
@@ -48,7 +48,7 @@ def test_what_is_there_now_may_be_nothing_or_two_of_a_name(folder):
         ("slide_id,path\nyet to come,\n1,a.svs\n", ["1"]),
     ],
 )
-def test_a_table_of_slides_that_are_awaited(folder, text, ids):
+def test_a_table_may_list_slides_not_yet_present(folder, text, ids):
     assert [r.id for r in find_slides(table(folder, text))] == ids
     with pytest.raises(ManifestError):
         read_manifest(table(folder, "slide_id\n"))
@@ -73,7 +73,7 @@ def test_a_folder_of_zarr_is_one_slide_however_it_is_named(folder):
     ]
 
 
-def test_a_file_is_a_slide_whatever_it_ends_in(folder):
+def test_a_file_is_a_slide_whatever_its_extension(folder):
     assert [r.id for r in read_manifest(folder / "a.jpg")] == ["a"]
 
 
@@ -90,20 +90,20 @@ def test_a_folder_whose_name_looks_like_a_glob_is_a_folder(folder):
     assert [r.id for r in read_manifest(odd)] == ["c"]
 
 
-def test_a_mirax_slide_is_its_index_file_alone(tmp_path):
+def test_a_mirax_slide_is_listed_by_its_index_file_alone(tmp_path):
     (tmp_path / "m").mkdir()
     for name in ("m.mrxs", "m/Slidedat.ini", "m/Data0000.dat"):
         (tmp_path / name).write_bytes(b"x")
     assert [r.path for r in read_manifest(tmp_path)] == [str(tmp_path / "m.mrxs")]
 
 
-def test_ome_tiff_loses_both_endings(tmp_path):
+def test_ome_tiff_ids_lose_both_extensions(tmp_path):
     (tmp_path / "s.ome.tif").write_bytes(b"x")
     assert read_manifest(tmp_path)[0].id == "s"
 
 
 @pytest.mark.parametrize("source", ["", "sub", "*.svs", "sub/**/*"])
-def test_where_no_slide_is_found_the_known_endings_are_named(tmp_path, source):
+def test_the_error_for_no_slides_names_the_known_extensions(tmp_path, source):
     (tmp_path / "sub").mkdir()
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(ManifestError, match=r"no slides found.*\.svs"):
@@ -156,7 +156,7 @@ def test_clam_table_names_the_slides_that_are_not_there(folder):
         read_manifest(path)
 
 
-def test_a_name_that_fits_two_files_needs_a_path_but_only_if_it_is_asked_for(folder):
+def test_an_ambiguous_name_needs_a_path_only_when_requested(folder):
     (folder / "below" / "a.tif").write_bytes(b"x")
     assert [r.id for r in read_manifest(table(folder, "slide_id\nb\n"))] == ["b"]
     with pytest.raises(ManifestError, match=r"may be .*a\.svs or .*a\.tif; add a column path"):
@@ -184,7 +184,7 @@ def test_the_mpp_option_fills_in_where_the_table_is_silent(folder):
     assert [r.mpp for r in refs] == [0.25, 0.5]
 
 
-def test_some_missing_files_are_left_to_their_own_failure_but_not_all(folder):
+def test_some_missing_files_fail_alone_but_all_missing_are_refused(folder):
     assert len(read_manifest(table(folder, "path\na.svs\ngone.svs\n"))) == 2
     with pytest.raises(ManifestError, match=r"none of its 2 slides exists.*relative to the table"):
         read_manifest(table(folder, "path\nx/a.svs\ngone.svs\n"))
@@ -209,7 +209,7 @@ def test_remote_paths_are_kept_as_they_are(folder):
         ("slide_id,path,label\n,,x\n", "row 1: names neither"),
     ],
 )
-def test_tables_that_cannot_work_are_refused_with_what_was_found(folder, text, message):
+def test_invalid_tables_are_refused_with_the_reason(folder, text, message):
     with pytest.raises(ManifestError, match=message):
         read_manifest(table(folder, text))
 
@@ -231,7 +231,7 @@ def test_a_spreadsheet_file_is_refused_with_advice(folder):
 # --- labels ---
 
 
-def test_linked_folders_are_searched_once_and_circles_end(tmp_path):
+def test_linked_folders_are_searched_once_and_link_cycles_end(tmp_path):
     real, linked = tmp_path / "elsewhere", tmp_path / "slides"
     (real / "deep").mkdir(parents=True)
     (linked / "own").mkdir(parents=True)
@@ -247,7 +247,7 @@ def test_linked_folders_are_searched_once_and_circles_end(tmp_path):
     ]
 
 
-def test_what_will_be_refused_is_not_passed_over(tmp_path):
+def test_slides_to_be_refused_are_still_listed(tmp_path):
     for name in ("a.qptiff", "b.vsi", "c.txt"):
         (tmp_path / name).write_text("")
     (tmp_path / "series").mkdir()
@@ -323,7 +323,7 @@ def test_labels_are_joined_with_slides_of_a_store(store, tmp_path):
     assert [r.label for r in read_manifest(f"{store}/", labels=labels)] == ["x", "y", "x"]
 
 
-def test_a_signed_url_is_a_slide_without_being_asked_for():
+def test_a_signed_url_is_a_slide_without_a_request():
     url = "https://no.such.host.invalid/scans/a.svs?" + "X-Amz-Signature=" + "0" * 1000
     [slide] = read_manifest(url)
     assert (slide.id, slide.path) == ("a", url)
@@ -339,6 +339,6 @@ def test_a_signed_url_is_a_slide_without_being_asked_for():
         ("nosuch://store/", "no store is reached by nosuch://"),
     ],
 )
-def test_what_a_store_does_not_have(store, what, said):
+def test_urls_missing_in_a_store(store, what, said):
     with pytest.raises(ManifestError, match=said):
         read_manifest(what)

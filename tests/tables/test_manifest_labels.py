@@ -41,7 +41,7 @@ def test_a_label_column_without_a_table_is_refused(folder):
         read_manifest(folder, label_column="x")
 
 
-def test_labels_that_belong_to_no_slide_are_refused_with_both_sides_names(folder):
+def test_labels_matching_no_slide_are_refused_with_names_from_both(folder):
     labels = table(folder, "slide_id,label\nA-1,x\nA-2,x\n")
     with pytest.raises(ManifestError, match=r"no label belongs to any slide.*A-1, A-2.*have a, b"):
         read_manifest(folder, labels=labels)
@@ -74,7 +74,7 @@ def test_patients_of_both_tables_must_agree(folder):
         ("slide_id,label\n", "no rows"),
     ],
 )
-def test_label_tables_that_cannot_work_are_refused_with_what_was_found(folder, text, message):
+def test_invalid_label_tables_are_refused_with_the_reason(folder, text, message):
     with pytest.raises(ManifestError, match=message):
         read_labels(table(folder, text))
 
@@ -91,7 +91,7 @@ def test_clam_splits_are_ragged_columns(folder):
     assert [r.split for r in read_manifest(folder, splits=there)] == ["train", "val"]
 
 
-def test_ids_that_pandas_has_made_numbers_of_are_understood(tmp_path, caplog):
+def test_ids_turned_into_floats_by_pandas_are_matched(tmp_path, caplog):
     for name in ("100", "104", "106.0"):
         (tmp_path / f"{name}.svs").write_text("")
     splits = table(tmp_path, ",train,val,test\n0,100,104.0,106.0\n")
@@ -101,14 +101,14 @@ def test_ids_that_pandas_has_made_numbers_of_are_understood(tmp_path, caplog):
     assert "ids with '.0' at the end are taken without it: 104.0" in caplog.text
 
 
-def test_of_one_split_that_is_of_interest_all_slides_must_be_known(folder):
+def test_every_slide_of_a_requested_split_must_be_found(folder):
     refs, splits = read_manifest(folder), table(folder, "train,test\nq,a\n")
     assert [ref.split for ref in with_tables(refs, splits=splits, split="test")] == ["test", None]
     with pytest.raises(ManifestError, match="1 of its 2 slides"):
         with_tables(refs, splits=splits)
 
 
-def test_slides_that_a_table_of_splits_does_not_name_are_left_out(folder, caplog):
+def test_slides_missing_from_a_split_table_are_left_out(folder, caplog):
     splits = table(folder, ",train,val,test\n0,a,,\n")
     with caplog.at_level(logging.WARNING):
         assert [(r.id, r.split) for r in read_manifest(folder, splits=splits)] == [("a", "train")]
@@ -127,12 +127,12 @@ def test_slides_that_a_table_of_splits_does_not_name_are_left_out(folder, caplog
         ("train,val\na,a.0\n", "'a' is in train and, as 'a.0', in val"),
     ],
 )
-def test_splits_that_cannot_work_are_refused(folder, text, message):
+def test_invalid_splits_are_refused(folder, text, message):
     with pytest.raises(ManifestError, match=message):
         read_manifest(folder, splits=table(folder, text))
 
 
-def test_a_class_whose_name_means_no_label_is_warned_of(folder, caplog):
+def test_a_class_named_like_a_missing_label_is_warned_about(folder, caplog):
     with caplog.at_level(logging.WARNING):
         labels = read_labels(table(folder, "slide_id,label\na,None\nb,Mild\nc,None\nd,\n"))
         assert [row.label for row in labels.rows.values()] == [None, "Mild", None, None]
@@ -145,7 +145,7 @@ def test_a_class_whose_name_means_no_label_is_warned_of(folder, caplog):
 
 
 @pytest.mark.parametrize("column", ["slide_id", "case_id", "path"])
-def test_names_are_compared_however_unicode_writes_them(tmp_path, column):
+def test_names_are_matched_across_unicode_normal_forms(tmp_path, column):
     name = "M\u00fcller_01"
     decomposed = unicodedata.normalize("NFD", name)
     (tmp_path / f"{decomposed}.svs").write_text("")
@@ -203,7 +203,7 @@ def test_a_column_whose_name_has_a_comma_is_one_column(folder):
         ("multilabel", "her2,er", "no row of column 'er' is 1"),
     ],
 )
-def test_columns_that_make_no_label_are_refused(folder, task, columns, message):
+def test_invalid_label_columns_are_refused(folder, task, columns, message):
     labels = table(folder, "slide_id,months,died,her2,er\na,23.5,1,1,\nb,12,1,0,0\n")
     with pytest.raises(ManifestError, match=message):
         read_manifest(folder, labels=labels, label_column=columns, task=task)

@@ -54,7 +54,7 @@ def test_a_split_follows_its_seed():
     assert first == again != other
 
 
-def test_no_share_sets_nothing_aside():
+def test_a_zero_fraction_holds_out_nothing():
     assert split_by_case(refs(), 0, seed=0) == (refs(), [])
 
 
@@ -162,7 +162,7 @@ def strata(task, refs):
     return TASKS[task].strata([ref.label for ref in refs], [ref.case for ref in refs])
 
 
-def test_each_task_is_stratified_by_what_must_not_be_missing():
+def test_each_task_is_stratified_by_its_own_strata():
     assert strata("classification", labelled("x", "y")) == ["x", "y"]
     assert strata("multilabel", labelled("a;b", "a", "-", "a;?b")) == ["b", "a", "-", "a"]
     assert strata("multilabel", labelled("a; b", "b ;a", "- ", "c; ?b")) == ["a", "a", "-", "c"]
@@ -185,7 +185,7 @@ def test_each_task_is_stratified_by_what_must_not_be_missing():
         ("regression", ["1", "2"], [0], []),
     ],
 )
-def test_what_could_not_be_learned(task, labels, trained, missing):
+def test_classes_missing_from_training_are_listed(task, labels, trained, missing):
     slides = labelled(*labels)
     assert untrained(slides, [slides[i] for i in trained], task=task) == missing
 

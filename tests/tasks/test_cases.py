@@ -23,7 +23,7 @@ def test_pooling_scores_is_pooling_outputs(task, slides):
     np.testing.assert_allclose(found, TASKS[task].activate(pooled)[0].numpy(), rtol=1e-12, atol=1e-12)
 
 
-def test_probabilities_of_zero_and_one_stay_within_and_are_no_nan():
+def test_probabilities_of_zero_and_one_stay_in_range_without_nan():
     found = case_scores(TASKS["classification"], [[0.0, 1.0], [0.5, 0.5]], [0.0, -800.0])
     assert found.tolist() == pytest.approx([0, 1])
     assert case_scores(TASKS["multilabel"], [[0.0, 1.0]], [0.0]).tolist() == pytest.approx([0, 1])

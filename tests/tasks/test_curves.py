@@ -25,7 +25,7 @@ from wsi_ats.tasks.registry import TASKS
         ("multilabel", [[1, np.nan], [0, 1]], [[0.2, 0.8], [0.7, 0.3]], [1, 0, 1], [0.2, 0.7, 0.3]),
     ],
 )
-def test_calibration_is_of_what_probabilities_foretell(task, targets, scores, happened, probability):
+def test_calibration_compares_probabilities_with_outcomes(task, targets, scores, happened, probability):
     names = "xyz"[: len(scores[0])]
     details = TASKS[task].details(np.array(targets, float), np.array(scores), names, ["", ""])
     expected = reliability(np.array(happened) > 0, np.array(probability))

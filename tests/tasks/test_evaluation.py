@@ -55,7 +55,7 @@ def softmax(logits):
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_figures_of_classes_are_those_of_scikit_learn(classes):
+def test_classification_metrics_match_scikit_learn(classes):
     generator = np.random.default_rng(classes)
     true = np.arange(60) % classes
     scores = softmax(generator.normal(0, 1, (60, classes)) + np.eye(classes)[true])
@@ -81,7 +81,7 @@ def test_figures_of_classes_are_those_of_scikit_learn(classes):
         assert found["auc_y"] == metrics.roc_auc_score(true == 1, scores[:, 1])
 
 
-def test_what_an_absent_class_leaves_undefined_is_none_and_the_rest_is_given():
+def test_an_absent_class_makes_only_dependent_metrics_none():
     scores = np.array([[0.2, 0.8], [0.6, 0.4]])
     found = metrics_of("classification", [[1], [1]], scores)
     assert {name for name, value in found.items() if value is None} == {
@@ -97,7 +97,7 @@ def test_what_an_absent_class_leaves_undefined_is_none_and_the_rest_is_given():
     ("task", "targets", "columns"),
     [("classification", 1, 2), ("multilabel", 2, 2), ("regression", 1, 1), ("survival", 2, 1)],
 )
-def test_of_nothing_nothing_is_known(task, targets, columns):
+def test_metrics_of_no_slides_are_undefined(task, targets, columns):
     true, scores = np.empty((0, targets)), np.empty((0, columns))
     assert set(metrics_of(task, true, scores).values()) == {None}
     rows = metrics_table(TASKS[task], ["a", "b"][:columns], true, scores, [], resamples=5, seed=0)
@@ -105,7 +105,7 @@ def test_of_nothing_nothing_is_known(task, targets, columns):
     assert {(row["value"], row["low"], row["n"], row["cases"]) for row in rows} == {(None, None, 0, 0)}
 
 
-def test_figures_of_labels_are_means_over_the_labels_where_they_are_known():
+def test_multilabel_metrics_are_means_over_known_labels():
     generator = np.random.default_rng(0)
     true = generator.integers(0, 2, (40, 2)).astype(float)
     scores = generator.random((40, 2))
@@ -132,7 +132,7 @@ def test_one_label_alone_is_like_two_classes():
     assert {name: one[name] for name in one} == {name: pytest.approx(two[name]) for name in one}
 
 
-def test_figures_of_values_are_in_their_unit():
+def test_regression_metrics_are_in_the_unit_of_the_value():
     true, scores = [[10.0], [20.0], [30.0]], [[11.0], [20.0], [27.0]]
     found = metrics_of("regression", true, scores)
     assert list(found) == ["r2", "mae", "rmse"]
@@ -211,6 +211,6 @@ def test_resamples_without_a_class_are_counted_and_left_out():
     assert (area["n"], area["cases"], area["note"]) == (4, 4, None)
 
 
-def test_one_case_tells_nothing_of_others():
+def test_one_case_gives_no_interval():
     interval = bootstrap(mean_of(np.arange(3.0)), ["a"] * 3, resamples=10, seed=0)["mean"]
     assert (interval.low, interval.high, interval.undefined) == (None, None, 0)

@@ -124,7 +124,7 @@ def test_shares_do_not_depend_on_the_order_of_slides_nor_on_a_common_factor_of_t
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_hazards_that_differ_by_orders_of_magnitude_give_numbers(dtype):
+def test_hazards_orders_of_magnitude_apart_give_finite_losses(dtype):
     outputs = torch.tensor([[300.0], [-300.0], [0.0]], dtype=dtype).requires_grad_()
     found = TASKS["survival"].losses(outputs, torch.tensor([[1.0, 1], [1, 1], [2, 1]]))
     found.sum().backward()
@@ -132,7 +132,7 @@ def test_hazards_that_differ_by_orders_of_magnitude_give_numbers(dtype):
     assert outputs.grad.isfinite().all()
 
 
-def test_a_batch_without_event_teaches_nothing():
+def test_a_batch_without_events_has_no_gradient():
     outputs, targets = outputs_and_targets("survival")
     targets[:, 1] = 0
     found = TASKS["survival"].losses(outputs, targets)
@@ -152,7 +152,7 @@ def test_there_is_one_loss_a_slide_in_single_precision_or_better(task):
 
 
 @pytest.mark.parametrize("task", ["classification", "multilabel", "regression"])
-def test_slides_have_no_part_in_the_losses_of_others(task):
+def test_the_loss_of_a_slide_does_not_depend_on_others(task):
     outputs, targets = outputs_and_targets(task)
     alone = torch.cat([TASKS[task].losses(outputs[i : i + 1], targets[i : i + 1]) for i in range(5)])
     torch.testing.assert_close(TASKS[task].losses(outputs, targets), alone, atol=1e-12, rtol=0)

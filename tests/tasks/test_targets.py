@@ -92,7 +92,7 @@ def test_a_label_of_a_wrong_type_is_refused_with_itself_and_what_was_expected(ta
         ("regression", ["2", "many"], "label is 'many'"),
     ],
 )
-def test_labels_from_which_nothing_can_be_learnt_are_refused(task, labels, said):
+def test_labels_without_information_are_refused(task, labels, said):
     with pytest.raises(ManifestError, match=re.escape(said)):
         Target.of(task, labels)
 
@@ -134,7 +134,7 @@ def test_other_targets_have_no_units(task):
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=2))
-def test_what_is_written_of_a_value_reads_as_the_value(values):
+def test_written_values_parse_to_the_same_value(values):
     labels = [repr(value) for value in values]
     if len(set(values)) > 1 and np.std(values) > 0:
         target = Target.of("regression", labels)
@@ -172,7 +172,7 @@ def test_columns_become_one_label(task, columns, label):
     assert join(task, columns) == label
 
 
-def test_columns_and_the_label_they_make_say_the_same():
+def test_columns_and_their_label_agree():
     label = join("multilabel", {"pr": "1", "er": "0", "her2": None})
     np.testing.assert_array_equal(MULTI.encode(label), [0, math.nan, 1])
 
@@ -190,6 +190,6 @@ def test_columns_and_the_label_they_make_say_the_same():
         ("multilabel", {"-": "1"}, "rename its column"),
     ],
 )
-def test_columns_that_make_no_label_are_refused(task, columns, said):
+def test_invalid_label_columns_are_refused(task, columns, said):
     with pytest.raises(ManifestError, match=re.escape(said)):
         join(task, columns)

@@ -157,7 +157,7 @@ def test_fractions_are_met_on_average() -> None:
     assert np.std(regions) > 0.005
 
 
-def test_crossings_cover_what_they_say() -> None:
+def test_crossings_cover_the_stated_area() -> None:
     for crossing in crossings().values():
         assert crossing.cover(64, np.zeros((64, 64))).mean() == pytest.approx(crossing.area, abs=0.01)
 
@@ -208,18 +208,18 @@ def nuclear_shape(tiles: np.ndarray) -> np.ndarray:
     return np.stack([weighted, coherence.mean(axis=(1, 2)), strength.mean(axis=(1, 2))], axis=1)
 
 
-def test_colour_of_tiles_tells_nothing(pair: tuple[np.ndarray, np.ndarray]) -> None:
+def test_tile_colour_does_not_reveal_the_label(pair: tuple[np.ndarray, np.ndarray]) -> None:
     assert abs(held_out_auc(*map(colour_statistics, pair)) - 0.5) < 0.08
 
 
 @pytest.mark.parametrize("pixels", [4, 8])
-def test_thumbnail_tells_nothing(pair: tuple[np.ndarray, np.ndarray], pixels: int) -> None:
+def test_the_thumbnail_does_not_reveal_the_label(pair: tuple[np.ndarray, np.ndarray], pixels: int) -> None:
     lookalikes, lesions = (thumbnail(tiles, pixels) for tiles in pair)
     assert np.sqrt(np.mean((lookalikes - lesions) ** 2)) < 0.5  # grey levels of 255
     assert abs(held_out_auc(lookalikes, lesions) - 0.5) < 0.08
 
 
-def test_full_resolution_tells_all(pair: tuple[np.ndarray, np.ndarray]) -> None:
+def test_full_resolution_reveals_the_label(pair: tuple[np.ndarray, np.ndarray]) -> None:
     rng = np.random.default_rng(0)
     turned = [
         np.stack([np.rot90(tile, rng.integers(4))[:: rng.choice([-1, 1])] for tile in tiles])

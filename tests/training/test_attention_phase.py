@@ -87,7 +87,7 @@ def test_attention_approaches_its_target(tmp_path):
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.5])
-def test_of_several_processes_the_first_says_how_far_attention_is_trusted(tmp_path, monkeypatch, scale):
+def test_the_first_process_decides_the_trust_in_attention(tmp_path, monkeypatch, scale):
     """If each went by its own verdict, they could wait for one another in different phases."""
     verdict = distilling.Trust(scale, scale > 0, 0.5, 0.1, 4)
 
@@ -105,7 +105,7 @@ def test_of_several_processes_the_first_says_how_far_attention_is_trusted(tmp_pa
     assert found.model.attention_scale == scale
 
 
-def test_what_a_run_has_surveyed_itself_is_not_recalled(tmp_path, monkeypatch):
+def test_slides_surveyed_in_this_run_are_not_reloaded(tmp_path, monkeypatch):
     """With two levels that would read the closer looks at regions again."""
     recalled: list[list[int]] = []
     real = attention_phase.recall
@@ -120,7 +120,7 @@ def test_what_a_run_has_surveyed_itself_is_not_recalled(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("turns", [True, False])
-def test_attention_learns_from_slides_laid_any_way_and_is_used_as_they_lie(tmp_path, monkeypatch, turns):
+def test_attention_learns_from_all_orientations_and_is_applied_to_the_original(tmp_path, monkeypatch, turns):
     seen: list[tuple[bool, int]] = []
     real = model.score_turned
 
@@ -204,7 +204,7 @@ def test_nan_in_attention_is_reported_with_slide_step_and_last_good_state(tmp_pa
     assert progress(tmp_path)["step"] == 12
 
 
-def test_nan_in_attention_that_is_judged_is_an_error(tmp_path):
+def test_nan_in_attention_during_validation_is_an_error(tmp_path):
     rate = ["training.attention_learning_rate=1e36", "training.warmup=0.0"]
     with pytest.raises(ModelError, match=r"(loss|norm|attention) is .*try lower learning rates"):
         trained(tmp_path, *ATTENTION, *rate)

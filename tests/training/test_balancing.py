@@ -19,7 +19,7 @@ from wsi_ats.training.fit import fit
 # Rare classes
 
 
-def test_weights_give_classes_the_same_say(tmp_path, monkeypatch):
+def test_class_weights_balance_the_loss(tmp_path, monkeypatch):
     assert balancing([0, 0, 0, 1]) == pytest.approx([2 / 3, 2 / 3, 2 / 3, 2])
     assert balancing([2, 2, 0, 0]) == [1, 1, 1, 1]
     noted = []
@@ -41,7 +41,7 @@ def test_weights_give_classes_the_same_say(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("balance", "chance"), [("none", 0.5623), ("weights", 0.6931), ("sampling", 0.6931)])
-def test_a_network_that_knows_nothing_has_no_gain_however_classes_are_balanced(tmp_path, balance, chance):
+def test_an_untrained_network_has_no_gain_whatever_the_balancing(tmp_path, balance, chance):
     """What it settles on under a loss or draws that are balanced is that all classes are equally likely."""
 
     def knows_nothing():
@@ -73,7 +73,7 @@ def test_sampling_shows_classes_equally_often(tmp_path, begun):
 
 
 @pytest.mark.parametrize("cases", ["separate", "mean"])
-def test_a_slide_that_is_shown_twice_in_a_step_counts_twice(tmp_path, monkeypatch, cases):
+def test_a_slide_drawn_twice_in_a_step_counts_twice(tmp_path, monkeypatch, cases):
     counted = []
 
     def losses(task, outputs, targets):
@@ -90,7 +90,7 @@ def test_a_slide_that_is_shown_twice_in_a_step_counts_twice(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("balance", ["weights", "sampling"])
 @pytest.mark.parametrize("task", ["regression", "survival", "multilabel"])
-def test_what_has_no_classes_cannot_be_balanced(tmp_path, task, balance):
+def test_balancing_needs_classes(tmp_path, task, balance):
     with pytest.raises(SettingsError, match=rf"balance is {balance}, but {task} has no classes"):
         fit(
             TRAINING, VALIDATION, SETTINGS.with_values([f"training.balance={balance}", f"model.task={task}"]),
@@ -102,7 +102,7 @@ def test_what_has_no_classes_cannot_be_balanced(tmp_path, task, balance):
 # Few tiles, bad slides
 
 
-def test_more_tiles_than_there_are_trains_and_reads_each_once(tmp_path):
+def test_asking_for_more_tiles_than_exist_reads_each_once(tmp_path):
     rows = []
     run(tmp_path, "sampling.tiles=1000", *FEW, on_epoch=rows.append)
     assert [row["tiles"] for row in rows] == [8 * 20] * 2
@@ -122,7 +122,7 @@ def fit_with_bad(folder, bad, max_bad, reported, *, names=("s2p", "s5v"), stop=F
         )  # fmt: skip
 
 
-def test_fewer_bad_slides_than_allowed_are_reported_once_and_again_by_a_resumed_run(tmp_path):
+def test_tolerated_bad_slides_are_reported_once_a_run(tmp_path):
     reported: list = []
     with pytest.raises(KeyboardInterrupt):
         fit_with_bad(tmp_path, 2, 2, reported, stop=True)

@@ -22,7 +22,7 @@ from wsi_ats.training.metrics import Metrics
 
 
 @pytest.mark.parametrize("which", ["frozen", "last-1", "full"])
-def test_exactly_what_is_to_learn_changes(tmp_path, which):
+def test_only_parameters_set_to_train_change(tmp_path, which):
     end = run(tmp_path, f"training.fine_tuning={which}", "training.weight_decay=0.5", *FEW, validation=[])
     start = start_of()
     names = [name for name, _ in start.encoder.network.named_parameters()]
@@ -42,7 +42,7 @@ def test_exactly_what_is_to_learn_changes(tmp_path, which):
     assert not torch.equal(start.attention.logit.weight, end.attention.logit.weight)
 
 
-def test_more_blocks_than_there_are_is_an_error(tmp_path):
+def test_unfreezing_more_blocks_than_exist_is_an_error(tmp_path):
     with pytest.raises(ModelError, match=r"last 99 blocks, but ResNet has \d+; use full"):
         run(tmp_path, "training.fine_tuning=last-99")
 
@@ -81,7 +81,7 @@ def test_the_average_is_that_of_the_weights_after_each_step(tmp_path, weights_af
     ("attention", "peaks"),
     [("small", [1e-5, 1e-3, 1e-2, 1e-2]), ("test_resnet", [1e-5, 1e-3, 1e-5, 1e-2, 1e-2])],
 )
-def test_the_rates_of_the_parts_are_those_set(tmp_path, monkeypatch, attention, peaks):
+def test_each_part_has_its_own_learning_rate(tmp_path, monkeypatch, attention, peaks):
     seen = []
 
     def noted(optimizer, done, *, warmup):
@@ -173,7 +173,7 @@ def test_patience_without_validation_slides_is_refused(tmp_path):
         run(tmp_path, "training.patience=2", validation=[])
 
 
-def test_training_asks_no_other_processors_for_random_numbers(tmp_path, monkeypatch):
+def test_training_leaves_generators_of_other_devices_alone(tmp_path, monkeypatch):
     asked, real = [], torch.random.fork_rng
     monkeypatch.setattr(torch.random, "fork_rng", lambda devices: asked.append(devices) or real(devices))
     run(tmp_path, "training.joint_epochs=1")
@@ -184,7 +184,7 @@ def test_training_asks_no_other_processors_for_random_numbers(tmp_path, monkeypa
 
 
 @pytest.mark.slow
-def test_a_compiled_backbone_leaves_a_model_that_is_none(tmp_path):
+def test_a_compiled_backbone_is_saved_uncompiled(tmp_path):
     model = run(tmp_path, "training.compile=true", "training.joint_epochs=1", "training.ema=0.5")
     start = start_of()
     assert model.state_dict().keys() == start.state_dict().keys()

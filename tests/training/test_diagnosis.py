@@ -32,7 +32,7 @@ def said(*rows, classes=ENOUGH) -> list[str]:
     return diagnose(rows, SETTINGS, classes=classes)
 
 
-def test_nothing_is_said_where_all_is_well():
+def test_a_good_run_has_no_warnings():
     assert said(row(0, "classifier"), row(1), row(2)) == []
     assert said() == []
     assert diagnose([row(0, "classifier")], SETTINGS, classes=[]) == []
@@ -47,13 +47,13 @@ def test_a_class_of_few_cases_is_named():
 
 
 @pytest.mark.parametrize("gain", [-0.3, 0.04])
-def test_a_classifier_that_found_nothing_is_told(gain):
+def test_a_classifier_without_signal_is_reported(gain):
     (line,) = said(row(0, "classifier", gain=gain, uniform_gain=gain))
     assert "found nothing" in line
     assert f"{1 - gain:.0%}" in line
 
 
-def test_training_slides_that_were_learned_by_heart_are_told_from_a_good_fit():
+def test_overfitting_is_distinguished_from_a_good_fit():
     (line,) = said(row(0, "classifier", gain=0.95, uniform_gain=-0.2))
     assert "by heart" in line
     assert said(row(0, "classifier", gain=0.95, uniform_gain=0.6)) == []
@@ -74,7 +74,7 @@ def test_attention_that_is_narrower_than_the_draw_has_collapsed():
         assert line.endswith(advice)
 
 
-def test_a_validation_loss_that_rises_while_attention_narrows_is_told():
+def test_rising_validation_loss_with_narrowing_attention_is_reported():
     rows = [row(0, "joint", gain=0.6, validation_loss=0.3, effective_cells=300.0)]
     (line,) = said(*rows, row(1, "joint", validation_loss=0.5, effective_cells=50.0))
     assert "rose from 0.300 in epoch 0 to 0.500 while attention narrowed from 300 to 50" in line
@@ -108,7 +108,7 @@ def test_attention_is_compared_with_uniform_draws_in_words():
     ]
 
 
-def test_a_run_on_labels_that_mean_nothing_says_so(tmp_path):
+def test_a_run_on_random_labels_is_reported(tmp_path):
     alike = [replace(example(f"s{number}p"), target=(float(number % 2),)) for number in range(40, 56)]
     rows: list = []
     changes = ("training.epochs=3", "training.joint_epochs=0", "training.head_learning_rate=0.003")

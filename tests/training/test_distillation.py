@@ -102,7 +102,7 @@ def figure_at(model: Attention, judges: list[HeldOut], scale: float) -> float:
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.5, 1.0])
-def test_attention_that_finds_what_tells_the_classes_apart_is_trusted(noise):
+def test_attention_on_the_discriminative_tiles_is_trusted(noise):
     model = Attention()
     judges = judges_of(model, lambda number: 3.0 * lesion(number) + noise * normal(500 + number))
     found = trust(model, judges, figure, **DRAWS)
@@ -117,7 +117,7 @@ def test_attention_that_finds_what_tells_the_classes_apart_is_trusted(noise):
     assert gained > 0.9 * possible
 
 
-def test_attention_that_has_nothing_to_do_with_the_classes_is_hardly_ever_trusted():
+def test_attention_unrelated_to_the_classes_is_rarely_trusted():
     model = Attention()
     found = [
         trust(model, judges_of(model, lambda number, shift=shift: normal(shift + number)), figure, **DRAWS)
@@ -128,27 +128,27 @@ def test_attention_that_has_nothing_to_do_with_the_classes_is_hardly_ever_truste
     assert all(each.scale == 0 for each in found if not each.foretells)
 
 
-def test_attention_that_looks_away_is_not_trusted():
+def test_attention_away_from_the_discriminative_tiles_is_not_trusted():
     model = Attention()
     found = trust(model, judges_of(model, lambda number: -3.0 * lesion(number)), figure, **DRAWS)
     assert found.scale == model.attention_scale == 0
     assert found.foresight < 0
 
 
-def test_attention_that_is_flat_is_as_good_as_none():
+def test_flat_attention_counts_as_none():
     model = Attention()
     found = trust(model, judges_of(model, lambda number: 0 * UNIFORM), figure, **DRAWS)
     assert (found.scale, found.foretells, found.cases) == (0.0, False, len(SLIDES))
     assert found.foresight == pytest.approx(0, abs=1e-12)
 
 
-def test_judges_say_the_same_whenever_they_are_asked_with_the_same_seed():
+def test_trust_is_reproducible_with_the_same_seed():
     model = Attention()
     judges = judges_of(model, lambda number: 3.0 * lesion(number))
     assert trust(model, judges, figure, **DRAWS) == trust(model, judges, figure, **DRAWS)
 
 
-def test_slides_of_which_no_figure_can_be_told_still_tell_whether_attention_foresees():
+def test_slides_without_a_metric_still_judge_attention():
     model = Attention()
     for size, scale in ((3.0, USUAL), (-3.0, 0.0)):
         judges = judges_of(model, lambda number, size=size: size * lesion(number))
@@ -156,7 +156,7 @@ def test_slides_of_which_no_figure_can_be_told_still_tell_whether_attention_fore
 
 
 @pytest.mark.parametrize("count", range(4))
-def test_attention_that_too_few_can_judge_is_used_all_the_same(count):
+def test_attention_with_too_few_validation_slides_is_used_anyway(count):
     model = Attention()
     model.attention_scale.fill_(0.25)
     judges = judges_of(model, lambda number: -3.0 * lesion(number))[:count]
@@ -196,13 +196,13 @@ def narrow(outputs: torch.Tensor, places) -> float:
     return -outputs.var(0).sum().item()
 
 
-def test_attention_that_foretells_and_does_clear_harm_is_not_used_and_that_is_told():
+def test_predictive_but_harmful_attention_is_not_used_and_reported():
     model = Attention()
     found = trust(model, judges_of(model, lambda number: 3.0 * lesion(number)), narrow, **DRAWS)
     assert (found.scale, found.foretells) == (0.0, True)
 
 
-def test_a_figure_that_is_better_by_luck_changes_nothing():
+def test_a_metric_better_by_chance_changes_nothing():
     """Of few slides, whatever attention is: no scale has anything to do with this figure."""
 
     def luck(outputs: torch.Tensor, places) -> float:
@@ -219,7 +219,7 @@ def parts_of(whole: torch.Tensor) -> list[torch.Tensor]:
     return list(whole.split([10, 30, 20]))
 
 
-def test_slides_that_are_pooled_as_one_are_taught_as_one():
+def test_pooled_slides_share_one_distillation_target():
     """Cut into three, of any sizes: its target, its attention and all that follows are as before."""
     model, logits, said = Attention(), normal(1), said_of(3)
     model.attention_scale.fill_(0.7)
@@ -242,7 +242,7 @@ def test_slides_that_are_pooled_as_one_are_taught_as_one():
     assert Evidence.of_case(parts[:1]) is parts[0]
 
 
-def test_what_slides_of_a_pooled_case_count_beside_each_other_is_taught():
+def test_the_weights_of_slides_within_a_pooled_case_are_distilled():
     model, offset = Attention(), torch.zeros(3, dtype=torch.float64, requires_grad=True)
     logits = [part + own for part, own in zip(parts_of(normal(1)), offset, strict=True)]
     parts = [evidence_of(model, *each) for each in zip(logits, parts_of(said_of(3)), strict=True)]
@@ -253,7 +253,7 @@ def test_what_slides_of_a_pooled_case_count_beside_each_other_is_taught():
     torch.testing.assert_close(gradient, share.detach() - wanted, rtol=1e-12, atol=1e-12)
 
 
-def test_attention_too_small_for_a_number_still_learns_and_is_still_judged():
+def test_underflowed_attention_still_learns_and_is_judged():
     model, logits = Attention(), torch.zeros(CELLS, dtype=torch.float32)
     logits[7] = 2000.0  # all others underflow
     logits.requires_grad_()
@@ -297,7 +297,7 @@ EXAMPLES = dict(enumerate(TRAINING))
 
 
 @pytest.mark.parametrize("ahead", [0, 3])
-def test_a_survey_draws_so_many_tiles_of_each_slide_and_is_remembered_without_reading(method, ahead):
+def test_a_survey_draws_the_set_number_of_tiles_and_reloads_without_reading(method, ahead):
     bad: dict[str, str] = {}
     with Recorded() as reader:
         found = survey(method, EXAMPLES, reader, 7, read_ahead=ahead, on_bad=bad.__setitem__)
@@ -329,7 +329,7 @@ def test_a_survey_draws_so_many_tiles_of_each_slide_and_is_remembered_without_re
     assert not torch.equal(other[5].tile_outputs, said[2])
 
 
-def test_slides_that_cannot_be_read_are_told_and_left_out(method):
+def test_unreadable_slides_are_reported_and_left_out(method):
     bad: dict[str, str] = {}
     with TileReader(2, unreadable("s2p", "s5v")) as reader:
         found = survey(method, EXAMPLES, reader, 7, read_ahead=1, on_bad=bad.__setitem__)
@@ -337,7 +337,7 @@ def test_slides_that_cannot_be_read_are_told_and_left_out(method):
     assert list(found) == [number for number in EXAMPLES if number not in {2, 5}]
 
 
-def test_a_classifier_that_gives_no_numbers_is_told_of_and_not_learned_from(method):
+def test_nan_of_the_classifier_is_reported_and_not_distilled(method):
     with torch.no_grad():
         method.model.head.bias[0] = math.nan
     with (

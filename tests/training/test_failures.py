@@ -50,7 +50,7 @@ def test_the_state_of_another_run_is_refused(tmp_path, other):
     assert state.read_bytes() == before
 
 
-def test_a_damaged_state_is_refused_and_not_begun_anew(tmp_path):
+def test_a_damaged_state_is_refused_rather_than_restarted(tmp_path):
     run(tmp_path, "training.joint_epochs=1")
     state = newest(tmp_path)
     state.write_bytes(state.read_bytes()[:1000])
@@ -91,14 +91,14 @@ def test_no_readable_slide_is_an_error_that_says_why(tmp_path):
     assert not (tmp_path / "after calibration" / "metrics.csv").exists()
 
 
-def test_learning_rates_that_are_far_too_high_stop_training_with_advice(tmp_path):
+def test_a_diverging_learning_rate_stops_training_with_advice(tmp_path):
     for rate in ("head_learning_rate", "gate_learning_rate", "attention_learning_rate", "learning_rate"):
         with pytest.raises(ModelError, match=r"(loss|norm|attention) is .*try lower learning rates"):
             run(tmp_path / rate, f"training.{rate}=1e36", "training.warmup=0.0", validation=[])
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient's norm"])
-def test_nan_is_reported_with_epoch_step_and_slides_and_never_stored(tmp_path, monkeypatch, what):
+def test_nan_loss_reports_epoch_step_and_slides_and_is_never_stored(tmp_path, monkeypatch, what):
     real, calls = Classification.losses, []
 
     def in_the_second_epoch(task, outputs, targets):

@@ -35,7 +35,7 @@ def test_training_learns_a_class_that_shows_in_half_of_the_cells(tmp_path):
     assert rows[-1]["top_share"] > rows[0]["top_share"]
 
 
-def test_every_epoch_has_a_row_of_figures(uninterrupted):
+def test_every_epoch_has_a_row_of_metrics(uninterrupted):
     _, folder = uninterrupted
     table = read_csv(folder / "metrics.csv")
     assert list(table) == [
@@ -69,14 +69,14 @@ def test_every_epoch_has_a_row_of_figures(uninterrupted):
     ]
 
 
-def test_training_without_validation_slides_leaves_their_figures_empty(tmp_path):
+def test_training_without_validation_slides_leaves_their_metrics_empty(tmp_path):
     rows = []
     run(tmp_path, "training.joint_epochs=1", validation=[], on_epoch=rows.append)
     assert rows[0]["validation_loss"] is rows[0]["validation_auc"] is None
     assert read_csv(tmp_path / "metrics.csv")["validation_auc"] == [""]
 
 
-def test_the_learning_rate_rises_stays_and_falls_to_nothing():
+def test_the_learning_rate_warms_up_holds_and_decays_to_zero():
     rates = [share_of_peak(done / 100, 0.2) for done in range(101)]
     assert rates[0] == pytest.approx(0.05)
     assert all(a < b for a, b in itertools.pairwise(rates[:21]))

@@ -63,7 +63,7 @@ def test_statistics_of_a_frozen_backbone_without_published_weights_are_measured(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_of_a_frozen_backbone_each_tile_is_read_once_over_all_epochs(tmp_path, kind):
+def test_a_frozen_backbone_reads_each_tile_once_over_all_epochs(tmp_path, kind):
     rows: list = []
     found, asked = recorded(tmp_path, *KINDS[kind], on_epoch=rows.append)
     asked = asked[CALIBRATION:]
@@ -80,7 +80,7 @@ def test_of_a_frozen_backbone_each_tile_is_read_once_over_all_epochs(tmp_path, k
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_features_survive_a_run_and_change_nothing(tmp_path, kind):
+def test_stored_features_are_reused_and_do_not_change_results(tmp_path, kind):
     def stop(row):
         if row["epoch"] == 1:
             raise KeyboardInterrupt
@@ -221,7 +221,7 @@ def test_scores_are_left_alone_where_validation_slides_are_few_or_of_one_class(t
     assert_same_weights(found.model, as_they_are)
 
 
-def test_rare_classes_keep_their_say_where_the_loss_gave_them_one(tmp_path):
+def test_calibration_keeps_class_weights_of_the_loss(tmp_path):
     rare = [each for each in MORE if each.target == MORE[0].target] * 2 + MORE[1:4:2]
     heads = [
         run(tmp_path / balance, *CLASSIFIER, f"training.balance={balance}", validation=rare).head.bias

@@ -90,7 +90,7 @@ def test_a_run_that_has_ended_gives_the_same_again_and_reads_only_what_is_watche
 
 @pytest.mark.parametrize("fate", ["missing", "cut short", "no state"])
 @pytest.mark.parametrize("backbone", ["full", "frozen"])
-def test_a_survey_that_is_lost_is_made_again(tmp_path, caplog, fate, backbone):
+def test_a_lost_survey_is_repeated(tmp_path, caplog, fate, backbone):
     def stop(row):
         if row["phase"] == "attention":
             raise KeyboardInterrupt

@@ -40,7 +40,7 @@ def spoil(monkeypatch, values: list[float]) -> list[dict[str, torch.Tensor]]:
     ("values", "best"), [([1, 2, 3], 0), ([3, 1, 2], 1), ([3, 2, 1], 2), ([1, 1, 1], 0)], ids=str
 )
 @pytest.mark.parametrize("ema", [0.0, 0.5])
-def test_joint_epochs_are_kept_as_far_as_validation_says_so(tmp_path, monkeypatch, values, best, ema):
+def test_joint_epochs_are_kept_up_to_the_best_validation(tmp_path, monkeypatch, values, best, ema):
     seen = spoil(monkeypatch, values)
     found = trained(tmp_path, *PHASES, f"training.ema={ema}")
     assert len(seen) == 3
@@ -49,14 +49,14 @@ def test_joint_epochs_are_kept_as_far_as_validation_says_so(tmp_path, monkeypatc
     assert not torch.equal(seen[1]["head.weight"], seen[2]["head.weight"])
 
 
-def test_without_slides_to_watch_all_joint_epochs_are_kept(tmp_path):
+def test_without_validation_slides_all_joint_epochs_are_kept(tmp_path):
     before = run(tmp_path / "before", *ATTENTION, validation=[])
     after = run(tmp_path / "after", *PHASES, validation=[])
     assert not torch.equal(before.head.weight, after.head.weight)
     assert not (tmp_path / "after" / "checkpoints" / "best.safetensors").exists()
 
 
-def test_joint_epochs_that_no_figure_can_judge_are_left_out_with_a_warning(tmp_path, caplog):
+def test_joint_training_without_a_defined_metric_is_skipped_with_a_warning(tmp_path, caplog):
     alike = [each for each in VALIDATION if each.target == VALIDATION[0].target]
     before = trained(tmp_path / "before", *ATTENTION, validation=alike)
     changes = [*PHASES, "training.monitor=score"]
@@ -93,7 +93,7 @@ def test_attention_that_was_not_trained_is_compared_with_nothing(tmp_path):
     assert watched == 3 * (2 + 4)  # by one draw in each epoch, and by four in the end
 
 
-def test_attention_that_learned_with_all_the_rest_is_used_as_it_is(tmp_path):
+def test_jointly_trained_attention_is_used_unscaled(tmp_path):
     assert trained(tmp_path, "training.joint_epochs=1").trust == distilling.Trust(1.0, None, None, None, 0)
 
 
@@ -119,7 +119,7 @@ def test_joint_training_is_left_out_where_attention_is_not_trusted(tmp_path, mon
 
 
 @pytest.mark.parametrize("scale", [0.5, 1.0])
-def test_all_together_draw_by_attention_as_far_as_it_is_trusted(tmp_path, monkeypatch, scale):
+def test_joint_training_draws_by_attention_as_far_as_trusted(tmp_path, monkeypatch, scale):
     logits: list[torch.Tensor] = []
     real = one_level.draw_cells
 

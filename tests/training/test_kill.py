@@ -289,7 +289,7 @@ def assert_same_end(one: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize("name", PLACES)
-def test_killed_and_started_again_it_ends_the_same(root, name):
+def test_a_killed_run_restarted_ends_the_same(root, name):
     kind, places = PLACES[name]
     ends, _ = json.loads((root / name / "ends.json").read_text())
     if "any time" not in places:  # a fast machine may have finished by then
@@ -308,7 +308,7 @@ def test_killed_and_started_again_it_ends_the_same(root, name):
         assert (len(asked) < len(whole)) == (places != ["calibration"])
 
 
-def test_what_a_killed_run_has_half_written_is_cleared_away(root):
+def test_half_written_files_of_a_killed_run_are_removed(root):
     name = "while a state is written"
     _, left = json.loads((root / name / "ends.json").read_text())
     assert left  # the second attempt, of which nothing could be cleared

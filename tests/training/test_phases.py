@@ -35,7 +35,7 @@ def test_a_phase_draws_its_own_number_of_tiles_and_as_many_in_each_region_as_eve
         assert (found.tiles, found.regions, found.max_tiles) == (tiles, regions, 0)
 
 
-def test_every_epoch_says_of_which_phase_it_is_and_has_the_same_columns(whole):
+def test_every_epoch_names_its_phase_and_has_the_same_columns(whole):
     found, folder = whole
     table = figures(folder)
     assert table["phase"] == ["classifier"] * 2 + ["attention"] * 3 + ["joint"] * 2

@@ -175,7 +175,7 @@ def test_two_processes_share_the_features_of_a_slide(root):
     assert len(known) == len(NAMES) + len(WATCHED)
 
 
-def test_what_does_not_learn_stays_as_it_is(root):
+def test_frozen_parameters_stay_unchanged(root):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         start = model_for(SETTINGS.with_values(RUNS["classifier"]), TARGET).double()

@@ -56,7 +56,7 @@ def test_tiles_of_an_older_attention_are_less_effective(tmp_path):
     assert effective(3) != effective(0)
 
 
-def test_no_tiles_are_drawn_by_other_kinds_and_nothing_is_said_of_them(tmp_path):
+def test_kinds_that_draw_no_tiles_have_no_draw_metrics(tmp_path):
     rows = []
     changes = ["model.kind=mil", "training.epochs=2", "training.joint_epochs=0"]
     run(tmp_path, *changes, on_epoch=rows.append, validation=[])
@@ -147,7 +147,7 @@ CASES = {"s0p": "a", "s1v": "b", "s2p": "a", "s3v": "c", "s4p": "a", "s5v": "b",
 
 @pytest.mark.parametrize("cases", ["mean", "union"])
 @pytest.mark.parametrize("tiles", [0, 1])
-def test_batches_and_passes_never_tear_a_case_apart(tmp_path, begun, cases, tiles):
+def test_batches_and_passes_never_split_a_case(tmp_path, begun, cases, tiles):
     rows = []
     changes = [f"model.cases={cases}", f"training.tiles_per_pass={tiles}", *FEW]
     run(tmp_path, *changes, examples=cased(CASES), validation=cased({"s20p": "x", "s21v": "y", "s22p": "x"}),
@@ -171,7 +171,7 @@ def test_labels_that_differ_within_a_case_are_refused(tmp_path):
     run(tmp_path, "training.joint_epochs=1", examples=mixed, validation=[])  # each for itself
 
 
-def test_labels_of_which_the_same_is_unknown_do_not_differ():
+def test_labels_with_the_same_unknowns_are_equal():
     two = [
         Example(SlideRef(name, name, "case"), each.overview, (float("nan"), 1.0))
         for name, each in zip("ab", TRAINING, strict=False)

@@ -65,7 +65,7 @@ def test_a_network_without_attention_is_trained_once():
         ([(True, float("inf")), (True, float("inf"))], 0),
     ],
 )
-def test_of_runs_that_found_something_the_least_loss_wins(outcomes, best):
+def test_among_runs_with_signal_the_least_loss_wins(outcomes, best):
     runs = [run(foretells=found, loss=loss) for found, loss in outcomes]
     assert best_of([Outcome.of(each) for each in runs]) == best
     kept, _ = repeat(runs.__getitem__, restarts=len(runs), retries=0)

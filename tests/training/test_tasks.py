@@ -113,7 +113,7 @@ def test_a_task_is_learnt(tmp_path, task, score, least, changes):
         (["1;1", "2;0", "3;1", "4;1"], "survival", "concordance"),
     ],
 )
-def test_without_slides_to_watch_figures_are_empty(tmp_path, labels, task, score):
+def test_without_validation_slides_metrics_are_empty(tmp_path, labels, task, score):
     settings = SETTINGS.with_values([f"model.task={task}", "training.joint_epochs=1"])
     target, rows = Target.of(task, labels), []
     examples = [

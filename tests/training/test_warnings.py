@@ -79,19 +79,19 @@ def ran(
     return found, kinds
 
 
-def test_nothing_is_said_of_a_run_in_which_attention_finds_where_to_look(tmp_path):
+def test_a_run_with_useful_attention_has_no_warnings(tmp_path):
     found, said = ran(tmp_path, *PHASES)
     assert said == []
     assert found.by_attention["auc"] > found.by_uniform["auc"]
 
 
-def test_nothing_is_said_of_a_run_whose_thumbnails_show_nothing(tmp_path):
+def test_a_run_with_uninformative_thumbnails_has_no_warnings(tmp_path):
     found, said = ran(tmp_path, *PHASES, visible=False)
     assert said == []
     assert found.trust.scale == 0
 
 
-def test_labels_that_mean_nothing_are_told_by_a_classifier_that_finds_nothing(tmp_path):
+def test_random_labels_are_reported_when_the_classifier_finds_no_signal(tmp_path):
     _, said = ran(tmp_path, *CLASSIFIER, width=16, side=16, meaningless=True)
     assert said == [NOTHING]
 
@@ -108,19 +108,19 @@ def test_a_classifier_that_is_far_too_certain_has_found_something(tmp_path):
     assert said == []
 
 
-def test_labels_that_mean_nothing_are_told_by_a_classifier_that_learns_them_by_heart(tmp_path):
+def test_random_labels_are_reported_when_the_classifier_memorises_them(tmp_path):
     _, said = ran(tmp_path, *CLASSIFIER, *UNBOUND, width=256, side=8, cells=4, meaningless=True)
     assert said == [BY_HEART]
 
 
-def test_slides_that_are_learned_by_heart_in_part_are_told(tmp_path):
+def test_partial_memorisation_is_reported(tmp_path):
     """As most runs with labels that mean nothing end."""
     found, said = ran(tmp_path, *CLASSIFIER, width=256, meaningless=True)
     assert 0.05 < found.rows[-1]["gain"] < 0.9
     assert said == [BY_HEART]
 
 
-def test_attention_that_collapses_on_chance_is_told(tmp_path):
+def test_attention_that_collapses_by_chance_is_reported(tmp_path):
     rates = ("attention", "head", "gate")
     changes = tuple(f"training.{part}_learning_rate=0.1" for part in rates)
     found, said = ran(tmp_path, *JOINT, *changes, width=16, meaningless=True)
@@ -135,12 +135,12 @@ def test_attention_that_is_narrow_and_right_has_not_collapsed(tmp_path):
     assert said == []
 
 
-def test_attention_that_narrows_on_what_was_learned_by_heart_is_told(tmp_path):
+def test_attention_that_narrows_on_memorised_tiles_is_reported(tmp_path):
     _, said = ran(tmp_path, *JOINT, *UNBOUND, "training.attention_learning_rate=0.03", meaningless=True)
     assert NARROWED in said
 
 
-def test_nothing_is_said_of_how_narrow_attention_is_that_is_not_used(tmp_path):
+def test_narrow_attention_that_is_not_used_is_not_reported(tmp_path):
     """Taught long by a classifier that knows its slides by heart, attention narrows, and is not trusted."""
     changes = (
         *("training.attention_epochs=25", "training.attention_tiles=144"),
@@ -154,6 +154,6 @@ def test_nothing_is_said_of_how_narrow_attention_is_that_is_not_used(tmp_path):
     assert said == [BY_HEART]
 
 
-def test_a_class_of_few_slides_is_told(tmp_path):
+def test_a_class_of_few_slides_is_reported(tmp_path):
     _, said = ran(tmp_path, *CLASSIFIER, labels=(16, 4))
     assert FEW in said

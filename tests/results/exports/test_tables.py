@@ -72,7 +72,7 @@ def test_the_columns_are_those_of_the_documentation(tmp_path):
     assert metadata["bounds"] == [10, 20, 9000, 5000]
 
 
-def test_what_is_no_selection_is_refused(tmp_path):
+def test_a_file_that_is_not_a_selection_is_refused(tmp_path):
     path = tmp_path / "s.parquet"
     with pytest.raises(ArtifactError, match="no such file"):
         read_selection(path)
