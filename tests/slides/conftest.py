@@ -5,25 +5,13 @@ from __future__ import annotations
 import shutil
 from unittest import mock
 
-import imagecodecs
 import numpy as np
 import pytest
 import tifffile
 
 from slides.encoded_tiles import crop, decoded, random_regions, value
 from slides.handmade import HandmadeTiff, segments, split_tables
-from slides.hostile_files import (
-    APERIO,
-    OME,
-    REDUCED,
-    RESOLUTION,
-    SIZES,
-    deflate,
-    everything,
-    image,
-    jpeg,
-    jpeg_2000,
-)
+from slides.hostile_files import SIZES, deflate, everything, image, tiled, write_strips
 from slides.zarr_files import noise, whole
 from wsi_ats.slides import choose_reader
 from wsi_ats.slides import shards as writing
@@ -80,67 +68,15 @@ def damaged(whole_pyramid, tmp_path):
     return path, path / "0" / "c" / "0" / "0" / "0", whole_pyramid[1]
 
 
-@pytest.fixture(scope="module")
-def slides(handmade, jpeg_parts, pattern, tmp_path_factory):
-    """By kind: a file, and the pixels of its levels."""
-    folder = tmp_path_factory.mktemp("slides")
-    _, split = jpeg_parts
+@pytest.fixture(scope="session")
+def codings(handmade, jpeg_parts, pattern, tmp_path_factory):
+    """By coding: a file, and the pixels of its levels."""
+    folder = tmp_path_factory.mktemp("codings")
     full, half = (pattern(*size, seed) for seed, size in enumerate(SIZES))
-    tables, _ = split(jpeg(np.zeros((64, 96, 3), np.uint8)))
-
-    def flat(encode, **rest):
-        tags = rest.pop("tags", {})
-        return [
-            image(full, encode, tags={**RESOLUTION, **tags}, **rest),
-            image(half, encode, tags={**REDUCED, **tags}, **rest),
-        ]
-
-    below = image(half, tags=REDUCED)
-    contents = {
-        "none": (handmade(), flat(np.ndarray.tobytes)),
-        "big, deflate": (handmade(big=True), flat(deflate, compression=8)),
-        "big-endian ome, lzw": (
-            handmade(">"),
-            [
-                image(
-                    full,
-                    lambda tile: imagecodecs.lzw_encode(tile.tobytes()),
-                    compression=5,
-                    tags={270: (2, OME)},
-                    below=[below],
-                )
-            ],
-        ),
-        "jpeg": (
-            handmade(),
-            flat(
-                lambda tile: split(jpeg(tile))[1],
-                compression=7,
-                photometric=6,
-                tags={347: (7, tables), **APERIO},
-            ),
-        ),
-        "jpeg 2000": (handmade(), flat(jpeg_2000, compression=33005, tags=APERIO)),
-        "zstd": (
-            handmade(),
-            flat(lambda tile: imagecodecs.zstd_encode(tile.tobytes()), compression=50000),
-        ),
-    }
-    made = {}
+    made = {"strips": write_strips(folder / "strips.tif", full, half)}
+    contents = tiled(full, half, handmade, jpeg_parts[1])
     for number, (kind, (writer, images)) in enumerate(contents.items()):
         made[kind] = writer.write(folder / f"{number}.tif", images)
-    made["strips"] = folder / "strips.tif"
-    with tifffile.TiffWriter(made["strips"]) as file:
-        for pixels in (full, half):
-            file.write(
-                pixels,
-                photometric="rgb",
-                compression="zlib",
-                predictor=True,
-                rowsperstrip=20,
-                subfiletype=int(pixels is half),
-                metadata=None,
-            )
     return {kind: (path, everything(path)) for kind, path in made.items()}
 
 

@@ -55,6 +55,48 @@ def jpeg_2000(tile):
 KINDS = ["none", "big, deflate", "big-endian ome, lzw", "jpeg", "jpeg 2000", "zstd", "strips"]
 
 
+def tiled(full, half, handmade, split):
+    """By coding: a writer, and a slide of two levels in tiles for it."""
+    tables, _ = split(jpeg(np.zeros((64, 96, 3), np.uint8)))
+
+    def flat(encode, **rest):
+        tags = rest.pop("tags", {})
+        return [
+            image(full, encode, tags={**RESOLUTION, **tags}, **rest),
+            image(half, encode, tags={**REDUCED, **tags}, **rest),
+        ]
+
+    def lzw(tile):
+        return imagecodecs.lzw_encode(tile.tobytes())
+
+    def zstd(tile):
+        return imagecodecs.zstd_encode(tile.tobytes())
+
+    def without_tables(tile):
+        return split(jpeg(tile))[1]
+
+    ome = {270: (2, OME)}
+    below = image(half, tags=REDUCED)
+    common = {347: (7, tables), **APERIO}
+    return {
+        "none": (handmade(), flat(np.ndarray.tobytes)),
+        "big, deflate": (handmade(big=True), flat(deflate, compression=8)),
+        "big-endian ome, lzw": (handmade(">"), [image(full, lzw, compression=5, tags=ome, below=[below])]),
+        "jpeg": (handmade(), flat(without_tables, compression=7, photometric=6, tags=common)),
+        "jpeg 2000": (handmade(), flat(jpeg_2000, compression=33005, tags=APERIO)),
+        "zstd": (handmade(), flat(zstd, compression=50000)),
+    }
+
+
+def write_strips(path, full, half):
+    """Write the two levels in strips, with differences between pixels."""
+    options = {"photometric": "rgb", "compression": "zlib", "predictor": True, "rowsperstrip": 20}
+    with tifffile.TiffWriter(path) as file:
+        for pixels in (full, half):
+            file.write(pixels, subfiletype=int(pixels is half), metadata=None, **options)
+    return path
+
+
 def everything(path):
     with TiffSlide(str(path)) as slide:
         return [

@@ -43,8 +43,8 @@ from wsi_ats.slides.tiff_index import TiffIndex
 @damage
 @given(share=anywhere)
 @example(share=0.0)
-def test_a_truncated_file_is_an_error_or_read_whole(slides, tmp_path, kind, share):
-    path, truth = slides[kind]
+def test_a_truncated_file_is_an_error_or_read_whole(codings, tmp_path, kind, share):
+    path, truth = codings[kind]
     whole = path.read_bytes()
     cut = tmp_path / "cut.tif"
     cut.write_bytes(whole[: int(share * len(whole))])
@@ -54,8 +54,8 @@ def test_a_truncated_file_is_an_error_or_read_whole(slides, tmp_path, kind, shar
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_missing_last_bytes_are_noticed(slides, tmp_path, kind):
-    path, truth = slides[kind]
+def test_missing_last_bytes_are_noticed(codings, tmp_path, kind):
+    path, truth = codings[kind]
     for missing in range(1, 24):
         cut = tmp_path / "cut.tif"
         cut.write_bytes(path.read_bytes()[:-missing])
@@ -82,9 +82,9 @@ def test_a_truncated_real_slide_is_an_error(shared_data, tmp_path, name):
 @pytest.mark.parametrize("kind", KINDS)
 @damage
 @given(share=anywhere, bit=st.integers(0, 7), also=st.sampled_from([None, 0, 255, 127]))
-def test_a_changed_index_is_an_error_or_still_an_image(slides, tmp_path, kind, share, bit, also):
+def test_a_changed_index_is_an_error_or_still_an_image(codings, tmp_path, kind, share, bit, also):
     """Of another size, even: an index has no checksum."""
-    path, _ = slides[kind]
+    path, _ = codings[kind]
     content, places = bytearray(path.read_bytes()), without_tiles(path)
     place = int(places[int(share * len(places))])
     content[place] = content[place] ^ 1 << bit if also is None else also
@@ -104,8 +104,8 @@ def test_a_changed_index_is_an_error_or_still_an_image(slides, tmp_path, kind, s
 @pytest.mark.parametrize("kind", KINDS)
 @damage
 @given(share=anywhere, bit=st.integers(0, 7))
-def test_a_changed_tile_leaves_other_tiles_unchanged(slides, tmp_path, kind, share, bit):
-    path, truth = slides[kind]
+def test_a_changed_tile_leaves_other_tiles_unchanged(codings, tmp_path, kind, share, bit):
+    path, truth = codings[kind]
     content = bytearray(path.read_bytes())
     with tifffile.TiffFile(path) as file:
         start, size = file.pages[0].dataoffsets[0], file.pages[0].databytecounts[0]
@@ -195,12 +195,12 @@ def test_jpeg_2000_of_an_unsupported_pixel_format_is_refused(
 # --- OpenSlide, which is left with what is not read directly ---
 
 
-def test_openslide_survives_changed_files(slides, tmp_path):
+def test_openslide_survives_changed_files(codings, tmp_path):
     """Alone, it would end the process for some: it is asked only where the index makes sense."""
     jobs = []
     draw = random.Random(0)
     for kind in ("none", "jpeg", "jpeg 2000"):
-        path, _ = slides[kind]
+        path, _ = codings[kind]
         places = without_tiles(path)
         for number in range(25):
             content = bytearray(path.read_bytes())
@@ -218,8 +218,8 @@ def test_openslide_survives_changed_files(slides, tmp_path):
 @settings(damage, derandomize=True)
 @given(share=anywhere, bit=st.integers(0, 7))
 @pytest.mark.parametrize("kind", ["none", "big, deflate", "jpeg"])
-def test_changed_files_that_both_read_are_the_same_to_both(slides, tmp_path, kind, share, bit):
-    path, _ = slides[kind]
+def test_changed_files_that_both_read_are_the_same_to_both(codings, tmp_path, kind, share, bit):
+    path, _ = codings[kind]
     content, places = bytearray(path.read_bytes()), without_tiles(path)
     content[int(places[int(share * len(places))])] ^= 1 << bit
     changed = tmp_path / "changed.tif"

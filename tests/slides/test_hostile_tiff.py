@@ -58,66 +58,75 @@ def patched(stream, **values):
 
 
 def bombs(pattern):
+    """Files that claim more than they hold, by name."""
     base = image(pattern(*SIZES[0]))
     tile = tiles_of(pattern(*SIZES[0]))[0]
-    squeeze = zlib.compressobj(1)
-    zeros = b"".join(squeeze.compress(bytes(1 << 24)) for _ in range(16)) + squeeze.flush()
-    picture, codestream = jpeg(tile), jpeg_2000(tile)
-    laughs = b'<?xml version="1.0"?><!DOCTYPE l [<!ENTITY a "' + b"ha" * 500 + b'">'
-    for before, name in zip(b"abcdefghi", b"bcdefghij", strict=True):
-        laughs += b'<!ENTITY %c "%s">' % (name, b"&%c;" % before * 20)
-    deep = b"<a>" * 100_000 + b"</a>" * 100_000
-    large = {"size": (8000, 8000), "tile": (8000, 8000)}
-    wide = (1 << 31, 1 << 31)
+    return {**wrong_sizes(base), **wrong_tiles(base), **jpeg_bombs(base, tile), **wrong_tags(base)}
+
+
+def wrong_sizes(base):
+    wide, most = (1 << 31, 1 << 31), (1 << 32) - 1
     return {
         "2^31 pixels": base | {"size": wide},
         "2^31 pixels in a tile": base | {"size": wide, "tile": wide},
-        "2^32 - 1 pixels in a strip": strip(((1 << 32) - 1,) * 2, _279=(4, [(1 << 32) - 1])),
-        "one column": strip((1, (1 << 32) - 1), _279=(4, [(1 << 32) - 1]), _278=(4, [1])),
-        "2^32 - 1 rows per strip": strip((200, 130), _279=(4, [78_000]), _278=(4, [(1 << 32) - 1])),
+        "2^32 - 1 pixels in a strip": strip((most, most), _279=(4, [most])),
+        "one column": strip((1, most), _279=(4, [most]), _278=(4, [1])),
+        "2^32 - 1 rows per strip": strip((200, 130), _279=(4, [78_000]), _278=(4, [most])),
         "no rows per strip": strip((200, 130), _279=(4, [78_000]), _278=(4, [0])),
         "no width": base | {"size": (0, 130)},
         "no height": base | {"size": (200, 0)},
         "no tile width": base | {"tile": (0, 64)},
         "no tile height": base | {"tile": (96, 0)},
         "tiles of a pixel": base | {"tile": (1, 1)},
+    }
+
+
+def wrong_tiles(base):
+    squeeze = zlib.compressobj(1)
+    zeros = b"".join(squeeze.compress(bytes(1 << 24)) for _ in range(16)) + squeeze.flush()
+    return {
         "a quarter of a gigabyte": base | {"compression": 8, "tiles": [zeros] * 9},
         "the same, zstd": base
         | {"compression": 50000, "tiles": [imagecodecs.zstd_encode(bytes(1 << 28))] * 9},
         "many zeros": base | {"compression": 5, "tiles": [imagecodecs.lzw_encode(bytes(1 << 25))] * 9},
-        "jpeg of 65,535": base
-        | {"compression": 7, "photometric": 6, "tiles": [claiming(picture, 65_535, 65_535)] * 9},
-        "jpeg of 65,500 in a tile": {
-            "size": (65_500, 65_500),
-            "tile": (65_500, 65_500),
-            "compression": 7,
-            "photometric": 6,
-            "tiles": [claiming(picture, 65_500, 65_500)],
-        },
-        "jpeg of 100,000 scans": large
-        | {"compression": 7, "photometric": 6, "tiles": [claiming(scans(tile, 100_000), 8_000, 8_000)]},
-        "jpeg of 8,000": large
-        | {"compression": 7, "photometric": 6, "tiles": [claiming(picture, 8_000, 8_000)]},
-        "jpeg 2000 of 2^31": base
-        | {"compression": 33005, "tags": APERIO, "tiles": [patched(codestream, at8=1 << 31)] * 9},
-        "jpeg 2000 of 16,384 colours": base
-        | {"compression": 33005, "tags": APERIO, "tiles": [patched(codestream, at40=16_384)] * 9},
-        "jpeg 2000 of 62,500 tiles": large
-        | {
-            "compression": 33005,
-            "tags": APERIO,
-            "tiles": [patched(codestream, at8=8000, at12=8000, at24=32, at28=32)],
-        },
-        "a billion laughs": base | {"tags": {270: (2, laughs + b"]><OME>&j;</OME>\0")}},
-        "deep": base | {"tags": {270: (2, b"<OME>" + deep + b"</OME>\0")}},
-        "malformed": base | {"tags": {270: (2, b"<OME><Pixels></OME>\0")}},
-        "no bits": base | {"tags": {258: (3, [])}},
-        "words for numbers": base | {"tags": {256: (2, b"wide\0")}},
-        "no offsets": base | {"tags": {324: None}},
-        "no sizes": base | {"tags": {325: None}},
-        "4,500 tags": base | {"tags": {code: (3, [1]) for code in range(40_000, 44_500)}},
         "other bytes than pixels": base | {"tiles": [bytes(10)] * 9},
     }
+
+
+def jpeg_bombs(base, tile):
+    picture, codestream = jpeg(tile), jpeg_2000(tile)
+    large = {"size": (8000, 8000), "tile": (8000, 8000)}
+    largest = {"size": (65_500, 65_500), "tile": (65_500, 65_500)}
+    coded = {"compression": 7, "photometric": 6}
+    coded_2000 = {"compression": 33005, "tags": APERIO}
+    many = patched(codestream, at8=8000, at12=8000, at24=32, at28=32)
+    return {
+        "jpeg of 65,535": base | coded | {"tiles": [claiming(picture, 65_535, 65_535)] * 9},
+        "jpeg of 65,500 in a tile": largest | coded | {"tiles": [claiming(picture, 65_500, 65_500)]},
+        "jpeg of 100,000 scans": large | coded | {"tiles": [claiming(scans(tile, 100_000), 8_000, 8_000)]},
+        "jpeg of 8,000": large | coded | {"tiles": [claiming(picture, 8_000, 8_000)]},
+        "jpeg 2000 of 2^31": base | coded_2000 | {"tiles": [patched(codestream, at8=1 << 31)] * 9},
+        "jpeg 2000 of 16,384 colours": base | coded_2000 | {"tiles": [patched(codestream, at40=16_384)] * 9},
+        "jpeg 2000 of 62,500 tiles": large | coded_2000 | {"tiles": [many]},
+    }
+
+
+def wrong_tags(base):
+    laughs = b'<?xml version="1.0"?><!DOCTYPE l [<!ENTITY a "' + b"ha" * 500 + b'">'
+    for before, name in zip(b"abcdefghi", b"bcdefghij", strict=True):
+        laughs += b'<!ENTITY %c "%s">' % (name, b"&%c;" % before * 20)
+    deep = b"<a>" * 100_000 + b"</a>" * 100_000
+    tags = {
+        "a billion laughs": {270: (2, laughs + b"]><OME>&j;</OME>\0")},
+        "deep": {270: (2, b"<OME>" + deep + b"</OME>\0")},
+        "malformed": {270: (2, b"<OME><Pixels></OME>\0")},
+        "no bits": {258: (3, [])},
+        "words for numbers": {256: (2, b"wide\0")},
+        "no offsets": {324: None},
+        "no sizes": {325: None},
+        "4,500 tags": {code: (3, [1]) for code in range(40_000, 44_500)},
+    }
+    return {name: base | {"tags": each} for name, each in tags.items()}
 
 
 READ = {"2^32 - 1 rows per strip", "no rows per strip", "deep", "many zeros"}

@@ -24,9 +24,9 @@ from wsi_ats.slides.tiff import TiffSlide
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the administrator may read everything")
-def test_a_file_without_read_permission_is_an_error(slides, tmp_path):
+def test_a_file_without_read_permission_is_an_error(codings, tmp_path):
     path = tmp_path / "s.tif"
-    path.write_bytes(slides["none"][0].read_bytes())
+    path.write_bytes(codings["none"][0].read_bytes())
     path.chmod(0)
     for reader in ("direct", "openslide", "auto"):
         with pytest.raises(SlideOpenError, match=r"s\.tif"):
@@ -37,8 +37,8 @@ def test_a_file_without_read_permission_is_an_error(slides, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["big, deflate", "jpeg", "zstd"])
-def test_the_error_suggests_an_incomplete_copy_where_likely(slides, tmp_path, kind):
-    path, _ = slides[kind]
+def test_the_error_suggests_an_incomplete_copy_where_likely(codings, tmp_path, kind):
+    path, _ = codings[kind]
     with tifffile.TiffFile(path) as file:
         start, size = file.pages[0].dataoffsets[0], file.pages[0].databytecounts[0]
     damaged = tmp_path / "damaged.tif"
@@ -54,9 +54,9 @@ def test_the_error_suggests_an_incomplete_copy_where_likely(slides, tmp_path, ki
         assert "--reader" not in str(caught.value)
 
 
-def test_a_truncated_index_is_distinguished_from_an_invalid_one(slides, damaged_tag, tmp_path):
+def test_a_truncated_index_is_distinguished_from_an_invalid_one(codings, damaged_tag, tmp_path):
     cut = tmp_path / "cut.tif"
-    cut.write_bytes(slides["none"][0].read_bytes()[:-9])
+    cut.write_bytes(codings["none"][0].read_bytes()[:-9])
     with pytest.raises(SlideOpenError, match=r"is the copy complete\?"):
         open_slide(cut)
     with pytest.raises(SlideOpenError, match="have it written again"):
@@ -66,11 +66,11 @@ def test_a_truncated_index_is_distinguished_from_an_invalid_one(slides, damaged_
 # --- files that change while they are open ---
 
 
-def test_a_replaced_file_is_still_read_as_opened(slides, tmp_path):
-    path, truth = tmp_path / "s.tif", slides["none"][1]
-    path.write_bytes(slides["none"][0].read_bytes())
+def test_a_replaced_file_is_still_read_as_opened(codings, tmp_path):
+    path, truth = tmp_path / "s.tif", codings["none"][1]
+    path.write_bytes(codings["none"][0].read_bytes())
     with TiffSlide(str(path)) as slide:
-        (tmp_path / "other").write_bytes(slides["zstd"][0].read_bytes())
+        (tmp_path / "other").write_bytes(codings["zstd"][0].read_bytes())
         (tmp_path / "other").replace(path)
         np.testing.assert_array_equal(slide.read_regions(0, np.array([[0, 0]]), *SIZES[0])[0], truth[0])
         path.unlink()
@@ -78,14 +78,14 @@ def test_a_replaced_file_is_still_read_as_opened(slides, tmp_path):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_file_that_shrinks_is_an_error_naming_the_missing_place(slides, tmp_path, threads):
+def test_a_file_that_shrinks_is_an_error_naming_the_missing_place(codings, tmp_path, threads):
     path = tmp_path / "s.tif"
-    path.write_bytes(slides["none"][0].read_bytes())
+    path.write_bytes(codings["none"][0].read_bytes())
     with TiffSlide(str(path), threads=threads) as slide:
         with path.open("r+b") as file:
             file.truncate(30_000)
         np.testing.assert_array_equal(
-            slide.read_regions(0, np.array([[0, 0]]), 50, 50)[0], slides["none"][1][0][:50, :50]
+            slide.read_regions(0, np.array([[0, 0]]), 50, 50)[0], codings["none"][1][0][:50, :50]
         )
         with pytest.raises(SlideReadError, match=r"s\.tif.*level 0, the tile.*\(96, 0\).*beyond its end"):
             slide.read_regions(0, np.array([[100, 5]]), 20, 20)
@@ -116,10 +116,10 @@ def silenced(request):
 
 
 @pytest.mark.usefixtures("silenced")
-def test_damage_is_found_where_a_program_has_silenced_the_log(damaged_tag, slides, tmp_path):
+def test_damage_is_found_where_a_program_has_silenced_the_log(damaged_tag, codings, tmp_path):
     with pytest.raises(SlideOpenError, match="1 of 12 tags of an image cannot be read"):
         open_slide(damaged_tag)
-    for path, truth in slides.values():
+    for path, truth in codings.values():
         whole = path.read_bytes()
         for share in np.linspace(0, 1, 40, endpoint=False):
             cut = tmp_path / "cut.tif"
@@ -196,8 +196,8 @@ for path in ({str(damaged_tag)!r}, {str(odd)!r}):
     assert (done.stdout, done.stderr) == ("", "")
 
 
-def test_errors_of_another_thread_are_not_attributed_to_this_file(slides, damaged_tag):
-    path, truth = slides["none"]
+def test_errors_of_another_thread_are_not_attributed_to_this_file(codings, damaged_tag):
+    path, truth = codings["none"]
     stop = threading.Event()
 
     def complain():

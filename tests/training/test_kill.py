@@ -163,6 +163,28 @@ def fill_disk() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
 
 
+def kill_in_validation() -> None:
+    real = Metrics.validate
+    watch = at(3, lambda *args: kill(), MemorySlide.read_regions)  # four slides are watched
+
+    def validate(self, *args, **options):
+        MemorySlide.read_regions = watch
+        return real(self, *args, **options)
+
+    Metrics.validate = validate
+
+
+def kill_in_survey() -> None:
+    real = attention.survey
+    look = at(5, lambda *args: kill(), MemorySlide.read_regions)  # twelve slides are surveyed
+
+    def survey(*args, **options):
+        MemorySlide.read_regions = look
+        return real(*args, **options)
+
+    attention.survey = survey
+
+
 def prepare(place: str, folder: Path) -> None:
     """Have this process end at a place."""
     what, _, last = place.rpartition(" ")
@@ -170,23 +192,9 @@ def prepare(place: str, folder: Path) -> None:
     if place == "calibration":
         MemorySlide.read_regions = at(4, lambda *args: kill(), MemorySlide.read_regions)
     elif place == "validation":
-        real = Metrics.validate
-        watch = at(3, lambda *args: kill(), MemorySlide.read_regions)  # four slides are watched
-
-        def validate(self, *args, **options):
-            MemorySlide.read_regions = watch
-            return real(self, *args, **options)
-
-        Metrics.validate = validate
+        kill_in_validation()
     elif place == "survey":
-        real_survey = attention.survey
-        look = at(5, lambda *args: kill(), MemorySlide.read_regions)  # twelve slides are surveyed
-
-        def survey(*args, **options):
-            MemorySlide.read_regions = look
-            return real_survey(*args, **options)
-
-        attention.survey = survey
+        kill_in_survey()
     elif what == "survey written":
         states.save_named = at(number, lambda *args: kill(), states.save_named)
     elif what == "trust":
