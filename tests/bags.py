@@ -34,7 +34,7 @@ class Bag:
     features
         Of each cell's tile, shape (side * side, D).
     stands_out
-        Cells that look different in the thumbnail, shape (side, side).
+        Cells that differ in the thumbnail, shape (side, side).
     label
         As a table has it.
     """
@@ -79,7 +79,7 @@ def features_of(here: np.ndarray, direction: np.ndarray, rng: np.random.Generato
 
 
 def directions(number: int, width: int) -> np.ndarray:
-    """What tiles may show, as directions of their features, shape (number, width)."""
+    """Return patterns of tiles, as directions of their features, shape (number, width)."""
     return 0.7 * np.random.default_rng(9).normal(size=(number, width))
 
 

@@ -19,7 +19,7 @@ from wsi_ats.slides.memory import MemorySlide
 # inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Its assertions then say what differed, as those of tests do.
+# Its failed assertions then show both values, as those of tests do.
 pytest.register_assert_rewrite("wsi_ats.testing.contract")
 
 # A slow or busy computer is no failure.
@@ -37,7 +37,7 @@ def shared_data() -> Path:
 
 
 def _pattern(width: int, height: int, seed: int = 0) -> np.ndarray:
-    """An image in which every pixel tells its place, and levels of other seeds differ."""
+    """An image in which every pixel encodes its position; levels of other seeds differ."""
     y, x = np.mgrid[:height, :width]
     return np.stack([x % 251, y % 241, (x // 251 * 16 + y // 241 + 97 * seed) % 256], axis=-1).astype(
         np.uint8
@@ -100,7 +100,7 @@ def awkward_pyramid(request) -> list[np.ndarray]:
 
 @pytest.fixture(scope="session")
 def awkward_tiff(awkward_pyramid, tmp_path_factory) -> Path:
-    """The same as a file that says it has 0.5 micrometres per pixel."""
+    """The same as a file with a resolution of 0.5 micrometres per pixel."""
     path = tmp_path_factory.mktemp("awkward") / "awkward.tif"
     return _write_tiff(path, awkward_pyramid, resolution=(20_000, 20_000), unit="CENTIMETER")
 

@@ -69,9 +69,9 @@ DOORS = {
         *("wsi_ats.slides.zarr", "wsi_ats.slides.zarr_levels", "wsi_ats.slides.zarr_store"),
         *("wsi_ats.slides.pyramid", "wsi_ats.slides.shards", "wsi_ats.slides.zarr_jpeg"),
     ],
-    # The client, and what is done with its futures: of whole slides, and of tiles.
+    # The client and its futures: of whole slides, and of tiles.
     "dask": ["pipelines._cluster", "pipelines._readers"],  # the second counts cores
-    # A cluster, its workers, tiles, slides, and what a worker does to one.
+    # A cluster, its workers, tiles, slides, and the work on one slide.
     "distributed": [
         *("pipelines._cluster", "pipelines._readers", "pipelines._tasks"),
         *("pipelines._work", "pipelines._workers"),

@@ -1,4 +1,4 @@
-"""What users import is there, is documented, and its examples are true."""
+"""Public names exist, are documented, and their examples run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import wsi_ats
 
 MODULES = ["wsi_ats", *(m.name for m in pkgutil.walk_packages(wsi_ats.__path__, "wsi_ats."))]
 
-# What a slide, a network or a method must do is documented once, at the protocol.
+# Members of slides, networks and methods are documented once, at the protocol.
 PROTOCOL = {"tile_shape", "read_regions", "stored_bytes", "close", "train", "forward", "begin", "score"}
 
 
@@ -125,7 +125,7 @@ def test_every_public_object_has_a_docstring_that_starts_with_a_sentence(module)
 
 @pytest.mark.parametrize("module", [name for name in MODULES if ".testing" not in name])
 def test_functions_of_more_than_two_parameters_document_each(module):
-    """One or two are often said by the first sentence; a section that is there must be complete."""
+    """The first sentence often covers one or two; an existing section must be complete."""
     for name, thing in public(module):
         if (
             declared_by_a_base(module, name)
@@ -168,7 +168,7 @@ def test_examples_are_true(module):
 
 
 def exported(module: str) -> dict:
-    """What the examples of the package's own docstring see; those of a module see that module."""
+    """Names that the examples of the package's docstring see; those of a module see that module."""
     return {name: getattr(wsi_ats, name) for name in wsi_ats.__all__} if module == "wsi_ats" else {}
 
 

@@ -39,7 +39,7 @@ COMMANDS = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """What a reader has: ``slides/``, ``labels.csv``, and a model in ``run/``."""
+    """A folder as the README assumes: ``slides/``, ``labels.csv``, and a model in ``run/``."""
     folder = tmp_path_factory.mktemp("readme")
     write_collection(
         folder / "slides", slides=12, width=1024, height=1024, tile_size=64, seed=0, variants=2, palettes=1

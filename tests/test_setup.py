@@ -1,4 +1,4 @@
-"""Three files say what to install, and must agree."""
+"""Three files list the requirements, and must agree."""
 
 from __future__ import annotations
 

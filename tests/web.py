@@ -1,4 +1,4 @@
-"""A real web server for tests, which serves ranges, counts what it sends and misbehaves on command."""
+"""A real web server for tests, which serves ranges, counts bytes sent and misbehaves on request."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class WebServer(ThreadingHTTPServer):
             self.sent += size
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Clients that go away are no error."""
+        """Clients that disconnect are not an error."""
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""What a slide gives to a training step, and how its tiles are read."""
+"""Examples of a training step, and reading of their tiles."""
 
 from __future__ import annotations
 

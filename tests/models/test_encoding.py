@@ -1,4 +1,4 @@
-"""Batches of one size, shared by whoever comes."""
+"""Batches of one size, shared by all requests."""
 
 from __future__ import annotations
 

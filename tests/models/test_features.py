@@ -31,7 +31,7 @@ def known(file: FeatureFile) -> list[int]:
 def test_a_feature_file_grows_by_cell_and_is_read_in_any_order(tmp_path):
     file = FeatureFolder(tmp_path / "features", "one", 5).file(REF, GRID)
     assert known(file) == []
-    assert not (tmp_path / "features").exists()  # whoever only asks leaves nothing behind
+    assert not (tmp_path / "features").exists()  # a lookup creates no file
     file.save(CELLS[:2], FEATURES[:2])
     assert known(file) == [0, 7]
     file.save(CELLS[2:], FEATURES[2:])

@@ -1,4 +1,4 @@
-"""A frozen backbone sees each tile once, and says the same of it whatever was asked for before."""
+"""A frozen backbone encodes each tile once; its features do not depend on earlier requests."""
 
 from __future__ import annotations
 

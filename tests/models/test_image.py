@@ -1,4 +1,4 @@
-"""A CNN on the whole slide, and the refusal to try what would not fit."""
+"""A CNN on the whole slide, and the refusal of images that do not fit into memory."""
 
 from __future__ import annotations
 

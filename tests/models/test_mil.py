@@ -38,7 +38,7 @@ TARGET = Target("classification", ("benign", "malignant", "other"))
 
 
 class Watched(MemorySlide):
-    """Counts tiles: read, and how many of them are in memory at once."""
+    """Counts the tiles that are read, and those in memory at once."""
 
     read = alive = most = 0
 

@@ -263,7 +263,7 @@ def test_without_union_every_slide_has_equal_weight(cases):
 
 
 def test_drawn_tiles_of_a_case_estimate_the_union_exactly_even_if_attention_has_changed(monkeypatch):
-    """Linear pooling: what each slide weighs is known, what it shows is estimated without bias."""
+    """Linear pooling: the weight of each slide is known, its value is estimated without bias."""
     settings = SETTINGS.with_values(["model.cases=union", "sampling.tiles=1"])
     model, slides = network(settings), examples(settings, "a2", "b1")
     with TileReader(1, slide_of) as reader:

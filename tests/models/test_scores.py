@@ -1,4 +1,4 @@
-"""Scores of a slide and what they say: computed by hand, for every task, and in special cases."""
+"""Scores of a slide: compared with a computation by hand, for every task, and in special cases."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from wsi_ats.testing.recording import RecordingSlide
 torch.set_num_threads(1)  # tiny networks: on busy cores, threads would only wait for one another
 
 
-# What is computed
+# Values
 
 
 def by_hand(model, settings, *, seed=0, name="case7"):

@@ -30,7 +30,7 @@ from wsi_ats.testing.recording import RecordingSlide
 torch.set_num_threads(1)  # tiny networks: on busy cores, threads would only wait for one another
 
 
-# What is read
+# Reads
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_settings_that_the_model_was_not_trained_with_are_refused(model):
             loaded.score(tissue_slide(), settings=SETTINGS.with_values([change]))
 
 
-# How many draws
+# Number of draws
 
 
 def chosen_draws(model, slide):
@@ -145,7 +145,7 @@ def test_draws_ask_for_no_more_seeds_than_they_need(model):
 
 
 class Scripted:
-    """A method whose draws say what they are told to; it notes how many were taken."""
+    """A method with scripted draws; it counts those taken."""
 
     def __init__(self, log_odds, new_tiles):
         self.log_odds, self.new_tiles, self.taken = log_odds, new_tiles, 0

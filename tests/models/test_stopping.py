@@ -10,7 +10,7 @@ from wsi_ats.settings import LEAST_DRAWS, SamplingSettings
 
 
 def reasons(errors, read=None, **changes) -> list[Stop | None]:
-    """What is said after each draw."""
+    """Whether to stop, after each draw."""
     sampling = SamplingSettings(**{"tiles": 10, **changes})
     read = read or [10 * number for number in range(1, len(errors) + 1)]
     return [

@@ -111,7 +111,7 @@ def everything(model, of) -> tuple[torch.Tensor, np.ndarray, torch.Tensor]:
         return model.classify(pooled), cells, weight
 
 
-# What is seen
+# Thumbnails
 
 
 def test_the_coarse_thumbnail_finds_the_regions_with_tissue():

@@ -1,4 +1,4 @@
-"""Where attention looks, and what it must not be able to see."""
+"""The attention network: one logit for each cell, and invariance to colour and borders."""
 
 from __future__ import annotations
 
@@ -205,7 +205,7 @@ def test_small_attention_cannot_see_the_border_of_an_image_that_differs_from_its
 
 @pytest.mark.parametrize(
     ("name", "share"),
-    # A share of what random colours do: exact only where the network sees no further than the margin.
+    # A share of what random colours do: exact only where the receptive field stays within the margin.
     [("test_resnet", 1e-4), ("test_convnext", 0.01)],
 )
 def test_border_of_a_constant_image_hardly_shows_in_feature_maps(name, share):
@@ -243,7 +243,7 @@ def test_cells_get_the_average_of_their_own_pixels_from_fine_maps(shape):
 
 
 def test_coarse_maps_are_laid_over_the_same_place_as_fine_ones():
-    """Where brightness rises evenly, averages over more pixels around a cell say the same."""
+    """Where brightness rises evenly, averages over more pixels around a cell are equal."""
     network = FeatureMapAttention(
         Backbone(Averages(), 1, (0.0,) * 3, (1 / 255,) * 3, map_widths=(1, 1), map_strides=(2, 16))
     )

@@ -150,7 +150,7 @@ def test_a_weights_file_for_maps_overrides_the_published_weights(tmp_path, monke
     real = timm.create_model
     monkeypatch.setattr(timm, "create_model", create_model)
     create_backbone("hf-hub:owner/model", pretrained=True, checkpoint=str(path), maps=True)
-    # timm looks at a hub before it looks at a file.
+    # timm tries a hub before a file.
     assert overlays == [None, {"file": str(path), "source": "", "custom_load": False}]
 
 
@@ -276,7 +276,7 @@ def test_weights_for_another_image_size_are_fitted_as_timm_fits_them(tmp_path):
     [
         ("test_vit", "blocks.5.", "norm.bias"),
         ("test_resnet", "layer4.0.", "layer4.0.downsample.2.bias"),
-        # What follows the last block is named by none of timm's patterns.
+        # None of timm's patterns names the layers after the last block.
         ("test_convnext", "stages.3.blocks.1.", "head.norm.bias"),
         ("mobilenetv3_small_050", "blocks.5.0.", "conv_head.bias"),
     ],

@@ -1,4 +1,4 @@
-"""Probabilities that mean what they say, on slides other than those that told how to change them."""
+"""Calibrated probabilities, on slides other than those calibrated on."""
 
 from __future__ import annotations
 

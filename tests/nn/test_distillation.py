@@ -1,4 +1,4 @@
-"""What attention is taught is what makes draws tell most, proved on slides whose draws can all be listed."""
+"""The target of attention minimises the variance of draws, proved by enumeration on small slides."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def test_with_linear_pooling_the_target_is_a_tiles_contribution(outputs, classes
     uniform = torch.full((CELLS,), 1 / CELLS, dtype=torch.float64)
     for seed in range(0, 20, 2):
         weight, gate, added = slide(outputs, gated=False, seed=seed)
-        added = added + 2 * normal(outputs, seed=seed + 50)  # all tiles say much the same
+        added = added + 2 * normal(outputs, seed=seed + 50)  # all tiles are much alike
         bias = normal(outputs, seed=seed + 60)
         best = target(weight, influence(weight, gate, added + bias, zero_outputs=bias, classes=classes))
         if classes:
@@ -180,7 +180,7 @@ def test_a_share_of_uniform_draws_bounds_the_variance():
     assert variance(weight, influences, uniform, torch.lerp(gone, uniform, 0.1)) <= 10 * least
 
 
-# What attention is taught
+# The loss of attention
 
 
 def test_the_gradient_vanishes_only_where_attention_is_the_target():

@@ -60,7 +60,7 @@ def test_a_feature_is_a_function_of_its_own_tile(name, mode):
         among_others = network(torch.cat([tiles(3, seed=2), batch]))[3:]
     torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(among_others, together, rtol=1e-4, atol=1e-4)
-    assert (together[0] - together[1]).norm() > 0.1 * together[0].norm()  # tiles that differ are told apart
+    assert (together[0] - together[1]).norm() > 0.1 * together[0].norm()  # different tiles differ
 
 
 @pytest.mark.parametrize("name", BACKBONES)

@@ -106,7 +106,7 @@ def distinct(outcomes):
 def two_levels(design, regions, cells, draws, *, proposals=None):
     """Every outcome of drawing regions by A and in each of them cells by its own B, with its probability.
 
-    ``proposals`` are what is drawn by instead, as when attention has changed since.
+    ``proposals`` replace A and B in the draws, as when attention has changed since.
     """
     outer, inner = proposals or (regions, cells)
     within = [distinct(every_draw(design, each, (1, len(each)), draws[1])) for each in inner]
@@ -208,7 +208,7 @@ def test_expected_gradients_of_every_parameter_are_exact_through_attention_and_t
     found = torch.autograd.grad(mean, parameters, retain_graph=True)
     true = torch.autograd.grad(exact, parameters)
     for name, one, other in zip(names, found, true, strict=True):
-        assert other.abs().max() > 1e-6, name  # the test would say nothing of a parameter without one
+        assert other.abs().max() > 1e-6, name  # a parameter without one would not be tested
         torch.testing.assert_close(one, other, **EXACT, msg=lambda text, name=name: f"{name}: {text}")
 
 

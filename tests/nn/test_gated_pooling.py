@@ -1,4 +1,4 @@
-"""Gated pooling: its bias falls as one over the number of tiles, and its numbers stay finite."""
+"""Gated pooling: its bias falls as one over the number of tiles, and its values stay finite."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nn.enumeration import EXACT, every_draw, normal
 from wsi_ats.nn import expectation
 from wsi_ats.nn.sampling import Draw, draw
 
-# Gated pooling: a ratio, so consistent but not unbiased
+# A ratio, so consistent but not unbiased
 
 
 def gated_errors(outcomes, size):
@@ -112,7 +112,7 @@ def test_gates_of_any_size_stay_finite_with_their_gradients():
     assert gate.grad.isfinite().all()
 
 
-# Entropy
+# Underflow
 
 
 def test_gated_pooling_of_tiles_whose_attention_has_underflowed_is_their_gated_mean():

@@ -28,7 +28,7 @@ class Floats(nn.Module):
 def test_memory_counts_activations_kept_for_the_backward_pass():
     network = Floats(nn.Linear(100, 50, bias=False), nn.Sigmoid(), nn.Linear(50, 2, bias=False))
     image, floats, hidden, logits = 100, 400, 200, 8
-    # When scoring, a layer's input and output; image and floats are held by those who call.
+    # When scoring, a layer's input and output; the caller holds image and floats.
     assert peak_bytes(network, [100], training=False) == image + floats + 2 * hidden
     # When training, in the end, all gradients beside the first layer's input.
     weights = 4 * (100 * 50 + 50 * 2)

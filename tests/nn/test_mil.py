@@ -1,4 +1,4 @@
-"""Attention pooling of all tiles is what Ilse et al. (2018) wrote down."""
+"""Attention pooling of all tiles, after Ilse et al. (2018)."""
 
 from __future__ import annotations
 

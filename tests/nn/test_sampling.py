@@ -26,7 +26,7 @@ from wsi_ats.nn.sampling import (
 )
 from wsi_ats.testing.enumeration import enumerate_draws, inclusion_of
 
-# What is drawn
+# Outcomes
 
 
 @pytest.mark.parametrize("name", PROPOSALS)

@@ -16,7 +16,7 @@ from wsi_ats.nn.curve import Curve
 from wsi_ats.nn.sampling import DESIGNS, inclusion_probabilities, multinomial_at, systematic_at
 from wsi_ats.testing.enumeration import enumerate_draws
 
-# What is drawn
+# Rounding
 
 
 @settings(max_examples=40)
@@ -79,7 +79,7 @@ def test_points_on_the_ends_of_cells_never_give_a_cell_of_probability_zero():
     assert set(multinomial_at(proposal, points).indices.tolist()) == {1, 3}
 
 
-# Strange proposals
+# Extreme proposals
 
 
 @pytest.mark.parametrize("design", DESIGNS)

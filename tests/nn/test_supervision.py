@@ -1,4 +1,4 @@
-"""What attention is taught is the gradient of a likelihood, and nothing while there is nothing to say."""
+"""Supervision of attention is the gradient of a likelihood, and zero where tiles agree."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def gradient(loss: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
 
 
 def taught(logits, drawn, gate, evidence):
-    """Gradient with respect to all attention logits of what one draw teaches."""
+    """Gradient of the supervision of one draw with respect to all attention logits."""
     attention = torch.softmax(logits, 0)
     some = drawn.indices
     loss = attention_supervision(

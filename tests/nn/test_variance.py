@@ -11,7 +11,7 @@ from torch import nn
 from nn.enumeration import EXACT, every_draw, normal
 from wsi_ats.nn import expectation
 
-# Which proposal is best
+# Variance
 
 
 def variance(proposal, attention, features, n=1):

@@ -1,4 +1,4 @@
-"""The first look at a slide that is large."""
+"""Thumbnail and tissue of a large slide."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_fluorescence_is_not_reduced(monkeypatch):
 
 
 class Margined(MemorySlide):
-    """A slide in a margin that the scanner never saw, of a colour that looks like tissue."""
+    """A slide in an unscanned margin whose colour resembles tissue."""
 
     bounds = Region(512, 256, 1024, 768)
 
@@ -76,7 +76,7 @@ class Margined(MemorySlide):
 
 @pytest.mark.parametrize("levels", [1, 2])
 def test_a_black_margin_around_a_scan_of_any_shape_is_no_fluorescence(levels):
-    """That the scan fills no rectangle would tell against it, but the bounds say enough."""
+    """The scan does not fill a rectangle, but the bounds suffice."""
     pixels = Margined.pixels()
     scan = pixels[256:1024, 512:1536].copy()
     rows, columns = np.indices(scan.shape[:2])

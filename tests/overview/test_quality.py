@@ -51,7 +51,7 @@ def slide_of(colour, p=P, seed=0):
 
 
 def under_ink(pixels, ink, lines, p=P, width=2.5):
-    """Draw lines of ink, which lets light through, some cells wide; say how much of each cell they cover."""
+    """Draw translucent lines of ink, some cells wide; return the fraction of each cell covered."""
     large = 4
     height, breadth = pixels.shape[:2]
     drawn = Image.new("L", (breadth * large, height * large))
@@ -91,7 +91,7 @@ def test_the_share_under_ink_is_the_share_that_was_drawn(ink):
     pixels, covered = under_ink(slide_of(STAINS["eosin"], 16), INKS[ink], LINES, 16)
     pen = judged(pixels, 16)[0].pen
     assert np.abs(pen - covered).mean() < 0.02
-    assert (pen <= covered + 0.05).all()  # what is half under ink at the edge of a line does not count
+    assert (pen <= covered + 0.05).all()  # cells half under ink at the edge of a line do not count
 
 
 @pytest.mark.parametrize("p", [4, 8, 16, 32])
@@ -143,7 +143,7 @@ def test_cells_that_overlap_and_the_edge_of_the_slide_count_their_own_pixels():
     np.testing.assert_allclose(pen, tissue.fraction, atol=0.01)  # ink counts as tissue until it is left out
 
 
-# --- focus, on real tissue: tiles of two patients that no number was chosen by ---
+# --- focus, on real tissue of two patients that no threshold was chosen by ---
 
 
 def tissue_tiles(shared_data):
@@ -225,7 +225,7 @@ def test_real_tiles_are_not_inked(shared_data):
     assert not inked
 
 
-# --- what is made of it ---
+# --- exclusion and records ---
 
 
 def memory_slide(pixels, p=P):

@@ -190,7 +190,7 @@ def test_dim_tissue_in_fluorescence_is_not_empty():
     assert are_empty(tiles).tolist() == [False]
 
 
-# --- what was not scanned ---
+# --- unscanned areas ---
 
 
 @pytest.mark.parametrize("tone", [0, 60, 128, 190])
@@ -213,7 +213,7 @@ def test_cells_known_to_be_unscanned_are_never_candidates(tone):
     pixels = paint(pixels, PINK, (3, 7), (5, 9))
     scanned = np.zeros(pixels.shape[:2], dtype=bool)
     scanned[2 * P : 10 * P, 2 * P : 12 * P] = True
-    assert find_tissue(pixels, GRID).mask[:, 12:].any()  # it looks like tissue
+    assert find_tissue(pixels, GRID).mask[:, 12:].any()  # it resembles tissue
     found = find_tissue(pixels, GRID, scanned=scanned)
     np.testing.assert_array_equal(found.mask, cells(slice(3, 7), slice(5, 9)))
     every = find_tissue(pixels, GRID, method="none", scanned=scanned)

@@ -91,7 +91,7 @@ _OME = (
     b"""{"zarr_format": 3, "node_type": "group", "attributes": {"ome": {"version": "0.5", "multiscales": ["""
 )
 
-# name -> suffix, and who makes it of a good slide
+# name -> suffix, and the function that makes it of a good slide
 BAD: dict[str, tuple[str, Callable[[Path, Path], object]]] = {
     "text": (".svs", lambda good, path: path.write_text("this is no slide")),
     "empty": (".tif", lambda good, path: path.touch()),

@@ -207,7 +207,7 @@ def workers(request):
 
 @dataclass(frozen=True)
 class Ran:
-    """What came of a command."""
+    """Exit code and output of a command."""
 
     exit_code: int
     stdout: str
@@ -220,7 +220,7 @@ class Ran:
 
 @pytest.fixture
 def run(request) -> Callable[..., Ran]:
-    """Run a command; on the shared cluster unless told otherwise."""
+    """Run a command, by default on the shared cluster."""
 
     def run(*arguments: object, scheduler: str | None = "shared") -> Ran:
         words = [str(each) for each in arguments]
@@ -257,13 +257,13 @@ def without_times(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
 
 
 def files(folder: Path) -> list[str]:
-    """What a user sees in a folder."""
+    """Return the names of visible files in a folder."""
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
 
 
 @pytest.fixture
 def desk(slides, model, config, tmp_path, monkeypatch) -> Path:
-    """What a reader has in the current folder: ``slides/``, ``labels.csv``, a model in ``run/``."""
+    """A current folder as the pages assume: ``slides/``, ``labels.csv``, a model in ``run/``."""
     folder = tmp_path / "desk"
     (folder / "slides").mkdir(parents=True)
     rows = table(slides / "labels.csv")

@@ -46,7 +46,7 @@ def _replaced(text: str, table: Mapping[str, str]) -> str:
 
 
 def commands_in(text: str) -> Iterator[Command]:
-    """Commands of a script, out of whatever they are wrapped in; one that nobody knows is an error."""
+    """Commands of a script, without their wrappers; an unknown one is an error."""
     for line in text.replace("\\\n", " ").splitlines():
         lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
         lexer.whitespace_split = True
@@ -66,7 +66,7 @@ def _command(words: list[str]) -> Iterator[Command]:
         name, _, value = words[0].partition("=")
         environment.append((name, value))
         words = words[1:]
-    # What follows is where its output goes.
+    # The rest redirects its output.
     end = next((i for i, word in enumerate(words) if set(word) & set("<>")), len(words))
     words = words[:end]
     if words[:1] == ["srun"]:
@@ -83,7 +83,7 @@ def _command(words: list[str]) -> Iterator[Command]:
 
 
 def typed(page: str) -> list[Command]:
-    """What a page tells to type."""
+    """Return the commands that a page asks to type."""
     return [each for text in blocks(page, "sh") for each in commands_in(text)]
 
 
@@ -95,7 +95,7 @@ def containers(page: str) -> dict[str, dict]:
 
 
 def written(page: str) -> list[Command]:
-    """What a page tells to save: scripts, tables of cron, services, containers."""
+    """Return the commands that a page asks to save: in scripts, crontabs, services, containers."""
     texts = [*blocks(page, "bash"), *(line.split(maxsplit=5)[5] for line in blocks(page, "crontab"))]
     texts += re.findall(r"^ExecStart=(.*)$", "\n".join(blocks(page, "ini")), re.M)
     found = [each for text in texts for each in commands_in(text)]

@@ -1,4 +1,4 @@
-"""What tests need that interrupt runs and compare what comes of them."""
+"""Helpers to interrupt runs and compare their results."""
 
 from __future__ import annotations
 

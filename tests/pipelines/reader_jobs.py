@@ -18,7 +18,7 @@ GRID = Grid(80, 64, cell=16, tile_size=16)
 
 
 def grey_slide(ref: SlideRef) -> MemorySlide:
-    """Open a slide of plain grey cells, which JPEG does not change; its name says what is wrong with it."""
+    """Open a slide of plain grey cells, which JPEG does not change; its name selects a fault."""
     if ref.id.startswith("absent"):
         raise SlideOpenError(ref.path, "no such file")
     pixels = np.kron(greys_of(ref.id)[..., None].repeat(3, 2), np.ones((16, 16, 1), np.uint8))
@@ -26,7 +26,7 @@ def grey_slide(ref: SlideRef) -> MemorySlide:
 
 
 def greys_of(name: str) -> np.ndarray:
-    """What each cell of a slide looks like, shape (rows, columns)."""
+    """Return the grey value of each cell of a slide, shape (rows, columns)."""
     return np.random.default_rng(sum(map(ord, name))).integers(0, 256, GRID.shape, dtype=np.uint8)
 
 
@@ -54,6 +54,6 @@ def tiles_at(slide: Slide, cells: list[int]) -> np.ndarray:
 
 
 def open_slides(dask_worker: Worker) -> int:
-    """How many slides this worker keeps open."""
+    """Return the number of slides that this worker keeps open."""
     plugins = dask_worker.plugins
     return sum(len(plugin.open._idle) for name, plugin in plugins.items() if name.startswith("slides-"))

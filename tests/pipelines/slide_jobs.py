@@ -1,4 +1,4 @@
-"""What tests have done to slides; in a module of its own, because workers import it."""
+"""Work on slides for tests; in a module of its own, because workers import it."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from wsi_ats.slides.base import SlideRef
 
 
 def job(ref: SlideRef) -> str:
-    """Do as the slide's name says."""
+    """Behave as the slide's name says."""
     if ref.id.startswith("bad"):
         raise SlideReadError(ref.path, "is bad")
     if ref.id.startswith("bug"):
         return str(1 / 0)
     if ref.id.startswith("store"):
         try:
-            raise ConnectionError(f"GET {ref.path}")  # as libraries say it, which keep no secrets
+            raise ConnectionError(f"GET {ref.path}")  # as messages of libraries, which reveal secrets
         except ConnectionError as error:
             raise SlideReadError(ref.path, "does not answer") from error
     if ref.id.startswith("deadly"):
@@ -103,12 +103,12 @@ class CountedTask(TextTask):
         return row
 
     def _note(self, what: str, ref: SlideRef) -> None:
-        with (self.out.parent / "noted.txt").open("a") as file:  # appended whole, whoever else does
+        with (self.out.parent / "noted.txt").open("a") as file:  # appended whole beside other writers
             file.write(f"{what} {ref.id} {os.getpid()}\n")
 
 
 class DyingTask(CountedTask):
-    """Its first workers die before they have done anything, as often as there are files to tell them to."""
+    """Its first workers die before they have done anything, once for each file that asks for it."""
 
     def start(self) -> None:
         for order in (self.out.parent / "orders").glob("*"):

@@ -1,4 +1,4 @@
-"""What the pages use of SLURM's commands, on this machine: a job is a process group.
+"""Stand-ins for SLURM's commands on this machine: a job is a process group.
 
 Run as ``python slurm_commands.py sbatch|srun|scancel|squeue ARGUMENTS``. Jobs are known by the folder
 ``SLURM_JOBS``: of each its script, its output, its process and, when it has ended, its exit code. With

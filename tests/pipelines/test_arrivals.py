@@ -17,7 +17,7 @@ SETTLE = 30.0
 
 
 class Clock:
-    """A clock that goes when it is told to."""
+    """A clock that is set by hand."""
 
     def __init__(self) -> None:
         self.now = 1e6
@@ -27,7 +27,7 @@ class Clock:
 
 
 class Desk:
-    """A folder, a clock, and what a watch says of them."""
+    """A folder, a clock, and the arrivals that a watch reports."""
 
     def __init__(self, *sources: object, **options: object) -> None:
         self.clock = Clock()
@@ -101,10 +101,10 @@ def test_without_a_settling_time_two_unchanged_scans_are_needed(tmp_path):
     )
 )
 def test_a_slide_changed_within_the_settling_time_is_not_taken(tmp_path_factory, events):
-    """Held against a memory of every change."""
+    """Compared with a record of every change."""
     folder = tmp_path_factory.mktemp("slides")
     desk = Desk(folder)
-    changed: dict[str, float] = {}  # first look that saw it as it is
+    changed: dict[str, float] = {}  # first scan that saw it as it is
     state: dict[str, object] = {}
     seen: dict[str, object] = {}
     taken: dict[str, object] = {}

@@ -1,4 +1,4 @@
-"""Collections with bad slides in them, and what else may be bad: the disk, the model, the clock."""
+"""Collections with bad slides, and faults of disk, model and clock."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_the_model_changes_while_it_is_in_use(some, client, uninterrupted, model
 
     def change() -> None:
         shutil.copytree(other, folder, dirs_exist_ok=True)
-        for pid in pids:  # whoever takes their place has to load the model again
+        for pid in pids:  # their replacements load the model again
             os.kill(pid, signal.SIGKILL)
 
     execution = Execution(scheduler=client)

@@ -1,4 +1,4 @@
-"""The command line itself, and the commands that only look."""
+"""The command line itself, and the commands that only read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a user sees while slides are worked on, and at the end."""
+"""Output for the user during a run and at its end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipelines._runs import Summary
 
 
 class Timer:
-    """Seconds that pass when told."""
+    """A timer that is set by hand."""
 
     def __init__(self) -> None:
         self.now = 1000.0

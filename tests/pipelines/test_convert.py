@@ -1,4 +1,4 @@
-"""Converting slides, through the command line: what it leaves, and going on after every kind of end."""
+"""Converting slides through the command line: output, and resuming after every kind of interruption."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def whole(slide):
 
 
 def tree(folder):
-    """Every file of a folder and what is in it."""
+    """Every file of a folder and its content."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 

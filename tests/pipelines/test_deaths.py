@@ -37,7 +37,7 @@ def notes(folder: Path) -> list[list[str]]:
 
 
 def begun(folder: Path) -> Counter[str]:
-    """How often each slide was begun; none was after it had been recorded."""
+    """Count the starts of each slide; none started after it was recorded."""
     recorded: set[str] = set()
     counts: Counter[str] = Counter()
     for what, name, _process in notes(folder):
@@ -148,7 +148,7 @@ def test_slides_that_hang_time_out(workers, hanging, tmp_path):
     assert set(begun(tmp_path).values()) <= {1, 2}
     deadline = time.monotonic() + LIMIT
     while set(workers.run(os.getpid, on_error="ignore").values()) == before:
-        assert time.monotonic() < deadline  # whoever hung is replaced
+        assert time.monotonic() < deadline  # the worker that hung is replaced
         time.sleep(0.1)
 
 
@@ -175,7 +175,7 @@ def test_invalid_options_are_refused(run, some, config, tmp_path, option, said):
 
 
 def test_a_worker_that_is_about_to_stop_is_given_nothing_more(own, tmp_path):
-    """What it was given would die with it, and if that was to be tried alone, be blamed."""
+    """Its slides would die with it, and one that was retried alone would be blamed."""
     own.wait_for_workers(2, timeout=LIMIT)
     task = slide_jobs.CountedTask(tmp_path / "out", "digest")
     names = ["sleeping", *(f"slow{i}" for i in range(36))]  # enough to outlast the worker

@@ -1,6 +1,6 @@
 """The pages for users of a laptop, a workstation, a cluster, a store: their commands are understood, and run.
 
-What is not here has a stand-in: SLURM runs jobs as processes (:mod:`slurm_commands`), a cluster's pods are
+Clusters and stores have stand-ins: SLURM runs jobs as processes (:mod:`slurm_commands`), a cluster's pods are
 processes too, and a store is moto's. Names of folders and machines, and numbers of processes, are replaced by
 a table for each page."""
 

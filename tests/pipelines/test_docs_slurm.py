@@ -96,7 +96,7 @@ def save_cluster(*replacements: tuple[str, str]) -> None:
 
 
 def test_slurm_jobs_that_the_script_submits(slurm, desk):
-    """What it asks SLURM for, and what it makes of its command; jobs stay in the queue."""
+    """The options and the command that it passes to SLURM; jobs stay in the queue."""
     pytest.importorskip("dask_jobqueue")
     save_cluster()
     Path("wsi-ats").write_text(

@@ -21,7 +21,7 @@ OF_CLASSES = [*ALWAYS, "precision_recall.csv", "reliability.csv", "roc.csv", "ru
 
 
 def write_scores(folder, target, rows):
-    """What the stage leaves: rows of slide, case, status and scores."""
+    """Write a table as the stage does: rows of slide, case, status and scores."""
     folder.mkdir()
     table = {
         "slide_id": [slide for slide, *_ in rows],

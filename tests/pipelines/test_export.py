@@ -1,4 +1,4 @@
-"""Exports, and what they say when there is nothing to export."""
+"""Exports, and their errors when there is nothing to export."""
 
 from __future__ import annotations
 

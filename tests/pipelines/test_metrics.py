@@ -1,4 +1,4 @@
-"""Figures for Prometheus, read by its own parser."""
+"""Metrics for Prometheus, read by its own parser."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ def words(slides, model) -> dict[str, list[str]]:
 
 
 class Stage:
-    """Stands in for the function of a stage, and keeps what it is given."""
+    """Stands in for the function of a stage, and keeps its arguments."""
 
     def __init__(self, *, fails: bool) -> None:
         self.fails = fails
@@ -132,7 +132,7 @@ class Stage:
 
 
 def plain(value: Any) -> Any:
-    """What is given, in a form that can be compared."""
+    """Return a value in a form that can be compared."""
     if isinstance(value, Several):
         return plain(value.reporters)
     if isinstance(value, ConsoleReporter):
@@ -232,7 +232,7 @@ def test_a_cluster_of_its_own_decides_on_its_workers(run, slides, tmp_path, word
     assert said in ran.stderr
 
 
-# Fields of the execution that no option sets: what a watch, a test and the frame around commands set.
+# Fields of the execution that no option sets, but a watch, a test or the command's frame.
 FROM_ELSEWHERE = {"command", "reporter", "clock", "timer", "stop"}
 
 

@@ -1,4 +1,4 @@
-"""Preparing slides, through the command line, and what bad slides do to it."""
+"""Preparing slides through the command line, with bad slides among them."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_the_tissue_method_and_doubts_are_reported(run, slides, model, config, t
     assert f"warning: half: {row['warning']}" in ran.stderr
     looked = run("info", folder, "--config", config)
     assert "brightfield: 50% of it is bright, 50% dark" in " ".join(looked.stdout.split())
-    # Who has all cells scored sees how many of them show nothing.
+    # With all cells scored, the empty ones are counted.
     tissue = int(row["tissue_tiles"])
     all_cells = ("--set", "thumbnail.tissue=none", "--set", "sampling.tiles=384")
     scored = run("score", folder, "--model", model, "--out", tmp_path / "scores", *all_cells)
@@ -242,7 +242,7 @@ def test_bad_slides_fail_alone(run, mixed, config, tmp_path):
     assert set(ran.json["failed"]) == failed.keys()
     assert files(tmp_path / "out" / "prepared") == ["glass.npz", "late.npz", "slide_000.npz", "slide_001.npz"]
 
-    # Given the resolution, the same command does what was left, and the rest anew: it is a new input.
+    # With the resolution given the input is new: the remaining slides are done, the others repeated.
     again = run("prepare", mixed, "--out", tmp_path / "out", "--config", config, "--mpp", 0.5, "--json")
     assert again.exit_code == 1
     assert set(again.json["failed"]) == {"text", "truncated"}

@@ -1,4 +1,4 @@
-"""Slides of several scanners, as files of the world are: one of them does not say its resolution."""
+"""Real slides of several scanners, one of them without a resolution."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The stages on slides in an object store: the same results as on this machine, for the bytes they say."""
+"""The stages on slides in an object store: the same results as on this machine, for the bytes reported."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def stored(s3, slides, client):
     for path in sorted(slides.glob("slide_00[0-2].tif")):
         store.pipe_file(f"{s3}/collection/{path.name}", path.read_bytes())
 
-    def know(names):  # not os.environ.update itself: what is sent of it is a copy of our environment
+    def know(names):  # not os.environ.update itself: a copy of our environment would be sent
         os.environ.update(names)
         fsspec.get_filesystem_class("s3").clear_instance_cache()
 

@@ -1,4 +1,4 @@
-"""Output folders: whose they are, and what may be written into them."""
+"""Output folders: their owners, and protection against overwriting."""
 
 from __future__ import annotations
 

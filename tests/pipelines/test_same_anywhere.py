@@ -1,4 +1,4 @@
-"""Scores and drawn tiles are the same with however many workers, in any order, in any company."""
+"""Scores and drawn tiles do not depend on the number of workers, the order or the batch."""
 
 from __future__ import annotations
 

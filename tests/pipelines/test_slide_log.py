@@ -58,7 +58,7 @@ def test_each_slide_leaves_a_line_between_start_and_end(run, mixed, model, tmp_p
     times = [datetime.fromisoformat(line["time"]) for line in (start, *slides, end)]
     assert times == sorted(times)
     assert {each.utcoffset() for each in times} == {timedelta(0)}
-    # The summary says the same of this run.
+    # The summary of this run agrees.
     notes = ran.json["notes"]
     assert notes["tiles_read"] == sum(line["tiles_read"] for line in slides)
     assert notes["bytes_read"] == sum(line.get("bytes_read", 0) for line in slides)
@@ -103,7 +103,7 @@ def test_a_dry_run_writes_no_log_and_names_no_dashboard(run, mixed, config, tmp_
         ("missing/log.jsonl", "No such file or directory"),
         ("folder", "Is a directory"),
         ("file/log.jsonl", "Not a directory"),
-        ("/sys/log.jsonl", ""),  # nobody may make files there, not even root
+        ("/sys/log.jsonl", ""),  # not even root may create files there
         ("-", "needs a file"),
     ],
 )
@@ -125,7 +125,7 @@ def test_a_log_that_cannot_be_opened_is_refused_before_any_work(
 def test_a_full_disk_is_reported_once_and_loses_no_slide(run, mixed, config, tmp_path):
     common = ("prepare", mixed, "--config", config, "--out")
     full = run(*common, tmp_path / "full", "--log-json", "/dev/full", "--json")
-    assert full.exit_code == 1  # for the file that is no slide
+    assert full.exit_code == 1  # for the file that is not a slide
     assert full.stderr.count("--log-json /dev/full lacks slides from here on: No space left") == 1
     assert run(*common, tmp_path / "plain").exit_code == 1
     one, other = (without_times(table(tmp_path / name / "slides.csv")) for name in ("full", "plain"))

@@ -116,7 +116,7 @@ def test_stale_records_are_done_again(client, tmp_path, change):
 
 
 def test_a_record_requires_every_file_its_worker_wrote(tmp_path):
-    """Also for what a worker of the next command deletes meanwhile, as it begins the same slide anew."""
+    """A worker of the next command may delete files meanwhile, as it starts the same slide again."""
     ref = SlideRef.from_path(tmp_path / "a.svs")
 
     class Overtaken(slide_jobs.TextTask):

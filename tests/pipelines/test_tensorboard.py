@@ -1,4 +1,4 @@
-"""Figures for TensorBoard are those of metrics.csv."""
+"""Events for TensorBoard are the rows of metrics.csv."""
 
 from __future__ import annotations
 

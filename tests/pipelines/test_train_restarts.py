@@ -89,7 +89,7 @@ def test_restarts_with_a_frozen_backbone_share_its_features(train, published, tm
         sum(float(row["tiles"]) for row in table(folder / "metrics.csv"))
         for folder in (out / "restarts" / "1", tmp_path / "alone")
     )
-    assert second < alone  # what the first has read the second need not
+    assert second < alone  # the second reuses tiles read by the first
     ran = train(out, "--restarts", "2", *published, "--overwrite")
     assert ran.exit_code == 0, ran.stderr
     assert len(files(out / "features")) == 6

@@ -43,7 +43,7 @@ class Heard(Silent):
 
 
 class Story:
-    """What happens while nothing else does: each time that the watch waits, the next step is taken."""
+    """Steps taken one by one, each time that the watch waits."""
 
     def __init__(self, steps: Iterator[None]) -> None:
         self.steps = steps
@@ -71,7 +71,7 @@ def watched(
 
 
 def until(condition: Callable[[], object]) -> Iterator[None]:
-    """Let the watch look until something is so."""
+    """Let the watch scan until a condition holds."""
     for _ in range(50):
         if condition():
             return

@@ -33,7 +33,7 @@ def test_the_first_signal_asks_to_stop_and_the_second_interrupts():
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop()
         assert stop.wait(1000)
-        os.kill(os.getpid(), signal.SIGTERM)  # as `timeout` says it twice
+        os.kill(os.getpid(), signal.SIGTERM)  # `timeout` sends it twice
         clock.now += 1
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
@@ -91,7 +91,7 @@ def test_a_waiting_watch_ends_on_a_signal(watching, run, model, address, tmp_pat
     assert refused.exit_code == 2
     assert f"is in use by process {process.pid}" in refused.stderr
     process.send_signal(number)
-    _, complaints = process.communicate(timeout=LIMIT)  # a tenth of the time to the next look
+    _, complaints = process.communicate(timeout=LIMIT)  # a tenth of the time to the next scan
     assert (process.returncode, complaints) == (0, "score: stopping\n")
     assert read_json(tmp_path / "scores" / "run.json")["end"] is not None
 
@@ -129,7 +129,7 @@ def test_a_busy_watch_ends_on_a_signal(watching, slides, model, client, address,
 
 @pytest.mark.slow
 def test_workers_that_receive_the_signal_too(watching, slides, model, client, tmp_path):
-    """As by a manager of services that tells every process: slides are lost and none is broken."""
+    """As by a service manager that signals every process: slides are interrupted and none is corrupted."""
     folder, out = tmp_path / "scans", tmp_path / "scores"
     folder.mkdir()
     for i in range(36):

@@ -82,7 +82,7 @@ def codings(handmade, jpeg_parts, pattern, tmp_path_factory):
 
 @pytest.fixture
 def damaged_tag(handmade, pattern, tmp_path):
-    """A file one of whose tags is of a type that does not exist: how its pixels are to be understood."""
+    """A file with a tag of a type that does not exist: the one for the predictor."""
     tags = {317: (3, [2])}
     path = handmade().write(
         tmp_path / "s.tif", [image(pattern(*SIZES[0]), deflate, compression=8, tags=tags)]

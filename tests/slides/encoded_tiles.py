@@ -84,7 +84,7 @@ JFIF = b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00"
 
 
 def marked(encode, jpeg_parts, *markers):
-    """The same, with what it says of itself replaced."""
+    """The same, with another application marker."""
     segments, _ = jpeg_parts
 
     def encode_and_mark(tile):

@@ -14,7 +14,7 @@ class HandmadeTiff:
     """Writes images of tiles that are encoded already.
 
     Each image is a mapping: ``size`` and ``tile`` (width, height), ``tiles`` (bytes, row by row), ``tags``
-    (number: (type, values), ``None`` to leave out what would be written), ``below`` (images in SubIFDs).
+    (number: (type, values), ``None`` to leave out a default), ``below`` (images in SubIFDs).
     """
 
     def __init__(self, order: str = "<", *, big: bool = False) -> None:
@@ -103,7 +103,7 @@ def segments(stream: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def split_tables(stream: bytes, *, markers: bool = True) -> tuple[bytes, bytes]:
-    """Take the tables off a JPEG, and what applications say, if ``markers`` is not set."""
+    """Take the tables off a JPEG, and without ``markers`` also those of applications."""
     tables, rest = bytearray(), bytearray()
     for marker, part in segments(stream):
         if marker in {0xDB, 0xC4}:

@@ -106,7 +106,7 @@ def everything(path):
 
 
 def outcome(path):
-    """What is read, or ``None`` for an error of this library that names the file."""
+    """Return the pixels, or ``None`` for an error of this library that names the file."""
     try:
         return everything(path)
     except SlideError as error:
@@ -156,7 +156,7 @@ for line in sys.stdin:
 
 
 def in_a_process(jobs):
-    """What each (reader, path) ended in, and the megabytes that it took, at most, until then."""
+    """Return the outcome of each (reader, path), and the peak memory in MiB until then."""
     lines = "".join(json.dumps([reader, str(path)]) + "\n" for reader, path in jobs)
     done = subprocess.run(
         [sys.executable, "-c", CHILD], input=lines, capture_output=True, text=True, timeout=60, check=False

@@ -6,7 +6,7 @@ import numpy as np
 
 from wsi_ats.slides.remote import Patience
 
-# Where nobody answers; and where there is an answer, late perhaps on a busy machine.
+# For servers that never answer, and for those that answer, late perhaps on a busy machine.
 QUICK = Patience(tries=2, pause=0.01, seconds=0.3, bytes_per_second=1 << 30)
 PATIENT = Patience(tries=3, pause=0.01)
 BLOCK = 64 << 10

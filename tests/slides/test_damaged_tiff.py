@@ -183,7 +183,7 @@ def test_damaged_jpeg_tables_are_noticed_on_opening(handmade, pattern, tmp_path,
 def test_jpeg_2000_of_an_unsupported_pixel_format_is_refused(
     handmade, pattern, tmp_path, capfd, place, value
 ):
-    """The decoder would take them for luma and chroma, and prints what it thinks of them."""
+    """The decoder would take them for luma and chroma, and prints warnings."""
     stream = bytearray(jpeg_2000(tiles_of(pattern(*SIZES[0]))[0]))
     stream[place] = value
     content = {"size": TILE, "tile": TILE, "compression": 33005, "tags": APERIO, "tiles": [bytes(stream)]}
@@ -192,7 +192,7 @@ def test_jpeg_2000_of_an_unsupported_pixel_format_is_refused(
     assert capfd.readouterr() == ("", "")
 
 
-# --- OpenSlide, which is left with what is not read directly ---
+# --- OpenSlide, which reads the other files ---
 
 
 def test_openslide_survives_changed_files(codings, tmp_path):

@@ -1,6 +1,6 @@
 """TIFF files made to do harm: an error in little time and memory.
 
-What may take all memory, end the process or never end is tried in a process of its own.
+Files that may take all memory, end the process or never end are read in a process of their own.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from wsi_ats.slides.tiff import TiffSlide
 
 
 def claiming(stream, width, height):
-    """A JPEG that says it has another size."""
+    """A JPEG that claims another size."""
     at = max(stream.find(marker) for marker in (b"\xff\xc0", b"\xff\xc2"))
     return stream[: at + 5] + struct.pack(">HH", height, width) + stream[at + 9 :]
 
@@ -50,7 +50,7 @@ def scans(tile, number):
 
 
 def patched(stream, **values):
-    """A JPEG 2000 that says other numbers of itself, by their offset."""
+    """A JPEG 2000 with other numbers in its header, by their offset."""
     patched = bytearray(stream)
     for name, value in values.items():
         struct.pack_into(">H" if name == "at40" else ">I", patched, int(name[2:]), value)
@@ -190,7 +190,7 @@ def test_endless_indices(handmade, pattern, tmp_path):
     assert said == "read" or said.startswith("SlideOpenError")
 
 
-# --- what is no file ---
+# --- paths that are not files ---
 
 
 def test_paths_that_are_not_regular_files_are_refused_at_once(tmp_path):
@@ -204,7 +204,7 @@ def test_paths_that_are_not_regular_files_are_refused_at_once(tmp_path):
         assert str(path) in said
 
 
-# --- what it says of itself ---
+# --- descriptions ---
 
 
 @pytest.mark.parametrize("value", [(5, [0, 0]), (5, [1, 0]), (11, [float("nan")]), (2, b"72\0"), (5, [0, 1])])

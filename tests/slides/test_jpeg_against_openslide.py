@@ -51,7 +51,7 @@ def test_jpeg_colours_follow_the_tags_rather_than_the_stream(
 
 @pytest.mark.parametrize("photometric", [6, 2], ids=["YCbCr", "RGB"])
 def test_jpeg_colours_in_ome_tiff_follow_the_stream(handmade, tmp_path, photometric):
-    """Bio-Formats writes luma and chroma, marked as such, and says in the file that they are RGB."""
+    """Bio-Formats writes luma and chroma, marked as such in the stream, and RGB in the tags."""
     said = {270: (2, b"<OME></OME>\0")}
     one = image(jpeg(), size=(300, 200), compression=7, photometric=photometric, tags=said)
     with open_slide(handmade().write(tmp_path / "s.tif", [one])) as slide:

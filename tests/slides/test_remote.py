@@ -1,4 +1,4 @@
-"""Slides in stores and on web servers: the same pixels for few bytes, and errors for what goes wrong."""
+"""Slides in stores and on web servers: the same pixels as from a file, for few bytes."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class TestWeb(RemoteContract):
         return f"{web.address}/s.tif?signature=a/b"
 
 
-# --- what is transferred ---
+# --- bytes and requests ---
 
 
 TILE = 256 * 256 * 3
@@ -193,7 +193,7 @@ def test_threads_share_a_slide_and_its_count(web, on_web, large):
 
 
 def test_several_slides_in_memory_do_not_disturb_each_other(large):
-    """Files of this kind have one position for whoever reads them."""
+    """Files of this kind have one position for all readers."""
     fsspec.filesystem("memory").pipe_file("/large.tif", large.read_bytes())
     with open_slide(large) as local, ThreadPoolExecutor(4) as threads:
         expected = local.read_regions(0, CORNERS, 256, 256)

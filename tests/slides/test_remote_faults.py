@@ -20,7 +20,7 @@ from wsi_ats.slides.tiff import TiffSlide
 
 @pytest.fixture(params=["http", "s3"])
 def opened(request, web, large, monkeypatch):
-    """A server that is soon to misbehave, and how a slide on it is opened."""
+    """A server that can misbehave, and a function that opens a slide on it."""
     web.files["/slides/large.tif"] = large
     url = f"{web.address}/slides/large.tif"
     if request.param == "s3":
@@ -28,7 +28,7 @@ def opened(request, web, large, monkeypatch):
         monkeypatch.setenv("AWS_ENDPOINT_URL", web.address)
         url = "s3://slides/large.tif"
         fsspec.filesystem("s3").clear_instance_cache()
-    open_slide(url).close()  # what is made once for a store takes its time
+    open_slide(url).close()  # the first request to a store takes longer
     web.forget()
 
     def open_it(patience=PATIENT):
@@ -104,7 +104,7 @@ def test_a_server_without_ranges_is_refused(web, on_web, large):
     web.misbehave("whole")
     with pytest.raises(SlideOpenError, match="would send all"):
         open_slide(on_web)
-    assert web.sent < large.stat().st_size  # what was under way when the connection was closed
+    assert web.sent < large.stat().st_size  # bytes in flight when the connection was closed
     web.files["/small.tif"] = b"II*\0" + bytes(100)
     file = RemoteFile(f"{web.address}/small.tif")  # it is no more than was asked for
     assert (file.size, file.bytes_read) == (104, 104)

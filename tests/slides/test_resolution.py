@@ -1,4 +1,4 @@
-"""Micrometres per pixel, in all the ways that files say it."""
+"""Micrometres per pixel, in all the ways that files store it."""
 
 from __future__ import annotations
 

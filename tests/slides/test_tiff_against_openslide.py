@@ -84,7 +84,7 @@ def test_every_byte_order_that_openslide_reads(handmade, same, tmp_path, order, 
 
 
 def test_levels_that_do_not_divide(handmade, same, tmp_path):
-    """OpenSlide interpolates at the second, whose downsample is 3.99: what is read is what is stored."""
+    """OpenSlide interpolates at the second, whose downsample is 3.99: the pixels read are those stored."""
     sizes = [(1099, 703), (275, 176), (137, 88)]
     images = [
         image(deflate, size=size, seed=i, compression=8, tags=REDUCED if i else {})
@@ -179,7 +179,7 @@ def test_levels_out_of_order_are_left_to_openslide_which_refuses_them(handmade, 
             open_slide(path)
 
 
-# --- what is not there, and where it ends ---
+# --- missing tiles and bounds ---
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_levels_out_of_order_are_left_to_openslide_which_refuses_them(handmade, 
 )
 @pytest.mark.parametrize("way", ["none", "jpeg", "grey"])
 def test_tiles_that_are_left_out(handmade, same, tmp_path, missing, way):
-    """They are background, and the scanned area ends with what is there."""
+    """They are background, and the scanned area ends with the tiles that exist."""
     options = {
         "none": {},
         "jpeg": {"encode": jpeg(), "compression": 7, "photometric": 6},
@@ -199,7 +199,7 @@ def test_tiles_that_are_left_out(handmade, same, tmp_path, missing, way):
 
 
 def test_a_slide_without_any_tile_has_bounds_still(handmade, tmp_path):
-    """For OpenSlide they are of no size, and nothing could be looked for in them."""
+    """For OpenSlide its bounds are empty, and no tissue could be found in them."""
     path = handmade().write(tmp_path / "s.tif", [image(missing=range(56))])
     with open_slide(path) as slide:
         assert slide.bounds == (0, 0, *SIZE)

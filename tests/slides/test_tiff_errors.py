@@ -20,7 +20,7 @@ from wsi_ats.slides import SlideRef, open_slide
 from wsi_ats.slides.openslide import OpenSlideSlide
 from wsi_ats.slides.tiff import TiffSlide
 
-# --- what is no file ---
+# --- permissions ---
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the administrator may read everything")
@@ -33,7 +33,7 @@ def test_a_file_without_read_permission_is_an_error(codings, tmp_path):
             open_slide(SlideRef("s", str(path), "s", reader=reader))
 
 
-# --- what is advised ---
+# --- advice ---
 
 
 @pytest.mark.parametrize("kind", ["big, deflate", "jpeg", "zstd"])
@@ -91,7 +91,7 @@ def test_a_file_that_shrinks_is_an_error_naming_the_missing_place(codings, tmp_p
             slide.read_regions(0, np.array([[100, 5]]), 20, 20)
 
 
-# --- what is said to the user, and by whom ---
+# --- messages ---
 
 
 def test_a_tag_that_cannot_be_read_is_an_error_and_not_left_out(damaged_tag):
@@ -101,7 +101,7 @@ def test_a_tag_that_cannot_be_read_is_an_error_and_not_left_out(damaged_tag):
 
 @pytest.fixture(params=["its level", "all", "switched off"])
 def silenced(request):
-    """Silence tifffile's log, as a program may: what is damaged must not be found by it."""
+    """Silence tifffile's log, as a program may: damage must be found without it."""
     logger = logging.getLogger("tifffile")
     if request.param == "all":
         logging.disable(logging.CRITICAL)

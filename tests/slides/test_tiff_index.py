@@ -1,4 +1,4 @@
-"""What a TIFF file stores where, and what reading costs."""
+"""The index of a TIFF file: places of its tiles, and bytes that a read costs."""
 
 from __future__ import annotations
 

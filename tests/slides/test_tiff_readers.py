@@ -11,7 +11,7 @@ from wsi_ats.errors import SlideOpenError
 from wsi_ats.slides import SlideRef, choose_reader, open_slide
 from wsi_ats.slides.openslide import OpenSlideSlide
 
-# --- who reads what ---
+# --- choice of the reader ---
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_one_of_several_files_of_an_image_is_refused_by_their_names(pattern, tmp
 
 
 def test_the_first_of_several_pictures_in_files_of_their_own_is_a_slide(pattern, tmp_path):
-    """As it is said in each file, under whatever name the file has now."""
+    """As each file records it, whatever its present name."""
     said = (
         "<OME UUID='urn:uuid:1'><Image><Pixels PhysicalSizeX='0.25' PhysicalSizeY='0.25'><TiffData>"
         "<UUID FileName='case_s0.ome.tif'>urn:uuid:1</UUID></TiffData></Pixels></Image>"

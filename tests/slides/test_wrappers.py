@@ -1,4 +1,4 @@
-"""The account of what is read."""
+"""The record of reads."""
 
 from __future__ import annotations
 

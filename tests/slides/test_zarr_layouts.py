@@ -62,7 +62,7 @@ def test_levels_that_are_not_rgb_are_refused(pattern, tmp_path, shape, dtype, me
 
 
 def gathered(folder, pictures, version, *, listed=True):
-    """Write images as bioformats2raw does: in folders with numbers, below one that says so."""
+    """Write images as bioformats2raw does: in numbered folders below a group that names the layout."""
     zarr_format = 3 if version == "0.5" else 2
     group = zarr.open_group(LocalStore(folder), mode="w", zarr_format=zarr_format)
     for number, picture in enumerate(pictures):

@@ -27,7 +27,7 @@ def test_an_interrupted_conversion_resumes_to_the_same_bytes(small_shards, tmp_p
     assert not is_complete(str(target))
     with pytest.raises(SlideOpenError, match="was not completed; run the same `wsi-ats convert` again"):
         ZarrSlide(str(target))
-    # What may be left: a file under a temporary name, a shard that is cut off, one of rubbish, an empty one.
+    # Possible remains: a file under a temporary name, shards that are truncated, garbage or empty.
     shards = sorted(target.rglob("c/*/*/*"))
     assert len(shards) == 7
     (shards[0].parent / "0.0123.partial").write_bytes(b"half")

@@ -32,7 +32,7 @@ from wsi_ats.tables.manifest import read_manifest
 ROOT = Path(__file__).parents[2]
 
 
-# --- what is written ---
+# --- pixels and metadata ---
 
 
 @profile(max_examples=60)

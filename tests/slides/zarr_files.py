@@ -85,7 +85,7 @@ def whole(slide, level=0):
 
 
 def tree(folder):
-    """Every file of a folder and what is in it."""
+    """Every file of a folder and its content."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))

@@ -1,4 +1,4 @@
-"""CSV and Parquet: what is written comes back, and what people write is understood or refused."""
+"""CSV and Parquet: tables round trip, and those of other programs are read or refused."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def test_a_folder_of_zarr_is_one_slide_however_it_is_named(folder):
         inner = folder / name / "0" / "c"
         inner.mkdir(parents=True)
         (folder / name / "zarr.json").write_text("{}")
-        (inner / "0.tif").write_text("")  # whatever is in it, it is no slide
+        (inner / "0.tif").write_text("")  # it is not a slide, whatever its content
     names = ["a", "b", "c", "d"]
     assert sorted(r.id for r in read_manifest(folder)) == names
     assert sorted(r.id for r in read_manifest(f"{folder}/**")) == names

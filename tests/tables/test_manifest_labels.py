@@ -140,7 +140,7 @@ def test_a_class_named_like_a_missing_label_is_warned_about(folder, caplog):
         assert "2 rows of column 'label' are 'None'" in caplog.text
         assert "another name in the table" in caplog.text
         caplog.clear()
-        read_labels(table(folder, "slide_id,label\na,\nb,x\n"))  # nobody's class is called so
+        read_labels(table(folder, "slide_id,label\na,\nb,x\n"))  # not a plausible name of a class
         assert not caplog.text
 
 

@@ -15,7 +15,7 @@ subjects = st.tuples(st.integers(0, 4), st.integers(0, 1), st.integers(0, 3))
 
 
 def by_pairs(rows) -> float | None:
-    """Count all pairs of which it is known who came first."""
+    """Count all pairs with a known order of events."""
     scores = []
     for (t, e, r), (u, f, s) in itertools.permutations(rows, 2):
         if e and (t < u or (t == u and not f)):

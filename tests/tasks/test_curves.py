@@ -1,4 +1,4 @@
-"""Curves pass through the right points, and calibration is what scikit-learn says it is."""
+"""Curves pass through the right points, and calibration agrees with scikit-learn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures are the textbook's, intervals honest, and what is not defined is not given."""
+"""Metrics agree with their textbook definitions, intervals with theory, and undefined ones are None."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def test_intervals_are_as_wide_as_theory_says():
 
 
 def test_slides_of_a_case_are_drawn_together():
-    """Ten copies of each slide say no more than one."""
+    """Ten copies of each slide carry no more information than one."""
     values = np.random.default_rng(0).normal(0, 1, 40)
     one = bootstrap(mean_of(values), [str(i) for i in range(40)], resamples=300, seed=0)["mean"]
     cases = [str(i) for i in range(40) for _ in range(10)]

@@ -47,7 +47,7 @@ def test_multilabel_is_binary_cross_entropy_of_what_is_known():
         assert loss.item() == pytest.approx(expected, abs=1e-12)
     found.sum().backward()
     assert outputs.grad.isfinite().all()
-    assert (outputs.grad == 0).equal(targets.isnan())  # what is not known teaches nothing
+    assert (outputs.grad == 0).equal(targets.isnan())  # unknown labels have no loss
 
 
 def test_regression_is_the_squared_error():

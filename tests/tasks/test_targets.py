@@ -1,4 +1,4 @@
-"""What is predicted: labels become numbers and back, and whatever is no label of the task is refused."""
+"""Targets: labels become numbers and back, and labels that do not suit the task are refused."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_target_is_found_from_labels(task, labels, names, columns):
     ("target", "label", "numbers"),
     [
         (Target("classification", ("x", "y", "z")), "y", (1,)),
-        (Target("classification", ("a;b", "-")), "-", (1,)),  # what has a meaning elsewhere has none here
+        (Target("classification", ("a;b", "-")), "-", (1,)),  # a mark of multilabel has no meaning here
         (MULTI, "pr", (0, 0, 1)),
         (MULTI, " er ; her2", (1, 1, 0)),
         (MULTI, "-", (0, 0, 0)),

@@ -131,7 +131,7 @@ def test_kinds_agree_with_pixels(tmp_path: Path, bank: TileBank) -> None:
 
 
 def test_label_changes_nothing_but_the_kind_of_regions(tmp_path: Path, bank: TileBank) -> None:
-    """Number, area and place of regions and tissue cannot tell the label: they are drawn without it."""
+    """Number, area and place of regions and tissue are drawn independently of the label."""
     for seed in range(10):
         positive = write(tmp_path / "p.tif", bank, seed, positive=True)
         negative = write(tmp_path / "n.tif", bank, seed, positive=False)
@@ -199,7 +199,7 @@ def thumbnail(tiles: np.ndarray, pixels: int) -> np.ndarray:
 
 
 def nuclear_shape(tiles: np.ndarray) -> np.ndarray:
-    """How much edges agree in direction, from the structure tensor; the same for any turn or flip."""
+    """Return the coherence of edge directions, from the structure tensor; the same for any turn or flip."""
     y, x = np.gradient(tiles[..., 0], axis=(1, 2))
     yy, xx, xy = (ndimage.gaussian_filter(a, (0, 1, 1)) for a in (y * y, x * x, x * y))
     strength = yy + xx + 1e-6

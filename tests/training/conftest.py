@@ -1,4 +1,4 @@
-"""Runs that nothing disturbed, to compare others with."""
+"""Undisturbed runs, to compare others with."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wsi_ats.training import attention as attention_phase
 
 @pytest.fixture(scope="session")
 def uninterrupted(tmp_path_factory):
-    """Model and folder of a run that nothing disturbed."""
+    """Model and folder of an undisturbed run."""
     folder = tmp_path_factory.mktemp("uninterrupted")
     return run(folder), folder
 
@@ -29,14 +29,14 @@ def _trusted() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def trusted() -> Iterator[None]:
-    """Attention is trusted, whatever the few validation slides say of it."""
+    """Attention is trusted, whatever the result on the few validation slides."""
     with _trusted():
         yield
 
 
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory):
-    """What comes of a run that nothing disturbs, and its folder."""
+    """An undisturbed run of all phases, and its folder."""
     folder = tmp_path_factory.mktemp("whole")
     with _trusted():
         return trained(folder, *PHASES), folder

@@ -1,4 +1,4 @@
-"""A run that says which tile it reads, to be interrupted; give it a folder."""
+"""A run that prints each read, to be interrupted; its argument is a folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings of phases, and what a training reads in them."""
+"""Settings of phases, and training that records its reads."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Recorded(TileReader):
 
 
 def recorded(folder: Path, *changes: str, on_epoch=lambda row: None):
-    """What came of a training, and the tiles that were asked for."""
+    """Train; return the result and the tiles requested."""
     with Recorded() as reader:
         found = fit(
             TRAINING,

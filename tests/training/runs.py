@@ -97,7 +97,7 @@ def trained(
 
 
 def trusting(trust):
-    """Trust attention whatever four slides say of it: what comes after is what is tested."""
+    """Trust attention whatever the result on four slides, to test what follows."""
 
     def trusted(model, *args, **options):
         found = trust(model, *args, **options)
@@ -120,7 +120,7 @@ def progress(folder: Path) -> dict:
     return read_record(newest(folder))["record"]
 
 
-def figures(folder: Path) -> dict[str, list[str]]:
+def metrics_in(folder: Path) -> dict[str, list[str]]:
     return {name: column for name, column in read_csv(folder / "metrics.csv").items() if name != "seconds"}
 
 

@@ -106,7 +106,7 @@ def test_the_first_process_decides_the_trust_in_attention(tmp_path, monkeypatch,
 
 
 def test_slides_surveyed_in_this_run_are_not_reloaded(tmp_path, monkeypatch):
-    """With two levels that would read the closer looks at regions again."""
+    """With two levels that would read the fine thumbnails of regions again."""
     recalled: list[list[int]] = []
     real = attention_phase.recall
 

@@ -42,7 +42,7 @@ def test_class_weights_balance_the_loss(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("balance", "chance"), [("none", 0.5623), ("weights", 0.6931), ("sampling", 0.6931)])
 def test_an_untrained_network_has_no_gain_whatever_the_balancing(tmp_path, balance, chance):
-    """What it settles on under a loss or draws that are balanced is that all classes are equally likely."""
+    """Under a balanced loss or balanced draws it predicts equal probabilities of all classes."""
 
     def knows_nothing():
         model = start_of()
@@ -99,7 +99,7 @@ def test_balancing_needs_classes(tmp_path, task, balance):
         )  # fmt: skip
 
 
-# Few tiles, bad slides
+# Few tiles and bad slides
 
 
 def test_asking_for_more_tiles_than_exist_reads_each_once(tmp_path):

@@ -1,4 +1,4 @@
-"""What settings of training promise, each held against a hand count."""
+"""Settings of training, each compared with a count by hand."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from wsi_ats.training import epochs as epoch_loop
 from wsi_ats.training import learner, steps
 from wsi_ats.training.metrics import Metrics
 
-# What learns
+# Trainable parts
 
 
 @pytest.mark.parametrize("which", ["frozen", "last-1", "full"])
@@ -96,7 +96,7 @@ def test_each_part_has_its_own_learning_rate(tmp_path, monkeypatch, attention, p
     assert seen[0][1] == pytest.approx(peaks)  # attention's own backbone learns like that of tiles
 
 
-# When it ends
+# End of training
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_the_loss_of_a_model_is_that_of_the_weights_that_are_kept(tmp_path, monk
     assert found.validation_loss == pytest.approx(expected, rel=1e-5)  # one is of double precision
     assert (
         trained(tmp_path, *changes).validation_loss == found.validation_loss
-    )  # it has ended, and says so again
+    )  # it has ended, and reports so again
     assert trained(tmp_path / "none", "training.joint_epochs=1", validation=[]).validation_loss == math.inf
 
 
@@ -195,7 +195,7 @@ def test_a_compiled_backbone_is_saved_uncompiled(tmp_path):
     torch.testing.assert_close(model.head.weight, plain.head.weight, rtol=0, atol=5e-3)
 
 
-# Networks that no longer give numbers
+# NaN
 
 
 def test_nan_in_attention_is_reported_with_the_last_good_state(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""What is said of a training: nothing where all is well, and advice where it is not."""
+"""Diagnosis of a training: advice where something is wrong, and none otherwise."""
 
 from __future__ import annotations
 

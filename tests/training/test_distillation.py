@@ -1,4 +1,4 @@
-"""What a survey finds, and how far attention is trusted by slides that it did not learn from."""
+"""Surveys of slides, and trust in attention by slides that it did not learn from."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ judge.count = 0
 
 
 def lesion(number: int) -> torch.Tensor:
-    """Which cells of a slide have what makes its class; slides of odd numbers have some."""
+    """Return the cells of a slide that show its class; slides of odd numbers have some."""
     return (normal(number).argsort().argsort() < 3) & (number % 2 == 1)
 
 
@@ -92,7 +92,7 @@ def judges_of(model: Attention, logits) -> list[HeldOut]:
 
 
 def figure_at(model: Attention, judges: list[HeldOut], scale: float) -> float:
-    """Mean figure over many draws at a scale of attention."""
+    """Mean metric over many draws at a scale of attention."""
     model.attention_scale.fill_(scale)
     outputs = [
         torch.cat([each.simulate(4, 0.1, 100 * number + part) for part in range(12)])
@@ -203,7 +203,7 @@ def test_predictive_but_harmful_attention_is_not_used_and_reported():
 
 
 def test_a_metric_better_by_chance_changes_nothing():
-    """Of few slides, whatever attention is: no scale has anything to do with this figure."""
+    """By chance, on few slides: this metric does not depend on the scale of attention."""
 
     def luck(outputs: torch.Tensor, places) -> float:
         del places

@@ -12,8 +12,6 @@ from training.runs import TRAINING, VALIDATION, newest, progress, run, unreadabl
 from wsi_ats.errors import ArtifactError, ModelError, SettingsError
 from wsi_ats.tasks.classification import Classification
 
-# Every kind of model
-
 
 def test_an_image_that_does_not_fit_is_refused_before_anything_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 100_000}))
@@ -23,9 +21,6 @@ def test_an_image_that_does_not_fit_is_refused_before_anything_is_read(tmp_path,
             *("model.kind=image", "model.scale=1.0", "training.epochs=1", "training.joint_epochs=0"),
             opener=unreadable(*(each.ref.id for each in TRAINING)),
         )
-
-
-# Refusals and failures
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from training.runs import (
     VALIDATION,
     assert_same_weights,
     example,
-    figures,
+    metrics_in,
     run,
     slide_of,
     trained,
@@ -92,7 +92,7 @@ def test_stored_features_are_reused_and_do_not_change_results(tmp_path, kind):
     again, fewer = recorded(tmp_path / "stopped", *changes)
     assert_same(again, whole)
     assert len(fewer) < len(every)
-    assert figures(tmp_path / "stopped") == figures(tmp_path / "whole")
+    assert metrics_in(tmp_path / "stopped") == metrics_in(tmp_path / "whole")
 
     (tmp_path / "other" / "features").parent.mkdir()
     (tmp_path / "whole" / "features").rename(tmp_path / "other" / "features")

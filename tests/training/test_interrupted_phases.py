@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from training.phase_runs import ATTENTION, PHASES, assert_same, recorded
-from training.runs import VALIDATION, figures, progress, slide_of, trained
+from training.runs import VALIDATION, metrics_in, progress, slide_of, trained
 from wsi_ats.errors import ArtifactError
 from wsi_ats.slides.memory import MemorySlide
 from wsi_ats.training.learner import Learner
@@ -27,7 +27,7 @@ def test_a_run_stopped_after_any_epoch_ends_the_same(tmp_path, done, whole):
     rows: list = []
     assert_same(trained(tmp_path, *PHASES, on_epoch=rows.append), whole[0])
     assert [row["epoch"] for row in rows] == list(range(done + 1, 7))
-    assert figures(tmp_path) == figures(whole[1])
+    assert metrics_in(tmp_path) == metrics_in(whole[1])
     assert not (tmp_path / "features").exists()  # the backbone learns, if not in each phase
 
 
@@ -48,7 +48,7 @@ def test_a_run_stopped_at_any_read_ends_the_same(tmp_path, read, whole):
     with pytest.raises(KeyboardInterrupt):
         trained(tmp_path, *PHASES, opener=lambda ref: Stops(slide_of(ref.id)._pyramid, mpp=0.5, path=ref.id))
     assert_same(trained(tmp_path, *PHASES), whole[0])
-    assert figures(tmp_path) == figures(whole[1])
+    assert metrics_in(tmp_path) == metrics_in(whole[1])
 
 
 STATES = [*PHASES, "training.checkpoint_steps=3", "training.read_ahead=0", "training.ema=0.5"]
@@ -78,7 +78,7 @@ def test_a_run_stopped_at_any_step_goes_on_from_the_state_before_and_ends_the_sa
     monkeypatch.undo()
     assert progress(tmp_path)["step"] == max(step - step % 4, step - step % 3)
     assert_same(trained(tmp_path, *STATES), whole_with_states[0])
-    assert figures(tmp_path) == figures(whole_with_states[1])
+    assert metrics_in(tmp_path) == metrics_in(whole_with_states[1])
 
 
 def test_a_run_that_has_ended_gives_the_same_again_and_reads_only_what_is_watched(tmp_path):
@@ -109,7 +109,7 @@ def test_a_lost_survey_is_repeated(tmp_path, caplog, fate, backbone):
     assert "survey.safetensors is missing or damaged" in caplog.text
     assert "slides are surveyed again" in caplog.text
     assert path.read_bytes() == kept
-    assert figures(tmp_path / "lost") == figures(tmp_path / "whole")
+    assert metrics_in(tmp_path / "lost") == metrics_in(tmp_path / "whole")
 
 
 def test_the_survey_of_another_run_is_refused(tmp_path):

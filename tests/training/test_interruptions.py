@@ -17,7 +17,7 @@ from training.runs import (
     SETTINGS,
     TARGET,
     assert_same_weights,
-    figures,
+    metrics_in,
     progress,
     run,
     slide_of,
@@ -41,7 +41,7 @@ def test_a_run_stopped_after_any_epoch_and_started_again_ends_the_same(tmp_path,
     rows = []
     assert_same_weights(run(tmp_path, on_epoch=rows.append), uninterrupted[0])
     assert [row["epoch"] for row in rows] == list(range(done, 3))
-    assert figures(tmp_path) == figures(uninterrupted[1])
+    assert metrics_in(tmp_path) == metrics_in(uninterrupted[1])
 
 
 def test_a_run_stopped_in_the_middle_of_an_epoch_ends_the_same(tmp_path, uninterrupted):
@@ -77,7 +77,7 @@ def test_a_run_stopped_between_state_and_metrics_has_all_metrics_in_the_end(
         run(tmp_path)
     monkeypatch.undo()
     assert_same_weights(run(tmp_path), uninterrupted[0])
-    assert figures(tmp_path) == figures(uninterrupted[1])
+    assert metrics_in(tmp_path) == metrics_in(uninterrupted[1])
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are sent as POSIX systems know them")
@@ -99,7 +99,7 @@ def test_a_process_interrupted_by_a_signal_and_started_again_ends_the_same(tmp_p
     assert "KeyboardInterrupt" in errors
     assert len(progress(tmp_path)["rows"]) == 1
     assert_same_weights(run(tmp_path), uninterrupted[0])
-    assert figures(tmp_path) == figures(uninterrupted[1])
+    assert metrics_in(tmp_path) == metrics_in(uninterrupted[1])
 
 
 # Every kind of model

@@ -1,4 +1,4 @@
-"""Joint training: kept as far as validation says so, left out where attention is not trusted."""
+"""Joint training: kept up to the best validation, left out where attention is not trusted."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_jointly_trained_attention_is_used_unscaled(tmp_path):
 
 
 def test_joint_training_is_left_out_where_attention_is_not_trusted(tmp_path, monkeypatch, caplog):
-    """The network of attention would be passed over, and so would all that teaches it."""
+    """The attention network would be left out, with its supervision."""
 
     def trust(model, *given, **options):
         model.attention_scale.fill_(0.0)

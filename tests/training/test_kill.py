@@ -23,7 +23,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from training.runs import SETTINGS, TARGET, TRAINING, VALIDATION, figures, slide_of, trusting
+from training.runs import SETTINGS, TARGET, TRAINING, VALIDATION, metrics_in, slide_of, trusting
 from wsi_ats.errors import ArtifactError
 from wsi_ats.models import checkpoints
 from wsi_ats.models.batches import TileReader
@@ -109,7 +109,7 @@ class Recorded(TileReader):
 
 
 def attempt(folder: Path, changes: list[str]) -> None:
-    """Train; leaves weights and what was asked for of slides."""
+    """Train; leave weights and the list of reads."""
     with Recorded(lambda ref: slide_of(ref.id)) as reader:
         found = training.fit(
             TRAINING,
@@ -284,7 +284,7 @@ def assert_same_end(one: Path, other: Path) -> None:
     assert first.keys() == second.keys()
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
-    found, expected = figures(one), figures(other)
+    found, expected = metrics_in(one), metrics_in(other)
     if (one / "features").exists():  # a tile that is known is not read again
         fewer, all_of_them = (list(map(float, each.pop("tiles"))) for each in (found, expected))
         assert sum(fewer) <= sum(all_of_them)

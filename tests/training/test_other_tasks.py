@@ -1,6 +1,6 @@
-"""Attention learns where to look whatever is predicted: held-out figures against uniform draws.
+"""Attention learns where to read for every task: held-out metrics compared with uniform draws.
 
-A twentieth of a slide's 400 cells stands out in the thumbnail, and what their tiles show makes the label.
+A twentieth of a slide's 400 cells stands out in the thumbnail, and their tiles determine the label.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DRAWS = 8
 
 
 def slide(task: str, name: str, rng: np.random.Generator) -> Bag:
-    """A slide whose label only the cells that stand out tell; all slides have as many of them."""
+    """A slide whose label depends only on the cells that stand out; all slides have equally many."""
     here = blob(SIDE, MATTER, rng)
     if task == "multilabel":
         one, other = rng.integers(0, 2, 2)
@@ -49,7 +49,7 @@ def slides(task: str, split: str, number: int, seed: int) -> list[Bag]:
 
 @torch.inference_mode()
 def held_out(model: SlideNetwork, settings: Settings, target: Target, bags: list[Bag]) -> float:
-    """The task's main figure, mean over draws."""
+    """The task's main metric, mean over draws."""
     method, reader = method_for(model.eval(), settings), BagReader(bags)
     examples = [bag.example(target) for bag in bags]
     true = np.array([each.target for each in examples])
@@ -63,7 +63,7 @@ def held_out(model: SlideNetwork, settings: Settings, target: Target, bags: list
 
 
 def compared(task: str, folder: Path, seed: int = 0) -> tuple[float, float]:
-    """Main figure of 60 slides by attention, and by uniform draws with the same classifier."""
+    """Main metric of 60 slides by attention, and by uniform draws with the same classifier."""
     training, validation, test = (
         slides(task, split, number, seed)
         for split, number in (("training", 80), ("validation", 20), ("test", 60))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from training.phase_runs import CLASSIFIER, PHASES, start_of
-from training.runs import SETTINGS, assert_same_weights, figures, run, trained
+from training.runs import SETTINGS, assert_same_weights, metrics_in, run, trained
 from wsi_ats.models import one_level
 from wsi_ats.settings import Settings
 from wsi_ats.training import distillation as distilling
@@ -37,7 +37,7 @@ def test_a_phase_draws_its_own_number_of_tiles_and_as_many_in_each_region_as_eve
 
 def test_every_epoch_names_its_phase_and_has_the_same_columns(whole):
     found, folder = whole
-    table = figures(folder)
+    table = metrics_in(folder)
     assert table["phase"] == ["classifier"] * 2 + ["attention"] * 3 + ["joint"] * 2
     assert [int(float(value)) for value in table["epoch"]] == list(range(7))
     assert [row["phase"] for row in found.rows] == table["phase"]
@@ -90,5 +90,5 @@ def test_a_classifier_of_uniform_draws_is_that_of_the_kind_without_attention(tmp
     other = run(tmp_path / "uniform", *CLASSIFIER, "model.kind=uniform", network=without)
     for name in ("encoder", "head", "gate"):
         assert_same_weights(getattr(one, name), getattr(other, name))
-    rows = [figures(tmp_path / name) for name in ("sampling", "uniform")]
+    rows = [metrics_in(tmp_path / name) for name in ("sampling", "uniform")]
     assert rows[0] == rows[1]

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from training.runs import SETTINGS, TARGET, example, slide_of, unreadable
-from training.runs import figures as columns
+from training.runs import metrics_in as columns
 from wsi_ats.errors import ArtifactError, ModelError, SettingsError
 from wsi_ats.models.batches import Example, TileReader
 from wsi_ats.models.kinds import model_for
@@ -40,7 +40,7 @@ PHASES = [
     *("training.epochs=2", "training.tiles=4", "training.attention_epochs=2", "training.attention_tiles=10"),
     "training.joint_epochs=1",
 ]
-# Settings for two processes, and what is unreadable.
+# Settings for two processes, and the unreadable slides.
 RUNS: Mapping[str, list[str]] = {
     "plain": ["training.ema=0.9", "training.checkpoint_steps=1"],
     "single": ["training.precision=float32"],
@@ -101,7 +101,7 @@ def stop(row) -> None:
 
 
 def work(root: Path, processes: Processes) -> None:
-    """What each of two processes does."""
+    """Work of each of two processes."""
 
     def note(name: str, model, rows, bad) -> None:
         place = root / f"{name} of {processes.rank}"
@@ -140,7 +140,7 @@ def torchrun(*words: object, timeout: float = 150) -> subprocess.CompletedProces
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
-    """What two processes have left; the last thing that they do fails."""
+    """Results of two processes; their last action fails."""
     folder = tmp_path_factory.mktemp("two")
     done = torchrun(__file__, folder)
     assert (folder / "one-sided of 1").exists(), done.stderr

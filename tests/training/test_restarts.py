@@ -13,7 +13,7 @@ from wsi_ats.training.restarts import Outcome, best_of, repeat
 
 def run(*, foretells: bool | None = False, judged: bool = True, loss: float = 1.0) -> Trained:
     found = Trust(0.0, foretells, 0.0, 1.0, 6) if judged else None
-    return Trained(SimpleNamespace(), [], found, validation_loss=loss)  # the network is not looked at
+    return Trained(SimpleNamespace(), [], found, validation_loss=loss)  # the network is not used
 
 
 @pytest.mark.parametrize(

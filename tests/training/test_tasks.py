@@ -1,4 +1,4 @@
-"""Every task is learnt from labels alone: what shows in some of the cells of a slide."""
+"""Every task is learned from labels alone, of a pattern in some cells of a slide."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ DARK, GREEN = (-90, 20, 0), (-60, 60, -60)
 
 
 def marked(name: str) -> tuple[int, int]:
-    """How many of a slide's 20 cells are dark, and how many green."""
+    """Return the numbers of dark and green cells among a slide's 20."""
     generator = np.random.default_rng([int(name), 1])
     return int(generator.integers(0, 11)), int(generator.choice([0, 6]))
 

@@ -42,7 +42,7 @@ def slides(
     visible: bool,
     meaningless: bool,
 ) -> list[Bag]:
-    """Slides in a few of whose cells the class shows, or what means nothing, in the thumbnail or not."""
+    """Slides with a pattern in a few cells, of the class or of none, visible in the thumbnail or not."""
     rng = np.random.default_rng([seed, *split.encode()])
     kinds, bags = directions(2, width), []
     for number, label in enumerate(rng.permutation(labels)):
@@ -64,7 +64,7 @@ def ran(
     visible: bool = True,
     meaningless: bool = False,
 ) -> tuple[Trained, list[str]]:
-    """What came of a training, and which warnings are given."""
+    """Train; return the result and its warnings."""
     settings = settings_of(width, f"training.seed={seed}", *changes)
     training, validation = (
         slides(seed, split, each, side, cells, width, visible=visible, meaningless=meaningless)
@@ -141,7 +141,7 @@ def test_attention_that_narrows_on_memorised_tiles_is_reported(tmp_path):
 
 
 def test_narrow_attention_that_is_not_used_is_not_reported(tmp_path):
-    """Taught long by a classifier that knows its slides by heart, attention narrows, and is not trusted."""
+    """Distilled long from an overfitted classifier, attention narrows, and is not trusted."""
     changes = (
         *("training.attention_epochs=25", "training.attention_tiles=144"),
         *("training.attention_learning_rate=0.03", "augmentation.turns=false"),
