@@ -43,7 +43,7 @@ def small_shards():
 
 @pytest.fixture
 def converted(pattern, tmp_path):
-    """A pyramid of 331 x 217 pixels and its source's pixels, with many shards."""
+    """A pyramid of 1331 x 1217 pixels and its source's pixels, with many shards."""
     pixels = pattern(1331, 1217)
     path = tmp_path / "scan.ome.zarr"
     written = write_pyramid(MemorySlide([pixels], mpp=0.4990), str(path), source="abc")
