@@ -141,7 +141,7 @@ def test_nor_below_a_url_that_is(run, tmp_path):
     ("words", "message"),
     [
         (("--codec", "png"), "codec is 'png', expected one of zstd, jpeg"),
-        (("--quality", 80), "zstd loses nothing"),
+        (("--quality", 80), "zstd is lossless"),
     ],
 )
 def test_a_form_that_cannot_be_is_refused(run, two, tmp_path, words, message):

@@ -98,7 +98,7 @@ def test_readers_that_do_not_exist_are_refused_before_the_work(train, tmp_path):
 def test_patience_without_slides_to_watch_is_refused_before_the_work(train, tmp_path):
     ran = train(tmp_path / "run", "--set", "training.patience=2", "--set", "training.validation=0")
     assert ran.exit_code == 2
-    assert "training.patience is 2, but no slides are set aside to watch" in ran.stderr
+    assert "training.patience is 2, but there are no validation slides" in ran.stderr
     assert not (tmp_path / "run").exists()
 
 

@@ -442,7 +442,7 @@ def test_artefacts_that_can_be_left_out():
 @pytest.mark.parametrize("kind", ["sampling", "uniform", "mil", "image"])
 def test_without_epochs_there_is_nothing_to_train(kind):
     none = Settings().with_values([f"model.kind={kind}", "training.epochs=0", "training.attention_epochs=0"])
-    advice = r", or training\.joint_epochs" if kind == "sampling" else ""
+    advice = r" or training\.joint_epochs" if kind == "sampling" else ""
     with pytest.raises(SettingsError, match=rf"there are no epochs to train; set training\.epochs{advice}$"):
         none.check_trainable()
     some = none.with_values(["training.joint_epochs=1"])
@@ -465,7 +465,9 @@ def test_kinds_without_attention_to_thumbnails_refuse_what_would_teach_it(kind, 
 @pytest.mark.parametrize("joint", [0, 5])
 def test_attention_is_not_taught_by_a_classifier_that_has_learned_nothing(joint):
     changes = ["training.epochs=0", f"training.joint_epochs={joint}"]  # 12 epochs of attention by default
-    said = r"epochs is 0 and training\.attention_epochs 12: .* learned nothing; set .*attention_epochs=0 and"
+    said = (
+        r"epochs is 0 and training\.attention_epochs is 12: .* untrained classifier; set .*attention_epochs=0"
+    )
     with pytest.raises(SettingsError, match=said):
         Settings().with_values(changes).check_trainable()
     Settings().with_values(["training.attention_epochs=0"]).check_trainable()
@@ -473,7 +475,7 @@ def test_attention_is_not_taught_by_a_classifier_that_has_learned_nothing(joint)
 
 def test_attention_that_would_never_be_drawn_from_is_not_learned():
     uniform = Settings().with_values(["sampling.design=uniform"])
-    with pytest.raises(SettingsError, match=r"never drawn from; set model\.kind=uniform"):
+    with pytest.raises(SettingsError, match=r"never used to draw tiles; set model\.kind=uniform"):
         uniform.check_trainable()
     uniform.with_values(["model.kind=uniform"]).check_trainable()
     uniform.with_values(["training.attention_epochs=0"]).check_trainable()

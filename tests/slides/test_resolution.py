@@ -39,7 +39,7 @@ def test_what_a_file_says_is_found_with_where_it_says_it(properties, value, sour
 
 
 def test_an_error_names_everything_that_was_looked_at_and_that_a_lens_is_no_resolution():
-    with pytest.raises(ValueError, match="does not say") as caught:
+    with pytest.raises(ValueError, match="does not give its micrometres per pixel") as caught:
         find_mpp({"aperio.AppMag": "40", "tiff.ResolutionUnit": "none"}, None)
     text = str(caught.value)
     for key in ("aperio.MPP", "openslide.mpp-x", "ome.PhysicalSizeX", "tiff.XResolution", "tiff.YResolution"):
@@ -121,7 +121,7 @@ def aperio(path, pixels, description):
 @pytest.mark.parametrize("dots", [72, 96, 150, 300, 600])
 def test_resolutions_of_screens_and_printers_are_doubted(dots):
     tags = {"tiff.XResolution": str(dots), "tiff.YResolution": f"{dots}.0"}
-    with pytest.raises(ValueError, match=rf"says {dots} dots per inch, which programs .* with --mpp"):
+    with pytest.raises(ValueError, match=rf"says {dots} dots per inch, a default for screens .* with --mpp"):
         find_mpp({**tags, "tiff.ResolutionUnit": "inch"}, None)
     assert find_mpp({**tags, "tiff.ResolutionUnit": "inch"}, 0.5).value == 0.5
 

@@ -660,9 +660,9 @@ def test_a_channel_that_is_not_there_is_refused_with_those_that_are(channels, ha
     with pytest.raises(SlideOpenError, match=r"give one by its name, or its number"):
         open_slide(channels)
     alone = handmade().write(tmp_path / "alone.tif", [image()])
-    with pytest.raises(SlideOpenError, match="has one picture"):
+    with pytest.raises(SlideOpenError, match="has only one image"):
         open_slide(SlideRef("s", str(alone), "s", channel="DAPI"))
-    with pytest.raises(SlideOpenError, match="the reader is openslide: asked for"):
+    with pytest.raises(SlideOpenError, match="the reader is openslide: requested"):
         open_slide(SlideRef("s", str(alone), "s", channel="DAPI", reader="openslide"))
 
 
@@ -690,7 +690,7 @@ def test_a_second_version_of_the_whole_is_no_channel(handmade, tmp_path):
 def test_a_picture_of_the_label_is_no_slide(handmade, tmp_path, name):
     text = {270: (2, name.encode() + b"\0" * 8)}
     path = handmade().write(tmp_path / "s.tif", [image(tags=text)])
-    with pytest.raises(SlideOpenError, match=r"only picture is called '(?i:label|macro|overview)'"):
+    with pytest.raises(SlideOpenError, match=r"only image is called '(?i:label|macro|overview)'"):
         open_slide(path)
     path = handmade().write(tmp_path / "both.tif", [image(tags=text), image(size=(350, 220))])
     with open_slide(path) as slide:
@@ -705,7 +705,7 @@ def test_tags_of_bytes_of_another_type_are_damage(handmade, tmp_path, code, kind
     """As a number one would be taken for so many bytes of memory."""
     coded = image(jpeg(), compression=7, photometric=6, tags={code: (kind, values)})
     path = handmade().write(tmp_path / "s.tif", [coded])
-    with pytest.raises(SlideOpenError, match=f"tag {code} has . values of type {kind}, and should be bytes"):
+    with pytest.raises(SlideOpenError, match=f"tag {code} has . values of type {kind}, expected bytes"):
         open_slide(path)
 
 

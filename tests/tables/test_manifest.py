@@ -226,8 +226,8 @@ def test_remote_paths_are_kept_as_they_are(folder):
         ("path,split\na.svs,training\n", "row 1: split is 'training', expected one of train, val, test"),
         ("slide_id,path\none,a.svs\none,below/b.ndpi\n", r"called 'one': .*a\.svs and .*b\.ndpi"),
         ("path\na.svs\na.svs\n", r"called 'a': .*a\.svs and .*a\.svs"),
-        ("slide_id,path\nx/y,a.svs\n", "cannot be empty or hold a slash"),
-        ("path,wsi\na.svs,a.svs\n", r"\['path', 'wsi'\] mean the same"),
+        ("slide_id,path\nx/y,a.svs\n", "cannot be empty or contain a slash"),
+        ("path,wsi\na.svs,a.svs\n", r"\['path', 'wsi'\] have the same meaning"),
         ("slide_id,path,label\n,,x\n", "row 1: names neither"),
     ],
 )
@@ -335,7 +335,7 @@ def test_ids_that_pandas_has_made_numbers_of_are_understood(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         refs = read_manifest(tmp_path, splits=splits)
     assert {ref.id: ref.split for ref in refs} == {"100": "train", "104": "val", "106.0": "test"}
-    assert "ids with '.0' at the end are taken without it: 104.0" in caplog.text
+    assert "the ending '.0' of these ids is ignored: 104.0" in caplog.text
 
 
 def test_of_one_split_that_is_of_interest_all_slides_must_be_known(folder):
@@ -356,11 +356,11 @@ def test_slides_that_a_table_of_splits_does_not_name_are_left_out(folder, caplog
     ("text", "message"),
     [
         ("train,val\na,a\n", "'a' is in train and in val"),
-        ("x,y\na,b\n", "has the columns train, val and test; found x, y"),
+        ("x,y\na,b\n", "must have the columns train, val and test; found x, y"),
         ("train,validation\na,b\n", "found train, validation; rename or remove 'validation'"),
         ("train,dev,x\na,b,\n", "rename or remove 'dev', 'x'"),
         ("train,val\nq,r\n", "2 of its 2 slides are not among the 2 given: 'q', 'r'"),
-        ("train,val\na,bb\n", r"1 of its 2 slides .* 2 given: 'bb' \(nearest: 'b'\); mend or remove"),
+        ("train,val\na,bb\n", r"1 of its 2 slides .* 2 given: 'bb' \(nearest: 'b'\); correct or remove"),
         ("train,val\na,a.0\n", "'a' is in train and, as 'a.0', in val"),
     ],
 )
@@ -373,7 +373,7 @@ def test_a_class_whose_name_means_no_label_is_warned_of(folder, caplog):
     with caplog.at_level(logging.WARNING):
         labels = read_labels(table(folder, "slide_id,label\na,None\nb,Mild\nc,None\nd,\n"))
         assert [row.label for row in labels.rows.values()] == [None, "Mild", None, None]
-        assert caplog.text.count("means that the label is not known") == 1
+        assert caplog.text.count("means that the label is unknown") == 1
         assert "2 rows of column 'label' are 'None'" in caplog.text
         assert "another name in the table" in caplog.text
         caplog.clear()
@@ -431,7 +431,7 @@ def test_backslashes_of_a_table_from_windows_are_understood_or_named(tmp_path):
     assert [ref.path for ref in read_manifest(table)] == [str(tmp_path / "scans" / "a.svs")]
     for path in ("D:\\scans\\a.svs", "\\\\server\\share\\a.svs"):
         table.write_text(f"path\n{path}\n")
-        with pytest.raises(ManifestError, match=r"row 1: .* is a path on Windows"):
+        with pytest.raises(ManifestError, match=r"row 1: .* is a Windows path"):
             read_manifest(table)
 
 
@@ -549,9 +549,9 @@ def test_a_signed_url_is_a_slide_without_being_asked_for():
     [
         ("memory://store/nothing/", "no such file or folder"),
         ("memory://store/*.txt", "no slides found; looked for"),
-        ("memory://store/table.csv", "tables are read from this machine"),
+        ("memory://store/table.csv", "tables must be on this machine"),
         ("https://host/scans/", "web servers do not list"),
-        ("nosuch://store/", "no store is reached by nosuch://"),
+        ("nosuch://store/", "nosuch:// is not a known protocol"),
     ],
 )
 def test_what_a_store_does_not_have(store, what, said):
