@@ -1,37 +1,39 @@
 """Attention sampling for whole-slide histopathology images: the design on one page.
 
-A slide has 10^9 pixels or more and its label depends on a few tiles. So look at a thumbnail, compute *where*
-to look, draw a few tiles, read only those, and estimate from them the soft attention over all tiles, without
-bias, so that both networks learn from the slide's label (Katharopoulos & Fleuret 2019).
+A slide has 10^9 pixels or more, but its label depends on a few tiles. Attention sampling reads a thumbnail,
+computes attention over its cells, draws a few tiles from that attention and reads only those. They give an
+unbiased estimate of soft attention over all tiles, so both networks learn from the slide's label alone
+(Katharopoulos & Fleuret 2019).
 
-The way of the data
--------------------
+Data flow
+---------
 ::
 
     SlideRef --open_slide--> Slide --grid_for--> Grid --read_thumbnail--> (rows * p, columns * p, 3)
       --find_tissue--> TissueMask --AttentionSampler.attend--> attention --draw--> Draw
       --read_tiles--> (n, size, size, 3) --embed--> features --pool--> feature --classify--> Prediction
 
-Torch ends at the numbers of the drawn cells and begins again at their tiles; in between, tiles are read.
-Gradients stay in the attention and the features. Only :mod:`wsi_ats.models` knows both sides, one file
-for each kind of model.
+Torch draws the cells and later receives their tiles; reading in between does not use it. Gradients flow
+through the attention and the features. Only :mod:`wsi_ats.models` knows both slides and networks, with one
+file for each kind of model.
 
 Nouns
 -----
-``SlideRef`` names a slide and is all that crosses a process border; ``Slide`` is open and can be read.
-``Level``, ``Region`` and ``Grid`` say where things are, in level-0 pixels. A cell of the ``Grid`` is one
-place where attention may look and one tile that may be read. ``TissueMask`` and ``AttentionMap`` lie on it,
-and an ``Overview`` is a thumbnail with its tissue.
-``Draw`` is which cells, and the inclusion of each. ``Selection`` (the tiles and why) and ``Prediction``
-are what a user keeps. ``Target`` says what is predicted, ``Settings`` are all choices of a run. Every error
-is a ``WsiAtsError``.
+``SlideRef`` names a slide and can cross a process border; a ``Slide`` is open, can be read, and stays in its
+process. ``Level``, ``Region`` and ``Grid`` describe places in level-0 pixels. Each cell of the ``Grid`` has
+one attention value and is one tile that may be read. ``TissueMask`` and ``AttentionMap`` have a value for
+each cell, and an ``Overview`` is a thumbnail with its tissue.
+``Draw`` holds the drawn cells and their inclusion. A run writes a ``Selection`` (the tiles read, with their
+weights) and a ``Prediction`` for each slide. ``Target`` describes the label to predict, and ``Settings``
+holds all choices of a run. Every error is a ``WsiAtsError``.
 
-Verbs ----- ``read_manifest``, ``open_slide``, ``grid_for``, ``read_thumbnail``, ``find_tissue``,
-``build_model``, ``draw``, ``read_tiles``, ``fit``, ``load_model``, ``LoadedModel.score``; and
-``read_overview``, which is three of them in one. What a verb needs to know it is given: randomness and
-devices are arguments.
+Verbs
+-----
+``read_manifest``, ``open_slide``, ``grid_for``, ``read_thumbnail``, ``find_tissue``, ``build_model``,
+``draw``, ``read_tiles``, ``fit``, ``load_model``, ``LoadedModel.score``; and ``read_overview``, which
+combines ``grid_for``, ``read_thumbnail`` and ``find_tissue``. Randomness and devices are arguments.
 
-Names are imported when they are first used, so that whoever looks at slides never waits for torch.
+Names are imported on first use, so programs that only read slides do not load torch.
 
 Examples
 --------
@@ -119,7 +121,7 @@ __all__ = [
     "save_model",
 ]
 
-# The same as above, for when the program runs.
+# The same names as above, for use at run time.
 _HOMES = {
     "errors": ("WsiAtsError",),
     "geometry": ("Grid", "Level", "Region"),

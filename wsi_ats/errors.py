@@ -1,4 +1,4 @@
-"""Every error this library raises on purpose.
+"""All errors that this library raises on purpose.
 
 ::
 
@@ -10,12 +10,12 @@
     │   ├── SlideReadError   ... some of its pixels cannot be read
     │   └── MppError         ... its resolution is unknown or implausible
     ├── ModelError           a network that cannot be built, loaded or trained
-    └── ArtifactError        a stored file that is missing, damaged or of another run
+    └── ArtifactError        a stored file that is missing, damaged or from another run
         └── LockedError      ... an output folder that another run holds
 
-A message names the value found, the expected one and what to do next. Errors of other libraries are
-translated where that library is called, with ``raise ... from``. No message contains a password or signature
-of a URL: messages end in tables and logs that are passed on.
+A message names the value found, the expected value and the next step. Errors from other libraries are
+translated where the library is called, with ``raise ... from``. Passwords and signatures in URLs are removed
+from every message, because tables and logs are shared.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from __future__ import annotations
 import re
 
 _PASSWORD = re.compile(r"(?<=://)[^/\s@]+:[^/\s@]*(?=@)")
-# The values of signed URLs (Amazon, Google, Azure, CloudFront), up to the comma or colon of a message.
+# Secret values in signed URLs (Amazon, Google, Azure, CloudFront), up to punctuation that the message adds.
 _SIGNATURE = re.compile(
     r"""([?&][^=&\s'"]*(?:sig|token|credential|key|password|secret|policy)[^=&\s'"]*=)"""
     r"""[^&\s'"]+?(?=[:;,.)]*(?:[&\s'"]|$))""",
@@ -32,7 +32,7 @@ _SIGNATURE = re.compile(
 
 
 def without_secrets(text: str) -> str:
-    """Replace passwords and signatures of URLs in a text by ``***``.
+    """Replace passwords and signatures in URLs with ``***``.
 
     Examples
     --------
@@ -43,7 +43,7 @@ def without_secrets(text: str) -> str:
 
 
 class WsiAtsError(Exception):
-    """Base of every error raised on purpose by this library."""
+    """Base class of all errors that this library raises on purpose."""
 
     def __str__(self) -> str:
         return without_secrets(super().__str__())
@@ -58,14 +58,14 @@ class ManifestError(WsiAtsError):
 
 
 class SlideError(WsiAtsError):
-    """One slide cannot be used.
+    """A slide that cannot be used.
 
     Parameters
     ----------
     path
         The slide, as the user named it.
     problem
-        The value found, the expected one and what to do.
+        The value found, the expected value and the next step.
     """
 
     def __init__(self, path: str, problem: str) -> None:
@@ -82,7 +82,7 @@ class SlideOpenError(SlideError):
 
 
 class SlideReadError(SlideError):
-    """A slide some of whose pixels cannot be read."""
+    """A slide with pixels that cannot be read."""
 
 
 class MppError(SlideError):
@@ -94,7 +94,7 @@ class ModelError(WsiAtsError):
 
 
 class ArtifactError(WsiAtsError):
-    """A stored file that is missing, damaged or belongs to another run."""
+    """A stored file that is missing, damaged or from another run."""
 
 
 class LockedError(ArtifactError):
@@ -109,9 +109,9 @@ def not_installed(package: str, extra: str, purpose: str) -> SettingsError:
     package
         Name of the package.
     extra
-        Extra of ``wsi-ats`` that installs it.
+        The ``wsi-ats`` extra that installs it.
     purpose
-        The work that needs it.
+        The feature that needs it.
 
     Examples
     --------

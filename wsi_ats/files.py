@@ -1,4 +1,4 @@
-"""Files that are either complete or absent, folders that one run holds at a time, and fingerprints."""
+"""Files that are either complete or absent, folders locked by one run at a time, and fingerprints."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from filelock import FileLock, Timeout
 from wsi_ats.errors import ArtifactError, LockedError, SettingsError
 from wsi_ats.geometry import Grid
 
-# A process that has locked a folder writes its name there at once, unless the machine is busy.
+# A process that has just locked a folder records itself there at once, unless the machine is busy.
 _OWNER_LOOKS, _OWNER_SECONDS = 20, 0.1
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Write a file under a temporary name; it takes its own name only when it is complete.
+    """Write a file under a temporary name, and rename it when it is complete.
 
     Parameters
     ----------
     path
-        The final name; its folder is made if need be.
+        The final name; its folder is created if needed.
 
     Yields
     ------
     Path
-        The temporary file. After an error it is removed, and a file under the final name is untouched.
+        The temporary file. After an error it is removed, and any file under the final name is unchanged.
 
     Raises
     ------
     ArtifactError
-        When the folder cannot be made or written to.
+        When the folder cannot be created or written to.
 
     Examples
     --------
@@ -54,12 +54,12 @@ def atomic(path: Path) -> Iterator[Path]:
     >>> target.read_text()
     'done'
     """
-    # Without the file's own name, which may be as long as names can be.
+    # The file's own name is left out, because it may already have the greatest length allowed.
     temporary = path.with_name(f".{uuid.uuid4().hex}.part{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch()
-        mode = temporary.stat().st_mode  # by the user's umask; some writers make files private
+        mode = temporary.stat().st_mode  # follows the user's umask; some writers make files private
         temporary.unlink()
         yield temporary
         temporary.chmod(mode)
@@ -72,14 +72,14 @@ def atomic(path: Path) -> Iterator[Path]:
             "folder's permissions"
         ) from error
     finally:
-        with suppress(OSError):  # nothing is left where nothing could be written
+        with suppress(OSError):  # if the folder cannot be written to, there is nothing to remove
             temporary.unlink(missing_ok=True)
 
 
 def remove_partial(folder: Path) -> None:
-    """Remove what :func:`atomic` was writing into a folder when its process was killed.
+    """Remove temporary files that :func:`atomic` left behind when its process was killed.
 
-    Only whoever holds the folder may do so; see :func:`locked`.
+    The caller must hold the folder; see :func:`locked`.
 
     Parameters
     ----------
@@ -92,23 +92,23 @@ def remove_partial(folder: Path) -> None:
 
 @contextmanager
 def locked(folder: Path, command: str) -> Iterator[None]:
-    """Hold an output folder against other runs.
+    """Lock an output folder so that no other run can use it.
 
-    The operating system drops the lock when its process dies, however it dies, so no lock is ever stale.
+    The operating system releases the lock when the process ends for any reason, so locks never become stale.
 
     Parameters
     ----------
     folder
-        The folder; it is made if need be.
+        The folder; it is created if needed.
     command
-        Named in the error of a run that is refused.
+        This run's command, which the error shows to a run that is refused.
 
     Raises
     ------
     LockedError
         When another run holds the folder; the message names that run.
     ArtifactError
-        When the folder cannot be made or written to.
+        When the folder cannot be created or written to.
     """
     owner = folder / ".owner.json"
     try:
@@ -132,7 +132,7 @@ def locked(folder: Path, command: str) -> Iterator[None]:
 
 
 def _owner(path: Path) -> dict[str, Any]:
-    """Read who holds a folder, with a little patience for a run that has just locked it."""
+    """Read which run holds a folder; wait briefly for a run that has just locked it."""
     for _ in range(_OWNER_LOOKS):
         if path.exists():
             return read_json(path)
@@ -141,30 +141,30 @@ def _owner(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a record as JSON, atomically; not-a-number is refused."""
+    """Write a record as JSON, atomically; NaN and infinity are refused."""
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a record.
+    """Read a JSON object.
 
     Raises
     ------
     ArtifactError
-        When the file is missing or holds no JSON object.
+        When the file is missing or does not hold a JSON object.
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path} cannot be read: {error}; was the run completed?") from error
     if not isinstance(record, dict):
-        raise ArtifactError(f"{path} should hold a JSON object, not a {type(record).__name__}")
+        raise ArtifactError(f"{path} must hold a JSON object, not a {type(record).__name__}")
     return record
 
 
 def digest_of(*parts: str | bytes) -> str:
-    """Return the fingerprint of some texts and bytes: 16 hexadecimal digits.
+    """Return a fingerprint of texts and bytes: 16 hexadecimal digits.
 
     Examples
     --------
@@ -176,22 +176,22 @@ def digest_of(*parts: str | bytes) -> str:
 
 
 def save_arrays(path: Path, grid: Grid, **arrays: np.ndarray[Any, Any]) -> None:
-    """Write arrays over the cells of a grid, compressed and atomically.
+    """Write arrays and the grid that they belong to, compressed and atomically.
 
     Parameters
     ----------
     path
         The file.
     grid
-        Of the cells.
+        Grid of the arrays' cells.
     **arrays
-        By name; :func:`load_arrays` returns them.
+        Arrays by name; read them with :func:`load_arrays`.
     """
     with atomic(path) as temporary:
         np.savez_compressed(temporary, allow_pickle=False, grid=json.dumps(asdict(grid)), **arrays)
 
 
-# All that a changed byte was seen to raise; an unknown compression raises RuntimeError.
+# All errors that a changed byte was seen to raise; an unknown compression raises RuntimeError.
 _DAMAGE = (
     OSError,
     EOFError,
@@ -206,7 +206,7 @@ _DAMAGE = (
 
 
 def load_arrays(path: Path, *names: str, optional: Sequence[str] = ()) -> tuple[Grid, dict[str, Any]]:
-    """Read a file of :func:`save_arrays`.
+    """Read a file that :func:`save_arrays` wrote.
 
     Parameters
     ----------
@@ -215,7 +215,7 @@ def load_arrays(path: Path, *names: str, optional: Sequence[str] = ()) -> tuple[
     *names
         Arrays that must be there.
     optional
-        Arrays that may be missing, and are then missing in the result.
+        Arrays that may be missing; the result then lacks them.
 
     Raises
     ------
@@ -223,7 +223,7 @@ def load_arrays(path: Path, *names: str, optional: Sequence[str] = ()) -> tuple[
         When the file or an array is missing, or the file is damaged.
     """
     try:
-        # Opened here, because numpy leaves a damaged file open.
+        # The file is opened here because numpy does not close a damaged file.
         with path.open("rb") as stored, np.load(stored, allow_pickle=False) as file:
             there = [name for name in optional if name in file]
             return Grid(**json.loads(str(file["grid"]))), {name: file[name] for name in (*names, *there)}

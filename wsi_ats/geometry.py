@@ -1,10 +1,10 @@
 """Places on a slide: levels, regions, and the grid of attention cells.
 
-One frame is used throughout: **level-0 pixels, (x, y), y down**. Pixels of another level occur only in
-:meth:`Level.from_level0`, where the one rounding happens. A *cell* has one value of attention and is one tile
-that may be read: the grid of attention cells is the grid of tiles.
+All coordinates are in one frame: **level-0 pixels, (x, y), y down**. Only :meth:`Level.from_level0` converts
+to pixels of another level, and it rounds once. A *cell* has one attention value and is one tile that may be
+read: the grid of attention cells is also the grid of tiles.
 
-Positions are whole numbers of 2^-20 pixels, so that they are exact at any distance: nothing drifts, and the
+Positions are multiples of 2^-20 pixels and therefore exact at any distance: errors do not accumulate, and the
 right edge of one cell is the left edge of the next.
 """
 
@@ -68,9 +68,9 @@ class Level:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """Square cells that cover a slide from its top-left corner, one tile each.
+    """A grid of square cells that covers a slide from its top-left corner; each cell is one tile.
 
-    The last row and column may reach past the slide; readers fill what lies outside with the slide's
+    The last row and column may extend beyond the slide; readers fill the area outside with the slide's
     background colour.
 
     Parameters
@@ -78,12 +78,12 @@ class Grid:
     width, height
         Size of the slide in level-0 pixels.
     cell
-        Side of a tile in level-0 pixels; need not be whole.
+        Side of a tile in level-0 pixels; may be fractional.
     tile_size
-        Side in pixels of the tile that the network sees.
+        Side of the tile that the network sees, in pixels.
     stride
-        Level-0 pixels from one cell to the next; ``None`` means ``cell``, so that tiles neither
-        overlap nor leave gaps. Half a cell serves objects about as large as a tile.
+        Level-0 pixels from one cell to the next; ``None`` means ``cell``: tiles neither overlap nor leave
+        gaps. Use half a cell for objects about as large as a tile.
 
     Examples
     --------
@@ -106,7 +106,7 @@ class Grid:
         if self.tile_size < 1:
             raise SettingsError(f"tile_size must be >= 1 pixel, not {self.tile_size}")
         if not 1 <= self.cell < 1 << 20:
-            raise SettingsError(f"a cell needs 1 to 2^20 level-0 pixels, not {self.cell}")
+            raise SettingsError(f"a cell must be 1 to 2^20 level-0 pixels wide, not {self.cell}")
         if not 1 <= self.pitch <= self.cell:
             raise SettingsError(f"stride must be in [1, cell = {self.cell}], not {self.stride}")
 
@@ -131,7 +131,7 @@ class Grid:
         return 1 + max(0, -(-beyond_first // _units(self.pitch)))
 
     def boxes(self, cells: npt.ArrayLike) -> IntArray:
-        """Return the level-0 rectangles of many cells.
+        """Return the level-0 rectangles of cells, as an array.
 
         Parameters
         ----------
@@ -146,7 +146,7 @@ class Grid:
         Raises
         ------
         SettingsError
-            For a cell that is not of this grid.
+            For a cell outside this grid.
         """
         numbers = np.asarray(cells, dtype=np.int64)
         outside = numbers[(numbers < 0) | (numbers >= self.size)]
@@ -163,7 +163,7 @@ class Grid:
         return Region(*self.boxes([cell])[0].tolist())
 
     def regions(self, cells: npt.ArrayLike) -> Sequence[Region]:
-        """Return the level-0 rectangles of many cells, in their order."""
+        """Return the level-0 rectangles of cells, in the given order."""
         return [Region(*box) for box in self.boxes(cells).tolist()]
 
 

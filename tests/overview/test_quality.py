@@ -306,11 +306,11 @@ def test_records_settings_and_code_list_the_same_artefacts():
 
 @pytest.mark.parametrize("values", [np.full((2, 2), 1.1), np.full((2, 2), np.nan), np.zeros(3)], ids=str)
 def test_an_invalid_fraction_is_refused(values):
-    with pytest.raises(SettingsError, match="a map of pen has two axes"):
+    with pytest.raises(SettingsError, match="a map of pen must have two axes"):
         Quality(pen=values.astype(np.float32))
 
 
 def test_another_grids_thumbnail_is_refused():
     _, tissue = judged(slide_of(STAINS["eosin"]))
-    with pytest.raises(SettingsError, match="24 x 24 cells is uint8"):
+    with pytest.raises(SettingsError, match="24 x 24 cells must be uint8 of shape"):
         find_artefacts(np.zeros((10, 10, 3), np.uint8), tissue)

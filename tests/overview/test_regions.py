@@ -64,7 +64,7 @@ def test_a_region_that_does_not_exist_and_an_empty_one_are_refused():
     for number in (-1, 12):
         with pytest.raises(SettingsError, match=f"region {number} is not one of the grid's 12 regions"):
             regions.window(number)
-    with pytest.raises(SettingsError, match="at least 1 cell a side, not 0"):
+    with pytest.raises(SettingsError, match="side of a region must be at least 1 cell, not 0"):
         RegionGrid(regions.cells, 0)
 
 

@@ -298,7 +298,7 @@ def test_a_slide_without_tissue_has_an_empty_mask(no_tissue: MemorySlide):
 @pytest.mark.parametrize(
     ("thumbnail", "options", "message"),
     [
-        (np.zeros((12 * P, 20 * P + 1, 3), np.uint8), {}, "12 x 20 cells is uint8"),
+        (np.zeros((12 * P, 20 * P + 1, 3), np.uint8), {}, "12 x 20 cells must be uint8 of shape"),
         (np.zeros((12 * P, 20 * P, 4), np.uint8), {}, "12 x 20 cells"),
         (np.zeros((5, 5, 3), np.uint8), {}, "12 x 20 cells"),
         (np.zeros((12 * P, 20 * P, 3), np.float32), {}, "not float32"),

@@ -157,9 +157,9 @@ def test_without_a_command_the_help_page_is_shown(run):
 def test_the_reader_is_chosen_reported_and_overridden(run, slides, config, tmp_path):
     path = slides / "slide_000.tif"
     ran = run("info", path, "--config", config)
-    assert "direct: its pixels are those that OpenSlide gives" in " ".join(ran.stdout.split())
+    assert "direct: its pixels are the same as OpenSlide's" in " ".join(ran.stdout.split())
     (forced,) = run("info", path, "--config", config, "--reader", "openslide", "--json").json["slides"]
-    assert (forced["reader"], forced["reader_reason"]) == ("openslide", "asked for")
+    assert (forced["reader"], forced["reader_reason"]) == ("openslide", "requested")
     ran = run("prepare", path, "--config", config, "--reader", "nonsense", "--out", tmp_path / "out")
     assert ran.exit_code == 2
     assert "expected one of auto, direct, openslide, zarr" in " ".join(ran.stderr.split())

@@ -141,7 +141,7 @@ def test_output_below_a_source_url_is_refused(run, tmp_path):
     ("words", "message"),
     [
         (("--codec", "png"), "codec is 'png', expected one of zstd, jpeg"),
-        (("--quality", 80), "zstd loses nothing"),
+        (("--quality", 80), "zstd is lossless"),
     ],
 )
 def test_an_invalid_codec_or_quality_is_refused(run, two, tmp_path, words, message):

@@ -250,8 +250,8 @@ def test_a_case_in_two_splits_is_refused(crossval, slides, by_class, tmp_path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--folds", 7), "7 folds are asked for"),
-        (("--folds", 3, "--splits", "none"), "none: is no folder"),
+        (("--folds", 7), "7 folds were requested"),
+        (("--folds", 3, "--splits", "none"), "none: is not a folder"),
         (("--by", "patient"), "cannot evaluate by 'patient'"),
         (("--set", "training.validation=0.2", "--folds", 3), "fold_0: a class has only 2 cases"),
         (("--set", "sampling.design=top"), "biased"),

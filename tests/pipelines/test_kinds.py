@@ -76,7 +76,7 @@ def test_image(train_and_score, run, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        (("model.kind=image", "model.scale=0.3"), "0.296875 would make it 19"),
+        (("model.kind=image", "model.scale=0.3"), "model.scale=0.296875 for 19 pixels"),
         (("model.kind=mil", "training.epochs=0"), "there are no epochs to train; set training.epochs"),
         (("model.kind=cnn",), "model.kind must be sampling, uniform, mil or image"),
     ],

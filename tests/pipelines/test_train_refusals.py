@@ -22,7 +22,7 @@ def test_an_invalid_readers_option_is_refused_before_any_work(train, tmp_path):
 def test_patience_without_validation_slides_is_refused_before_any_work(train, tmp_path):
     ran = train(tmp_path / "run", "--set", "training.patience=2", "--set", "training.validation=0")
     assert ran.exit_code == 2
-    assert "training.patience is 2, but no slides are set aside to watch" in ran.stderr
+    assert "training.patience is 2, but there are no validation slides" in ran.stderr
     assert not (tmp_path / "run").exists()
 
 

@@ -94,7 +94,7 @@ def test_a_series_in_several_folders_is_one_slide_and_unread_files_are_named(tmp
         write_dicom(tmp_path / folder / "1.dcm", SERIES[0], colour(90, width, width))
     [ref] = read_manifest(tmp_path)
     assert (ref.id, ref.path) == (SERIES[0], str(tmp_path / "b" / "1.dcm"))
-    assert f"{tmp_path / 'a' / '1.dcm'} (a part of {ref.path}: put all of a slide" in caplog.text
+    assert f"{tmp_path / 'a' / '1.dcm'} (part of {ref.path}; put a slide's files" in caplog.text
 
 
 def test_files_of_one_name_in_separate_folders_are_named_after_the_folders(tmp_path, colour):
@@ -135,7 +135,7 @@ def test_files_of_a_slide_listed_one_by_one_are_one_slide(tmp_path, colour):
     table = tmp_path / "slides.csv"
     for first, second, problem in (
         (0, 1, "are files of one slide"),
-        (0, 2, "no level of a slide, but label"),
+        (0, 2, "not a level of a slide, but label"),
     ):
         table.write_text(f"path\n{files[first]}\n{files[second]}\n")
         with pytest.raises(ManifestError, match=problem):

@@ -135,7 +135,7 @@ def test_72_dots_per_inch_gives_no_resolution(pattern, write_tiff, tmp_path):
 
 def test_a_resolution_of_zero_does_not_divide_by_zero(with_properties):
     tags = {"tiff.ResolutionUnit": "inch", **both("0", "tiff.XResolution", "tiff.YResolution")}
-    with pytest.raises(MppError, match="does not say"):
+    with pytest.raises(MppError, match="does not give its micrometres per pixel"):
         _ = with_properties(**tags).mpp
 
 

@@ -71,7 +71,7 @@ def test_listings_are_not_cached(scans):
     [
         ("s3://slides/nothing/", "no such file or folder"),
         ("s3://no-such-bucket/", "no such file"),
-        ("nosuch://a", "no store is reached by nosuch://"),
+        ("nosuch://a", "nosuch:// is not a known protocol"),
         ("https://host/scans/", "web servers do not list their files"),
         ("https://host/scans/*.svs", "web servers do not list their files"),
     ],

@@ -39,7 +39,7 @@ def test_the_resolution_is_found_with_its_source(properties, value, source):
 
 
 def test_the_error_names_every_tag_read_and_rejects_objective_power():
-    with pytest.raises(ValueError, match="does not say") as caught:
+    with pytest.raises(ValueError, match="does not give its micrometres per pixel") as caught:
         find_mpp({"aperio.AppMag": "40", "tiff.ResolutionUnit": "none"}, None)
     text = str(caught.value)
     for key in ("aperio.MPP", "openslide.mpp-x", "ome.PhysicalSizeX", "tiff.XResolution", "tiff.YResolution"):
@@ -121,7 +121,7 @@ def aperio(path, pixels, description):
 @pytest.mark.parametrize("dots", [72, 96, 150, 300, 600])
 def test_resolutions_of_screens_and_printers_are_rejected(dots):
     tags = {"tiff.XResolution": str(dots), "tiff.YResolution": f"{dots}.0"}
-    with pytest.raises(ValueError, match=rf"says {dots} dots per inch, which programs .* with --mpp"):
+    with pytest.raises(ValueError, match=rf"says {dots} dots per inch, a default for screens .* with --mpp"):
         find_mpp({**tags, "tiff.ResolutionUnit": "inch"}, None)
     assert find_mpp({**tags, "tiff.ResolutionUnit": "inch"}, 0.5).value == 0.5
 

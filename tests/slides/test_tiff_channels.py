@@ -115,9 +115,9 @@ def test_an_unknown_channel_is_refused_with_the_known_ones(channels, handmade, t
     with pytest.raises(SlideOpenError, match=r"give one by its name, or its number"):
         open_slide(channels)
     alone = handmade().write(tmp_path / "alone.tif", [image()])
-    with pytest.raises(SlideOpenError, match="has one picture"):
+    with pytest.raises(SlideOpenError, match="has only one image"):
         open_slide(SlideRef("s", str(alone), "s", channel="DAPI"))
-    with pytest.raises(SlideOpenError, match="the reader is openslide: asked for"):
+    with pytest.raises(SlideOpenError, match="the reader is openslide: requested"):
         open_slide(SlideRef("s", str(alone), "s", channel="DAPI", reader="openslide"))
 
 
@@ -145,7 +145,7 @@ def test_a_reduced_version_is_not_a_channel(handmade, tmp_path):
 def test_a_label_image_is_not_a_slide(handmade, tmp_path, name):
     text = {270: (2, name.encode() + b"\0" * 8)}
     path = handmade().write(tmp_path / "s.tif", [image(tags=text)])
-    with pytest.raises(SlideOpenError, match=r"only picture is called '(?i:label|macro|overview)'"):
+    with pytest.raises(SlideOpenError, match=r"only image is called '(?i:label|macro|overview)'"):
         open_slide(path)
     path = handmade().write(tmp_path / "both.tif", [image(tags=text), image(size=(350, 220))])
     with open_slide(path) as slide:
@@ -160,7 +160,7 @@ def test_tags_of_bytes_of_another_type_are_damage(handmade, tmp_path, code, kind
     """As a number one would be taken for so many bytes of memory."""
     coded = image(jpeg(), compression=7, photometric=6, tags={code: (kind, values)})
     path = handmade().write(tmp_path / "s.tif", [coded])
-    with pytest.raises(SlideOpenError, match=f"tag {code} has . values of type {kind}, and should be bytes"):
+    with pytest.raises(SlideOpenError, match=f"tag {code} has . values of type {kind}, expected bytes"):
         open_slide(path)
 
 

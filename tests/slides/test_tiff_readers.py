@@ -17,9 +17,9 @@ from wsi_ats.slides.openslide import OpenSlideSlide
 @pytest.mark.parametrize(
     ("name", "reader", "reason"),
     [
-        ("aperio_cmu-1-small-region.svs", "direct", "those that OpenSlide gives"),
+        ("aperio_cmu-1-small-region.svs", "direct", "the same as OpenSlide's"),
         ("hamamatsu_test3-DAPI.ndpi", "openslide", "further levels"),
-        ("ometiff_OS-1-detail_HE.ome.tif", "direct", "or its finest level alone"),
+        ("ometiff_OS-1-detail_HE.ome.tif", "direct", "or only its finest level"),
         ("tiff_slaid_patch.tif", "openslide", "transparency"),
     ],
 )
@@ -33,7 +33,7 @@ def test_a_reader_can_be_forced(awkward_tiff, tmp_path):
     for name, kind in (("direct", "TiffSlide"), ("openslide", "OpenSlideSlide")):
         with open_slide(SlideRef("s", str(awkward_tiff), "s", reader=name)) as slide:
             assert type(slide).__name__ == kind
-    assert choose_reader(SlideRef("s", str(awkward_tiff), "s", reader="direct")).reason == "asked for"
+    assert choose_reader(SlideRef("s", str(awkward_tiff), "s", reader="direct")).reason == "requested"
 
 
 def test_a_forced_direct_reader_is_refused_with_the_reason(shared_data):
@@ -111,7 +111,7 @@ def test_levels_unknown_to_openslide_are_reported(pattern, tmp_path):
     with tifffile.TiffWriter(path) as file:
         file.write(pixels, tile=(64, 64), photometric="rgb", subifds=1, metadata=None)
         file.write(pixels[::2, ::2], tile=(64, 64), photometric="rgb", subfiletype=1, metadata=None)
-    assert choose_reader(path).reason == "OpenSlide does not see its coarser levels, which are in SubIFDs"
+    assert choose_reader(path).reason == "OpenSlide does not find its coarser levels, which are in SubIFDs"
     for reader, levels in (("auto", 2), ("openslide", 1)):
         with open_slide(SlideRef("s", str(path), "s", reader=reader)) as slide:
             assert len(slide.levels) == levels
@@ -147,7 +147,7 @@ def test_one_of_several_files_of_an_image_is_refused_by_their_names(pattern, tmp
         path, pattern(128, 96), tile=(64, 64), photometric="rgb", description=said, metadata=None
     )
     with pytest.raises(
-        SlideOpenError, match=r"is in the files of an OME-TIFF \((set|z0\.ome\.tif, z1|case_s0)"
+        SlideOpenError, match=r"is spread over several OME-TIFF files \((set|z0\.ome\.tif, z1|case_s0)"
     ):
         open_slide(path)
 
@@ -179,7 +179,7 @@ def test_channels_whose_pages_are_in_another_order_are_not_chosen_from(tmp_path)
         for number, page in enumerate(pixels):
             options = {"photometric": "minisblack", "tile": (64, 64), "metadata": None}
             file.write(page, description=said if not number else None, **options)
-    with pytest.raises(SlideOpenError, match="does not tell which page is of which channel"):
+    with pytest.raises(SlideOpenError, match="does not record the channels of its pages"):
         open_slide(SlideRef("s", str(path), "s", channel="DAPI"))
     with pytest.raises(SlideOpenError, match="2 channels, depths or times"):
         open_slide(path)

@@ -99,7 +99,7 @@ def test_bioformats2raw_with_one_image_is_a_slide_and_with_several_needs_a_choic
 
 
 def test_a_group_of_no_images_is_refused(tmp_path):
-    with pytest.raises(SlideOpenError, match=r"it holds 0 images \(\), and a slide is one of them"):
+    with pytest.raises(SlideOpenError, match=r"it holds 0 images \(\), but a slide must be one image"):
         open_slide(gathered(tmp_path / "s.zarr", [], "0.5"))
 
 

@@ -217,7 +217,7 @@ def test_the_codec_is_written_as_the_package_imagecodecs_zarr_expects_it(pattern
     ("options", "message"),
     [
         ({"codec": "png"}, "codec is 'png', expected one of zstd, jpeg"),
-        ({"quality": 90}, "zstd loses nothing"),
+        ({"quality": 90}, "zstd is lossless"),
         ({"codec": "jpeg", "quality": 0}, "quality is 0, expected 1 to 100"),
         ({"region": Region(0, 0, 50, 100)}, "not within the slide's 40 x 30 pixels"),
         ({"region": Region(-1, 0, 5, 5)}, "not within the slide"),

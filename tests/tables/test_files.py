@@ -60,8 +60,8 @@ def test_a_table_without_rows_still_has_its_columns(tmp_path):
         (b",,\n", "is empty"),
         (b"a,a\n1,2\n", "occur twice: 'a'"),
         (b"a,b\n1,2\n3,4,5\n", "line 3: 3 values for 2 columns"),
-        (b"PK\x03\x04\xff\xfe", "no UTF-8 text"),
-        (b'a,b\n"open,1\n' + b"x" * 200_000, "is no CSV table"),
+        (b"PK\x03\x04\xff\xfe", "not UTF-8 text"),
+        (b'a,b\n"open,1\n' + b"x" * 200_000, "is not a CSV table"),
     ],
     ids=["empty", "blank", "only commas", "twice", "long row", "binary", "open quote"],
 )
@@ -140,7 +140,7 @@ def test_damaged_and_missing_parquet_is_an_artifact_error(tmp_path):
 
 def test_ragged_and_mixed_columns_are_refused(tmp_path):
     for write in (write_csv, write_parquet):
-        with pytest.raises(SettingsError, match="one length"):
+        with pytest.raises(SettingsError, match="equal lengths"):
             write(tmp_path / "t", {"a": [1], "b": []})
     with pytest.raises(SettingsError, match="column 'a'"):
         write_parquet(tmp_path / "t", {"a": [1, "x"]})

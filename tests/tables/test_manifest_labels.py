@@ -98,7 +98,7 @@ def test_ids_turned_into_floats_by_pandas_are_matched(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         refs = read_manifest(tmp_path, splits=splits)
     assert {ref.id: ref.split for ref in refs} == {"100": "train", "104": "val", "106.0": "test"}
-    assert "ids with '.0' at the end are taken without it: 104.0" in caplog.text
+    assert "the ending '.0' of these ids is ignored: 104.0" in caplog.text
 
 
 def test_every_slide_of_a_requested_split_must_be_found(folder):
@@ -119,11 +119,11 @@ def test_slides_missing_from_a_split_table_are_left_out(folder, caplog):
     ("text", "message"),
     [
         ("train,val\na,a\n", "'a' is in train and in val"),
-        ("x,y\na,b\n", "has the columns train, val and test; found x, y"),
+        ("x,y\na,b\n", "must have the columns train, val and test; found x, y"),
         ("train,validation\na,b\n", "found train, validation; rename or remove 'validation'"),
         ("train,dev,x\na,b,\n", "rename or remove 'dev', 'x'"),
         ("train,val\nq,r\n", "2 of its 2 slides are not among the 2 given: 'q', 'r'"),
-        ("train,val\na,bb\n", r"1 of its 2 slides .* 2 given: 'bb' \(nearest: 'b'\); mend or remove"),
+        ("train,val\na,bb\n", r"1 of its 2 slides .* 2 given: 'bb' \(nearest: 'b'\); correct or remove"),
         ("train,val\na,a.0\n", "'a' is in train and, as 'a.0', in val"),
     ],
 )
@@ -136,7 +136,7 @@ def test_a_class_named_like_a_missing_label_is_warned_about(folder, caplog):
     with caplog.at_level(logging.WARNING):
         labels = read_labels(table(folder, "slide_id,label\na,None\nb,Mild\nc,None\nd,\n"))
         assert [row.label for row in labels.rows.values()] == [None, "Mild", None, None]
-        assert caplog.text.count("means that the label is not known") == 1
+        assert caplog.text.count("means that the label is unknown") == 1
         assert "2 rows of column 'label' are 'None'" in caplog.text
         assert "another name in the table" in caplog.text
         caplog.clear()
@@ -170,7 +170,7 @@ def test_backslashes_of_a_table_from_windows_are_understood_or_named(tmp_path):
     assert [ref.path for ref in read_manifest(table)] == [str(tmp_path / "scans" / "a.svs")]
     for path in ("D:\\scans\\a.svs", "\\\\server\\share\\a.svs"):
         table.write_text(f"path\n{path}\n")
-        with pytest.raises(ManifestError, match=r"row 1: .* is a path on Windows"):
+        with pytest.raises(ManifestError, match=r"row 1: .* is a Windows path"):
             read_manifest(table)
 
 

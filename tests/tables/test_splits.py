@@ -115,7 +115,7 @@ def test_folds_are_splits_that_training_keeps():
 
 @pytest.mark.parametrize("folds", [1, 7])
 def test_too_few_or_too_many_folds_are_refused(folds):
-    with pytest.raises(ManifestError, match=f"{folds} folds are asked for"):
+    with pytest.raises(ManifestError, match=f"{folds} folds were requested"):
         folds_by_case(refs(3), folds, seed=0)
 
 
@@ -247,7 +247,7 @@ def test_a_folder_that_clam_wrote(tmp_path):
         ({"splits_0.csv": "train,val,test\na,,a\n", "splits_1.csv": "train,test\na,b\n"}, "'a' is in train"),
         (
             {"splits_0.csv": "a,b\n1,2\n", "splits_1.csv": "train,test\na,b\n"},
-            "has the columns train, val and test",
+            "must have the columns train, val and test",
         ),
     ],
 )
@@ -256,5 +256,5 @@ def test_folders_of_folds_that_cannot_be_used(tmp_path, files, said):
         (tmp_path / name).write_text(text)
     with pytest.raises(ManifestError, match=said):
         read_folds(tmp_path)
-    with pytest.raises(ManifestError, match="is no folder"):
+    with pytest.raises(ManifestError, match="is not a folder"):
         read_folds(tmp_path / "none")

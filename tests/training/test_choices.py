@@ -169,7 +169,7 @@ def test_patience_with_a_metric_that_is_not_defined_ends_after_the_first_epoch(t
 
 
 def test_patience_without_validation_slides_is_refused(tmp_path):
-    with pytest.raises(SettingsError, match="no slides are set aside to watch"):
+    with pytest.raises(SettingsError, match="there are no validation slides"):
         run(tmp_path, "training.patience=2", validation=[])
 
 

@@ -1,6 +1,6 @@
-"""The overview of a slide (thumbnail, tissue and artefacts, on a grid of cells), and reading of tiles.
+"""The overview of a slide (thumbnail, tissue and artefacts on a grid of cells), and the reading of tiles.
 
-``overview`` reads it, ``records`` and ``masks`` define it, and ``prepared`` keeps it on disk. ``tissue`` and
-``quality`` analyse a thumbnail, ``regions`` are the blocks of cells of two-level sampling, and ``tiles``
-reads pixels of a grid. Nothing here imports torch. Rooms above may import every module.
+``overview`` reads it, ``records`` and ``masks`` define it, and ``prepared`` stores it. ``tissue`` and
+``quality`` analyse a thumbnail, ``regions`` defines the blocks of cells in two-level sampling, and ``tiles``
+reads the pixels of a grid. Nothing here imports torch. Later rooms may import every module.
 """

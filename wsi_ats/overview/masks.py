@@ -1,4 +1,4 @@
-"""Maps over the cells of a slide: tissue and artefacts."""
+"""Maps over the cells of a slide's grid: tissue and artefacts."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from wsi_ats.geometry import Grid, IntArray
 
 @dataclass(frozen=True)
 class TissueMask:
-    """Cells of a slide's grid that hold tissue.
+    """The cells of a slide's grid that contain tissue.
 
     Parameters
     ----------
     grid
         The slide's grid.
     fraction
-        Share of each cell that is tissue, in [0, 1], shape (rows, columns), float32.
+        Fraction of each cell that is tissue, in [0, 1], shape (rows, columns), float32.
     mask
         Cells that count as tissue, bool, shape (rows, columns).
     """
@@ -44,16 +44,16 @@ class TissueMask:
 
 @dataclass(frozen=True)
 class Quality:
-    """Artefacts of a slide, cell by cell; see :func:`wsi_ats.overview.quality.find_artefacts`.
+    """The artefacts of each cell of a slide; see :func:`wsi_ats.overview.quality.find_artefacts`.
 
     Parameters
     ----------
     pen
-        Share of each cell that ink covers, in [0, 1], shape (rows, columns), float32.
+        Fraction of each cell that ink covers, in [0, 1], shape (rows, columns), float32; ``None`` if not
+        measured.
     blur
-        Share of the fine detail that each tissue cell lacks, likewise; 0 where there is no tissue.
-
-    Each is ``None`` where it was not measured.
+        Fraction of the fine detail that each tissue cell lacks, in the same form; 0 without tissue; ``None``
+        if not measured.
     """
 
     pen: npt.NDArray[np.float32] | None = None
@@ -62,10 +62,10 @@ class Quality:
     def __post_init__(self) -> None:
         for name, values in self.maps.items():
             if values.ndim != 2 or not ((values >= 0) & (values <= 1)).all():
-                raise SettingsError(f"a map of {name} has two axes and values in [0, 1], not {values}")
+                raise SettingsError(f"a map of {name} must have two axes and values in [0, 1], not {values}")
 
     @property
     def maps(self) -> dict[str, npt.NDArray[np.float32]]:
-        """Maps that were measured, by name."""
+        """The measured maps, by name."""
         each = {one.name: getattr(self, one.name) for one in fields(self)}
         return {name: values for name, values in each.items() if values is not None}

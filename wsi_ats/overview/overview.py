@@ -1,6 +1,6 @@
-"""Read the overview of a slide: its thumbnail and tissue; with two levels, those of a region, too.
+"""Reading of the overview of a slide, and of its regions in two-level sampling: thumbnail and tissue.
 
-This module stands apart from the networks, so that reading an overview does not import torch.
+This module is separate from the networks, so that reading an overview does not import torch.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from wsi_ats.settings import Settings
 from wsi_ats.slides.base import Pixels, Slide
 from wsi_ats.slides.resample import resample
 
-# Tissue is found as well with fewer pixels per cell, and much faster on a large slide: a larger thumbnail
-# is halved for it, as long as a cell keeps four pixels a side.
+# Tissue is found equally well with fewer pixels per cell, and much faster on a large slide. A thumbnail with
+# more pixels than this is halved for it, as long as a cell keeps a side of four pixels.
 _TISSUE_PIXELS = 1 << 21
 _TISSUE_SIDE = 4
 
-# The tissue of a region is found in parts of it: a small biopsy is a speck in a region, but not in a part.
+# Parts along a side of a region, in which tissue is found: a small biopsy is a speck in a region, but not in
+# a part of it.
 _PARTS = 4
 
 
@@ -42,13 +43,13 @@ def read_overview(slide: Slide, settings: Settings, *, measure_quality: bool = F
     settings
         Sections ``tile`` and ``thumbnail`` are used.
     measure_quality
-        Measure artefacts also where ``thumbnail.exclude`` does not ask for them.
+        Whether to measure artefacts even if ``thumbnail.exclude`` does not need them.
 
     Returns
     -------
     Overview
-        Its grid is one of cells or, with two levels, of regions. The tissue lacks the cells that
-        ``thumbnail.exclude`` leaves out; their fraction stays.
+        The overview on the grid of cells or, with two levels, of regions. Its tissue mask lacks the cells
+        excluded by ``thumbnail.exclude``; their tissue fraction is kept.
 
     Raises
     ------
@@ -79,16 +80,16 @@ def read_overview(slide: Slide, settings: Settings, *, measure_quality: bool = F
 def read_region_overview(
     slide: Slide, overview: Overview, regions: RegionGrid, window: Window, settings: Settings
 ) -> Overview:
-    """Read the thumbnail of one region and find the tissue among its cells.
+    """Read the thumbnail of one region and find the tissue cells in it.
 
     Parameters
     ----------
     slide
         The slide.
     overview
-        Its overview, for the kind of background, which a single region may not show.
+        The slide's overview, for the kind of background, which one region may not show.
     regions
-        Its cells in regions.
+        The slide's cells in regions.
     window
         Cells of the region.
     settings
@@ -97,9 +98,9 @@ def read_region_overview(
     Returns
     -------
     Overview
-        Of the region's cells alone; the grid counts thumbnail pixels from the region's corner. Where no
-        tissue is found, all cells count as tissue: the slide's overview showed some, and the region's
-        attention must fall on one of its cells. For the same reason no cell is left out where all would be.
+        The overview of the region's cells alone, on a grid in thumbnail pixels from the region's corner. If
+        no tissue is found, all cells count as tissue, because the slide's overview showed some and the
+        region's attention needs at least one cell. For the same reason, no cell is excluded if all would be.
 
     Raises
     ------
@@ -119,7 +120,7 @@ def read_region_overview(
     found = find_tissue(
         thumbnail, grid, method=background.method, min_fraction=view.min_tissue, scanned=scanned
     )
-    for known in (scanned, None):  # a region at the very edge of the scan may show no pixel of it
+    for known in (scanned, None):  # a region at the edge of the scan may have no scanned pixel
         if not len(found.cells):
             found = find_tissue(thumbnail, grid, method="none", scanned=known)
     everything = Overview(thumbnail, found, background=background)
@@ -130,7 +131,7 @@ def read_region_overview(
 
 
 def explain_exclusion(overview: Overview, settings: Settings) -> str | None:
-    """Return the reason if all tissue is left out; ``None`` if some may be read, or there is none."""
+    """Return the reason if all tissue is excluded; ``None`` if some may be read, or if there is no tissue."""
     count = len(overview.all_tissue.cells)
     if len(overview.tissue.cells) or not count:
         return None
@@ -146,7 +147,7 @@ def explain_exclusion(overview: Overview, settings: Settings) -> str | None:
 
 
 def regions_of(tissue: TissueMask, settings: Settings) -> RegionGrid:
-    """Return the cells behind a mask of regions, as :func:`read_overview` gives it with two levels."""
+    """Return the cells of a mask of regions, as :func:`read_overview` returns it with two levels."""
     tile = settings.tile
     return RegionGrid.around(
         tissue.grid, side=settings.thumbnail.cells_per_region, tile_size=tile.size, stride=tile.stride
@@ -154,7 +155,7 @@ def regions_of(tissue: TissueMask, settings: Settings) -> RegionGrid:
 
 
 def count_tiles(tissue: TissueMask, settings: Settings) -> int:
-    """Count the tissue tiles of a slide: cells of its mask, or as many as the tissue of its regions fills."""
+    """Count the tissue tiles of a slide; with two levels, estimate their number from the tissue area."""
     if settings.thumbnail.levels == 1:
         return len(tissue.cells)
     regions, side = regions_of(tissue, settings), settings.thumbnail.cells_per_region
@@ -172,7 +173,7 @@ def _overview_of_regions(slide: Slide, grid: Grid, settings: Settings, measure_q
     thumbnail = read_thumbnail(slide, grid, pixels)
     rows, columns = grid.shape
     side = pixels // _PARTS
-    # In thumbnail pixels, without those past the slide's edge.
+    # Size of the slide in thumbnail pixels, without those beyond its edge.
     width, height = (
         min(count * pixels, max(1, round(length / grid.pitch * pixels)))
         for length, count in ((grid.width, columns), (grid.height, rows))
@@ -191,7 +192,7 @@ def _overview_of_regions(slide: Slide, grid: Grid, settings: Settings, measure_q
     fraction = _of_regions(np.where(found.mask, found.fraction, 0), grid)
     mask = fraction > 0
     if settings.thumbnail.tissue == "none":
-        # A region at the very edge may show less than half a pixel.
+        # A region at the edge may show less than half a pixel.
         mask |= _of_regions(found.mask, grid) > 0
     overview = Overview(thumbnail, TissueMask(grid, fraction, mask), background=background)
     view = settings.thumbnail
@@ -204,18 +205,18 @@ def _overview_of_regions(slide: Slide, grid: Grid, settings: Settings, measure_q
 def _with_quality(
     overview: Overview, settings: Settings, mpp: float, parts: TissueMask | None = None
 ) -> Overview:
-    """Measure artefacts, and leave out the tissue that settings exclude.
+    """Measure artefacts, and exclude tissue as the settings demand.
 
     Parameters
     ----------
     overview
-        With all tissue.
+        The overview with all tissue.
     settings
         Section ``thumbnail`` is used.
     mpp
         Micrometres per pixel of the thumbnail.
     parts
-        With two levels, the tissue in the parts of regions, each a quarter of a region's side.
+        With two levels, the tissue in the parts of regions; the side of a part is a quarter of a region's.
     """
     found, cells = overview.tissue, parts or overview.tissue
     if overview.background.method == "fluorescence":
@@ -240,7 +241,7 @@ def _with_quality(
 def _beyond(
     over: npt.NDArray[np.bool_], *, found: TissueMask, parts: TissueMask | None
 ) -> npt.NDArray[np.bool_]:
-    """Return tissue cells with too much of an artefact, or regions whose parts with tissue all have that."""
+    """Return tissue cells with too much of an artefact; for regions, those where all tissue parts have it."""
     if parts is None:
         return found.mask & over
     some, others = (_of_regions(parts.mask & each, found.grid) > 0 for each in (over, ~over))
@@ -250,16 +251,16 @@ def _beyond(
 def _scanned(
     slide: Slide, image: Pixels, corner: tuple[float, float], pixel: float
 ) -> npt.NDArray[np.bool_] | None:
-    """Return the pixels of an image that were scanned, shape (h, w); ``None`` for all.
+    """Return a mask of the scanned pixels of an image, shape (h, w); ``None`` if all were scanned.
 
     Parameters
     ----------
     slide
         The slide, with its scanned parts.
     image
-        Shape (h, w, 3).
+        The image, shape (h, w, 3).
     corner
-        Its top-left ``x, y`` in level-0 pixels.
+        Top-left ``x, y`` of the image in level-0 pixels.
     pixel
         Side of its pixels in level-0 pixels.
     """
@@ -279,7 +280,7 @@ def _scanned(
 
 
 def _reduced(thumbnail: Pixels, side: int) -> Pixels:
-    """Halve a large thumbnail of ``side`` pixels a cell to the size at which tissue is found."""
+    """Halve a large thumbnail with ``side`` pixels per cell to the size at which tissue is found."""
     while thumbnail[..., 0].size > _TISSUE_PIXELS and side % 2 == 0 and side // 2 >= _TISSUE_SIDE:
         side //= 2
         thumbnail = resample(thumbnail, thumbnail.shape[1] // 2, thumbnail.shape[0] // 2)
@@ -287,7 +288,7 @@ def _reduced(thumbnail: Pixels, side: int) -> Pixels:
 
 
 def _of_regions(parts: npt.NDArray[np.generic], regions: Grid) -> npt.NDArray[np.float32]:
-    """Average the parts of each region; the last row and column of regions may have fewer."""
+    """Return the mean over the parts of each region; missing parts in the last row and column count as 0."""
     rows, columns = regions.shape
     padded = np.zeros((rows * _PARTS, columns * _PARTS), dtype=np.float32)
     down, across = parts.shape
@@ -302,10 +303,10 @@ def _pixel(thumbnail: Pixels, grid: Grid) -> float:
 
 
 def _background(slide: Slide, thumbnail: Pixels, grid: Grid, settings: Settings) -> Background:
-    """Decide how tissue is found; ``auto`` by the part of the slide's thumbnail that was scanned."""
+    """Choose the method to find tissue; ``auto`` depends on the scanned part of the thumbnail."""
     method = cast(TissueMethod, settings.thumbnail.tissue)
     if method != "auto":
-        return Background(method, "asked for")
+        return Background(method, "requested")
     if settings.tile.channel:
-        return Background("fluorescence", "a channel was asked for")
+        return Background("fluorescence", "a channel was requested")
     return tell_background(thumbnail, _scanned(slide, thumbnail, (0.0, 0.0), _pixel(thumbnail, grid)))

@@ -1,4 +1,4 @@
-"""The overview of a slide on disk, as ``prepare`` keeps it."""
+"""The overview of a slide on disk, as ``prepare`` stores it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from wsi_ats.overview.records import Overview
 
 
 def save_overview(path: Path, overview: Overview) -> None:
-    """Write thumbnail, tissue and quality, atomically."""
+    """Write the thumbnail, tissue and quality of a slide, atomically."""
     save_arrays(
         path,
         overview.tissue.grid,

@@ -1,8 +1,8 @@
-"""Artefacts in a thumbnail: pen ink, and lack of focus where pixels are fine enough.
+"""Artefacts in a thumbnail: pen ink, and blur if pixels are fine enough.
 
-Folds and air bubbles are not detected. A fold absorbs twice as much as tissue, and so does tissue with twice
-the nuclei: a threshold that spares 98 % of real tissue finds a fifth to three quarters of folds, and its
-false positives are dense tissue, such as tumour. ``docs/quality.md`` has the numbers.
+Folds and air bubbles are not detected. A fold absorbs twice as much light as tissue, but so does tissue with
+twice as many nuclei: a threshold that keeps 98 % of real tissue finds only a fifth to three quarters of
+folds, and its false positives are dense tissue, such as tumour. ``docs/quality.md`` has the numbers.
 """
 
 from __future__ import annotations
@@ -28,23 +28,24 @@ from wsi_ats.settings import COARSEST_FOCUS
 
 # Optical densities of red, green and blue distinguish ink from stains:
 # - Blue and green ink absorb red, which haematoxylin, eosin and DAB absorb least. Twice the density of red
-#   minus that of green is at most 0.5 in dense tissue, 0.63 in dark bluish photographs, 0.65 in the middle of
-#   blue nuclei; in strong ink it is 0.8 to 1.3.
-# - Black ink absorbs a good deal of all three; pink tissue under it still absorbs more green.
+#   minus the density of green is at most 0.5 in dense tissue, 0.63 in dark bluish photographs, and 0.65 in
+#   the middle of blue nuclei; in strong ink it is 0.8 to 1.3.
+# - Black ink absorbs much of all three; pink tissue under it still absorbs more green.
 # - Red ink does not absorb red, and absorbs nearly as much blue as green; eosin absorbs half as much.
 _BLUE_OR_GREEN = 0.7
-_BLACK, _GREY = 0.6, 0.4  # least density of any colour; largest difference
-_RED, _NOT_PINK = 0.55, 0.5  # least density of green above red; of blue
+_BLACK, _GREY = 0.6, 0.4  # least density in every colour; largest difference between colours
+_RED, _NOT_PINK = 0.55, 0.5  # least difference of green and red; least density of blue
 
-_SMALLEST_STROKE = 1.0  # cells; dust, pigment and vessels are smaller
+_SMALLEST_STROKE = 1.0  # area in cells; dust, pigment and vessels are smaller
 
-# Share of single pixels in all detail of a few pixels. 98 % of sharp tissue of three collections, at 2 to
-# 16 um per pixel, had more than 0.43; blurred by a pixel, 98 % had less. 0.43 is three quarters of this.
+# Sharpness is the share of the detail of a few pixels that is in single pixels. 98 % of sharp tissue of three
+# collections, at 2 to 16 um per pixel, had more than 0.43; blurred by a pixel, 98 % had less. 0.43 is three
+# quarters of 0.57.
 _SHARP = 0.57
-_FINE, _COARSE = 1.0, 3.0  # standard deviations in pixels
-_NOISE = 1e-4  # squared; noise must not decide where tissue is flat, or blurred beyond this
+_FINE, _COARSE = 1.0, 3.0  # standard deviations of Gaussians, in pixels
+_NOISE = 1e-4  # variance; keeps noise from deciding in flat or strongly blurred tissue
 
-_FRAMES = {"pen": (0, 220, 255), "blur": (255, 220, 0)}  # colours that neither stains nor most inks have
+_FRAMES = {"pen": (0, 220, 255), "blur": (255, 220, 0)}  # colours of no stain and of few inks
 
 
 def find_artefacts(thumbnail: Pixels, tissue: TissueMask, *, mpp: float | None = None) -> Quality:
@@ -53,29 +54,29 @@ def find_artefacts(thumbnail: Pixels, tissue: TissueMask, *, mpp: float | None =
     Parameters
     ----------
     thumbnail
-        The slide at p pixels per cell, shape (rows * p, columns * p, 3); see
+        The slide's thumbnail at p pixels per cell, shape (rows * p, columns * p, 3); see
         :func:`wsi_ats.overview.tiles.read_thumbnail`.
     tissue
-        Its tissue, as :func:`wsi_ats.overview.tissue.find_tissue` gives it.
+        Its tissue, from :func:`wsi_ats.overview.tissue.find_tissue`.
     mpp
         Micrometres per pixel of the thumbnail.
 
     Returns
     -------
     Quality
-        ``pen`` is the share of a cell under black, blue, green or red ink. Pale ink is missed. Stains of such
-        colours are taken for ink: trichromes, Alcian blue, methyl green, AEC.
+        ``pen`` is the fraction of a cell under black, blue, green or red ink. Pale ink is missed. Stains of
+        such colours are mistaken for ink: trichromes, Alcian blue, methyl green, AEC.
 
         ``blur`` is 1 minus the fine detail of a tissue cell and its neighbours, relative to sharp tissue. It
-        exceeds 0.25 from a blur of about one pixel on (standard deviation). It is ``None`` without ``mpp``,
-        and above 4 micrometres per pixel, where only gross blur would be found.
+        exceeds 0.25 if the blur has a standard deviation of about one pixel or more. It is ``None`` without
+        ``mpp``, and above 4 micrometres per pixel, where only gross blur would be found.
 
         Both are ``None`` for a fluorescence slide.
 
     Raises
     ------
     SettingsError
-        When the thumbnail is not one of the mask's grid.
+        When the thumbnail does not fit the mask's grid.
 
     Examples
     --------
@@ -100,19 +101,19 @@ def find_artefacts(thumbnail: Pixels, tissue: TissueMask, *, mpp: float | None =
 
 
 def mark(thumbnail: Pixels, artefacts: Mapping[str, npt.NDArray[np.bool_]]) -> Pixels:
-    """Frame cells in a thumbnail.
+    """Draw frames around cells of a thumbnail.
 
     Parameters
     ----------
     thumbnail
-        Shape (rows * p, columns * p, 3).
+        The thumbnail, shape (rows * p, columns * p, 3).
     artefacts
-        Cells to frame by artefact, bool, shape (rows, columns): ink in cyan, blur in yellow.
+        Cells to frame, by artefact, bool, shape (rows, columns): ink in cyan, blur in yellow.
 
     Returns
     -------
     ndarray of uint8
-        A copy of the thumbnail.
+        A copy of the thumbnail, with frames.
     """
     marked = thumbnail.copy()
     for name, cells in artefacts.items():
@@ -124,7 +125,7 @@ def mark(thumbnail: Pixels, artefacts: Mapping[str, npt.NDArray[np.bool_]]) -> P
 
 
 def _ink(density: Floats) -> Mask:
-    """Return the pixels under ink, by the optical density (decadic) of each colour."""
+    """Return the pixels under ink, from the (decadic) optical density of each colour."""
     red, green, blue = np.moveaxis(density, 2, 0)
     least, most = np.minimum(np.minimum(red, green), blue), np.maximum(np.maximum(red, green), blue)
     ink: Mask = 2 * red - green > _BLUE_OR_GREEN
@@ -144,7 +145,7 @@ def _lack_of_detail(density: Floats, tissue: TissueMask, side: int) -> Floats:
 
 
 def _around(cells: Floats) -> Floats:
-    """Sum each cell and its eight neighbours: blur covers more than a cell, and a single one is noisy."""
+    """Sum each cell and its eight neighbours: blur extends over several cells, and one cell is noisy."""
     padded: Floats = np.pad(cells, 1)
     rows: Floats = padded[:-2] + padded[1:-1] + padded[2:]
     summed: Floats = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]

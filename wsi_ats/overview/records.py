@@ -1,4 +1,4 @@
-"""The overview of a slide: its thumbnail, and what is known of the cells from it."""
+"""The overview of a slide: its thumbnail, and the maps of tissue and artefacts computed from it."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ TissueMethod = Literal["auto", "brightfield", "fluorescence", "none"]
 
 @dataclass(frozen=True)
 class Background:
-    """Kind of background that tissue stands out from, and the reason to think so.
+    """The kind of background of a slide, with the evidence.
 
     Parameters
     ----------
     method
-        ``brightfield``, ``fluorescence`` or, where it was asked for, ``none``; ``auto`` where not known.
+        ``brightfield`` or ``fluorescence``; ``none`` if the settings request it; ``auto`` if unknown.
     reason
         Evidence for it.
     doubt
-        Evidence against it; empty where there is none.
+        Evidence against it; empty if there is none.
     """
 
     method: TissueMethod = "auto"
@@ -37,23 +37,23 @@ class Background:
 
 @dataclass(frozen=True)
 class Overview:
-    """Thumbnail of a slide or of one of its regions, and the maps computed from it.
+    """The thumbnail of a slide or of one of its regions, and the maps computed from it.
 
     Parameters
     ----------
     thumbnail
-        RGB, uint8, shape (rows * p, columns * p, 3), with p pixels a side of a cell.
+        RGB, uint8, shape (rows * p, columns * p, 3); a cell is p x p pixels.
     tissue
         Cells that may be read, on their grid; with two levels, regions.
     quality
-        Artefacts, cell by cell, as far as they were measured.
+        The artefacts of each cell, if measured.
     background
-        Kind of background; not known of an overview from disk.
+        Kind of background; unknown for an overview from disk.
     artefacts
-        By name of an artefact, tissue cells that have too much of it, bool, shape (rows, columns), whether
-        or not they are left out; with two levels, regions in which every part with tissue has too much.
+        Tissue cells that have too much of an artefact, by its name, bool, shape (rows, columns), whether or
+        not they are excluded; with two levels, regions in which all parts with tissue have too much.
     excluded
-        Tissue cells that ``thumbnail.exclude`` leaves out, bool, shape (rows, columns); ``None`` for none.
+        Tissue cells excluded by ``thumbnail.exclude``, bool, shape (rows, columns); ``None`` for none.
     """
 
     thumbnail: Pixels
@@ -65,14 +65,14 @@ class Overview:
 
     @property
     def all_tissue(self) -> TissueMask:
-        """All tissue, with the cells that are left out."""
+        """All tissue, including the excluded cells."""
         if self.excluded is None:
             return self.tissue
         return replace(self.tissue, mask=self.tissue.mask | self.excluded)
 
     @property
     def artefact_shares(self) -> dict[str, float | None]:
-        """Share of all tissue cells in :attr:`artefacts`, by name; ``None`` where it was not measured."""
+        """Fraction of all tissue cells in :attr:`artefacts`, by name; ``None`` if not measured."""
         count = len(self.all_tissue.cells)
         return {
             name: float(self.artefacts[name].sum() / count) if count and name in self.artefacts else None

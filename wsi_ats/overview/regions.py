@@ -1,7 +1,7 @@
-"""Regions: square blocks of cells, the coarser of the two levels of two-level sampling.
+"""Regions: square blocks of cells, the coarser level of two-level sampling.
 
-On a very large slide even a thumbnail of all cells is large. So a coarse thumbnail shows regions, a few of
-them are drawn, and only these are read at a resolution that shows cells.
+On a very large slide, even a thumbnail of all cells is large. Therefore a few regions are drawn from a coarse
+thumbnail, and only these are read at the resolution of cells.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ class Window(NamedTuple):
     Parameters
     ----------
     row, column
-        First cell.
+        Its first cell.
     rows, columns
-        Number of cells.
+        Its size in cells.
     """
 
     row: int
@@ -34,14 +34,14 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RegionGrid:
-    """The cells of a slide in square regions.
+    """The cells of a slide, grouped in square regions.
 
     Parameters
     ----------
     cells
         Grid of cells, one tile each.
     side
-        Cells a side of a region; those of the last row and column may have fewer.
+        Side of a region in cells; regions of the last row and column may be smaller.
 
     Examples
     --------
@@ -57,20 +57,20 @@ class RegionGrid:
 
     def __post_init__(self) -> None:
         if self.side < 1:
-            raise SettingsError(f"a region needs at least 1 cell a side, not {self.side}")
+            raise SettingsError(f"the side of a region must be at least 1 cell, not {self.side}")
 
     @classmethod
     def around(cls, grid: Grid, *, side: int, tile_size: int, stride: float) -> RegionGrid:
-        """Find the cells of a grid of regions, as :attr:`grid` gives it.
+        """Return the cells of a grid of regions; the inverse of :attr:`grid`.
 
         Parameters
         ----------
         grid
             The grid of regions.
         side
-            Cells a side of a region.
+            Side of a region in cells.
         tile_size, stride
-            Of the tiles; see :func:`wsi_ats.overview.tiles.grid_for`.
+            Size and stride of the tiles; see :func:`wsi_ats.overview.tiles.grid_for`.
         """
         pitch = grid.pitch / side
         return cls(
@@ -79,9 +79,9 @@ class RegionGrid:
 
     @property
     def grid(self) -> Grid:
-        """Grid of the regions, which overlap where their tiles do.
+        """The grid of the regions, which overlap if their tiles do.
 
-        Its ``tile_size`` is a region's side in pixels of the tiles.
+        Its ``tile_size`` is the side of a region in tile pixels.
         """
         cells = self.cells
         cell = (self.side - 1) * cells.pitch + cells.cell
@@ -99,7 +99,7 @@ class RegionGrid:
         Raises
         ------
         SettingsError
-            For a region that is not of this grid.
+            For a region outside this grid.
         """
         grid = self.grid
         if not 0 <= region < grid.size:
@@ -109,7 +109,7 @@ class RegionGrid:
         return Window(row, column, min(self.side, rows - row), min(self.side, columns - column))
 
     def numbers(self, window: Window, inside: IntArray) -> IntArray:
-        """Return flat numbers on the slide's grid of cells, given flat numbers ``inside`` a window."""
+        """Convert flat cell numbers ``inside`` a window to flat numbers on the slide's grid of cells."""
         rows, columns = np.divmod(inside, window.columns)
         numbers: IntArray = (window.row + rows) * self.cells.shape[1] + window.column + columns
         return numbers

@@ -1,7 +1,8 @@
-"""From a slide to arrays: the grid that suits it, its thumbnail, and the tiles of chosen cells.
+"""From a slide to arrays: its grid, its thumbnail, and the tiles of chosen cells.
 
 The pipeline reads the thumbnail once, then the chosen tiles. Both are resampled to the grid: a tile has
-``tile_size`` pixels a side, the thumbnail a whole number of pixels per cell. Offsets arise nowhere else.
+``tile_size`` x ``tile_size`` pixels, and the thumbnail a whole number of pixels per cell. No other module
+introduces offsets.
 """
 
 from __future__ import annotations
@@ -20,16 +21,17 @@ from wsi_ats.slides.resample import resample
 # Pixels of the thumbnail's source level in memory at a time: 16 M pixels are 48 MB.
 _STRIP_PIXELS = 1 << 24
 
-# Times the slide's longer side: a slide may well be smaller than a tile, but hardly a tenth of it.
+# Largest cell, relative to the slide's longer side: a slide may be smaller than a tile, but hardly a tenth of
+# it.
 _LARGEST_CELL = 10
 
 
 def grid_for(slide: Slide, *, tile_size: int, mpp: float, tolerance: float, stride: float = 1.0) -> Grid:
-    """Choose the cells of a slide so that tiles have a given resolution.
+    """Return the grid of a slide whose tiles have a given resolution.
 
-    Where a level of the slide has that resolution within the tolerance, tiles consist of that level's own
-    pixels, and the grid begins where the file's own tile grid does: nothing is resampled and, if
-    ``tile_size`` is a multiple of the file's tiles, no byte is read in vain.
+    If a level of the slide has that resolution within the tolerance, tiles consist of that level's own
+    pixels, and the grid starts at the same corner as the file's own tile grid: nothing is resampled and, if
+    ``tile_size`` is a multiple of the file's tile size, no unneeded bytes are read.
 
     Parameters
     ----------
@@ -42,13 +44,13 @@ def grid_for(slide: Slide, *, tile_size: int, mpp: float, tolerance: float, stri
     tolerance
         Largest relative difference from ``mpp`` at which native pixels are kept.
     stride
-        Distance from one cell to the next as a share of the tile, in (0, 1].
+        Distance from one cell to the next as a fraction of the tile, in (0, 1].
 
     Raises
     ------
     MppError
-        When the slide's resolution is unknown, coarser than ``mpp`` (pixels are never made up), or so fine
-        that the whole slide would be a speck in one tile.
+        When the slide's resolution is unknown or coarser than ``mpp`` (pixels are never made up), or when the
+        whole slide would be less than a tenth of a tile.
     """
     have = slide.mpp.value
     wanted = mpp / have  # level-0 pixels per tile pixel
@@ -72,7 +74,7 @@ def grid_for(slide: Slide, *, tile_size: int, mpp: float, tolerance: float, stri
 
 
 def read_tiles(slide: Slide, grid: Grid, cells: npt.ArrayLike) -> Pixels:
-    """Read the tiles of some cells, and nothing else.
+    """Read the tiles of cells.
 
     Parameters
     ----------
@@ -86,7 +88,7 @@ def read_tiles(slide: Slide, grid: Grid, cells: npt.ArrayLike) -> Pixels:
     Returns
     -------
     ndarray of uint8, shape (N, tile_size, tile_size, 3)
-        RGB, in the order of ``cells``; the background colour outside the slide.
+        RGB, in the order of ``cells``; the area outside the slide has the background colour.
 
     Raises
     ------
@@ -109,7 +111,7 @@ def read_tiles(slide: Slide, grid: Grid, cells: npt.ArrayLike) -> Pixels:
         aligned = [[level.from_level0(x), level.from_level0(y)] for x, y in boxes[:, :2].tolist()]
         return slide.read_regions(number, _corners(aligned), side, side)
     tiles = np.empty((len(boxes), side, side, 3), dtype=np.uint8)
-    # One more pixel on each side holds the fraction that a tile's edges may cut.
+    # One more pixel along each axis, because the edges of a tile may cut pixels.
     padded = int(np.ceil(source)) + 1
     starts = boxes[:, :2] / level.downsample
     corners = np.floor(starts).astype(np.int64)
@@ -120,9 +122,10 @@ def read_tiles(slide: Slide, grid: Grid, cells: npt.ArrayLike) -> Pixels:
 
 
 def read_thumbnail(slide: Slide, grid: Grid, pixels_per_cell: int, window: Window | None = None) -> Pixels:
-    """Read a slide, or some of its cells, at a whole number of pixels per cell.
+    """Read a slide, or a window of its cells, at a whole number of pixels per cell.
 
-    The coarsest level that is fine enough is read once, in strips, so that memory does not grow with it.
+    The coarsest level that is fine enough is read once, in strips, so that memory does not grow with its
+    size.
 
     Parameters
     ----------
@@ -138,8 +141,8 @@ def read_thumbnail(slide: Slide, grid: Grid, pixels_per_cell: int, window: Windo
     Returns
     -------
     ndarray of uint8, shape (rows * pixels_per_cell, columns * pixels_per_cell, 3)
-        RGB, as many rows and columns as the grid has or the window; pixel (0, 0) begins where its first
-        cell does.
+        RGB, with the rows and columns of the window or else of the grid; the corner of pixel (0, 0) is the
+        corner of the first cell.
 
     Raises
     ------
@@ -174,7 +177,7 @@ def read_thumbnail(slide: Slide, grid: Grid, pixels_per_cell: int, window: Windo
 
 
 def level_for(levels: Sequence[Level], downsample: float) -> int:
-    """Return the number of the coarsest level that is at least as fine as a downsample, to a thousandth."""
+    """Return the number of the coarsest level with at most the given downsample, to within a thousandth."""
     fine = [i for i, level in enumerate(levels) if level.downsample <= downsample * 1.001]
     return max(fine, key=lambda i: levels[i].downsample, default=0)
 

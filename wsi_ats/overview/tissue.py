@@ -1,8 +1,8 @@
-"""Find tissue in a thumbnail: the only import of scikit-image.
+"""Tissue in a thumbnail: the only import of scikit-image.
 
 In brightfield, glass is bright and colourless, and tissue absorbs at least one colour. In fluorescence, the
-background is black, and tissue shines. Either way, tissue is above a threshold of the distance of each pixel
-from the background.
+background is black, and tissue is brighter. In both, a pixel is tissue if its difference from the background
+exceeds a threshold.
 """
 
 from __future__ import annotations
@@ -23,41 +23,43 @@ Pixels = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float32]
 
-# Otsu's threshold always splits pixels in two, even the noise of bare glass, or the dark and pale parts of a
-# slide that is tissue all over. Between the limits it decides; outside them it cannot be right.
-# In grey values away from the background, of 255:
+# Otsu's threshold always divides pixels into two groups, even the noise of bare glass, or the dark and pale
+# parts of a slide full of tissue. It is used between these limits; outside them it cannot be right.
+# Differences from the background in grey values, of 255:
 # - brightfield: JPEG noise, uneven light and tinted glass stay below 18; faint eosin reaches 30.
-# - fluorescence: a camera's noise stays below 5; the dim cytoplasm between nuclei has 10 or more.
+# - fluorescence: camera noise stays below 5; the dim cytoplasm between nuclei has 10 or more.
 _LIMITS = {"brightfield": (18.0, 28.0), "fluorescence": (5.0, 12.0)}
 
-# Strongly stained pixels do not show where pale tissue ends, but attract Otsu's threshold.
+# Signals are clipped: strongly stained pixels do not help to find the edge of pale tissue, but would raise
+# Otsu's threshold.
 _SIGNAL_MAX = 80.0
 
 # Lengths and areas are in cells, so that the mask hardly depends on the thumbnail's resolution.
 _BLUR = 0.08  # joins nuclei into tissue and suppresses noisy pixels
-_SMALLEST_SPECK = 0.25  # dust and torn-off cells do not deserve a tile
+_SMALLEST_SPECK = 0.25  # dust and detached cells are not worth a tile
 _SMALLEST_HOLE = 1.0  # a vessel or duct belongs to the tissue around it
 
-# Black in all colours: in a brightfield slide the scanner never saw it.
+# Below this in all colours, a pixel of a brightfield slide was not scanned.
 _UNSCANNED = 20
 
-# A slide is dark where at least one colour is, and bright where all are.
+# A pixel is dark if at least one colour is below the first, and bright if all are above the second.
 _DARK, _BRIGHT = 24, 160
 
-# Shares of the scan above which dark and bright pixels contradict each other.
+# If the fractions of dark and of bright pixels both exceed this, they contradict each other.
 _CONTRADICTION = 0.2
 
-# Where fewer pixels are dark or bright, the background is unknown.
+# If a smaller fraction of pixels is dark or bright, the background is unknown.
 _NO_BACKGROUND = 0.01
 
-# A tile is empty if fewer of its pixels, such as dust and noise, differ from one tone.
+# A tile is empty if a smaller fraction of its pixels, such as dust and noise, differs from one tone.
 _NOTHING = 0.01
 
-# Scanned rectangles cover at least this share of the image, and are filled with pixels that are not dark.
+# A scanned rectangle covers at least the first fraction of the image, and the second fraction of its pixels
+# is not dark.
 _RECTANGLE, _FILLED = 0.01, 0.9
 
-# Other tones that programs fill in there: colourless and constant over a tenth of an image, where tissue and
-# glass have grain. Brighter ones may be glass that saturates the camera.
+# Programs also fill unscanned areas with other tones: colourless and constant over a tenth of an image,
+# whereas tissue and glass have grain. Brighter tones may be glass that saturates the camera.
 _FIELD = 0.1
 _FIELD_TONES = (_UNSCANNED, 200)
 
@@ -70,23 +72,24 @@ def find_tissue(
     min_fraction: float = 0.1,
     scanned: Mask | None = None,
 ) -> TissueMask:
-    """Find the cells that hold tissue.
+    """Find the cells that contain tissue.
 
     Parameters
     ----------
     thumbnail
-        The slide at p pixels per cell, as :func:`wsi_ats.overview.tiles.read_thumbnail` gives it: shape
+        The slide's thumbnail at p pixels per cell, from :func:`wsi_ats.overview.tiles.read_thumbnail`, shape
         (rows * p, columns * p, 3).
     grid
         The slide's grid.
     method
-        ``"brightfield"``: what is darker or more colourful than glass. ``"fluorescence"``: what is
-        brighter than black. ``"auto"``: the one that fits the background. ``"none"``: every cell.
+        ``"brightfield"``: pixels darker or more colourful than glass. ``"fluorescence"``: pixels brighter
+        than black. ``"auto"``: the method that fits the background. ``"none"``: every cell.
     min_fraction
-        Share of a cell that must be tissue, in (0, 1].
+        Fraction of a cell that must be tissue, in (0, 1].
     scanned
-        Pixels of the thumbnail that were scanned, shape (rows * p, columns * p); all by default. The others
-        do not count for background and stain, nor do grey fields that a program has filled in.
+        Mask of the thumbnail pixels that were scanned, shape (rows * p, columns * p); all by default.
+        Unscanned pixels, and grey fields filled in by a program, are ignored in estimates of background and
+        stain.
 
     Returns
     -------
@@ -96,7 +99,7 @@ def find_tissue(
     Raises
     ------
     SettingsError
-        When the thumbnail is not one of the grid, or a setting is not one of those above.
+        When the thumbnail does not fit the grid, or an argument has a value other than those above.
 
     Examples
     --------
@@ -128,11 +131,12 @@ def find_tissue(
     signal = _absorbed(seen, known) if method == "brightfield" else _emitted(seen, known)
     signal = blurred(signal, _BLUR * side)
     tissue = (signal > _threshold(signal[known], method)) & known
-    area = min(side**2, tissue.size)  # of a cell, or of a slide that is smaller
+    area = min(side**2, tissue.size)  # of a cell, or of a smaller slide
     tissue = without_small(tissue, _SMALLEST_SPECK * area)
     tissue |= _enclosed(~tissue & ~without_small(~tissue, _SMALLEST_HOLE * area)) & inside
     fraction = np.minimum(shares(tissue, grid, side), 1)
-    # A slide smaller than a cell fills none; its share is relative to the part of a cell that it covers.
+    # A slide smaller than a cell cannot fill it; its fraction is relative to the part of the cell that it
+    # covers.
     return TissueMask(grid, fraction, fraction >= min_fraction * possible.max())
 
 
@@ -140,15 +144,15 @@ def tell_background(pixels: Pixels, inside: Mask | None = None) -> Background:
     """Distinguish a dark background from a bright one.
 
     In fluorescence, at least one colour is dark even in tissue; in brightfield none is, and glass and pale
-    tissue are bright in all three. Black around rectangles of which a quarter is bright is the part that a
-    brightfield scanner left out.
+    tissue are bright in all three. Black around rectangles that are at least a quarter bright is the part
+    that a brightfield scanner skipped.
 
     Parameters
     ----------
     pixels
-        Shape (h, w, 3).
+        RGB, shape (h, w, 3).
     inside
-        Pixels of the slide, shape (h, w); all by default.
+        Mask of the slide's pixels, shape (h, w); all by default.
 
     Examples
     --------
@@ -164,11 +168,13 @@ def tell_background(pixels: Pixels, inside: Mask | None = None) -> Background:
     doubt = ""
     if min(of_dark, of_bright) > _CONTRADICTION:
         doubt = (
-            f"{reason}: a brightfield slide with dark fields, or a fluorescence slide with bright ones; look "
-            "at what was found, and set thumbnail.tissue if it is wrong"
+            f"{reason}: a brightfield slide with dark fields, or a fluorescence slide with bright ones; "
+            "check the tissue, and set thumbnail.tissue if it is wrong"
         )
     if max(of_dark, of_bright) < _NO_BACKGROUND:
-        doubt = f"{reason}: there is no background to tell tissue from; set thumbnail.tissue if it is wrong"
+        doubt = (
+            f"{reason}: no background is visible; check the tissue, and set thumbnail.tissue if it is wrong"
+        )
     if dark <= max(bright, seen.size / 4):
         return Background("brightfield", reason, doubt)
     if bright <= max(np.count_nonzero(rest) / 4, 1) or not _is_rectangles(rest):
@@ -177,7 +183,7 @@ def tell_background(pixels: Pixels, inside: Mask | None = None) -> Background:
 
 
 def are_empty(tiles: Pixels) -> Mask:
-    """Find tiles that show nothing: glass, or a part that was not scanned.
+    """Find empty tiles: glass, or parts that were not scanned.
 
     Parameters
     ----------
@@ -187,8 +193,9 @@ def are_empty(tiles: Pixels) -> Mask:
     Returns
     -------
     ndarray of bool, shape (N,)
-        True where all but a hundredth of the pixels have one nearly colourless tone, within the limits by
-        which tissue stands out from glass or, in the dark, from black. About every fourth pixel is sampled.
+        True if at least 99 % of the pixels have one nearly colourless tone, within the limits that
+        distinguish tissue from glass or, in dark tiles, from black. About every fourth pixel along each axis
+        is sampled.
 
     Examples
     --------
@@ -217,7 +224,7 @@ def _is_rectangles(mask: Mask) -> bool:
 
 
 def within(thumbnail: Pixels, grid: Grid) -> tuple[Pixels, int]:
-    """Crop a thumbnail to the slide: the padding past its edge is no background.
+    """Crop a thumbnail to the slide, because the padding beyond its edge is not background.
 
     Parameters
     ----------
@@ -229,48 +236,49 @@ def within(thumbnail: Pixels, grid: Grid) -> tuple[Pixels, int]:
     Returns
     -------
     ndarray of uint8, shape (h, w, 3), and int
-        The part inside the slide, and the pixels a side of a cell.
+        The part inside the slide, and the side of a cell in pixels.
 
     Raises
     ------
     SettingsError
-        When the thumbnail is not one of the grid.
+        When the thumbnail does not fit the grid.
     """
     rows, columns = grid.shape
     side = thumbnail.shape[0] // rows
     if thumbnail.dtype != np.uint8 or thumbnail.shape != (rows * side, columns * side, 3) or not side:
         raise SettingsError(
-            f"a thumbnail of {rows} x {columns} cells is uint8 ({rows} p, {columns} p, 3), "
-            f"not {thumbnail.dtype} {thumbnail.shape}"
+            f"a thumbnail of {rows} x {columns} cells must be uint8 of shape ({rows} p, {columns} p, 3), not "
+            f"{thumbnail.dtype} {thumbnail.shape}"
         )
     height, width = (max(1, round(length / grid.pitch * side)) for length in (grid.height, grid.width))
     return thumbnail[:height, :width], side
 
 
 def lamp(pixels: Pixels) -> np.float32:
-    """Return the grey value of unabsorbed light, from a brightfield slide's pixels (..., 3).
+    """Return the grey value of unabsorbed light in a brightfield slide, given its pixels (..., 3).
 
-    Stains hardly absorb one of the colours, so its level is that of the lamp even where all is tissue.
+    Stains hardly absorb one of the colours, so its value shows the light even if all pixels are tissue.
     """
     return np.float32(np.clip(np.percentile(_extreme(np.maximum, pixels), 95), 200, 255))
 
 
 def shares(pixels: npt.NDArray[np.generic], grid: Grid, side: int) -> Floats:
-    """Sum up pixels over the tiles of cells, each by the share of the tile that it covers.
+    """Sum pixels over the tile of each cell, weighted by the fraction of the tile that they cover.
 
     Parameters
     ----------
     pixels
-        Shape (h, w), of the slide alone as :func:`within` gives it: a mask, or numbers.
+        A mask or numbers, shape (h, w), inside the slide only, see :func:`within`.
     grid
         The slide's grid.
     side
-        Pixels a side of a cell.
+        Side of a cell in pixels.
 
     Returns
     -------
     ndarray of float32, shape (rows, columns)
-        For a mask, the share of each cell; for numbers, their mean where the whole cell is in the slide.
+        For a mask, the covered fraction of each cell; for numbers, their mean if the whole cell is inside the
+        slide.
     """
     down, across = _axes(grid, side)
     height, width = pixels.shape
@@ -279,7 +287,7 @@ def shares(pixels: npt.NDArray[np.generic], grid: Grid, side: int) -> Floats:
 
 
 def without_small(mask: Mask, pixels: float) -> Mask:
-    """Drop connected parts of fewer pixels."""
+    """Remove connected parts with fewer pixels than given."""
     parts = _parts(mask)
     keep = np.bincount(parts.ravel()) >= pixels
     keep[0] = False
@@ -288,13 +296,13 @@ def without_small(mask: Mask, pixels: float) -> Mask:
 
 
 def blurred(signal: Floats, sigma: float) -> Floats:
-    """Blur by a Gaussian of ``sigma`` pixels, with edges repeated."""
+    """Blur with a Gaussian of ``sigma`` pixels; edge pixels are repeated."""
     smooth: Floats = filters.gaussian(signal, sigma, mode="nearest")  # type: ignore[no-untyped-call]
     return smooth
 
 
 def _absorbed(pixels: Pixels, known: Mask) -> Floats:
-    """Return the light absorbed from the colour that lost most; 0 where it is not known."""
+    """Return the absorption in the most absorbed colour; 0 for unknown pixels."""
     brightest = _extreme(np.maximum, pixels)
     absorbed: Floats = np.clip(lamp(pixels[known]) - _extreme(np.minimum, pixels), 0, _SIGNAL_MAX)
     absorbed[(brightest < _UNSCANNED) | ~known] = 0
@@ -302,9 +310,9 @@ def _absorbed(pixels: Pixels, known: Mask) -> Floats:
 
 
 def _emitted(pixels: Pixels, known: Mask) -> Floats:
-    """Return the difference of the brightest colour to the background; 0 where it is not known."""
+    """Return the difference between the brightest colour and the background; 0 for unknown pixels."""
     brightest = _extreme(np.maximum, pixels)
-    # Where all is tissue the darkest pixels are tissue too; black is never as bright as 30.
+    # If all pixels are tissue, so are the darkest; black is never as bright as 30.
     black = np.float32(min(np.percentile(brightest[known], 2), 30))
     emitted: Floats = np.clip(brightest - black, 0, _SIGNAL_MAX)
     emitted[~known] = 0
@@ -312,7 +320,7 @@ def _emitted(pixels: Pixels, known: Mask) -> Floats:
 
 
 def _filled_in(pixels: Pixels) -> Mask:
-    """Return pixels that no scanner saw, shape (h, w): black, and the grey of a filled-in field."""
+    """Return the pixels that were not scanned, shape (h, w): black, and the grey of filled-in fields."""
     brightest = _extreme(np.maximum, pixels)
     colourless = brightest - _extreme(np.minimum, pixels) <= 2
     low, high = _FIELD_TONES
@@ -325,7 +333,7 @@ def _filled_in(pixels: Pixels) -> Mask:
 
 
 def _extreme(which: np.ufunc, pixels: Pixels) -> Pixels:
-    """Return the least or greatest of three colours, ten times as fast as by reducing an axis."""
+    """Return the minimum or maximum of the three colours, ten times as fast as by reducing an axis."""
     extreme: Pixels = which(which(pixels[..., 0], pixels[..., 1]), pixels[..., 2])
     return extreme
 
@@ -337,13 +345,13 @@ def _threshold(signal: Floats, method: str) -> float:
 
 
 def _parts(mask: Mask) -> IntArray:
-    """Number the connected parts from 1, the rest 0."""
+    """Label the connected parts from 1; other pixels are 0."""
     parts: IntArray = measure.label(mask, connectivity=1)  # type: ignore[no-untyped-call]
     return parts
 
 
 def _enclosed(mask: Mask) -> Mask:
-    """Drop connected parts that touch the border: nothing shows that tissue surrounds them."""
+    """Remove connected parts that touch the border, because tissue may not surround them."""
     parts = _parts(mask)
     keep = np.ones(parts.max() + 1, dtype=bool)
     for edge in (parts[0], parts[-1], parts[:, 0], parts[:, -1]):
@@ -354,16 +362,16 @@ def _enclosed(mask: Mask) -> Mask:
 
 
 def _axes(grid: Grid, side: int) -> tuple[sparse.csr_array, sparse.csr_array]:
-    """Return :func:`_overlaps` of rows and of columns."""
+    """Return :func:`_overlaps` along rows and along columns."""
     (height, width), (rows, columns) = (grid.height, grid.width), grid.shape
     return _overlaps(height, grid, rows, side), _overlaps(width, grid, columns, side)
 
 
 def _overlaps(length: int, grid: Grid, count: int, side: int) -> sparse.csr_array:
-    """Return the share of each cell that each thumbnail pixel covers within the slide, along one axis.
+    """Return the fraction of each cell that each thumbnail pixel covers within the slide, along one axis.
 
-    Shape (count, count * side), with a few entries in each row. Summed over both axes, it averages pixels
-    over the cells' tiles, which are larger than a cell's own pixels where cells overlap.
+    Sparse, shape (count, count * side). Applied along both axes, it averages pixels over the tiles of cells,
+    which extend beyond a cell's own pixels if tiles overlap.
     """
     pixel = grid.pitch / side
     first = np.arange(count)[:, None] * side

@@ -1,8 +1,8 @@
-"""All choices of a run: frozen records, checked at birth, read from and written as TOML.
+"""All choices of a run: frozen records, validated when created, read from and written as TOML.
 
-Each section is a record; ``model`` is one of several, by ``model.kind``. A field says its default, the values
-that it may have and the results that depend on it (``fields.py``); below it stands the reason. Other rooms
-import the names listed here.
+Each section is a record; ``model.kind`` selects the record of section ``model``. A field declares its
+default, the allowed values and the results that depend on it (``fields.py``); the docstring below it gives
+the reason. Other rooms import the names listed here.
 """
 
 from wsi_ats.settings.description import Described, commented_toml, describe

@@ -1,4 +1,4 @@
-"""All settings as a list for people, and as a commented file."""
+"""All settings as a list for readers, and as a commented settings file."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ _WIDTH = 100
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """One setting.
+    """The description of one setting.
 
     Parameters
     ----------
     name
-        As ``section.name``.
+        Its name, as ``section.name``.
     type
         ``int``, ``float``, ``bool`` or ``str``.
     default
-        Its value unless another is given.
+        Its default value.
     reason
-        Meaning, and reason for the default.
+        Its meaning, and the reason for the default.
     fixes
         The results that depend on it: any of ``thumbnails``, ``network``, ``training``, ``scoring``.
     needs_training
-        Whether another value needs training; otherwise a trained model can be scored with it.
+        Whether a change requires new training; otherwise a trained model can be scored with the new value.
     kinds
-        Kinds of models that have it, or use it; empty for all.
+        Kinds of models that have or use it; empty for all.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Described:
 
 
 def describe() -> list[Described]:
-    """List all settings, in the order of the file.
+    """List all settings, in the order of the settings file.
 
     Examples
     --------
@@ -89,7 +89,7 @@ def _described(name: str, each: Field[Any], reason: str) -> Described:
 
 
 def commented_toml() -> str:
-    """Write a settings file with all defaults, each below its reason; settings of other kinds are comments.
+    """Return a settings file with all defaults, each below its reason; settings of other kinds are comments.
 
     Examples
     --------
@@ -98,10 +98,10 @@ def commented_toml() -> str:
     True
     """
     lines = [
-        "# Settings of wsi-ats; lines may be left out, and keep their defaults.",
+        "# Settings of wsi-ats. A setting that is left out keeps its default.",
         *_comment(
-            "In brackets: the results that depend on a setting. Where thumbnails or scoring do, and the "
-            "network does not, a trained model can be scored with another value; all others need training."
+            "The brackets list the results that depend on a setting. If they contain thumbnails or scoring, "
+            "but not network, a trained model can be scored with another value. Other changes need training."
         ),
     ]
     section, own = "", {f"model.{each.name}" for each in fields(Settings().model)}

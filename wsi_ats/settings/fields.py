@@ -1,4 +1,4 @@
-"""One setting as a field: its default, the values it may have, and the results that depend on it."""
+"""One setting as a field: its default, the allowed values, and the results that depend on it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _Value = TypeVar("_Value")
 
 
 class Fixes(Flag):
-    """The results that a setting decides; digests and refusals follow from it."""
+    """The results that depend on a setting; digests and refusals are derived from them."""
 
     THUMBNAILS = auto()
-    """Prepared thumbnails and tissue, which training and scoring begin with."""
+    """Prepared thumbnails and tissue, the input of training and scoring."""
     NETWORK = auto()
     """Inputs and layers of the networks: a trained model cannot be used with another value."""
     TRAINING = auto()
@@ -27,28 +27,28 @@ class Fixes(Flag):
     """Scores of a trained model."""
 
     MODEL = THUMBNAILS | NETWORK | TRAINING
-    """All that a trained model depends on."""
+    """Everything that a trained model depends on."""
     EVERYTHING = MODEL | SCORING
 
     @property
     def words(self) -> tuple[str, ...]:
-        """Name the results, such as ``("training", "scoring")``."""
+        """Names of the results, such as ``("training", "scoring")``."""
         return tuple(each.name.lower() for each in self if each.name)
 
     @property
     def changeable_at_scoring(self) -> bool:
-        """Whether a trained model can be scored with another value; otherwise a change needs training."""
+        """True if a trained model can be scored with another value; otherwise a change needs training."""
         return Fixes.NETWORK not in self and bool(self & (Fixes.THUMBNAILS | Fixes.SCORING))
 
 
 @dataclass(frozen=True, slots=True)
 class Must:
-    """Values that a setting may have.
+    """The allowed values of a setting.
 
     Parameters
     ----------
     test
-        Whether a value is allowed.
+        Returns whether a value is allowed.
     words
         Completes "must ..." in errors.
     """
@@ -66,7 +66,7 @@ def one_of(*choices: object) -> Must:
 
 
 def at_least(least: int) -> Must:
-    """Allow ``least`` and more."""
+    """Allow ``least`` and larger values."""
     return Must(lambda value: value >= least, f"be at least {least}" if least else "not be negative")
 
 
@@ -90,17 +90,17 @@ def within(interval: str) -> Must:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What is stored with the field of a setting.
+    """The rule stored with the field of a setting.
 
     Parameters
     ----------
     fixes
-        Results that depend on it.
+        Results that depend on the setting.
     must
-        Values that it may have; ``None``: all of its type.
+        Allowed values; ``None`` for all values of its type.
     needs
-        Trait of the kinds of models that use it, such as ``draws``; see
-        :class:`wsi_ats.settings.model.ModelSettings`. Empty: all kinds do.
+        Trait of the kinds of models that use the setting, such as ``draws``; see
+        :class:`wsi_ats.settings.model.ModelSettings`. Empty if all kinds use it.
     """
 
     fixes: Fixes
@@ -109,9 +109,9 @@ class Rule:
 
 
 def setting(default: _Value, *, fixes: Fixes, must: Must | None = None, needs: str = "") -> _Value:
-    """Declare a setting as the field of a section; its reason is the docstring below it. See :class:`Rule`.
+    """Declare a setting as the field of a section; its reason is the docstring below the field.
 
-    ``default`` is its value unless another is given; ``fixes``, ``must`` and ``needs`` are its rule.
+    ``default`` is its default value; ``fixes``, ``must`` and ``needs`` form its :class:`Rule`.
     """
     made: Any = field(default=default, metadata={"rule": Rule(fixes, must, needs)})
     chosen: _Value = made
@@ -119,7 +119,7 @@ def setting(default: _Value, *, fixes: Fixes, must: Must | None = None, needs: s
 
 
 def rule_of(each: Field[Any]) -> Rule:
-    """Return what is stored with a field."""
+    """Return the rule stored with a field."""
     rule: Rule = each.metadata["rule"]
     return rule
 
@@ -131,7 +131,7 @@ def require(condition: bool, message: str) -> None:
 
 
 def check(section: Any, name: str) -> None:
-    """Refuse values that the fields of a section do not allow; the error names the setting and the value."""
+    """Refuse values that a section's fields do not allow; the error names the setting and the value."""
     for each in fields(section):
         must, value = rule_of(each).must, getattr(section, each.name)
         if must is not None:
@@ -139,7 +139,7 @@ def check(section: Any, name: str) -> None:
 
 
 def reasons(section: type[Any]) -> dict[str, str]:
-    """Read the reason of each setting of a section: the docstring below its field, as one line."""
+    """Return the reason for each setting of a section: the docstring below its field, as one line."""
     found: dict[str, str] = {}
     for kind in reversed(section.__mro__[:-1]):
         (body,) = ast.parse(inspect.getsource(kind)).body

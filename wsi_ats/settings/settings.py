@@ -1,4 +1,4 @@
-"""All settings of a run as one frozen record, checked at birth, and read from and written as TOML."""
+"""All settings of a run as one frozen record, validated when created, read from and written as TOML."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Settings:
     Parameters
     ----------
     tile, thumbnail, model, sampling, training, augmentation, scoring
-        One section each; every field of a section has its reason under it. The record of ``model`` depends
-        on the kind of model.
+        The sections; each field's docstring gives its reason. The record of ``model`` depends on the kind of
+        model.
 
     Examples
     --------
@@ -63,8 +63,8 @@ class Settings:
         for name in ("training", "scoring"):
             require(
                 getattr(self, name).precision != "bfloat16" or self.tile.size >= 64,
-                f"{name}.precision is bfloat16 and tile.size {self.tile.size}; of tiles under 64 pixels some "
-                "processors compute wrong numbers in it, use auto or float32",
+                f"{name}.precision is bfloat16 and tile.size is {self.tile.size}; some processors compute "
+                "wrong results in bfloat16 for tiles under 64 pixels; use auto or float32",
             )
 
     def _check_artefacts(self) -> None:
@@ -77,12 +77,12 @@ class Settings:
         )
 
     def _check_kind(self) -> None:
-        """Refuse settings of other sections that the kind of model has no use for."""
+        """Refuse settings of other sections that the kind of model does not use."""
         model, kind = self.model, self.model.kind
         require(
             model.attends or self.thumbnail.levels == 1,
-            f"thumbnail.levels is {self.thumbnail.levels}, but a model of kind {kind} draws no regions; "
-            "leave it 1",
+            f"thumbnail.levels is {self.thumbnail.levels}, but a model of kind {kind} draws no regions; set "
+            "thumbnail.levels=1",
         )
         require(
             model.draws or (self.sampling.draws == 1 and not self.sampling.anytime),
@@ -99,11 +99,11 @@ class Settings:
 
     @property
     def thumbnail_mpp(self) -> float:
-        """Micrometres per pixel of the thumbnail, or of the closer look at a region."""
+        """Micrometres per pixel of the thumbnail, or of a region's thumbnail with two levels."""
         return self.tile.size * self.tile.mpp * self.tile.stride / self.thumbnail.pixels_per_cell
 
     def model_as(self, kind: type[_Model]) -> _Model:
-        """Return the section ``model`` as the record of a kind.
+        """Return the section ``model``, typed as the record of one kind.
 
         Raises
         ------
@@ -112,14 +112,14 @@ class Settings:
         """
         if not isinstance(self.model, kind):
             raise SettingsError(
-                f"model.kind is {self.model.kind}, but these settings are used for {kind.__name__}; set "
-                "model.kind accordingly"
+                f"model.kind is {self.model.kind}, but these settings are used for {kind.__name__}; change "
+                "model.kind to match"
             )
         return self.model
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Self:
-        """Build settings from nested tables; what is not named keeps its default.
+        """Build settings from nested tables; settings that they do not name keep their defaults.
 
         Raises
         ------
@@ -137,12 +137,12 @@ class Settings:
         path
             The file.
         base
-            Values of settings that the file does not name; the defaults unless given.
+            Values of the settings that the file does not name; the defaults if not given.
 
         Raises
         ------
         SettingsError
-            When the file is missing, is no TOML or holds a wrong setting.
+            When the file is missing, is not valid TOML or holds a wrong setting.
         """
         try:
             tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
@@ -154,15 +154,15 @@ class Settings:
             raise SettingsError(f"settings file {path}: {error}") from error
 
     def with_tables(self, tables: Mapping[str, Any]) -> Self:
-        """Change the settings that nested tables name.
+        """Return a copy with the values from nested tables.
 
-        With another ``model.kind``, the settings that both kinds share are kept.
+        If ``model.kind`` changes, the settings that both kinds share are kept.
 
         Raises
         ------
         SettingsError
             For an unknown name, a wrong type or a value out of range; when the kind of model changes and a
-            setting of the former kind is not its default.
+            setting that only the former kind has was changed from its default.
         """
         sections: dict[str, Any] = {}
         for name, table in tables.items():
@@ -176,12 +176,12 @@ class Settings:
         return type(self)(**{each.name: getattr(self, each.name) for each in fields(self)} | sections)
 
     def with_values(self, assignments: Iterable[str]) -> Self:
-        """Change single settings, each given as ``section.name=value`` (TOML; quotes may be left out).
+        """Return a copy with single settings changed by ``section.name=value`` (TOML; quotes are optional).
 
         Raises
         ------
         SettingsError
-            For a malformed assignment, or as :meth:`with_tables`.
+            For a malformed assignment, or for the reasons given at :meth:`with_tables`.
         """
         tables: dict[str, dict[str, Any]] = {}
         for assignment in assignments:
@@ -193,15 +193,15 @@ class Settings:
         return self.with_tables(tables)
 
     def check_trainable(self) -> None:
-        """Refuse what may be scored with, but not trained with.
+        """Refuse settings that are valid for scoring but not for training.
 
         :func:`wsi_ats.tasks.trainable.check_trainable` also compares the settings with the task.
 
         Raises
         ------
         SettingsError
-            For a biased design, phases that could teach nothing, or what kind of model or frozen backbone
-            have no use for.
+            For a biased design, phases in which nothing can be learned, or settings that the kind of model or
+            a frozen backbone does not use.
         """
         learning = self.training
         if self.model.attends:
@@ -212,21 +212,21 @@ class Settings:
                 value = getattr(learning, name)
                 require(
                     not value,
-                    f"training.{name} is {value}, but a model of kind {self.model.kind} has no attention to "
-                    f"the thumbnail that could learn; set training.{name}=0",
+                    f"training.{name} is {value}, but a model of kind {self.model.kind} has no attention "
+                    f"network to train; set training.{name}=0",
                 )
         for name in ("colour", "stain"):
             strength = getattr(self.augmentation, name)
             for useless, why in (
                 (
                     not self.model.reads_tiles,
-                    f"a model of kind {self.model.kind} learns from slides as they are",
+                    f"a model of kind {self.model.kind} reads no tiles",
                 ),
-                (self.model.takes_features, f"{self.model.backbone} takes the place of tiles"),
+                (self.model.takes_features, f"model.backbone is {self.model.backbone}, which replaces tiles"),
                 (
                     learning.fine_tuning == "frozen",
-                    "training.fine_tuning is frozen, and a frozen backbone encodes each tile once, as it is; "
-                    "let it learn with training.fine_tuning=last-1 or full",
+                    "training.fine_tuning is frozen, and a frozen backbone encodes each tile once, without "
+                    "augmentation; train it with training.fine_tuning=last-1 or full",
                 ),
             ):
                 require(
@@ -235,64 +235,64 @@ class Settings:
                 )
         require(
             self.sampling.design != "top",
-            "sampling.design 'top' is biased: it never looks at what attention has not found yet, so nothing "
-            "can be trained with it; train with another, such as systematic, and score with top",
+            "sampling.design 'top' is biased: it never reads tiles that attention has not found yet, so it "
+            "cannot be used for training; train with another design, such as systematic, and score with top",
         )
 
     def _check_phases(self) -> None:
-        """Refuse phases of attention sampling that could not teach attention anything."""
+        """Refuse phases of attention sampling in which attention could not learn."""
         learning, model = self.training, self.model_as(SamplingModel)
         require(
             not model.attention_checkpoint or model.attention != "small",
             f"model.attention_checkpoint is {model.attention_checkpoint!r}, but model.attention is small, "
-            "which would not use the file; name its timm network with model.attention, or leave it out",
+            "which does not use it; set model.attention to the file's timm network, or leave the file out",
         )
         require(
             not model.attention_checkpoint or learning.attention_epochs + learning.joint_epochs > 0,
-            f"model.attention_checkpoint is {model.attention_checkpoint!r}, but attention has no epochs to "
-            "learn in; set training.attention_epochs, or leave it out",
+            f"model.attention_checkpoint is {model.attention_checkpoint!r}, but there are no epochs to train "
+            "attention; set training.attention_epochs, or leave the file out",
         )
         require(
             learning.epochs + learning.attention_epochs + learning.joint_epochs > 0,
-            "there are no epochs to train; set training.epochs, or training.joint_epochs",
+            "there are no epochs to train; set training.epochs or training.joint_epochs",
         )
         require(
             not learning.attention_epochs or learning.epochs > 0,
-            f"training.epochs is 0 and training.attention_epochs {learning.attention_epochs}: attention "
-            "would be taught by a classifier that has learned nothing; set training.epochs, or, for joint "
-            "training alone, training.attention_epochs=0 and training.joint_epochs",
+            f"training.epochs is 0 and training.attention_epochs is {learning.attention_epochs}: attention "
+            "would learn from an untrained classifier; set training.epochs, or, for joint training alone, "
+            "training.attention_epochs=0 and training.joint_epochs",
         )
         require(
             not learning.attention_epochs or self.sampling.design != "uniform",
-            "sampling.design is uniform: attention would be learned and never drawn from; set "
-            "model.kind=uniform to do without it, or another design, such as systematic",
+            "sampling.design is uniform: attention would be trained but never used to draw tiles; set "
+            "model.kind=uniform to do without attention, or choose another design, such as systematic",
         )
 
     def check_watched(self, slides: int) -> None:
-        """Refuse to wait for better validation figures of no slides.
+        """Refuse ``training.patience`` without validation slides.
 
         Parameters
         ----------
         slides
-            Number of slides that are set aside to watch.
+            Number of validation slides.
 
         Raises
         ------
         SettingsError
-            When ``training.patience`` would have nothing to go by.
+            When ``training.patience`` is set and there are no validation slides.
         """
         require(
             slides > 0 or not self.training.patience,
-            f"training.patience is {self.training.patience}, but no slides are set aside to watch; set "
-            "training.validation, give a split column with val, or leave patience 0",
+            f"training.patience is {self.training.patience}, but there are no validation slides; set "
+            "training.validation, give a split column with val, or set training.patience=0",
         )
 
     def to_toml(self) -> str:
-        """Write as TOML, every value included."""
+        """Return all values as TOML."""
         return tomli_w.dumps(asdict(self))
 
     def tables(self, fixes: Fixes = Fixes.EVERYTHING) -> dict[str, dict[str, Any]]:
-        """Return nested tables of the settings that decide any of the results."""
+        """Return nested tables of the settings on which any of the results depends."""
         found: dict[str, dict[str, Any]] = {}
         for section in fields(self):
             own = getattr(self, section.name)
@@ -302,11 +302,11 @@ class Settings:
         return found
 
     def digest(self, fixes: Fixes = Fixes.EVERYTHING) -> str:
-        """Fingerprint of the settings that decide any of the results; equal settings, equal digest."""
+        """Return a fingerprint of the settings on which any of the results depends."""
         return hashlib.sha256(tomli_w.dumps(self.tables(fixes)).encode()).hexdigest()[:16]
 
     def check_scoring(self, trained: Settings) -> None:
-        """Refuse settings that a trained model cannot be scored with, and those without effect on scoring.
+        """Refuse changes that a trained model cannot be scored with, or that have no effect on scoring.
 
         Parameters
         ----------
@@ -316,12 +316,12 @@ class Settings:
         Raises
         ------
         SettingsError
-            Names the setting and both values.
+            When there is such a change; the message names the setting and both values.
         """
         require(
             self.model.kind == trained.model.kind,
             f"model.kind is {self.model.kind}, but the model was trained with {trained.model.kind}; leave it "
-            "or train again",
+            "out or train again",
         )
         for section in fields(trained):
             own, built = getattr(self, section.name), getattr(trained, section.name)
@@ -334,11 +334,11 @@ class Settings:
                 if Fixes.NETWORK in rule.fixes:
                     raise SettingsError(
                         f"{name} is {_shown(wanted)}, but the model was trained with {_shown(there)}; leave "
-                        "it or train again"
+                        "it out or train again"
                     )
                 raise SettingsError(
-                    f"{name} is {_shown(wanted)}, but it has no effect on scoring; the model was trained "
-                    f"with {_shown(there)}, leave it out"
+                    f"{name} is {_shown(wanted)}, but it has no effect on scoring (the model was trained "
+                    f"with {_shown(there)}); leave it out"
                 )
 
 

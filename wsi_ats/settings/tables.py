@@ -1,4 +1,4 @@
-"""Records from tables: names, types and kinds are checked on the way, and errors say which one is meant."""
+"""Records built from tables: names and types are checked, and errors suggest the nearest known name."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from wsi_ats.settings.model import KINDS, ModelSettings
 
 _Record = TypeVar("_Record")
 
-# Settings that are a name or a number.
+# Settings whose value is a name or a number.
 _NAMES_OR_NUMBERS = frozenset({"tile.channel"})
 
 
 def parse(text: str) -> Any:
-    """Read a TOML value, or an unquoted word, as one types it on a command line."""
+    """Read a TOML value, or an unquoted word, as typed on a command line."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -27,7 +27,7 @@ def parse(text: str) -> Any:
 
 
 def known_section(name: str, known: Iterable[Field[Any]]) -> str:
-    """Return the name of a section, or raise a ``SettingsError`` that lists those known."""
+    """Return the name of a section, or raise a ``SettingsError`` that lists the known sections."""
     names = [each.name for each in known]
     if name not in names:
         raise SettingsError(
@@ -37,12 +37,12 @@ def known_section(name: str, known: Iterable[Field[Any]]) -> str:
 
 
 def with_kind(own: ModelSettings, table: Mapping[str, Any]) -> tuple[type[ModelSettings], dict[str, Any]]:
-    """Return the record of the kind of model that a table of changes names, and the values that it keeps.
+    """Return the record of the kind of model named in a table of changes, and the values that are kept.
 
     Raises
     ------
     SettingsError
-        For an unknown kind; when a setting that the new kind does not have is not its default.
+        For an unknown kind; when a setting that the new kind does not have was changed from its default.
     """
     name, values = table.get("kind", own.kind), asdict(own)
     if name == own.kind:
@@ -62,7 +62,7 @@ def with_kind(own: ModelSettings, table: Mapping[str, Any]) -> tuple[type[ModelS
 
 
 def build(kind: type[_Record], values: Mapping[str, Any], section: str) -> _Record:
-    """Make a record of a ``kind`` from a table of ``values``; errors name the ``section``.
+    """Build a record of a ``kind`` from a table of ``values``; errors name the ``section``.
 
     Raises
     ------

@@ -1,14 +1,13 @@
-"""Slides: references to them, and opening and reading them in any format.
+"""Slides: references to slides, and the opening and reading of slides in any format.
 
-Other rooms use :class:`SlideRef`, :class:`Slide` and :func:`open_slide`, and know no library that reads
-slides.
+Other rooms use :class:`SlideRef`, :class:`Slide` and :func:`open_slide`, and import no slide library.
 
-- ``base``: the reference, the description and the open slide; ``wrappers``, ``colour``: slides around slides.
+- ``base``: the reference, the description and the open slide; ``wrappers``, ``colour``: wrapped slides.
 - ``opening``: the choice of a reader; ``tiff``, ``openslide``, ``zarr``, ``memory``: the readers.
 - ``tiff_*``, ``ome_xml``, ``stored_image``, ``codecs``, ``jpeg``: the index of TIFF files, and decoding.
-- ``zarr_*``, ``ome_zarr``: the parts of a Zarr image; ``pyramid``, ``shards``: writing one.
+- ``zarr_*``, ``ome_zarr``: the parts of a Zarr image; ``pyramid``, ``shards``: writing of pyramids.
 - ``storage``, ``remote``, ``ranges``, ``answers``: bytes from disks and stores.
-- ``dicom``, ``resolution``, ``resample``, ``fingerprint``, ``advice``: by their names.
+- ``dicom``, ``resolution``, ``resample``, ``fingerprint``, ``advice``: as named.
 """
 
 from __future__ import annotations

@@ -1,26 +1,26 @@
-"""What to do with a file that cannot be read, judged by the words of the error.
+"""Advice on files that cannot be read, from the text of the error.
 
-OpenSlide, the decoders and Zarr raise one kind of error for everything: only its text tells a copy that was
-cut short from a file that is damaged.
+OpenSlide, the decoders and Zarr raise the same error class for all problems: only the text shows whether a
+copy is incomplete or a file is damaged.
 """
 
 from __future__ import annotations
 
 import re
 
-# How OpenSlide, zlib, numpy and this library describe files that end too early or lack a part.
+# Words with which OpenSlide, zlib, numpy and this library describe incomplete files.
 _CUT_SHORT = re.compile(
     r"beyond|\beof\b|end of file|too short|short read|truncat|not enough data|premature|no such file|missing|"
     r"requires a buffer|only zeros",
     re.IGNORECASE,
 )
 
-# How they describe files that are intact, but of a kind that is not read.
+# Words with which they describe intact files of an unsupported kind.
 _NOT_READ = re.compile(r"unsupported|not supported|can not handle", re.IGNORECASE)
 
 
 def advice_on(problem: str) -> str:
-    """Return advice on a file that cannot be read: copy it again, convert it, or have it repaired.
+    """Return advice on a file that cannot be read: copy it again, convert it, or have it written again.
 
     Parameters
     ----------

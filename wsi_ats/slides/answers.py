@@ -1,7 +1,7 @@
-"""Requests to stores for a part of a file, and the meaning of their answers and errors.
+"""Requests to stores for parts of files, and the meaning of their answers and errors.
 
-Web servers and S3 are asked through their own libraries, with the connections of fsspec's file systems: the
-functions of fsspec itself accept any answer, a whole file or an error page, as the requested range.
+Requests to web servers and S3 use these stores' own libraries, with the connections of fsspec's file systems:
+fsspec's functions accept any answer as the requested range, even a whole file or an error page.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-# Bytes of an answer that are passed on at a time.
+# Bytes of an answer that are passed on at once.
 _PIECE = 64 << 10
 
-COPY = "copy the slide to this machine, or to a server that gives ranges"
+COPY = "copy the slide to this machine, or to a server that supports ranges"
 
-# Errors of the libraries of stores. Some may pass, so that another try helps. A library that raised one has
-# been imported.
+# Errors of the stores' libraries, by name: a library that raised an error has already been imported. After
+# the first two groups, another try may help.
 _DROPPED = (
     ("aiohttp", "ClientPayloadError"),
     ("aiohttp", "ServerDisconnectedError"),
@@ -59,16 +59,16 @@ _ONE_AT_A_TIME = threading.Lock()
 
 @dataclass(frozen=True)
 class Answer:
-    """The head of a store's answer, before it sends a part of a file.
+    """A store's answer to a request for a part of a file.
 
     Parameters
     ----------
     size
-        Bytes of the whole file, if the store gives them.
+        Size of the whole file in bytes, if the store reports it.
     mark
-        The file's ETag, or time of its last change; empty if the store gives neither.
+        The file's ETag or time of last change; empty if the store reports neither.
     chunks
-        The part, piece by piece.
+        The bytes, piece by piece.
     """
 
     size: int | None
@@ -77,7 +77,7 @@ class Answer:
 
 
 class FailedError(Exception):
-    """A request that failed; ``passing`` if another try may help."""
+    """A failed request; ``passing`` if another try may help."""
 
     def __init__(self, problem: str, *, passing: bool = False) -> None:
         super().__init__(problem)
@@ -97,10 +97,7 @@ def asking(files: Any) -> Ask:
 
 @asynccontextmanager
 async def ask_http(files: Any, url: str, start: int, stop: int) -> AsyncIterator[Answer]:
-    """Request the bytes from start to stop of a url, through the connections of files, which are of fsspec.
-
-    fsspec's own function would accept whole files and error pages as the bytes of a range.
-    """
+    """Request the bytes of ``url`` from ``start`` to ``stop``, through fsspec's connections in ``files``."""
     headers = dict(files.kwargs.get("headers", {}))
     headers |= {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
     session = await files.set_session()
@@ -118,7 +115,7 @@ async def ask_http(files: Any, url: str, start: int, stop: int) -> AsyncIterator
 
 @asynccontextmanager
 async def ask_s3(files: Any, name: str, start: int, stop: int) -> AsyncIterator[Answer]:
-    """Request the bytes from start to stop of a name in S3, through the connections of files.
+    """Request the bytes of ``name`` in S3 from ``start`` to ``stop``, through the connections in ``files``.
 
     fsspec's own function returns neither size nor ETag.
     """
@@ -135,7 +132,7 @@ async def ask_s3(files: Any, name: str, start: int, stop: int) -> AsyncIterator[
 
 @asynccontextmanager
 async def ask_any(files: Any, name: str, start: int, stop: int) -> AsyncIterator[Answer]:
-    """Request the bytes from start to stop of a name from any other files; size and mark stay unknown."""
+    """Request the bytes of ``name`` from ``start`` to ``stop`` in other ``files``, without size and mark."""
     if files.async_impl:
         body = await files._cat_file(name, start=start, end=stop)
     else:
@@ -148,29 +145,29 @@ async def ask_any(files: Any, name: str, start: int, stop: int) -> AsyncIterator
 
 
 def alone(work: Callable[..., T], *arguments: Any, **options: Any) -> T:
-    """Do work, with its arguments and options, on a file system that serves one thread at a time."""
+    """Call ``work`` with ``arguments`` and ``options``, in one thread at a time."""
     with _ONE_AT_A_TIME:
         return work(*arguments, **options)
 
 
 def _size_of(content_range: str | None, start: int) -> int | None:
-    """Return the size of a file, by the header of a part of it, which must be the requested one."""
+    """Return the size of a file from the header of a part, which must be the requested part."""
     known = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", content_range or "")
     if known is None or int(known[1]) != start:
-        raise FailedError(f"bytes from {start} were asked for, its server sent {content_range!r}; {COPY}")
+        raise FailedError(f"bytes from {start} were requested, but its server sent {content_range!r}; {COPY}")
     return None if known[2] == "*" else int(known[2])
 
 
 def _whole(length: Any, start: int, stop: int) -> int:
-    """Return the size of a file that was sent whole: only one smaller than the requested part is accepted."""
+    """Return the size of a file that was sent whole, which must not be larger than the requested part."""
     if length is None or start or int(length) > stop:
         size = "its bytes" if length is None else f"{length} bytes"
-        raise FailedError(f"a range of bytes was asked for, its server would send all {size}; {COPY}")
+        raise FailedError(f"a range of bytes was requested, but its server would send all {size}; {COPY}")
     return int(length)
 
 
 def _refused(status: int, reason: str, start: int, stop: int) -> FailedError:
-    """Return the failure that a status of a web server means."""
+    """Return the failure for a status of a web server."""
     answer = f"{status} {reason}".strip()
     if status in {404, 410}:
         return FailedError(f"no such file ({answer}); check the URL in the manifest")
@@ -178,15 +175,15 @@ def _refused(status: int, reason: str, start: int, stop: int) -> FailedError:
         return FailedError(_no_access(answer))
     if status == 416:
         return FailedError(f"bytes {start} to {stop} are beyond its end ({answer}); is the file complete?")
-    return FailedError(f"its server answers {answer}", passing=status in _BUSY)
+    return FailedError(f"its server answered {answer}", passing=status in _BUSY)
 
 
 def _no_access(answer: str) -> str:
-    return f"access is refused ({answer}); check the credentials and, of a signed URL, until when it is valid"
+    return f"access is refused ({answer}); check the credentials or, for a signed URL, its expiry time"
 
 
 def failure_of(error: Exception, seconds: float) -> FailedError:
-    """Return the failure that an error of a file system means, after a limit of some seconds."""
+    """Return the failure for an error of a file system; ``seconds`` is the time limit of the request."""
     code = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code")
     busy = isinstance(error, OSError) and error.errno in {errno.EBUSY, getattr(errno, "EREMOTEIO", errno.EIO)}
     text = " ".join(str(error).split())[:300]
@@ -200,7 +197,7 @@ def failure_of(error: Exception, seconds: float) -> FailedError:
             "FSSPEC_S3_ANON=true for a public bucket"
         )
     elif code in {"InvalidRange", "416"}:
-        failure = FailedError(f"the bytes asked for are beyond its end ({text}); is the file complete?")
+        failure = FailedError(f"the requested bytes are beyond its end ({text}); is the file complete?")
     elif isinstance(error, TimeoutError):
         failure = FailedError(f"no answer within {seconds:.3g} s", passing=True)
     elif isinstance(error, _loaded(_DROPPED)):
@@ -213,10 +210,10 @@ def failure_of(error: Exception, seconds: float) -> FailedError:
 
 
 def raised() -> tuple[type[Exception], ...]:
-    """Return the errors that file systems raise; ``ValueError`` is for names that a store does not allow."""
+    """Return the errors that file systems raise; ``ValueError`` is for names that a store does not accept."""
     return (OSError, ValueError, *_loaded(_PASSING), *_loaded(_LASTING))
 
 
 def _loaded(names: tuple[tuple[str, str], ...]) -> tuple[type[Exception], ...]:
-    """Return the classes whose libraries have been imported."""
+    """Return the classes whose libraries are already imported."""
     return tuple(getattr(sys.modules[module], name) for module, name in names if module in sys.modules)

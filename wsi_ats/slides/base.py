@@ -1,4 +1,4 @@
-"""A slide as a reference, which may cross a process border, and as an open handle, which may not."""
+"""A slide as a reference, which can cross a process border, and as an open handle, which cannot."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from wsi_ats.slides.storage import is_remote
 
 Pixels = npt.NDArray[np.uint8]
 
-# Light microscopy scans lie between 0.1 and 4 um per pixel and thumbnails of them below 100; 352.8
-# (72 dots per inch) and 0 are what faulty writers leave behind.
+# Light microscopy scans have 0.1 to 4 um per pixel and their thumbnails less than 100; faulty writers leave
+# 352.8 (72 dots per inch) or 0.
 _PLAUSIBLE_MPP = (0.01, 100.0)
 
-# Output files are named after the slide, with an ending of up to twelve bytes; names have at most 255 bytes.
+# Output files are named after the slide, with an extension of up to twelve bytes; a name has at most 255.
 _LONGEST_ID = 240
 
 READERS = ("auto", "direct", "openslide", "zarr")
@@ -31,7 +31,7 @@ COLOURS = ("stored", "srgb")
 
 
 def composed(name: str) -> str:
-    """Return a name in Unicode's composed form (NFC); macOS writes file names in another form than tables.
+    """Return a name in Unicode's composed form (NFC), because macOS stores file names in decomposed form.
 
     Examples
     --------
@@ -43,20 +43,20 @@ def composed(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class SlideRef:
-    """A reference to a slide: the only thing about a slide that crosses a process border.
+    """A reference to a slide, the only part of a slide that crosses a process border.
 
     Parameters
     ----------
     id
-        Unique in a collection; the file's stem by default.
+        Name, unique in a collection; the file's stem by default.
     path
         The slide's path or URL.
     case
-        The patient; the slide's own id where the manifest names none.
+        The patient; the slide's own id if the manifest names none.
     label
-        The slide's class as written in the manifest; ``None`` if unknown.
+        The slide's label as written in the manifest; ``None`` if unknown.
     split
-        ``"train"``, ``"val"`` or ``"test"`` where the manifest prescribes it.
+        ``"train"``, ``"val"`` or ``"test"``, if the manifest has splits.
     mpp
         Micrometres per level-0 pixel; overrides the value in the file.
     reader
@@ -64,7 +64,7 @@ class SlideRef:
     colour
         ``"stored"``: pixels as stored; ``"srgb"``: converted to sRGB by the file's colour profile.
     channel
-        Name, or number from 0, of the channel to read of a TIFF file with several; empty for all others.
+        Channel to read from a TIFF file with several: its name, or its number from 0; empty for other files.
 
     Examples
     --------
@@ -90,19 +90,19 @@ class SlideRef:
                 raise SettingsError(f"{self.path}: {name} is {value!r}, expected one of {', '.join(known)}")
         if not self.id or "/" in self.id or "\\" in self.id or self.id in {".", ".."}:
             raise ManifestError(
-                f"{self.path}: slide_id {self.id!r} names output files, so it cannot be empty or "
-                "hold a slash; rename it in the manifest"
+                f"{self.path}: slide_id {self.id!r} names output files, so it cannot be empty or contain a "
+                "slash; rename it in the manifest"
             )
         try:
             f"{self.id}{self.path}{self.case}{self.label}".encode()
         except UnicodeEncodeError as error:
             raise ManifestError(
-                f"{self.path!r}: the name is no valid UTF-8 text, as tables of results must be; rename it"
+                f"{self.path!r}: the name is not valid UTF-8, so it cannot be written to tables; rename it"
             ) from error
         if len(self.id.encode()) > _LONGEST_ID:
             raise ManifestError(
-                f"{self.path}: slide_id has {len(self.id.encode())} bytes and names output files, so it can "
-                f"have {_LONGEST_ID} at most; rename the file, or give a shorter slide_id in a table"
+                f"{self.path}: slide_id has {len(self.id.encode())} bytes, but names of output files allow "
+                f"only {_LONGEST_ID}; rename the file, or give a shorter slide_id in a table"
             )
         if self.mpp is not None:
             try:
@@ -112,9 +112,10 @@ class SlideRef:
 
     @classmethod
     def from_path(cls, path: str | Path, *, mpp: float | None = None) -> Self:
-        """Name a slide after its file or folder, without ``.svs``, ``.ome.tif`` or ``.ome.zarr``.
+        """Return a slide named after its file or folder, without ``.svs``, ``.ome.tif`` or ``.ome.zarr``.
 
-        The query of a URL (after ``?``) is not part of the name. Image ``0`` in ``a.ome.zarr`` is ``a_0``.
+        The query of a URL (after ``?``) is not part of the name. Image ``0`` in ``a.ome.zarr`` is named
+        ``a_0``.
         """
         file = Path(path)
         if is_remote(str(path)):
@@ -126,17 +127,17 @@ class SlideRef:
         return cls(id=name, path=str(path), case=name, mpp=mpp)
 
     def check_pixels(self, *, colour: str, channel: str) -> None:
-        """Refuse a slide that would be opened in other colours, or another channel, than a model expects.
+        """Refuse a reference whose colour or channel differs from what the model expects.
 
         Raises
         ------
         SettingsError
-            When ``colour`` or ``channel`` is not the wanted one.
+            When ``colour`` or ``channel`` differs.
         """
         for name, own, wanted in (("colour", self.colour, colour), ("channel", self.channel, channel)):
             if own != wanted:
                 raise SettingsError(
-                    f"{self.path}: its {name} is {own!r}, but tile.{name} is {wanted!r}; open it by "
+                    f"{self.path}: its {name} is {own!r}, but tile.{name} is {wanted!r}; open it with "
                     f"SlideRef(..., {name}={wanted!r})"
                 )
 
@@ -150,12 +151,12 @@ class Mpp:
     value
         Micrometres per level-0 pixel.
     source
-        For messages: the name of the property in the file, for example.
+        Source for messages, such as the name of a property in the file.
 
     Raises
     ------
     ValueError
-        When no microscope makes such a slide.
+        When the value is not plausible for a microscope slide.
     """
 
     value: float
@@ -179,19 +180,19 @@ class SlideInfo:
     path
         The slide's name in errors.
     vendor
-        Format of the file, by the reader's own name for it.
+        The reader's name for the file's format.
     levels
         The pyramid, finest first; the first level's downsample is 1.
     tile_shapes
-        Width and height of the file's own tiles at each level; ``None`` where the format does not say.
+        Width and height of the file's own tiles at each level; ``None`` if the format does not record them.
     mpp
-        The resolution, or a text that says why it is not known.
+        The resolution, or the reason why it is unknown.
     background
         RGB colour of glass without tissue; fills the area outside the scan.
     scan
-        The part of level 0 that was scanned; ``None`` for all of it, or where the format does not say.
+        The scanned part of level 0; ``None`` for all of it, or if the format does not record it.
     regions
-        The same in parts, where several regions of a glass were scanned; empty for one region.
+        The scanned parts, if several regions of a slide were scanned; empty for one region.
     """
 
     path: str
@@ -205,11 +206,11 @@ class SlideInfo:
 
 
 class Slide(ABC):
-    """An open slide. Every reader keeps the promises tested in :mod:`wsi_ats.testing.contract`.
+    """An open slide. All readers fulfil the contract tested in :mod:`wsi_ats.testing.contract`.
 
-    A reader sets :attr:`info` and implements the five abstract members; all else follows from these. Opening
-    reads the header alone; pixels are read only in :meth:`read_regions`. Reading is safe from several
-    threads. Slides are context managers.
+    A reader sets :attr:`info` and implements the five abstract members; the rest is derived from these.
+    Opening reads only the header; only :meth:`read_regions` reads pixels. Reading is thread-safe. Slides are
+    context managers.
 
     Attributes
     ----------
@@ -222,46 +223,46 @@ class Slide(ABC):
     @property
     @abstractmethod
     def icc(self) -> bytes | None:
-        """The file's colour profile, if it has one; pixels are as stored all the same."""
+        """The file's colour profile, if it has one; it is not applied to pixels."""
 
     @property
     @abstractmethod
     def bytes_read(self) -> int | None:
-        """All bytes read since the slide was opened; ``None`` where its reader does not count them.
+        """All bytes read since the slide was opened; ``None`` if its reader does not count them.
 
-        For a slide in a store, all bytes that it has sent: the index and gaps between joined tiles, too.
+        For a slide in a store, this includes the index and the gaps between joined tiles.
         """
 
     @abstractmethod
     def read_regions(self, level: int, corners: IntArray, width: int, height: int) -> Pixels:
-        """Read equally large regions of one level.
+        """Read regions of equal size from one level.
 
         Parameters
         ----------
         level
             Number of the level.
         corners
-            Shape (N, 2): top-left ``x, y`` in **pixels of that level**, not of level 0: whole pixels are
-            copied, never interpolated. May lie outside the slide.
+            Top-left ``x, y`` of each region in **pixels of that level**, not of level 0, shape (N, 2). Whole
+            pixels are copied, never interpolated. Regions may lie outside the slide.
         width, height
             Size of each region, in pixels of that level.
 
         Returns
         -------
         ndarray of uint8, shape (N, height, width, 3)
-            RGB, the background colour outside the scanned area.
+            RGB; the area outside the scan has the background colour.
 
         Raises
         ------
         SlideReadError
-            When a pixel cannot be read. No pixel is ever made up; the slide stays usable.
+            When a pixel cannot be read. Pixels are never made up; the slide stays usable.
         """
 
     @abstractmethod
     def stored_bytes(self, level: int, corners: IntArray, width: int, height: int) -> int | None:
-        """Return the compressed bytes of the file's tiles that the regions touch, each tile once.
+        """Return the compressed bytes of the file's tiles that the regions touch, counting each tile once.
 
-        ``None`` where the format does not say.
+        Return ``None`` if the format does not record them.
         """
 
     @abstractmethod
@@ -280,7 +281,7 @@ class Slide(ABC):
 
     @property
     def vendor(self) -> str:
-        """Format of the file, by the reader's own name for it."""
+        """The reader's name for the file's format."""
         return self.info.vendor
 
     @property
@@ -295,7 +296,7 @@ class Slide(ABC):
         Raises
         ------
         MppError
-            When neither the file nor the caller gives a plausible value; names everything that was tried.
+            When neither the file nor the caller gives a plausible value; the message lists everything tried.
         """
         if isinstance(self.info.mpp, str):
             raise MppError(self.path, self.info.mpp)
@@ -303,16 +304,16 @@ class Slide(ABC):
 
     @property
     def bounds(self) -> Region:
-        """The part of level 0 that was scanned; all of it where the format does not say."""
+        """The scanned part of level 0; all of it if the format does not record it."""
         return self.info.scan or Region(0, 0, self.levels[0].width, self.levels[0].height)
 
     @property
     def scanned(self) -> tuple[Region, ...]:
-        """The same in parts, where several regions of a glass were scanned; at least one."""
+        """The scanned parts, of which there may be several; at least one."""
         return self.info.regions or (self.bounds,)
 
     def tile_shape(self, level: int) -> tuple[int, int] | None:
-        """Return the width and height of the file's own tiles at a level, where the format says."""
+        """Return the width and height of the file's own tiles at a level; ``None`` if not recorded."""
         return self.info.tile_shapes[level]
 
     @final

@@ -1,4 +1,4 @@
-"""Decoding of stored tiles: the only import of imagecodecs. Another library decodes JPEG, the commonest."""
+"""Decoding of stored tiles: the only import of imagecodecs. JPEG, the most common, has its own module."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 from wsi_ats.slides import jpeg
 from wsi_ats.slides.base import Pixels
 
-# The head of a JPEG 2000 codestream: markers of its start and of its size; width, height and the offsets of
-# both; the same for its tiles; and the number of colours.
+# The head of a JPEG 2000 codestream: markers of its start and of its size; width, height and their offsets;
+# the same for its tiles; and the number of colours.
 _CODESTREAM = struct.Struct(">I4xIIIIIIIIH")
 _CODESTREAM_START = 0xFF4FFF51
 _TILE_PART = b"\xff\x90"
-# A colour of 8 bits with a value at each pixel. The decoder takes others for luma and chroma.
+# A colour of 8 bits with a value at each pixel. The decoder would treat others as luma and chroma.
 _EIGHT_BITS = b"\x07\x01\x01"
 
 
@@ -38,9 +38,9 @@ class Coding:
     Parameters
     ----------
     compression
-        Of each tile by itself.
+        Compression of each tile.
     samples
-        Colours of a pixel: 3 for RGB, 1 for grey.
+        Colours per pixel: 3 for RGB, 1 for grey.
     differences
         Whether pixels are stored as differences from their left neighbour (TIFF's predictor 2).
     prefix
@@ -50,7 +50,7 @@ class Coding:
     suffix
         Bytes that replace the last bytes of a JPEG stream.
     colours
-        The form of JPEG's colours, if the file gives it; ``None`` to go by the stream.
+        Colour space of JPEG tiles, if the file specifies it; ``None`` to use that of the stream.
     """
 
     compression: Compression
@@ -67,9 +67,9 @@ class Coding:
         Parameters
         ----------
         data
-            As stored.
+            The tile as stored.
         out
-            The result: contiguous, shape (height, width, 3).
+            Array for the result: contiguous, shape (height, width, 3).
 
         Raises
         ------
@@ -96,7 +96,7 @@ class Coding:
             if len(stored) != expected:
                 raise ValueError(f"{len(stored)} bytes when decoded, expected {expected}")
             tile = np.frombuffer(stored, dtype=np.uint8).reshape(height, width, self.samples)
-        # A sum of bytes wraps around as the differences did.
+        # The sum of bytes wraps around, as the differences did.
         out[:] = np.cumsum(tile, axis=1, dtype=np.uint8) if self.differences else tile
 
 
@@ -113,7 +113,7 @@ def _decompress(
         Compression.ZSTD: imagecodecs.zstd_decode,
     }
     try:
-        # With a limit, a decoder does not fill the memory with what a few bytes claim.
+        # The limit keeps a few damaged bytes from filling the memory.
         decoded: bytes | bytearray = decoders[compression](bytes(data), out=expected)
     except RuntimeError as error:
         raise ValueError(str(error)) from error
@@ -124,19 +124,19 @@ def _decode_jpeg_2000(data: bytes, height: int, width: int, samples: int) -> Pix
     import imagecodecs
 
     if len(data) < _CODESTREAM.size:
-        raise ValueError(f"{len(data)} bytes are no JPEG 2000 codestream")
+        raise ValueError(f"{len(data)} bytes are not a JPEG 2000 codestream")
     start, *box, colours = _CODESTREAM.unpack_from(data)
     right, bottom, left, top, across, down, first_left, first_top = box
-    # Before anything is decoded: a few bytes can claim 2^32 x 2^32 pixels of 16,384 colours.
+    # Checked before decoding, because a few bytes can claim 2^32 x 2^32 pixels of 16,384 colours.
     if start != _CODESTREAM_START or (right - left, bottom - top, colours) != (width, height, samples):
-        raise ValueError(f"no JPEG 2000 codestream of {width} x {height} pixels of {samples} colours")
+        raise ValueError(f"not a JPEG 2000 codestream of {width} x {height} pixels in {samples} colours")
     if not data.startswith(_EIGHT_BITS * samples, _CODESTREAM.size):
         raise ValueError("its JPEG 2000 codestream is not of 8 bits, or has colours at a lower resolution")
-    # Where one of its own tiles is missing, the decoder leaves black.
+    # The decoder leaves black where a tile of the codestream is missing.
     expected = -((first_left - right) // max(across, 1)) * -((first_top - bottom) // max(down, 1))
     found = _count_tiles(data)
     if found != expected:
-        raise ValueError(f"{found} of {expected} tiles of a JPEG 2000 codestream")
+        raise ValueError(f"{found} of {expected} tiles of a JPEG 2000 codestream are there")
     try:
         tile: Pixels = imagecodecs.jpeg2k_decode(data)
     except RuntimeError as error:
@@ -147,12 +147,12 @@ def _decode_jpeg_2000(data: bytes, height: int, width: int, samples: int) -> Pix
 
 
 def _count_tiles(data: bytes) -> int:
-    """Count the tiles of which a JPEG 2000 codestream has a part."""
+    """Count the tiles that have at least one part in a JPEG 2000 codestream."""
     at, end, seen = 2, len(data), set()
     while at < end and data[at : at + 2] != _TILE_PART:
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     while data[at : at + 2] == _TILE_PART:
         seen.add(data[at + 4 : at + 6])
         length = int.from_bytes(data[at + 6 : at + 10], "big")
-        at += length if length else end  # without a length it is the last
+        at += length if length else end  # a part without a length is the last
     return len(seen)

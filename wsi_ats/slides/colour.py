@@ -1,7 +1,7 @@
-"""Colours converted to sRGB by a scanner's profile: Pillow's only other import.
+"""Conversion of colours to sRGB with a scanner's profile: the only other import of Pillow.
 
-Scanners store the colours of their own sensor and, some of them, a profile to convert them. Models seldom
-need it, and OpenSlide returns pixels as stored; but converted, slides of several scanners look more alike.
+Scanners store the colours of their own sensor, and some also store a profile to convert them. Models seldom
+need it, and OpenSlide returns pixels as stored, but conversion makes slides from several scanners more alike.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from wsi_ats.slides.wrappers import WrappedSlide
 
 
 class SrgbSlide(WrappedSlide):
-    """A slide converted to sRGB, the colours of screens and photographs.
+    """A slide converted to sRGB, the colour space of screens and photographs.
 
     Parameters
     ----------
     inner
-        A slide with a profile.
+        A slide with a colour profile.
 
     Raises
     ------
     SlideOpenError
-        When it has none, or one that is not for RGB colours.
+        When it has no profile, or a profile that is not for RGB.
     """
 
     def __init__(self, inner: Slide) -> None:
@@ -50,7 +50,7 @@ class SrgbSlide(WrappedSlide):
             ) from error
 
     def read_regions(self, level: int, corners: IntArray, width: int, height: int) -> Pixels:
-        """Read from the inner slide and convert; outside the scanned area the background stays as it is."""
+        """Read from the inner slide and convert; the background colour outside the scan is not changed."""
         regions = self._inner.read_regions(level, corners, width, height)
         outside = (regions == self.background).all(-1)
         for region, unscanned in zip(regions, outside, strict=True):

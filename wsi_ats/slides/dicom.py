@@ -1,7 +1,7 @@
 """DICOM files grouped into slides: the only import of pydicom. Pixels are read by OpenSlide.
 
-DICOM keeps each level, label and overview of a slide in a file of its own (PS3.3, A.32.8). Files of one
-``SeriesInstanceUID`` are one slide; from any of them, OpenSlide finds the others in the same folder.
+DICOM stores each level, label and overview of a slide in a separate file (PS3.3, A.32.8). Files with the same
+``SeriesInstanceUID`` are one slide; given any of them, OpenSlide finds the others in the same folder.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ _MEDIA_SOP_CLASS = 0x00020002
 _EXTENDED_OFFSETS = 0x7FE00001
 
 SUFFIXES = frozenset({".dcm", ".dicom"})
-"""Endings of DICOM files; many have none."""
+"""Extensions of DICOM files; many have none."""
 
-# Files whose headers are kept.
+# Number of files whose headers are cached.
 _KEPT = 1 << 16
 
-# Bytes of an element's tag, type and length; compressed frames follow those of the pixel data.
+# Bytes of an element's tag, type and length; in the pixel data, compressed frames follow them.
 _ELEMENT = 12
 
-# The mark comes after 128 bytes of anything, a TIFF header for instance.
+# The DICOM mark follows 128 arbitrary bytes, for example a TIFF header.
 _PREAMBLE, _MAGIC = 128, b"DICM"
 
 _log = logging.getLogger(__name__)
@@ -56,8 +56,8 @@ class Instance:
     series
         Its ``SeriesInstanceUID``.
     other
-        The kind of the file, if it is not a level of a whole-slide image: ``label``, ``Segmentation Storage``
-        ...
+        Kind of a file that is not a level of a whole-slide image, such as ``label`` or ``Segmentation
+        Storage``; empty for a level.
     """
 
     path: Path
@@ -66,7 +66,7 @@ class Instance:
 
     @property
     def is_level(self) -> bool:
-        """Whether it holds pixels of the slide itself."""
+        """True if the file holds pixels of the slide itself."""
         return not self.other
 
 
@@ -79,7 +79,7 @@ class Series:
     name
         The slide's name; see :func:`find_series`.
     path
-        The largest of its levels.
+        The file of its largest level.
     """
 
     name: str
@@ -87,7 +87,7 @@ class Series:
 
 
 def is_dicom(path: Path) -> bool:
-    """Return whether a file is DICOM by its content, whatever its name; ``False`` if it cannot be read."""
+    """Return whether the content of a file is DICOM; ``False`` if it cannot be read."""
     try:
         if not path.is_file():  # opening a pipe would wait forever
             return False
@@ -98,17 +98,17 @@ def is_dicom(path: Path) -> bool:
 
 
 def read_instance(path: Path) -> Instance | None:
-    """Read the header of a DICOM file, without its pixels; ``None`` if it cannot be understood."""
+    """Read the header of a DICOM file, without pixels; return ``None`` if it cannot be understood."""
     try:
         facts = path.stat()
         return _read(path, facts.st_size, facts.st_mtime_ns) if S_ISREG(facts.st_mode) else None
-    except OSError:  # not kept, unlike damage: a network share may be back at the next look
+    except OSError:  # not cached, unlike damage: a network share may be back later
         return None
 
 
 @lru_cache(maxsize=_KEPT)
 def _read(path: Path, size: int, changed: int) -> Instance | None:
-    """Read a header once for as long as its file is the same; watched folders are searched often."""
+    """Read a header once while its file does not change, because watched folders are searched often."""
     from pydicom.filereader import read_partial
     from pydicom.uid import UID
 
@@ -120,7 +120,7 @@ def _read(path: Path, size: int, changed: int) -> Instance | None:
                 stop_when=lambda tag, vr, length: tag > _SERIES,  # noqa: ARG005
                 specific_tags=[_SOP_CLASS, _IMAGE_TYPE, _SERIES],
             )
-        # As stored: pydicom would check parsed values, and warn.
+        # Values are used as stored, because pydicom checks parsed values and warns.
         kind, image, series = (_text(data, tag) for tag in (_SOP_CLASS, _IMAGE_TYPE, _SERIES))
         kind = kind or _text(data.file_meta, _MEDIA_SOP_CLASS)
     except _damaged() as error:
@@ -149,27 +149,27 @@ def _damaged() -> tuple[type[Exception], ...]:
 
 
 def find_series(files: Iterable[Path], *, growing: Path | None = None) -> tuple[list[Series], list[str]]:
-    """Group DICOM files into slides, and list those that belong to none.
+    """Group DICOM files into slides, and list the files that belong to none.
 
-    A slide is named after its file if its series has one file; after the folder if all files of the series
-    are in it and it holds no other slide; else by its whole ``SeriesInstanceUID``, because UIDs of one
-    archive may begin and end alike. Files of the same name, each in a folder of its own, are named after the
-    folders. A file whose header cannot be read is listed as a slide of its own, to be refused by its name.
+    A slide is named after its file if its series has one file; after the folder if the folder holds all files
+    of the series and no other slide; else by its whole ``SeriesInstanceUID``, because UIDs of one archive may
+    begin and end alike. Files with the same name in separate folders are named after the folders. A file with
+    an unreadable header is listed as a slide, so that it is later refused by name.
 
     Parameters
     ----------
     files
         DICOM files, in any folders.
     growing
-        A folder in which further slides are expected: no slide is named after it.
+        A folder in which more slides may arrive; no slide is named after it.
 
     Returns
     -------
     list of Series
         The slides.
     list of str
-        Files that are left out, each with the reason: no level of a whole-slide image, or in another folder
-        than the largest level of their series, where OpenSlide does not find them.
+        Files that are left out, with reasons: they are not a level of a whole-slide image, or not in the
+        folder of their series' largest level, so that OpenSlide would not find them.
     """
     by_series: dict[str, list[Instance]] = defaultdict(list)
     series, left_out = [], []
@@ -190,7 +190,7 @@ def find_series(files: Iterable[Path], *, growing: Path | None = None) -> tuple[
             continue
         largest = max((part.path for part in parts if part.is_level), key=_size)
         apart = [part.path for part in parts if part.path.parent != largest.parent]
-        left_out += [f"{path} (a part of {largest}: put all of a slide into one folder)" for path in apart]
+        left_out += [f"{path} (part of {largest}; put a slide's files into one folder)" for path in apart]
         name = _stem(largest) if len(parts) == 1 else uid
         if len(parts) > 1 and not apart and alone[largest.parent]:
             name = largest.parent.resolve().name
@@ -205,12 +205,12 @@ def find_series(files: Iterable[Path], *, growing: Path | None = None) -> tuple[
 
 
 def _stem(file: Path) -> str:
-    """Return a file's name without an ending of DICOM; the last number of a UID is no ending."""
+    """Return a file's name without a DICOM extension; the last number of a UID is not an extension."""
     return file.stem if file.suffix.lower() in SUFFIXES else file.name
 
 
 def files_of_series(path: Path) -> list[Path]:
-    """List the files beside a DICOM file, itself included, that OpenSlide reads with it.
+    """List the files that OpenSlide reads for the slide of a DICOM file, including the file itself.
 
     Raises
     ------
@@ -225,14 +225,14 @@ def files_of_series(path: Path) -> list[Path]:
 
 
 def check_offsets(path: Path) -> None:
-    """Check that the frames of a DICOM file follow one another in its table of offsets.
+    """Check that the offsets of a DICOM file's frames increase and lie within the file.
 
-    OpenSlide 4.0 ends the whole process where they do not.
+    If they do not, OpenSlide 4.0 ends the whole process.
 
     Raises
     ------
     SlideOpenError
-        When they do not, or the header is damaged.
+        When they do not, or when the header is damaged.
     OSError
         When the file cannot be read.
     """
@@ -241,14 +241,14 @@ def check_offsets(path: Path) -> None:
     if not follow:
         raise SlideOpenError(
             str(path),
-            f"the table of offsets in {path.name} is damaged: {count} frames do not follow one another in "
-            f"{facts.st_size} bytes; copy it again, or have it written again",
+            f"the table of offsets in {path.name} is damaged: its {count} frames are not in order or not "
+            f"within its {facts.st_size} bytes; copy it again, or have it written again",
         )
 
 
 @lru_cache(maxsize=_KEPT)
 def _check_offsets(path: Path, size: int, changed: int) -> tuple[int, bool]:
-    """Return the number of frames, and whether each begins after the one before and within the file."""
+    """Return the number of frames, and whether each starts after the previous one and within the file."""
     from pydicom import dcmread
     from pydicom.encaps import parse_basic_offsets
 
@@ -274,5 +274,5 @@ def _check_offsets(path: Path, size: int, changed: int) -> tuple[int, bool]:
 def _size(file: Path) -> int:
     try:
         return file.stat().st_size
-    except OSError:  # it was removed since the folder was listed
+    except OSError:  # it was removed after the folder was listed
         return -1

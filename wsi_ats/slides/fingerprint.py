@@ -1,4 +1,4 @@
-"""Fingerprints of slides, by which a record knows whether its file is still the same."""
+"""Fingerprints of slides, which show whether a file has changed since it was recorded."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from wsi_ats.errors import SlideOpenError
 from wsi_ats.files import digest_of
 from wsi_ats.slides.storage import is_remote
 
-# Files that identify a folder of Zarr: its own metadata, and those of its levels.
+# Files that identify a Zarr folder: its own metadata, and those of its levels.
 _ZARR_METADATA = ("zarr.json", ".zattrs", "*/zarr.json", "*/.zarray")
 
-# Long enough to tell slides apart that a scanner wrote with the same size in the same second.
+# Long enough to distinguish slides of the same size that a scanner wrote in the same second.
 _HEADER_BYTES = 1 << 16
 
 
 def slide_digest(path: str) -> str:
-    """Return the fingerprint of a slide's file: of its size, time of change and first bytes.
+    """Return a fingerprint of a slide's file, from its size, time of change and first bytes.
 
-    For a folder of Zarr, it is that of all its metadata, which are written last. To read a whole slide would
-    cost more than to score it. A missing file has a fingerprint too, so that its absence can be recorded.
+    For a Zarr folder, it is computed from all metadata files, which are written last. Reading a whole slide
+    would cost more than scoring it. A missing file also has a fingerprint, so that its absence can be
+    recorded.
     """
     if is_remote(path):
         return _remote_digest(path)
@@ -38,7 +39,7 @@ def slide_digest(path: str) -> str:
 
 
 def _remote_digest(url: str) -> str:
-    """Return the fingerprint of a slide in a store: of size, ETag or time of change, and first bytes."""
+    """Return a fingerprint of a slide in a store, from its size, ETag or time of change, and first bytes."""
     from wsi_ats.slides.remote import RemoteFile
 
     folder = url.rstrip("/")

@@ -1,7 +1,7 @@
-"""JPEG, in slides and for transport between machines: the only import of simplejpeg.
+"""JPEG in slides, and for transport between machines: the only import of simplejpeg.
 
-simplejpeg decodes as OpenSlide does (libjpeg-turbo, exact DCT, smooth colour), and refuses streams that
-libjpeg only warns about: damage becomes an error instead of grey or smeared pixels.
+simplejpeg decodes as OpenSlide does (libjpeg-turbo, exact DCT, smooth colour), but refuses streams for which
+libjpeg only logs a warning: damage becomes an error instead of grey or smeared pixels.
 """
 
 from __future__ import annotations
@@ -16,24 +16,23 @@ import simplejpeg
 
 Pixels = npt.NDArray[np.uint8]
 
-# With colour at full resolution (4:4:4), because stain is colour. Tiles of a real slide, cut across the
-# blocks of its own JPEG, have 26 % of their bytes at this quality. They are off by 2 grey levels on average,
-# by 9 or more for one value in a hundred, and by 24 at most; encoding and decoding take 0.3 and 0.4 ms a
-# tile.
+# Colour is stored at full resolution (4:4:4), because stain is colour. Tiles of a real slide, cut across the
+# blocks of its own JPEG, shrink to 26 % of their bytes at this quality. They differ by 2 grey levels on
+# average, by 9 or more for one value in a hundred, and by at most 24; encoding and decoding take 0.3 and 0.4
+# ms per tile.
 QUALITY = 95
 
 Colours = Literal["RGB", "YCbCr", "Gray"]
 
 _START = b"\xff\xd8"
 _MARKER, _END, _SCAN = 0xFF, 0xD9, 0xDA
-# Each scan of a progressive image takes time for all its pixels. Encoders write ten or so; a scan without
-# pixels takes a few bytes.
+# Each scan of a progressive image takes the time of all its pixels, but may need only a few bytes in a
+# damaged or hostile file. Encoders write about ten scans.
 _MOST_SCANS = 200
 _TABLES = {0xC4, 0xCC, 0xDB, 0xDD}
-# Marks of programs: JFIF means luma and chroma; Adobe says which form the colours have.
+# Marks of programs: JFIF means luma and chroma; Adobe specifies the colour space.
 _JFIF, _ADOBE = 0xE0, 0xEE
-# With 0 after it: three colours are stored as they are; with 1, as luma and chroma. Without it, decoders
-# guess.
+# Followed by 0: the three colours are stored directly; by 1: as luma and chroma. Without it, decoders guess.
 _SAYS = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
 
 
@@ -50,9 +49,9 @@ def decode(stream: bytes | memoryview, out: Pixels, colours: Colours | None = No
     stream
         The JPEG.
     out
-        The result: contiguous, shape (height, width, 3); grey images become grey RGB.
+        Array for the result: contiguous, shape (height, width, 3); grey images become grey RGB.
     colours
-        The form of the colours, whatever the stream says; by default that of the stream.
+        Colour space, which overrides that of the stream; by default that of the stream.
 
     Raises
     ------
@@ -68,7 +67,7 @@ def decode(stream: bytes | memoryview, out: Pixels, colours: Colours | None = No
     """
     height, width, form, _ = simplejpeg.decode_jpeg_header(stream)
     if (height, width) != out.shape[:2]:
-        # Before anything is decoded: a few bytes can claim 65,535 x 65,535 pixels.
+        # Checked before decoding, because a few bytes can claim 65,535 x 65,535 pixels.
         raise ValueError(f"a JPEG of {width} x {height} pixels, expected {out.shape[1]} x {out.shape[0]}")
     if colours is not None and form != colours:
         stream = _saying(colours, bytes(stream))
@@ -77,19 +76,19 @@ def decode(stream: bytes | memoryview, out: Pixels, colours: Colours | None = No
             raise ValueError(f"a JPEG of {form} pixels, expected {colours}")
     scans = bytes(stream).count(bytes([_MARKER, _SCAN]))
     if scans > _MOST_SCANS:
-        raise ValueError(f"a JPEG of {scans} scans, at most {_MOST_SCANS} are decoded")
+        raise ValueError(f"a JPEG of {scans} scans, but at most {_MOST_SCANS} are decoded")
     simplejpeg.decode_jpeg(stream, "RGB", fastdct=False, fastupsample=False, buffer=out)
 
 
 def prefix(tables: bytes | None, colours: Colours) -> bytes:
-    """Return the bytes that complete an abbreviated stream of a TIFF file, in place of its first two.
+    """Return the bytes that replace the first two of an abbreviated stream in a TIFF file, to complete it.
 
     Parameters
     ----------
     tables
-        The file's tables for all of its tiles: a JPEG stream without an image.
+        The tables shared by all tiles of the file: a JPEG stream without an image.
     colours
-        The form of the colours.
+        Colour space.
 
     Raises
     ------
@@ -105,13 +104,13 @@ def _says(colours: Colours) -> bytes:
 
 
 def _saying(colours: Colours, stream: bytes) -> bytes:
-    """Return the stream marked with the given form of colours, and with no other mark."""
+    """Return the stream with a mark for the given colour space as its only mark."""
     kept = (part for marker, part in _parts(stream) if marker not in {_JFIF, _ADOBE})
     return b"".join((_START, _says(colours), *kept))
 
 
 def _parts(stream: bytes) -> Iterator[tuple[int, bytes]]:
-    """Split a stream into markers with their bytes, without those of start and end; pixels come last."""
+    """Split a stream into markers and their bytes, except those of start and end; pixels come last."""
     if stream[:2] != _START:
         raise ValueError("not the start of a JPEG")
     at = 2
@@ -119,7 +118,7 @@ def _parts(stream: bytes) -> Iterator[tuple[int, bytes]]:
         if stream[at] != _MARKER or at + 1 == len(stream):
             raise ValueError(f"no JPEG marker after {at} of {len(stream)} bytes")
         marker = stream[at + 1]
-        if marker == _MARKER:  # a filling byte
+        if marker == _MARKER:  # a fill byte
             at += 1
             continue
         if marker == _END:
@@ -140,7 +139,7 @@ class JpegTiles:
     Parameters
     ----------
     shape
-        Of the pixels, (N, height, width, 3).
+        Shape of the pixels, (N, height, width, 3).
     streams
         The JPEG of each tile.
 
@@ -161,7 +160,7 @@ class JpegTiles:
         return cls(pixels.shape, [encode(tile) for tile in pixels])
 
     def pixels(self) -> Pixels:
-        """Decode them to uint8, shape (N, height, width, 3); the result is the same on every machine."""
+        """Decode the tiles to uint8, shape (N, height, width, 3); the result is the same on every machine."""
         pixels = np.empty(self.shape, dtype=np.uint8)
         for tile, stream in zip(pixels, self.streams, strict=True):
             decode(stream, tile)

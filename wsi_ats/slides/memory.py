@@ -1,4 +1,4 @@
-"""Slides held in memory, for examples, tests, and images that were never files."""
+"""Slides in memory, for examples, tests, and images that are not in a file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class MemorySlide(Slide):
     mpp
         Micrometres per level-0 pixel; ``None`` if unknown.
     path
-        Its name in errors.
+        The slide's name in errors.
     background
         RGB colour outside the arrays.
 

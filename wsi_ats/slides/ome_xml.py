@@ -1,4 +1,4 @@
-"""OME-XML, the description of an image in an OME-TIFF file."""
+"""OME-XML: the description of an image in an OME-TIFF file."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ class OmeXml:
     Parameters
     ----------
     sizes
-        Physical size of a pixel: the attributes ``PhysicalSizeX`` and so on that are there, after ``ome.``.
+        Physical size of a pixel: the attributes such as ``PhysicalSizeX`` that are present, with the prefix
+        ``ome.``.
     planes
-        Images of the same place, in other channels, depths or times.
+        Number of images of the same place: channels, depths and times.
     channels
-        Names of the channels, one for each page; empty where there are depths or times as well, or where
-        pages are not in the order of the channels.
+        Names of the channels, one for each page; empty if there are also depths or times, or if pages are not
+        in the order of the channels.
     files
-        Names of the files that the image is spread over; empty where it is all in this one.
+        Names of the files that the image is spread over; empty if it is all in this file.
     """
 
     sizes: Mapping[str, str]
@@ -41,7 +42,7 @@ class OmeXml:
         text
             The XML.
         samples
-            Colours of a pixel, which count as one channel.
+            Colours per pixel, which count as one channel.
 
         Raises
         ------
@@ -73,7 +74,7 @@ class OmeXml:
 
 
 def _files(root: ET.Element, named: Mapping[str, ET.Element]) -> str:
-    # Of several images, the first is the slide; the others may be in other files.
+    # If there are several images, the first is the slide; the others may be in other files.
     parts = [each for each in named.get("Image", root).iter() if _name_of(each) == "UUID"]
     files = {each.get("FileName", "") for each in parts} - {""}
     own = {"", *((each.text or "").strip() for each in parts)}
@@ -87,7 +88,8 @@ def _files(root: ET.Element, named: Mapping[str, ET.Element]) -> str:
 
 def _channels(pixels: ET.Element) -> tuple[str, ...]:
     flat = pixels.get("SizeZ", "1") == pixels.get("SizeT", "1") == "1"
-    # Pages may be assigned to channels in any order; in all files that we know it is that of the channels.
+    # Pages may be assigned to channels in any order; in all known files, they are in the order of the
+    # channels.
     data = (each for each in pixels if _name_of(each) == "TiffData")
     in_order = all(each.get("IFD", "0") == each.get("FirstC", "0") for each in data)
     names = (each.get("Name", "") for each in pixels if _name_of(each) == "Channel")

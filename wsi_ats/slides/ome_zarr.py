@@ -12,10 +12,10 @@ from wsi_ats.slides.base import Mpp
 from wsi_ats.slides.resolution import ADVICE, MICROMETRES, square_mpp
 
 OWN = "wsi_ats"
-"""Key of this library's notes on its own pyramids, among the attributes of the image."""
+"""Key of this library's record of its own pyramids, among the attributes of the image."""
 
 ICC = "icc_profile"
-"""Key, in these notes, of the source's colour profile in base 64; OME-Zarr has no place for one."""
+"""Key, in that record, of the source's colour profile in base 64; OME-Zarr does not define one."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,11 @@ class OmeImage:
     Parameters
     ----------
     axes
-        Names, in the order of the arrays' axes.
+        Names of the arrays' axes, in order.
     units
         Unit of each axis that has one.
     paths
-        The arrays, finest first.
+        Paths of the arrays, finest first.
     scales
         Physical size of a pixel along each axis, for each array; ``None`` if unknown.
     """
@@ -41,12 +41,12 @@ class OmeImage:
 
     @classmethod
     def of(cls, attributes: Mapping[str, Any]) -> OmeImage:
-        """Read them from the attributes of a group.
+        """Read the metadata from the attributes of a group.
 
         Raises
         ------
         ValueError, LookupError, TypeError, AttributeError
-            When they are damaged, or not those of an RGB image.
+            When they are damaged, or do not describe an RGB image.
         """
         ome = attributes.get("ome", attributes)
         if "multiscales" not in ome:
@@ -77,19 +77,19 @@ class OmeImage:
         )
 
     def mpp(self) -> Mpp:
-        """Return micrometres per level-0 pixel, by the scale of level 0.
+        """Return the micrometres per level-0 pixel, from the scale of level 0.
 
         Raises
         ------
         ValueError
-            When it is missing, in unknown units or not plausible.
+            When the scale is missing, in unknown units or not plausible.
         """
         source = "coordinateTransformations"
         units = {name: self.units.get(name) for name in ("x", "y")}
         scales = self.scales[0]
         if scales is None or not set(units.values()) <= MICROMETRES.keys():
             raise ValueError(
-                f"the file does not say how many micrometres a pixel has ({source} scale = {scales}, "
+                f"the file does not give its micrometres per pixel ({source} scale = {scales}, "
                 f"units = {units}, known units are {', '.join(MICROMETRES)}); {ADVICE}"
             )
         x, y = (scales[name] * MICROMETRES[str(units[name])] for name in ("x", "y"))
@@ -106,14 +106,14 @@ class OmeImage:
         Raises
         ------
         ValueError
-            When a level is not smaller than the one before.
+            When a level is not smaller than the previous one.
         """
         width, height = sizes[0]
         levels = [Level(width, height, 1.0)]
         for size, scale in zip(sizes[1:], self.scales[1:], strict=True):
             downsample = _downsample((width, height), size, self.scales[0], scale)
             if downsample <= levels[-1].downsample or size[0] > width or size[1] > height:
-                raise ValueError(f"levels of {list(sizes)} pixels, expected each smaller than the last")
+                raise ValueError(f"levels have {list(sizes)} pixels, expected each smaller than the last")
             levels.append(Level(*size, downsample))
         return tuple(levels)
 
@@ -134,10 +134,10 @@ def _downsample(
     full_scale: Mapping[str, float] | None,
     scale: Mapping[str, float] | None,
 ) -> float:
-    """Return the ratio of the scales if the sizes agree with it, else that of the sizes.
+    """Return the ratio of the scales if the sizes agree with it, else the ratio of the sizes.
 
-    Sizes are rounded to whole pixels, scales are not: half of 331 pixels are 166, at a downsample of 2 and
-    not of 1.994.
+    Sizes are rounded to whole pixels, but scales are not: 331 pixels become 166 at half the resolution, a
+    downsample of 2 and not of 1.994.
     """
     if full_scale is not None and scale is not None and min(*full_scale.values(), *scale.values()) > 0:
         x, y = (scale[name] / full_scale[name] for name in ("x", "y"))

@@ -1,4 +1,4 @@
-"""Opening of slides: the choice of a reader, and its reason."""
+"""Opening of slides, and the choice of a reader."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Choice:
-    """A reader, chosen for one slide.
+    """The reader chosen for a slide.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ class Choice:
         ``direct``: :class:`wsi_ats.slides.tiff.TiffSlide`; ``openslide``:
         :class:`wsi_ats.slides.openslide.OpenSlideSlide`; ``zarr``: :class:`wsi_ats.slides.zarr.ZarrSlide`.
     reason
-        The reason.
+        The reason for the choice.
     """
 
     reader: str
@@ -58,24 +58,24 @@ def choose_reader(ref: SlideRef | str | Path) -> Choice:
 
 
 def open_slide(ref: SlideRef | str | Path, *, threads: int = 1) -> Slide:
-    """Open a slide; pixels are read only when asked for.
+    """Open a slide without reading its pixels.
 
-    TIFF files are read directly where the pixels are the same as OpenSlide's, at a fifth to a half of the
-    cost (``docs/readers.md``); OME-Zarr is read by zarr, and all else by OpenSlide.
+    TIFF files are read directly if this returns the same pixels as OpenSlide, at a fifth to a half of the
+    cost (``docs/readers.md``); OME-Zarr is read by zarr, and all other formats by OpenSlide.
 
     Parameters
     ----------
     ref
-        A reference, or the path or URL of a file. Its ``reader`` forces one. With its ``colour`` "srgb",
-        pixels are converted by the file's colour profile; without a profile they stay as stored.
+        A reference, or the path or URL of a file. Its ``reader`` overrides the choice. If its ``colour`` is
+        "srgb", pixels are converted with the file's colour profile; without a profile they stay as stored.
     threads
-        Number of threads that decode where tiles are read directly: for a program that reads one slide, or
-        fewer than it has cores.
+        Number of threads that decode directly read tiles; useful for programs that read fewer slides at a
+        time than they have cores.
 
     Raises
     ------
     SlideOpenError
-        When the file is missing, damaged or of a format no reader knows.
+        When the file is missing, damaged or in a format that no reader knows.
 
     Examples
     --------
@@ -86,9 +86,9 @@ def open_slide(ref: SlideRef | str | Path, *, threads: int = 1) -> Slide:
 
 
 def open_chosen(ref: SlideRef | str | Path, *, threads: int = 1) -> tuple[Slide, Choice]:
-    """Open a slide as :func:`open_slide` does, and return the choice of its reader, too.
+    """Open a slide as :func:`open_slide` does, and also return the choice of its reader.
 
-    The index that decides is read only once, which matters where it comes from a store.
+    The index that the choice depends on is read only once, which matters for slides in a store.
     """
     ref = _reference(ref)
     choice, storage, index = _choose(ref)
@@ -118,7 +118,7 @@ def _open(
     if ref.channel:
         raise SlideOpenError(
             ref.path,
-            f"tile.channel is {ref.channel!r}, but channels can be chosen of TIFF files alone that are read "
+            f"tile.channel is {ref.channel!r}, but a channel can be chosen only in TIFF files that are read "
             f"directly, and the reader is {choice.reader}: {choice.reason}",
         )
     if choice.reader == "zarr":
@@ -149,7 +149,7 @@ def _check_levels(slide: Slide, index: TiffIndex) -> None:
         slide.close()
         raise SlideOpenError(
             slide.path,
-            f"its level of {level.width} x {level.height} pixels is not stored as level 0 is: "
+            f"its level of {level.width} x {level.height} pixels is stored in a different form from level 0: "
             f"{level.refused}; {advice_on(level.refused)}",
         )
 
@@ -162,10 +162,10 @@ def _choose(ref: SlideRef) -> tuple[Choice, Storage | None, TiffIndex | None]:
     """Choose a reader, and return the storage and index that were opened for it."""
     if ref.reader == "openslide" and is_remote(ref.path):
         raise SlideOpenError(
-            ref.path, "OpenSlide reads files of this machine alone; copy it, or leave out --reader"
+            ref.path, "OpenSlide reads only files on this machine; copy the slide here, or leave out --reader"
         )
     if ref.reader != "auto":
-        return Choice(ref.reader, "asked for"), None, None
+        return Choice(ref.reader, "requested"), None, None
     if is_zarr(ref.path):
         return Choice("zarr", "it is OME-Zarr"), None, None
     if Path(ref.path).is_dir() and not is_remote(ref.path):
@@ -173,8 +173,8 @@ def _choose(ref: SlideRef) -> tuple[Choice, Storage | None, TiffIndex | None]:
     if ref.path.lower().endswith(".vsi"):
         raise SlideOpenError(
             ref.path,
-            "a .vsi file holds an overview and the label; the slide itself is in .ets files, which cannot be "
-            "read here; convert it, with bioformats2raw for example",
+            "a .vsi file holds only an overview and the label; the slide itself is in .ets files, which "
+            "cannot be read; convert it, for example with bioformats2raw",
         )
     storage = open_storage(ref.path)
     try:
@@ -186,11 +186,11 @@ def _choose(ref: SlideRef) -> tuple[Choice, Storage | None, TiffIndex | None]:
 
 
 def _choose_by_content(ref: SlideRef, storage: Storage) -> tuple[Choice, TiffIndex | None]:
-    """Choose a reader by the contents of a file, and return its index, too."""
+    """Choose a reader by the contents of a file, and also return its index."""
     from wsi_ats.slides.tiff import levels_of, why_not
     from wsi_ats.slides.tiff_index import TiffIndex
 
-    # The file of a MIRAX slide has no contents, and may be empty.
+    # The .mrxs file of a MIRAX slide has no contents of its own, and may be empty.
     if storage.size == 0 and not ref.path.lower().endswith(".mrxs"):
         raise SlideOpenError(ref.path, "it is an empty file; copy it again")
     whole = index = TiffIndex.of(storage)
@@ -200,15 +200,15 @@ def _choose_by_content(ref: SlideRef, storage: Storage) -> tuple[Choice, TiffInd
         index = index.of_channel(ref.path, ref.channel)
     reason = "it is not a TIFF file" if index is None else why_not(index)
     if index is not None and not reason:
-        why = "its pixels are those that OpenSlide gives"
+        why = "its pixels are the same as OpenSlide's"
         if ref.channel:
-            why = f"channel {ref.channel} was asked for"
+            why = f"channel {ref.channel} was requested"
         elif not index.images[0].tiled:
-            why = "OpenSlide reads no TIFF in strips"
+            why = "OpenSlide does not read TIFF in strips"
         elif index.vendor == "ome-tiff":
-            why = "OpenSlide reads no OME-TIFF, or its finest level alone"
+            why = "OpenSlide does not read OME-TIFF, or only its finest level"
         elif any(each.below for each in levels_of(index)):
-            why = "OpenSlide does not see its coarser levels, which are in SubIFDs"
+            why = "OpenSlide does not find its coarser levels, which are in SubIFDs"
         return Choice("direct", why), whole
     if index is not None and index.planes > 1:
         from wsi_ats.slides.openslide import is_known
@@ -217,16 +217,16 @@ def _choose_by_content(ref: SlideRef, storage: Storage) -> tuple[Choice, TiffInd
         advice = "; --reader openslide takes the first" if known else ""
         if index.pages:
             advice = "; give one by its name, or its number from 0, with --set tile.channel=..." + advice
-        raise SlideOpenError(ref.path, f"{reason}, and a slide is one picture{advice}")
+        raise SlideOpenError(ref.path, f"{reason}, but a slide must be one image{advice}")
     if not is_remote(ref.path):
         return Choice("openslide", reason), index
     if index is None or why_not(index, like_openslide=False):
         raise SlideOpenError(
             ref.path,
-            f"only OME-Zarr and plain TIFF pyramids are read from a store, and {reason}; copy it to this "
+            f"only OME-Zarr and plain TIFF pyramids can be read from a store, and {reason}; copy it to this "
             "machine, or convert it with `wsi-ats convert`",
         )
-    return Choice("direct", f"OpenSlide reads no store, although {reason}"), whole
+    return Choice("direct", f"OpenSlide cannot read from a store, although {reason}"), whole
 
 
 def _check_shows_slide(path: str, index: TiffIndex) -> None:
@@ -234,18 +234,18 @@ def _check_shows_slide(path: str, index: TiffIndex) -> None:
     if index.overview:
         raise SlideOpenError(
             path,
-            f"its only picture is called {index.overview!r}; give the file that has the slide itself, or, if "
-            "that is what it shows, --reader direct",
+            f"its only image is called {index.overview!r}; give the file with the slide itself, or, if this "
+            "image is the slide, --reader direct",
         )
     if index.files:
         raise SlideOpenError(
             path,
-            f"its picture is in the files of an OME-TIFF ({index.files}), and a slide is one file; write "
-            "them to one, with bioformats2raw for example",
+            f"its image is spread over several OME-TIFF files ({index.files}), but a slide must be one file; "
+            "combine them, for example with bioformats2raw",
         )
     if index.orientation != 1:
         raise SlideOpenError(
             path,
-            f"its orientation (tag 274) is {index.orientation}: it is stored turned or mirrored, and readers "
-            "of tiles turn each in its place; write it upright, with `vips autorot` for example",
+            f"its orientation (tag 274) is {index.orientation}: it is stored rotated or mirrored, which tile "
+            "readers get wrong; write it upright, for example with `vips autorot`",
         )

@@ -1,4 +1,4 @@
-"""Slides read by OpenSlide: its only import, where its errors are translated."""
+"""Slides read by OpenSlide: the only import of OpenSlide, where its errors are translated."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from wsi_ats.slides.resolution import find_mpp, mpp_or_problem
 from wsi_ats.slides.storage import LocalFile
 from wsi_ats.slides.tiff_index import TiffIndex
 
-# Randomly drawn tiles are hardly ever read twice: a larger cache than for neighbouring tiles of one read only
-# costs memory, and training keeps many slides open.
+# Randomly drawn tiles are hardly ever read twice, so the cache is only large enough for neighbouring tiles of
+# one read. A larger one would cost memory, and training keeps many slides open.
 _CACHE_BYTES = 4 << 20
 
 _RECTANGLE = ("x", "y", "width", "height")
@@ -37,7 +37,7 @@ class OpenSlideSlide(Slide):
     path
         The file.
     mpp
-        Micrometres per level-0 pixel, where the file's own value is missing or wrong.
+        Micrometres per level-0 pixel, if the file's own value is missing or wrong.
 
     Raises
     ------
@@ -45,7 +45,7 @@ class OpenSlideSlide(Slide):
         When OpenSlide cannot open the file.
     """
 
-    bytes_read = None  # OpenSlide does not count them
+    bytes_read = None  # OpenSlide does not count bytes
 
     def __init__(self, path: str, *, mpp: float | None = None) -> None:
         self._path = path
@@ -84,7 +84,7 @@ class OpenSlideSlide(Slide):
             try:
                 rgba = np.asarray(handle.read_region(location, level, (width, height)))
             except openslide.OpenSlideError as error:
-                # After an error OpenSlide's handle refuses everything: the next read opens a new one.
+                # After an error, OpenSlide's handle refuses all calls: the next read opens a new one.
                 with self._lock:
                     if self._handle is handle:
                         self._handle = None
@@ -95,7 +95,7 @@ class OpenSlideSlide(Slide):
                 ) from error
             if not downsample.is_integer():
                 # OpenSlide takes whole level-0 pixels, which fall between the pixels of such a level. It then
-                # interpolates, and the background shines through where its tiles meet.
+                # interpolates, and pixels become partly transparent where its tiles meet.
                 rgba = np.where(rgba[..., 3:] >= 128, rgba | _OPAQUE, 0)
             pixels[i] = _over(rgba, self.background)
         return pixels
@@ -118,7 +118,7 @@ class OpenSlideSlide(Slide):
 
 
 def _open(path: str) -> openslide.OpenSlide:
-    """Open a file, after checks for what would make OpenSlide wait, guess or end the process."""
+    """Open a file, after checks for problems that make OpenSlide wait, guess or end the process."""
     file = Path(path)
     if not file.exists():
         raise SlideOpenError(path, "no such file; check the path in the manifest")
@@ -127,7 +127,7 @@ def _open(path: str) -> openslide.OpenSlide:
     if file.suffix.lower() == ".mrxs" and not file.with_suffix("").is_dir():
         raise SlideOpenError(
             path,
-            f"its pixels are missing: MIRAX keeps them in a folder {file.stem!r} beside it; copy both",
+            f"its pixels are missing: MIRAX stores them in a folder {file.stem!r} beside it; copy both",
         )
     try:
         if is_dicom(file):
@@ -150,7 +150,7 @@ def _open(path: str) -> openslide.OpenSlide:
 
 
 def properties_of(handle: openslide.OpenSlide) -> Mapping[str, str]:
-    """Return the properties of an open file; names that are not UTF-8 are listed but have no value."""
+    """Return the properties of an open file, except names that are not UTF-8, which have no value."""
     values = {name: handle.properties.get(name) for name in handle.properties}
     return {name: value for name, value in values.items() if value is not None}
 
@@ -184,13 +184,13 @@ def _tile_shape(properties: Mapping[str, str], level: int) -> tuple[int, int] | 
 
 
 def _numbers(properties: Mapping[str, str], name: str, *endings: str) -> list[int] | None:
-    """Return whole numbers from properties of one name with several endings; ``None`` if one is missing."""
+    """Return the integers of properties whose names differ in an ending; ``None`` if one is missing."""
     texts = [properties.get(name.format(ending)) for ending in endings]
     return None if None in texts else [int(str(text)) for text in texts]
 
 
 def _index(path: str) -> TiffIndex | None:
-    """Read the index of a TIFF file, for the sizes of its tiles."""
+    """Read the index of a TIFF file, for the sizes of its stored tiles."""
     try:
         file = LocalFile(path)
         try:
@@ -198,7 +198,7 @@ def _index(path: str) -> TiffIndex | None:
         finally:
             file.close()
     except SlideOpenError:
-        # A folder, or an index so damaged that its sizes are not known; OpenSlide may still read the pixels.
+        # It is a folder, or its index is too damaged to give sizes; OpenSlide may still read the pixels.
         return None
 
 
@@ -213,7 +213,7 @@ def _over(rgba: Pixels, background: tuple[int, int, int]) -> Pixels:
 
 
 def is_known(path: str) -> bool:
-    """Return whether OpenSlide knows a file's format; the file may be damaged all the same."""
+    """Return whether OpenSlide knows a file's format; the file may still be damaged."""
     return openslide.OpenSlide.detect_format(path) is not None
 
 

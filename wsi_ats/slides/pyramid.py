@@ -1,8 +1,8 @@
-"""Pyramids of slides in OME-Zarr 0.5: written so that a stopped conversion can continue.
+"""Pyramids of slides in OME-Zarr 0.5, written so that a stopped conversion can continue.
 
-A pyramid is written shard by shard. Each is written whole, read back and compared; a later attempt keeps
-those that are intact. The image's own ``zarr.json`` comes last: without it, the folder is not taken for a
-slide.
+A pyramid is written shard by shard. Each shard is written whole, read back and compared; a later attempt
+keeps intact shards. The image's own ``zarr.json`` is written last: without it, the folder is not accepted as
+a slide.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from wsi_ats.slides.storage import is_remote
 from wsi_ats.slides.zarr_jpeg import register_jpeg
 from wsi_ats.slides.zarr_store import get_bytes, list_keys, open_store, set_bytes, text_of, zarr_errors
 
-_FILES = re.compile(r"zarr\.json|\d+/(zarr\.json|c/0/\d+/\d+)")  # of a pyramid; there are no others
-_UNFINISHED = ".partial"  # ending of the temporary files that a killed process leaves in a folder
+_FILES = re.compile(r"zarr\.json|\d+/(zarr\.json|c/0/\d+/\d+)")  # all files of a pyramid
+_UNFINISHED = ".partial"  # ending of temporary files that a killed process leaves in a folder
 
 
 @dataclass(frozen=True)
 class Pyramid:
-    """A pyramid that was written.
+    """The result of writing a pyramid.
 
     Parameters
     ----------
@@ -44,9 +44,9 @@ class Pyramid:
     sizes
         Width and height of each level.
     stored_bytes
-        Of all shards.
+        Size of all shards.
     reused
-        Number of shards that an earlier attempt had written.
+        Number of shards from an earlier attempt.
     """
 
     region: Region
@@ -67,29 +67,30 @@ def write_pyramid(
 ) -> Pyramid:
     """Write a slide as an OME-Zarr 0.5 pyramid.
 
-    Level 0 is the source's; each further level averages 2 x 2 pixels of the one before (fewer at an odd
-    edge), down to 512 pixels. Each thread needs memory for a few shards (2048 x 2048 pixels), however large
-    the slide. Called again after it was stopped, it continues, and the result is the same to the byte.
+    Level 0 is the source's; each further level averages 2 x 2 pixels of the previous one (fewer at an odd
+    edge), down to 512 pixels. Each thread needs memory for a few shards (2048 x 2048 pixels), regardless of
+    the slide's size. A conversion that was stopped continues when called again, with the same bytes as
+    result.
 
     Parameters
     ----------
     slide
-        The source; it must know its mpp.
+        The source; its mpp must be known.
     target
         Folder or URL of the pyramid; its name should end in ``.ome.zarr``.
     codec
-        ``"zstd"`` keeps every pixel; ``"jpeg"`` does not, and its coarser levels are averages of the stored
-        pixels. JPEG is read by this library, and by others where imagecodecs-zarr is installed.
+        ``"zstd"`` is lossless; ``"jpeg"`` is not, and its coarser levels are averages of the stored pixels.
+        JPEG can be read by this library, and by others if imagecodecs-zarr is installed.
     quality
-        Of ``"jpeg"``, 1 to 100; 90 by default.
+        Quality of ``"jpeg"``, 1 to 100; 90 by default.
     source
-        Fingerprint of the source's file. It is recorded in the pyramid, and another source is refused.
+        Fingerprint of the source's file. It is recorded in the pyramid, and a different source is refused.
     region
         Part of level 0 to write, in level-0 pixels; by default :attr:`~wsi_ats.slides.base.Slide.bounds`, the
-        part that was scanned. It is recorded as ``region`` among the attributes ``wsi_ats``: add its corner
-        to a pyramid's pixel to get the source's.
+        scanned part. It is recorded as ``region`` in the attribute ``wsi_ats``: add its corner to a pixel of
+        the pyramid to get the pixel of the source.
     threads
-        Number of shards that are made at a time.
+        Number of shards to make at a time.
 
     Returns
     -------
@@ -100,9 +101,9 @@ def write_pyramid(
     SettingsError
         For an unknown codec, or a quality or region that is not possible.
     ArtifactError
-        When the target holds something else, or cannot be written to.
+        When the target holds other data, or cannot be written to.
     MppError, SlideReadError
-        From the source.
+        When the source's mpp is unknown, or its pixels cannot be read.
 
     Examples
     --------
@@ -129,7 +130,7 @@ def write_pyramid(
     writer = ShardWriter(slide, store, target, region, form, sizes, resumed=resumed)
     stored, reused = writer.write(threads)
     with writing(target):
-        # Last, so that its presence means that the pyramid is complete.
+        # This file is written last: its presence means that the pyramid is complete.
         memory = MemoryStore()
         zarr.create_group(memory, attributes=attributes_of(slide, target, sizes, record))
         _copy(memory, store, "zarr.json")
@@ -137,23 +138,23 @@ def write_pyramid(
 
 
 def check_form(codec: str, quality: int | None) -> int | None:
-    """Check a codec and its quality, and return the quality; ``None`` for a codec without one.
+    """Check a codec and its quality, and return the quality; ``None`` for a codec without quality.
 
     Raises
     ------
     SettingsError
-        For an unknown codec, or a quality that it cannot have.
+        For an unknown codec, or a quality that it does not allow.
     """
     return PyramidForm.of(codec, quality).quality
 
 
 def is_complete(target: str) -> bool:
-    """Return whether a complete pyramid of this library is there.
+    """Return whether the target is a complete pyramid of this library.
 
     Raises
     ------
     ArtifactError
-        When the place cannot be read.
+        When the target cannot be read.
     """
     try:
         text = get_bytes(open_store(target, read_only=True), "zarr.json")
@@ -168,42 +169,43 @@ def is_complete(target: str) -> bool:
 
 
 def remove_pyramid(target: str) -> None:
-    """Delete a pyramid of this library, complete or not; do nothing where there is none.
+    """Delete a pyramid of this library, complete or not; do nothing if there is none.
 
     Raises
     ------
     ArtifactError
-        When something else is there or in it, and then nothing is deleted; or when it cannot be deleted.
+        When the target is not a pyramid or holds other files, in which case nothing is deleted; or when it
+        cannot be deleted.
     """
     with writing(target):
         store = _open_target(target)
         if _digest_there(store, target) is not None:
             if not is_remote(target) and Path(target).is_symlink():
                 raise ArtifactError(
-                    f"{target} is a link, and what it leads to is not deleted; delete the link, or choose "
-                    "another place"
+                    f"{target} is a link, and its target is not deleted; delete the link, or choose another "
+                    "place"
                 )
             others = _other_files(store)
             if others:
                 raise ArtifactError(
-                    f"{target} holds files that are none of the pyramid's, such as {others[0]}, so it is not "
-                    "deleted; move them, or choose another place"
+                    f"{target} holds files that do not belong to the pyramid, such as {others[0]}, so it is "
+                    "not deleted; move them, or choose another place"
                 )
-            # The image's own file first, so that a half-deleted pyramid is not taken for a complete one.
+            # The image's own file is deleted first, so that the rest does not look complete.
             sync(store.delete("zarr.json"))
             sync(store.delete_dir(""))
 
 
 def _open_target(target: str) -> Store:
-    """Open a place for writing.
+    """Open a target for writing.
 
-    Refused are names that stores take for patterns when they delete: ``scan[1].ome.zarr`` would delete
+    Names that stores interpret as patterns are refused: to delete ``scan[1].ome.zarr`` would delete
     ``scan1.ome.zarr``.
     """
     odd = [each for each in ("*", "?", "[", "::") if each in target]
     if is_remote(target) and odd:
         raise ArtifactError(
-            f"{target} cannot be written: in URLs {', '.join(odd)} means something else; choose another "
+            f"{target} cannot be written: {', '.join(odd)} has a special meaning in URLs; choose another "
             "place, or give the slide another slide_id in a table"
         )
     return open_store(target, read_only=False)
@@ -212,7 +214,7 @@ def _open_target(target: str) -> Store:
 def _begin(
     store: Store, target: str, sizes: Sequence[tuple[int, int]], form: PyramidForm, record: Mapping[str, Any]
 ) -> bool:
-    """Create the arrays, without pixels, and return whether an earlier attempt had begun."""
+    """Create the arrays, without pixels, and return whether there was an earlier attempt."""
     there = _digest_there(store, target)
     if there is not None and there != record["digest"]:
         raise ArtifactError(
@@ -223,11 +225,11 @@ def _begin(
         for key in list_keys(store):
             if key.endswith(_UNFINISHED):
                 sync(store.delete(key))
-    # From here on the image is not complete, until every shard has been checked again.
+    # From here on the image is incomplete, until every shard has been checked again.
     sync(store.delete("zarr.json"))
     for level, size in enumerate(sizes):
         if there is None or get_bytes(store, f"{level}/zarr.json") is None:
-            # In memory first: Zarr would also write an empty zarr.json of the image.
+            # Created in memory first, because Zarr would also write an empty zarr.json of the image.
             memory = MemoryStore()
             form.array(memory, size, **{OWN: {"digest": record["digest"]}})
             _copy(memory, store, "zarr.json", f"{level}/zarr.json")
@@ -235,9 +237,12 @@ def _begin(
 
 
 def _digest_there(store: Store, target: str) -> str | None:
-    """Return the fingerprint of the conversion in a place; ``None`` for an empty place.
+    """Return the fingerprint of the conversion in a target; ``None`` for an empty target.
 
-    Anything else is an ArtifactError: later, files of others could not be told from the pyramid's own.
+    Raises
+    ------
+    ArtifactError
+        When the target holds anything else, which could later be confused with the pyramid's own files.
     """
     for key in ("0/zarr.json", "zarr.json"):
         text = get_bytes(store, key)
@@ -259,7 +264,7 @@ def _digest_there(store: Store, target: str) -> str | None:
 
 
 def _other_files(store: Store) -> list[str]:
-    """List the files that no conversion writes."""
+    """List the files that a conversion does not write."""
     return [key for key in list_keys(store) if not (_FILES.fullmatch(key) or key.endswith(_UNFINISHED))]
 
 

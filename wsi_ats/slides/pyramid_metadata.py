@@ -19,7 +19,7 @@ _COLOURS = {"red": "FF0000", "green": "00FF00", "blue": "0000FF"}
 
 
 def record_of(slide: Slide, region: Region, form: PyramidForm, source: str) -> dict[str, Any]:
-    """Return a record of a conversion: all that its bytes depend on, and a fingerprint of it.
+    """Return a record of a conversion: everything that its bytes depend on, and a fingerprint of that.
 
     Parameters
     ----------
@@ -31,9 +31,9 @@ def record_of(slide: Slide, region: Region, form: PyramidForm, source: str) -> d
     Raises
     ------
     MppError
-        When the slide's resolution is not known.
+        When the slide's resolution is unknown.
     """
-    # The query of a URL may be a signature: not part of the name, and not to be handed on.
+    # The query of a URL may be a signature, which is not part of the name and must not be shared.
     path = slide.path.partition("?")[0] if is_remote(slide.path) else slide.path
     facts = {
         "source": {
@@ -54,14 +54,14 @@ def record_of(slide: Slide, region: Region, form: PyramidForm, source: str) -> d
 def attributes_of(
     slide: Slide, target: str, sizes: Sequence[tuple[int, int]], record: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the attributes of the image: those of OME-Zarr, and our own.
+    """Return the attributes of the image: those of OME-Zarr, and this library's record.
 
     Parameters
     ----------
     slide
         The source.
     target
-        Folder or URL of the pyramid, which is named after it.
+        Folder or URL of the pyramid, from which its name is derived.
     sizes
         Width and height of each level.
     record
@@ -72,7 +72,7 @@ def attributes_of(
     datasets = []
     for level in range(len(sizes)):
         scale = mpp * 2**level
-        # OME-Zarr places pixels by their centres; the centre of an average lies between its pixels.
+        # OME-Zarr positions are those of pixel centres; the centre of an average lies between its pixels.
         middle = (scale - mpp) / 2
         transformations = [
             {"type": "scale", "scale": [1.0, scale, scale]},

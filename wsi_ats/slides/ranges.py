@@ -1,4 +1,4 @@
-"""Ranges of bytes of a file in a store: neighbours joined to one request, and a file read in blocks."""
+"""Byte ranges of a file in a store: neighbouring ranges joined into requests, and a file read in blocks."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from wsi_ats.errors import SlideOpenError
 if TYPE_CHECKING:
     from wsi_ats.slides.storage import Fetch
 
-# The wait for the first byte, some 20 ms, is shared by all requests under way. In its share of that time a
-# connection delivers about this much: reading on over a gap costs no more than another request.
+# The wait for the first byte, about 20 ms, is shared by all requests in progress. In one request's share of
+# that time, a connection delivers about this much: reading across a gap costs no more than another request.
 _GAP = 32 << 10
 
 # Amazon advises 8 to 16 MB: larger requests gain nothing, and are sent again when a connection drops.
 _LARGEST = 8 << 20
 
 BLOCK = 64 << 10
-"""Bytes of a block. Parts of an index lie far apart: blocks four times as large save one or two requests of
-seven, and two to three times the bytes are read (docs/remote.md)."""
+"""Bytes of a block. The parts of an index are far apart: blocks four times as large would save one or two of
+seven requests, but read two to three times the bytes (docs/remote.md)."""
 
-# Ten million tiles need 160 MB. A damaged index claims more, up to the whole file.
+# The index of ten million tiles needs 160 MB. A damaged index may claim more, up to the whole file.
 _LARGEST_INDEX = 256 << 20
 
 
@@ -35,12 +35,12 @@ def joined(offsets: list[int], sizes: list[int]) -> tuple[list[tuple[int, int]],
     Parameters
     ----------
     offsets, sizes
-        First byte of each range, and its bytes.
+        First byte of each range, and its number of bytes.
 
     Returns
     -------
     list of tuple
-        Requests: the first byte and the one after the last.
+        The first byte of each request, and the byte after its last.
     list of int
         The request that contains each range.
 
@@ -67,18 +67,18 @@ def joined(offsets: list[int], sizes: list[int]) -> tuple[list[tuple[int, int]],
 
 
 class Blocks(io.RawIOBase):
-    """A file for a library that seeks and reads by itself; blocks that were read are kept.
+    """A file object for libraries that seek and read; it keeps the blocks that it has read.
 
     Parameters
     ----------
     path
         The slide's name in errors.
     size
-        Bytes of the file.
+        Size of the file in bytes.
     start
         Its first block.
     fetch
-        Reads ranges, given by offsets and sizes.
+        Function that reads ranges, given their offsets and sizes.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Blocks(io.RawIOBase):
         """See :meth:`io.IOBase.seek`."""
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
         if base + offset < 0:
-            raise ValueError(f"a place {base + offset} before the beginning")
+            raise ValueError(f"position {base + offset} is before the start of the file")
         self._at = base + offset
         return self._at
 
@@ -112,9 +112,9 @@ class Blocks(io.RawIOBase):
         Raises
         ------
         SlideOpenError
-            When more is read than any index has, or the store does not give it.
+            When more is read than any valid index has, or the store does not return it.
         """
-        room = memoryview(buffer).cast("B")  # of an array, whose items are not bytes
+        room = memoryview(buffer).cast("B")  # the buffer may be an array with larger items
         begin, end = self._at, min(self._size, self._at + len(room))
         if begin >= end:
             return 0

@@ -1,17 +1,18 @@
 """Files in object stores and on web servers: the only import of fsspec.
 
-Only the ranges of bytes that are needed are requested: neighbours are joined, and all ranges of a batch are
-fetched at once. Answers are checked: a tile has exactly its bytes, from the very file whose index was read.
+Only the byte ranges that are needed are requested: neighbouring ranges are joined, and all ranges of a batch
+are fetched at once. Answers are checked for their length, and for changes to the file since its index was
+read.
 
 ``s3://`` needs the package s3fs, ``https://`` and ``http://`` need aiohttp; both come with
-``wsi-ats[remote]``. Other stores that fsspec knows (``gs://``, ``abfs://`` ...) need the package that
+``wsi-ats[remote]``. Other stores that fsspec supports (``gs://``, ``abfs://`` ...) need the package that
 fsspec names; they are not tested.
 
-Credentials come from the places where the store's own library looks for them: for S3 the variables
-``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_SESSION_TOKEN`` and ``AWS_PROFILE``, the files in
-``~/.aws``, or the role of the machine. ``AWS_ENDPOINT_URL`` names another server than Amazon's, such as
-MinIO. Any option of an fsspec file system can be set by a variable, ``FSSPEC_S3_ANON=true`` for public
-buckets for example, or in ``~/.config/fsspec/``. Workers on other machines need them there.
+Credentials are read by the store's own library: for S3 from the variables ``AWS_ACCESS_KEY_ID``,
+``AWS_SECRET_ACCESS_KEY``, ``AWS_SESSION_TOKEN`` and ``AWS_PROFILE``, the files in ``~/.aws``, or the
+machine's role. ``AWS_ENDPOINT_URL`` selects a server other than Amazon's, such as MinIO. Any option of an
+fsspec file system can be set by a variable, for example ``FSSPEC_S3_ANON=true`` for public buckets, or in
+``~/.config/fsspec/``. Workers on other machines need the same settings there.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Requests under way at once, for one read: as many connections as botocore keeps to a host.
+# Number of simultaneous requests of one read: botocore keeps this many connections to a host.
 _AT_ONCE = 10
 
 # A listing of a million files takes minutes.
@@ -56,19 +57,19 @@ _PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "http": "aiohttp", "https": "aiohttp"}
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """The time that a store is given to answer.
+    """The time limits and tries for a store's answers.
 
     Parameters
     ----------
     tries
-        Requests for one range, where connections drop or the server is busy or silent. File systems also try
-        again by themselves, within the time of one try.
+        Number of tries for one range, if connections drop or the server is busy or silent. File systems also
+        retry by themselves, within the time of one try.
     pause
         Seconds before the second try; each further pause is twice as long.
     seconds
-        Limit for an empty answer: a busy store answers in a few seconds.
+        Time limit for an empty answer: a busy store answers within a few seconds.
     bytes_per_second
-        Lowest speed: a slower answer is given up, for a slide would take hours.
+        Lowest speed: slower requests are cancelled, because a slide would take hours.
 
     Examples
     --------
@@ -82,7 +83,7 @@ class Patience:
     bytes_per_second: int = 64 << 10
 
     def limit(self, size: int) -> float:
-        """Return the seconds that a request of so many bytes may take."""
+        """Return the time limit in seconds for a request of ``size`` bytes."""
         return self.seconds + size / self.bytes_per_second
 
 
@@ -90,26 +91,27 @@ PATIENCE = Patience()
 
 
 class RemoteFile:
-    """A file behind a URL; a :class:`wsi_ats.slides.storage.Storage`.
+    """A file at a URL; a :class:`wsi_ats.slides.storage.Storage`.
 
     Parameters
     ----------
     path
         Its URL.
     patience
-        The time that its store is given to answer.
+        Time limits and tries.
 
     Attributes
     ----------
     size : int
-        Bytes.
+        Its size in bytes.
     mark : str
-        Its ETag, or the time of its last change; empty if the store gives neither.
+        Its ETag or time of last change; empty if the store reports neither.
 
     Raises
     ------
     SlideOpenError
-        When there is no such file, the store refuses it or gives no ranges, or a package is missing.
+        When there is no such file, the store refuses access or does not support ranges, or a package is
+        missing.
 
     Examples
     --------
@@ -133,12 +135,12 @@ class RemoteFile:
             raise SlideOpenError(path, str(error)) from error
         self._loop = self._files.loop if self._files.async_impl else get_loop()
         self._ask = asking(self._files)
-        self.size, self.mark = -1, ""  # until the first answer
+        self.size, self.mark = -1, ""  # set by the first answer
         self.size, self.mark, self._start = self._run(self._opened, SlideOpenError)
 
     @property
     def bytes_read(self) -> int:
-        """Bytes that the store has sent so far, those of the index and between joined ranges included."""
+        """Bytes that the store has sent so far, including the index and the gaps between joined ranges."""
         return self._bytes_read
 
     def fetch(self, offsets: IntArray, sizes: IntArray) -> Fetch:
@@ -146,7 +148,7 @@ class RemoteFile:
         return self._fetch(offsets.tolist(), sizes.tolist(), SlideReadError)
 
     def open(self) -> BinaryIO:
-        """See :meth:`wsi_ats.slides.storage.Storage.open`; keeps the blocks that it has read."""
+        """See :meth:`wsi_ats.slides.storage.Storage.open`; the blocks that were read are kept."""
 
         def fetch(offsets: list[int], sizes: list[int]) -> Fetch:
             return self._fetch(offsets, sizes, SlideOpenError)
@@ -181,7 +183,7 @@ class RemoteFile:
             raise kind(self.path, str(error)) from error
 
     async def _opened(self) -> tuple[int, str, memoryview]:
-        """Return size, mark and first bytes; web servers and S3 give all three in one answer."""
+        """Return the size, mark and first bytes; web servers and S3 send all three in one answer."""
         size, mark = (None, "") if self._ask in {ask_http, ask_s3} else await self._about()
         stop = BLOCK if size is None else min(BLOCK, size)
         if not stop:
@@ -189,13 +191,13 @@ class RemoteFile:
         answer, body = await self._request(0, stop)
         size = answer.size if size is None else size
         if size is None:
-            raise FailedError(f"its server does not say how many bytes it has; {COPY}")
+            raise FailedError(f"its server does not report its size; {COPY}")
         if len(body) != min(size, stop):
-            raise FailedError(f"{len(body)} bytes came of {min(size, stop)}; is its server at fault?")
+            raise FailedError(f"its server sent {len(body)} of {min(size, stop)} bytes; is it at fault?")
         return size, answer.mark or mark, body
 
     async def _about(self) -> tuple[int, str]:
-        """Return size and mark, from stores that do not give them with each answer."""
+        """Return the size and mark, from stores that do not send them with each answer."""
 
         async def ask() -> dict[str, Any]:
             async with asyncio.timeout(self._patience.limit(0)):
@@ -207,12 +209,12 @@ class RemoteFile:
         if info.get("type") == "directory":
             raise FailedError("it is a folder, not a file; check the URL in the manifest")
         if info.get("size") is None:
-            raise FailedError(f"its server does not say how many bytes it has; {COPY}")
+            raise FailedError(f"its server does not report its size; {COPY}")
         names = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "mtime", "modified", "created")
         return int(info["size"]), next((str(info[name]) for name in names if info.get(name)), "")
 
     async def _all(self, requests: list[tuple[int, int]]) -> list[memoryview]:
-        """Fetch ranges, several at a time; the first that fails ends the others."""
+        """Fetch ranges, several at a time; the first failure cancels the others."""
         limit = asyncio.Semaphore(_AT_ONCE)
 
         async def one(start: int, stop: int) -> memoryview:
@@ -221,7 +223,9 @@ class RemoteFile:
             async with limit:
                 _, body = await self._request(start, stop)
             if len(body) != stop - start:
-                raise FailedError(f"{len(body)} bytes came of {stop - start}; has the file changed?")
+                raise FailedError(
+                    f"its server sent {len(body)} of {stop - start} bytes; has the file changed?"
+                )
             return body
 
         tasks = [asyncio.ensure_future(one(*request)) for request in requests]
@@ -244,16 +248,16 @@ class RemoteFile:
                     self._bytes_read += len(chunk)
                     body += chunk
                     if len(body) > stop - start:
-                        raise FailedError(f"its server sends more bytes than were asked for; {COPY}")
+                        raise FailedError(f"its server sends more bytes than were requested; {COPY}")
             expected = stop - start if answer.size is None else min(stop, answer.size) - start
             if len(body) < expected:
-                raise FailedError(f"only {len(body)} of {expected} bytes came", passing=True)
+                raise FailedError(f"only {len(body)} of {expected} bytes arrived", passing=True)
             return answer, memoryview(body)
 
         return await self._several_tries(ask, stop - start)
 
     def _check(self, answer: Answer) -> None:
-        """Refuse an answer from another file than the one that was opened."""
+        """Refuse an answer if the file has changed since it was opened."""
         if self.size < 0:
             return
         if answer.size not in {None, self.size} or (answer.mark and self.mark and answer.mark != self.mark):
@@ -284,13 +288,13 @@ def find_files(url: str) -> list[str]:
     Parameters
     ----------
     url
-        A file; a folder, for all files at or below it; or a pattern with ``*``, ``?``, ``[...]`` or ``**``,
-        unless a file has that very name (``slide[1].svs``, ``slide.svs?versionId=...``).
+        A file; a folder, for all files in and below it; or a pattern with ``*``, ``?``, ``[...]`` or ``**``,
+        unless a file has exactly that name (``slide[1].svs``, ``slide.svs?versionId=...``).
 
     Returns
     -------
     list of str
-        URLs, sorted; only the given one if it is a file's.
+        URLs, sorted; only the given URL if it is a file.
 
     Raises
     ------
@@ -339,7 +343,7 @@ def find_files(url: str) -> list[str]:
 
 
 async def _is_there(files: Any, name: str) -> bool:
-    """Return whether a name that looks like a pattern is a file's, by a request for one byte."""
+    """Return whether a name that looks like a pattern is a file, by requesting one byte."""
     try:
         async with asking(files)(files, name, 0, 1):
             return True
@@ -350,17 +354,17 @@ async def _is_there(files: Any, name: str) -> bool:
 
 
 def _files_of(url: str) -> tuple[Any, str]:
-    """Return the file system of a URL and the file's name in it; a ``ValueError`` says why there is none."""
+    """Return the file system of a URL and the file's name in it; raise a ``ValueError`` if there is none."""
     protocol = url.partition("://")[0]
     try:
         files, name = fsspec.core.url_to_fs(url)
     except ImportError as error:
         package = _PACKAGES.get(protocol)
-        advice = f'{package} is not there; pip install "wsi-ats[remote]"' if package else str(error)
-        raise ValueError(f"what reads {protocol}:// is missing: {advice}") from error
+        advice = f'{package} is not installed; pip install "wsi-ats[remote]"' if package else str(error)
+        raise ValueError(f"the package for {protocol}:// is missing: {advice}") from error
     except ValueError as error:
         raise ValueError(
-            f"no store is reached by {protocol}:// ({error}); expected s3://, https://, http:// or another "
+            f"{protocol}:// is not a known protocol ({error}); expected s3://, https://, http:// or another "
             "protocol of fsspec"
         ) from error
     return files, name

@@ -1,7 +1,7 @@
-"""Area averaging of pixels to another scale, and pictures as files: Pillow's main import.
+"""Area averaging of pixels, and images as files: the main import of Pillow.
 
-Pillow's own box filter serves whole squares only: it takes each pixel wholly or not at all, so that at a
-scale of 1.5 some results average one pixel and some two, and edges move by up to half a pixel.
+Pillow's own box filter is used only for whole squares: it takes each pixel wholly or not at all. At a scale
+of 1.5, some results would average one pixel and some two, and edges would move by up to half a pixel.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ Floats = npt.NDArray[np.float32]
 
 _ONE = 1 << 20
 
-# Sides of squares whose averages are exact in floating point.
+# Sides of squares whose averages are exact in floating-point arithmetic.
 _WHOLE = {1, 2, 4, 8, 16}
 
-# Pillow copies its input; a copy of this many pixels stays in the processor's cache.
+# Pillow copies its input; a copy of this many pixels fits into the processor's cache.
 _PIXELS_AT_A_TIME = 1 << 17
 
 
 def resample(
     pixels: Pixels, width: int, height: int, box: tuple[float, float, float, float] | None = None
 ) -> Pixels:
-    """Average an image, or a part of it, into fewer pixels.
+    """Reduce an image, or a part of it, to fewer pixels by area averaging.
 
     Parameters
     ----------
     pixels
-        Shape (h, w, 3).
+        The image, shape (h, w, 3).
     width, height
         Size of the result in pixels.
     box
-        ``left, top, right, bottom`` in pixels of the input, fractions allowed; the whole by default. Must
-        lie within the input.
+        The part: ``left, top, right, bottom`` in pixels of the input, which may be fractional and must lie
+        within the input; the whole image by default.
 
     Returns
     -------
@@ -72,7 +72,7 @@ def _reduce(pixels: Pixels, step: int) -> Pixels:
 
 def _average(pixels: npt.NDArray[Any], start: float, stop: float, count: int) -> Floats:
     """Average over ``count`` equal parts of ``[start, stop)`` along the first axis."""
-    # Multiples of 2^-20, so that a part is the same wherever counting begins.
+    # Multiples of 2^-20, so that a part is the same regardless of where counting starts.
     edges = np.rint(np.linspace(start, stop, count + 1) * _ONE) / _ONE
     lower, upper = edges[:-1], edges[1:]
     first = np.floor(lower).astype(np.int64)
@@ -86,5 +86,5 @@ def _average(pixels: npt.NDArray[Any], start: float, stop: float, count: int) ->
 
 
 def write_png(path: Path, pixels: Pixels) -> None:
-    """Write an RGB image, shape (h, w, 3)."""
+    """Write an RGB image, shape (h, w, 3), as PNG."""
     Image.fromarray(pixels).save(path, format="PNG")

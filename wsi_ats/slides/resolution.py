@@ -1,7 +1,7 @@
-"""Micrometres per pixel, from the properties of a file.
+"""Micrometres per pixel (mpp), from the properties of a file.
 
-Files give it in many ways, and some give it wrong. It is never guessed: a value that is missing or cannot be
-true is an error that names everything that was tried.
+Files store the mpp in many ways, and some store it wrong. It is never guessed: a missing or impossible value
+is an error that lists everything that was tried.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 from wsi_ats.slides.base import Mpp
 
-# In this order: the scanner's value, then the format's, then what any TIFF file may say.
+# Tried in this order: the scanner's value, then the format's, then the tags of any TIFF file.
 _KEYS = (
     ("aperio.MPP", "aperio.MPP", None),
     ("openslide.mpp-x", "openslide.mpp-y", None),
@@ -18,13 +18,13 @@ _KEYS = (
 )
 _TAGS = ("tiff.XResolution", "tiff.YResolution", "tiff.ResolutionUnit")
 
-# By the symbols of OME-XML, and the names of OME-Zarr and TIFF.
+# Units by their symbols in OME-XML and their names in OME-Zarr and TIFF.
 MICROMETRES = {
     "angstrom": 1e-4,
     "nm": 1e-3,
     "nanometer": 1e-3,
     "µm": 1.0,
-    "μm": 1.0,  # the Greek letter; the other is a character of its own
+    "μm": 1.0,  # the Greek letter; the line above has the separate micro sign
     "um": 1.0,
     "micron": 1.0,
     "micrometer": 1.0,
@@ -38,13 +38,13 @@ MICROMETRES = {
     "meter": 1e6,
 }
 
-# Dots per inch that no slide has: a pixel would be 42 to 353 micrometres wide.
+# Dots per inch that are impossible for a slide: a pixel would be 42 to 353 micrometres wide.
 _PRINTED = frozenset({72.0, 96.0, 100.0, 150.0, 200.0, 300.0, 600.0})
 
-# The magnification is the objective's, and says little about the camera behind it.
+# The magnification describes the objective, and not the camera's pixels.
 _POWER = ("openslide.objective-power", "aperio.AppMag")
 
-# One value serves both axes, so they may differ only by as much as a network does not notice.
+# One value is used for both axes, so they may differ only by an amount that a network does not notice.
 _SQUARE = 1.1
 
 ADVICE = "give the micrometres per pixel in the manifest's mpp column or with --mpp"
@@ -56,9 +56,9 @@ def mpp_or_problem(find: Callable[..., Mpp], *arguments: object) -> Mpp | str:
     Parameters
     ----------
     find
-        Such as :func:`find_mpp`.
+        The function, such as :func:`find_mpp`.
     *arguments
-        Of the function.
+        Its arguments.
 
     Examples
     --------
@@ -81,12 +81,12 @@ def find_mpp(properties: Mapping[str, str], override: float | None) -> Mpp:
     properties
         The file's properties, by OpenSlide's names.
     override
-        Micrometres per level-0 pixel, where the caller knows better.
+        Micrometres per level-0 pixel, used instead of the file's value if given.
 
     Raises
     ------
     ValueError
-        When nothing gives a plausible value.
+        When there is no plausible value.
 
     Examples
     --------
@@ -105,14 +105,12 @@ def find_mpp(properties: Mapping[str, str], override: float | None) -> Mpp:
         x, y = (_number(properties, key) for key in _TAGS[:2])
         if properties[_TAGS[2]] == "inch" and x in _PRINTED and x == y:
             raise ValueError(
-                f"{_TAGS[0]} says {x:g} dots per inch, which programs write for screens and printers when "
-                f"they do not know it; {ADVICE}"
+                f"{_TAGS[0]} says {x:g} dots per inch, a default for screens and printers that programs "
+                f"write when they do not know the resolution; {ADVICE}"
             )
         if min(x, y) > 0:
             return square_mpp(unit / x, unit / y, _TAGS[0])
-    raise ValueError(
-        f"the file does not say how many micrometres a pixel has ({_tried(properties)}); {ADVICE}"
-    )
+    raise ValueError(f"the file does not give its micrometres per pixel ({_tried(properties)}); {ADVICE}")
 
 
 def _tried(properties: Mapping[str, str]) -> str:
@@ -123,7 +121,7 @@ def _tried(properties: Mapping[str, str]) -> str:
 
 
 def square_mpp(x: float, y: float, source: str) -> Mpp:
-    """Combine the resolutions of both axes, which may differ a little.
+    """Combine the resolutions of both axes, which may differ slightly.
 
     Parameters
     ----------
@@ -135,7 +133,7 @@ def square_mpp(x: float, y: float, source: str) -> Mpp:
     Raises
     ------
     ValueError
-        When they differ by more than a tenth, or cannot be true.
+        When they differ by more than a tenth, or are not plausible.
     """
     for value in (x, y):
         Mpp(value, source)
@@ -157,7 +155,7 @@ def _scale(properties: Mapping[str, str], key: str) -> float:
 def _number(properties: Mapping[str, str], key: str) -> float:
     text = properties[key]
     try:
-        # Some scanners write the decimal comma of their country.
+        # In some countries, scanners write a decimal comma.
         return float(text.replace(",", "."))
     except ValueError as error:
         raise ValueError(f"{key} = {text!r} is not a number; {ADVICE}") from error

@@ -1,4 +1,4 @@
-"""Shards of a pyramid: each is made from the slide or the level before, encoded, written and read back."""
+"""Shards of a pyramid: each is made from the slide or the previous level, encoded, written and read back."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from wsi_ats.slides.zarr_jpeg import JpegCodec
 from wsi_ats.slides.zarr_store import get_bytes, set_bytes, text_of, zarr_errors
 
 CODECS = ("zstd", "jpeg")
-QUALITY = 90  # of jpeg, where none is given
+QUALITY = 90  # default of jpeg
 
 _CHUNK = 256
 _SHARD = 2048
-_SMALLEST = 512  # levels are added until the longer side has no more pixels
-_ONLY = "c/0/0/0"  # the key of the shard of an array that has one
+_SMALLEST = 512  # levels are added until the longer side has at most this many pixels
+_ONLY = "c/0/0/0"  # the key of the only shard of an array
 
 
 @dataclass(frozen=True)
@@ -44,18 +44,18 @@ class PyramidForm:
 
     @classmethod
     def of(cls, codec: str, quality: int | None) -> PyramidForm:
-        """Check a codec and its quality; 90 for ``jpeg`` where none is given.
+        """Check a codec and its quality, which is 90 by default for ``jpeg``.
 
         Raises
         ------
         SettingsError
-            For a codec that is not known, or a quality that it cannot have.
+            For an unknown codec, or a quality that it does not allow.
         """
         if codec not in CODECS:
             raise SettingsError(f"codec is {codec!r}, expected one of {', '.join(CODECS)}")
         if codec != "jpeg" and quality is not None:
             raise SettingsError(
-                f"codec {codec} loses nothing and has no quality; leave it out, or choose jpeg"
+                f"codec {codec} is lossless and has no quality; leave out the quality, or choose jpeg"
             )
         if codec == "jpeg":
             quality = QUALITY if quality is None else quality
@@ -73,7 +73,7 @@ class PyramidForm:
         size
             Width and height in pixels.
         **attributes
-            Of the array.
+            Attributes of the array.
         """
         codecs: dict[str, Any] = {"compressors": ZstdCodec(level=3, checksum=True)}
         if self.quality is not None:
@@ -105,12 +105,12 @@ class PyramidForm:
         return shard
 
     def decode(self, shard: bytes, size: tuple[int, int]) -> Pixels:
-        """Decode a shard to pixels, shape (height, width, 3); damage is one of Zarr's errors.
+        """Decode a shard to pixels, shape (height, width, 3); damage raises one of Zarr's errors.
 
         Parameters
         ----------
         shard
-            As :meth:`encode` returned it.
+            Bytes from :meth:`encode`.
         size
             Width and height in pixels.
         """
@@ -125,7 +125,7 @@ class PyramidForm:
 
 @dataclass(frozen=True)
 class _Shard:
-    """One shard: its level, its place among the level's shards, and its size in pixels."""
+    """One shard: its level, its position among the level's shards, and its size in pixels."""
 
     level: int
     row: int
@@ -149,11 +149,11 @@ class ShardWriter:
     region
         The part of the source's level 0 to write.
     form
-        Its codec.
+        The pyramid's codec.
     sizes
         Width and height of each level.
     resumed
-        Whether an earlier attempt may have written some of the shards.
+        Whether an earlier attempt may have written some shards.
     """
 
     def __init__(
@@ -176,21 +176,21 @@ class ShardWriter:
         self._resumed = resumed
 
     def write(self, threads: int) -> tuple[int, int]:
-        """Write all shards that are not there.
+        """Write all missing shards.
 
         Parameters
         ----------
         threads
-            Shards that are made at a time.
+            Number of shards to make at a time.
 
         Returns
         -------
         tuple of int
-            Bytes of all shards, and the number of those that were there.
+            Bytes of all shards, and the number of reused shards.
         """
         stored = reused = 0
         with ThreadPoolExecutor(threads) as pool:
-            # Each level is made from the one before, so one after the other.
+            # Each level is made from the previous one, so levels are written one by one.
             for level in range(len(self._sizes)):
                 results = [pool.submit(self._write, shard) for shard in self._shards(level)]
                 try:
@@ -225,14 +225,14 @@ class ShardWriter:
             encoded = self._form.encode(pixels)
             set_bytes(self._store, shard.key, encoded)
             if get_bytes(self._store, shard.key) != encoded:
-                raise OSError(f"{shard.key} reads back differently from what was written")
+                raise OSError(f"{shard.key} differs from what was written when it is read back")
             same = np.array_equal if self._form.quality is None else _same_shape
             if not same(self._form.decode(encoded, shard.size), pixels):
-                raise OSError(f"{shard.key} decodes to other pixels than were encoded")
+                raise OSError(f"{shard.key} decodes to different pixels than were encoded")
         return len(encoded), False
 
     def _intact(self, shard: _Shard) -> int | None:
-        """Return the bytes of a shard of an earlier attempt; ``None`` if it has to be written."""
+        """Return the size of a shard from an earlier attempt; ``None`` if it must be written."""
         with writing(self._target):
             stored = get_bytes(self._store, shard.key)
         if stored is None:
@@ -266,7 +266,7 @@ class ShardWriter:
         with writing(self._target):
             stored = get_bytes(self._store, shard.key)
             if stored is None:
-                raise FileNotFoundError(f"{shard.key} has vanished")
+                raise FileNotFoundError(f"{shard.key} has disappeared")
             return self._form.decode(stored, shard.size)
 
 
@@ -275,14 +275,14 @@ def _same_shape(one: Pixels, other: Pixels) -> bool:
 
 
 def halved(pixels: Pixels) -> Pixels:
-    """Average 2 x 2 pixels each; at an odd edge, those that exist.
+    """Halve an image by averaging 2 x 2 pixels; at an odd edge, those that exist.
 
     Halves are rounded to even numbers, so that levels do not become brighter step by step.
 
     Parameters
     ----------
     pixels
-        Shape (height, width, 3).
+        The image, shape (height, width, 3).
 
     Returns
     -------
@@ -294,7 +294,7 @@ def halved(pixels: Pixels) -> Pixels:
     [[15, 7]]
     """
     height, width, _ = pixels.shape
-    # A pixel at an odd edge is counted twice along that axis, in place of its missing neighbour.
+    # A pixel at an odd edge is counted twice along that axis, to replace its missing neighbour.
     even = np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     total = even[0::2, 0::2].astype(np.uint16)
     for part in (even[1::2, 0::2], even[0::2, 1::2], even[1::2, 1::2]):
@@ -304,7 +304,7 @@ def halved(pixels: Pixels) -> Pixels:
 
 
 def level_sizes(width: int, height: int) -> list[tuple[int, int]]:
-    """Return the width and height of each level of a pyramid, by those of its level 0."""
+    """Return the width and height of each level of a pyramid, given those of level 0."""
     sizes = [(width, height)]
     while max(sizes[-1]) > _SMALLEST:
         sizes.append((-(-sizes[-1][0] // 2), -(-sizes[-1][1] // 2)))
@@ -313,16 +313,16 @@ def level_sizes(width: int, height: int) -> list[tuple[int, int]]:
 
 @contextmanager
 def writing(target: str) -> Iterator[None]:
-    """Translate errors of the store of a pyramid, whose name in errors is ``target``.
+    """Translate errors of a pyramid's store; ``target`` is the pyramid's name in them.
 
     Raises
     ------
     ArtifactError
-        For any of them.
+        For any error of the store.
     """
     try:
         yield
     except zarr_errors() as error:
         raise ArtifactError(
-            f"{target} cannot be written: {text_of(error)}; check the free space and the permissions there"
+            f"{target} cannot be written: {text_of(error)}; check its free space and permissions"
         ) from error

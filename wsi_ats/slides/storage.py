@@ -1,7 +1,7 @@
-"""Ranges of bytes of a file on a disk or in a store, for a reader that decodes tiles by itself.
+"""Byte ranges of a file on a disk or in a store, for readers that decode tiles themselves.
 
-A batch of tiles is announced before it is read. A disk then fetches all of it at once instead of tile by
-tile, and a store gets few large requests instead of many small ones.
+A batch of tiles is announced before it is read. A disk then fetches the whole batch at once instead of tile
+by tile, and a store gets few large requests instead of many small ones.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from wsi_ats.geometry import IntArray
 
 Fetch = Callable[[int], bytes | memoryview]
 
-# Neighbours this close on the disk are announced as one: the gap costs less than another call.
+# Ranges at most this far apart on the disk are announced as one: the gap costs less than another call.
 _GAP = 4096
 
 
 class Storage(Protocol):
-    """A file that can be read at any place, by several threads.
+    """A file that can be read at any position, by several threads.
 
     Attributes
     ----------
     path : str
         Its name in errors.
     size : int
-        Bytes.
+        Its size in bytes.
     """
 
     path: str
@@ -38,7 +38,7 @@ class Storage(Protocol):
 
     @property
     def bytes_read(self) -> int:
-        """Bytes requested from the disk or the store so far, those between joined ranges included."""
+        """Bytes requested from the disk or the store so far, including the gaps between joined ranges."""
         ...
 
     def fetch(self, offsets: IntArray, sizes: IntArray) -> Fetch:
@@ -47,7 +47,7 @@ class Storage(Protocol):
         Parameters
         ----------
         offsets, sizes
-            Shape (N,): first byte of each range, and its bytes.
+            First byte of each range, and its number of bytes, shape (N,).
 
         Returns
         -------
@@ -57,22 +57,22 @@ class Storage(Protocol):
         Raises
         ------
         SlideReadError
-            Here or when the function is called: for a range beyond the end of the file, or one that
-            cannot be read.
+            Here, or when the function is called: for a range that is beyond the end of the file or cannot be
+            read.
         """
         ...
 
     def open(self) -> BinaryIO:
-        """Open the file for a library that seeks and reads by itself; for small, scattered reads."""
+        """Open the file for a library that seeks and reads itself; for small, scattered reads."""
         ...
 
     def close(self) -> None:
-        """Release the file; reads that are under way end normally."""
+        """Release the file; reads in progress end normally."""
         ...
 
 
 def is_remote(path: str) -> bool:
-    """Return whether a path is a URL, which only :mod:`wsi_ats.slides.remote` can read.
+    """Return whether a path is a URL, which is read by :mod:`wsi_ats.slides.remote`.
 
     Examples
     --------
@@ -103,7 +103,7 @@ def is_zarr(path: str | Path) -> bool:
     Parameters
     ----------
     path
-        Of an image, or of the group that bioformats2raw writes around one or several. It need not exist.
+        Path of an image, or of the group that bioformats2raw writes around images. It may not exist.
     """
     if re.search(r"\.zarr(/\d+)?/*$", str(path).lower()):
         return True
@@ -125,7 +125,7 @@ def file_size(path: str) -> int:
     Raises
     ------
     SlideOpenError
-        When there is no such file, or its store refuses it.
+        When there is no such file, or its store refuses access.
     """
     if is_remote(path):
         return open_storage(path).size
@@ -194,7 +194,7 @@ class LocalFile:
         return read
 
     def open(self) -> BinaryIO:
-        """See :meth:`Storage.open`; the very file that tiles are read from, even if it has been renamed."""
+        """See :meth:`Storage.open`; opens the same file that tiles are read from, even if it was renamed."""
         if self._descriptor is None:
             raise SlideReadError(self.path, "the slide is closed; open it again to read")
         try:
@@ -212,21 +212,21 @@ class LocalFile:
 class _Descriptor:
     """An open file that is closed when no reference to it is left.
 
-    Closed any earlier, its number could become another file's while a thread still reads with it.
+    If it were closed earlier, its number could be reused for another file while a thread still reads from it.
     """
 
     def __init__(self, path: str) -> None:
         self.number = -1
-        # Not blocking: to open a pipe in place of a file would wait forever.
+        # Non-blocking, because opening a pipe instead of a file would wait forever.
         flags = (getattr(os, name, 0) for name in ("O_CLOEXEC", "O_BINARY", "O_NONBLOCK"))
         self.number = os.open(path, sum(flags, os.O_RDONLY))
         self._advises = hasattr(os, "posix_fadvise")
         if self._advises:
-            # Otherwise the kernel reads ahead after each tile: seven times the wanted bytes.
+            # Otherwise the kernel reads ahead after each tile: seven times as many bytes as needed.
             os.posix_fadvise(self.number, 0, 0, os.POSIX_FADV_RANDOM)
 
     def announce(self, starts: list[int], counts: list[int]) -> None:
-        """Make the kernel fetch ranges, all at once."""
+        """Ask the kernel to fetch all ranges at once."""
         if not self._advises or not starts:
             return
         first = end = -1

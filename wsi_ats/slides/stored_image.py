@@ -1,4 +1,4 @@
-"""One image of a TIFF file: where its tiles are stored, and how they are decoded."""
+"""One image of a TIFF file: the places of its tiles in the file, and their coding."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ class StoredImage:
     width, height
         Size in pixels.
     tile_width, tile_height
-        Size of its tiles in pixels. Strips are tiles as wide as the image.
+        Size of its tiles in pixels. Strips are stored as tiles as wide as the image.
     tiled
-        Whether they are true tiles: those at the right and bottom edge are whole; the last strip is not.
+        Whether it has tiles and not strips: tiles at the right and bottom edge are whole; the last strip is
+        not.
     offsets, sizes
-        Place of each tile in the file, and its compressed bytes, shape (rows, columns).
+        Offset of each tile in the file, and its compressed bytes, shape (rows, columns).
     coding
-        The way to decode tiles; ``None`` if they are not decoded here.
+        Coding of the tiles; ``None`` if they are not decoded here.
     refused
-        The reason if they are not.
+        The reason why tiles are not decoded here; otherwise empty.
     reduced
-        Whether the file says that it is another image at a lower resolution.
+        Whether the file marks the image as a copy of another at a lower resolution.
     below
-        Whether it is stored below another image (in a SubIFD) and not in the file's own sequence.
+        Whether it is stored below another image (in a SubIFD) and not in the file's main sequence.
     channel
-        Number of its channel, where the file has several; ``None`` for labels and overviews.
+        Number of its channel, if the file has several; ``None`` for labels and overviews.
     """
 
     width: int
@@ -51,7 +52,7 @@ class StoredImage:
     channel: int | None = None
 
     def rows_stored(self, row: int) -> int:
-        """Return the rows of pixels in the tiles of one row."""
+        """Return the height in pixels of the stored tiles of one row."""
         return self.tile_height if self.tiled else min(self.tile_height, self.height - row * self.tile_height)
 
     def decode(self, data: bytes | memoryview, out: npt.NDArray[np.uint8]) -> None:
@@ -62,12 +63,12 @@ class StoredImage:
         data
             The tile as stored.
         out
-            The result: contiguous, shape (:meth:`rows_stored` of its row, tile_width, 3).
+            Array for the result: contiguous, shape (:meth:`rows_stored` of its row, tile_width, 3).
 
         Raises
         ------
         ValueError
-            When the data are damaged, or not a tile of that size. A last strip may be filled up to the full
+            When the data are damaged, or not a tile of that size. The last strip may be padded to the full
             height, as some programs do.
         """
         assert self.coding is not None
@@ -80,16 +81,16 @@ class StoredImage:
             try:
                 self.coding.decode(data, filled_up)
             except ValueError:
-                raise error from None  # the error of a strip of the expected height
+                raise error from None  # the error for a strip of the expected height
             out[:] = filled_up[: len(out)]
 
     def touched(self, corners: IntArray, width: int, height: int) -> int:
-        """Return the bytes of the tiles under regions, each tile once.
+        """Return the compressed bytes of the tiles under regions, counting each tile once.
 
         Parameters
         ----------
         corners
-            Shape (N, 2): top-left ``x, y`` in pixels of the image.
+            Top-left ``x, y`` of each region in pixels of the image, shape (N, 2).
         width, height
             Size of each region in pixels of the image.
         """
@@ -100,7 +101,7 @@ class StoredImage:
 def touched_tiles(
     shape: tuple[int, ...], tile: tuple[int, int], corners: IntArray, width: int, height: int
 ) -> npt.NDArray[np.bool_]:
-    """Mark the tiles that lie under regions.
+    """Return a mask of the tiles under regions.
 
     Parameters
     ----------
@@ -109,7 +110,7 @@ def touched_tiles(
     tile
         Width and height of a tile in pixels.
     corners
-        Shape (N, 2): top-left ``x, y`` in pixels of the image.
+        Top-left ``x, y`` of each region in pixels of the image, shape (N, 2).
     width, height
         Size of each region in pixels of the image.
 

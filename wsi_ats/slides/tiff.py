@@ -1,8 +1,8 @@
-"""Slides in TIFF files whose tiles are read directly, on this machine or in a store.
+"""Slides in TIFF files with tiles that are read directly, on this machine or in a store.
 
-OpenSlide composes regions for viewers, which costs two to five times as much as decoding. Here the tiles
+OpenSlide composes regions for viewers, which costs two to five times as much as decoding. Here, the tiles
 under all regions of a batch are found first, announced to the disk together, decoded once each, and copied to
-their places. The pixels are the same (`tests/slides/test_tiff_against_openslide.py`).
+their places. The pixels are the same as OpenSlide's (`tests/slides/test_tiff_against_openslide.py`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from wsi_ats.slides.storage import Fetch, Storage, open_storage
 from wsi_ats.slides.stored_image import StoredImage
 from wsi_ats.slides.tiff_index import TiffIndex
 
-# Vendors whose files are plain pyramids of tiles. Others lay tiles out by rules that OpenSlide knows.
+# Vendors whose files are plain pyramids of tiles. Files of other vendors follow rules that OpenSlide
+# implements.
 _PLAIN = frozenset({"aperio", "generic-tiff", "ome-tiff"})
 
 
@@ -34,18 +35,18 @@ class TiffSlide(Slide):
     path
         The file, or a URL.
     mpp
-        Micrometres per level-0 pixel, where the file's own value is missing or wrong.
+        Micrometres per level-0 pixel, if the file's own value is missing or wrong.
     channel
-        Name or number of the channel to read, of a file with several; "" for others.
+        Name or number of the channel to read from a file with several; empty for other files.
     threads
-        Number of threads that decode, for a read of several tiles.
+        Number of threads that decode the tiles of a read.
     storage, index
-        The open file and its index, if they are at hand; the slide closes the file.
+        The open file and its index, if available; the slide closes the file.
 
     Raises
     ------
     SlideOpenError
-        When it is not a TIFF file, or is damaged or cannot be read directly.
+        When the file is not TIFF, is damaged, or cannot be read directly.
     """
 
     def __init__(
@@ -109,7 +110,7 @@ class TiffSlide(Slide):
         places = _Places.of(image, corners, width, height)
         places.fill_outside(regions, self.background)
         stored = [tile for tile in places.tiles if image.sizes[tile]]
-        for tile in places.tiles.keys() - set(stored):  # left out by the writer: nothing was scanned there
+        for tile in places.tiles.keys() - set(stored):  # the writer leaves out tiles that were not scanned
             places.paste(regions, tile, self._glass)
         rows, columns = (np.array([tile[axis] for tile in stored], dtype=np.int64) for axis in (0, 1))
         fetch = self._storage.fetch(
@@ -123,13 +124,13 @@ class TiffSlide(Slide):
         if self._threads is None:
             decode(0, 1)
         else:
-            # One task for each thread: a task for a tile costs a tenth of decoding it.
+            # One task for each thread, because a task for each tile would cost a tenth of its decoding.
             try:
                 shares = [self._threads.submit(decode, i, self._count) for i in range(self._count)]
             except RuntimeError as error:
                 if not self._closed:
                     raise  # no thread could be started
-                raise _closed(self.path) from error  # by another thread, since the check above
+                raise _closed(self.path) from error  # another thread closed it after the check above
             for share in shares:
                 share.result()
         return regions
@@ -137,7 +138,7 @@ class TiffSlide(Slide):
     def _decode(
         self, level: int, tile: tuple[int, int], fetch: Fetch, number: int, places: _Places, regions: Pixels
     ) -> None:
-        """Decode one tile to its places in the regions."""
+        """Decode one tile into all regions that show it."""
         image, alone = self._images[level], places.alone(tile)
         shape = image.rows_stored(tile[0]), image.tile_width, 3
         pixels = regions[alone] if alone is not None else np.empty(shape, dtype=np.uint8)
@@ -150,7 +151,7 @@ class TiffSlide(Slide):
             )
             problem = error.problem if isinstance(error, SlideReadError) else str(error)
             if isinstance(error, ValueError) and not any(fetch(number)):
-                problem = f"its bytes are only zeros, as copies leave them that were not finished ({problem})"
+                problem = f"its bytes are only zeros, as in an unfinished copy ({problem})"
             raise SlideReadError(
                 self.path,
                 f"level {level}, the tile of {shape[1]} x {shape[0]} pixels at level-0 ({x}, {y}) cannot be "
@@ -176,22 +177,22 @@ def _closed(path: str) -> SlideReadError:
 
 
 def levels_of(index: TiffIndex) -> tuple[StoredImage, ...]:
-    """Find the pyramid among the images of a file by OpenSlide's rules; labels and overviews are left out.
+    """Return the levels among the images of a file, by OpenSlide's rules, without labels and overviews.
 
-    Unlike OpenSlide, this also accepts levels below the first image (in SubIFDs), if there are none beside
-    it.
+    Unlike OpenSlide, this also accepts levels below the first image (in SubIFDs), if there are none in the
+    main sequence.
 
     Returns
     -------
     tuple of StoredImage
-        Finest first. Never empty.
+        The levels, finest first. Never empty.
     """
     first, *others = index.images
     beside = [each for each in others if not each.below]
-    # Those below other images, which follow them, are levels of these.
+    # Images in SubIFDs follow the image that they belong to: only those right after the first are its levels.
     below = [each for each in takewhile(lambda each: each.below, others) if each.tiled == first.tiled]
     if index.vendor == "aperio":
-        return first, *(each for each in beside if each.tiled)  # in the file's order, as OpenSlide
+        return first, *(each for each in beside if each.tiled)  # in the file's order, as in OpenSlide
     if index.vendor == "hamamatsu":
         levels = [each for each in beside if _is_smaller(each, first)]
     else:
@@ -201,7 +202,7 @@ def levels_of(index: TiffIndex) -> tuple[StoredImage, ...]:
 
 
 def _scan(image: StoredImage) -> Region:
-    """Return the rectangle around all tiles that are stored; all of level 0 if there are none."""
+    """Return the rectangle around all stored tiles; all of level 0 if there are none."""
     there = image.sizes > 0
     rows, columns = np.flatnonzero(there.any(axis=1)).tolist(), np.flatnonzero(there.any(axis=0)).tolist()
     if not rows:
@@ -213,7 +214,7 @@ def _scan(image: StoredImage) -> Region:
 
 
 def _is_smaller(image: StoredImage, full: StoredImage) -> bool:
-    """Return whether an image has the shape of the full one at a lower resolution, to a pixel of its own."""
+    """Return whether an image is the full one at a lower resolution, to within one of its own pixels."""
     scale = full.width / image.width
     return scale > 1 and abs(full.height / scale - image.height) <= 1 + full.height / full.width
 
@@ -226,7 +227,7 @@ def why_not(index: TiffIndex, *, like_openslide: bool = True) -> str:
     index
         The file's index.
     like_openslide
-        Whether its levels, too, must be those that OpenSlide finds.
+        Whether its levels must also be those that OpenSlide finds.
     """
     if index.planes > 1:
         names = ", ".join(filter(None, index.pages))
@@ -240,16 +241,16 @@ def why_not(index: TiffIndex, *, like_openslide: bool = True) -> str:
     if any(a.width <= b.width or a.height < b.height for a, b in pairwise(levels)):
         return "its levels are not in order"
     if index.vendor == "aperio" and any((each.sizes == 0).any() for each in levels):
-        return "some of its tiles are missing, and must be made from the level below"
+        return "some of its tiles are missing and must be computed from another level"
     if index.vendor == "hamamatsu" and like_openslide:
-        return "OpenSlide makes further levels of hamamatsu files"
+        return "OpenSlide adds further levels to hamamatsu files"
     if index.vendor not in {*_PLAIN, "hamamatsu"}:
-        return f"tiles of {index.vendor} files are laid out by rules of their own"
+        return f"tiles of {index.vendor} files are arranged by rules of their own"
     return ""
 
 
 def damaged_level(index: TiffIndex) -> StoredImage | None:
-    """Find a level that cannot be decoded here although level 0 can: it is damaged, or OpenSlide reads it."""
+    """Find a level that cannot be decoded here although level 0 can: damaged, or for OpenSlide to read."""
     first, *others = levels_of(index)
     if index.vendor not in _PLAIN or first.coding is None:
         return None
@@ -269,9 +270,9 @@ class _Places:
     width, height
         Size of each region.
     tiles
-        Regions by tile (row, column), in the order of the file's grid.
+        Numbers of the regions that show a tile, by tile (row, column), in the order of the file's grid.
     across_the_edge
-        Regions that reach beyond the image.
+        Numbers of the regions that extend beyond the image.
     """
 
     image: StoredImage
@@ -301,7 +302,7 @@ class _Places:
         return cls(image, places, width, height, dict(sorted(tiles.items())), across)
 
     def fill_outside(self, regions: Pixels, colour: tuple[int, int, int]) -> None:
-        """Fill the area beyond the image, and nothing else: a thumbnail is large."""
+        """Fill the area beyond the image, and only that, because a thumbnail is large."""
         image = self.image
         for number in self.across_the_edge:
             x, y = self.corners[number]
@@ -312,7 +313,7 @@ class _Places:
                 part[:] = colour
 
     def alone(self, tile: tuple[int, int]) -> int | None:
-        """Return the only region that shows a tile, if it is just the tile: it is then decoded in place."""
+        """Return the only region that shows a tile, if it equals the tile: it is then decoded in place."""
         image, numbers = self.image, self.tiles[tile]
         x, y = tile[1] * image.tile_width, tile[0] * image.tile_height
         same = (self.width, self.height) == (image.tile_width, image.tile_height)
@@ -322,7 +323,7 @@ class _Places:
         return None
 
     def paste(self, regions: Pixels, tile: tuple[int, int], pixels: Pixels) -> None:
-        """Copy the part of a tile that each region shows; a single pixel fills all of it."""
+        """Copy a tile to all regions that show it; a single pixel fills the whole tile."""
         image = self.image
         left, top = tile[1] * image.tile_width, tile[0] * image.tile_height
         right, bottom = min(left + image.tile_width, image.width), min(top + image.tile_height, image.height)

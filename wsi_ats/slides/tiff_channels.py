@@ -1,4 +1,4 @@
-"""Channels of a TIFF file: which of its pages show which one, and their names."""
+"""The channels of a TIFF file: their pages and names."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any
 
 from wsi_ats.slides.tiff_tags import description_of, is_reduced
 
-# Names of channels in pages of PerkinElmer's and Akoya's QPTIFF, and of others.
+# The name of a channel in the pages of PerkinElmer's and Akoya's QPTIFF, and other files.
 _NAME = re.compile(r"<(?:Name|channel)>([^<]+)</", re.IGNORECASE)
 
 Pages = Sequence[tuple[Any, bool]]
 
 
 def alike(pages: Pages) -> list[int]:
-    """Return the numbers of the pages of the first one's size that are not reduced copies, it included.
+    """Return the numbers of the first page and all pages of its size that are not reduced copies.
 
     Parameters
     ----------
     pages
-        From :func:`wsi_ats.slides.tiff_tags.pages_of`.
+        Pages from :func:`wsi_ats.slides.tiff_tags.pages_of`.
     """
     first = pages[0][0]
     return [
@@ -31,16 +31,16 @@ def alike(pages: Pages) -> list[int]:
 
 
 def names_of(pages: Pages, full: Sequence[int], vendor: str, channels: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the names of the channels; empty where there are depths or times as well.
+    """Return the names of the channels; empty if there are also depths or times.
 
     Parameters
     ----------
     pages
         All pages.
     full
-        Numbers of those that show a channel at full resolution.
+        Numbers of the pages that show a channel at full resolution.
     vendor
-        Of the file.
+        The file's vendor.
     channels
         Names in the file's OME-XML.
     """
@@ -55,14 +55,14 @@ def names_of(pages: Pages, full: Sequence[int], vendor: str, channels: tuple[str
 def numbers_of(pages: Pages, full: Sequence[int]) -> dict[int, int]:
     """Return the channel of each page that shows one, by the page's number.
 
-    Coarser levels are below the page of their channel, or follow one another in the order of the channels.
+    Coarser levels are below the page of their channel, or in sequence in the order of the channels.
 
     Parameters
     ----------
     pages
         All pages.
     full
-        Numbers of those that show a channel at full resolution.
+        Numbers of the pages that show a channel at full resolution.
     """
     known = set(full)
     groups: dict[Any, list[int]] = {}

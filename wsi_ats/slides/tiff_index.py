@@ -1,6 +1,6 @@
 """The index of a TIFF file: the only import of tifffile outside :mod:`wsi_ats.testing`.
 
-The index is read once, whole, and kept in arrays: 12 bytes for each tile of the file.
+The whole index is read once and kept in arrays: 12 bytes for each tile of the file.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from wsi_ats.slides.tiff_tags import (
     text_of,
 )
 
-# Names of images that are not the slide, in the second line (Aperio) or at the beginning of a description.
+# Names of images that are not the slide, at the beginning or in the second line (Aperio) of a description.
 _OVERVIEW = re.compile(r"^(?:label|macro|overview)\b", re.IGNORECASE | re.MULTILINE)
 
 _INCH = 2
@@ -63,22 +63,22 @@ class TiffIndex:
         Kind of the file, by OpenSlide's name (``aperio``, ``hamamatsu``, ``generic-tiff`` ...) or
         ``ome-tiff``.
     images
-        The images, in the file's order; those below another one follow it.
+        The images, in the file's order; images below another one follow it.
     properties
-        The file's properties, by OpenSlide's names where it has one.
+        The file's properties, by OpenSlide's names if there are any.
     icc
         Its colour profile, if it has one.
     pages
-        Names of the images in sequence that are as large as the first, itself included; empty for those
-        without. In plain TIFF they are channels, depths or times, in OME-TIFF channels.
+        Names of the first image and of all images of its size in the main sequence; an image without a name
+        has an empty one. In plain TIFF they are channels, depths or times, in OME-TIFF channels.
     overview
-        Name of the only image, where that says that it is a label, macro or overview.
+        Name of the only image, if it shows that the image is a label, macro or overview.
     orientation
-        How rows and columns are stored, by TIFF's number; 1 is upright.
+        TIFF's number for the order of rows and columns; 1 is upright.
     ome_planes
-        Images of the same place in the file's OME-XML.
+        Number of images of the same place in the file's OME-XML.
     files
-        Names of the files that the image is spread over; empty where it is all in this one.
+        Names of the files that the image is spread over; empty if it is all in this file.
     """
 
     vendor: str
@@ -93,7 +93,7 @@ class TiffIndex:
 
     @classmethod
     def of(cls, storage: Storage) -> Self | None:
-        """Read the index of a file; ``None`` where the file is not TIFF.
+        """Read the index of a file; return ``None`` if the file is not TIFF.
 
         Raises
         ------
@@ -136,25 +136,25 @@ class TiffIndex:
             ome.files,
         )
         for page, _ in pages:
-            # Pages refer to each other. Their copy of the index, four times as large as ours, would stay
-            # until the garbage collector next runs in full.
+            # Pages refer to each other. Their copy of the index, four times as large as this one, would stay
+            # in memory until the next full garbage collection.
             page.tags, page.dataoffsets, page.databytecounts = None, (), ()
         return index
 
     @property
     def planes(self) -> int:
-        """Images of the same place, in other channels, depths or times, as far as the file says."""
+        """Number of images of the same place (channels, depths and times) that the file records."""
         return max(self.ome_planes, len(self.pages))
 
     def of_channel(self, path: str, channel: str) -> Self:
-        """Choose one of several channels.
+        """Return the index of one of several channels.
 
         Parameters
         ----------
         path
             The slide's name in errors.
         channel
-            Its name, or its number from 0.
+            Name of the channel, or its number from 0.
 
         Raises
         ------
@@ -165,8 +165,8 @@ class TiffIndex:
         if len(self.pages) < 2:
             raise SlideOpenError(
                 path,
-                f"tile.channel is {channel!r}, but the file has one picture, or does not tell which page is "
-                "of which channel",
+                f"tile.channel is {channel!r}, but the file has only one image, or does not record the "
+                "channels of its pages",
             )
         names = [name.lower() for name in self.pages]
         if names.count(channel.lower()) > 1:
@@ -184,7 +184,7 @@ class TiffIndex:
         return replace(self, images=images, pages=(), ome_planes=1)
 
     def image(self, width: int, height: int) -> StoredImage | None:
-        """Return the first tiled image of a size."""
+        """Return the first tiled image with the given size."""
         found = (each for each in self.images if each.tiled and (each.width, each.height) == (width, height))
         return next(found, None)
 
@@ -203,9 +203,9 @@ class TiffIndex:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep tifffile's log off the user's terminal where a program has set up no log.
+    """Keep tifffile's log messages off the terminal of programs that have not configured logging.
 
-    Nothing depends on the log: :func:`~wsi_ats.slides.tiff_tags.pages_of` finds the damage it reports.
+    The messages are not needed: :func:`~wsi_ats.slides.tiff_tags.pages_of` finds the same damage.
     """
     logger, handler = logging.getLogger("tifffile"), logging.NullHandler()
     logger.addHandler(handler)
@@ -216,7 +216,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _vendor(page: Any) -> str:
-    """Return the vendor by the first page, with the rules and in the order of OpenSlide."""
+    """Return the vendor of a file from its first page, by OpenSlide's rules and in its order."""
     description, software = text_of(page, 270), text_of(page, 305)
     vendors = {
         "hamamatsu": 65420 in page.tags,

@@ -1,14 +1,14 @@
-"""Pages and tags of a TIFF file as tifffile lists them, checked: it passes over what it cannot read."""
+"""Pages and tags of a TIFF file, listed by tifffile and checked, because it skips those it cannot read."""
 
 from __future__ import annotations
 
 import struct
 from typing import Any, cast
 
-# Pages in sequence seem endless in a file with a damaged index.
+# The sequence of pages may seem endless in a file with a damaged index.
 _MOST_PAGES = 10_000
 
-# Only so much of a text is read to tell the file's vendor.
+# Largest part of a text that is read, to recognise the file's vendor.
 _MOST_TEXT = 1 << 20
 
 # Types of a value, by number.
@@ -18,25 +18,25 @@ _BYTES, _WHOLE, RATIONAL, REAL = {1, 2, 7}, {1, 3, 4, 13, 16, 18}, {5, 10}, {11,
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
 _SIZES |= dict.fromkeys((16, 17, 18), 8)
 
-# The place of the DICOM mark, whatever the file begins with.
+# The place of the DICOM mark, regardless of the file's first bytes.
 _DICOM = slice(128, 132)
 HEADER_BYTES = _DICOM.stop
 """Bytes that :func:`is_tiff` needs."""
 
 
 def is_tiff(start: bytes) -> bool:
-    """Return whether a file that begins so is TIFF; DICOM may begin like TIFF, and is opened by others."""
+    """Return whether a file is TIFF, from its first bytes; DICOM may begin like TIFF, and is excluded."""
     return start[:4] in {b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"} and start[_DICOM] != b"DICM"
 
 
 def pages_of(tiff: Any) -> list[tuple[Any, bool]]:
-    """Return all pages of a ``tifffile.TiffFile``, each with whether it is below another one (a SubIFD).
+    """Return all pages of a ``tifffile.TiffFile``, each with a flag for pages below another (SubIFDs).
 
     Raises
     ------
     ValueError
-        When a page or one of its tags cannot be read, or there are too many. What tifffile raises for damage
-        passes through.
+        When a page or one of its tags cannot be read, or there are too many pages. Errors of tifffile are not
+        translated.
     """
     pages: list[tuple[Any, bool]] = []
     _check_sequence(tiff)
@@ -58,11 +58,11 @@ def pages_of(tiff: Any) -> list[tuple[Any, bool]]:
 
 
 def _check_sequence(tiff: Any) -> None:
-    """Follow the images in sequence to their end; tifffile stops where it cannot go on, and only logs it."""
+    """Follow the sequence of images to its end; at damage, tifffile stops and only logs it."""
     file, form, seen, place = tiff.filehandle, tiff.tiff, set[int](), int(tiff.pages.first.offset)
     while place:
         if place in seen:
-            raise ValueError(f"image {len(seen) + 1} in sequence is an earlier one again")
+            raise ValueError(f"image {len(seen) + 1} in the sequence repeats an earlier one")
         seen.add(place)
         if len(seen) > _MOST_PAGES:
             raise ValueError(f"more than {_MOST_PAGES} images")
@@ -73,7 +73,7 @@ def _check_sequence(tiff: Any) -> None:
 
 
 def _check_tags(page: Any) -> None:
-    """Refuse an image some of whose tags cannot be read; tifffile leaves them out, and only logs it."""
+    """Refuse an image with unreadable tags; tifffile leaves them out and only logs it."""
     tiff, file = page.parent.tiff, page.parent.filehandle
     file.seek(page.offset)
     (count,) = struct.unpack(tiff.tagnoformat, file.read(tiff.tagnosize))
@@ -84,7 +84,7 @@ def _check_tags(page: Any) -> None:
 
 
 def _where_cut(entries: bytes, form: Any, size: int) -> str:
-    """Return where values of tags lie beyond the end of a file of so many bytes; empty if none do."""
+    """Return a text on tag values beyond the end of a file of ``size`` bytes; empty if there are none."""
     for place in range(0, len(entries), form.tagsize):
         _, kind, count, value = struct.unpack(form.tagheaderformat, entries[place : place + form.tagsize])
         (start,) = struct.unpack(form.offsetformat, value)
@@ -95,7 +95,7 @@ def _where_cut(entries: bytes, form: Any, size: int) -> str:
 
 
 def text_of(page: Any, code: int) -> bytes:
-    """Return the beginning of a text as it is stored; empty without the tag."""
+    """Return the beginning of a tag's stored text; empty without the tag."""
     tag = page.tags.get(code)
     if tag is None or tag.dtype not in _BYTES:
         return b""
@@ -110,7 +110,7 @@ def description_of(page: Any) -> str:
 
 
 def bytes_of(page: Any, code: int) -> bytes | None:
-    """Return the value of a tag of bytes; ``None`` without the tag.
+    """Return the bytes of a tag; ``None`` without the tag.
 
     Raises
     ------
@@ -123,14 +123,14 @@ def bytes_of(page: Any, code: int) -> bytes | None:
     file = page.parent.filehandle
     if tag.dtype not in {1, 7} or tag.valueoffset + tag.valuebytecount > file.size:
         raise ValueError(
-            f"tag {code} has {tag.count} values of type {tag.dtype}, and should be bytes of the file"
+            f"tag {code} has {tag.count} values of type {tag.dtype}, expected bytes within the file"
         )
     file.seek(tag.valueoffset)
     return cast(bytes, file.read(tag.valuebytecount))
 
 
 def number_of(page: Any, code: int, default: int) -> int:
-    """Return the first of a tag's whole numbers.
+    """Return the first integer of a tag.
 
     Parameters
     ----------
@@ -139,7 +139,7 @@ def number_of(page: Any, code: int, default: int) -> int:
     code
         Number of the tag.
     default
-        The result without the tag, or where its values are not whole numbers.
+        The result without the tag, or if its values are not integers.
     """
     tag = page.tags.get(code)
     if tag is None or tag.dtype not in _WHOLE or not tag.count:
@@ -149,10 +149,10 @@ def number_of(page: Any, code: int, default: int) -> int:
 
 
 def is_reduced(page: Any) -> bool:
-    """Return whether a page says that it is another image at a lower resolution (tag 254)."""
+    """Return whether a page is marked as another image at a lower resolution (tag 254)."""
     return bool(number_of(page, 254, 0) & 1)
 
 
 def orientation_of(page: Any) -> int:
-    """Return how rows and columns are stored (tag 274); 1 is upright."""
+    """Return the number for the order of rows and columns (tag 274); 1 is upright."""
     return number_of(page, 274, 1)

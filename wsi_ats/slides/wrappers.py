@@ -1,4 +1,4 @@
-"""Slides around other slides: the forwarding that all share, and a slide that counts its reads."""
+"""Slides that wrap other slides: the base class, and a slide that records its reads."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class Request:
     Parameters
     ----------
     level
-        The level read.
+        The level that was read.
     regions, pixels
-        Number of each.
+        Number of regions, and of their pixels.
     stored_bytes
-        From :meth:`wsi_ats.slides.base.Slide.stored_bytes`.
+        Result of :meth:`wsi_ats.slides.base.Slide.stored_bytes`.
     """
 
     level: int
@@ -29,7 +29,7 @@ class Request:
 
 
 class WrappedSlide(Slide):
-    """A slide around another one; subclasses say only how regions are read.
+    """A slide that wraps another one; subclasses define only the reading of regions.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ class WrappedSlide(Slide):
         return self._inner.bytes_read
 
     def stored_bytes(self, level: int, corners: IntArray, width: int, height: int) -> int | None:
-        """Return the inner slide's."""
+        """Return the inner slide's stored bytes."""
         return self._inner.stored_bytes(level, corners, width, height)
 
     def close(self) -> None:
@@ -80,7 +80,7 @@ class CountingSlide(WrappedSlide):
 
     @property
     def stored_bytes_read(self) -> int | None:
-        """Compressed bytes of all tiles that were read; ``None`` where the format does not say."""
+        """Compressed bytes of all tiles that were read; ``None`` if the format does not record them."""
         sizes = [request.stored_bytes for request in self.requests]
         known = [size for size in sizes if size is not None]
         return sum(known) if len(known) == len(sizes) else None

@@ -28,21 +28,22 @@ from wsi_ats.slides.zarr_jpeg import register_jpeg
 from wsi_ats.slides.zarr_levels import LevelArray
 from wsi_ats.slides.zarr_store import CheckedStore, open_store, text_of, zarr_errors
 
-# Regions of one batch that are read at a time: enough to hide the latency of an object store.
+# Regions of a batch that are read at a time: enough to hide the latency of an object store.
 _AT_ONCE = 16
 
-# Attribute with which bioformats2raw marks a group that holds images.
+# Attribute that bioformats2raw sets on a group of images.
 _LAYOUT = "bioformats2raw.layout"
 
 
 class ZarrSlide(Slide):
     """A slide in OME-Zarr 0.5 (or 0.4).
 
-    An RGB image of uint8: axes ``c, y, x`` in any order, three channels, all other axes of length 1. Chunks
-    are read when they are needed, those of a batch together, from a folder or any store that fsspec knows.
+    It must be an RGB image of uint8: axes ``c, y, x`` in any order, three channels, all other axes of length
+    1. Chunks are read when needed, those of a batch together, from a folder or any store that fsspec
+    supports.
 
-    Zarr fills a missing chunk with a constant. In pyramids of this library every chunk is stored, so that a
-    missing one is an error; in all others Zarr's rule holds.
+    Zarr fills missing chunks with a constant. In pyramids of this library every chunk is stored, so a missing
+    chunk is an error; in all others Zarr's rule applies.
 
     Parameters
     ----------
@@ -50,7 +51,7 @@ class ZarrSlide(Slide):
         Folder or URL (``s3://bucket/slide.ome.zarr``) of the image, or of the group that bioformats2raw
         writes around it.
     mpp
-        Micrometres per level-0 pixel, where the file's own value is missing or wrong.
+        Micrometres per level-0 pixel, if the file's own value is missing or wrong.
 
     Raises
     ------
@@ -58,7 +59,7 @@ class ZarrSlide(Slide):
         When there is no OME-Zarr image, or it is damaged or not RGB.
     """
 
-    bytes_read = None  # Zarr does not count them
+    bytes_read = None  # Zarr does not count bytes
 
     def __init__(self, path: str, *, mpp: float | None = None) -> None:
         self._closed = False
@@ -98,7 +99,7 @@ class ZarrSlide(Slide):
 
     @property
     def icc(self) -> bytes | None:
-        """The colour profile of the source of a pyramid of this library, if it had one."""
+        """The colour profile of the source, if this library wrote the pyramid and the source had one."""
         return self._icc
 
     def read_regions(self, level: int, corners: IntArray, width: int, height: int) -> Pixels:
@@ -122,7 +123,7 @@ class ZarrSlide(Slide):
         return regions
 
     async def _read(self, level: int, x: int, y: int, region: Pixels, limit: asyncio.Semaphore) -> None:
-        """Read one region, up to the level's edges, into an array of shape (height, width, 3)."""
+        """Read one region, as far as it is inside the level, into an array of shape (height, width, 3)."""
         size, (height, width, _) = self.levels[level], region.shape
         left, right = max(0, x), min(size.width, x + width)
         top, bottom = max(0, y), min(size.height, y + height)
@@ -170,31 +171,31 @@ class ZarrSlide(Slide):
 
 def _group(path: str, store: Store) -> zarr.Group:
     try:
-        # One after the other: asked for both at once, Zarr requests six more files, and again for each level.
+        # One after the other, because a request for both would read six more files, and again for each level.
         with suppress(FileNotFoundError):
             return zarr.open_group(store, mode="r", zarr_format=3)
         return zarr.open_group(store, mode="r", zarr_format=2)
     except FileNotFoundError as error:
         if _is_unfinished(store):
             raise SlideOpenError(
-                path, "its conversion was not completed; run the same `wsi-ats convert` again to continue it"
+                path, "its conversion is incomplete; run the same `wsi-ats convert` again to continue it"
             ) from error
         raise SlideOpenError(
-            path, "there is no Zarr group (no zarr.json); is it the image's own folder?"
+            path, "there is no Zarr group (no zarr.json); is this the image's own folder?"
         ) from error
 
 
 def _only_image(path: str, group: zarr.Group) -> str:
-    """Return the name of the only image in a group of bioformats2raw."""
+    """Return the name of the only image in a group written by bioformats2raw."""
     try:
         attributes: Any = group["OME"].attrs.asdict()
         names = [str(each) for each in attributes.get("ome", attributes)["series"]]
-    except KeyError:  # of an older version, or of other programs
+    except KeyError:  # written by an older version or another program
         names = sorted(name for name in group.group_keys() if name.isdigit())
     if len(names) != 1:
         raise SlideOpenError(
             path,
-            f"it holds {len(names)} images ({', '.join(names)}), and a slide is one of them"
+            f"it holds {len(names)} images ({', '.join(names)}), but a slide must be one image"
             + (f"; give {path.rstrip('/')}/{names[0]}, for example" if names else ""),
         )
     return names[0]

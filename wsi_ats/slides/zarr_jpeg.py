@@ -1,8 +1,8 @@
-"""JPEG as a codec of Zarr 3, under the name and in the form of the package imagecodecs-zarr.
+"""JPEG as a codec of Zarr 3, with the name and format of the package imagecodecs-zarr.
 
-Zarr has no JPEG codec of its own. Pyramids written here are read by every Zarr library that knows
-``imagecodecs_jpeg``; in Python 3.12 and later, ``pip install imagecodecs-zarr`` is enough. This module
-registers the same codec where that package is not installed.
+Zarr has no JPEG codec. Pyramids written here can be read by every Zarr library with the codec
+``imagecodecs_jpeg``; in Python 3.12 and later, ``pip install imagecodecs-zarr`` provides it. This module
+registers the same codec if that package is not installed.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ NAME = "imagecodecs_jpeg"
 
 @dataclass(frozen=True)
 class JpegCodec(ArrayBytesCodec):
-    """Chunks of shape (height, width, 3), uint8, as JPEG with colour at full resolution.
+    """The codec of chunks of shape (height, width, 3), uint8: JPEG with colour at full resolution.
 
-    A codec ``transpose`` before it moves the channels to the end; a codec ``crc32c`` after it finds the
-    damage that JPEG decoders pass over.
+    A ``transpose`` codec before it moves the channels to the end; a ``crc32c`` codec after it detects damage
+    that JPEG decoders ignore.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ class JpegCodec(ArrayBytesCodec):
             raise ValueError(
                 f"codec {NAME} with {data.get('configuration')} is not known here; install imagecodecs-zarr"
             )
-        del subsampling  # a JPEG image carries it itself
+        del subsampling  # it is also stored in the JPEG image
         return cls(level)
 
     def to_dict(self) -> dict[str, Any]:
@@ -72,12 +72,12 @@ class JpegCodec(ArrayBytesCodec):
         return chunk_spec.prototype.buffer.from_bytes(stream)
 
     def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
-        """Raise: the size is not known before encoding."""
+        """Raise ``NotImplementedError``: the size is unknown before encoding."""
         raise NotImplementedError
 
 
 def register_jpeg() -> None:
-    """Register the codec with Zarr, unless another package has done so."""
+    """Register the codec with Zarr, unless another package has registered it."""
     try:
         get_codec_class(NAME)
     except (LookupError, ValueError):

@@ -1,4 +1,4 @@
-"""Levels of a Zarr image as arrays: reading parts of them, and the stored bytes of their chunks."""
+"""Levels of a Zarr image as arrays: reading of parts, and the stored bytes of chunks."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from zarr.core.common import ZarrFormat
 from wsi_ats.geometry import IntArray
 from wsi_ats.slides.base import Pixels
 
-_TOO_MANY = 1 << 31  # pixels along a side; metadata that claim them are damaged
+_TOO_MANY = 1 << 31  # pixels along a side; metadata with this many are damaged
 
 
 @dataclass(frozen=True)
 class LevelArray:
-    """One level.
+    """One level of a Zarr image.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ class LevelArray:
     places
         Numbers of the axes y, x and c.
     chunk
-        Width and height of what is compressed as one.
+        Width and height of a compressed chunk.
     index
         The sizes of the chunks in each shard, if known.
     """
@@ -58,23 +58,23 @@ class LevelArray:
         Raises
         ------
         ValueError
-            When it is not an RGB image of uint8. What Zarr raises passes through.
+            When it is not an RGB image of uint8. Errors of Zarr are not translated.
         """
         array = zarr.open_array(store, path=path, mode="r", zarr_format=zarr_format)
         y, x, c = (axes.index(name) for name in "yxc")
         shape = array.shape
         if array.dtype != np.uint8:
-            raise ValueError(f"level {path} is of {array.dtype}, expected uint8: it is not an RGB image")
+            raise ValueError(f"level {path} has type {array.dtype}, expected uint8: it is not an RGB image")
         if len(shape) != len(axes):
             raise ValueError(f"level {path} has {len(shape)} axes, expected {len(axes)} ({', '.join(axes)})")
         others = [length for i, length in enumerate(shape) if i not in (y, x, c)]
         if shape[c] != 3 or min(shape[y], shape[x]) < 1 or set(others) > {1}:
             sizes = dict(zip(axes, shape, strict=True))
             raise ValueError(
-                f"level {path} is of size {sizes}, expected three channels and 1 of all but x and y"
+                f"level {path} has size {sizes}, expected three channels and length 1 on all axes but x and y"
             )
         if min(array.chunks) < 1 or max(shape) >= _TOO_MANY:
-            raise ValueError(f"level {path} is of {shape} pixels in chunks of {array.chunks}")
+            raise ValueError(f"level {path} has an impossible size, {shape} in chunks of {array.chunks}")
         return cls(array, (y, x, c), (array.chunks[x], array.chunks[y]), ShardIndex.of(array, (y, x, c)))
 
     @property
@@ -88,7 +88,7 @@ class LevelArray:
         Parameters
         ----------
         left, top, right, bottom
-            The part in pixels of the level; it lies inside.
+            The part in pixels of the level; it must lie inside.
 
         Returns
         -------
@@ -104,7 +104,7 @@ class LevelArray:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """The sizes of the chunks in each shard, from the end of the shard; each is read once.
+    """The stored sizes of the chunks in each shard, from the end of the shard; each shard's are read once.
 
     Parameters
     ----------
@@ -123,7 +123,7 @@ class ShardIndex:
 
     @classmethod
     def of(cls, array: zarr.Array[Any], places: tuple[int, int, int]) -> ShardIndex | None:
-        """Return the index for shards of the usual form, ``None`` for all else.
+        """Return the index if the shards have the usual form; otherwise ``None``.
 
         Parameters
         ----------
@@ -137,7 +137,7 @@ class ShardIndex:
         codec = array.metadata.codecs[0]  # type: ignore[union-attr]  # arrays of Zarr 2 have no shards
         if not isinstance(codec, ShardingCodec):
             return None
-        # A text in later releases of Zarr, a value of an enumeration in earlier ones.
+        # A string in later releases of Zarr, a member of an enumeration in earlier ones.
         if getattr(codec.index_location, "value", codec.index_location) != "end":
             return None
         chunks = tuple(shard // chunk for shard, chunk in zip(array.shards, array.chunks, strict=True))

@@ -1,4 +1,4 @@
-"""Stores of Zarr: how one is opened, read and written, and the errors of Zarr."""
+"""Stores of Zarr: opening, reading and writing, and the errors of Zarr."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _METADATA = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
 
 def zarr_errors() -> tuple[type[Exception], ...]:
     """Return the errors that Zarr raises for damaged data, and its stores for missing files."""
-    # All that damaged metadata and chunks were seen to raise, in Zarr 3.1 and 3.4. fsspec raises ImportError
-    # where the package for a kind of URL is missing.
+    # All errors that damaged metadata and chunks were seen to raise, in Zarr 3.1 and 3.4. fsspec raises
+    # ImportError if the package for a kind of URL is missing.
     return (
         *(EOFError, TypeError, LookupError, AttributeError, ArithmeticError),
         *(RuntimeError, MemoryError, ExceptionGroup, ImportError),
@@ -29,14 +29,14 @@ def zarr_errors() -> tuple[type[Exception], ...]:
 
 
 def open_store(path: str, *, read_only: bool) -> Store:
-    """Open a folder, or a URL through fsspec, without a look at its contents."""
+    """Open a folder, or a URL through fsspec, without reading its contents."""
     if is_remote(path):
         return FsspecStore.from_url(path, read_only=read_only)
     return LocalStore(Path(path), read_only=read_only)
 
 
 def text_of(error: Exception) -> str:
-    """Return the text of an error in one line, with its type where the text alone says nothing."""
+    """Return the text of an error in one line, with its type if the text alone is unclear."""
     while isinstance(error, ExceptionGroup):
         error = error.exceptions[0]
     text = " ".join(f"{error}".split())
@@ -44,7 +44,7 @@ def text_of(error: Exception) -> str:
 
 
 def get_bytes(store: Store, key: str) -> bytes | None:
-    """Read the value of a key; ``None`` where there is none."""
+    """Read the value of a key; return ``None`` if there is none."""
     value = sync(store.get(key, default_buffer_prototype()))
     return None if value is None else value.to_bytes()
 
@@ -55,7 +55,7 @@ def set_bytes(store: Store, key: str, value: bytes) -> None:
 
 
 def list_keys(store: Store) -> list[str]:
-    """List all keys, sorted."""
+    """List all keys of a store, sorted."""
 
     async def find() -> list[str]:
         return [key async for key in store.list()]
@@ -67,14 +67,14 @@ def list_keys(store: Store) -> list[str]:
 class CheckedStore(WrapperStore[Store]):
     """A store in which missing bytes of chunks are errors; Zarr would fill them with a constant.
 
-    The ends of files, where shards have their index, are kept: Zarr requests them at each read.
+    The ends of files, where shards have their index, are cached, because Zarr requests them at each read.
 
     Parameters
     ----------
     store
         The store.
     complete
-        Whether every chunk must be there.
+        Whether every chunk must exist.
     """
 
     def __init__(self, store: Store, *, complete: bool) -> None:
@@ -110,8 +110,8 @@ class CheckedStore(WrapperStore[Store]):
             wanted = byte_range.end - byte_range.start
         elif isinstance(byte_range, SuffixByteRequest):
             wanted = byte_range.suffix
-        if len(value) != wanted:  # more come from a server that knows files as a whole only
-            raise EOFError(f"{len(value)} bytes of {key} came where {wanted} were requested")
+        if len(value) != wanted:  # a server without ranges sends more
+            raise EOFError(f"{len(value)} bytes of {key} arrived, but {wanted} were requested")
         if end is not None:
             self._ends[end] = value
         return value

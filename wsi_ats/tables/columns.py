@@ -1,4 +1,4 @@
-"""Columns of tables of slides, and the names of slides in them."""
+"""The columns of slide tables, and the slide names in them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NAMES = {
     "split": ("split",),
     "mpp": ("mpp",),
 }
-"""Names of columns, in lower case, by their meaning."""
+"""Column names, in lower case, by meaning."""
 
 SPLITS = ("train", "val", "test")
 
@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class SlideTable:
-    """A CSV file and the columns in it that have a meaning here.
+    """A CSV file and its known columns.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ class SlideTable:
     rows
         All columns, by name.
     columns
-        Those that have a meaning, by it: ``slide``, ``file``, ``case``, ``label``, ``split``, ``mpp``.
+        The known columns, by meaning: ``slide``, ``file``, ``case``, ``label``, ``split``, ``mpp``.
     """
 
     path: Path
@@ -71,7 +71,7 @@ class SlideTable:
         for meaning, names in NAMES.items():
             found = [name for name in rows if name.lower() in names]
             if len(found) > 1:
-                raise ManifestError(f"{path}: columns {found} mean the same; keep one")
+                raise ManifestError(f"{path}: columns {found} have the same meaning; keep one")
             if found:
                 known[meaning] = rows[found[0]]
         if not (empty or next(iter(rows.values()))):
@@ -84,15 +84,15 @@ class SlideTable:
         return ", ".join(self.rows)
 
     def labels(self, column: str | None, task: str) -> list[str | None] | None:
-        """Return the labels, one for each row; ``None`` where no column can be that of the labels.
+        """Return the label of each row; ``None`` if no column can be the label column.
 
         Parameters
         ----------
         column
-            The column of the labels, or several joined by commas; ``None`` for ``label``, or else the only
-            column that has no other meaning.
+            The label column, or several joined by commas; ``None`` for ``label``, or else the only column
+            without another meaning.
         task
-            How several columns are joined.
+            Name of the task, which joins several columns.
 
         Raises
         ------
@@ -127,8 +127,8 @@ class SlideTable:
             return labels
         for word, number in words.items():
             _log.warning(
-                "%s: %d rows of column %r are %r, which means that the label is not known; if this is a "
-                "class, give it another name in the table, such as 'no finding'",
+                "%s: %d rows of column %r are %r, which means that the label is unknown; if this is a class, "
+                "give it another name in the table, such as 'no finding'",
                 self.path,
                 number,
                 name,
@@ -137,7 +137,7 @@ class SlideTable:
         return labels
 
     def value(self, meaning: str, row: int) -> str | None:
-        """Return a value by the meaning of its column; ``None`` where it is not known."""
+        """Return a value by the meaning of its column; ``None`` if unknown."""
         return _known(self.columns[meaning][row]) if meaning in self.columns else None
 
     def case(self, row: int) -> str | None:
@@ -151,7 +151,7 @@ class SlideTable:
         Raises
         ------
         ManifestError
-            When it is none of ``train``, ``val`` and ``test``.
+            When it is not ``train``, ``val`` or ``test``.
         """
         text = self.value("split", row)
         if text is not None and text.lower() not in SPLITS:
@@ -170,7 +170,7 @@ class SlideTable:
         """
         text = self.value("mpp", row)
         try:
-            # Spreadsheets of some countries write a decimal comma.
+            # In some countries, spreadsheets write a decimal comma.
             return None if text is None else float(text.replace(",", "."))
         except ValueError as error:
             raise ManifestError(

@@ -1,7 +1,7 @@
 """Tables on disk, CSV and Parquet: the only import of pyarrow.
 
-In memory a table is a dictionary of equally long columns, in order. Files are written in place: callers use
-:func:`wsi_ats.files.atomic` where a reader must never see half a file.
+In memory, a table is a dictionary of columns of equal length, in order. Files are written in place; callers
+use :func:`wsi_ats.files.atomic` if readers must never see an incomplete file.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ _METADATA_KEY = b"wsi_ats"
 
 
 def read_csv(path: str | Path) -> dict[str, list[str]]:
-    """Read a table that a person wrote, everything as text.
+    """Read a table written by a person; all values are text.
 
-    The separator is the comma, semicolon or tab that is most frequent in the first line, because spreadsheet
-    programs write that of their country; or the one that the first line names, as Excel's ``sep=;``. Spaces
-    around values, empty lines and a byte order mark are dropped; cells missing at the end of a row are empty.
+    The separator is the most frequent of comma, semicolon and tab in the first line, because spreadsheet
+    programs follow the conventions of a country; or the one that the first line names, as in Excel's
+    ``sep=;``. Spaces around values, empty lines and a byte order mark are dropped; cells missing at the end
+    of a row are empty.
 
     Parameters
     ----------
@@ -39,7 +40,7 @@ def read_csv(path: str | Path) -> dict[str, list[str]]:
     Returns
     -------
     dict of list of str
-        The columns in the file's order; empty lists where there is nothing below the first line.
+        The columns in the file's order; empty lists if there is nothing below the first line.
 
     Raises
     ------
@@ -47,13 +48,13 @@ def read_csv(path: str | Path) -> dict[str, list[str]]:
         When the file is missing, empty or not a table.
     """
     try:
-        # The mark that Excel puts before UTF-8 would otherwise become part of the first name.
+        # Otherwise the byte order mark that Excel writes would become part of the first name.
         text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ManifestError(f"{path}: cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise ManifestError(
-            f"{path}: is no UTF-8 text (byte {error.start}); save it as 'CSV UTF-8'"
+            f"{path}: is not UTF-8 text (byte {error.start}); save it as 'CSV UTF-8'"
         ) from error
     named = re.match(r'\s*"?sep=(.)"?\n', text)
     if named:
@@ -66,12 +67,12 @@ def read_csv(path: str | Path) -> dict[str, list[str]]:
         before = 0 if named is None else named[0].count("\n")
         rows = [(before + reader.line_num, [value.strip() for value in row]) for row in reader]
     except csv.Error as error:
-        raise ManifestError(f"{path}: is no CSV table: {error}") from error
+        raise ManifestError(f"{path}: is not a CSV table: {error}") from error
     rows = [(line, row) for line, row in rows if any(row)]
     if not rows:
-        raise ManifestError(f"{path}: is empty; its first line should name the columns")
+        raise ManifestError(f"{path}: is empty; its first line must name the columns")
     names = rows[0][1]
-    while not names[-1]:  # spreadsheet programs leave empty columns at the right
+    while not names[-1]:  # spreadsheet programs leave empty columns on the right
         names.pop()
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
@@ -86,14 +87,14 @@ def read_csv(path: str | Path) -> dict[str, list[str]]:
 
 
 def write_csv(path: str | Path, columns: Columns) -> None:
-    """Write a table as CSV: UTF-8, commas, numbers to the last digit, nothing for ``None``.
+    """Write a table as CSV: UTF-8, commas, numbers at full precision, empty cells for ``None``.
 
     Parameters
     ----------
     path
         The file to write.
     columns
-        Equally long columns.
+        Columns of equal length.
 
     Raises
     ------
@@ -121,12 +122,12 @@ def write_parquet(
     path
         The file to write.
     columns
-        Equally long columns; ``None`` is a missing value.
+        Columns of equal length; ``None`` is a missing value.
     types
-        Arrow's name of the type (``"int64"``, ``"double"``, ``"string"``) of columns that may be empty
-        or hold only ``None``, so that the values do not show their type.
+        Arrow's type name (``"int64"``, ``"double"``, ``"string"``) of columns that may be empty or hold only
+        ``None``, because their type cannot be inferred from their values.
     metadata
-        Values that JSON can hold; stored in the file's schema.
+        Values that can be stored as JSON; they become part of the file's schema.
 
     Raises
     ------
@@ -154,7 +155,7 @@ def read_parquet(path: str | Path) -> tuple[dict[str, list[Any]], dict[str, Any]
     Parameters
     ----------
     path
-        A file of :func:`write_parquet`, or of another program, without metadata.
+        A file from :func:`write_parquet`, or from another program, without metadata.
 
     Returns
     -------
@@ -169,12 +170,12 @@ def read_parquet(path: str | Path) -> tuple[dict[str, list[Any]], dict[str, Any]
     if not Path(path).is_file():
         raise ArtifactError(f"{path}: no such file")
     try:
-        # As one file, even where its folder's name looks like a partition ("case=7").
+        # Read as one file, even if the folder's name looks like a partition ("case=7").
         table = pyarrow.parquet.ParquetFile(path).read()
         metadata = json.loads((table.schema.metadata or {}).get(_METADATA_KEY, b"{}"))
     except (pa.ArrowException, OSError, json.JSONDecodeError) as error:
         raise ArtifactError(
-            f"{path}: is no Parquet file or is damaged: {error}; delete it and make it again"
+            f"{path}: is not a Parquet file or is damaged: {error}; delete it and make it again"
         ) from error
     return table.to_pydict(), metadata
 
@@ -182,4 +183,4 @@ def read_parquet(path: str | Path) -> tuple[dict[str, list[Any]], dict[str, Any]
 def _check_lengths(columns: Columns) -> None:
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
-        raise SettingsError(f"columns of one length are needed, not {lengths}")
+        raise SettingsError(f"columns must have equal lengths, not {lengths}")

@@ -18,16 +18,16 @@ SLIDE_SUFFIXES = frozenset(
     {".bif", ".czi", ".dcm", ".dicom", ".mrxs", ".ndpi", ".qptiff", ".scn", ".svs", ".svslide", ".tif"}
     | {".tiff", ".vms", ".vmu"}
 )
-"""Endings that folders are searched for: OpenSlide's formats. A file that is named itself may have any."""
+"""File extensions searched for in folders: OpenSlide's formats. A slide given by its path may have any."""
 
 ZARR = ".zarr"
-"""Ending of a folder that is one slide: an OME-Zarr image."""
+"""Extension of a folder that is one slide: an OME-Zarr image."""
 
 SLIDE_ENDINGS = SLIDE_SUFFIXES | {ZARR, ".vsi"}
-"""Endings of slides; Olympus's files are among them to be refused by name instead of passed over."""
+"""Extensions of slides. Olympus's .vsi is included so that it is refused by name instead of ignored."""
 
 TABLE_SUFFIXES = frozenset({".csv", ".tsv", ".xls", ".xlsx"})
-"""Endings of tables; Excel files are among them to be refused as tables, with advice."""
+"""Extensions of tables. Excel files are included so that they are refused as tables, with advice."""
 
 _SHOWN = 5  # names that a message lists before it says "and n more"
 
@@ -35,13 +35,13 @@ _log = logging.getLogger(__name__)
 
 
 def find_slides_among(files: Sequence[Path]) -> list[SlideRef]:
-    """List the slides among files on this machine; several files may be one slide.
+    """List the slides among local files; several files may form one slide.
 
     Parameters
     ----------
     files
-        For example the DICOM files of a folder, each a level of a slide. Files that are not slides are left
-        out, with a warning in the log.
+        The files, for example the DICOM files of a folder, each a level of a slide. Files that are not slides
+        are left out; for DICOM files, with a warning in the log.
 
     Raises
     ------
@@ -56,13 +56,13 @@ def find_slides_among(files: Sequence[Path]) -> list[SlideRef]:
 
 
 def warn_of_left_out(left_out: Sequence[str], source: str) -> None:
-    """Log the DICOM files of a source that are left out, each with the reason."""
+    """Log the DICOM files of a source that are left out, with reasons."""
     if left_out:
         _log.warning("%s: %d DICOM files are left out: %s", source, len(left_out), listed(left_out))
 
 
 def find_in_store(url: str) -> list[SlideRef]:
-    """List the slides behind a URL, without reading them.
+    """List the slides at a URL, without reading them.
 
     Parameters
     ----------
@@ -78,13 +78,15 @@ def find_in_store(url: str) -> list[SlideRef]:
 
     file = PurePath(url.partition("?")[0])
     if file.suffix.lower() in TABLE_SUFFIXES:
-        raise ManifestError(f"{url}: tables are read from this machine; copy it, its paths may be URLs")
+        raise ManifestError(
+            f"{url}: tables must be on this machine; copy it here (the paths in it may be URLs)"
+        )
     if file.suffix == ZARR:
         return [SlideRef.from_path(url)]
     files = find_files(url)
     if files == [url]:
         return [SlideRef.from_path(url)]
-    # A folder of Zarr holds thousands of files, and none of them is another slide.
+    # A Zarr folder holds thousands of files, but is only one slide.
     slides = {
         head + ZARR if inside else each for each in files for head, inside, _ in [each.partition(f"{ZARR}/")]
     }
@@ -99,19 +101,19 @@ def find_in_store(url: str) -> list[SlideRef]:
 
 
 def slides_of(files: Iterable[Path], growing: Path | None = None) -> tuple[list[SlideRef], list[str]]:
-    """Return the slides among files, sorted by path, and the DICOM files that are none, with reasons.
+    """Return the slides among files, sorted by path, and the DICOM files that are not slides, with reasons.
 
     Parameters
     ----------
     files
         The files; a folder among them is an OME-Zarr image.
     growing
-        A folder that further slides may come to; see :func:`wsi_ats.slides.dicom.find_series`.
+        A folder in which more slides may arrive; see :func:`wsi_ats.slides.dicom.find_series`.
     """
     refs: list[SlideRef] = []
     dicom: list[Path] = []
     for file in set(files):
-        # macOS leaves a "._name.svs" beside each file that it copies to a disk of another system.
+        # macOS writes a "._name.svs" beside each file that it copies to a foreign file system.
         if file.name.startswith("."):
             continue
         if looks_like_dicom(file):
@@ -127,7 +129,7 @@ def slides_of(files: Iterable[Path], growing: Path | None = None) -> tuple[list[
 
 
 def looks_like_dicom(file: Path) -> bool:
-    """Return whether a file has an ending of DICOM, or none or that of a UID and the content of DICOM."""
+    """Return whether a file is DICOM: by its extension or, if that is missing or a number, by its content."""
     ending = file.suffix.lower()
     if ending and ending not in _DICOM and not ending[1:].isdigit():
         return False
@@ -149,7 +151,7 @@ def walk(folder: Path) -> list[Path]:
     files: list[Path] = []
     searched: set[str] = set()
     for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        # A folder is searched once, however many links lead to it; a link to a folder above ends there.
+        # Each folder is searched once, even if several links lead to it or a link points to a parent folder.
         real = os.path.realpath(parent)
         if real in searched:
             folders.clear()
@@ -164,19 +166,19 @@ def walk(folder: Path) -> list[Path]:
 
 
 def expand(pattern: str) -> list[Path]:
-    """List the files that a glob matches, and all in and below the folders that it matches."""
+    """List the files that match a glob, and all files in and below the folders that match."""
     files: list[Path] = []
     matches = glob.glob(pattern, recursive=True)  # noqa: PTH207  (Path.glob takes no absolute pattern)
     slides = {match for match in map(Path, matches) if match.is_dir() and is_zarr(match)}
     for match in map(Path, matches):
         if slides.intersection(match.parents):
-            continue  # a part of an OME-Zarr image
+            continue  # part of an OME-Zarr image
         files += walk(match) if match.is_dir() and match not in slides else [match]
     return files
 
 
 def listed(names: Iterable[str]) -> str:
-    """List names in a message: the first five and the number of the others.
+    """Return the first five names, for a message, and the number of the others.
 
     Examples
     --------

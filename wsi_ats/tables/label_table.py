@@ -19,7 +19,7 @@ class Label:
     Parameters
     ----------
     label, case, split, mpp
-        As in :class:`~wsi_ats.slides.base.SlideRef`; ``None`` where the table does not say.
+        As in :class:`~wsi_ats.slides.base.SlideRef`; ``None`` if the table gives no value.
     """
 
     label: str | None
@@ -35,9 +35,9 @@ class Labels:
     Parameters
     ----------
     by_case
-        Whether ``rows`` are named after patients rather than slides.
+        Whether the keys of ``rows`` are patients rather than slides.
     rows
-        By slide or patient, in the table's order.
+        Rows by slide or patient, in the table's order.
     """
 
     by_case: bool
@@ -50,19 +50,18 @@ def read_labels(path: str | Path, *, column: str | None = None, task: str = DEFA
     Parameters
     ----------
     path
-        CSV with a label and a slide or a patient in each row. Slides may be named with or without
-        the file's ending.
+        CSV with a label and a slide or a patient in each row. Slides may be named with or without the file's
+        extension.
     column
-        The column that holds the label, or several joined by commas; by default ``label``, or the only
-        column that has no other meaning.
+        The label column, or several joined by commas; by default ``label``, or the only column without
+        another meaning.
     task
-        How several columns are joined.
+        Name of the task, which joins several columns.
 
     Raises
     ------
     ManifestError
-        When columns are missing or cannot be joined, or two rows say different things of one slide or
-        patient.
+        When columns are missing or cannot be joined, or two rows of one slide or patient differ.
     """
     table = SlideTable.read(path)
     labels = table.labels(column, task)
@@ -73,7 +72,7 @@ def read_labels(path: str | Path, *, column: str | None = None, task: str = DEFA
         )
     key = next((key for key in ("slide", "file", "case") if key in table.columns), None)
     if key is None:
-        raise ManifestError(f"{path}: needs a column slide_id or case_id; found {table.found}")
+        raise ManifestError(f"{path}: a label table needs a column slide_id or case_id; found {table.found}")
     rows: dict[str, Label] = {}
     for i, label in enumerate(labels):
         name = table.value(key, i)

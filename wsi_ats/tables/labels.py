@@ -1,4 +1,4 @@
-"""Checks of labels before training: they must be labels of the task, and enough of them."""
+"""Checks of labels before training: they must fit the task, and there must be enough of them."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ _SHOWN = 5  # names that a message lists before it says "and n more"
 
 
 def unlabelled(refs: Iterable[SlideRef]) -> list[SlideRef]:
-    """Return slides whose label is not known: they can be scored, not trained on."""
+    """Return the slides without a label: they can be scored, but not trained on."""
     return [ref for ref in refs if ref.label is None]
 
 
 def check_cases(refs: Sequence[SlideRef], labels: Sequence[object] | None = None) -> None:
-    """Check that a case has one label, for models that take its slides together.
+    """Check that each case has one label, for models that take the slides of a case together.
 
     Parameters
     ----------
     refs
         The slides.
     labels
-        What must be the same for all slides of a case; their labels by default.
+        The value of each slide that must be the same within a case; the slides' labels by default.
 
     Raises
     ------
@@ -43,27 +43,27 @@ def check_cases(refs: Sequence[SlideRef], labels: Sequence[object] | None = None
         if label != known:
             raise ManifestError(
                 f"the slides of case {ref.case!r} have different labels ({other.id} {other.label}, {ref.id} "
-                f"{ref.label}); with model.cases=mean or union a case has one label, mend them or use "
-                "model.cases=separate"
+                f"{ref.label}); with model.cases=mean or union a case needs one label; correct the labels or "
+                "set model.cases=separate"
             )
 
 
 def check_labels(refs: Sequence[SlideRef], task: str) -> Target:
-    """Check that slides can be trained on for a task, and derive the target from their labels.
+    """Check that a task can be trained on slides, and derive the target from their labels.
 
     Parameters
     ----------
     refs
-        Slides; those without label are passed over.
+        Slides; those without a label are ignored.
     task
         ``model.task`` of the settings.
 
     Raises
     ------
     ManifestError
-        When a label is of a wrong type, there are fewer than two cases (or, of any class, for
-        classification), or there is nothing to learn: one class, one value, no event, or a label that all
-        slides have, or none.
+        When a label has the wrong type; when there are fewer than two cases (for classification, of any
+        class); or when there is nothing to learn: only one class, one value, no event, or a label that all
+        slides or no slides have.
 
     Examples
     --------

@@ -1,6 +1,6 @@
 """The list of slides of a run, from a folder, glob, file or table, with labels and splits.
 
-Tables of several tools are read as they are. A column may have any of these names, in any case:
+Tables of several tools are read unchanged. A column may have any of these names, in upper or lower case:
 
 =========  ================================  ==================================================
 meaning    names                             written by
@@ -8,15 +8,15 @@ meaning    names                             written by
 slide      slide_id                          this library, CLAM
 file       path, filename, wsi               this library, STAMP's slide table, TRIDENT
 patient    case_id, patient                  this library, CLAM, STAMP's two tables
-label      label (or the one you name)       this library, CLAM, STAMP's clinical table
+label      label (or a name you give)        this library, CLAM, STAMP's clinical table
 split      split                             this library
 mpp        mpp                               this library, TRIDENT
 =========  ================================  ==================================================
 
-A label that is empty or one of ``nan``, ``na``, ``n/a``, ``none``, ``null``, ``<na>`` is not known. Where one
-of these words stands beside other labels, a warning says so, because it may be the name of a class.
-The first lines of each task's module (:mod:`wsi_ats.tasks`) say how its labels are written; several columns
-are joined to one label.
+A label is unknown if it is empty or one of ``nan``, ``na``, ``n/a``, ``none``, ``null``, ``<na>``. If one of
+these words occurs among other labels, a warning is logged, because it may be the name of a class. The
+docstring of each task's module (:mod:`wsi_ats.tasks`) describes the form of its labels; several columns are
+joined into one label.
 """
 
 from __future__ import annotations
@@ -55,47 +55,49 @@ def read_manifest(
     splits: str | Path | None = None,
     mpp: float | None = None,
 ) -> list[SlideRef]:
-    r"""List slides.
+    r"""List the slides of a source, with labels and splits.
 
-    Slides that have no label keep ``label=None``, and labels that have no slide are left out; both are
-    logged as warnings with their number. :func:`wsi_ats.tables.labels.check_labels` decides if
-    enough is left to train.
+    Slides without a label keep ``label=None``, and labels without a slide are left out; warnings in the log
+    give their numbers. :func:`wsi_ats.tables.labels.check_labels` decides whether enough is left to train.
 
     Parameters
     ----------
     source
-        A slide, a folder (searched with all below it that is not hidden), a glob (``**`` too) or a table.
-        Paths in a table are relative to the table; a row without a path names a slide at or below the
+        A slide, a folder (searched with its subfolders, except hidden ones), a glob (including ``**``) or a
+        table. Paths in a table are relative to the table; a row without a path names a slide in or below the
         table's folder.
+
         DICOM files of one series are one slide, named by the rules of
-        :func:`wsi_ats.slides.dicom.find_series`; they are found by their content where their names have no
-        ending. DICOM files that are not whole-slide images are left out, with a warning in the log. A folder
-        that is an OME-Zarr image, or whose name ends in ``.zarr``, is one slide, named without that ending or
-        ``.ome.zarr``. Slides, folders and globs
-        may be URLs, such as ``s3://bucket/scans/``; web servers list no folders.
+        :func:`wsi_ats.slides.dicom.find_series`; without an extension they are recognised by their content.
+        DICOM files that are not whole-slide images are left out, with a warning in the log. A folder that is
+        an OME-Zarr image, or whose name ends in ``.zarr``, is one slide, named without ``.zarr`` or
+        ``.ome.zarr``.
+
+        Slides, folders and globs may be URLs, such as ``s3://bucket/scans/``; web servers do not list
+        folders.
     labels
-        A table of labels, joined by slide if it names slides, else by patient. It may also give
-        patient, split and mpp.
+        A table of labels, joined by slide if it names slides, else by patient. It may also give patient,
+        split and mpp.
     label_column
-        The column that holds the label, where it is not called ``label``. Several, joined by commas, where
-        the task has labels of several columns; see :meth:`wsi_ats.tasks.base.Task.join`.
+        The label column, if it is not called ``label``; several, joined by commas, for a task with labels in
+        several columns; see :meth:`wsi_ats.tasks.base.Task.join`.
     task
-        ``model.task`` of the settings: how several columns are joined.
+        ``model.task`` of the settings, which joins several columns.
     splits
-        CLAM's ``splits_k.csv``: columns ``train``, ``val``, ``test`` of slides, all of which must be there.
-        Slides that it does not name are left out, with a warning in the log.
+        CLAM's ``splits_k.csv``: columns ``train``, ``val``, ``test`` of slides, which must all exist. Slides
+        that it does not name are left out, with a warning in the log.
     mpp
-        Micrometres per level-0 pixel of slides for which no table gives a value of its own.
+        Micrometres per level-0 pixel of slides for which no table gives a value.
 
     Returns
     -------
     list of SlideRef
-        Folders and globs sorted by path, tables in their own order. Never empty.
+        Slides of folders and globs sorted by path, those of tables in the table's order. Never empty.
 
     Raises
     ------
     ManifestError
-        When nothing is found, a table cannot be understood, two slides have one name, or no label
+        When nothing is found, a table cannot be understood, two slides have the same name, or no label
         belongs to any slide.
     MppError
         When an mpp is not plausible.
@@ -142,12 +144,12 @@ def completed(
     splits: str | Path | None = None,
     mpp: float | None = None,
 ) -> list[SlideRef]:
-    """Complete slides from several sources as :func:`read_manifest` completes those of one.
+    """Add tables and mpp to slides from several sources, as :func:`read_manifest` does for one source.
 
     Parameters
     ----------
     refs
-        The slides, each under a name of its own.
+        The slides, with unique ids.
     labels, label_column, task, splits, mpp
         As in :func:`read_manifest`.
 
@@ -181,22 +183,22 @@ def with_tables(
     splits: str | Path | None = None,
     split: str | None = None,
 ) -> list[SlideRef]:
-    """Add label, patient, split and mpp from tables to slides that are known already.
+    """Add label, patient, split and mpp from tables to known slides.
 
     Parameters
     ----------
     refs
-        The slides; their files need not be there.
+        The slides; their files do not need to exist.
     labels, label_column, task, splits
         As in :func:`read_manifest`.
     split
-        The only split of interest: slides of others need not be known.
+        The only split of interest; unknown slides in other splits are ignored.
 
     Raises
     ------
     ManifestError
-        When a table cannot be understood, none of its rows belongs to any slide, or a table of splits names
-        slides that are not there.
+        When a table cannot be understood, none of its rows belongs to a slide, or a table of splits names
+        unknown slides.
     """
     if labels is not None:
         refs = _join(refs, read_labels(labels, column=label_column, task=task), str(labels))

@@ -1,4 +1,4 @@
-"""Tables of slides: paths, or names of slides beside the table, each with what the table says of it."""
+"""Tables of slides: each row has a path or the name of a slide near the table, and may have a label."""
 
 from __future__ import annotations
 
@@ -22,23 +22,24 @@ def read_slide_table(
     Parameters
     ----------
     path
-        The table. Paths in it are relative to its folder; a row without a path names a slide at or below it.
+        The table. Paths in it are relative to its folder; a row without a path names a slide in or below that
+        folder.
     label_column
-        The column of the labels, or several joined by commas; ``None`` for ``label``, if there is one.
+        The label column, or several joined by commas; ``None`` for ``label``, if there is one.
     task
-        How several columns are joined.
+        Name of the task, which joins several columns.
     awaited
-        Whether slides may still be missing: then rows without a path and a slide are left out.
+        Whether slides may still be missing; then rows that have no path and no slide yet are left out.
 
     Raises
     ------
     ManifestError
-        When the table cannot be understood, or its slides are not there.
+        When the table cannot be understood, or its slides do not exist.
     """
     table = SlideTable.read(path, empty=awaited)
     if not {"slide", "file"} & set(table.columns):
         raise ManifestError(f"{path}: a slide table needs a column path or slide_id; found {table.found}")
-    # Only a column of that name is the label here: slide tables have all kinds of other columns.
+    # Here only a column called "label" is the label, because slide tables have many other columns.
     named = label_column is not None or "label" in table.columns
     labels = table.labels(label_column, task) if named else None
     files = _SlidesBeside(path)
@@ -97,7 +98,7 @@ def check_series(refs: Sequence[SlideRef], source: str) -> None:
             continue
         if not instance.is_level:
             raise ManifestError(
-                f"{source}: {ref.path} is no level of a slide, but {instance.other}; remove it"
+                f"{source}: {ref.path} is not a level of a slide, but {instance.other}; remove it"
             )
         other = first.setdefault((file.parent, instance.series), ref)
         if other is not ref:
@@ -108,19 +109,19 @@ def check_series(refs: Sequence[SlideRef], source: str) -> None:
 
 
 def _as_here(file: str, table: Path, row: int) -> str:
-    """Return a path as this machine writes it: slashes in place of the backslashes of Windows."""
+    """Return a path in this machine's form: with slashes instead of Windows' backslashes."""
     if os.sep == "\\" or "\\" not in file or (table.parent / file).exists():
         return file
     path = PureWindowsPath(file)
     if path.anchor:
         raise ManifestError(
-            f"{table}, row {row + 1}: {file!r} is a path on Windows; write it as this machine sees the file"
+            f"{table}, row {row + 1}: {file!r} is a Windows path; give the file's path on this machine"
         )
     return path.as_posix()
 
 
 class _SlidesBeside:
-    """Slides at or below a table's folder, searched once and only if needed."""
+    """The slides in or below a table's folder, searched once and only if needed."""
 
     def __init__(self, table: Path) -> None:
         self._table = table
@@ -128,7 +129,7 @@ class _SlidesBeside:
         self.lost: list[str] = []
 
     def find(self, name: str) -> str:
-        """Return the path of a slide; missing ones go to ``lost``, so that one error names them all."""
+        """Return the path of a slide; collect missing ones in ``lost``, so that one error names them all."""
         if self._paths is None:
             self._paths = defaultdict(list)
             for ref in slides_of(walk(self._table.parent))[0]:

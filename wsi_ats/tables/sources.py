@@ -1,4 +1,4 @@
-"""Slides of one source on this machine: a file, a folder, a glob or a table."""
+"""The slides of one local source: a file, a folder, a glob or a table."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from wsi_ats.tasks.registry import DEFAULT_TASK
 
 
 def find_slides(source: str | Path) -> list[SlideRef]:
-    """List the slides that a source on this machine holds now, for a program that watches it.
+    """List the slides that a local source holds at the moment, for a program that watches it.
 
-    Unlike :func:`wsi_ats.tables.manifest.read_manifest` it accepts what may yet change: there may be no
-    slides, two may have one name, and slides of a table may be missing.
+    Unlike :func:`wsi_ats.tables.manifest.read_manifest`, it accepts conditions that may still change: there
+    may be no slides, two slides may have the same name, and slides of a table may be missing.
 
     Parameters
     ----------
     source
         A slide, a folder, a glob or a table, as in :func:`wsi_ats.tables.manifest.read_manifest`. Rows of a
-        table that name neither a path nor a slide at or below the table's folder are left out.
+        table without a path and without a slide in or below the table's folder are left out.
 
     Returns
     -------
     list of SlideRef
-        Folders and globs sorted by path, tables in their own order.
+        Slides of folders and globs sorted by path, those of tables in the table's order.
 
     Raises
     ------
     ManifestError
-        When a file or folder is not there or cannot be searched, or a table cannot be understood.
+        When a file or folder is missing or cannot be searched, or a table cannot be understood.
     MppError
         When an mpp is not plausible.
 
@@ -59,7 +59,7 @@ def search(source: str | Path, *, growing: Path | None = None) -> tuple[list[Sli
     source
         As in :func:`find_slides`.
     growing
-        A folder that further slides may come to; see :func:`wsi_ats.slides.dicom.find_series`.
+        A folder in which more slides may arrive; see :func:`wsi_ats.slides.dicom.find_series`.
 
     Raises
     ------

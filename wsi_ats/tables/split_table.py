@@ -26,14 +26,14 @@ def read_splits(path: str | Path) -> dict[str, str]:
     Raises
     ------
     ManifestError
-        When there are other columns, or a slide is in two of them.
+        When there are other columns, or a slide is in two splits.
     """
     columns = {name.lower(): values for name, values in read_csv(path).items()}
     # An unnamed column is the row number that pandas writes.
     others = [name for name in columns if name not in {*SPLITS, "", "unnamed: 0"}]
     if others or "train" not in columns:
         raise ManifestError(
-            f"{path}: a table of splits has the columns train, val and test; found "
+            f"{path}: a table of splits must have the columns train, val and test; found "
             + ", ".join(filter(None, columns))
             + (f"; rename or remove {', '.join(map(repr, others))}" if "train" in columns else "")
         )
@@ -49,19 +49,19 @@ def read_splits(path: str | Path) -> dict[str, str]:
 def match_splits(
     splits: Mapping[str, str], known: Collection[str], source: str, *, split: str | None = None
 ) -> dict[str, str]:
-    """Find the slides that a table of splits names.
+    """Match a table of splits with known slides.
 
     Parameters
     ----------
     splits
-        Split by slide, from :func:`read_splits`. ``104.0`` is slide ``104`` where there is no other: pandas
-        writes whole numbers so in a column that has gaps.
+        Split by slide, from :func:`read_splits`. If no slide is called ``104.0``, it is taken as slide
+        ``104``: pandas writes integers with ``.0`` in a column with gaps.
     known
         Ids of the slides.
     source
         The table's name in messages.
     split
-        The only split of interest: slides of others need not be known.
+        The only split of interest; unknown slides in other splits are ignored.
 
     Returns
     -------
@@ -71,7 +71,7 @@ def match_splits(
     Raises
     ------
     ManifestError
-        When a slide is not known, or is in two splits under two spellings of its id.
+        When a slide is unknown, or is in two splits under two spellings of its id.
 
     Examples
     --------
@@ -92,10 +92,10 @@ def match_splits(
     if unknown:
         raise ManifestError(
             f"{source}: {len(unknown)} of its {len(splits)} slides are not among the {len(ids)} given: "
-            f"{listed([_with_nearest(name, ids) for name in unknown])}; mend or remove them"
+            f"{listed([_with_nearest(name, ids) for name in unknown])}; correct or remove them"
         )
     if renamed:
-        _log.warning("%s: ids with '.0' at the end are taken without it: %s", source, listed(renamed))
+        _log.warning("%s: the ending '.0' of these ids is ignored: %s", source, listed(renamed))
     return matched
 
 

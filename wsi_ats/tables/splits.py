@@ -1,4 +1,4 @@
-"""Splits into slides for training, validation and testing: all slides of a case go together."""
+"""Splits into slides for training, validation and testing; all slides of a case stay together."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from wsi_ats.tables.files import write_csv
 from wsi_ats.tables.split_table import read_splits
 from wsi_ats.tasks.registry import DEFAULT_TASK, task_named
 
-# Parts of a cross-validation as CLAM names them; beside them it writes splits_0_bool.csv and others.
+# CLAM's file names for the folds of a cross-validation; it also writes splits_0_bool.csv and others.
 _FOLD_FILE = re.compile(r"splits_(\d+)\.csv")
 
 
@@ -27,25 +27,25 @@ def split_by_case(
 ) -> tuple[list[SlideRef], list[SlideRef]]:
     """Set some cases aside for validation.
 
-    Where the manifest prescribes splits, they are kept: ``val`` is set aside, ``test`` is left out of
-    both. Else about ``share`` of the cases are drawn from each of the task's strata; all slides of a case go
-    together.
+    Splits in the manifest are kept: ``val`` is set aside, and ``test`` is left out of both results. Without
+    them, about ``share`` of the cases are drawn at random from each of the task's strata; all slides of a
+    case stay together.
 
     Parameters
     ----------
     refs
         Labelled slides.
     share
-        Share of the cases to set aside; 0 sets none aside.
+        Fraction of the cases to set aside; may be 0.
     seed
-        Decides which.
+        Seed of the draw.
     task
         Name of the task, as in ``model.task``.
 
     Returns
     -------
     list of SlideRef, list of SlideRef
-        For training, and set aside.
+        Slides for training, and slides set aside.
 
     Raises
     ------
@@ -58,13 +58,13 @@ def split_by_case(
         missing = untrained(refs, chosen, task=task)
         if missing:
             raise ManifestError(
-                f"the split column leaves no slide to train on of class {', '.join(map(repr, missing))}"
+                f"the split column leaves no slide to train on for class {', '.join(map(repr, missing))}"
             )
         return chosen, [r for r in refs if r.split == "val"]
     if share == 0:
         return list(refs), []
     stratum, cases = _strata(refs, task)
-    # A tenth of the cases at a time, stratified, until the share is reached.
+    # Set aside a tenth of the cases at a time, stratified, until the share is reached.
     folds = min(10, _fewest_cases(stratum, cases))
     folds_aside = round(share * folds)
     if not 0 < folds_aside < folds or abs(folds_aside / folds - share) > 0.1:
@@ -83,17 +83,17 @@ def split_by_case(
 def folds_by_case(
     refs: Sequence[SlideRef], folds: int, *, seed: int, task: str = DEFAULT_TASK
 ) -> list[list[SlideRef]]:
-    """Prescribe the splits of a cross-validation: every slide is tested once, all of a case together.
+    """Split slides for cross-validation: each slide is tested once, and the slides of a case stay together.
 
     Parameters
     ----------
     refs
-        Labelled slides; splits that they have are replaced.
+        Labelled slides; their splits are replaced.
     folds
-        How often to train; slides of each of the task's strata are shared out among the folds as evenly as
-        the cases allow. A class with fewer cases than folds is absent from some test sets.
+        Number of folds. Slides of each of the task's strata are divided among the folds as evenly as the
+        cases allow. A class with fewer cases than folds is absent from some test sets.
     seed
-        Decides which cases go together.
+        Seed of the assignment of cases to folds.
     task
         Name of the task, as in ``model.task``.
 
@@ -118,12 +118,12 @@ def folds_by_case(
     most = min(len(set(cases)), largest)
     if not 2 <= folds <= most:
         raise ManifestError(
-            f"{folds} folds are asked for; there must be at least 2, and at most {most}: there are "
-            f"{len(set(cases))} cases, and {largest} slides of the commonest class"
+            f"{folds} folds were requested, but only 2 to {most} are possible: there are "
+            f"{len(set(cases))} cases, and {largest} slides of the most frequent class"
         )
     splitter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
-        # The table of metrics says where a class is absent from a test set.
+        # The table of metrics shows which classes are absent from a test set.
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)
         parts = list(splitter.split(np.zeros(len(refs)), stratum, cases))
     made = []
@@ -131,8 +131,8 @@ def folds_by_case(
         missing = untrained(refs, [refs[i] for i in training], task=task)
         if missing or not len(held_out):
             raise ManifestError(
-                f"a fold of {folds} has {len(held_out)} slides to test on and leaves none to train on of "
-                f"{', '.join(map(repr, missing)) or 'no class'}; ask for fewer folds"
+                f"one of {folds} folds has {len(held_out)} test slides and leaves none to train on of "
+                f"{', '.join(map(repr, missing)) or 'no class'}; use fewer folds"
             )
         aside = set(held_out.tolist())
         made.append([replace(ref, split="test" if i in aside else "train") for i, ref in enumerate(refs)])
@@ -142,7 +142,7 @@ def folds_by_case(
 def with_validation(
     refs: Sequence[SlideRef], share: float, *, seed: int, task: str = DEFAULT_TASK
 ) -> list[SlideRef]:
-    """Turn a share of the cases that are for training into ``val``, as :func:`split_by_case` draws them.
+    """Change the split of some training cases to ``val``, drawn as in :func:`split_by_case`.
 
     Parameters
     ----------
@@ -162,12 +162,12 @@ def with_validation(
 
 
 def untrained(refs: Sequence[SlideRef], training: Sequence[SlideRef], *, task: str) -> list[str]:
-    """Return classes, labels or events of ``refs`` that no slide for training has; none can be learnt.
+    """Return the classes, labels or events of ``refs`` that no training slide has.
 
     Parameters
     ----------
     refs, training
-        All slides, and those for training; labelled.
+        All slides, and the slides for training; all have labels.
     task
         Name of the task; see :meth:`wsi_ats.tasks.base.Task.must_learn`.
     """
@@ -179,19 +179,19 @@ def untrained(refs: Sequence[SlideRef], training: Sequence[SlideRef], *, task: s
 
 
 def check_leakage(refs: Sequence[SlideRef], source: str | None = None) -> None:
-    """Refuse splits that part a case; a slide without split counts as one for training.
+    """Refuse splits that divide a case; a slide without a split counts as a training slide.
 
     Parameters
     ----------
     refs
         Slides with splits.
     source
-        Named in the message.
+        Name of the table in the message.
 
     Raises
     ------
     ManifestError
-        Names the case and its splits.
+        When a case is in two splits; the message names both.
     """
     splits: dict[str, set[str]] = defaultdict(set)
     for ref in refs:
@@ -200,7 +200,7 @@ def check_leakage(refs: Sequence[SlideRef], source: str | None = None) -> None:
         if len(found) > 1:
             raise ManifestError(
                 f"{f'{source}: ' if source else ''}case {case!r} is in splits {', '.join(sorted(found))}: "
-                "its slides would leak from one into the other; put all slides of a case into one split"
+                "information would leak between them; put all slides of a case into one split"
             )
 
 
@@ -210,12 +210,12 @@ def check_tested_once(folds: Mapping[str, Sequence[SlideRef]]) -> None:
     Parameters
     ----------
     folds
-        By name, slides with splits.
+        Slides with splits, by name of the fold.
 
     Raises
     ------
     ManifestError
-        Names the slide or case and the folds.
+        When a slide or case is tested twice; the message names it and the folds.
     """
     slides: dict[str, str] = {}
     cases: dict[str, str] = {}
@@ -238,12 +238,12 @@ def read_folds(folder: str | Path) -> dict[str, dict[str, str]]:
     Parameters
     ----------
     folder
-        Holds ``splits_0.csv`` and so on; other files are passed over.
+        The folder with ``splits_0.csv`` and so on; other files are ignored.
 
     Returns
     -------
     dict of dict
-        By the file's name, in the order of their numbers: split by slide.
+        Split by slide, for each file by name, in the order of the files' numbers.
 
     Raises
     ------
@@ -252,18 +252,20 @@ def read_folds(folder: str | Path) -> dict[str, dict[str, str]]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ManifestError(f"{folder}: is no folder; give the one that holds splits_0.csv, splits_1.csv ...")
+        raise ManifestError(
+            f"{folder}: is not a folder; give the folder that holds splits_0.csv, splits_1.csv ..."
+        )
     numbers = sorted(int(m[1]) for path in folder.iterdir() if (m := _FOLD_FILE.fullmatch(path.name)))
     if len(numbers) < 2:
         raise ManifestError(
-            f"{folder}: holds {len(numbers)} files splits_k.csv, two or more are needed (splits_0.csv, "
+            f"{folder}: holds {len(numbers)} files splits_k.csv, but at least two are needed (splits_0.csv, "
             "splits_1.csv ...)"
         )
     return {f"splits_{number}.csv": read_splits(folder / f"splits_{number}.csv") for number in numbers}
 
 
 def write_splits(path: str | Path, refs: Sequence[SlideRef]) -> None:
-    """Write CLAM's ``splits_k.csv``: columns ``train``, ``val``, ``test`` of slides, as long as each is.
+    """Write CLAM's ``splits_k.csv``: a column of slides for each of ``train``, ``val``, ``test``.
 
     Parameters
     ----------
@@ -287,13 +289,13 @@ def write_splits(path: str | Path, refs: Sequence[SlideRef]) -> None:
 
 
 def _strata(refs: Sequence[SlideRef], task: str) -> tuple[list[str], list[str]]:
-    """Return stratum and case of each slide."""
+    """Return the stratum and the case of each slide."""
     cases = [ref.case for ref in refs]
     return task_named(task).strata([str(ref.label) for ref in refs], cases), cases
 
 
 def _fewest_cases(stratum: Sequence[str], cases: Sequence[str]) -> int:
-    """Number of cases of the stratum that has fewest."""
+    """Return the number of cases in the smallest stratum."""
     of: dict[str, set[str]] = defaultdict(set)
     for name, case in zip(stratum, cases, strict=True):
         of[name].add(case)
