@@ -162,7 +162,7 @@ def test_weights_of_another_network_are_refused_for_maps(tmp_path):
 
 
 def test_a_missing_weights_file_is_named(tmp_path):
-    with pytest.raises(ModelError, match=r"nowhere\.pth' is no file"):
+    with pytest.raises(ModelError, match=r"nowhere\.pth' is not a file"):
         create_backbone("test_resnet", pretrained=False, checkpoint=str(tmp_path / "nowhere.pth"))
 
 

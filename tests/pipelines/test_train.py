@@ -287,7 +287,7 @@ def test_a_slide_that_turns_unreadable_in_training_is_left_out_and_has_failed(tr
     ("labels", "said"),
     [
         ("slide_id,label\nsomebody,a\nelse,b\n", "no label belongs to any slide"),
-        ("slide_id,label\n" + "".join(f"slide_{i:03d},a\n" for i in range(6)), "two classes are needed"),
+        ("slide_id,label\n" + "".join(f"slide_{i:03d},a\n" for i in range(6)), "two classes or more"),
         ("slide_id,label\n" + "".join(f"slide_{i:03d},nan\n" for i in range(6)), "has a label"),
         ("slide_id,label\nslide_000,a\nslide_001,b\nslide_002,b\n", "patients or more"),
         ("slide_id,label\nslide_000,a\nslide_000,b\n", "slide_000"),
@@ -314,7 +314,7 @@ def test_a_dry_run_writes_nothing(train, tmp_path):
     [
         ("model.backbone=no_such_network", "'no_such_network' cannot be built"),
         ("model.attention=no_such_network", "'no_such_network' cannot be built"),
-        ("model.checkpoint=nowhere.pth", "model.checkpoint 'nowhere.pth' is no file"),
+        ("model.checkpoint=nowhere.pth", "model.checkpoint 'nowhere.pth' is not a file"),
     ],
 )
 def test_a_network_that_cannot_be_had_is_found_before_any_work(train, tmp_path, change, said, options):
@@ -470,7 +470,7 @@ def test_what_attention_gives_is_said_and_recorded(train, tmp_path):
     assert ran.exit_code == 0
     card = read_json(tmp_path / "out" / "model.json")["attention"]
     assert set(card) == {"scale", "foretells", "foresight", "error", "cases"}
-    assert "by attention" in ran.stderr or "does not tell where to look" in ran.stderr or card["cases"] < 4
+    assert "by attention" in ran.stderr or "does not show which tiles" in ran.stderr or card["cases"] < 4
     assert "training cases" in ran.stderr  # two classes of two
 
 

@@ -423,7 +423,7 @@ def test_joint_epochs_that_no_figure_can_judge_are_left_out_with_a_warning(tmp_p
             after = trained(tmp_path / "after", *changes, validation=alike)
         assert_same(before, after)
         assert [row["phase"] for row in after.rows] == ["classifier"] * 2 + ["attention"] * 3
-        assert "joint training is left out: validation_auc is not defined" in caplog.text
+        assert "joint training is skipped: validation_auc is not defined" in caplog.text
 
 
 def test_patience_with_slides_that_turn_unreadable_ends_the_phase(tmp_path, monkeypatch):
@@ -469,10 +469,7 @@ def test_joint_training_is_left_out_where_attention_is_not_trusted(tmp_path, mon
             after = trained(tmp_path / "after", *PHASES)
         assert_same(before, after)
         assert [row["phase"] for row in after.rows] == ["classifier"] * 2 + ["attention"] * 3
-        assert (
-            "joint training is left out: validation slides say that tiles are to be drawn uniformly"
-            in caplog.text
-        )
+        assert "joint training is skipped: the validation slides call for uniform draws" in caplog.text
 
 
 @pytest.mark.parametrize("scale", [0.5, 1.0])
@@ -807,14 +804,14 @@ def test_training_takes_features_in_place_of_pixels(tmp_path, monkeypatch, kind)
 
 def test_a_model_of_features_refuses_pixels(tmp_path):
     with pytest.raises(
-        ModelError, match=r"precomputed features was given pixels, shape \(\d+, 3, 16, 16\); give it"
+        ModelError, match=r"takes precomputed features, not pixels of shape \(\d+, 3, 16, 16\); give it"
     ):
         trained(tmp_path, *PHASES, *TABLE)
 
 
 def test_features_of_another_width_are_refused(tmp_path):
     changes = [*PHASES, "model.backbone=features:13", "training.precision=float32"]
-    with pytest.raises(ModelError, match="given 12 features of each tile, but the model is one of 13"):
+    with pytest.raises(ModelError, match="got 12 features for each tile, but the model takes 13"):
         fit(
             TRAINING, [], SETTINGS.with_values(changes), target=TARGET, folder=tmp_path,
             device=torch.device("cpu"), on_epoch=print, reader=Table(),

@@ -16,7 +16,7 @@ class ImageClassifier(SlideNetwork):
     encoder
         Images (N, h, w, 3) of any size to features (N, D).
     classes
-        Number of outputs: of classes, or what else a task needs.
+        Number of outputs, such as classes.
     """
 
     def __init__(self, encoder: TileEncoder, *, classes: int) -> None:
