@@ -111,7 +111,7 @@ class OpenSlides:
     Parameters
     ----------
     opener
-        Opens a slide.
+        Function that opens a slide.
     """
 
     def __init__(self, opener: Callable[[SlideRef], Slide] = open_slide) -> None:
@@ -162,7 +162,7 @@ class TileReader(Reader):
     threads
         Number of threads; OpenSlide and the decoders release Python's lock.
     opener
-        Opens a slide.
+        Function that opens a slide.
 
     Examples
     --------

@@ -43,7 +43,7 @@ class Evidence:
     Parameters
     ----------
     attend
-        Returns the attention to the tiles at the time of the call.
+        Function that returns the attention to the tiles at the time of the call.
     weight
         Weights of the tiles by the uniform attention of the survey, shape (m,).
     uniform
@@ -51,7 +51,7 @@ class Evidence:
     tile_outputs
         Gate of each tile followed by the classifier's outputs, shape (m, 1 + O), float64.
     zero_outputs
-        With linear pooling the classifier's outputs for a feature of zeros, shape (O,); ``None`` with gated.
+        The classifier's outputs for a feature of zeros, shape (O,); ``None`` with gated pooling.
     classes
         Whether the outputs are logits of classes, of which only differences matter.
     """

@@ -69,11 +69,11 @@ def create_backbone(
         A timm name such as ``"resnet18"``, ``"hf-hub:owner/model"``, or ``"features:1280"`` for precomputed
         features of that width.
     pretrained
-        Load the published weights, which are downloaded at first use.
+        Whether to load the published weights, which are downloaded at first use.
     checkpoint
         A local weights file (safetensors, or a PyTorch state dict); takes precedence.
     maps
-        Return feature maps rather than a pooled vector.
+        Whether to return feature maps rather than a pooled vector.
     size
         Side of the images in pixels, for networks that are built for one size.
 

@@ -155,8 +155,8 @@ class TileEncoder(nn.Module):
         Parameters
         ----------
         parts
-            Called for each of up to two passes; yields RGB, uint8, shape (n, h, w, 3), n >= 1, of any size,
-            or the backbone's features, shape (n, width).
+            Function called for each of up to two passes; yields RGB, uint8, shape (n, h, w, 3), n >= 1, of
+            any size, or the backbone's features, shape (n, width).
 
         Raises
         ------

@@ -14,7 +14,7 @@ class ImageClassifier(SlideNetwork):
     Parameters
     ----------
     encoder
-        Images (N, h, w, 3) of any size to features (N, D).
+        Encoder from images (N, h, w, 3) of any size to features (N, D).
     classes
         Number of outputs, such as classes.
     """

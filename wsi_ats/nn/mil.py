@@ -24,7 +24,7 @@ class AttentionMIL(SlideNetwork):
     Parameters
     ----------
     encoder
-        Tiles (N, h, w, 3) to features (N, D).
+        Encoder from tiles (N, h, w, 3) to features (N, D).
     classes
         Number of outputs, such as classes.
     gated

@@ -28,10 +28,10 @@ class AttentionSampler(SlideNetwork):
     Parameters
     ----------
     attention
-        Thumbnail (rows * p, columns * p, 3) and mask (rows, columns) to logits (rows, columns); ``None``
-        for uniform sampling.
+        Network from thumbnail (rows * p, columns * p, 3) and mask (rows, columns) to logits (rows, columns);
+        ``None`` for uniform sampling.
     encoder
-        Tiles (N, h, w, 3) to features (N, D).
+        Encoder from tiles (N, h, w, 3) to features (N, D).
     classes
         Number of outputs, such as classes.
     pool

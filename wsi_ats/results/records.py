@@ -145,8 +145,8 @@ class Prediction:
     status
         ``done``, ``failed`` or ``no_tissue``; only ``done`` has scores.
     scores
-        By column, from the tiles of all draws pooled into one estimate: ``prob_<class>``, ``prob_<label>``,
-        ``value`` or ``risk``; see :attr:`wsi_ats.tasks.targets.Target.columns`.
+        Scores by column, from the tiles of all draws pooled into one estimate: ``prob_<class>``,
+        ``prob_<label>``, ``value`` or ``risk``; see :attr:`wsi_ats.tasks.targets.Target.columns`.
     predicted
         The most probable class, all labels of probability 1/2 or more joined by ``;`` (``-`` for none), or
         the value; ``None`` for a risk (a log-hazard: only differences between slides are meaningful).

@@ -17,7 +17,7 @@ Floats = npt.NDArray[np.float64]
 
 
 def concordance(times: npt.ArrayLike, events: npt.ArrayLike, risks: npt.ArrayLike) -> float | None:
-    """Compute Harrell's concordance index: how often the case at greater risk of a pair has its event first.
+    """Compute Harrell's concordance index: how often the case at greater risk in a pair has its event first.
 
     Equal risks count half. Only pairs whose order of events is known count (Harrell et al. 1982,
     doi:10.1001/jama.1982.03320430047030).

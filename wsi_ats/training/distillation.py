@@ -129,7 +129,7 @@ def survey(
     read_ahead
         Number of slides whose tiles are read while those of another are encoded.
     on_bad
-        Called with id and error of each slide that cannot be read; such slides are left out.
+        Function called with id and error of each slide that cannot be read; such slides are left out.
 
     Returns
     -------

@@ -82,13 +82,13 @@ def fit(
     device
         Device to train on.
     on_epoch
-        Called with the epoch's row of ``metrics.csv``.
+        Function called with each epoch's row of ``metrics.csv``.
     reader
         Reader of the tiles.
     max_bad
         Largest number of unreadable slides; training continues without them. No limit by default.
     on_bad
-        Called once with the id and the error of each such slide, and again by a resumed run.
+        Function called once with the id and the error of each such slide, and again by a resumed run.
     processes
         Processes that train this model together, by default this one alone; all must get the same slides.
     network

@@ -53,7 +53,7 @@ def repeat(
         Largest number of runs after the first, including ``restarts``, while attention has found nothing in
         any run.
     on_retry
-        Called before each of these runs.
+        Function called before each of these runs.
 
     Returns
     -------

@@ -57,7 +57,7 @@ class ValidationSlides:
         draws
             Name of each draw; the same name draws the same tiles.
         on_failed
-            Called with the messages of slides that cannot be read, by id.
+            Function called with the messages of slides that cannot be read, by id.
 
         Returns
         -------
