@@ -66,7 +66,7 @@ class Estimates:
         Logarithm of each slide's weight among the slides of its case, shape (B,); see
         :func:`wsi_ats.nn.cases.pool_slides`.
     tiles
-        Number of distinct tiles read; twice that where the backward pass reads them again.
+        Number of distinct tiles read; twice that if the backward pass reads them again.
     drawn
         The tiles of each slide; empty if none are drawn.
     features

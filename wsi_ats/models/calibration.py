@@ -60,7 +60,7 @@ def calibrate(
 
 
 def uniform_tiles(examples: Sequence[Example], training: TrainingSettings) -> list[ExampleTiles]:
-    """Draw tiles uniformly from slides, as many in all as ``training.calibration_tiles``, by its seed."""
+    """Draw ``training.calibration_tiles`` tiles uniformly from slides, with the seed of ``training``."""
     generator = np.random.default_rng(draw_seed(training.seed, "calibration", 0))
     chosen, each = calibration_slides(examples, training.calibration_tiles, generator)
     masks = [example.overview.tissue for example in chosen]

@@ -72,7 +72,7 @@ class _Piece:
 
 
 class TileBatches:
-    """An encoder that many callers share, each from a thread of its own.
+    """An encoder shared by many callers, each in its own thread.
 
     Tiles that arrive while a batch is computed wait in a queue, and the next batch takes from all of them:
     many slides with few tiles share batches, and none waits for a batch to fill. Results are the same.
@@ -132,7 +132,7 @@ class TileBatches:
         Parameters
         ----------
         tiles
-            RGB, uint8, shape (n, h, w, 3); all callers' tiles are of one size.
+            RGB, uint8, shape (n, h, w, 3); all callers' tiles have the same size.
 
         Returns
         -------

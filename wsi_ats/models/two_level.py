@@ -267,7 +267,7 @@ def allocate(weights: Sequence[float], room: Sequence[int], n: int) -> list[int]
     counts = np.ones(len(most), dtype=np.int64)
     while left := min(n, int(most.sum())) - int(counts.sum()):  # each pass fills a region, or is the last
         due = np.where(counts < most, weight, 0)
-        if not due.sum():  # no attention is left where there is room
+        if not due.sum():  # regions with room have no attention
             due = (counts < most).astype(np.float64)
         exact = due / due.sum() * left
         whole = np.floor(exact).astype(np.int64)

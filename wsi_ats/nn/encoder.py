@@ -1,4 +1,4 @@
-"""Encode tiles: from pixels to vectors of one length."""
+"""Encode tiles: from pixels to vectors of equal length."""
 
 from __future__ import annotations
 

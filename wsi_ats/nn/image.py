@@ -25,5 +25,5 @@ class ImageClassifier(SlideNetwork):
         self.head = nn.Linear(encoder.width, classes)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Return the logits (classes,) of one slide, RGB, uint8, shape (h, w, 3)."""
+        """Return the logits (classes,) of a slide, RGB, uint8, shape (h, w, 3)."""
         return self.classify(self.embed(image[None]))[0]

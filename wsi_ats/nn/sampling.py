@@ -25,7 +25,7 @@ _NEARLY_CERTAIN = 1e-10
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """The outcome of one draw.
+    """Outcome of one draw.
 
     Parameters
     ----------
@@ -182,7 +182,7 @@ def sequential(
 ) -> Draw:
     """Draw ``n`` distinct cells, one after the other, without replacement: the paper's second design.
 
-    Drawn at once as the ``n`` largest of ``log q`` plus Gumbel noise (Kool et al. 2019). See :func:`draw`.
+    The cells are the ``n`` largest of ``log q`` plus Gumbel noise (Kool et al. 2019). See :func:`draw`.
     """
     del shape, cells
     if _possible(proposal) <= n:

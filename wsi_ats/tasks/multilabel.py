@@ -1,4 +1,4 @@
-"""Multilabel: a slide has any of several labels, each with a probability of its own.
+"""Multilabel: a slide has any of several labels, each with its own probability.
 
 The label is written as names joined by ``;``, such as ``her2;?er``: ``?`` marks those that
 are unknown, ``-`` alone means none. The target has a number for each name: 0, 1, or NaN if it is unknown.

@@ -38,7 +38,7 @@ class Regression(NumberTask):
         refuse_columns(self.name, columns)
 
     def must_learn(self, label: str) -> frozenset[str]:
-        """Return nothing: values between those of training slides can be predicted."""
+        """Return an empty set: values between those of training slides can be predicted."""
         _value(label)
         return frozenset()
 

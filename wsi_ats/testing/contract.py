@@ -61,7 +61,7 @@ class SlideContract:
         for level in slide.levels:
             assert level.width <= full.width
             assert level.height <= full.height
-            # a writer may round a side up or down, so a side of one pixel tells little
+            # a writer may round a side up or down, so a side of one pixel proves little
             assert abs(full.width / level.downsample - level.width) <= 0.05 * level.width + 1
             assert abs(full.height / level.downsample - level.height) <= 0.05 * level.height + 1
 

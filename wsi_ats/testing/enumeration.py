@@ -79,7 +79,7 @@ def enumerate_draws(
         proposal = torch.full_like(proposal, 1 / len(proposal))
     elif design not in {"sequential", "systematic", "top"}:
         raise SettingsError(f"the outcomes of design {design!r} cannot be enumerated")
-    if design == "top" or proposal.count_nonzero() <= n:  # nothing is random
+    if design == "top" or proposal.count_nonzero() <= n:  # the draw is deterministic
         only = draw(design, proposal, cells=cells, shape=shape, n=n, generator=torch.Generator())
         return [(1.0, only)]
     if design == "sequential":

@@ -113,9 +113,9 @@ def fit(
         When a network cannot be built, too few slides can be read, one does not fit into memory, or the loss
         is NaN or infinite.
     SlideError
-        When a tile cannot be read a second time, where the backward pass reads tiles again.
+        When the backward pass reads a tile again and fails.
     ArtifactError
-        When the folder holds the state of another run, or a state cannot be written.
+        When the folder contains the state of another run, or a state cannot be written.
     """
     check_trainable(settings, processes=1 if processes is None else processes.count)
     settings.check_watched(len(validation))
