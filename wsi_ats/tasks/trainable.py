@@ -27,7 +27,7 @@ def check_trainable(settings: Settings, *, processes: int = 1) -> None:
     task, training = task_named(settings.model.task), settings.training
     if training.balance != "none" and not task.has_classes:
         raise SettingsError(
-            f"training.balance is {training.balance}, but {task.name} has no classes to balance; set it to none"
+            f"training.balance is {training.balance}, but {task.name} has no classes to balance; use none"
         )
     if not task.relative:
         return
