@@ -12,7 +12,6 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
-from pipelines._extras import check_installed
 from pipelines._fitting import check_network
 from pipelines._records import Row, absolute
 from pipelines._runs import (
@@ -35,6 +34,7 @@ from wsi_ats.settings import Fixes, Settings
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.tables.labels import check_labels, unlabelled
 from wsi_ats.tables.split_table import match_splits
+from wsi_ats.tasks.registry import task_named
 from wsi_ats.tasks.trainable import check_trainable
 
 if TYPE_CHECKING:  # scikit-learn and matplotlib take seconds to import
@@ -115,7 +115,7 @@ def crossval(
     execution, out, settings = execution or Execution(), rooted(out), settings or Settings()
     check_trainable(settings)
     check_pixels(settings)
-    check_installed(settings.model.task)
+    task_named(settings.model.task).check_installed()
     without = {ref.id for ref in unlabelled(refs)}
     if without and len(without) < len(refs):
         execution.reporter.message(f"{len(without)} of {len(refs)} slides have no label and are left out")

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines import prepare
 from pipelines._carry_out import Results, complete, report_left_out
-from pipelines._extras import check_installed
 from pipelines._fitting import Fitting, check_network, device
 from pipelines._readers import check_readers
 from pipelines._records import pending, settled
@@ -178,7 +177,7 @@ def _train(refs: Sequence[SlideRef], fitting: Fitting, others: _Others) -> Summa
     out, settings, execution = fitting.out, fitting.settings, fitting.execution
     check_trainable(settings, processes=1 if others.processes is None else others.processes.count)
     check_pixels(settings)
-    check_installed(settings.model.task)
+    task_named(settings.model.task).check_installed()
     if fitting.tensorboard:
         check_tensorboard()
     # What JPEG loses changes the result; who reads, and how many, does not.
