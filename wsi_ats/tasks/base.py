@@ -67,16 +67,16 @@ class Task(ABC):
     """Whether outputs are relative to those of other slides: the loss compares all slides of a step, and
     scores of two models cannot be compared."""
     requires: ClassVar[str] = ""
-    """Module of ours whose import needs an optional package; see :meth:`check_installed`."""
+    """Module of this package whose import needs an optional package; see :meth:`check_installed`."""
 
     @final
     def check_installed(self) -> None:
-        """Refuse the task where an optional package that it needs is missing.
+        """Refuse the task if an optional package that it needs is missing.
 
         Raises
         ------
         SettingsError
-            With the command that installs the package.
+            When it is missing; the message has the command that installs it.
         """
         if self.requires:
             import_module(self.requires)
