@@ -128,7 +128,7 @@ def test_weights_that_were_tampered_with_are_refused(saved):
     weights = load_file(folder / "model.safetensors")
     weights["head.bias"] += 1e-7
     save_file(weights, folder / "model.safetensors")
-    with pytest.raises(ArtifactError, match="do not belong together"):
+    with pytest.raises(ArtifactError, match="do not match"):
         load_model(folder)
 
 
@@ -140,7 +140,7 @@ def test_settings_and_target_that_were_tampered_with_are_refused(saved):
         {"settings": record["settings"] | {"sampling": {"tiles": 6}}},
     ):
         (folder / "model.json").write_text(json.dumps(record | change))
-        with pytest.raises(ArtifactError, match="do not belong together"):
+        with pytest.raises(ArtifactError, match="do not match"):
             load_model(folder)
 
 

@@ -162,7 +162,7 @@ def test_weights_of_another_network_are_refused_for_maps(tmp_path):
 
 
 def test_a_missing_weights_file_is_named(tmp_path):
-    with pytest.raises(ModelError, match=r"nowhere\.pth' is no file"):
+    with pytest.raises(ModelError, match=r"nowhere\.pth' is not a file"):
         create_backbone("test_resnet", pretrained=False, checkpoint=str(tmp_path / "nowhere.pth"))
 
 
@@ -293,7 +293,7 @@ def test_precomputed_features_need_no_network_and_refuse_pixels():
     found = create_backbone("features:1280", pretrained=True)  # nothing is downloaded
     assert found.width == 1280
     assert list(found.network.parameters()) == []
-    with pytest.raises(ModelError, match=r"given pixels, shape \(2, 3, 32, 32\); give it features"):
+    with pytest.raises(ModelError, match=r"not pixels of shape \(2, 3, 32, 32\); give it features"):
         found.network(torch.zeros(2, 3, 32, 32))
 
 

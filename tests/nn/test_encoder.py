@@ -116,10 +116,10 @@ def test_features_take_the_place_of_tiles():
             torch.testing.assert_close(getattr(other, constant), getattr(network, constant))
         assert torch.equal(network.standardise(raw), network(sample))
     with pytest.raises(
-        ModelError, match=rf"given 7 features of each tile, but the model is one of {raw.shape[1]}"
+        ModelError, match=rf"got 7 features for each tile, but the model takes {raw.shape[1]}"
     ):
         network.standardise(raw[:, :7])
-    with pytest.raises(ModelError, match="given 7 features of each tile"):
+    with pytest.raises(ModelError, match="got 7 features for each tile"):
         network.calibrate(raw[:, :7])
 
 
@@ -244,7 +244,7 @@ def test_images_of_different_sizes_calibrate_one_at_a_time():
     torch.testing.assert_close(network.centre, raw.mean(0), rtol=1e-4, atol=1e-5)
     alive = network.scale > 0
     torch.testing.assert_close(1 / network.scale[alive], raw.std(0)[alive], rtol=1e-3, atol=1e-6)
-    with pytest.raises(ModelError, match=r"too small an image, 16 x 16 pixels"):
+    with pytest.raises(ModelError, match=r"an image of 16 x 16 pixels is too small"):
         encoder("test_resnet").calibrate_on(lambda: [tiles(1, size=16)])
     with pytest.raises(ModelError, match="at least 2 images, not 1"):
         encoder("test_resnet", trained=True).calibrate_on(lambda: images[:1])

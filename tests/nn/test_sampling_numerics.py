@@ -154,7 +154,7 @@ def test_attention_computed_under_autocast_is_float32_and_can_be_drawn_from():
     ids=str,
 )
 def test_an_invalid_distribution_is_refused(design, proposal):
-    with pytest.raises(SettingsError, match="no distribution"):
+    with pytest.raises(SettingsError, match="is not a distribution"):
         drawn_from(design, tensor(proposal), 1)
 
 

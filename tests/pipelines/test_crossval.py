@@ -158,7 +158,7 @@ def test_a_class_absent_from_a_fold_and_a_slide_that_cannot_be_read(crossval, sl
     assert ran.json["notes"]["failed"] == "1 (slide_006)"
     assert "splits_0.csv: 0 of its slides have no label, and 1 with labels are not in it" in ran.stderr
     rows = {(row["fold"], row["figure"]): row for row in table(tmp_path / "cv" / "metrics.csv")}
-    assert rows["fold_0", "auc"]["note"] == "not defined: there is none of class 'positive'"
+    assert rows["fold_0", "auc"]["note"] == "not defined: there are no slides of class 'positive'"
     assert rows["fold_1", "auc"]["value"] == rows["mean", "auc"]["value"] == ""
     assert rows["mean", "auc"]["note"] == "not defined in any fold"
     assert rows["pooled", "auc"]["value"] in {"0.0", "0.5", "1.0"}

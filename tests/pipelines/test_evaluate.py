@@ -169,7 +169,7 @@ def test_an_absent_class_leaves_metrics_undefined_with_the_reason(evaluate, tmp_
     assert ran.exit_code == 0, ran.stderr
     found = metrics(tmp_path)
     assert found["auc"]["value"] == ""
-    assert found["auc"]["note"] == "not defined: there is none of class 'negative'"
+    assert found["auc"]["note"] == "not defined: there are no slides of class 'negative'"
     assert 0 <= float(found["accuracy"]["value"]) <= 1
     assert table(tmp_path / "out" / "roc.csv") == []
     assert (tmp_path / "out" / "evaluation.png").exists()
@@ -274,7 +274,7 @@ def test_a_dry_run_writes_nothing(evaluate, forty, tmp_path):
     ("labels", "options", "said"),
     [
         ("slide_id,label\nother,negative\n", (), "no label belongs to any slide"),
-        ("slide_id,label\ns0,benign\ns2,positive\n", (), "'benign' is none of negative, positive"),
+        ("slide_id,label\ns0,benign\ns2,positive\n", (), "'benign' is not one of negative, positive"),
         ("slide_id,label\ns0,nan\n", (), "none of 40 slides can be evaluated: no label: 40 (s0, s1"),
         ("slide_id,label\ns0,negative\n", ("--by", "patient"), "cannot evaluate by 'patient'"),
         ("slide_id,label\ns0,negative\n", ("--split", "test"), "there are no splits"),

@@ -224,7 +224,7 @@ def test_the_gain_by_attention_is_reported_and_recorded(train, tmp_path):
     assert ran.exit_code == 0
     card = read_json(tmp_path / "out" / "model.json")["attention"]
     assert set(card) == {"scale", "foretells", "foresight", "error", "cases"}
-    assert "by attention" in ran.stderr or "does not tell where to look" in ran.stderr or card["cases"] < 4
+    assert "by attention" in ran.stderr or "does not show which tiles" in ran.stderr or card["cases"] < 4
     assert "training cases" in ran.stderr  # two classes of two
 
 

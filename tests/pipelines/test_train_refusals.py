@@ -54,7 +54,7 @@ def test_other_settings_or_labels_are_refused(train, trained, slides, tmp_path):
     ("labels", "said"),
     [
         ("slide_id,label\nsomebody,a\nelse,b\n", "no label belongs to any slide"),
-        ("slide_id,label\n" + "".join(f"slide_{i:03d},a\n" for i in range(6)), "two classes are needed"),
+        ("slide_id,label\n" + "".join(f"slide_{i:03d},a\n" for i in range(6)), "two classes or more"),
         ("slide_id,label\n" + "".join(f"slide_{i:03d},nan\n" for i in range(6)), "has a label"),
         ("slide_id,label\nslide_000,a\nslide_001,b\nslide_002,b\n", "patients or more"),
         ("slide_id,label\nslide_000,a\nslide_000,b\n", "slide_000"),
@@ -75,7 +75,7 @@ def test_labels_that_cannot_be_learned_from(train, tmp_path, labels, said):
     [
         ("model.backbone=no_such_network", "'no_such_network' cannot be built"),
         ("model.attention=no_such_network", "'no_such_network' cannot be built"),
-        ("model.checkpoint=nowhere.pth", "model.checkpoint 'nowhere.pth' is no file"),
+        ("model.checkpoint=nowhere.pth", "model.checkpoint 'nowhere.pth' is not a file"),
     ],
 )
 def test_an_unavailable_network_is_refused_before_any_work(train, tmp_path, change, said, options):

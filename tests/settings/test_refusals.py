@@ -147,7 +147,8 @@ def test_a_cell_of_an_image_is_a_whole_number_of_pixels():
     settings = Settings().with_values(["model.kind=image", "tile.size=50", "model.scale=0.62"])
     assert settings.model.pixels_per_cell(settings.tile) == 31
     settings.with_values(["tile.stride=0.5", "model.scale=0.4"])
-    with pytest.raises(
+    said = r"model\.scale 0\.3 makes .* 19\.2 pixels .* model\.scale=0\.296875"
+    with pytest.raises(SettingsError, match=said):
         SettingsError, match=r"model\.scale 0\.3 makes .* 19\.2 pixels .* model\.scale=0\.296875"
     ):
         Settings().with_values(["model.kind=image", "tile.size=64", "model.scale=0.3"])

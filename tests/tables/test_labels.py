@@ -20,7 +20,7 @@ def test_classes_that_cannot_be_trained_on_are_refused_with_the_number_left_out(
     with pytest.raises(ManifestError, match="none of 0"):
         check_labels([], "classification")
     with pytest.raises(
-        ManifestError, match=r"two classes are needed, not \['x'\]; 1 slides have no label: b"
+        ManifestError, match=r"needs two classes or more, not \['x'\]; 1 slides have no label: b"
     ):
         check_labels([ref("a", label="x"), ref("b"), ref("c", label="x")], "classification")
 
@@ -57,7 +57,7 @@ def test_the_target_is_inferred_from_slides(task, labels, target):
             "2 patients or more are needed, but there are 1; 3 slides have",
         ),
         ("regression", ["1", "2", "high", "3"], "slide 'c': label is 'high', expected a number"),
-        ("regression", ["2", "2.0", "2", None], "values that differ are needed"),
+        ("regression", ["2", "2.0", "2", None], "regression needs values that differ"),
         ("survival", ["1;0", "2;0", "3;0", "4;0"], "none of 4 slides has an event"),
         ("survival", ["1;0", "2;1", "3", "4;0"], "slide 'c': label is '3', expected time;event"),
         ("multilabel", ["a", "a;b", "a", None], "3 slides are known to have label 'a' and 0 not to have it"),

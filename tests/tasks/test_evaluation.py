@@ -89,7 +89,7 @@ def test_an_absent_class_makes_only_dependent_metrics_none():
     }
     assert found["accuracy"] == 0.5
     assert found["brier"] == pytest.approx((0.04 + 0.36) / 2)
-    assert undefined("classification", [[1], [1]], ["no", "yes"]) == "there is none of class 'no'"
+    assert undefined("classification", [[1], [1]], ["no", "yes"]) == "there are no slides of class 'no'"
     assert undefined("classification", [[0], [1]], ["no", "yes"]) == ""
 
 
@@ -101,7 +101,7 @@ def test_metrics_of_no_slides_are_undefined(task, targets, columns):
     true, scores = np.empty((0, targets)), np.empty((0, columns))
     assert set(metrics_of(task, true, scores).values()) == {None}
     rows = metrics_table(TASKS[task], ["a", "b"][:columns], true, scores, [], resamples=5, seed=0)
-    assert {row["note"] for row in rows} == {"not defined: there is none to evaluate"}
+    assert {row["note"] for row in rows} == {"not defined: there are no slides to evaluate"}
     assert {(row["value"], row["low"], row["n"], row["cases"]) for row in rows} == {(None, None, 0, 0)}
 
 
@@ -122,7 +122,7 @@ def test_multilabel_metrics_are_means_over_known_labels():
     assert (found["auc"], found["auc_her2"]) == (None, None)
     assert found["auc_er"] == metrics.roc_auc_score(true[:, 0], scores[:, 0])
     assert found["brier"] == pytest.approx(np.mean((true[:, 0] - scores[:, 0]) ** 2))
-    assert undefined("multilabel", true, ["er", "her2"]) == "there are not both with and without 'her2'"
+    assert undefined("multilabel", true, ["er", "her2"]) == "slides with and without 'her2' are needed"
 
 
 def test_one_label_alone_is_like_two_classes():
@@ -147,7 +147,7 @@ def test_survival_is_judged_by_concordance():
     true = [[1, 1], [2, 0], [3, 1]]
     assert metrics_of("survival", true, [[0.9], [0.5], [0.1]]) == {"concordance": 1.0}
     assert metrics_of("survival", [[1, 0], [2, 0]], [[0.9], [0.5]]) == {"concordance": None}
-    assert undefined("survival", [[1, 0], [2, 0]], ["risk"]) == "no event was seen"
+    assert undefined("survival", [[1, 0], [2, 0]], ["risk"]) == "no event was observed"
 
 
 @pytest.mark.parametrize("task", ["classification", "three classes", "multilabel", "regression", "survival"])

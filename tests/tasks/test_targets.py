@@ -60,8 +60,8 @@ def test_labels_become_numbers(target, label, numbers):
 @pytest.mark.parametrize(
     ("target", "label", "said"),
     [
-        (Target("classification", ("x", "y")), "z", "label is 'z', but 'z' is none of x, y"),
-        (MULTI, "er;ki67", "label is 'er;ki67', but 'ki67' is none of er, her2, pr"),
+        (Target("classification", ("x", "y")), "z", "label is 'z', but 'z' is not one of x, y"),
+        (MULTI, "er;ki67", "label is 'er;ki67', but 'ki67' is not one of er, her2, pr"),
         (MULTI, "er;", "label is 'er;', expected names joined by ';'"),
         (MULTI, "er;-", "or '-' for none"),
         (MULTI, "?", "label is '?', expected names"),
@@ -84,11 +84,11 @@ def test_a_label_of_a_wrong_type_is_refused_with_itself_and_what_was_expected(ta
 @pytest.mark.parametrize(
     ("task", "labels", "said"),
     [
-        ("classification", ["a", "a"], "two classes are needed, not ['a']"),
+        ("classification", ["a", "a"], "classification needs two classes or more, not ['a']"),
         ("multilabel", ["-", "-"], "none of 2 slides has any label"),
         ("multilabel", ["a;;b"], "label is 'a;;b'"),
-        ("regression", ["2", "2.0"], "values that differ are needed, but all 2 slides have ['2']"),
-        ("regression", [], "values that differ are needed, but all 0 slides have []"),
+        ("regression", ["2", "2.0"], "regression needs values that differ, but all 2 slides have ['2']"),
+        ("regression", [], "regression needs values that differ, but all 0 slides have []"),
         ("regression", ["2", "many"], "label is 'many'"),
     ],
 )
@@ -185,7 +185,7 @@ def test_columns_and_their_label_agree():
         ("regression", {"a": "1", "b": "0"}, "model.task"),
         ("multilabel", {"a": "yes"}, "a is 'yes', expected 1 or 0"),
         ("survival", {"months": "3", "died": "7"}, "died is '7', expected 1 or 0"),
-        ("multilabel", {"a;b": "1"}, "label 'a;b' cannot be told"),
+        ("multilabel", {"a;b": "1"}, "label 'a;b' conflicts with"),
         ("multilabel", {"?a": "1"}, "rename its column"),
         ("multilabel", {"-": "1"}, "rename its column"),
     ],

@@ -55,7 +55,7 @@ def test_a_classifier_without_signal_is_reported(gain):
 
 def test_overfitting_is_distinguished_from_a_good_fit():
     (line,) = said(row(0, "classifier", gain=0.95, uniform_gain=-0.2))
-    assert "by heart" in line
+    assert "memorised its training slides" in line
     assert said(row(0, "classifier", gain=0.95, uniform_gain=0.6)) == []
     assert said(row(0, "classifier", gain=0.95, uniform_gain=None, validation_gain=None)) == []
 
@@ -92,11 +92,11 @@ def test_attention_is_compared_with_uniform_draws_in_words():
     assert "on these 30 slides attention raises auc by 0.100" in last(0.9, 0.8)
     assert "on these 30 slides attention lowers auc by 0.100" in last(0.8, 0.9)
     assert "equally well" in last(0.9, 0.9)
-    assert "the thumbnail does not tell where to look" in last(0.9, 0.8, scale=0.0, foretells=False)
-    assert "attention foretells which tiles tell most, but" in last(0.9, 0.8, scale=0.0)
+    assert "the thumbnail does not show which tiles" in last(0.9, 0.8, scale=0.0, foretells=False)
+    assert "attention predicts which tiles are informative, but" in last(0.9, 0.8, scale=0.0)
     unjudged = {**judged, "slides": 0, "foretells": None, "cases": 0}
     (line,) = compare({}, {}, **unjudged)
-    assert line.startswith("attention was not judged, for there are no validation cases;")
+    assert line.startswith("attention was not evaluated, because there are no validation cases;")
     few = {**judged, "slides": 3, "foretells": None, "cases": 3}
     line, *others = compare({"auc": 0.9}, {"auc": 0.8}, **few)
     assert "there are 3 validation cases" in line

@@ -342,7 +342,7 @@ def test_nan_of_the_classifier_is_reported_and_not_distilled(method):
         method.model.head.bias[0] = math.nan
     with (
         TileReader(1, lambda ref: slide_of(ref.id)) as reader,
-        pytest.raises(ModelError, match=r"s0p: the classifier gives NaN .*; try lower learning rates"),
+        pytest.raises(ModelError, match=r"s0p: classifier outputs are NaN .*; try lower learning rates"),
     ):
         survey(method, {0: EXAMPLES[0]}, reader, 7, read_ahead=0, on_bad=lambda *_: None)
 

@@ -177,14 +177,14 @@ def test_training_takes_features_in_place_of_pixels(tmp_path, monkeypatch, kind)
 
 def test_a_model_of_features_refuses_pixels(tmp_path):
     with pytest.raises(
-        ModelError, match=r"precomputed features was given pixels, shape \(\d+, 3, 16, 16\); give it"
+        ModelError, match=r"takes precomputed features, not pixels of shape \(\d+, 3, 16, 16\); give it"
     ):
         trained(tmp_path, *PHASES, *TABLE)
 
 
 def test_features_of_another_width_are_refused(tmp_path):
     changes = [*PHASES, "model.backbone=features:13", "training.precision=float32"]
-    with pytest.raises(ModelError, match="given 12 features of each tile, but the model is one of 13"):
+    with pytest.raises(ModelError, match="got 12 features for each tile, but the model takes 13"):
         fit(
             TRAINING, [], SETTINGS.with_values(changes), target=TARGET, folder=tmp_path,
             device=torch.device("cpu"), on_epoch=print, reader=Table(),

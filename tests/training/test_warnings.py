@@ -13,7 +13,7 @@ from wsi_ats.training.fit import Trained
 
 TARGET = Target("classification", ("normal", "tumour"))
 
-NOTHING, BY_HEART = "the classifier found nothing", "learned its training slides by heart"
+NOTHING, MEMORISED = "the classifier found nothing", "memorised its training slides"
 COLLAPSED, NARROWED, FEW = "attention has collapsed", "while attention narrowed", "training cases, too few"
 
 # More steps than there would be by default, for slides are few.
@@ -73,7 +73,7 @@ def ran(
     found = train(training, validation, settings, TARGET, folder)
     scale = 1.0 if found.trust is None else found.trust.scale
     lines = diagnose(found.rows, settings, classes=[bag.label for bag in training], scale=scale)
-    names = (NOTHING, BY_HEART, COLLAPSED, NARROWED, FEW)
+    names = (NOTHING, MEMORISED, COLLAPSED, NARROWED, FEW)
     kinds = [name for line in lines for name in names if name in line]
     assert len(kinds) == len(lines)  # each is known here
     return found, kinds
@@ -110,14 +110,14 @@ def test_a_classifier_that_is_far_too_certain_has_found_something(tmp_path):
 
 def test_random_labels_are_reported_when_the_classifier_memorises_them(tmp_path):
     _, said = ran(tmp_path, *CLASSIFIER, *UNBOUND, width=256, side=8, cells=4, meaningless=True)
-    assert said == [BY_HEART]
+    assert said == [MEMORISED]
 
 
 def test_partial_memorisation_is_reported(tmp_path):
     """As most runs with labels that mean nothing end."""
     found, said = ran(tmp_path, *CLASSIFIER, width=256, meaningless=True)
     assert 0.05 < found.rows[-1]["gain"] < 0.9
-    assert said == [BY_HEART]
+    assert said == [MEMORISED]
 
 
 def test_attention_that_collapses_by_chance_is_reported(tmp_path):
@@ -151,7 +151,7 @@ def test_narrow_attention_that_is_not_used_is_not_reported(tmp_path):
     )
     assert found.rows[-1]["effective_cells"] < 100
     assert found.trust.scale == 0
-    assert said == [BY_HEART]
+    assert said == [MEMORISED]
 
 
 def test_a_class_of_few_slides_is_reported(tmp_path):

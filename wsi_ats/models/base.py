@@ -1,4 +1,4 @@
-"""The interface of all kinds of models to slides, and the records that they return."""
+"""Interface of all kinds of models to slides, and the records that they return."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from wsi_ats.slides.base import Slide
 
 @dataclass(frozen=True)
 class WeightedTiles:
-    """Distinct tiles of one draw, in the order in which they came, with their weights.
+    """Distinct tiles of one draw, in the order drawn, with their weights.
 
     Parameters
     ----------
     grid
         The slide's grid of tiles.
     cells
-        Flat numbers on it, shape (m,).
+        Flat numbers of the cells, shape (m,).
     attention
         Attention of each cell, shape (m,), with gradient.
     inclusion
@@ -52,12 +52,12 @@ class WeightedTiles:
 
 @dataclass(frozen=True)
 class Estimates:
-    """Outputs of a batch of slides from one pass; slides that could not be read are not among them.
+    """Outputs of a batch of slides from one pass, without the slides that could not be read.
 
     Parameters
     ----------
     outputs
-        Of the network, shape (B, outputs).
+        Outputs of the network, shape (B, outputs).
     places
         Places of these slides in the batch, in order.
     failed
@@ -66,11 +66,11 @@ class Estimates:
         Logarithm of each slide's weight among the slides of its case, shape (B,); see
         :func:`wsi_ats.nn.cases.pool_slides`.
     tiles
-        Distinct tiles that were read; twice as many where the backward pass reads them again.
+        Number of distinct tiles read; twice that if the backward pass reads them again.
     drawn
-        The tiles of each slide; empty where none are drawn.
+        The tiles of each slide; empty if none are drawn.
     features
-        Features of these tiles, for each slide of shape (m, D), with gradient; empty where none are drawn.
+        Features of these tiles, for each slide of shape (m, D), with gradient; empty if none are drawn.
     """
 
     outputs: Tensor
@@ -84,26 +84,26 @@ class Estimates:
 
 @dataclass(frozen=True)
 class DrawLogits:
-    """Logits of one slide by one of several independent draws of tiles.
+    """Logits of one slide from one of several independent draws of tiles.
 
     Parameters
     ----------
     logits
         Shape (classes,), on the CPU.
     tiles
-        The tiles of the draw; ``None`` where no tiles are read.
+        The tiles of the draw; ``None`` if no tiles are read.
     new_tiles
-        Number of them that no earlier draw had read.
+        Number of tiles that no earlier draw had read.
     empty_tiles
-        Number of those that show nothing; see :func:`wsi_ats.overview.tissue.are_empty`.
+        Number of those tiles that are empty; see :func:`wsi_ats.overview.tissue.are_empty`.
     attention
-        Over the slide's tissue cells, shape (K,), the same for every draw; ``None`` where there is none.
+        Attention over the tissue cells, shape (K,), the same for every draw; ``None`` for models without it.
     pooled_logits
-        Logits of this draw and all before it, their tiles pooled into one estimate, shape (classes,). With
+        Logits from the pooled tiles of this draw and all before it, shape (classes,). With
         ``gated`` pooling these are closer to the logits of all tiles than the mean of the draws: the bias of
         a ratio falls with the number of tiles. ``None`` for a model that does not sample.
     log_weight
-        Logarithm of the slide's weight among the slides of its case, by the tiles of all draws so far.
+        Logarithm of the slide's weight among the slides of its case, from the tiles of all draws so far.
     """
 
     logits: Tensor
@@ -119,10 +119,10 @@ Finish = Callable[[], Estimates]
 
 
 class Method(Protocol):
-    """The way of one kind of model from slides to logits, with its network, settings and device."""
+    """Computation of logits from slides by one kind of model, with its network, settings and device."""
 
     def passes(self, slides: int) -> int:
-        """Return the number of passes into which a step over so many slides is cut to fit into memory."""
+        """Return the number of passes that split a step over this many slides so that it fits into memory."""
         ...
 
     def check(self, training: Sequence[Example], validation: Sequence[Example]) -> None:
@@ -131,7 +131,7 @@ class Method(Protocol):
         Raises
         ------
         ModelError
-            When a slide needs more memory than there is.
+            When a slide needs more memory than is free.
         """
         ...
 
@@ -140,31 +140,31 @@ class Method(Protocol):
         ...
 
     def begin(self, examples: Sequence[Example], reader: Reader, seeds: Sequence[int]) -> Finish:
-        """Choose tiles of some slides by the present weights, and begin to read them.
+        """Choose tiles of some slides by the current weights, and begin to read them.
 
-        The estimates are those of the weights at the time when the result is called. A tile that an older
-        attention drew is weighted by the present attention over the inclusion at the time of the draw, which
-        keeps the estimate unbiased.
+        The estimates use the weights at the time when the result is called. A tile that older attention drew
+        is weighted by the current attention over the inclusion at the time of the draw, which keeps the
+        estimate unbiased.
 
         Parameters
         ----------
         examples
             The slides.
         reader
-            Reads their tiles.
+            Reader of their tiles.
         seeds
-            One for each slide; all randomness follows from it.
+            One seed for each slide, which determines all randomness.
 
         Returns
         -------
         function
-            To be called once. Waits for the reads and returns the :class:`Estimates` of the slides that could
-            be read, possibly none, with gradients.
+            Function to call once. It waits for the reads and returns the :class:`Estimates` of the slides
+            that could be read, possibly none, with gradients.
 
         Raises
         ------
         ModelError
-            When the network gives NaN or infinity; the result may raise it, too.
+            When an output of the network is NaN or infinite; the result may raise it too.
         """
         ...
 
@@ -173,8 +173,8 @@ class Method(Protocol):
     ) -> Generator[DrawLogits, None, None]:
         """Compute the logits of one slide, draw by draw.
 
-        Lazy: tiles of a draw are read when that draw is asked for, and no tile is read twice, so that the
-        caller decides after each draw whether to go on.
+        The tiles of a draw are read when that draw is requested, and no tile is read twice, so the caller can
+        decide after each draw whether to continue.
 
         Parameters
         ----------
@@ -183,15 +183,15 @@ class Method(Protocol):
         overview
             Its thumbnail and tissue; at least one tissue cell.
         seeds
-            One for each independent draw; may be endless.
+            One seed for each independent draw; may be infinite.
         encoder
-            The network's own, shared with other slides; by default one for this slide alone, with the same
-            result.
+            Encoder of the network, shared with other slides; by default a new one for this slide, with the
+            same result.
 
         Yields
         ------
         DrawLogits
-            One for each seed; a single one from a model that does not sample.
+            One for each seed; only one from a model that does not sample.
 
         Raises
         ------
@@ -203,17 +203,17 @@ class Method(Protocol):
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of model: its network, and the way from slides to logits with it.
+    """A kind of model: its network and its method.
 
     Parameters
     ----------
     network
         Class of its networks.
     build
-        Makes a network from settings and the number of outputs; the last argument says whether to load the
-        weights that training starts from.
+        Builds a network from settings and the number of outputs; the last argument selects whether to load
+        the weights that training starts from.
     method
-        Joins a network of that class, settings and its device.
+        Builds the method from a network of that class, settings and the network's device.
     """
 
     network: type[SlideNetwork]
@@ -241,17 +241,17 @@ def naming(slide: str) -> Iterator[None]:
 def draw_seed(seed: int, slide_id: str, number: int) -> int:
     """Return the seed of one draw of one slide.
 
-    It depends on the arguments alone, so that a slide gets the same tiles on any machine, with any number of
+    It depends only on the arguments, so a slide gets the same tiles on any machine, with any number of
     workers and in any order.
 
     Parameters
     ----------
     seed
-        Of the run.
+        Seed of the run.
     slide_id
         The slide.
     number
-        Of the draw, from 0.
+        Number of the draw, from 0.
 
     Examples
     --------

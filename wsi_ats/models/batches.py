@@ -1,4 +1,4 @@
-"""From prepared slides to training batches: slides with labels, and reading of their tiles."""
+"""Training batches: slides with labels, and readers of their tiles."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ U = TypeVar("U")
 _T_co = TypeVar("_T_co", covariant=True)
 
 Wanted = tuple[SlideRef, Grid, IntArray]
-"""A slide, its grid of tiles, and the flat numbers (N,) of the cells that are wanted."""
+"""A slide, its grid of tiles, and the flat numbers (N,) of the cells to read."""
 
 
 class Pending(Protocol[_T_co]):
@@ -39,7 +39,7 @@ class Pending(Protocol[_T_co]):
         ...
 
 
-# Opening a slide costs as much as reading a few tiles, an open one some MB (see its reader's cache).
+# Opening a slide costs as much as reading a few tiles; an open slide takes some MB (its reader's cache).
 _OPEN_SLIDES = 128
 
 
@@ -67,13 +67,13 @@ class Example:
 
 
 class Reader(Protocol):
-    """Reads from slides in the background: by threads, or by workers near the slides.
+    """Reader of slides in the background, with threads or with workers near the slides.
 
     Results do not depend on the order in which reads finish.
     """
 
     def read(self, wanted: Sequence[Wanted]) -> Sequence[Pending[Pixels | Features]]:
-        """Begin to read cells of some slides: their pixels, or features that were computed before.
+        """Begin to read cells of some slides, as pixels or as features that were computed before.
 
         Parameters
         ----------
@@ -94,7 +94,7 @@ class Reader(Protocol):
         Parameters
         ----------
         jobs
-            Slides, each with a function to call while it is open. Earlier reads go on; a slide in use is
+            Slides, each with a function to call while it is open. Earlier reads continue; a slide in use is
             opened a second time.
 
         Returns
@@ -111,7 +111,7 @@ class OpenSlides:
     Parameters
     ----------
     opener
-        Opens a slide.
+        Function that opens a slide.
     """
 
     def __init__(self, opener: Callable[[SlideRef], Slide] = open_slide) -> None:
@@ -147,7 +147,7 @@ class OpenSlides:
             each.close()
 
     def close(self) -> None:
-        """Close all slides; those in use when they are put back."""
+        """Close all slides; slides in use are closed when they are put back."""
         with self._guard:
             idle, self._idle, self._closed = self._idle, {}, True
         for slide in idle.values():
@@ -155,14 +155,14 @@ class OpenSlides:
 
 
 class TileReader(Reader):
-    """Reads the tiles of many slides in a few threads, and keeps recently used slides open.
+    """Reader of tiles of many slides in a few threads, which keeps recently used slides open.
 
     Parameters
     ----------
     threads
         Number of threads; OpenSlide and the decoders release Python's lock.
     opener
-        Opens a slide.
+        Function that opens a slide.
 
     Examples
     --------
@@ -198,12 +198,12 @@ def epoch_batches(
     size
         Number of slides.
     per_step
-        Largest batch.
+        Largest size of a batch.
     seed
-        Decides the order.
+        Seed of the order.
     classes
-        Class of each, to show all classes equally often: an epoch keeps its length, but shows slides of rare
-        classes several times, and not all of the others.
+        Class of each slide, to balance the classes: an epoch keeps its length, but repeats slides of rare
+        classes and omits some of the others.
 
     Examples
     --------
@@ -229,14 +229,14 @@ def _balanced(order: IntArray, classes: npt.NDArray[np.float64]) -> IntArray:
 
 
 def units(examples: Sequence[Example], *, by_case: bool) -> list[list[int]]:
-    """Group slides into units with an output of their own: slides, or cases.
+    """Group slides into units with one output each: slides, or cases.
 
     Parameters
     ----------
     examples
         The slides.
     by_case
-        Pool the slides of a case.
+        Whether the slides of a case are pooled.
 
     Returns
     -------
@@ -259,14 +259,14 @@ def units(examples: Sequence[Example], *, by_case: bool) -> list[list[int]]:
 
 
 def ahead(items: Iterable[T], begin: Callable[[T], U], steps: int) -> Iterator[tuple[T, U]]:
-    """Begin items some steps before they are given out.
+    """Begin items some steps before they are yielded.
 
     Parameters
     ----------
     items
-        In order.
+        Items, in order.
     begin
-        Called once for each.
+        Function called once for each item.
     steps
         Number of items begun ahead; 0 begins each when its turn comes.
 
@@ -296,7 +296,7 @@ def ahead(items: Iterable[T], begin: Callable[[T], U], steps: int) -> Iterator[t
 def outcomes(
     futures: Sequence[Pending[T]], examples: Sequence[Example]
 ) -> tuple[list[T | None], Mapping[str, str]]:
-    """Wait for reads; a slide that cannot be read gives ``None``, and a message under its id."""
+    """Wait for reads; a slide that cannot be read gives ``None`` and, by its id, a message."""
     tiles: list[T | None] = []
     failed: dict[str, str] = {}
     for future, example in zip(futures, examples, strict=True):
@@ -309,7 +309,7 @@ def outcomes(
 
 
 def balancing(classes: Sequence[float]) -> list[float]:
-    """Return the weight of each slide, or case, by which all classes count the same; the mean is 1.
+    """Return the weight of each slide, or case, that balances the classes; the mean is 1.
 
     Examples
     --------

@@ -20,7 +20,7 @@ from wsi_ats.nn.encoder import TileEncoder
 from wsi_ats.settings import AugmentationSettings, TrainingSettings
 from wsi_ats.slides.base import Pixels
 
-# Separates these seeds from those of draws.
+# Distinguishes these seeds from those of draws.
 _VARIATION = "variation"
 
 
@@ -36,13 +36,13 @@ def calibrate(
     Parameters
     ----------
     encoder
-        It is changed.
+        The encoder, which is changed.
     wanted
-        The tiles, from all the tissue that will be encoded.
+        Tiles from all the tissue that will be encoded.
     reader
-        Reads them.
+        Reader of the tiles.
     device
-        Where the encoder is.
+        Device of the encoder.
 
     Raises
     ------
@@ -60,7 +60,7 @@ def calibrate(
 
 
 def uniform_tiles(examples: Sequence[Example], training: TrainingSettings) -> list[ExampleTiles]:
-    """Draw tiles uniformly from slides, as many in all as ``training.calibration_tiles``, by its seed."""
+    """Draw ``training.calibration_tiles`` tiles uniformly from slides, with the seed of ``training``."""
     generator = np.random.default_rng(draw_seed(training.seed, "calibration", 0))
     chosen, each = calibration_slides(examples, training.calibration_tiles, generator)
     masks = [example.overview.tissue for example in chosen]
@@ -71,16 +71,16 @@ def uniform_tiles(examples: Sequence[Example], training: TrainingSettings) -> li
 def calibration_slides(
     examples: Sequence[Example], tiles: int, generator: np.random.Generator
 ) -> tuple[list[Example], int]:
-    """Choose the slides that share a number of tiles, and return the number of tiles of each.
+    """Choose slides for a total number of tiles, and return them with the number of tiles of each.
 
     Parameters
     ----------
     examples
         The slides.
     tiles
-        Number wanted in all; of more slides than that, as many give one each.
+        Total number of tiles; if there are more slides, this many of them give one tile each.
     generator
-        Decides the slides and their order.
+        Source of randomness for the choice of slides and their order.
     """
     chosen = [examples[i] for i in generator.permutation(len(examples))[:tiles]]
     return chosen, -(-tiles // len(chosen))
@@ -92,7 +92,7 @@ def varied(tiles: Tensor, counts: Sequence[int], seeds: Sequence[int], how: Augm
     Parameters
     ----------
     tiles
-        Of all slides, uint8, shape (N, h, w, 3).
+        Tiles of all slides, uint8, shape (N, h, w, 3).
     counts, seeds
         Number of tiles of each slide, and its seed: the variation of a slide's tiles does not depend on the
         other slides of the batch.
@@ -124,7 +124,7 @@ def embed_in_parts(
     twice: bool = False,
     vary_part: Callable[[Tensor, IntArray], Tensor] | None = None,
 ) -> Tensor:
-    """Read and encode cells a few at a time, so that pixels of few tiles are in memory at once.
+    """Read and encode cells a few at a time, so that few pixels are in memory at once.
 
     With gradients, pixels and feature maps of all tiles would be kept for the backward pass. With
     ``twice`` none are kept: the backward pass reads and encodes the tiles again, a few at a time, and gives
@@ -133,17 +133,17 @@ def embed_in_parts(
     Parameters
     ----------
     embed
-        Tiles, uint8 (n, h, w, 3), to features (n, D).
+        Function from tiles, uint8 (n, h, w, 3), to features (n, D).
     read
-        Cells (n,) to tiles, or to their features.
+        Function from cells (n,) to tiles, or to their features.
     cells
         Flat cell numbers, shape (N,).
     device
-        Where tiles are encoded.
+        Device that encodes tiles.
     at_a_time
-        Most tiles in memory at once.
+        Largest number of tiles in memory at once.
     twice
-        Read and encode again in the backward pass.
+        Whether to read and encode again in the backward pass.
     vary_part
         Varies tiles (n, h, w, 3) of given cells (n,) before they are encoded, in the same way each time.
 
@@ -154,7 +154,7 @@ def embed_in_parts(
     Raises
     ------
     SlideError
-        When a tile cannot be read; with ``twice`` the backward pass may raise it, too.
+        When a tile cannot be read; with ``twice`` the backward pass may raise it too.
     """
 
     def embed_part(part: IntArray) -> Tensor:
@@ -164,5 +164,5 @@ def embed_in_parts(
     parts = np.array_split(cells, -(-len(cells) // at_a_time))
     if not twice:
         return torch.cat([embed_part(part) for part in parts])
-    # Without re-entrance, weights get their gradients although no input of a part has one.
+    # Non-reentrant: weights then get gradients although no input of a part has one.
     return torch.cat([checkpoint(embed_part, part, use_reentrant=False) for part in parts])

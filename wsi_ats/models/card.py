@@ -11,7 +11,7 @@ from wsi_ats.files import read_json, write_json
 from wsi_ats.settings import Settings
 from wsi_ats.tasks.targets import Target
 
-_SCHEMA = 4  # since then settings hold those of their kind of model alone
+_SCHEMA = 4  # since 4, settings contain only those of the model's kind
 
 
 @dataclass(frozen=True)
@@ -21,14 +21,14 @@ class ModelCard:
     Parameters
     ----------
     settings
-        Those the model was trained with.
+        Settings the model was trained with.
     target
-        What it predicts.
+        Target of its predictions.
     digest
         Fingerprint of weights, settings and target.
     attention
-        How far attention is trusted; see :class:`wsi_ats.training.distillation.Trust`. Empty for models
-        without.
+        Trust in attention; see :class:`wsi_ats.training.distillation.Trust`. Empty for models without
+        attention.
     """
 
     settings: Settings
@@ -64,4 +64,4 @@ def read_card(folder: Path) -> ModelCard:
         target = Target(**record["target"] | {"names": tuple(record["target"]["names"])})
         return ModelCard(settings, target, str(record["digest"]), record["attention"])
     except (KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{path} describes no model: {error!r}; train again") from error
+        raise ArtifactError(f"{path} does not describe a model: {error!r}; train again") from error

@@ -1,4 +1,4 @@
-"""Models on disk: safetensors and JSON, so that loading one never runs code."""
+"""Models on disk, as safetensors and JSON, so that loading one never executes code."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from wsi_ats.tasks.targets import Target
 
 _LOG = logging.getLogger(__name__)
 
-# What reading a state gives that is missing, damaged or no state.
+# Errors of reading a file that is missing, damaged or not a state.
 _UNREADABLE = (SafetensorError, OSError, KeyError, TypeError, ValueError)
 
 
@@ -44,15 +44,15 @@ def save_model(
     Parameters
     ----------
     folder
-        Where to; it is made if need be.
+        Output folder; created if it is missing.
     model
         The trained model.
     settings
-        Those it was trained with.
+        Settings it was trained with.
     target
-        What it predicts.
+        Target of its predictions.
     attention
-        How far its attention is trusted, for ``model.json``.
+        Trust in its attention, for ``model.json``.
 
     Returns
     -------
@@ -75,7 +75,7 @@ def load_model(folder: str | Path, device: torch.device | None = None) -> Loaded
     folder
         Output folder of ``train``.
     device
-        Where to put it; the CPU by default.
+        Device of the model; the CPU by default.
 
     Raises
     ------
@@ -93,7 +93,7 @@ def load_model(folder: str | Path, device: torch.device | None = None) -> Loaded
     digest = _digest(weights, card.settings, card.target)
     if digest != card.digest:
         raise ArtifactError(
-            f"{weights} and model.json do not belong together (digest {digest}, recorded {card.digest}); "
+            f"{weights} and model.json do not match (digest {digest}, recorded {card.digest}); "
             "copy the whole folder again"
         )
     model = model_for(card.settings, card.target, weights=False)
@@ -105,23 +105,23 @@ def load_model(folder: str | Path, device: torch.device | None = None) -> Loaded
 
 
 class StateFolder:
-    """The states of a run: the last few of training, and the weights of the best epoch.
+    """States of a run: the last few of training, and the weights of the best epoch.
 
     Parameters
     ----------
     folder
-        Where.
+        Folder of the states.
     run
-        Fingerprint of all that a state depends on.
+        Fingerprint of everything that a state depends on.
     keep
-        Number of latest states that are kept.
+        Number of latest states to keep.
     """
 
     def __init__(self, folder: Path, run: str, *, keep: int) -> None:
         self._folder, self._run, self._keep = folder, run, keep
 
     def newest(self) -> Path | None:
-        """The latest state."""
+        """Return the path of the latest state; ``None`` if there is none."""
         return max(self._folder.glob("step_*.safetensors"), default=None)
 
     def save(
@@ -132,21 +132,21 @@ class StateFolder:
         average: nn.Module | None,
         record: Mapping[str, Any],
     ) -> None:
-        """Write everything that training needs to go on, atomically, and delete the oldest state.
+        """Write everything that training needs to continue, atomically, and delete the oldest state.
 
         Parameters
         ----------
         step
-            Steps that were taken; names the file.
+            Number of steps taken; names the file.
         model, optimizer, average
-            What to store.
+            Network, optimiser and average of weights to store.
         record
-            Stored with it, as JSON.
+            Record to store with them, as JSON.
 
         Raises
         ------
         ArtifactError
-            When it cannot be written; the states that are there stay as they are.
+            When it cannot be written; existing states are unchanged.
         """
         tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
         if average is not None:
@@ -160,12 +160,12 @@ class StateFolder:
             part.unlink()
 
     def record(self) -> dict[str, Any] | None:
-        """What is stored with the latest state besides tensors; ``None`` where there is no state.
+        """Return the record of the latest state; ``None`` if there is no state.
 
         Raises
         ------
         ArtifactError
-            When the state is damaged or of another run.
+            When the state is damaged or belongs to another run.
         """
         path = self.newest()
         if path is None:
@@ -179,7 +179,7 @@ class StateFolder:
         if found["run"] != self._run:
             raise ArtifactError(
                 f"{path} belongs to a run with other settings or slides, or another number of processes; "
-                "use --overwrite to start anew, or another --out"
+                "use --overwrite to start again, or another --out"
             )
 
     def load(
@@ -188,24 +188,24 @@ class StateFolder:
         optimizer: torch.optim.Optimizer,
         average: nn.Module | None,
     ) -> bool:
-        """Go on from the latest state, if there is any, and say whether there was.
+        """Restore the latest state, if there is one, and return whether there was.
 
         Parameters
         ----------
         model, optimizer, average
-            Of the kind that was stored, on whatever device; they are changed.
+            Objects of the kinds that were stored, on any device; they are changed.
 
         Raises
         ------
         ArtifactError
-            When the state is damaged or of another run.
+            When the state is damaged or belongs to another run.
         """
         path = self.newest()
         if path is None:
             return False
         with _fitting(path):
-            # Through main memory: there AdamW keeps the number of its steps, and would wait for the device
-            # at each weight if it had to be fetched.
+            # Load through main memory: AdamW keeps its number of steps there, and fetching it from the device
+            # would make it wait at each weight.
             tensors = load_file(path)
             model.load_state_dict(_named(tensors, "model."))
             if average is not None:
@@ -215,7 +215,8 @@ class StateFolder:
             index, key = name.split(".")
             state.setdefault(int(index), {})[key] = value
         optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
-        for weight, moments in optimizer.state.items():  # laid out as their weights, channels last, or slower
+        # In the channels-last layout of their weights; any other is slower.
+        for weight, moments in optimizer.state.items():
             moments.update(
                 {
                     name: torch.empty_like(weight, requires_grad=False).copy_(each)
@@ -226,11 +227,11 @@ class StateFolder:
         return True
 
     def save_best(self, model: SlideNetwork) -> None:
-        """Keep the weights of the best epoch so far."""
+        """Store the weights of the best epoch so far."""
         self._write("best", {f"model.{name}": value for name, value in model.state_dict().items()}, {})
 
     def load_best(self, model: SlideNetwork) -> None:
-        """Put the weights of the best epoch into a model.
+        """Load the weights of the best epoch into a model.
 
         Raises
         ------
@@ -242,16 +243,16 @@ class StateFolder:
             model.load_state_dict(_named(load_file(path), "model."))
 
     def save_named(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Keep tensors of this run under a name, atomically; there may be none."""
+        """Store tensors of this run under a name, atomically; ``tensors`` may be empty."""
         self._write(name, tensors, {})
 
     def load_named(self, name: str) -> dict[str, Tensor] | None:
-        """Load what :meth:`save_named` kept; ``None`` when it is missing or damaged.
+        """Load the tensors that :meth:`save_named` stored; ``None`` if they are missing or damaged.
 
         Raises
         ------
         ArtifactError
-            When it is of another run.
+            When they belong to another run.
         """
         path = self._folder / f"{name}.safetensors"
         try:
@@ -269,15 +270,15 @@ class StateFolder:
         try:
             with atomic(path) as temporary:
                 save_file(_contiguous(tensors), temporary, metadata={"state": text})
-        except SafetensorError as error:  # what it makes of a full disk
+        except SafetensorError as error:  # raised on a full disk
             raise ArtifactError(
-                f"{path} cannot be written: {error}; make room on the disk, and the same command goes on "
-                "from the state before"
+                f"{path} cannot be written: {error}; make room on the disk, and run the same command to "
+                "continue from the previous state"
             ) from error
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Read what is stored with a state besides tensors: ``run``, whose it is, and ``record``.
+    """Read the metadata of a state: ``run``, the fingerprint of its run, and ``record``.
 
     Raises
     ------
@@ -288,7 +289,7 @@ def read_record(path: Path) -> dict[str, Any]:
         return _read_record(path)
     except _UNREADABLE as error:
         raise ArtifactError(
-            f"{path} is damaged: {error}; delete it to go on from the state before, or start with --overwrite"
+            f"{path} is damaged: {error}; delete it to continue from the previous state, or use --overwrite"
         ) from error
 
 
@@ -307,7 +308,7 @@ def _fitting(path: Path) -> Iterator[None]:
 
 
 def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Tensors whose names begin so, without that beginning."""
+    """Return the tensors whose names begin with a prefix, with the prefix removed."""
     return {name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)}
 
 

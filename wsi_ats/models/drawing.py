@@ -1,4 +1,4 @@
-"""Draw tiles by attention to a thumbnail: the parts that one and two levels of attention share."""
+"""Draw tiles by attention to a thumbnail: code shared by one and two levels of attention."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from wsi_ats.slides.base import Slide
 
 @dataclass(frozen=True)
 class PlannedTiles:
-    """Tiles of a slide that are to be read.
+    """Tiles of a slide to read.
 
     Parameters
     ----------
     grid
         The slide's grid of tiles.
     cells
-        Flat numbers on it, shape (m,), distinct.
+        Flat numbers of the cells, shape (m,), distinct.
     weigh
-        Weighs them by attention at the time of the call.
+        Function that weighs them by the attention at the time of the call.
     """
 
     grid: Grid
@@ -42,14 +42,14 @@ class PlannedTiles:
 
 
 class TileDraws(Protocol):
-    """A strategy to draw tiles: from all cells of a slide, or from regions that are drawn first."""
+    """Strategy for drawing tiles: from all cells of a slide, or from regions that are drawn first."""
 
     def plan(
         self, examples: Sequence[Example], reader: Reader, seeds: Sequence[int]
     ) -> tuple[list[PlannedTiles | None], Mapping[str, str]]:
         """Draw the tiles of ``examples`` by ``seeds``; ``reader`` reads overviews of regions.
 
-        Returns messages for slides that cannot be read as well.
+        The second value has a message for each slide that cannot be read.
         """
         ...
 
@@ -69,17 +69,17 @@ class TileDraws(Protocol):
 
 @dataclass(frozen=True)
 class ThumbnailAttention:
-    """Logits of the attention to thumbnails, by the network's weights at the time of the call.
+    """Attention logits of thumbnails, by the network's weights at the time of the call.
 
     Parameters
     ----------
     model
         The network.
     device
-        Where it is; the CPU by default.
+        Device of the network; the CPU by default.
     turns
-        In training, slides are turned and mirrored by chance, from this source, on the CPU; ``None`` leaves
-        them as they are.
+        Source of randomness, on the CPU, for turning and mirroring slides in training; ``None`` keeps their
+        orientation.
     """
 
     model: AttentionSampler
@@ -110,7 +110,8 @@ def draw_by(
 ) -> Draw:
     """Draw ``n`` of the ``tissue`` cells by ``attention`` over them, shape (K,), by settings ``sampling``.
 
-    On the CPU, wherever the attention is; see :func:`wsi_ats.nn.sampling.draw` for the ``generator``.
+    The draw runs on the CPU, whatever the attention's device; see :func:`wsi_ats.nn.sampling.draw` for the
+    ``generator``.
     """
     return draw(
         sampling.design,
@@ -123,7 +124,7 @@ def draw_by(
 
 
 def top_share(attention: Tensor) -> float:
-    """Return the attention of the hundredth of the cells with the highest, at least of one.
+    """Return the total attention of the top hundredth of the cells, at least of one cell.
 
     ``attention`` has shape (K,).
     """

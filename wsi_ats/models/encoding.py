@@ -1,8 +1,8 @@
 """Encode tiles for scoring, in batches of one size that several slides may share.
 
 In half precision, the last digits of some networks' outputs depend on the size of the batch, because other
-sizes are computed by other kernels. They do not depend on the other tiles' contents or order. So all batches
-have one size, the last is padded, and a tile's features are the same in any batch, on any worker.
+sizes are computed by other kernels. They do not depend on the other tiles' contents or order. Therefore all
+batches have one size, the last is padded, and a tile's features are the same in any batch, on any worker.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from wsi_ats.overview.tissue import are_empty
 from wsi_ats.settings import Settings
 from wsi_ats.slides.base import Pixels
 
-# Tiles that are read at a time: more would cost memory and gain no speed.
+# Tiles read at a time: more would take memory and gain no speed.
 TILES_AT_A_TIME = 64
 
-# Tiles in a batch. CPUs are as fast with 8 as with 64, and pad less; GPUs are not.
+# Tiles in a batch. CPUs are as fast with 8 as with 64, and pad less; GPUs need 64.
 _BATCH = 8
 _BATCH_ON_GPU = 64
 
 
 def to_device(tiles: NDArray[Any], device: torch.device | None) -> Tensor:
-    """Copy tiles or features to a device unchanged; a GPU does not wait for the copy."""
+    """Copy tiles or features to a device unchanged; the copy to a GPU is asynchronous."""
     tensor = torch.from_numpy(tiles)
     if device is not None and device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
@@ -57,7 +57,7 @@ class _Request:
     def receive(self, first: int, features: Tensor) -> None:
         self.parts[first] = features
         if sum(map(len, self.parts.values())) == len(self.tiles):
-            # Free these pixels before the caller goes on, perhaps to read more.
+            # Free these pixels before the caller continues, perhaps to read more.
             self.tiles = self.tiles[:0].copy()
             self.done.set_result(torch.cat([self.parts[place] for place in sorted(self.parts)]))
 
@@ -72,7 +72,7 @@ class _Piece:
 
 
 class TileBatches:
-    """An encoder that many callers share, each from a thread of its own.
+    """An encoder shared by many callers, each in its own thread.
 
     Tiles that arrive while a batch is computed wait in a queue, and the next batch takes from all of them:
     many slides with few tiles share batches, and none waits for a batch to fill. Results are the same.
@@ -80,18 +80,18 @@ class TileBatches:
     Parameters
     ----------
     embed
-        Tiles, uint8 (n, h, w, 3), on the device, to features (n, D); of each tile alone.
+        Function from tiles, uint8 (n, h, w, 3), on the device, to features (n, D), each of its tile alone.
     device
-        Where tiles are encoded; the CPU by default.
+        Device that encodes tiles; the CPU by default.
     precision
         See :func:`wsi_ats.nn.precision.resolve`.
     lanes
-        Batches that are computed at a time, for a CPU of several cores.
+        Number of batches computed at a time, for a CPU of several cores.
     threads
-        Threads of torch for each lane, in place of torch's own choice. For the same result on machines of
+        Number of torch threads per lane; torch chooses by default. For the same result on machines of
         different size, give 1, and more lanes.
     size
-        Tiles in a batch; by default as suits the device.
+        Number of tiles in a batch; the default depends on the device.
 
     Raises
     ------
@@ -119,7 +119,7 @@ class TileBatches:
         self.size = size or (_BATCH_ON_GPU if self._device.type == "cuda" else _BATCH)
         if lanes < 1 or self.size < 1 or (threads is not None and threads < 1):
             raise SettingsError(
-                f"encoding needs a lane, a thread and a tile a batch, not {lanes}, {threads} and {self.size}"
+                f"encoding needs at least one lane, thread and tile, not {lanes}, {threads} and {self.size}"
             )
         set_threads = None if threads is None else partial(torch.set_num_threads, threads)
         self._pool = ThreadPoolExecutor(lanes, "encode", initializer=set_threads)
@@ -132,7 +132,7 @@ class TileBatches:
         Parameters
         ----------
         tiles
-            RGB, uint8, shape (n, h, w, 3); all callers' tiles are of one size.
+            RGB, uint8, shape (n, h, w, 3); all callers' tiles have the same size.
 
         Returns
         -------
@@ -144,7 +144,7 @@ class TileBatches:
             raise SettingsError("there are no tiles to encode")
         with self._guard:
             self._queue.append(_Piece(request, 0, len(tiles)))
-        # As many batches as these tiles need alone: then every queued tile is taken.
+        # Submit as many batches as these tiles alone need, so that every queued tile is taken.
         for _ in range(-(-len(tiles) // self.size)):
             batch: list[_Piece] = []
             self._pool.submit(self._compute, batch).add_done_callback(partial(self._tell_error, batch))
@@ -166,7 +166,7 @@ class TileBatches:
         return taken
 
     def _compute(self, batch: list[_Piece]) -> None:
-        """Encode a batch, padded with black tiles; its pieces are added to the argument."""
+        """Encode a batch, padded with black tiles, and add its pieces to the argument."""
         batch += self._take()
         if not batch:  # other batches took these tiles
             return
@@ -186,7 +186,7 @@ class TileBatches:
                 place += each.count
 
     def _tell_error(self, batch: list[_Piece], done: Future[None]) -> None:
-        """Give the error of a batch to its callers."""
+        """Pass the error of a batch to its callers."""
         if done.cancelled():
             return  # closed, which drops the queue
         if (error := done.exception()) is not None:
@@ -218,7 +218,7 @@ def encoder_for(
     device: torch.device | None = None,
     shared: TileBatches | None = None,
 ) -> AbstractContextManager[TileBatches]:
-    """Return a context with a model's encoder: a new one, or one that is shared.
+    """Return a context with a model's encoder, new or shared.
 
     Parameters
     ----------
@@ -227,7 +227,7 @@ def encoder_for(
     settings
         Section ``scoring`` is used.
     device
-        Where the network is; the CPU by default.
+        Device of the network; the CPU by default.
     shared
         An existing encoder, which is left open.
     """
@@ -243,25 +243,25 @@ def encode_cells(
     *,
     at_a_time: int = TILES_AT_A_TIME,
 ) -> tuple[Tensor, int]:
-    """Read and encode cells, some while others are being encoded, with the pixels of few in memory.
+    """Read some cells while others are encoded, with few pixels in memory.
 
     Parameters
     ----------
     batches
         The encoder.
     read
-        Cells (n,) to tiles.
+        Function from cells (n,) to tiles.
     cells
         Flat cell numbers, shape (N,), at least one.
     at_a_time
-        Tiles that are read together; as many more may be waiting to be encoded.
+        Number of tiles read together; as many more may be waiting to be encoded.
 
     Returns
     -------
     Tensor, shape (N, D)
         Their features.
     int
-        Number of tiles that show nothing; see :func:`wsi_ats.overview.tissue.are_empty`.
+        Number of empty tiles; see :func:`wsi_ats.overview.tissue.are_empty`.
 
     Raises
     ------

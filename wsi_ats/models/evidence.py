@@ -1,4 +1,4 @@
-"""Evidence from a survey of a slide, or of a case: tiles from which attention learns where to look."""
+"""Evidence from a survey of a slide, or of a case: the tiles from which attention learns."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Attended:
     log_mass
         Logarithm of the divisor of the attention's softmax, shape ().
     entropy
-        Of the attention, in nats, shape (), with gradient.
+        Entropy of the attention, in nats, shape (), with gradient.
     top_share
-        Attention of the hundredth of the cells, or regions, with the highest.
+        Total attention of the top hundredth of the cells, or regions.
     """
 
     log_attention: Tensor
@@ -38,22 +38,22 @@ class Attended:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Tiles that were drawn uniformly, with the classifier's outputs of each.
+    """Uniformly drawn tiles, with the classifier's outputs for each.
 
     Parameters
     ----------
     attend
-        Returns the attention to the tiles at the time of the call.
+        Function that returns the attention to the tiles at the time of the call.
     weight
         Weights of the tiles by the uniform attention of the survey, shape (m,).
     uniform
-        The attention to the tiles then.
+        Attention to the tiles at the time of the survey.
     tile_outputs
         Gate of each tile followed by the classifier's outputs, shape (m, 1 + O), float64.
     zero_outputs
-        With linear pooling the classifier's outputs for a feature of zeros, shape (O,); ``None`` with gated.
+        The classifier's outputs for a feature of zeros, shape (O,); ``None`` with gated pooling.
     classes
-        Only differences between outputs matter.
+        Whether the outputs are logits of classes, of which only differences matter.
     """
 
     attend: Callable[[], Attended]
@@ -80,7 +80,7 @@ class Evidence:
 
     @cached_property
     def target(self) -> Tensor:
-        """Attention that the survey asks for, as a share of each tile, shape (m,); sums to 1."""
+        """Target of attention: the share of each tile, shape (m,); sums to 1."""
         gate, outputs = self.tile_outputs[:, 0], self.tile_outputs[:, 1:]
         return target(
             self.weight,
@@ -89,9 +89,9 @@ class Evidence:
 
     @torch.no_grad()
     def foresight(self) -> Tensor:
-        """Return the difference of attention's logits between tiles worth reading and the average tile.
+        """Return the difference of attention logits between informative tiles and the average tile.
 
-        In nats, shape (); 0 is expected of attention that knows nothing of these tiles.
+        In nats, shape (); the expectation is 0 for attention that is independent of these tiles.
         """
         log_attention = self.attend().log_attention.double()
         even = self.weight.double() / self.weight.double().sum()
@@ -99,15 +99,15 @@ class Evidence:
 
     @torch.no_grad()
     def simulate(self, tiles: int, *, exploration: float, draws: int, generator: torch.Generator) -> Tensor:
-        """Simulate the outputs of draws by the present attention, without reading a tile.
+        """Simulate the outputs of draws by the current attention, without reading tiles.
 
         Draws are with replacement from the tiles of the survey, which represent the slide (a bootstrap).
-        Tiles are pooled as a ratio, to which linear pooling is close.
+        Tiles are pooled as a ratio, which linear pooling approximates.
 
         Parameters
         ----------
         tiles
-            Number in each draw.
+            Number of tiles in each draw.
         exploration
             Share of uniform draws.
         draws

@@ -21,9 +21,9 @@ from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.fingerprint import slide_digest
 
 Features = npt.NDArray[np.float32]
-"""Features of tiles as a backbone gives them, shape (N, D)."""
+"""Features of tiles from a backbone, shape (N, D)."""
 
-# At the end of a row that is complete: a killed process leaves rows without it.
+# Ends a complete row: a killed process leaves rows without it.
 _COMPLETE = np.float32(1)
 
 
@@ -36,11 +36,11 @@ class FeatureFile:
     Parameters
     ----------
     path
-        The file; need not exist yet.
+        Path of the file, which need not exist yet.
     cells
         Number of cells of the grid.
     width
-        Features of a tile.
+        Number of features of a tile.
     """
 
     path: Path
@@ -65,7 +65,8 @@ class FeatureFile:
         ArtifactError
             When the file is damaged or cannot be locked.
         """
-        if not self.path.exists() or not self.path.stat().st_size:  # or killed before it had its size
+        # An empty file is left by a writer that was killed before it set the size.
+        if not self.path.exists() or not self.path.stat().st_size:
             return np.zeros((len(cells), self.width), np.float32), np.zeros(len(cells), dtype=np.bool_)
         try:
             with self.path.open("rb") as file:
@@ -74,17 +75,17 @@ class FeatureFile:
                 rows = np.memmap(file, np.float32, "r", shape=(self.cells, self.width + 1))[cells]
         except (OSError, ValueError) as error:
             raise ArtifactError(
-                f"{self.path} is damaged: {error}; delete it, and it is computed again"
+                f"{self.path} is damaged: {error}; delete it, and run the same command to compute it again"
             ) from error
         return rows[:, :-1], rows[:, -1] == _COMPLETE
 
     def save(self, cells: IntArray, features: Features) -> None:
-        """Keep the ``features``, shape (N, width), of some ``cells``, shape (N,).
+        """Store the ``features``, shape (N, width), of some ``cells``, shape (N,).
 
         Raises
         ------
         ArtifactError
-            When they cannot be written, such as on a full disk, or the file cannot be locked.
+            When they cannot be written, for example on a full disk, or the file cannot be locked.
         """
         rows = np.concatenate([features, np.full((len(features), 1), _COMPLETE)], axis=1, dtype=np.float32)
         size = rows.shape[1] * rows.itemsize
@@ -100,8 +101,8 @@ class FeatureFile:
                 os.close(file)
         except OSError as error:
             raise ArtifactError(
-                f"{self.path} cannot be written: {error.strerror or error}; make room on the disk, and the "
-                "same command goes on"
+                f"{self.path} cannot be written: {error.strerror or error}; make room on the disk, and run "
+                "the same command to continue"
             ) from error
 
 
@@ -116,7 +117,7 @@ def _lock(file: int, kind: int, path: Path) -> None:
 
 
 def _write(file: int, content: bytes, place: int) -> None:
-    """Write all content: a nearly full disk takes a part without an error, and only the next write fails."""
+    """Write all content: a nearly full disk accepts a part without an error; only the next write fails."""
     while content:
         count = os.pwrite(file, content, place)
         content, place = content[count:], place + count
@@ -124,16 +125,16 @@ def _write(file: int, content: bytes, place: int) -> None:
 
 @dataclass(frozen=True)
 class FeatureFolder:
-    """A folder of features, whose file names depend on slide, grid and encoder.
+    """Folder of features, whose file names depend on slide, grid and encoder.
 
     Parameters
     ----------
     folder
-        Its path.
+        Path of the folder.
     encoder
-        Fingerprint of the encoder, so that features of another are never used.
+        Fingerprint of the encoder, so that features of another encoder are never used.
     width
-        Features of a tile.
+        Number of features of a tile.
     """
 
     folder: Path

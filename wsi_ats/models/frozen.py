@@ -1,4 +1,4 @@
-"""Features of a frozen backbone in place of pixels: each tile is read and encoded once, then kept on disk."""
+"""Features of a frozen backbone in place of pixels: each tile is read and encoded once, then stored."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ T = TypeVar("T")
 
 
 class FrozenFeatures(Reader):
-    """Reads features of tiles from disk, or encodes the tiles if their features are not known yet.
+    """Reader of tile features from disk, which encodes tiles whose features are not stored yet.
 
-    Tiles are encoded in batches of one size, so that a feature depends neither on other tiles nor on the
-    remains of an interrupted run.
+    Tiles are encoded in batches of one size, so that a feature depends neither on other tiles nor on
+    features left by an interrupted run.
 
     Parameters
     ----------
     inner
-        Reads tiles.
+        Reader of tiles.
     encoder
-        The encoder, of a backbone that does not learn.
+        The encoder, with a frozen backbone.
     folder
-        For the features; several processes and runs may share it. A tile that two of them need at the same
-        time is read by both.
+        Folder of the features; several processes and runs may share it. If two of them need a tile at the
+        same time, both read it.
     device
-        Where the encoder is.
+        Device of the encoder.
     precision
         See :func:`wsi_ats.nn.precision.resolve`.
     """
@@ -55,7 +55,7 @@ class FrozenFeatures(Reader):
         self._read = 0
 
     def read(self, wanted: Sequence[Wanted]) -> Sequence[Pending[Pixels | Features]]:
-        """See :meth:`wsi_ats.models.batches.Reader.read`; features of all cells, shape (N, D)."""
+        """See :meth:`wsi_ats.models.batches.Reader.read`; the results are features, shape (N, D)."""
         files = [self._file(ref, grid) for ref, grid, _ in wanted]
         unknown = [cells[~file.load(cells)[1]] for file, (_, _, cells) in zip(files, wanted, strict=True)]
         missing = [
@@ -68,7 +68,7 @@ class FrozenFeatures(Reader):
         ]
 
     def run(self, jobs: Sequence[tuple[SlideRef, Callable[[Slide], T]]]) -> Any:
-        """See :meth:`wsi_ats.models.batches.Reader.run`; the inner reader does it."""
+        """See :meth:`wsi_ats.models.batches.Reader.run`; the inner reader runs the jobs."""
         return self._inner.run(jobs)
 
     def take_count(self) -> int:
@@ -77,14 +77,14 @@ class FrozenFeatures(Reader):
         return count
 
     def finish(self, file: FeatureFile, cells: IntArray, new: IntArray, tiles: Pixels) -> Features:
-        """Encode the ``tiles`` of ``new`` cells and keep them in a ``file``; return features of ``cells``."""
+        """Encode the ``tiles`` of ``new`` cells, store them in a ``file``; return features of ``cells``."""
         self._read += len(new)
         encoded = self._batches.encode(tiles).result()
         file.save(new, encoded.float().cpu().numpy())
         return self.known(file, cells)
 
     def known(self, file: FeatureFile, cells: IntArray) -> Features:
-        """Return known features of cells."""
+        """Return the stored features of ``cells`` from a ``file``."""
         features, there = file.load(cells)
         if not there.all():
             raise ModelError(f"{file.path} lost features while it was in use; run the same command again")
@@ -107,7 +107,7 @@ class FrozenFeatures(Reader):
 
 @dataclass(frozen=True)
 class _Awaited:
-    """Features of which some tiles are still being read."""
+    """Features that wait for tiles still being read."""
 
     source: FrozenFeatures
     file: FeatureFile

@@ -25,7 +25,7 @@ from wsi_ats.overview.tiles import read_thumbnail
 from wsi_ats.settings import ImageModel, Settings
 from wsi_ats.slides.base import Pixels, Slide
 
-# Room for the scratch space of kernels and for fragmentation: CPUs needed 3 % to 19 % more than tensors take.
+# Allowance for scratch space of kernels and fragmentation: CPUs needed 3 % to 19 % more than tensors take.
 _MARGIN = 1.2
 
 
@@ -36,13 +36,13 @@ class WholeImage:
     Parameters
     ----------
     model
-        Its network.
+        The network.
     settings
         Sections ``tile``, ``model``, ``training`` and ``scoring`` are used.
     device
-        Where the network is; the CPU by default.
+        Device of the network; the CPU by default.
     free
-        Returns the free bytes of a device.
+        Function that returns the free bytes of a device.
     """
 
     model: ImageClassifier
@@ -51,11 +51,11 @@ class WholeImage:
     free: Callable[[torch.device], int] = free_bytes
 
     def passes(self, slides: int) -> int:
-        """Put one slide in a pass: slides differ in size, and memory may hold one only."""
+        """Use one pass per slide: slides differ in size, and memory may hold only one."""
         return slides
 
     def check(self, training: Sequence[Example], validation: Sequence[Example]) -> None:
-        """Refuse slides that would not fit into memory, judged by the largest."""
+        """Refuse slides that would not fit into memory; only the largest are checked."""
         for examples, learn in ((training, True), (validation, False)):
             if examples:
                 largest = max(examples, key=lambda each: math.prod(each.overview.tissue.grid.shape))
@@ -89,7 +89,7 @@ class WholeImage:
         reader: Reader,
         seeds: Sequence[int],  # noqa: ARG002  (nothing is drawn)
     ) -> Callable[[], Estimates]:
-        """Leave all reads to the result: memory may hold a single image only."""
+        """Defer all reads to the result: memory may hold only a single image."""
         return partial(self._estimate, examples, reader)
 
     def _estimate(self, examples: Sequence[Example], reader: Reader) -> Estimates:
@@ -174,7 +174,7 @@ class WholeImage:
         )
 
     def needed(self, grid: Grid, pixels_per_cell: int, *, training: bool) -> int:
-        """Return the bytes that a slide takes, with the optimiser's two moments of each weight, and a margin.
+        """Return the bytes that a slide needs, with the optimiser's two moments of each weight and a margin.
 
         Parameters
         ----------
@@ -183,7 +183,7 @@ class WholeImage:
         pixels_per_cell
             Resolution of the image.
         training
-            With the backward pass.
+            Whether to include the backward pass.
         """
         rows, columns = grid.shape
         shape = (rows * pixels_per_cell, columns * pixels_per_cell, 3)

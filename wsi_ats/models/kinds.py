@@ -1,4 +1,4 @@
-"""The kinds of models by name, and the ways from settings to networks and from networks to methods."""
+"""Kinds of models by name: build networks from settings, and methods from networks."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ def model_for(settings: Settings, target: Target, *, weights: bool = True) -> Sl
     settings
         Sections ``model``, ``tile`` and ``thumbnail`` are used, and ``training.feature_dropout``.
     target
-        What it is to predict.
+        Target of the predictions.
     weights
-        Load the weights that training starts from; not needed where a trained model's own replace them.
+        Whether to load the weights that training starts from; not needed if trained weights replace them.
 
     Raises
     ------
@@ -76,32 +76,32 @@ def model_for(settings: Settings, target: Target, *, weights: bool = True) -> Sl
     """
     if target.task != settings.model.task:
         raise SettingsError(
-            f"model.task is {settings.model.task}, but the target is one of {target.task}; make both the same"
+            f"model.task is {settings.model.task}, but the target's is {target.task}; make both the same"
         )
     return KINDS[settings.model.kind].build(settings, target.outputs, weights)
 
 
 def method_for(model: SlideNetwork, settings: Settings, device: torch.device | None = None) -> Method:
-    """Return the way from slides to logits with a network.
+    """Return the method that computes logits of slides with a network.
 
     Parameters
     ----------
     model
         The network.
     settings
-        What to use it with.
+        Settings to use it with.
     device
-        Where it is; the CPU by default.
+        Device of the network; the CPU by default.
 
     Raises
     ------
     ModelError
-        When the network is not of the kind that settings name.
+        When the network is not of the kind in ``model.kind``.
     """
     kind = KINDS[settings.model.kind]
     if not isinstance(model, kind.network):
         raise ModelError(
             f"{type(model).__name__} is not a network of model.kind {settings.model.kind}, which is "
-            f"{kind.network.__name__}; use the settings that it was made with"
+            f"{kind.network.__name__}; use the settings that it was built with"
         )
     return kind.method(model, settings, device)

@@ -40,13 +40,13 @@ class MultipleInstanceLearning:
     Parameters
     ----------
     model
-        Its network.
+        The network.
     settings
         Sections ``model``, ``training``, ``augmentation`` and ``scoring`` are used.
     device
-        Where the network is; the CPU by default.
+        Device of the network; the CPU by default.
     at_a_time
-        Tiles that are read together; at scoring, as many more may be waiting to be encoded.
+        Number of tiles read together; at scoring, as many more may be waiting to be encoded.
     """
 
     model: AttentionMIL
@@ -55,11 +55,11 @@ class MultipleInstanceLearning:
     at_a_time: int = TILES_AT_A_TIME
 
     def passes(self, slides: int) -> int:
-        """Put one slide in a pass, so that the features of a single one are in memory."""
+        """Use one pass per slide, so that memory holds the features of a single slide."""
         return slides
 
     def check(self, training: Sequence[Example], validation: Sequence[Example]) -> None:
-        """Accept all slides: only features grow with their size, 2 KB a tile in a resnet18."""
+        """Accept all slides: only features grow with their size, 2 KB per tile for a resnet18."""
 
     def calibrate(self, examples: Sequence[Example], reader: Reader) -> None:
         """Measure the encoder's constants on tiles drawn uniformly from all slides."""
@@ -69,7 +69,7 @@ class MultipleInstanceLearning:
     def begin(
         self, examples: Sequence[Example], reader: Reader, seeds: Sequence[int]
     ) -> Callable[[], Estimates]:
-        """Leave all reads to the result, which reads a few tiles at a time."""
+        """Defer all reads to the result, which reads a few tiles at a time."""
         return partial(self._estimate, examples, reader, seeds)
 
     def _estimate(self, examples: Sequence[Example], reader: Reader, seeds: Sequence[int]) -> Estimates:
@@ -132,7 +132,7 @@ class MultipleInstanceLearning:
         )
 
     def _classify(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return outputs, attention's logits (K,) and their logsumexp, from features (K, D) of all tiles."""
+        """Return outputs, attention logits (K,) and their logsumexp, from features (K, D) of all tiles."""
         logits = self.model.score_tiles(features)
         if not logits.isfinite().all():
             raise ModelError("attention is NaN or infinite; try lower learning rates")
@@ -146,7 +146,7 @@ class MultipleInstanceLearning:
     def _features(self, example: Example, reader: Reader, seed: int) -> tuple[Tensor, int]:
         """Return features (K, D) of the tiles of a slide, and the number of tiles that are read for them.
 
-        In training, of a random subset where settings ask for one.
+        In training the tiles are a random subset if settings ask for one.
         """
         tissue = example.overview.tissue
 
@@ -177,7 +177,7 @@ class MultipleInstanceLearning:
     def _vary(self, tiles: Tensor, cells: IntArray, *, seed: int) -> Tensor:
         if tiles.ndim == 2:  # features, which cannot be varied
             return tiles
-        # A seed for each part, because the backward pass must see the same tiles again.
+        # One seed per part, because the backward pass must vary the tiles in the same way.
         part = draw_seed(seed, "part", int(cells[0]))
         return varied(tiles, [len(cells)], [part], self.settings.augmentation)
 

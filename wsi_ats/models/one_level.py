@@ -31,7 +31,7 @@ class CellDraws:
     def plan(
         self,
         examples: Sequence[Example],
-        reader: Reader,  # noqa: ARG002  (the thumbnail is at hand)
+        reader: Reader,  # noqa: ARG002  (the thumbnail suffices)
         seeds: Sequence[int],
     ) -> tuple[list[PlannedTiles | None], Mapping[str, str]]:
         """Draw the tiles of ``examples`` by ``seeds``, without the ``reader``."""
@@ -50,7 +50,7 @@ class CellDraws:
 
     def draws(
         self,
-        slide: Slide,  # noqa: ARG002  (the thumbnail is at hand)
+        slide: Slide,  # noqa: ARG002  (the thumbnail suffices)
         overview: Overview,
         seeds: Iterable[int],
     ) -> Iterator[tuple[Tensor, WeightedTiles]]:
@@ -63,41 +63,41 @@ class CellDraws:
     def calibration_tiles(
         self,
         examples: Sequence[Example],
-        reader: Reader,  # noqa: ARG002  (the tissue is at hand)
+        reader: Reader,  # noqa: ARG002  (the tissue suffices)
     ) -> list[ExampleTiles]:
         """Draw tiles uniformly from all slides."""
         return uniform_tiles(examples, self.settings.training)
 
 
 def draw_cells(logits: Tensor, tissue: TissueMask, sampling: SamplingSettings, seed: int) -> Draw:
-    """Draw the tiles of a slide once.
+    """Draw tiles of a slide.
 
     Parameters
     ----------
     logits
-        Of the attention to the tissue cells, shape (K,).
+        Attention logits of the tissue cells, shape (K,).
     tissue
         The cells that may be drawn; at least one.
     sampling
         Design, number of tiles and exploration.
     seed
-        Of the draw.
+        Seed of the draw.
     """
     generator = torch.Generator().manual_seed(seed)
     return draw_by(torch.softmax(logits, 0), tissue, sampling, sampling.tiles, generator)
 
 
 def weigh(logits: Tensor, tissue: TissueMask, drawn: Draw) -> WeightedTiles:
-    """Weigh drawn tiles by an attention, which need not be the one that they were drawn from.
+    """Weigh drawn tiles by attention, which may differ from the attention that drew them.
 
     Parameters
     ----------
     logits
-        Of the attention to the tissue cells, shape (K,), with gradient.
+        Attention logits of the tissue cells, shape (K,), with gradient.
     tissue
-        The cells.
+        The tissue cells.
     drawn
-        The draw, of places among them.
+        The draw, with indices into the tissue cells.
     """
     attention, here = torch.softmax(logits, 0), drawn.to(logits.device)
     return WeightedTiles(

@@ -1,7 +1,7 @@
-"""Attention sampling: attend to the thumbnail, draw a few tiles, read and encode those, estimate all.
+"""Attention sampling: attend to the thumbnail, draw a few tiles, read and encode them, estimate the slide.
 
-A strategy (:class:`wsi_ats.models.drawing.TileDraws`) draws and weighs tiles; all that follows is the same
-for one and two levels of attention.
+A strategy (:class:`wsi_ats.models.drawing.TileDraws`) draws and weighs tiles; everything after that is the
+same for one and two levels of attention.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ class AttentionSampling:
     Parameters
     ----------
     model
-        Its network.
+        The network.
     settings
         Sections ``model``, ``tile``, ``thumbnail``, ``sampling``, ``training``, ``augmentation`` and
         ``scoring`` are used.
     device
-        Where the network is; the CPU by default.
+        Device of the network; the CPU by default.
     turns
-        See :class:`wsi_ats.models.drawing.ThumbnailAttention`; with two levels, of every region as well.
+        See :class:`wsi_ats.models.drawing.ThumbnailAttention`; with two levels, regions are turned as well.
     """
 
     model: AttentionSampler
@@ -67,7 +67,7 @@ class AttentionSampling:
         return CellDraws(attention, self.settings) if levels == 1 else RegionDraws(attention, self.settings)
 
     def passes(self, slides: int) -> int:
-        """Cut a step so that the tiles of a pass fit into memory; gradients are summed."""
+        """Split a step so that the tiles of a pass fit into memory; gradients are summed."""
         tiles = self.settings.training.tiles_per_pass or _PIXELS_AT_A_TIME // self.settings.tile.size**2
         per_pass = max(1, tiles // self.settings.sampling.tiles)
         return -(-slides // per_pass)
@@ -83,7 +83,7 @@ class AttentionSampling:
     def begin(self, examples: Sequence[Example], reader: Reader, seeds: Sequence[int]) -> Finish:
         """Draw the tiles of some slides, once each, and begin to read them.
 
-        Gradients will flow into all of the model, except into attention that settings freeze.
+        Gradients reach the whole model, except attention that settings freeze.
 
         Raises
         ------
@@ -118,7 +118,7 @@ class AttentionSampling:
         seeds: Sequence[int],
         failed: Mapping[str, str],
     ) -> Estimates:
-        """Weigh the tiles of slides by the present attention, and encode and pool them."""
+        """Weigh the tiles of slides by the current attention, and encode and pool them."""
         if not plans:
             none = torch.zeros(0, device=self.device)
             outputs = torch.zeros(0, self.model.head.out_features, device=self.device)
@@ -140,7 +140,7 @@ class AttentionSampling:
         )
 
     def begin_survey(self, example: Example, reader: Reader, seed: int) -> Callable[[], Evidence]:
-        """Draw tiles of a slide by the present attention, and begin to read them.
+        """Draw tiles of a slide by the current attention, and begin to read them.
 
         Attention should be uniform, so that the tiles represent the slide.
 
@@ -149,14 +149,14 @@ class AttentionSampling:
         example
             The slide.
         reader
-            Reads its tiles.
+            Reader of its tiles.
         seed
-            Of the draw.
+            Seed of the draw.
 
         Returns
         -------
         function
-            To be called once; computes gate and outputs of each tile, without gradient. It may raise
+            Function to call once. It computes gate and outputs of each tile, without gradient, and may raise
             :class:`~wsi_ats.errors.SlideError`.
         """
         plan = self._plan_one(example, reader, seed)
@@ -171,7 +171,7 @@ class AttentionSampling:
             )
             if not tile_outputs.isfinite().all():
                 raise ModelError(
-                    f"{example.ref.id}: the classifier gives NaN or infinity; try lower learning rates"
+                    f"{example.ref.id}: classifier outputs are NaN or infinite; try lower learning rates"
                 )
             return self._evidence(plan, tile_outputs.double())
 
@@ -185,7 +185,7 @@ class AttentionSampling:
         example, reader, seed
             See :meth:`begin_survey`.
         tile_outputs
-            Gate and outputs of each tile, as the classifier gave them then; see :class:`Evidence`.
+            Gate and classifier outputs of each tile from that survey; see :class:`Evidence`.
 
         Raises
         ------

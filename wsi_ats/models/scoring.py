@@ -1,4 +1,4 @@
-"""Score one slide: from the outputs of a trained model to the records that a user keeps."""
+"""Score one slide with a trained model, and return the records of the result."""
 
 from __future__ import annotations
 
@@ -33,15 +33,14 @@ from wsi_ats.tasks.targets import Target
 
 @dataclass(frozen=True)
 class Scored:
-    """All that scoring a slide gives.
+    """Result of scoring a slide.
 
     Parameters
     ----------
     prediction
-        Scores, and what it took to get them.
+        Scores, and the cost of computing them.
     attention, selection
-        Where the model looked and which tiles were read; ``None`` where there is no tissue, and for a model
-        that has no attention and reads no tiles.
+        Attention map and the tiles read; ``None`` without tissue, and for a model without attention or tiles.
     """
 
     prediction: Prediction
@@ -56,11 +55,11 @@ class LoadedModel:
     Parameters
     ----------
     model
-        In evaluation mode, on the device that computes.
+        The network, in evaluation mode, on its device.
     settings
-        Those it was trained with.
+        Settings it was trained with.
     target
-        What it predicts.
+        Target of its predictions.
     digest
         Fingerprint of weights, settings and target; recorded in predictions.
     """
@@ -81,29 +80,29 @@ class LoadedModel:
     ) -> Scored:
         """Score a slide.
 
-        Attention sampling reads its thumbnail and a few tiles, and nothing else. With several draws, the
+        Attention sampling reads only its thumbnail and a few tiles. With several draws, the
         scores are those of all their tiles pooled into one estimate, and ``logit_se`` the standard error
         over the draws, in the units that :class:`~wsi_ats.results.records.Prediction` names.
         :func:`wsi_ats.models.stopping.stop` decides after each draw whether another follows. Other kinds of
         models read more; see :mod:`wsi_ats.models`.
 
-        On the CPU the last digits depend on how many threads torch computes with; ``wsi-ats score`` has one.
+        On the CPU the last digits depend on the number of torch threads; ``wsi-ats score`` uses one.
 
         Parameters
         ----------
         slide
-            The slide: its path or URL, a reference, or one that is open, which stays open.
+            Path or URL of the slide, a reference to it, or an open slide, which stays open.
         ref
             Name of an open slide, with the colours that it was opened in; by default it is named after its
             path.
         settings
-            Those of the model by default. Sections ``tile``, ``thumbnail``, ``sampling`` and ``scoring`` are
-            used; see :meth:`wsi_ats.settings.Settings.check_scoring`.
+            Settings of the model by default. Sections ``tile``, ``thumbnail``, ``sampling`` and ``scoring``
+            are used; see :meth:`wsi_ats.settings.Settings.check_scoring`.
         seed
-            With the slide's id, decides which tiles are drawn.
+            Seed of the draws; the tiles depend on it and on the slide's id.
         encoder
-            The model's own, which slides that are scored by several threads may share; see
-            :class:`wsi_ats.models.encoding.TileBatches`. One for this slide by default, with the same
+            Encoder of the model, which several threads may share; see
+            :class:`wsi_ats.models.encoding.TileBatches`. By default a new one for this slide, with the same
             result.
 
         Raises
@@ -112,9 +111,9 @@ class LoadedModel:
             When the slide cannot be opened, its resolution is unknown or a pixel that is needed cannot be
             read.
         SettingsError
-            When the model is in training mode, for its scores would depend on dropout; when the model cannot
-            be scored with the settings; when the colours or channel of a slide that is open are not those of
-            ``tile.colour`` and ``tile.channel``.
+            When the model is in training mode, where scores depend on dropout; when it cannot score with the
+            settings; when an open slide has other colours or another channel than ``tile.colour`` and
+            ``tile.channel``.
         ModelError
             When the slide would not fit into memory, which can happen with kind ``image``.
         """
@@ -124,7 +123,7 @@ class LoadedModel:
         settings.check_scoring(self.settings)
         if isinstance(slide, SlideRef | str | Path):
             if ref is not None:
-                raise SettingsError(f"ref {ref.id} is for a slide that is open; {slide} names itself")
+                raise SettingsError(f"ref {ref.id} is for a slide that is open, not for {slide}; omit ref")
             known = slide if isinstance(slide, SlideRef) else SlideRef.from_path(slide)
             known = replace(known, colour=settings.tile.colour, channel=settings.tile.channel)
             with open_slide(known) as opened:
@@ -185,7 +184,7 @@ def _by_column(draws: Sequence[DrawLogits], target: Target) -> dict[str, float]:
 def _enough(
     draws: Iterable[DrawLogits], sampling: SamplingSettings, target: Target
 ) -> tuple[list[DrawLogits], Stop]:
-    """Take as many draws as are needed, and say why no more."""
+    """Take draws until the stopping rule ends them, and return the reason."""
     taken: list[DrawLogits] = []
     for each in draws:
         taken.append(each)
@@ -193,11 +192,11 @@ def _enough(
         stopped = stop(sampling, draws=len(taken), error=_sampling_error(taken, target), read=read)
         if stopped:
             return taken, stopped
-    return taken, Stop.DRAWS  # of a model that does not sample there is but one
+    return taken, Stop.DRAWS  # a model that does not sample makes one draw
 
 
 def _scores(draws: Sequence[DrawLogits], target: Target) -> Tensor:
-    """By column, from the tiles of all draws."""
+    """Return the scores of all columns from the tiles of all draws."""
     last = draws[-1]
     logits = last.logits if last.pooled_logits is None else last.pooled_logits
     return target.restore(target.definition.activate(logits))
@@ -209,7 +208,7 @@ def _sampling_error(draws: Sequence[DrawLogits], target: Target) -> float | None
         return None
     logits = torch.stack([each.logits for each in draws])
     logits = target.definition.outputs_with_error(logits, _scores(draws, target))
-    # From the first: of draws that are the same, the mean need not be the same to the last bit.
+    # Relative to the first draw: the mean of equal draws may differ from them in the last bit.
     return ((logits - logits[0]).std(0).max() * target.scale / math.sqrt(len(logits))).item()
 
 
@@ -227,7 +226,7 @@ def _selection(
     tiles: Sequence[WeightedTiles],
     scores: dict[str, float],
 ) -> Selection | None:
-    """The tiles of every draw as one record."""
+    """Return the tiles of all draws as one record; ``None`` if there are none."""
     if not tiles:
         return None
     sizes = [len(each.cells) for each in tiles]

@@ -1,4 +1,4 @@
-"""The rule that ends the draws of a slide: anytime scoring."""
+"""Stopping rule for the draws of a slide (anytime scoring)."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ from wsi_ats.results.records import Stop
 from wsi_ats.settings import SamplingSettings
 
 MOST_DRAWS = 100
-"""Limit where neither tolerance nor budget ends the draws: the error of one draw has then fallen ten-fold.
-For less, take larger draws: the error of ``systematic`` falls faster with their size than their number."""
+"""Limit if neither tolerance nor budget ends the draws: the error is then a tenth of that of one draw. For a
+smaller error take larger draws: that of ``systematic`` falls faster with their size than their number."""
 
 
 def stop(sampling: SamplingSettings, *, draws: int, error: float | None, read: int) -> Stop | None:
     """Decide after a draw whether scoring of a slide ends.
 
-    The decision depends on the draws so far and on nothing else. A draw that might need more tiles than the
-    budget has left is not begun, although it might share enough of them with earlier draws: to draw first,
-    and to discard a large draw, would favour small ones.
+    The decision depends only on the draws so far. A draw that might need more tiles than are left in the
+    budget is not begun, although it might share enough of them with earlier draws: drawing first and
+    discarding large draws would favour small ones.
 
     Parameters
     ----------
     sampling
-        The settings.
+        Sampling settings.
     draws
         Number of draws so far.
     error
-        Standard error over them; ``None`` for a single one. See
+        Standard error over the draws; ``None`` for a single draw. See
         :class:`wsi_ats.results.records.Prediction`.
     read
-        Distinct tiles read so far.
+        Number of distinct tiles read so far.
 
     Returns
     -------
@@ -46,9 +46,8 @@ def stop(sampling: SamplingSettings, *, draws: int, error: float | None, read: i
         return None
     if not sampling.anytime:
         return Stop.DRAWS
-    if (
-        error is not None and error <= sampling.tolerance
-    ):  # 0 if all draws agree exactly, also without a tolerance
+    # If all draws agree exactly, the error is 0, which ends them even without a tolerance.
+    if error is not None and error <= sampling.tolerance:
         return Stop.TOLERANCE
     if sampling.max_tiles and read + sampling.tiles > sampling.max_tiles:
         return Stop.MAX_TILES

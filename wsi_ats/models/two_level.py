@@ -1,4 +1,4 @@
-"""Two levels of attention: draw regions of a slide, read their overviews, draw tiles in those.
+"""Two levels of attention: draw regions of a slide, read their overviews, and draw tiles in them.
 
 The model is
 
@@ -171,7 +171,7 @@ class RegionDraws:
         overviews: Sequence[Overview],
         generator: torch.Generator,
     ) -> _Drawn:
-        """Draw the cells of the drawn regions; a region that weighs more gets more of the tiles."""
+        """Draw the cells of the drawn regions; regions of higher weight get more tiles."""
         weight = expectation.weights(attention, regions.to(attention.device))
         sampling, masks = self.settings.sampling, [each.tissue for each in overviews]
         counts = allocate(weight.tolist(), [len(mask.cells) for mask in masks], sampling.tiles)
@@ -205,7 +205,7 @@ class RegionDraws:
                     [own + each for own, each in zip(log_regions, _drawn_of(log_cells, cells), strict=True)]
                 ),
                 log_mass=torch.logsumexp(logits, 0),
-                # Of the product of both; the second part is estimated from the drawn regions.
+                # Entropy of the product of both; the second term is estimated from the drawn regions.
                 entropy=expectation.entropy(attention) + weight @ within,
                 top_share=top_share(attention),
             ),
@@ -237,25 +237,26 @@ def read_regions(
 
 
 def allocate(weights: Sequence[float], room: Sequence[int], n: int) -> list[int]:
-    """Share out tiles among regions: one for each, the others in proportion to their weights.
+    """Allocate tiles to regions: one to each, the others in proportion to the weights.
 
-    The variance within a region falls with its tiles and counts with its weight squared, so shares in
-    proportion to the weights are best where regions are equally varied (Neyman 1934). Tiles that a region
-    has no room for go to the others.
+    The variance within a region falls with its number of tiles and counts with its squared weight, so
+    allocation in proportion to the weights is optimal if all regions vary equally (Neyman 1934). Tiles for
+    which a region has no room go to the others.
 
     Parameters
     ----------
     weights
-        Of the regions, not negative.
+        Weights of the regions, not negative.
     room
-        Cells of each region, at least one.
+        Number of cells of each region, at least one.
     n
         Number of tiles, at least one for each region.
 
     Returns
     -------
     list of int
-        Sum to ``n``, or to all the room there is; rounding favours the largest remainders.
+        Number of tiles of each region. They sum to ``n``, or to the total room if that is less; rounding
+        favours the largest remainders.
 
     Examples
     --------
@@ -264,9 +265,9 @@ def allocate(weights: Sequence[float], room: Sequence[int], n: int) -> list[int]
     """
     weight, most = np.asarray(weights, dtype=np.float64), np.asarray(room)
     counts = np.ones(len(most), dtype=np.int64)
-    while left := min(n, int(most.sum())) - int(counts.sum()):  # each pass fills a region or is the last
+    while left := min(n, int(most.sum())) - int(counts.sum()):  # each pass fills a region, or is the last
         due = np.where(counts < most, weight, 0)
-        if not due.sum():  # no attention is left where there is room
+        if not due.sum():  # regions with room have no attention
             due = (counts < most).astype(np.float64)
         exact = due / due.sum() * left
         whole = np.floor(exact).astype(np.int64)

@@ -22,16 +22,16 @@ class SmallAttention(nn.Module):
     Parameters
     ----------
     pixels_per_cell
-        Thumbnail pixels a side of a cell.
+        Side of a cell in thumbnail pixels.
     width
-        Channels.
+        Number of channels.
     """
 
     def __init__(self, pixels_per_cell: int, width: int = 32) -> None:
         super().__init__()
         self.cell = nn.Conv2d(3, width, pixels_per_cell, stride=pixels_per_cell)
         self.around = nn.Conv2d(width, width, 3, padding=1, padding_mode="reflect")
-        # Without a bias: the softmax would not see it.
+        # No bias: the softmax would cancel it.
         self.logit = nn.Conv2d(width, 1, 1, bias=False)
         nn.init.zeros_(self.logit.weight)
 
@@ -84,16 +84,16 @@ def relative_colour(thumbnail: Tensor, mask: Tensor) -> Tensor:
 
 
 def score_turned(network: nn.Module, thumbnail: Tensor, mask: Tensor, turn: int) -> Tensor:
-    """Score every cell of a slide that is turned or mirrored, and turn the logits back.
+    """Score every cell of a slide in another orientation, and turn the logits back.
 
     Parameters
     ----------
     network
-        From thumbnail and mask to logits; see :meth:`SmallAttention.forward`.
+        Network from thumbnail and mask to logits; see :meth:`SmallAttention.forward`.
     thumbnail, mask
-        Of the slide as it is.
+        Thumbnail and mask of the slide in its own orientation.
     turn
-        Number of right angles, plus 4 to mirror the slide first; 0 leaves it.
+        Number of right angles, plus 4 to mirror the slide first; 0 keeps the orientation.
 
     Returns
     -------
@@ -126,21 +126,21 @@ class FeatureMapAttention(nn.Module):
     """Attention from the feature maps of any backbone.
 
     Every map is resampled to the grid, and a linear layer, zero at the start, scores the cells: fine maps
-    contribute detail, coarse ones context. Statistics of batch normalisation stay as they came: those of a
-    single slide would remove its deviations, and differ from those used at scoring.
+    contribute detail, coarse ones context. Batch normalisation keeps its stored statistics: those of a single
+    slide would remove its deviations, and differ from those used at scoring.
 
     The thumbnail is padded by reflection, to keep the backbone's own zero padding away from its cells. The
-    receptive field of a deep network is larger than any affordable padding, so this is exact for shallow ones
-    only. Transformers with position embeddings know the position of a cell, whatever the padding.
+    receptive field of a deep network is larger than any affordable padding, so this is exact only for shallow
+    networks. Transformers with position embeddings depend on the position of a cell, whatever the padding.
 
     Parameters
     ----------
     backbone
-        Made with ``maps=True``.
+        Backbone created with ``maps=True``.
     """
 
-    # In pixels of the coarsest map. With one, the border of a constant image stands out from its centre
-    # as much as random colours do from one another; with four, by a twentieth of that (resnet18).
+    # In pixels of the coarsest map. With a margin of 1, the border of a constant image differs from its
+    # centre as much as random colours differ from one another; with 4, by a twentieth of that (resnet18).
     MARGIN = 4
 
     def __init__(self, backbone: Backbone) -> None:
@@ -155,7 +155,7 @@ class FeatureMapAttention(nn.Module):
         self.std: Tensor
 
     def train(self, mode: bool = True) -> FeatureMapAttention:
-        """Switch dropout and the like; normalisation layers stay constant."""
+        """Switch layers such as dropout; normalisation layers stay constant."""
         super().train(mode)
         for layer in batch_norms(self.network):
             layer.eval()

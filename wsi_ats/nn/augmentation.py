@@ -1,7 +1,7 @@
-"""Vary tiles as other laboratories stain them, and as other orientations show them.
+"""Augment tiles: vary their stain, colour and orientation.
 
-Tiles are varied on their own device. Random numbers are drawn on the CPU from a given generator, so that the
-tiles of a run are the same on any device.
+Tiles are varied on their own device. Random numbers are drawn on the CPU from a given generator, so the tiles
+of a run are the same on any device.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 # Optical densities of haematoxylin, eosin and DAB in red, green and blue (Ruifrok & Johnston 2001).
 _STAINS = torch.tensor([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]], dtype=torch.float64)
-_BACKGROUND = 256.0  # of the optical density; pixels count from 1
+_BACKGROUND = 256.0  # intensity of optical density 0, for pixel values shifted to begin at 1
 
 
 class Variation(NamedTuple):
@@ -28,15 +28,15 @@ class Variation(NamedTuple):
     """
 
     turn: Tensor
-    """Number of one of the eight orientations of a square, shape (n,); 0 leaves it."""
+    """Number of one of the eight orientations of a square, shape (n,); 0 keeps the orientation."""
     stain: Tensor
     """Matrix from optical densities (red, green, blue) to varied ones, shape (n, 3, 3)."""
     density: Tensor
-    """Numbers then added to the optical densities, shape (n, 3)."""
+    """Summands of the varied optical densities, shape (n, 3)."""
     gain: Tensor
-    """Factors of colours, about the middle of the range, shape (n, 3)."""
+    """Contrast factors of the colours, around the middle of the range, shape (n, 3)."""
     offset: Tensor
-    """Numbers then added to colours, as a share of the range, shape (n, 3)."""
+    """Summands of the varied colours, as a share of the range, shape (n, 3)."""
 
 
 def draw_variation(
@@ -61,7 +61,7 @@ def draw_variation(
     turn = torch.randint(8, (n,), generator=generator) if turns else torch.zeros(n, dtype=torch.int64)
     scale, shift, gain, offset = torch.randn(4, n, 3, dtype=torch.float64, generator=generator)
     unmix = torch.linalg.inv(_STAINS)
-    # The identity plus a change: without a change, rounding must not leave a trace.
+    # Identity plus change: without a change, the matrix must be the identity despite rounding.
     stains = torch.eye(3, dtype=torch.float64) + unmix @ torch.diag_embed(stain * scale) @ _STAINS
     return Variation(
         turn,
@@ -85,7 +85,7 @@ def vary(tiles: Tensor, how: Variation) -> Tensor:
     tiles
         RGB, uint8, shape (n, side, side, 3).
     how
-        One entry a tile.
+        One variation per tile.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Backbones by name: the only import of timm."""
+"""Backbones by name; the only module that imports timm."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from wsi_ats.errors import ModelError
 
 @dataclass(frozen=True, slots=True)
 class Backbone:
-    """A network from timm, and the input that it expects.
+    """A timm network, and the input that it expects.
 
     Parameters
     ----------
     network
-        Images (N, 3, h, w) to features (N, width); to a list of maps if made with ``maps=True``.
+        Network from images (N, 3, h, w) to features (N, width), or to a list of maps with ``maps=True``.
     width
         Number of features (of the last map).
     mean, std
@@ -53,8 +53,8 @@ class Precomputed(nn.Module):
             Always.
         """
         raise ModelError(
-            f"a model of precomputed features was given pixels, shape {tuple(images.shape)}; give it "
-            "features, or train one with a backbone"
+            f"this model takes precomputed features, not pixels of shape {tuple(images.shape)}; give it "
+            "features, or train a model with a backbone"
         )
 
 
@@ -69,11 +69,11 @@ def create_backbone(
         A timm name such as ``"resnet18"``, ``"hf-hub:owner/model"``, or ``"features:1280"`` for precomputed
         features of that width.
     pretrained
-        Load the published weights, which are downloaded at first use.
+        Whether to load the published weights, which are downloaded at first use.
     checkpoint
         A local weights file (safetensors, or a PyTorch state dict); takes precedence.
     maps
-        Return feature maps rather than a pooled vector.
+        Whether to return feature maps rather than a pooled vector.
     size
         Side of the images in pixels, for networks that are built for one size.
 
@@ -87,14 +87,14 @@ def create_backbone(
     options: dict[str, Any] = {"features_only": True} if maps else {"num_classes": 0}
     if checkpoint:
         if not Path(checkpoint).is_file():
-            raise ModelError(f"{_setting(maps)} {checkpoint!r} is no file; give a weights file")
+            raise ModelError(f"{_setting(maps)} {checkpoint!r} is not a file; give a weights file")
         pretrained = False
     if checkpoint and maps:
-        # For maps timm takes a part of the network, and accepts weights that do not fit at all. So they are
-        # tried on the whole network first.
+        # For maps timm builds a part of the network, and accepts weights that do not fit at all. So load them
+        # into the whole network first.
         create_backbone(name, pretrained=False, checkpoint=checkpoint, size=size)
         pretrained = True
-        # Otherwise timm prefers the source that belongs to the name.
+        # Otherwise timm prefers the source that it knows for the name.
         options["pretrained_cfg_overlay"] = {"file": checkpoint, "source": "", "custom_load": False}
     try:
         network = _build(name, pretrained, options, size)
@@ -201,7 +201,7 @@ def _load(network: nn.Module, name: str, checkpoint: str) -> None:
     """Load all weights from a file, except those of the classifier, which the network lacks."""
     try:
         state: dict[str, Any] = timm.models.load_state_dict(checkpoint, weights_only=True)
-        # As timm treats published weights, such as by fitting position embeddings to the image size.
+        # As timm adapts published weights: it fits position embeddings to the image size, for example.
         prepare = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
         state = prepare(state, network) if prepare else state
         missing, unexpected = network.load_state_dict(state, strict=False)

@@ -1,4 +1,4 @@
-"""Baselines that attention sampling is compared with."""
+"""Baselines for attention sampling."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from wsi_ats.nn.attention import relative_colour
 
 
 class ThumbnailClassifier(nn.Module):
-    """A network that sees the thumbnail and nothing else.
+    """A classifier of the thumbnail alone.
 
     Like the attention network of attention sampling, it sees each cell and its neighbours. It pools the
-    tissue cells by attention (Ilse et al. 2018) and by their mean. If it can tell the classes apart, no tile
-    need be read.
+    tissue cells by attention (Ilse et al. 2018) and by their mean. If it separates the classes, no tiles are
+    needed.
 
     Parameters
     ----------
     pixels_per_cell
-        Thumbnail pixels a side of a cell.
+        Side of a cell in thumbnail pixels.
     classes
         Number of classes.
     width
-        Channels.
+        Number of channels.
     """
 
     def __init__(self, pixels_per_cell: int, classes: int, width: int = 32) -> None:

@@ -1,15 +1,15 @@
-r"""Calibrate outputs by a scale and a shift, found on slides that the network did not learn from.
+r"""Calibrate outputs by a scale and a shift, fitted on held-out slides.
 
-A network that classifies all its training slides correctly becomes more and more certain, and later slides,
-of other patients, are scored with the certainty and the decision boundary of the training slides. Their order
-stays right, but their probabilities are wrong. Platt (1999) corrects them by two numbers, found on held-out
+A network that classifies all its training slides correctly becomes more and more confident. It then scores
+slides of other patients with the confidence and the decision boundary of the training slides: their ranking
+stays right, but their probabilities are wrong. Platt (1999) corrects them by two numbers, fitted on held-out
 slides,
 
 .. math:: z \mapsto t z + b,
 
 with one b for each output, and one t for all classes (Guo et al. 2017) or one for each label or value. They
-minimise the task's own loss there, with a weak prior around the identity, because these slides may be few and
-classified without a mistake as well.
+minimise the task's loss on these slides, with a weak prior around the identity: the slides may be few, and
+may all be classified correctly too.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-# Standard deviations of the logarithm of the scale, and of the shift in outputs: the certainty may well be
-# wrong by a factor of ten, but few boundaries by more than log-odds of three.
+# Standard deviations of the logarithm of the scale, and of the shift in outputs: the confidence may well
+# be wrong by a factor of ten, but few boundaries are off by more than three in log-odds.
 _SCALE, _SHIFT = 2.0, 3.0
 
 _STEPS = 100
 
 
 class Calibration(NamedTuple):
-    """Factor of outputs, and a summand.
+    """Scale and shift of outputs.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ class Calibration(NamedTuple):
 
     @torch.no_grad()
     def into(self, head: nn.Linear) -> None:
-        """Change a head so that its outputs are calibrated."""
+        """Fold the calibration into the weights of a ``head``."""
         head.weight.mul_(self.scale.to(head.weight)[:, None])
         head.bias.copy_(self(head.bias))
 
@@ -58,15 +58,15 @@ def calibration(outputs: Tensor, loss: Callable[[Tensor], Tensor], *, classes: b
     Parameters
     ----------
     outputs
-        Of N slides, or cases, by each of R draws, shape (R, N, O).
+        Outputs of N slides, or cases, from each of R draws, shape (R, N, O).
     loss
-        From outputs (N, O) of one draw to the mean loss of the slides, shape ().
+        Function from the outputs (N, O) of one draw to the mean loss of the slides, shape ().
     classes
-        The outputs are logits of classes, which share one scale.
+        Whether the outputs are logits of classes, which share one scale.
 
     Examples
     --------
-    >>> outputs = torch.tensor([[[5.0], [1.0], [4.0], [0.0]]])  # in order, and all too high
+    >>> outputs = torch.tensor([[[5.0], [1.0], [4.0], [0.0]]])  # ranked correctly, but all too high
     >>> labels = torch.tensor([[1.0], [0.0], [1.0], [0.0]])
     >>> found = calibration(
     ...     outputs, lambda z: nn.functional.binary_cross_entropy_with_logits(z, labels.to(z)), classes=False

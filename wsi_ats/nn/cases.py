@@ -1,14 +1,14 @@
-r"""Several slides of one case: what the case's outputs are, from those of its slides.
+r"""Pool the outputs of several slides into those of their case.
 
 Heads are linear, so the outputs of a weighted mean of slide features are the weighted mean of the outputs:
 
 .. math:: y = \sum_s \omega_s y_s, \qquad \omega = \mathrm{softmax}(\ell)
 
-With all :math:`\ell_s` equal every slide has the same say. With :math:`\ell_s` the logarithm of what the
-attention of slide s sums to before it is normalised, :math:`\log \sum_i e^{z_{si}}` over its cells, times
-what the gate makes of it, y is that of an attention over the *union* of the cells of all slides, of which
-each slide's draw is a stratum. With all tiles drawn that is exact; with fewer, outputs and the gate's part
-are estimated, each slide's own part is known.
+With all :math:`\ell_s` equal, every slide has the same weight. The alternative is attention over the *union*
+of the cells of all slides, of which each slide's draw is a stratum: :math:`\ell_s` is then the logarithm of
+the attention mass of slide s before normalisation, :math:`\log \sum_i e^{z_{si}}` over its cells, plus that
+of the gate's divisor. With all tiles drawn this is exact. With fewer, the outputs and the divisor are
+estimates, but the attention mass of each slide is known.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ def pool_slides(outputs: Tensor, log_weight: Tensor, case: Sequence[int]) -> tup
     Parameters
     ----------
     outputs
-        Of each slide, shape (B, outputs).
+        Outputs of each slide, shape (B, outputs).
     log_weight
-        What each slide counts, shape (B,).
+        Logarithm of each slide's weight, up to a constant, shape (B,).
     case
         Number of each slide's case.
 
     Returns
     -------
     Tensor, shape (C, outputs), and list of int
-        Of each case that has a slide, and its number, in order of first appearance.
+        Outputs and number of each case that has a slide, in order of first appearance.
 
     Examples
     --------

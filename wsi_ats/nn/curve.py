@@ -1,9 +1,9 @@
-"""A space-filling curve over a grid, and the cells at given places along it, without a sort.
+"""A space-filling curve over a grid: find the cells at given places along it, without sorting.
 
 Systematic sampling needs the cells in an order in which neighbours stay together, and the running sum of
 their mass in that order. Sorting a million cells takes longer than reading the drawn tiles. But a Z-order
-curve visits a square quarter by quarter, so the sums of squares suffice: they are added up once, from cells
-to the whole, and each place is found by descending from the whole to its cell.
+curve visits a square quarter by quarter, so the mass of each square suffices: masses are added up once, from
+cells to the whole grid, and each place is found by descending from the whole grid to its cell.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Curve:
 
     @classmethod
     def random(cls, shape: tuple[int, int], generator: torch.Generator) -> Curve:
-        """Lay a curve with random origin and orientation, so that any two cells may be far apart on it."""
+        """Return a curve with random origin and orientation, so that any two cells may be far apart on it."""
         row, column = torch.randint(cls.side(shape), (2,), generator=generator).tolist()
         return cls(shape, (row, column), bool(torch.rand((), generator=generator) < 0.5))
 
@@ -51,7 +51,7 @@ def locate(mass: Tensor, curve: Curve, places: Tensor) -> Tensor:
     Parameters
     ----------
     mass
-        Of each cell, not negative, some of it positive, shape (rows, columns), float64.
+        Mass of each cell, not negative, positive somewhere, shape (rows, columns), float64.
     curve
         The order of the cells.
     places
@@ -60,7 +60,7 @@ def locate(mass: Tensor, curve: Curve, places: Tensor) -> Tensor:
     Returns
     -------
     Tensor, shape (n,)
-        Flat numbers of cells, int64; never one without mass.
+        Flat numbers of cells, int64; never of a cell without mass.
 
     Examples
     --------
@@ -76,7 +76,7 @@ def locate(mass: Tensor, curve: Curve, places: Tensor) -> Tensor:
     for level in reversed(range(len(sums) - 1)):
         rows, columns = 2 * row[:, None] + down, 2 * column[:, None] + across
         ends = _at(sums[level], rows, columns, curve.origin, level).cumsum(1)
-        # The first quarter that ends behind the place; rounding must not lead behind the last with mass.
+        # Take the first quarter that ends after the place; rounding must not lead past the last with mass.
         left = torch.minimum(left, ends[:, 3].nextafter(ends.new_zeros(())))
         chosen = (ends <= left[:, None]).sum(1, keepdim=True)
         left = left - F.pad(ends, (1, 0)).gather(1, chosen)[:, 0]

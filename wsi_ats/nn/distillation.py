@@ -1,23 +1,24 @@
-r"""Distil attention from a trained classifier: the classifier knows what to look for, attention learns where.
+r"""Distil attention from a trained classifier: attention learns which tiles determine its output.
 
-The classifier has learned from uniform draws. Which draws would have estimated its output best? A draw in
-proportion to a proposal p estimates the pooled feature, and the linear head its outputs z, with a variance
-that, to first order in the ratio of gated pooling, is
+The classifier has learned from uniform draws. The target is the proposal whose draws would have estimated
+its output best. A draw in proportion to a proposal p estimates the pooled feature, and the linear head its
+outputs z, with a variance that, to first order in the ratio of gated pooling, is
 
 .. math:: \frac1n \sum_i \frac{q_i^2 \lVert z_i - z \rVert^2}{p_i}, \qquad q_i \propto a_i e^{h_i},
 
-with :math:`z_i` the outputs of tile i alone and a the attention of the pooling, here uniform. It is least for
-:math:`p_i \propto q_i \lVert z_i - z \rVert` (Cauchy-Schwarz; Kahn & Marshall 1953): a tile is worth reading
-in proportion to its weight and its difference from the whole. Linear pooling does not divide, and its tiles
-are worth their summands: :math:`a_i \lVert W f_i \rVert`, the outputs without the head's bias.
+with :math:`z_i` the outputs of tile i alone and a the attention of the pooling, here uniform. The variance is
+least for :math:`p_i \propto q_i \lVert z_i - z \rVert` (Cauchy-Schwarz; Kahn & Marshall 1953): a tile should
+be drawn in proportion to its weight times its difference from the whole slide. Linear pooling does not
+divide, and its tiles should be drawn in proportion to their summands, :math:`a_i \lVert W f_i \rVert`: the
+outputs without the head's bias.
 
-The attention network learns this target by cross-entropy, from tiles that were drawn uniformly. The
-classifier is fixed meanwhile, so attention does not feed back to it, and where the thumbnail carries no
-information, the best answer is flat. The target is the best proposal for the *uniform* pooling that the
+The attention network learns this target by cross-entropy, from uniformly drawn tiles. The classifier is
+frozen meanwhile, so attention does not feed back to it, and where the thumbnail carries no information,
+uniform attention has the least loss. The target is the best proposal for the *uniform* pooling that the
 classifier learned with. At scoring, attention enters the pooling as well, and the weight that it removes from
 uninformative tiles is deliberate bias (``docs/training.md``).
 
-With classes only differences between outputs matter, so :math:`z` is relative to its mean over them; outputs
+For classes only differences between outputs matter, so :math:`z` is relative to its mean over them. Outputs
 of other tasks (log-odds of each label, a value, a log-hazard) are used as they are.
 """
 
@@ -40,21 +41,21 @@ def influence(
     zero_outputs: Outputs | None = None,
     classes: bool,
 ) -> OfTiles:
-    r"""Return each tile's gate times its difference from the whole: :math:`e^{h_i} \lVert z_i - z \rVert`.
+    r"""Return each tile's gate times its difference from the slide: :math:`e^{h_i} \lVert z_i - z \rVert`.
 
     Parameters
     ----------
     weight
         Weights of the drawn tiles, shape (m,).
     gate
-        Their logits h, shape (m,); zeros with linear pooling.
+        Gate logits h of the tiles, shape (m,); zeros with linear pooling.
     outputs
         The classifier's outputs of each tile alone, shape (m, O).
     zero_outputs
-        With linear pooling, its outputs for a feature of zeros, shape (O,), with which tiles are then
-        compared instead of the whole.
+        The classifier's outputs for a feature of zeros, shape (O,). With linear pooling, tiles are compared
+        with these instead of the whole slide.
     classes
-        Only differences between outputs matter.
+        Whether the outputs are logits of classes, of which only differences matter.
 
     Returns
     -------
@@ -96,7 +97,7 @@ def target(weight: OfTiles, influences: OfTiles) -> OfTiles:
 
 
 def distillation(targets: OfTiles, log_attention: OfTiles) -> Scalar:
-    r"""Return the cross-entropy :math:`-\sum_i t_i \log a_i` of target and attention, shape ().
+    r"""Return the cross-entropy :math:`-\sum_i t_i \log a_i` between target and attention, shape ().
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Encode tiles: from pixels to vectors of one length."""
+"""Encode tiles: from pixels to vectors of equal length."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from wsi_ats.errors import ModelError
 from wsi_ats.nn.backbone import Backbone, batch_norms, create_backbone, last_blocks
 from wsi_ats.nn.precision import in_full
 
-# Tiles in a pass when constants are measured.
+# Tiles per pass while constants are measured.
 _CALIBRATION_BATCH = 64
 
 
@@ -37,7 +37,7 @@ class TileEncoder(nn.Module):
     backbone
         The network.
     trained
-        It came with trained weights, and keeps the statistics that it was trained with.
+        Whether the backbone has trained weights; it then keeps the statistics of its training.
     """
 
     # Relative to the feature with the largest spread.
@@ -94,8 +94,8 @@ class TileEncoder(nn.Module):
     def _of_own_width(self, features: Tensor) -> Tensor:
         if features.shape[1] != self.width:
             raise ModelError(
-                f"given {features.shape[1]} features of each tile, but the model is one of {self.width}; set "
-                f"model.backbone=features:{features.shape[1]}, or give the features that it is made for"
+                f"got {features.shape[1]} features for each tile, but the model takes {self.width}; set "
+                f"model.backbone=features:{features.shape[1]}, or give features of that width"
             )
         return features
 
@@ -105,7 +105,7 @@ class TileEncoder(nn.Module):
         Parameters
         ----------
         but_last
-            Number of blocks at the end of the network that go on learning; see
+            Number of blocks at the end of the network that keep learning; see
             :func:`wsi_ats.nn.backbone.last_blocks`. With 0 there is no dropout in training either.
 
         Raises
@@ -120,7 +120,7 @@ class TileEncoder(nn.Module):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> TileEncoder:
-        """Switch dropout and the like; normalisation layers stay constant."""
+        """Switch layers such as dropout; normalisation layers stay constant."""
         super().train(mode)
         if self._frozen:
             self.network.eval()
@@ -144,19 +144,19 @@ class TileEncoder(nn.Module):
         """
         if len(tiles) < 2:
             raise ModelError(f"calibration needs at least 2 tiles, not {len(tiles)}")
-        # Parts of one size: batch normalisation has no statistics of a single small tile left over.
+        # Equal parts: batch normalisation has no statistics of a single small tile that would be left over.
         parts = torch.tensor_split(tiles, math.ceil(len(tiles) / _CALIBRATION_BATCH))
         self.calibrate_on(lambda: parts)
 
     @torch.no_grad()
     def calibrate_on(self, parts: Callable[[], Iterable[Tensor]]) -> None:
-        """Measure the constants on tiles or images that need not be in memory all at once.
+        """Measure the constants on tiles or images that need not all be in memory at once.
 
         Parameters
         ----------
         parts
-            Called for each of up to two passes; yields RGB, uint8, shape (n, h, w, 3), n >= 1, of any size,
-            or the backbone's features, shape (n, width).
+            Function called for each of up to two passes; yields RGB, uint8, shape (n, h, w, 3), n >= 1, of
+            any size, or the backbone's features, shape (n, width).
 
         Raises
         ------
@@ -175,15 +175,15 @@ class TileEncoder(nn.Module):
                     self._seen(part)
                 except ValueError as error:  # a single pixel has no variance
                     size = f"{part.shape[2]} x {part.shape[1]} pixels"
-                    raise ModelError(f"too small an image, {size}, to calibrate on: {error}") from error
+                    raise ModelError(f"an image of {size} is too small to calibrate on: {error}") from error
             self.eval()
         features = [self._seen(part) for part in parts()]
         if sum(map(len, features)) < 2:
             raise ModelError(f"calibration needs at least 2 images, not {sum(map(len, features))}")
         raw = torch.cat(features).double()
         spread = raw.std(0)
-        # A feature that is constant is left out: scaled by its rounding errors, it would drown the others as
-        # soon as a tile differs in it.
+        # Leave out constant features: scaled by their rounding errors, they would drown the others as soon as
+        # a tile differs in them.
         spread[spread <= self.CONSTANT * spread.max()] = torch.inf
         self.centre.copy_(raw.mean(0))
         self.scale.copy_(1 / spread)

@@ -11,8 +11,8 @@ number of draws of cell i, computed without gradient,
 .. math:: W_i = a_i / \mathrm{stopgrad}(\pi_i), \qquad \hat\Phi = \sum_{i \in S} W_i f_i,
 
 so that ``E[W_i * draws_i] = a_i``, and plain autograd is unbiased for Phi, for its gradient with respect
-to the features and for its gradient with respect to the attention. Whatever is *not* linear in Phi, the
-head and the loss and :func:`gated`, is biased by the curvature, the less the smaller the variance.
+to the features and for its gradient with respect to the attention. Everything *not* linear in Phi
+(the head, the loss and :func:`gated`) is biased by its curvature; this bias falls with the variance.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from torch import Tensor
 from wsi_ats.nn.sampling import Draw
 from wsi_ats.nn.shapes import CellFeatures, Feature, OfCells, OfRegions, OfTiles, Scalar, TileFeatures
 
-# If tiles are not drawn by attention, that of all drawn tiles may have underflowed to zero. Then they count
-# the same, because 0 / 0 is undefined. Small beside any weight that matters; its reciprocal is a float32.
+# If tiles are not drawn by attention, the attention of all drawn tiles may have underflowed to zero. They
+# then weigh the same, because 0 / 0 is undefined. This is small compared with any weight that matters, and
+# its reciprocal fits in float32.
 _SMALLEST = 1e-20
 
 
@@ -57,8 +58,8 @@ def joint(outer: OfRegions, inner: Sequence[Tensor]) -> OfTiles:
     r"""Return the weights of two-level sampling: :math:`(A_t / \Pi_t) (B_{s|t} / \pi_{s|t})`.
 
     Regions t are drawn by an attention A over all regions, and cells s in each region drawn by an attention
-    :math:`B_{\cdot|t}` over the cells of this region alone. Given the regions, the inner weights are
-    unbiased for B; over the regions, the outer ones are for A: so is their product for
+    :math:`B_{\cdot|t}` over the cells of this region alone. The inner weights are unbiased for B given the
+    regions, and the outer weights are unbiased for A, so their product is unbiased for
     :math:`\sum_t A_t \sum_s B_{s|t} f_{ts}`, in value and gradients.
 
     Parameters
@@ -66,7 +67,7 @@ def joint(outer: OfRegions, inner: Sequence[Tensor]) -> OfTiles:
     outer
         Weight of each region drawn, shape (r,).
     inner
-        For each of these, weights of the cells drawn in it, shape (m_t,); their sum is m.
+        Weights of the cells drawn in each of these regions, shape (m_t,); the m_t sum to m.
     """
     return torch.cat([weight * within for weight, within in zip(outer, inner, strict=True)])
 
@@ -79,13 +80,13 @@ def linear(weight: OfTiles, features: TileFeatures) -> Feature:
     weight
         Weights of the drawn tiles, shape (m,).
     features
-        Their features, shape (m, D).
+        Features of the tiles, shape (m, D).
     """
     return weight.to(features.dtype) @ features
 
 
 def gated(weight: OfTiles, features: TileFeatures, gate: OfTiles) -> Feature:
-    r"""Estimate :math:`\sum_i a_i e^{h_i} f_i / \sum_i a_i e^{h_i}`, where tiles adjust their weights.
+    r"""Estimate :math:`\sum_i a_i e^{h_i} f_i / \sum_i a_i e^{h_i}`: a gate adjusts the weight of each tile.
 
     The limit is the attention pooling of Ilse et al. (2018) with the thumbnail's attention as a prior. As a
     ratio of two unbiased estimates, it is consistent, with a bias that falls as 1/n.
@@ -95,9 +96,9 @@ def gated(weight: OfTiles, features: TileFeatures, gate: OfTiles) -> Feature:
     weight
         Weights of the drawn tiles, shape (m,).
     features
-        Their features, shape (m, D).
+        Features of the tiles, shape (m, D).
     gate
-        Their logits h, shape (m,).
+        Gate logits h of the tiles, shape (m,).
     """
     # Half precision is not enough for a ratio of sums, nor for the smallest weight.
     wide = torch.promote_types(features.dtype, torch.float32)
@@ -124,10 +125,10 @@ def exact(attention: OfCells, features: CellFeatures, gate: OfCells | None = Non
 
 
 def effective_size(weight: OfTiles) -> float:
-    """Return the effective sample size: the number of tiles of equal weight that would vary as little.
+    """Return the effective sample size (Kong 1992): the number of equal-weight tiles of the same variance.
 
-    (Kong 1992.) All tiles count where they are drawn from the attention that weighs them and none is certain;
-    the more attention has changed since, the fewer.
+    It is the number of tiles if they were drawn from the attention that weighs them and none was drawn for
+    certain. It falls as attention changes after the draw.
 
     Parameters
     ----------
@@ -140,7 +141,7 @@ def effective_size(weight: OfTiles) -> float:
     (2.0, 1.0)
     """
     wide = weight.detach().double()
-    # Attention may have left all of them.
+    # Attention may have moved away from all of them.
     return float(wide.sum() ** 2 / wide.square().sum()) if wide.any() else 0.0
 
 
@@ -153,6 +154,6 @@ def entropy(attention: OfCells) -> Scalar:
         Shape (K,), sums to 1.
     """
     positive = attention > 0
-    # The inner `where` keeps log(0) out of the backward pass, where 0 * inf would be nan.
+    # The inner `where` keeps log(0) out of the backward pass, where 0 * inf would be NaN.
     logs = torch.where(positive, attention, 1).log()
     return -(attention * logs).sum()

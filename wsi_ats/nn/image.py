@@ -14,9 +14,9 @@ class ImageClassifier(SlideNetwork):
     Parameters
     ----------
     encoder
-        Images (N, h, w, 3) of any size to features (N, D).
+        Encoder from images (N, h, w, 3) of any size to features (N, D).
     classes
-        Number of outputs: of classes, or what else a task needs.
+        Number of outputs, such as classes.
     """
 
     def __init__(self, encoder: TileEncoder, *, classes: int) -> None:
@@ -25,5 +25,5 @@ class ImageClassifier(SlideNetwork):
         self.head = nn.Linear(encoder.width, classes)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Return the logits (classes,) of one slide, RGB, uint8, shape (h, w, 3)."""
+        """Return the logits (classes,) of a slide, RGB, uint8, shape (h, w, 3)."""
         return self.classify(self.embed(image[None]))[0]

@@ -17,20 +17,20 @@ from wsi_ats.errors import ModelError
 
 
 def peak_bytes(network: nn.Module, shape: Sequence[int], *, training: bool) -> int:
-    """Return the largest number of bytes of tensors that are alive at once while a network sees one input.
+    """Return the largest number of bytes that tensors take at once while a network processes one input.
 
     The network runs on the device `meta`, whose tensors have shapes but no contents, so this takes neither
-    memory nor much time. Counted are the input, the outputs of layers as far as they are kept, and the
-    gradients, but neither the weights, which exist already, nor the scratch space of a device's kernels.
+    memory nor much time. The count includes the input, the outputs of layers as far as they are kept, and the
+    gradients. It excludes the weights, which exist already, and the scratch space of a device's kernels.
 
     Parameters
     ----------
     network
-        Input to logits.
+        Network from the input to logits.
     shape
-        Of the input, which is of type uint8.
+        Shape of the input, which is uint8.
     training
-        With the backward pass.
+        Whether to include the backward pass.
 
     Raises
     ------
@@ -99,7 +99,7 @@ class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return the bytes that a device has left for tensors."""
+    """Return the number of bytes that a device has free for tensors."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -24,11 +24,11 @@ class AttentionMIL(SlideNetwork):
     Parameters
     ----------
     encoder
-        Tiles (N, h, w, 3) to features (N, D).
+        Encoder from tiles (N, h, w, 3) to features (N, D).
     classes
-        Number of outputs: of classes, or what else a task needs.
+        Number of outputs, such as classes.
     gated
-        Equation 9 rather than 8.
+        Whether to use equation 9 rather than 8.
     width
         Rows of V and U; 128 in the authors' code.
 

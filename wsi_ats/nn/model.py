@@ -4,7 +4,7 @@
 
     thumbnail -> attend -> attention -> (draw, read tiles) -> embed -> features -> pool -> classify
 
-Between cell numbers and tiles there are no tensors; gradients stay in the attention and the features.
+No tensor connects cell numbers and tiles: gradients flow through the attention and the features only.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ class AttentionSampler(SlideNetwork):
     Parameters
     ----------
     attention
-        Thumbnail (rows * p, columns * p, 3) and mask (rows, columns) to logits (rows, columns); ``None``
-        for attention that is the same everywhere: uniform sampling.
+        Network from thumbnail (rows * p, columns * p, 3) and mask (rows, columns) to logits (rows, columns);
+        ``None`` for uniform sampling.
     encoder
-        Tiles (N, h, w, 3) to features (N, D).
+        Encoder from tiles (N, h, w, 3) to features (N, D).
     classes
-        Number of outputs: of classes, or what else a task needs.
+        Number of outputs, such as classes.
     pool
         Name of a pooling of drawn tiles; see :data:`wsi_ats.nn.pooling.POOLINGS`.
     regions
@@ -43,7 +43,7 @@ class AttentionSampler(SlideNetwork):
     Attributes
     ----------
     attention_scale
-        Factor of attention's logits, shape (): 1 for attention as it was learned, 0 for uniform.
+        Factor of the attention logits, shape (): 1 for attention as learned, 0 for uniform attention.
 
     Examples
     --------
@@ -65,7 +65,7 @@ class AttentionSampler(SlideNetwork):
     ) -> None:
         super().__init__()
         if pool not in POOLINGS:
-            raise ModelError(f"there is no pooling {pool!r}; known are {', '.join(POOLINGS)}")
+            raise ModelError(f"unknown pooling {pool!r}; choose one of {', '.join(POOLINGS)}")
         self.pooling = POOLINGS[pool]
         self.attention = attention
         self.regions = regions
@@ -75,10 +75,10 @@ class AttentionSampler(SlideNetwork):
         self.gate = nn.Linear(encoder.width, 1, bias=False) if self.pooling.gated else None
         self.head = nn.Linear(encoder.width, classes)
         if self.gate is not None:
-            nn.init.zeros_(self.gate.weight)  # at the start all tiles count the same
+            nn.init.zeros_(self.gate.weight)  # at the start all tiles weigh the same
 
     def attend(self, thumbnail: Tensor, cells: Tensor, shape: tuple[int, int]) -> Tensor:
-        """Compute the attention over the candidate ``cells`` of a grid of a ``shape`` from its ``thumbnail``.
+        """Compute the attention over candidate ``cells`` of a grid of a ``shape``, from its ``thumbnail``.
 
         Shape (K,), sums to 1; see :meth:`score_cells`.
         """
@@ -87,7 +87,7 @@ class AttentionSampler(SlideNetwork):
     def score_cells(
         self, thumbnail: Tensor, cells: Tensor, shape: tuple[int, int], *, turn: int = 0
     ) -> Tensor:
-        """Compute the attention's logits of the candidate cells.
+        """Compute the attention logits of the candidate cells.
 
         Parameters
         ----------
@@ -109,7 +109,7 @@ class AttentionSampler(SlideNetwork):
     def score_regions(
         self, thumbnail: Tensor, regions: Tensor, shape: tuple[int, int], *, turn: int = 0
     ) -> Tensor:
-        """Compute the attention's logits of the candidate regions; like :meth:`score_cells`.
+        """Compute the attention logits of the candidate regions; like :meth:`score_cells`.
 
         Parameters
         ----------
@@ -128,9 +128,7 @@ class AttentionSampler(SlideNetwork):
             When the model has one level only.
         """
         if self.regions is None:
-            raise ModelError(
-                "this model has one level and knows no regions; train one with thumbnail.levels=2"
-            )
+            raise ModelError("this model has one level and no regions; train one with thumbnail.levels=2")
         return self._score(self.regions, thumbnail, regions, shape, turn)
 
     def _score(
@@ -154,11 +152,11 @@ class AttentionSampler(SlideNetwork):
         return logits
 
     def log_mass(self, weights: Tensor, features: Tensor) -> Tensor:
-        """Return the logarithm of the divisor of :meth:`pool`, shape (); 0 where it does not divide."""
+        """Return the logarithm of the divisor of :meth:`pool`, shape (); 0 for linear pooling."""
         return self.pooling.log_mass(weights, self.gate_logits(features))
 
     def parts(self) -> Mapping[str, Sequence[nn.Module]]:
-        """See :meth:`wsi_ats.nn.network.SlideNetwork.parts`; adds gate and attention's backbone."""
+        """See :meth:`wsi_ats.nn.network.SlideNetwork.parts`; adds the gate and attention's backbone."""
         networks = [each for each in (self.attention, self.regions) if each is not None]
         maps = [each for each in networks if isinstance(each, FeatureMapAttention)]
         return {
@@ -188,7 +186,7 @@ def build_model(
     Parameters
     ----------
     classes
-        Number of outputs: of classes, or what else a task needs.
+        Number of outputs, such as classes.
     backbone, pretrained, checkpoint
         See :func:`wsi_ats.nn.backbone.create_backbone`.
     attention, attention_checkpoint
@@ -196,11 +194,11 @@ def build_model(
     pool
         See :data:`wsi_ats.nn.pooling.POOLINGS`.
     tile_size
-        Pixels a side of a tile.
+        Side of a tile in pixels.
     pixels_per_cell
-        Thumbnail pixels a side of a cell.
+        Side of a cell in thumbnail pixels.
     pixels_per_region
-        Coarse thumbnail pixels a side of a region; makes the model one of two levels.
+        Side of a region in pixels of the coarse thumbnail; gives the model two levels.
 
     Raises
     ------

@@ -16,9 +16,9 @@ class SlideNetwork(nn.Module):
     Attributes
     ----------
     encoder
-        Tiles, or whole images, to features (N, D).
+        Encoder from tiles, or whole images, to features (N, D).
     head
-        Features (..., D) to logits.
+        Classifier from features (..., D) to logits.
     dropout
         Share of each tile's features that are dropped in training.
     """

@@ -1,4 +1,4 @@
-"""Optimise weights: groups with rates of their own, a schedule of rates, and the average of weights."""
+"""Optimiser with a learning rate per part of the network, its schedule, and the average of weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wsi_ats.nn.network import SlideNetwork
 def optimizer_of(
     model: SlideNetwork, rates: Mapping[str, float], *, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """Return AdamW over the weights that learn, each part of a network at its own rate.
+    """Return AdamW for the trainable weights, with a learning rate for each part of the network.
 
     Parameters
     ----------
@@ -24,7 +24,7 @@ def optimizer_of(
     rates
         Peak learning rate of each part; see :meth:`wsi_ats.nn.network.SlideNetwork.parts`.
     weight_decay
-        Of all weights.
+        Weight decay of all weights.
     """
     groups = []
     for name, modules in model.parts().items():
@@ -43,8 +43,8 @@ def set_rates(optimizer: torch.optim.Optimizer, done: float, *, warmup: float) -
 def share_of_peak(done: float, warmup: float) -> float:
     """Return the share of the peak rate after a share of the steps: a linear rise, a plateau, half a cosine.
 
-    The plateau lasts until half of the steps: attention starts uniform and finds its first lesion at an
-    unknown time, by which a rate that falls from the start may be too low.
+    The plateau lasts until half of the steps: attention starts uniform, and may find its first lesion only
+    when a rate that falls from the start would be too low.
 
     Examples
     --------

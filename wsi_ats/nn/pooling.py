@@ -1,4 +1,4 @@
-"""Ways to pool the features of drawn tiles into that of the slide, by name."""
+"""Poolings by name: from the features of drawn tiles to the feature of the slide."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from wsi_ats.nn import expectation
 
 @dataclass(frozen=True)
 class Pooling:
-    """One way to pool.
+    """A pooling of drawn tiles.
 
     Parameters
     ----------
     gated
-        Whether the network has a gate, by which a tile weighs itself.
+        Whether the network has a gate, which weighs each tile by its own feature.
     estimate
-        From weights (m,), features (m, D) and gate logits (m,) of drawn tiles to the slide's feature (D,);
-        see :mod:`wsi_ats.nn.expectation`. Gate logits are zeros where there is no gate.
+        Function from weights (m,), features (m, D) and gate logits (m,) of drawn tiles to the slide's feature
+        (D,); see :mod:`wsi_ats.nn.expectation`. Gate logits are zeros where there is no gate.
     log_mass
-        From weights (m,) and gate logits (m,) to the logarithm of the estimate's divisor, shape (): the
-        weight of a slide among those of its case.
+        Function from weights (m,) and gate logits (m,) to the logarithm of the estimate's divisor, shape ():
+        the weight of a slide among those of its case.
     """
 
     gated: bool
@@ -45,4 +45,4 @@ POOLINGS: Mapping[str, Pooling] = {
     ),
     "gated": Pooling(gated=True, estimate=expectation.gated, log_mass=_log_divisor),
 }
-"""Poolings by the name that ``model.pool`` gives them."""
+"""Poolings by their name in ``model.pool``."""

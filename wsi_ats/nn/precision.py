@@ -1,4 +1,4 @@
-"""The precision in which networks compute."""
+"""Numerical precision of networks."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def resolve(precision: str, device: torch.device, side: int) -> torch.dtype:
     Parameters
     ----------
     precision
-        ``"float32"``, ``"bfloat16"``, or ``"auto"``: the latter where the device supports it in hardware. On
+        ``"float32"``, ``"bfloat16"``, or ``"auto"``: bfloat16 where the device supports it in hardware. On
         CPUs, images of fewer than 64 pixels a side are always computed in single precision, because some
         results are wrong in bfloat16.
     device
-        Where networks are.
+        Device of the networks.
     side
-        Of the images, in pixels.
+        Side of the images in pixels.
 
     Examples
     --------
@@ -42,7 +42,7 @@ def resolve(precision: str, device: torch.device, side: int) -> torch.dtype:
 
 
 def in_full() -> AbstractContextManager[object]:
-    """Return a context in which tensors keep their type, also inside :func:`autocast`."""
+    """Return a context in which tensors keep their data type, even inside :func:`autocast`."""
     stack = ExitStack()
     for kind in ("cpu", "cuda"):
         if torch.is_autocast_enabled(kind):
@@ -51,6 +51,6 @@ def in_full() -> AbstractContextManager[object]:
 
 
 def autocast(precision: str, device: torch.device, side: int) -> torch.autocast:
-    """Return a context in which networks compute in the type of a setting; see :func:`resolve`."""
+    """Return a context in which networks compute in the data type of a setting; see :func:`resolve`."""
     enabled = resolve(precision, device, side) == torch.bfloat16
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)

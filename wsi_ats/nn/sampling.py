@@ -25,7 +25,7 @@ _NEARLY_CERTAIN = 1e-10
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """The outcome of one draw.
+    """Outcome of one draw.
 
     Parameters
     ----------
@@ -34,8 +34,8 @@ class Draw:
     counts
         Number of draws of each, shape (m,), int64.
     inclusion
-        Expected number of draws of each (pi), shape (m,), float64. For ``sequential``, where it depends on
-        what was drawn before, the number that takes its place.
+        Expected number of draws of each (pi), shape (m,), float64. For ``sequential``
+        the number that replaces it, which depends on the cells drawn before; see :func:`sequential_at`.
     """
 
     indices: Tensor
@@ -75,7 +75,7 @@ def draw(
     shape
         Rows and columns of the grid.
     n
-        Number of draws. Where no more than ``n`` cells have a positive probability, all designs but
+        Number of draws. If no more than ``n`` cells have a positive probability, all designs but
         ``multinomial`` take them all.
     generator
         Source of randomness, on the CPU: the same seed draws the same cells on any device.
@@ -83,7 +83,7 @@ def draw(
     Returns
     -------
     Draw
-        With indices into ``proposal``, on its device.
+        The draw, with indices into ``proposal``, on its device.
 
     Raises
     ------
@@ -100,13 +100,13 @@ def draw(
     ([1, 1, 1], [0.5, 0.5, 0.5])
     """
     if design not in DESIGNS:
-        raise SettingsError(f"unknown design {design!r}; known are {', '.join(DESIGNS)}")
+        raise SettingsError(f"unknown design {design!r}; choose one of {', '.join(DESIGNS)}")
     if n < 1:
         raise SettingsError(f"at least one tile must be drawn, not {n}")
     if proposal.ndim != 1 or proposal.shape != cells.shape:
         raise SettingsError(
-            f"a proposal has one probability for each cell, not shape {tuple(proposal.shape)} for "
-            f"{tuple(cells.shape)}"
+            f"a proposal needs one probability for each cell, but has shape {tuple(proposal.shape)} for "
+            f"cells of shape {tuple(cells.shape)}"
         )
     probabilities = proposal.detach().to(torch.float64)
     total = probabilities.sum().item()
@@ -130,12 +130,12 @@ def explore(attention: Tensor, share: float) -> Tensor:
     attention
         Shape (K,), sums to 1; cells of attention zero are explored as well.
     share
-        In [0, 1].
+        Share of uniform draws, in [0, 1].
 
     Raises
     ------
     SettingsError
-        For a share outside [0, 1], and where there is no candidate.
+        For a share outside [0, 1], or if there are no candidates.
     """
     if not 0 <= share <= 1:
         raise SettingsError(f"the share of exploration must be in [0, 1], not {share}")
@@ -154,14 +154,14 @@ def multinomial(
 
 
 def multinomial_at(proposal: Tensor, points: Tensor) -> Draw:
-    """Return the draw of given points: :func:`multinomial` without its randomness.
+    """Return the draw for given random points: :func:`multinomial` without its randomness.
 
     Parameters
     ----------
     proposal
         Probabilities, shape (K,), float64.
     points
-        In [0, 1), shape (n,), float64.
+        Random points in [0, 1), shape (n,), float64.
     """
     n = len(points)
     ends = proposal.cumsum(0)
@@ -182,7 +182,7 @@ def sequential(
 ) -> Draw:
     """Draw ``n`` distinct cells, one after the other, without replacement: the paper's second design.
 
-    Drawn at once as the ``n`` largest of ``log q`` plus Gumbel noise (Kool et al. 2019). See :func:`draw`.
+    The cells are the ``n`` largest of ``log q`` plus Gumbel noise (Kool et al. 2019). See :func:`draw`.
     """
     del shape, cells
     if _possible(proposal) <= n:
@@ -194,7 +194,7 @@ def sequential(
 
 
 def sequential_at(proposal: Tensor, indices: Tensor) -> Draw:
-    r"""Return the draw of given cells in a given order.
+    r"""Return the sequential draw of given cells in a given order.
 
     The expected number of draws of a cell has no closed form. Instead, after each draw, the cells so far plus
     the new one divided by its conditional probability estimate the sum without bias, and so does the mean of
@@ -233,10 +233,10 @@ def systematic(
 
 
 def systematic_at(proposal: Tensor, cells: Tensor, n: int, curve: Curve, offset: Tensor) -> Draw:
-    """Return the draw along one curve from one offset: :func:`systematic` without its randomness.
+    """Return the draw along a given curve from a given offset: :func:`systematic` without its randomness.
 
-    Certain cells come first. Removing them from the curve does not change the rest: each is as long as the
-    distance of the points, so it holds one point and moves the others by one.
+    Cells that are drawn for certain come first. Removing them from the curve does not change the rest: each
+    is exactly as long as the distance between points, so it holds one point and shifts the others by one.
 
     Parameters
     ----------
@@ -249,7 +249,7 @@ def systematic_at(proposal: Tensor, cells: Tensor, n: int, curve: Curve, offset:
     curve
         The order of the cells.
     offset
-        In [0, 1), float64, no dimensions.
+        Offset of the points, in [0, 1), float64, shape ().
     """
     inclusion, certain = inclusion_probabilities(proposal, n)
     mass = inclusion.new_zeros(curve.shape[0] * curve.shape[1])
@@ -264,7 +264,7 @@ def systematic_at(proposal: Tensor, cells: Tensor, n: int, curve: Curve, offset:
 def uniform(
     proposal: Tensor, shape: tuple[int, int], cells: Tensor, n: int, generator: torch.Generator
 ) -> Draw:
-    """Draw ``n`` distinct cells, all equally likely whatever their probability: the baseline.
+    """Draw ``n`` distinct cells with equal probability, whatever the proposal: the baseline.
 
     Cells of probability zero are drawn as well, with weight 0: attention that is zero in most places must not
     influence a baseline that ignores it. See :func:`draw`.
@@ -293,7 +293,7 @@ DESIGNS: Mapping[str, Design] = MappingProxyType(
     }
 )
 BIASED = frozenset({"top"})
-"""Designs that favour some cells without correcting for it: a model must not be trained with them."""
+"""Designs that favour some cells without correcting for it; they must not be used in training."""
 
 
 def inclusion_probabilities(proposal: Tensor, n: int) -> tuple[Tensor, Tensor]:
@@ -312,7 +312,7 @@ def inclusion_probabilities(proposal: Tensor, n: int) -> tuple[Tensor, Tensor]:
         The inclusion probabilities, float64.
     certain : Tensor, shape (k,), k < n
         Cells of inclusion probability 1, the most probable first, int64. Those within 1e-10 of it are
-        rounded up, and the others follow: probabilities still sum to ``n``.
+        rounded up, and the others adjusted: probabilities still sum to ``n``.
     """
     largest = proposal.topk(n)  # only the n largest can be certain: no sort of K is needed
     tail = proposal.scatter(0, largest.indices, 0.0).sum()

@@ -1,4 +1,4 @@
-"""Names of tensors by their axes, for signatures of the estimator; its tests compare tensors with them.
+"""Tensor types with named axes, for the signatures of the estimator; its tests check shapes against them.
 
 K candidate cells, m drawn tiles, r drawn regions, D features and O outputs.
 """

@@ -1,9 +1,9 @@
 r"""Supervise attention by the drawn tiles.
 
-The gradient of the slide's loss reaches attention through the weights of a few tiles, and it is noise as long
-as the classifier knows nothing. Attention that learns from noise drifts to where it already is. This module
-is a second way from the slide's label to attention, with zero gradient until some drawn tile explains the
-label better than the others.
+The gradient of the slide's loss reaches attention through the weights of a few tiles, and it is noise until
+the classifier has learned something. Attention that learns from noise drifts towards the tiles that it
+already favours. This module is a second path from the slide's label to attention, with zero gradient until
+some drawn tile explains the label better than the others.
 
 Assume that one unknown tile explains the slide's label, and that attention is its *prior*: tile i with
 probability :math:`a_i`. A tile that was read explains the label with likelihood
@@ -14,10 +14,10 @@ posterior over all cells, and its self-normalised importance estimate from the d
 .. math:: r_i = \frac{a_i e^{h_i - \beta l_i}}{\sum_j a_j e^{h_j - \beta l_j}} \approx
           \frac{W_i e^{h_i - \beta l_i}}{\sum_{j \in S} W_j e^{h_j - \beta l_j}}.
 
-To estimate it is the E step of expectation maximisation (Dempster et al. 1977); the M step, which the
-attention network makes for all slides together, is to lower the cross-entropy :math:`-\sum_i r_i \log a_i`.
-Because :math:`\sum_i a_i \nabla \log a_i = 0`, a multiple of it can be subtracted. With
-:math:`w_i = W_i / \sum_S W_j`, what :func:`attention_supervision` returns is
+Estimating it is the E step of expectation maximisation (Dempster et al. 1977). The M step, which the
+attention network takes for all slides together, lowers the cross-entropy :math:`-\sum_i r_i \log a_i`.
+Because :math:`\sum_i a_i \nabla \log a_i = 0`, a multiple of that sum can be subtracted. With
+:math:`w_i = W_i / \sum_S W_j`, :func:`attention_supervision` returns
 
 .. math:: -\sum_{i \in S} (r_i - w_i) \log a_i, \qquad r, w \text{ held constant.}
 
@@ -25,8 +25,9 @@ Related work: this is the score function estimator (Williams 1992) with reward :
 1; the mixture of tiles is the "one witness" of multiple instance learning (Maron & Lozano-Pérez 1998), and
 learning a proposal from the posterior of its samples is the amortised proposal of reweighted wake-sleep
 (Bornschein & Bengio 2015). If all cells are read, the gradient is that of the mixture's negative
-log-likelihood :math:`-\log \sum_i a_i e^{h_i - \beta l_i}` (Fisher's identity). From fewer it is biased by
-the ratio, as 1/n, unlike the estimate of the slide's feature: it changes the draws, not the estimate.
+log-likelihood :math:`-\log \sum_i a_i e^{h_i - \beta l_i}` (Fisher's identity). With fewer, the
+ratio biases it by the order of 1/n, unlike the estimate of the slide's feature. That bias changes the draws,
+not the estimate.
 """
 
 from __future__ import annotations
@@ -36,25 +37,25 @@ from torch import Tensor
 
 from wsi_ats.nn.shapes import OfTiles, Scalar
 
-# If tiles are not drawn by attention, that of some may have underflowed to zero. They then count next to
-# nothing. Small beside any weight that matters; its reciprocal is a float32.
+# If tiles are not drawn by attention, the attention of some may have underflowed to zero. Their weight is
+# then negligible. This is small compared with any weight that matters, and its reciprocal fits in float32.
 _SMALLEST = 1e-20
 
 
 def posterior(weight: OfTiles, gate: OfTiles, evidence: OfTiles) -> OfTiles:
-    r"""Return the posterior of each drawn tile to be the one that explains the label; it sums to 1.
+    r"""Return the posterior probability that each drawn tile explains the label; it sums to 1.
 
-    It has no gradient.
+    It carries no gradient.
 
     Parameters
     ----------
     weight
-        Weights of the drawn tiles, not negative, shape (m,); of all cells, their attention.
+        Weights of the drawn tiles, not negative, shape (m,); if all cells are drawn, their attention.
     gate
-        Their logits h, shape (m,); zeros with linear pooling.
+        Gate logits h of the tiles, shape (m,); zeros with linear pooling.
     evidence
-        Logarithm of the likelihood of the label given the tile, up to a constant, shape (m,): minus the loss
-        of the classifier on the tile's feature alone, times :math:`\beta`.
+        Log-likelihood of the label given the tile, up to a constant, shape (m,): minus the loss of the
+        classifier on the tile's feature alone, times :math:`\beta`.
 
     Examples
     --------
@@ -66,14 +67,14 @@ def posterior(weight: OfTiles, gate: OfTiles, evidence: OfTiles) -> OfTiles:
     # Half precision is not enough for the smallest weight.
     wide = torch.promote_types(weight.dtype, torch.float32)
     likelihood = (gate.to(wide) + evidence.to(wide)).detach()
-    # If all are the same, subtracting the largest leaves zeros: then this is exactly the weights' share.
+    # If all are equal, subtracting the largest leaves zeros, and the result is exactly the weights' share.
     return torch.softmax(_logarithm(weight.detach().to(wide)) + (likelihood - likelihood.max()), dim=0)
 
 
 def attention_supervision(weight: OfTiles, attention: OfTiles, gate: OfTiles, evidence: OfTiles) -> Scalar:
     r"""Return a loss whose gradient moves attention to tiles with a posterior above their prior.
 
-    Its value has no meaning. Its gradient reaches attention alone, and is exactly zero while all drawn tiles
+    Its value has no meaning. Its gradient reaches only attention, and is exactly zero while all drawn tiles
     explain the label equally well.
 
     Parameters

@@ -14,7 +14,7 @@ def save_attention(path: Path, attention: AttentionMap) -> None:
 
 
 def load_attention(path: Path) -> AttentionMap:
-    """Read what :func:`save_attention` wrote.
+    """Read an attention map written by :func:`save_attention`.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Draw results: the only import of matplotlib."""
+"""Draw plots of results; the only module that imports matplotlib."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ def figure_of_slide(
     selection
         The tiles that were drawn.
     tiles
-        Pixels of the first of them, shape (M, s, s, 3); shown below.
+        Pixels of the first of these tiles, shape (M, s, s, 3); shown below.
     title
-        Above the figure.
+        Title above the figure.
     truth
         Kind of each cell, shape (rows, columns): 0 glass, 1 tissue, 2 look-alike, 3 lesion.
     """
@@ -98,7 +98,7 @@ def figure_of_slide(
 def _draw_attention(axes: Axes, attention: AttentionMap) -> AxesImage:
     rows, columns = attention.grid.shape
     relative = np.where(attention.tissue, attention.attention * attention.tissue.sum(), np.nan)
-    # A few cells may stand far above the rest, which would all be black beside them.
+    # A few cells may have far more attention than the rest, which would then all be black.
     top = max(1.0, float(np.nanpercentile(relative, 99)))
     extent = (0.0, float(columns), float(rows), 0.0)
     return axes.imshow(relative, extent=extent, cmap="magma", vmin=0, vmax=top)
@@ -120,7 +120,7 @@ def figure_of_panels(path: Path, panels: Sequence[Panel], *, title: str) -> None
     panels
         The plots, at least one.
     title
-        Above the figure.
+        Title above the figure.
     """
     figure, axes = _figure(len(panels), title)
     for panel, axis in zip(panels, axes, strict=True):
@@ -199,7 +199,7 @@ def _draw_reliability(axes: Axes, table: Mapping[str, Sequence[float | None]]) -
 
 
 def _draw_confusion(axes: Axes, counts: npt.NDArray[np.int64], names: Sequence[str]) -> None:
-    """Draw counts, over the share of each true class in colour."""
+    """Draw counts, coloured by their share of each true class."""
     total = counts.sum(axis=1, keepdims=True)
     axes.imshow(counts / np.maximum(total, 1), cmap="Blues", vmin=0, vmax=1)
     for (row, column), number in np.ndenumerate(counts):

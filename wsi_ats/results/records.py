@@ -25,10 +25,10 @@ class Status(StrEnum):
 
 
 class Stop(StrEnum):
-    """Reason to make no more draws of a slide."""
+    """Reason why the draws of a slide ended."""
 
     DRAWS = "draws"
-    """The number asked for was made."""
+    """The requested number of draws was made."""
     TOLERANCE = "tolerance"
     """The error is within the tolerance."""
     MAX_TILES = "max_tiles"
@@ -65,7 +65,7 @@ class AttentionMap:
 
 @dataclass(frozen=True)
 class Selection:
-    """The tiles that were read of one slide: one row for each distinct tile of each draw.
+    """Tiles read from one slide: one row for each distinct tile of each draw.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ class Selection:
     level
         Pyramid level that the tiles were read from.
     bounds
-        Scanned part of level 0: viewers that show only this part, such as QuPath, count from its corner.
+        Scanned part of level 0; viewers that show only this part, such as QuPath, count from its corner.
     cells
         Flat cell numbers, shape (M,).
     attention
@@ -145,33 +145,32 @@ class Prediction:
     status
         ``done``, ``failed`` or ``no_tissue``; only ``done`` has scores.
     scores
-        By column, from the tiles of all draws pooled into one estimate: ``prob_<class>``, ``prob_<label>``,
-        ``value`` or ``risk``; see :attr:`wsi_ats.tasks.targets.Target.columns`.
+        Scores by column, from the tiles of all draws pooled into one estimate: ``prob_<class>``,
+        ``prob_<label>``, ``value`` or ``risk``; see :attr:`wsi_ats.tasks.targets.Target.columns`.
     predicted
         The most probable class, all labels of probability 1/2 or more joined by ``;`` (``-`` for none), or
-        the value; ``None`` for a risk (the logarithm of a hazard, of which only differences between slides
-        mean anything).
+        the value; ``None`` for a risk (a log-hazard: only differences between slides are meaningful).
     logit_se
         Sampling standard error, ``None`` for a single draw: of the predicted class's log-odds, of the
         log-odds of the label for which it is largest, of the value in its own units, or of the risk. It
-        measures the difference to other draws of tiles, not the model's error.
+        measures the variation between draws of tiles, not the model's error.
     stopped_by
-        Reason to make no more draws. With a tolerance, ``logit_se`` exceeds it unless this is ``tolerance``.
+        Reason why the draws ended. With a tolerance, ``logit_se`` exceeds it unless this is ``tolerance``.
         ``None`` without scores.
     draws
         Number of independent draws.
     tiles_read, tiles_total
         Distinct tiles read, and tissue tiles of the slide.
     tiles_empty
-        Number of tiles read that show nothing; where they are many, tissue was found where there is none.
+        Number of empty tiles among those read; if they are many, tissue was found where there is none.
     bytes_read
         Compressed bytes of the file's tiles under all pixels that were read, thumbnail included; a tile of
-        the file that was needed twice counts twice. ``None`` where the format does not tell. In the tables of
-        stages, for a slide from a store, all bytes that the store has sent, including the index.
+        the file that was needed twice counts twice. ``None`` if the format does not reveal them. For a slide
+        from a store, the tables of stages count all bytes that the store sent, including the index.
     seconds
         Wall time.
     model_digest, seed
-        Model and seed.
+        Digest of the model, and seed of the run.
     error
         Reason for a failure, or for the lack of tissue.
     log_weight

@@ -1,4 +1,4 @@
-"""A task: everything that depends on what is predicted, from the label in a table to the plots."""
+"""Interface of tasks: everything that depends on the kind of prediction, from label columns to plots."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Metrics = dict[str, float | None]
 Names = Sequence[str]
 
 FEWEST_CASES = 2
-"""Cases that it takes to learn: one for training, one for validation."""
+"""Fewest cases to learn from: one for training, one for validation."""
 
 
 @dataclass(frozen=True)
@@ -41,42 +41,42 @@ class Details:
 
 
 class Task(ABC):
-    """A kind of prediction. Tasks have no state: what a model predicts is a `Target`.
+    """A kind of prediction. Tasks have no state; a `Target` describes the predictions of one model.
 
     In all methods ``targets`` has shape (N, T) and ``scores`` and ``outputs`` have shape (N, C), for N slides
-    (or cases). Targets are what :meth:`encode` gives, and scores have a column for each of :meth:`columns`.
-    Methods that take tensors import torch when they are called.
+    (or cases). Targets come from :meth:`encode`, and scores have the columns of :meth:`columns`. Methods that
+    take tensors import torch when they are called.
     """
 
     name: ClassVar[str]
-    """As in ``model.task``."""
+    """Name in ``model.task``."""
     main_metric: ClassVar[str]
-    """The first of :meth:`metrics`; larger is better."""
+    """Name of the first of :meth:`metrics`; larger is better."""
     tables: ClassVar[tuple[str, ...]]
-    """Files that :meth:`details` may give."""
+    """Files that :meth:`details` may return."""
     fewest_names: ClassVar[int]
-    """Names that a target must have."""
+    """Smallest number of names of a target."""
     most_names: ClassVar[int | None]
-    """Names that it may have; ``None``: any number."""
+    """Largest number of names of a target; ``None`` for no limit."""
     has_units: ClassVar[bool]
-    """Labels have a unit, so that a network predicts (value - centre) / scale."""
+    """Whether labels have a unit; the network then predicts (value - centre) / scale."""
     has_classes: ClassVar[bool]
-    """A slide is of exactly one class: training may balance classes, and evidence for a class may teach
-    attention."""
+    """Whether a slide has exactly one class: training may then balance classes, and supervise attention by
+    the evidence for a class."""
     relative: ClassVar[bool]
-    """Outputs only mean something beside those of other slides: the loss compares all slides of a step, and
+    """Whether outputs are relative to those of other slides: the loss compares all slides of a step, and
     scores of two models cannot be compared."""
     requires: ClassVar[str] = ""
-    """Module of ours whose import needs an optional package; see :meth:`check_installed`."""
+    """Module of this package whose import needs an optional package; see :meth:`check_installed`."""
 
     @final
     def check_installed(self) -> None:
-        """Refuse the task where an optional package that it needs is missing.
+        """Refuse the task if an optional package that it needs is missing.
 
         Raises
         ------
         SettingsError
-            With the command that installs the package.
+            When it is missing; the message has the command that installs it.
         """
         if self.requires:
             import_module(self.requires)
@@ -85,12 +85,12 @@ class Task(ABC):
 
     @abstractmethod
     def join(self, columns: Mapping[str, Sequence[str | None]]) -> list[str | None]:
-        """Write one label for each row of a table from the texts in several columns.
+        """Combine the texts of several columns into one label for each row of a table.
 
         Parameters
         ----------
         columns
-            Texts by name of the column, one for each row; ``None`` where nothing is known.
+            Texts by name of the column, one for each row; ``None`` where the value is unknown.
 
         Raises
         ------
@@ -100,7 +100,7 @@ class Task(ABC):
 
     @abstractmethod
     def must_learn(self, label: str) -> frozenset[str]:
-        """Return what a model can only learn from slides that have it, such as a class or an event.
+        """Return the parts of a label that training slides must have, such as a class or an event.
 
         Raises
         ------
@@ -110,12 +110,12 @@ class Task(ABC):
 
     @abstractmethod
     def describe(self, labels: Sequence[str]) -> tuple[tuple[str, ...], float, float]:
-        """Return names, centre and scale of the target that labels of training slides give.
+        """Return names, centre and scale of the target for the labels of training slides.
 
         Raises
         ------
         ManifestError
-            When a label is of a wrong type, or there is nothing to tell apart.
+            When a label is of a wrong type, or the labels do not differ.
         """
 
     @abstractmethod
@@ -125,7 +125,8 @@ class Task(ABC):
         Parameters
         ----------
         labels, cases
-            Of each slide; :meth:`describe` accepts the labels, and there are :data:`FEWEST_CASES`.
+            Label and case of each slide, with at least :data:`FEWEST_CASES` cases; :meth:`describe` accepts
+            the labels.
 
         Raises
         ------
@@ -135,17 +136,17 @@ class Task(ABC):
 
     @abstractmethod
     def strata(self, labels: Sequence[str], cases: Sequence[str]) -> list[str]:
-        """Return the stratum of each slide, for splits that have their share of all strata."""
+        """Return the stratum of each slide, for stratified splits."""
 
     @abstractmethod
     def notes(self, labels: Sequence[str]) -> dict[str, Any]:
-        """Summarise the labels of a training for its report."""
+        """Summarise the labels of the training slides for the report."""
 
     # --- targets and scores ---
 
     @abstractmethod
     def encode(self, label: str, names: Names) -> tuple[float, ...]:
-        """Turn a label into T numbers.
+        """Encode a label as T numbers.
 
         Raises
         ------
@@ -163,7 +164,7 @@ class Task(ABC):
 
     @abstractmethod
     def decide(self, scores: Sequence[float], names: Names) -> str | None:
-        """Write the scores of one slide as a label; ``None`` where they decide nothing."""
+        """Return the predicted label from the scores of one slide; ``None`` if they determine none."""
 
     @abstractmethod
     def pool(self, scores: Floats, weight: Floats) -> Floats:
@@ -172,9 +173,9 @@ class Task(ABC):
         Parameters
         ----------
         scores
-            Of the slides, shape (S, C).
+            Scores of the slides, shape (S, C).
         weight
-            Of the slides, shape (S,); sums to 1.
+            Weights of the slides, shape (S,); sums to 1.
         """
 
     # --- networks ---
@@ -185,9 +186,9 @@ class Task(ABC):
         Parameters
         ----------
         outputs
-            Of the network.
+            Outputs of the network.
         targets
-            In the units of the outputs; float64 keeps times apart that differ by little.
+            Targets in the units of the outputs; float64 distinguishes times that differ by little.
 
         Returns
         -------
@@ -204,44 +205,44 @@ class Task(ABC):
 
     @abstractmethod
     def activate(self, outputs: Tensor) -> Tensor:
-        """Turn outputs (..., C) into scores (..., C)."""
+        """Return the scores (..., C) of outputs (..., C)."""
 
     @abstractmethod
     def constant_outputs(self, targets: Tensor, outputs: int) -> Tensor:
-        """Return the outputs (C,) of a network that knows the labels' frequencies and nothing of the slides.
+        """Return the constant outputs (C,) that fit the frequencies of the labels, without any slide.
 
         Parameters
         ----------
         targets
-            Of all training slides.
+            Targets of all training slides.
         outputs
-            C.
+            Number C of outputs.
         """
 
     @abstractmethod
     def outputs_with_error(self, outputs: Tensor, scores: Tensor) -> Tensor:
-        """Return the numbers (D, K) whose standard error over draws is reported; the largest counts.
+        """Return the numbers (D, K) whose standard error over draws is computed; the largest is reported.
 
         Parameters
         ----------
         outputs
-            Of one slide by each draw, shape (D, C).
+            Outputs of one slide from each draw, shape (D, C).
         scores
-            From all draws, shape (C,).
+            Scores of the slide from all draws, shape (C,).
         """
 
     # --- evaluation ---
 
     @abstractmethod
     def metrics(self, targets: Floats, scores: Floats, names: Names) -> Metrics:
-        """Compute all metrics, the main one first; ``None`` where one is not defined.
+        """Compute all metrics, the main one first; undefined metrics are ``None``.
 
         Parameters
         ----------
         targets, scores
-            Of the slides; there may be none.
+            Targets and scores of the slides; there may be none.
         names
-            Of the target.
+            Names of the target.
         """
 
     @abstractmethod
@@ -250,7 +251,7 @@ class Task(ABC):
 
     @abstractmethod
     def undefined(self, targets: Floats, names: Names) -> str:
-        """Say why metrics of these targets, at least one, are not defined; empty where they are."""
+        """Return the reason why metrics of one or more targets are undefined; empty if they are defined."""
 
     @abstractmethod
     def details(self, targets: Floats, scores: Floats, names: Names, models: Names) -> Details:
@@ -259,7 +260,7 @@ class Task(ABC):
         Parameters
         ----------
         targets, scores, names
-            As everywhere; at least one slide.
+            As in :meth:`metrics`; at least one slide.
         models
-            Name of the model that gave each row of scores.
+            Name of the model of each row of scores.
         """

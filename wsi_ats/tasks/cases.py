@@ -1,4 +1,4 @@
-"""Scores of cases from those of their slides, for models whose cases are more than one slide."""
+"""Pool the scores of slides into those of their cases."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from wsi_ats.tasks.base import Floats, Task
 def case_scores(task: Task, scores: npt.ArrayLike, log_weight: npt.ArrayLike) -> Floats:
     """Pool the scores of a case's slides.
 
-    As in training (:func:`wsi_ats.nn.cases.pool_slides`) what is pooled are the outputs of the network, which
-    follow from the scores: log-odds of probabilities, values and risks as they are.
+    As in training (:func:`wsi_ats.nn.cases.pool_slides`), the outputs of the network are pooled. They follow
+    from the scores: log-odds from probabilities; values and risks are outputs themselves.
 
     Parameters
     ----------
     task
-        Of the model.
+        Task of the model.
     scores
-        Of the slides, shape (S, C).
+        Scores of the slides, shape (S, C).
     log_weight
-        Logarithm of what each slide counts, shape (S,).
+        Logarithm of each slide's weight, shape (S,).
 
     Returns
     -------

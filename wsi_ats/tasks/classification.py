@@ -1,7 +1,7 @@
-"""Classification: a slide is of one of two or more classes.
+"""Classification: a slide has one of two or more classes.
 
-The label is the name of the class, such as ``tumour``; any text is one. The target is the number of the class
-among all names, the scores are probabilities that sum to 1.
+The label is the name of the class, such as ``tumour``; any text is allowed. The target is the number of the
+class among all names, and the scores are probabilities that sum to 1.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Classification(ProbabilityTask):
-    """One class of two or more."""
+    """The task of predicting one class of two or more."""
 
     name = "classification"
     tables = ("roc.csv", "precision_recall.csv", "reliability.csv", "confusion.csv")
@@ -40,14 +40,14 @@ class Classification(ProbabilityTask):
         return frozenset({label})
 
     def describe(self, labels: Sequence[str]) -> tuple[tuple[str, ...], float, float]:
-        """Return the classes in alphabetic order."""
+        """Return the classes in alphabetical order."""
         classes = sorted(set(labels))
         if len(classes) < self.fewest_names:
-            raise ManifestError(f"two classes are needed, not {classes}")
+            raise ManifestError(f"classification needs two classes or more, not {classes}")
         return tuple(classes), 0.0, 1.0
 
     def check_enough(self, labels: Sequence[str], cases: Sequence[str]) -> None:
-        """Check the cases of each class: of one, either training or validation would see nothing."""
+        """Check that each class has a case for training and one for validation."""
         number = Counter(label for label, _ in set(zip(labels, cases, strict=True)))
         few = [f"{number[name]} of class {name!r}" for name in sorted(number) if number[name] < FEWEST_CASES]
         if few:
@@ -112,9 +112,9 @@ class Classification(ProbabilityTask):
         return (outputs[:, best] - outputs[:, others].logsumexp(1))[:, None]
 
     def undefined(self, targets: Floats, names: Names) -> str:
-        """Name the classes of which there is no slide."""
+        """Name the classes without slides."""
         absent = [repr(name) for k, name in enumerate(names) if k not in targets[:, 0]]
-        return f"there is none of class {', '.join(absent)}" if absent else ""
+        return f"there are no slides of class {', '.join(absent)}" if absent else ""
 
     def details(self, targets: Floats, scores: Floats, names: Names, models: Names) -> Details:
         """Make ROC and precision-recall curves, calibration and the confusion matrix."""
@@ -132,7 +132,7 @@ class Classification(ProbabilityTask):
         return class_events(targets[:, 0], scores)
 
     def _forecasts(self, targets: Floats, scores: Floats) -> Event:
-        """Return, of two classes, whether it is the second; of more, whether the most probable is right."""
+        """Return the event of the second of two classes; of more, the event that the prediction is right."""
         if scores.shape[1] == 2:
             [event] = self._events(targets, scores)
             return event

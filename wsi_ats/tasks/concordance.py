@@ -1,4 +1,4 @@
-"""Risks against times to an event, some only known to be longer: the only import of lifelines."""
+"""Concordance and Kaplan-Meier curves of censored times; the only module that imports lifelines."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ Floats = npt.NDArray[np.float64]
 
 
 def concordance(times: npt.ArrayLike, events: npt.ArrayLike, risks: npt.ArrayLike) -> float | None:
-    """Harrell's concordance index: how often, of two, the one at greater risk has its event first.
+    """Compute Harrell's concordance index: how often the case at greater risk in a pair has its event first.
 
-    Equal risks count half. A pair counts where it is known who came first (Harrell et al. 1982,
+    Equal risks count half. Only pairs whose order of events is known count (Harrell et al. 1982,
     doi:10.1001/jama.1982.03320430047030).
 
     Parameters
     ----------
     times
-        To the event, or to the last time the case was seen without it; shape (N,).
+        Time to the event, or to the last follow-up without it; shape (N,).
     events
-        1 where the event was seen, 0 where it was not; shape (N,).
+        1 if the event was observed, 0 if the case is censored; shape (N,).
     risks
-        Larger means an earlier event; shape (N,).
+        Risk of each case, shape (N,); larger means an earlier event.
 
     Returns
     -------
     float or None
-        ``None`` where no pair can be compared.
+        ``None`` if no pair can be compared.
 
     Examples
     --------
@@ -46,7 +46,7 @@ def concordance(times: npt.ArrayLike, events: npt.ArrayLike, risks: npt.ArrayLik
     risk = np.asarray(risks, dtype=np.float64)
     try:
         return float(concordance_index(np.asarray(times, np.float64), -risk, np.asarray(events, np.float64)))
-    except ZeroDivisionError:  # what it raises where there is no pair
+    except ZeroDivisionError:  # raised if there is no pair
         return None
 
 
@@ -61,9 +61,9 @@ def kaplan_meier(times: npt.ArrayLike, events: npt.ArrayLike) -> tuple[Floats, F
     Returns
     -------
     times : array
-        Rising, from 0, shape (M,).
+        Ascending times, from 0, shape (M,).
     shares : array
-        From that time on, shape (M,).
+        Share of cases without event from that time on, shape (M,).
 
     Examples
     --------

@@ -1,6 +1,6 @@
 """ROC and precision-recall curves, calibration and the confusion matrix.
 
-Curves and calibration judge the probability of an event: something that happens or does not.
+Curves and calibration assess the predicted probability of an event that happens or does not.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ def reliability(happened: Bools, probability: Floats, *, bins: int = BINS) -> di
     happened, probability
         Whether the event happened, and its probability, shape (M,).
     bins
-        Their number.
+        Number of bins.
 
     Returns
     -------
     dict of list
         ``low`` and ``high`` of each bin, the upper edge within; ``n``; ``probability``, its mean; and
-        ``frequency``, the share that happened. The last two are ``None`` where the bin is empty.
+        ``frequency``, the share that happened. The last two are ``None`` if the bin is empty.
 
     Examples
     --------
@@ -61,7 +61,7 @@ def reliability(happened: Bools, probability: Floats, *, bins: int = BINS) -> di
 
 
 def expected_calibration_error(happened: Bools, probability: Floats, *, bins: int = BINS) -> float | None:
-    """Compute the mean distance between probability and frequency over bins, weighted by their numbers.
+    """Compute the mean distance between probability and frequency over bins, weighted by their counts.
 
     It is biased upwards for small numbers (Guo et al. 2017, arXiv:1706.04599).
 
@@ -73,7 +73,7 @@ def expected_calibration_error(happened: Bools, probability: Floats, *, bins: in
     Returns
     -------
     float or None
-        ``None`` of nothing.
+        ``None`` without predictions.
 
     Examples
     --------
@@ -88,7 +88,7 @@ def expected_calibration_error(happened: Bools, probability: Floats, *, bins: in
 
 
 def roc(happened: Bools, probability: Floats) -> Curve:
-    """Compute the ROC curve: the shares of what did, and did not, happen that are above each threshold.
+    """Compute the ROC curve: true and false positive rate above each threshold.
 
     Parameters
     ----------
@@ -120,7 +120,7 @@ def precision_recall(happened: Bools, probability: Floats) -> Curve:
     Returns
     -------
     dict of list
-        ``threshold`` (the last is infinite: nothing is above it, and precision is 1 by custom),
+        ``threshold`` (the last is infinite: nothing is above it, and precision is 1 by convention),
         ``precision``, ``recall``.
     """
     precision, recall, thresholds = metrics.precision_recall_curve(happened, probability)
@@ -137,9 +137,9 @@ def confusion(true: npt.ArrayLike, predicted: npt.ArrayLike, classes: int) -> np
     Parameters
     ----------
     true, predicted
-        Numbers of classes, shape (N,); at least one.
+        Class numbers, shape (N,); at least one.
     classes
-        Their number.
+        Number of classes.
 
     Returns
     -------
@@ -153,14 +153,14 @@ def confusion(true: npt.ArrayLike, predicted: npt.ArrayLike, classes: int) -> np
 def details_of_events(
     events: Mapping[str, tuple[Bools, Floats]], happened: Bools, probability: Floats
 ) -> Details:
-    """Make tables and plots of events that have probabilities.
+    """Make tables and plots of events with predicted probabilities.
 
     Parameters
     ----------
     events
-        By name, whether each happened, and its probability; those that always or never happened are left out.
+        Outcome and probability of each event, by name; events that always or never happened are left out.
     happened, probability
-        Of the predictions whose calibration is shown.
+        Outcome and probability of the predictions whose calibration is shown.
 
     Returns
     -------
@@ -187,7 +187,7 @@ def details_of_events(
                 unit_square=True,
                 diagonal=True,
             ),
-            # Steps: average precision counts the precision of the threshold that first reaches a recall.
+            # Steps: average precision uses the precision of the threshold that first reaches a recall.
             Lines(
                 recall,
                 precision,

@@ -1,6 +1,6 @@
-"""Metrics that tasks share, how far they can be trusted, and the table of them.
+"""Metrics shared by tasks, their confidence intervals, and the table of metrics.
 
-A metric that is not defined, because a class is absent, is ``None``: nothing is put in its place.
+A metric that is undefined, because a class is absent, is ``None``; no other value replaces it.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from wsi_ats.tasks.base import Floats, Metrics, Names, Task
 Bools = npt.NDArray[np.bool_]
 Indices = npt.NDArray[np.int64]
 Event = tuple[Bools, Floats]
-"""Truth and probability of something that may happen, for each of M slides; both of shape (M,)."""
+"""Outcome and predicted probability of an event for each of M slides; both of shape (M,)."""
 
 
 def auc(targets: npt.ArrayLike, probabilities: npt.ArrayLike) -> float | None:
-    """Compute the area under the ROC curve; of more than two classes, the mean of each against the rest.
+    """Compute the area under the ROC curve; for more than two classes, the mean of each against the rest.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ def auc(targets: npt.ArrayLike, probabilities: npt.ArrayLike) -> float | None:
     Returns
     -------
     float or None
-        ``None`` where a class is absent and the area is not defined.
+        ``None`` if a class is absent, so that the area is undefined.
 
     Examples
     --------
@@ -45,12 +45,12 @@ def auc(targets: npt.ArrayLike, probabilities: npt.ArrayLike) -> float | None:
 
 
 def class_events(number: npt.NDArray[Any], scores: Floats) -> list[Event]:
-    """Return the event of being of each class; of two classes the second: the first is its mirror image.
+    """Return the event of each class; of two classes only that of the second, which mirrors the first.
 
     Parameters
     ----------
     number
-        Of the class, shape (M,).
+        Class number of each slide, shape (M,).
     scores
         Probabilities, shape (M, classes).
     """
@@ -59,40 +59,40 @@ def class_events(number: npt.NDArray[Any], scores: Floats) -> list[Event]:
 
 
 def area(event: Event) -> float | None:
-    """Compute the area under the ROC curve of one event; ``None`` where it always happened, or never."""
+    """Compute the area under the ROC curve of one event; ``None`` if it always or never happened."""
     happened, probability = event
     return float(metrics.roc_auc_score(happened, probability)) if len(np.unique(happened)) == 2 else None
 
 
 def mean_area(events: Sequence[Event]) -> float | None:
-    """Compute the mean of :func:`area`; ``None`` where one is not defined."""
+    """Compute the mean of :func:`area`; ``None`` if an area is undefined."""
     areas = [each for each in map(area, events) if each is not None]
     return float(np.mean(areas)) if len(areas) == len(events) else None
 
 
 def average_precision(events: Sequence[Event]) -> float:
-    """Compute the mean average precision of several events, each of which happened at least once."""
+    """Compute the mean average precision of several events that each happened at least once."""
     return float(np.mean([metrics.average_precision_score(*event) for event in events]))
 
 
 def f1(events: Sequence[tuple[Bools, Bools]]) -> float:
-    """Compute the mean F1 of several events that happened and were predicted; 0 for one never predicted."""
+    """Compute the mean F1 of pairs (happened, predicted), one per event; 0 for an event never predicted."""
     return float(np.mean([metrics.f1_score(*event, zero_division=0.0) for event in events]))
 
 
 def metrics_of(task: Task, targets: npt.ArrayLike, scores: npt.ArrayLike, *, names: Names) -> Metrics:
-    """Compare scores with the truth.
+    """Compute all metrics of scores.
 
     Parameters
     ----------
     task
-        Decides what the arrays mean and which metrics there are.
+        Defines the meaning of the arrays, and the metrics.
     targets
         Encoded labels, shape (N, T).
     scores
         Probability of each class or label, the value, or the risk; shape (N, C).
     names
-        Of the target.
+        Names of the target.
 
     Returns
     -------
@@ -106,13 +106,13 @@ def metrics_of(task: Task, targets: npt.ArrayLike, scores: npt.ArrayLike, *, nam
     >>> metrics_of(task_named("regression"), true, scores, names=["value"])["mae"]
     0.16666666666666666
     """
-    # Validation checks what has been checked here, at ten times the cost of the metrics themselves.
+    # The arrays are valid, and scikit-learn's checks would cost ten times as much as the metrics.
     with config_context(skip_parameter_validation=True):
         return task.metrics(_rows(targets), _rows(scores), names)
 
 
 def main_metric(task: Task, targets: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[str, float | None]:
-    """Return name and value of the first of :func:`metrics_of` alone, which takes much less time.
+    """Return name and value of only the first of :func:`metrics_of`, which is much faster.
 
     Parameters
     ----------
@@ -136,14 +136,14 @@ def _rows(values: npt.ArrayLike) -> Floats:
 
 @dataclass(frozen=True)
 class Interval:
-    """Where a metric would lie in other samples of cases.
+    """Confidence interval of a metric over samples of cases.
 
     Parameters
     ----------
     low, high
-        Its 2.5 and 97.5 percentile over the resamples in which it is defined; ``None`` if there is none.
+        2.5th and 97.5th percentile over the resamples in which it is defined; ``None`` if there are none.
     undefined
-        Resamples in which it is not, because a class is absent.
+        Number of resamples in which it is undefined, because a class is absent.
     """
 
     low: float | None
@@ -156,23 +156,23 @@ def bootstrap(
 ) -> dict[str, Interval]:
     """Resample cases with replacement: percentile intervals of 95 % (Efron & Tibshirani 1993, chapter 13).
 
-    Cases, not slides: those of one case are alike, and resampling them apart would make intervals too narrow.
+    Slides of one case are alike, so resampling slides instead of cases would make intervals too narrow.
 
     Parameters
     ----------
     compute
-        Gives the metrics of a sample, from the numbers of its slides, shape (M,); some occur more than once.
+        Computes the metrics of a sample from the numbers of its slides, shape (M,), which may repeat.
     cases
         Case of each slide, length N.
     resamples
-        How many samples.
+        Number of samples.
     seed
-        Decides which.
+        Seed of the samples.
 
     Returns
     -------
     dict of Interval
-        By metric. Of fewer than two cases nothing is known, and all are ``None``.
+        Interval of each metric, by name; with fewer than two cases all are ``None``.
 
     Examples
     --------
@@ -225,7 +225,7 @@ def metrics_table(
     -------
     list of dict
         ``figure`` (the metric's name), ``value``, ``low``, ``high``, ``n`` (slides, or cases if each row is
-        one), ``cases``, ``undefined_resamples`` and ``note``, which says why a value is missing.
+        one), ``cases``, ``undefined_resamples`` and ``note``, the reason for a missing value.
     """
 
     def compute(sample: Indices) -> Metrics:
@@ -233,7 +233,7 @@ def metrics_table(
 
     found = compute(np.arange(len(targets)))
     intervals = bootstrap(compute, cases, resamples=resamples, seed=seed)
-    why = task.undefined(targets, names) if len(targets) else "there is none to evaluate"
+    why = task.undefined(targets, names) if len(targets) else "there are no slides to evaluate"
     return [
         {
             "figure": name,
@@ -243,7 +243,7 @@ def metrics_table(
             "n": len(targets),
             "cases": len(set(cases)),
             "undefined_resamples": intervals[name].undefined,
-            "note": f"not defined: {why or 'no two can be compared'}" if value is None else None,
+            "note": f"not defined: {why or 'no pair can be compared'}" if value is None else None,
         }
         for name, value in found.items()
     ]

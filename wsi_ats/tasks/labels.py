@@ -1,4 +1,4 @@
-"""Parts of labels: numbers, flags, and rows of several columns."""
+"""Parse parts of labels: numbers, flags, and rows of several columns."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def number_of(text: str, expected: str, *, label: str | None = None) -> float:
     text
         The number.
     expected
-        What a label should be, for the message.
+        Description of a valid label, for the message.
     label
-        The whole label, where the number is a part of it.
+        The whole label, if the number is only a part of it.
 
     Raises
     ------
     ManifestError
-        When it is none.
+        When the text is not a finite number.
     """
     try:
         number = float(text)
@@ -53,26 +53,26 @@ def column_flag(text: str, column: str) -> float:
     """
     flag = flag_of(text)
     if flag is None:
-        raise ManifestError(f"{column} is {text!r}, expected 1 or 0, or nothing where it is not known")
+        raise ManifestError(f"{column} is {text!r}, expected 1 or 0, or nothing if it is unknown")
     return flag
 
 
 def join_rows(
     columns: Mapping[str, Sequence[str | None]], join: Callable[[Mapping[str, str | None]], str | None]
 ) -> list[str | None]:
-    """Make a label of each row.
+    """Make one label per row.
 
     Parameters
     ----------
     columns
         As in :meth:`wsi_ats.tasks.base.Task.join`.
     join
-        Makes the label of one row.
+        Function that makes the label of one row.
 
     Raises
     ------
     ManifestError
-        With the number of the row, the first being 1.
+        When a text is of a wrong type; the message names the row, counted from 1.
     """
     labels = []
     for row, texts in enumerate(zip(*columns.values(), strict=True), 1):
@@ -84,7 +84,7 @@ def join_rows(
 
 
 def refuse_columns(task: str, columns: Iterable[str]) -> NoReturn:
-    """Refuse several columns for a task whose label is in one."""
+    """Refuse several columns for a task whose labels have one column."""
     raise ManifestError(
         f"{task} has its label in one column, not in {', '.join(columns)}; name one, or set model.task to a "
         "task whose label is in several columns"
@@ -92,25 +92,25 @@ def refuse_columns(task: str, columns: Iterable[str]) -> NoReturn:
 
 
 def check_known(label: str, found: Iterable[str], names: Sequence[str]) -> None:
-    """Refuse a label that has names which the model does not know.
+    """Refuse a label with names that the model does not know.
 
     Parameters
     ----------
     label
-        As it is written.
+        Label as written.
     found
-        The names in it.
+        Names in the label.
     names
-        Those that the model knows.
+        Names that the model knows.
 
     Raises
     ------
     ManifestError
-        Lists both.
+        When names are unknown; the message lists them and the known ones.
     """
     unknown = sorted(set(found) - set(names))
     if unknown:
         raise ManifestError(
-            f"label is {label!r}, but {', '.join(map(repr, unknown))} is none of {', '.join(names)};"
-            " mend it, or train on slides of all of them"
+            f"label is {label!r}, but {', '.join(map(repr, unknown))} is not one of {', '.join(names)};"
+            " correct it, or train on slides with every name"
         )

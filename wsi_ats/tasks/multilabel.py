@@ -1,7 +1,7 @@
-"""Multilabel: a slide has any of several labels, each with a probability of its own.
+"""Multilabel: a slide has any of several labels, each with its own probability.
 
-The label is written as names joined by ``;``, such as ``her2;?er``: ``?`` stands before those that are not
-known, ``-`` alone means none. The target has a number for each name: 0, 1, or nan where it is not known.
+The label is written as names joined by ``;``, such as ``her2;?er``: ``?`` marks those that
+are unknown, ``-`` alone means none. The target has a number for each name: 0, 1, or NaN if it is unknown.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
     from wsi_ats.tasks.evaluation import Event
 
-_NONE = "-"  # the set of no labels: an empty text means that nothing is known
+_NONE = "-"  # no labels; an empty text means that nothing is known
 _UNKNOWN = "?"
 
 
 class Multilabel(ProbabilityTask):
-    """Any of several labels."""
+    """The task of predicting any of several labels."""
 
     name = "multilabel"
     tables = ("roc.csv", "precision_recall.csv", "reliability.csv")
@@ -44,11 +44,10 @@ class Multilabel(ProbabilityTask):
         """
         labels = join_rows(columns, _join)
         for name in columns:
-            # A name that no label has would be forgotten, and the model know nothing of it.
+            # The model gets its names from the labels, so a name that no label has would be dropped.
             if not any(name in (label or "").split(";") for label in labels):
                 raise ManifestError(
-                    f"no row of column {name!r} is 1, so nothing can be learnt of it; leave it out of "
-                    "--label-column"
+                    f"no row of column {name!r} is 1, so it cannot be learned; leave it out of --label-column"
                 )
         return labels
 
@@ -57,7 +56,7 @@ class Multilabel(ProbabilityTask):
         return frozenset(name for name, has in _members(label).items() if has == 1)
 
     def describe(self, labels: Sequence[str]) -> tuple[tuple[str, ...], float, float]:
-        """Return the names in alphabetic order."""
+        """Return the names in alphabetical order."""
         names = {name for label in labels for name in _members(label)}
         if not names:
             raise ManifestError(
@@ -83,7 +82,7 @@ class Multilabel(ProbabilityTask):
         return {"labels": {name: number[name] for name in self.describe(labels)[0]}}
 
     def encode(self, label: str, names: Names) -> tuple[float, ...]:
-        """Return 0, 1 or nan for each name."""
+        """Return 0, 1 or NaN for each name."""
         members = _members(label)
         check_known(label, members, names)
         return tuple(members.get(name, 0.0) for name in names)
@@ -93,7 +92,7 @@ class Multilabel(ProbabilityTask):
         return len(names)
 
     def decide(self, scores: Sequence[float], names: Names) -> str | None:
-        """Return the labels whose probability is a half or more."""
+        """Return the labels of probability 1/2 or more."""
         return ";".join(name for name, score in zip(names, scores, strict=True) if score >= 0.5) or _NONE
 
     def pool(self, scores: Floats, weight: Floats) -> Floats:
@@ -104,7 +103,7 @@ class Multilabel(ProbabilityTask):
         return np.asarray(yes / (yes + no))
 
     def _losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Compute binary cross-entropies: means over all labels, in which one that is not known counts 0.
+        """Compute the mean binary cross-entropy over all labels; unknown labels count 0.
 
         Examples
         --------
@@ -132,20 +131,20 @@ class Multilabel(ProbabilityTask):
         return outputs
 
     def undefined(self, targets: Floats, names: Names) -> str:
-        """Name the labels that all slides have, or none."""
+        """Name the labels that all slides have, or that none has."""
         same = [repr(name) for k, name in enumerate(names) if not {0, 1} <= set(targets[:, k])]
-        return f"there are not both with and without {', '.join(same)}" if same else ""
+        return f"slides with and without {', '.join(same)} are needed" if same else ""
 
     def details(self, targets: Floats, scores: Floats, names: Names, models: Names) -> Details:
         """Make ROC and precision-recall curves and calibration."""
         return self._curves(targets, scores, names)
 
     def _events(self, targets: Floats, scores: Floats) -> list[Event]:
-        """Return each label, for the slides where it is known."""
+        """Return the event of each label, for the slides in which it is known."""
         return [self._forecasts(true, score) for true, score in zip(targets.T, scores.T, strict=True)]
 
     def _forecasts(self, targets: Floats, scores: Floats) -> Event:
-        """Return all labels that are known."""
+        """Return all known labels as one event."""
         known = ~np.isnan(targets)
         return targets[known] == 1, scores[known]
 
@@ -169,7 +168,7 @@ def _join(columns: Mapping[str, str | None]) -> str | None:
     for name, text in columns.items():
         if ";" in name or name.startswith(_UNKNOWN) or name == _NONE:
             raise ManifestError(
-                f"label {name!r} cannot be told from what ';', '?' and '-' mean; rename its column"
+                f"label {name!r} conflicts with the meaning of ';', '?' and '-'; rename its column"
             )
         if text is None:
             label.append(_UNKNOWN + name)
@@ -179,7 +178,7 @@ def _join(columns: Mapping[str, str | None]) -> str | None:
 
 
 def _members(label: str) -> dict[str, float]:
-    """Return the names in a label, each with 1, or nan where it is not known."""
+    """Return the names in a label, each with 1, or NaN if it is unknown."""
     if label.strip() == _NONE:
         return {}
     members = {}
@@ -188,7 +187,7 @@ def _members(label: str) -> dict[str, float]:
         if bare in {"", _NONE}:
             raise ManifestError(
                 f"label is {label!r}, expected names joined by ';' such as 'her2;er', a '?' before those "
-                "that are not known, or '-' for none"
+                "that are unknown, or '-' for none"
             )
         members[bare] = 1.0 if bare == name else math.nan
     return members

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class NumberTask(Task):
-    """One number; abstract."""
+    """A task whose score is one number; abstract."""
 
     fewest_names, most_names = 1, 1
     has_classes = False
@@ -31,7 +31,7 @@ class NumberTask(Task):
         return outputs
 
     def constant_outputs(self, targets: Tensor, outputs: int) -> Tensor:
-        """Return 0: values are normalised, and of risks only differences matter."""
+        """Return 0: values are normalised, and only differences of risks matter."""
         return targets.new_zeros(outputs).float()
 
     def outputs_with_error(self, outputs: Tensor, scores: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Plots as values, so that a task can say what is to be drawn without knowing how."""
+"""Plots as values, so that tasks describe plots without drawing them."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ class Lines:
     x, y
         Labels of the axes; y goes from 0 to 1.
     curves
-        Points (x, y) of each curve by its name. If there is none, the plot says that none is defined.
+        Points (x, y) of each curve by its name. If there are none, the plot shows a note instead.
     title
-        Above the plot.
+        Title above the plot.
     steps
-        Draw steps: y holds from its x to the next.
+        Whether to draw steps: y holds from its x to the next.
     unit_square
-        x goes from 0 to 1, too.
+        Whether x goes from 0 to 1 too.
     diagonal
-        Draw the line y = x.
+        Whether to draw the line y = x.
     """
 
     x: str

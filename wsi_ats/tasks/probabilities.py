@@ -1,4 +1,4 @@
-"""Tasks whose scores are probabilities of events, such as being of a class or having a label."""
+"""Tasks whose scores are probabilities of events, such as having a class or a label."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 class ProbabilityTask(Task):
-    """Probabilities; abstract."""
+    """A task whose scores are probabilities; abstract."""
 
     main_metric = "auc"
     most_names = None
     has_units, relative = False, False
 
     def strata(self, labels: Sequence[str], cases: Sequence[str]) -> list[str]:
-        """Return the rarest of what each slide has; what is common falls into all splits by itself."""
+        """Return the rarest class or label of each slide; common ones fall into all splits anyway."""
         each = [self.must_learn(label) or {"-"} for label in labels]
         number = Counter(name for names in each for name in names)
         return [min(names, key=lambda name: (number[name], name)) for names in each]
@@ -33,8 +33,8 @@ class ProbabilityTask(Task):
     def metrics(self, targets: Floats, scores: Floats, names: Names) -> Metrics:
         """Compute auc, average_precision, metrics of decisions, and calibration_error.
 
-        Areas and precisions are means over the events. Of several classes or labels, each has an area,
-        ``auc_<name>``.
+        Areas and precisions are means over the events. With several classes or labels, each also has its own
+        area, ``auc_<name>``.
         """
         from wsi_ats.tasks.curves import expected_calibration_error
         from wsi_ats.tasks.evaluation import area, average_precision
@@ -65,12 +65,12 @@ class ProbabilityTask(Task):
 
     @abstractmethod
     def _events(self, targets: Floats, scores: Floats) -> list[Event]:
-        """Return the event of each name, or, of two classes, of the second."""
+        """Return the event of each name; of two classes only that of the second."""
 
     @abstractmethod
     def _forecasts(self, targets: Floats, scores: Floats) -> Event:
-        """Return the events whose calibration is judged, as one."""
+        """Return the events whose calibration is assessed, as one."""
 
     @abstractmethod
     def _decisions(self, targets: Floats, scores: Floats, whole: bool) -> Metrics:
-        """Compute metrics of decisions; ``whole``: all events happened, and not always."""
+        """Compute metrics of decisions; ``whole`` means that every event has both outcomes."""

@@ -22,16 +22,16 @@ TASKS: Mapping[str, Task] = {
 }
 
 DEFAULT_TASK = Classification.name
-"""Of functions that read tables, where no task is named."""
+"""Default task of functions that read tables."""
 
 
 def task_named(name: str) -> Task:
-    """Return the task of a name.
+    """Return the task with a name.
 
     Raises
     ------
     SettingsError
-        When there is none; names those that there are.
+        When there is no such task; the message lists all tasks.
 
     Examples
     --------

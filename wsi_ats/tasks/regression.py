@@ -1,7 +1,7 @@
 """Regression: a slide has a value.
 
 The label is a number such as ``3.2``; it is the target and, predicted, the score. Networks predict it in
-units of the spread of the training labels, so that one learning rate suits all.
+units of the training labels' standard deviation, so that one learning rate suits all.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from wsi_ats.tasks.panels import Scatter
 if TYPE_CHECKING:
     from torch import Tensor
 
-# A value is stratified by its quarters, where there are enough cases to fill them.
+# Values are stratified by quartile, if there are enough cases to fill the quartiles.
 _QUANTILES = 4
 _CASES_PER_QUANTILE = 10
 
 
 class Regression(NumberTask):
-    """A value."""
+    """The task of predicting a value."""
 
     name = "regression"
     main_metric = "r2"
@@ -38,7 +38,7 @@ class Regression(NumberTask):
         refuse_columns(self.name, columns)
 
     def must_learn(self, label: str) -> frozenset[str]:
-        """Return nothing: values between those of training slides can be predicted."""
+        """Return an empty set: values between those of training slides can be predicted."""
         _value(label)
         return frozenset()
 
@@ -47,7 +47,7 @@ class Regression(NumberTask):
         values = np.array([_value(label) for label in labels])
         if len(set(values)) < 2 or values.std() == 0:
             raise ManifestError(
-                f"values that differ are needed, but all {len(values)} slides have {list(labels[:1])}"
+                f"regression needs values that differ, but all {len(values)} slides have {list(labels[:1])}"
             )
         return ("value",), float(values.mean()), float(values.std())
 
@@ -55,7 +55,7 @@ class Regression(NumberTask):
         """Accept all: values that differ are enough."""
 
     def strata(self, labels: Sequence[str], cases: Sequence[str]) -> list[str]:
-        """Return the quarter in which each value lies; fewer parts, or one, if there are few cases."""
+        """Return the quartile of each value; fewer parts, or one, if there are few cases."""
         values = np.array([_value(label) for label in labels])
         quantiles = min(_QUANTILES, len(set(cases)) // _CASES_PER_QUANTILE)
         edges = np.quantile(values, np.arange(1, quantiles) / max(1, quantiles))
@@ -92,14 +92,14 @@ class Regression(NumberTask):
         }
 
     def main(self, targets: Floats, scores: Floats) -> float | None:
-        """Compute the coefficient of determination; for equal values there is nothing to explain."""
+        """Compute the coefficient of determination; ``None`` for equal values."""
         value = targets[:, 0]
         if not len(value) or np.ptp(value) == 0:
             return None
         return float(1 - np.square(value - scores[:, 0]).sum() / np.square(value - value.mean()).sum())
 
     def undefined(self, targets: Floats, names: Names) -> str:
-        """Say so where all values are equal."""
+        """Return a reason if all values are equal."""
         return "all values are the same" if np.ptp(targets[:, 0]) == 0 else ""
 
     def details(self, targets: Floats, scores: Floats, names: Names, models: Names) -> Details:

@@ -1,4 +1,4 @@
-"""Survival: of each slide, the time to an event, or a time until which there was none.
+"""Survival: each slide has a time to an event, or a time until which there was none.
 
 The label is ``time;event``, such as ``23.5;1``; with event 0 the slide is censored: the event came later, or
 never. The target has both numbers. The score is a risk, a log-hazard in Cox's model: the larger, the sooner.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Survival(NumberTask):
-    """Time to an event."""
+    """The task of predicting the risk of an event."""
 
     name = "survival"
     main_metric = "concordance"
@@ -41,7 +41,7 @@ class Survival(NumberTask):
         return join_rows(columns, _join)
 
     def must_learn(self, label: str) -> frozenset[str]:
-        """Return the event, where it was seen."""
+        """Return the event, if it was observed."""
         return frozenset({"event"} if _time_and_event(label)[1] else ())
 
     def describe(self, labels: Sequence[str]) -> tuple[tuple[str, ...], float, float]:
@@ -49,15 +49,15 @@ class Survival(NumberTask):
         return ("risk",), 0.0, 1.0
 
     def check_enough(self, labels: Sequence[str], cases: Sequence[str]) -> None:
-        """Check that an event was seen."""
+        """Check that there is an event."""
         if not any(map(self.must_learn, labels)):
             raise ManifestError(
-                f"none of {len(labels)} slides has an event, at least one is needed; an event is written as "
-                "1, the end of what is known as 0"
+                f"none of {len(labels)} slides has an event, but at least one is needed; write an event as "
+                "1, and the end of follow-up as 0"
             )
 
     def strata(self, labels: Sequence[str], cases: Sequence[str]) -> list[str]:
-        """Return whether the event was seen."""
+        """Return whether the event was observed."""
         return ["event" if self.must_learn(label) else "censored" for label in labels]
 
     def notes(self, labels: Sequence[str]) -> dict[str, Any]:
@@ -73,11 +73,11 @@ class Survival(NumberTask):
         return 2
 
     def decide(self, scores: Sequence[float], names: Names) -> str | None:
-        """Return nothing: a risk is no time."""
+        """Return ``None``: a risk is not a time."""
         return None
 
     def _losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Compute shares in Cox's partial likelihood; see :func:`cox`."""
+        """Compute each slide's share in Cox's partial likelihood; see :func:`cox`."""
         return cox(outputs[:, 0], targets[:, 0], targets[:, 1] > 0)
 
     def metrics(self, targets: Floats, scores: Floats, names: Names) -> Metrics:
@@ -91,15 +91,15 @@ class Survival(NumberTask):
         return concordance(targets[:, 0], targets[:, 1], scores[:, 0]) if len(targets) else None
 
     def undefined(self, targets: Floats, names: Names) -> str:
-        """Say so where there is no event."""
-        return "" if targets[:, 1].any() else "no event was seen"
+        """Return a reason if there is no event."""
+        return "" if targets[:, 1].any() else "no event was observed"
 
     def details(self, targets: Floats, scores: Floats, names: Names, models: Names) -> Details:
         """Make Kaplan-Meier curves of the slides at low and at high risk."""
         from wsi_ats.tasks.concordance import kaplan_meier
 
         risk, model = scores[:, 0], np.array(models)
-        # Each model has a scale of its own, so its slides are parted by its own median.
+        # Each model has its own scale, so its slides are split at its own median.
         middle = np.array([np.median(risk[model == each]) for each in models])
         halves = {"risk up to the median": risk <= middle, "risk above the median": risk > middle}
         curves = {
@@ -115,20 +115,20 @@ class Survival(NumberTask):
 
 
 def cox(risk: Tensor, time: Tensor, event: Tensor) -> Tensor:
-    """Compute shares of slides in the negative logarithm of Cox's partial likelihood.
+    """Compute each slide's share in the negative logarithm of Cox's partial likelihood.
 
     Each event is compared with all slides of the batch that were still at risk at its time. Ties are treated
-    as by Efron (1977, doi:10.1080/01621459.1977.10480613); events of one time have equal shares but for their
-    own risk, so that nothing depends on the order of slides. Only differences of risks in a batch matter.
+    as by Efron (1977, doi:10.1080/01621459.1977.10480613). Events at one time have equal shares, apart from
+    their own risk, so the order of slides does not matter. Only differences of risks in a batch matter.
 
     Parameters
     ----------
     risk
         Log-hazards, shape (B,).
     time
-        Of the event, or of the last news, shape (B,).
+        Time of the event, or of the last follow-up, shape (B,).
     event
-        Whether the event was seen, bool, shape (B,).
+        Whether the event was observed, bool, shape (B,).
 
     Returns
     -------
@@ -144,7 +144,7 @@ def cox(risk: Tensor, time: Tensor, event: Tensor) -> Tensor:
     at_risk = time[None, :] >= time[:, None]
     tied = (time[None, :] == time[:, None]) & event[None, :]
     at_risk, tied = at_risk.to(risk.dtype), tied.to(risk.dtype)
-    # Of m events at one time, the k-th (k = 0...) meets all of them as if a share k / m of each had gone.
+    # Of m events at one time, the k-th (k = 0...) is compared with all, as if a share k / m of each had left.
     number = tied.sum(1).clamp(min=1)
     gone = tied.tril(-1).sum(1) / number
     among = (risk + (at_risk - gone[:, None] * tied).log()).logsumexp(1)
@@ -160,7 +160,7 @@ def _join(columns: Mapping[str, str | None]) -> str | None:
 
 
 def _time_and_event(label: str) -> tuple[float, float]:
-    expected = "time;event such as '23.5;1', with event 1, or 0 where it was not seen to happen"
+    expected = "time;event such as '23.5;1', with event 1, or 0 if it was not observed"
     text, _, flag = (part.strip() for part in label.partition(";"))
     event = flag_of(flag)
     if event is None:

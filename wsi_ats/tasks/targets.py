@@ -1,4 +1,4 @@
-"""Target of a model: the task, its names and its units."""
+"""Target of a model: its task, names and units."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _Numbers = TypeVar("_Numbers", bound=Any)
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Description of what a model predicts.
+    """Description of the predictions of a model.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ class Target:
     Raises
     ------
     SettingsError
-        When there is no such task, or they do not fit it.
+        When there is no such task, or the other values do not fit it.
 
     Examples
     --------
@@ -71,23 +71,23 @@ class Target:
         Raises
         ------
         ManifestError
-            When a label is of a wrong type, or there is nothing to tell apart.
+            When a label is of a wrong type, or the labels do not differ.
         """
         return cls(task, *task_named(task).describe(list(labels)))
 
     @property
     def definition(self) -> Task:
-        """The task, with everything that depends on it."""
+        """Definition of the task."""
         return task_named(self.task)
 
     @property
     def outputs(self) -> int:
-        """Outputs of the network, one for each column of scores."""
+        """Number of outputs of the network, one for each column of scores."""
         return len(self.columns)
 
     @property
     def width(self) -> int:
-        """Numbers of an encoded label."""
+        """Length of an encoded label."""
         return self.definition.width(self.names)
 
     @property
@@ -96,7 +96,7 @@ class Target:
         return self.definition.columns(self.names)
 
     def encode(self, label: str) -> tuple[float, ...]:
-        """Turn a label into numbers; the head of each task's module explains them.
+        """Encode a label as numbers; the docstring of each task's module explains them.
 
         Raises
         ------
@@ -121,7 +121,7 @@ class Target:
         return restored
 
     def decide(self, scores: Mapping[str, float]) -> str | None:
-        """Write scores, by column, as a label; ``None`` for a risk, which decides nothing.
+        """Return the predicted label from scores by column; ``None`` for a risk.
 
         Examples
         --------

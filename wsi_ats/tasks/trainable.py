@@ -1,4 +1,4 @@
-"""Settings that a task cannot be trained with."""
+"""Check whether a task can be trained with settings."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from wsi_ats.tasks.registry import task_named
 
 
 def check_trainable(settings: Settings, *, processes: int = 1) -> None:
-    """Refuse settings that may be scored with, but not trained with.
+    """Refuse settings that suit scoring but not training.
 
     Parameters
     ----------
     settings
-        Those of the run.
+        Settings of the run.
     processes
-        How many train together.
+        Number of processes that train together.
 
     Raises
     ------
     SettingsError
-        As :meth:`wsi_ats.settings.Settings.check_trainable`; also when classes are to be balanced where there
-        are none, or a task that compares the slides of a step would see too few of them at once.
+        As in :meth:`wsi_ats.settings.Settings.check_trainable`; also when classes are to be balanced but
+        there are none, or when a task that compares the slides of a step would see too few of them at once.
     """
     settings.check_trainable()
     task, training = task_named(settings.model.task), settings.training

@@ -34,7 +34,7 @@ class TileBank:
     palettes
         Number of stain variants, each with its own copy of all tiles.
     visibility
-        Darkness of the regions against stroma in a thumbnail: 0 for none, 1 for plainly visible.
+        Darkness of the regions against stroma in a thumbnail, from 0 (invisible) to 1 (plainly visible).
     encoded
         JPEG of every tile; number 0 is glass.
     averages
@@ -77,7 +77,7 @@ def make_tile_bank(
     tile_size
         Side in pixels, a multiple of 16 from 64 to 512.
     seed
-        Of all randomness.
+        Seed of all randomness.
     variants, palettes, visibility
         See `TileBank`.
 
@@ -107,7 +107,7 @@ def make_tile_bank(
         # The pair shares its stain, which differs from tile to tile by more than JPEG changes it.
         stains = [batch.vary(rng, fibres=2.0, nuclei=5.0) for batch in batches]
         encoded += [encode(textures.colourise(*tile, stain, rng)) for tile in tiles for stain in stains]
-    quarters = [shrink(jpeg8_decode(tile)) for tile in encoded]  # from the pixels that a reader gets
+    quarters = [shrink(jpeg8_decode(tile)) for tile in encoded]  # from the pixels that a reader returns
     averages = np.rint(quarters).astype(np.uint8), np.stack([shrink(tile) for tile in quarters])
     return TileBank(tile_size, variants, palettes, visibility, tuple(encoded), averages)
 
@@ -127,7 +127,7 @@ def _draw_tiles(
     disc = [dense.render(place, 1.0) for place in places]
     lobed = [dense.render(place, 1.0, lobes=LOBES) for place in places]
 
-    for v in range(variants):  # a faint region stays a little dark, so its stroma becomes darker
+    for v in range(variants):  # a faint region stays slightly dark, so its stroma is darkened
         plain = textures.block_means(stroma[v])
         excess = textures.block_means((disc[v] + lobed[v]) / 2) - plain
         stroma[v] += (1 - visibility) / 2 * textures.smooth_field(excess, size)
@@ -135,7 +135,7 @@ def _draw_tiles(
     whole = np.ones((size, size))
     ragged = fibres.border * away_from_border * size / 40
     covers = [crossing.cover(size, ragged) for crossing in crossings().values()]
-    middle = np.arange(variants)[variants // 4 : variants - variants // 4]  # no steps at outlines
+    middle = np.arange(variants)[variants // 4 : variants - variants // 4]  # avoids steps at outlines
     choices = [*range(variants), *rng.choice(middle, size=len(covers))]
     for v, cover in zip(choices, [whole] * variants + covers, strict=True):
         whole_nuclei, lobed_nuclei = (
@@ -165,5 +165,5 @@ def shrink(pixels: NDArray[Any]) -> NDArray[np.float32]:
 
 def encode(pixels: NDArray[np.uint8], quality: int = JPEG_QUALITY) -> bytes:
     """Encode as JPEG."""
-    # Without subsampling, or chroma would leak over the borders of the blocks that must be alike.
+    # No subsampling: chroma would leak across the borders of the blocks that must be alike.
     return bytes(jpeg8_encode(pixels, level=quality, subsampling="444"))

@@ -1,4 +1,4 @@
-"""The promises of a slide, as tests that each reader inherits.
+"""Contract of a slide, as tests that each reader inherits.
 
 ::
 
@@ -8,7 +8,7 @@
             with MyReader("scan.svs") as slide:
                 yield slide
 
-Where the true pixels are known, a fixture ``pyramid`` that returns them makes the test complete.
+If the true pixels are known, a fixture ``pyramid`` that returns them makes the test complete.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _WIDTH, _HEIGHT = 37, 23  # neither square nor the size of a tile, so that a swa
 
 
 class SlideContract:
-    """Promises of :class:`wsi_ats.slides.base.Slide`; subclass it and override ``slide``.
+    """Contract of :class:`wsi_ats.slides.base.Slide`; subclass it and override ``slide``.
 
     Attributes
     ----------
     exact : bool
         Whether pixels are exact at every level. A library that takes positions in whole level-0 pixels cannot
-        address the pixels of a level whose downsample is not whole: it interpolates by up to half a level-0
-        pixel. Its reader must keep to that at such levels, and be exact at all others.
+        address the pixels of a level whose downsample is not an integer: it interpolates by up to half a
+        level-0 pixel. Its reader must stay within that at such levels, and be exact at all others.
     """
 
     exact = True
@@ -53,7 +53,7 @@ class SlideContract:
         return None
 
     def test_levels_begin_with_all_pixels_and_get_coarser(self, slide: Slide) -> None:
-        """Order, and downsamples that agree with the sizes."""
+        """Check the order of levels, and that downsamples agree with sizes."""
         full = slide.levels[0]
         assert full.downsample == 1
         for finer, coarser in zip(slide.levels, slide.levels[1:], strict=False):
@@ -61,14 +61,14 @@ class SlideContract:
         for level in slide.levels:
             assert level.width <= full.width
             assert level.height <= full.height
-            # a writer may round a side up or down, and a side of one pixel says little
+            # a writer may round a side up or down, so a side of one pixel proves little
             assert abs(full.width / level.downsample - level.width) <= 0.05 * level.width + 1
             assert abs(full.height / level.downsample - level.height) <= 0.05 * level.height + 1
 
     def test_pixels_are_the_stored_ones_at_every_level(
         self, slide: Slide, pyramid: Sequence[Pixels] | None
     ) -> None:
-        """Neither moved nor interpolated, at the corners and in the middle."""
+        """Check that pixels are neither moved nor interpolated, at the corners and in the middle."""
         for number, level in enumerate(slide.levels):
             corners = _corners(slide, number)
             regions = slide.read_regions(number, corners, _WIDTH, _HEIGHT)
@@ -81,7 +81,7 @@ class SlideContract:
                     self._assert_same(slide, number, region, expected)
 
     def test_a_batch_is_the_same_as_one_by_one(self, slide: Slide) -> None:
-        """Neither the order nor the other regions of a batch change a region."""
+        """Check that neither the order nor the other regions of a batch change a region."""
         for number in range(len(slide.levels)):
             corners = _corners(slide, number)
             batch = slide.read_regions(number, corners[::-1], _WIDTH, _HEIGHT)
@@ -90,7 +90,7 @@ class SlideContract:
                 np.testing.assert_array_equal(region, alone)
 
     def test_overlapping_reads_agree(self, slide: Slide) -> None:
-        """A pixel is the same whichever region it is read in: nothing is interpolated."""
+        """Check that a pixel is the same in every region that contains it: nothing is interpolated."""
         for number, level in enumerate(slide.levels):
             x, y = level.width // 3, level.height // 3
             wide = slide.read_regions(number, np.array([[x, y]]), 60, 50)[0]
@@ -100,7 +100,7 @@ class SlideContract:
                 self._assert_same(slide, number, part, expected)
 
     def test_outside_the_slide_is_background(self, slide: Slide) -> None:
-        """Beyond each side of each level."""
+        """Check pixels beyond each side of each level."""
         for number, level in enumerate(slide.levels):
             margin = 0 if self._is_exact(slide, number) else 1
             beyond = [
@@ -115,7 +115,7 @@ class SlideContract:
             assert (regions == slide.background).all(), f"level {number}"
 
     def test_a_region_across_the_edge_is_pixels_inside_and_background_outside(self, slide: Slide) -> None:
-        """Around the top left and the bottom right corner."""
+        """Check regions around the top left and the bottom right corner."""
         for number, level in enumerate(slide.levels):
             width, height = min(11, level.width), min(7, level.height)
             first = slide.read_regions(number, np.array([[0, 0]]), width, height)[0]
@@ -127,20 +127,20 @@ class SlideContract:
             self._assert_same(slide, number, across, _padded(last, slide, (0, 4), (0, 3)))
 
     def test_an_empty_batch_is_an_empty_array(self, slide: Slide) -> None:
-        """Slides without tissue have no tiles."""
+        """Check an empty batch, as for slides without tissue."""
         regions = slide.read_regions(0, np.empty((0, 2), dtype=np.int64), _WIDTH, _HEIGHT)
         assert regions.shape == (0, _HEIGHT, _WIDTH, 3)
         assert regions.dtype == np.uint8
 
     def test_the_smallest_level_can_be_read_whole(self, slide: Slide) -> None:
-        """As thumbnails do."""
+        """Check a read of a whole level, as for thumbnails."""
         number = len(slide.levels) - 1
         level = slide.levels[number]
         whole = slide.read_regions(number, np.zeros((1, 2), dtype=np.int64), level.width, level.height)
         assert whole.shape == (1, level.height, level.width, 3)
 
     def test_several_threads_read_what_one_does(self, slide: Slide) -> None:
-        """The prefetcher reads ahead."""
+        """Check concurrent reads, as for prefetching."""
         corners = np.concatenate([_corners(slide, 0)] * 4)
         expected = slide.read_regions(0, corners, _WIDTH, _HEIGHT)
         with ThreadPoolExecutor(4) as threads:
@@ -148,7 +148,7 @@ class SlideContract:
             np.testing.assert_array_equal(np.stack(list(parts)), expected)
 
     def test_closing_is_final_and_can_be_repeated(self, slide: Slide) -> None:
-        """A read after it is an error of this library, and one that can be sent to another process."""
+        """Check that a read after closing raises our error, which can be sent to another process."""
         slide.close()
         slide.close()
         with pytest.raises(SlideReadError) as caught:
@@ -159,14 +159,14 @@ class SlideContract:
         assert without_secrets(slide.path) in str(copy)
 
     def test_a_with_block_closes(self, slide: Slide) -> None:
-        """And lends the slide itself."""
+        """Check that a ``with`` block returns the slide itself, and closes it."""
         with slide as inner:
             assert inner is slide
         with pytest.raises(SlideReadError):
             slide.read_regions(0, np.zeros((1, 2), dtype=np.int64), _WIDTH, _HEIGHT)
 
     def test_the_resolution_is_plausible_and_has_a_source_or_is_an_error(self, slide: Slide) -> None:
-        """It is never guessed."""
+        """Check that the resolution is never guessed."""
         try:
             mpp = slide.mpp
         except MppError as error:
@@ -178,7 +178,7 @@ class SlideContract:
         assert slide.path in str(problem)
 
     def test_bounds_lie_in_level_0(self, slide: Slide) -> None:
-        """In level-0 pixels."""
+        """Check the bounds in level-0 pixels."""
         x, y, width, height = slide.bounds
         assert x >= 0
         assert y >= 0
@@ -190,7 +190,7 @@ class SlideContract:
             assert y <= part.y < part.y + part.height <= y + height
 
     def test_descriptions_have_the_promised_form(self, slide: Slide) -> None:
-        """Colour, format and tile shapes."""
+        """Check colour, format and tile shapes."""
         assert len(slide.background) == 3
         assert all(0 <= value <= 255 for value in slide.background)
         assert slide.vendor
@@ -199,7 +199,7 @@ class SlideContract:
             assert shape is None or min(shape) >= 1
 
     def test_stored_bytes_are_unknown_or_count_each_tile_once(self, slide: Slide) -> None:
-        """More area never costs less, and reading a place twice costs nothing."""
+        """Check that more area never costs less, and that reading a place twice costs nothing."""
         for number, level in enumerate(slide.levels):
             corner = np.zeros((1, 2), dtype=np.int64)
             small = slide.stored_bytes(number, corner, 1, 1)
@@ -217,7 +217,7 @@ class SlideContract:
             assert slide.stored_bytes(number, beyond, 5, 5) == 0
 
     def test_counting_changes_nothing(self, slide: Slide) -> None:
-        """The wrapper passes everything on and notes what is read."""
+        """Check that the wrapper forwards everything and records reads."""
         counted = CountingSlide(slide)
         for name in ("path", "levels", "background", "bounds", "vendor"):
             assert getattr(counted, name) == getattr(slide, name)
@@ -256,7 +256,7 @@ def _padded(pixels: Pixels, slide: Slide, rows: tuple[int, int], columns: tuple[
 
 
 def _corners(slide: Slide, number: int) -> IntArray:
-    """Corners in, at the edge of and past a level."""
+    """Return corners inside, at the edge of and beyond a level."""
     level = slide.levels[number]
     right, bottom = level.width - _WIDTH, level.height - _HEIGHT
     places = [

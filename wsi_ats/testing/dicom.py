@@ -1,4 +1,4 @@
-"""Small DICOM files, written by pydicom, that OpenSlide reads."""
+"""Write small DICOM files with pydicom, which OpenSlide can read."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def write_dicom(
     kind
         SOP class.
     flavour
-        Third word of ``ImageType``; left out if ``None``.
+        Third word of ``ImageType``; omitted if ``None``.
     mpp
         Micrometres per pixel.
     """

@@ -6,12 +6,12 @@ estimated from many draws::
     outcomes = enumerate_draws("systematic", proposal, cells=cells, shape=shape, n=3)
     mean = sum(p * estimate(drawn) for p, drawn in outcomes)
 
-A design is a deterministic function of uniform random numbers, and each of its outcomes the image of a box of
-them. Here that function (:func:`~wsi_ats.nn.sampling.multinomial_at`,
+A design is a deterministic function of uniform random numbers, and each of its outcomes is the image of a box
+of them. Here that function (:func:`~wsi_ats.nn.sampling.multinomial_at`,
 :func:`~wsi_ats.nn.sampling.systematic_at`) is called once in the middle of each box, and the box's volume is
-the probability, so that no part of a design is written a second time. Only the order of cells along a curve
-is found in another way, by sorting, which proves the search without sorting, too; and the probability that
-cells are drawn in a certain order is the textbook's.
+the probability, so no part of a design is written a second time. Two parts are independent: the order of
+cells along a curve is found by sorting, which also tests the search without sorting, and the probability that
+cells are drawn in a certain order comes from the textbook formula.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def enumerate_draws(
     Raises
     ------
     SettingsError
-        For a design that is not known here.
+        For a design whose outcomes cannot be enumerated.
 
     Examples
     --------
@@ -79,7 +79,7 @@ def enumerate_draws(
         proposal = torch.full_like(proposal, 1 / len(proposal))
     elif design not in {"sequential", "systematic", "top"}:
         raise SettingsError(f"the outcomes of design {design!r} cannot be enumerated")
-    if design == "top" or proposal.count_nonzero() <= n:  # nothing is random
+    if design == "top" or proposal.count_nonzero() <= n:  # the draw is deterministic
         only = draw(design, proposal, cells=cells, shape=shape, n=n, generator=torch.Generator())
         return [(1.0, only)]
     if design == "sequential":
@@ -100,7 +100,8 @@ def curves(cells: Tensor, shape: tuple[int, int]) -> dict[tuple[int, ...], tuple
     Returns
     -------
     dict
-        Keys are places in ``cells`` in the order visited; values, its probability and a curve that has it.
+        Keys are places in ``cells`` in the order visited; values are the probability of this order, and a
+        curve with it.
 
     Examples
     --------
@@ -134,7 +135,7 @@ def inclusion_of(outcomes: Sequence[tuple[float, Draw]], size: int) -> Tensor:
     Parameters
     ----------
     outcomes
-        From :func:`enumerate_draws`.
+        Outcomes from :func:`enumerate_draws`.
     size
         Number K of candidate cells.
     """
@@ -166,7 +167,7 @@ def _systematic(
 ) -> Iterator[tuple[float, Draw]]:
     expected, certain = inclusion_probabilities(proposal, n)
     mass = expected.scatter(0, certain, 0.0)
-    # Cells without a probability have no place in the order; that of the others does not depend on them.
+    # Cells of probability 0 have no place in the order, and do not affect the order of the others.
     possible = mass.nonzero()[:, 0]
     for order, (share, curve) in curves(cells[possible], shape).items():
         ends = mass[possible[list(order)]].cumsum(0)

@@ -1,4 +1,4 @@
-"""The layout of a synthetic slide: its tissue and regions on the grid of tiles."""
+"""Layout of a synthetic slide: tissue and regions on the grid of tiles."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SMALLEST_GRID = 16  # tiles on a side; fewer leave no room for tissue with regio
 
 
 class Kind(IntEnum):
-    """The kind of a tile of a synthetic slide, by the larger part of its area."""
+    """Kind of a tile of a synthetic slide, by the larger part of its area."""
 
     BACKGROUND = 0
     STROMA = 1
@@ -30,7 +30,7 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True)
 class Layout:
-    """Tissue and regions of a slide, before some regions are chosen as lesions.
+    """Tissue and regions of a slide, before lesions are chosen among the regions.
 
     Attributes
     ----------
@@ -82,7 +82,7 @@ def tissue_field(shape: tuple[int, int], fraction: float, rng: np.random.Generat
     Returns
     -------
     ndarray of float64, of that shape
-        Positive in the tissue, never at the border of the grid.
+        Field that is positive in the tissue, and never at the border of the grid.
     """
     y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
     lobes = np.zeros(shape)

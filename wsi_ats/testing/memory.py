@@ -1,4 +1,4 @@
-"""The peak memory of a process."""
+"""Peak memory of a process."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 def peak_memory() -> int:
     """Return the peak memory of this process so far, in bytes; on Linux only.
 
-    ``getrusage`` would not do: there, a process starts with the peak of its parent.
+    ``getrusage`` does not work here, because a process starts with the peak of its parent.
 
     Examples
     --------

@@ -20,14 +20,14 @@ Point = tuple[int, int]
 
 @dataclass(frozen=True)
 class Crossing:
-    """A way in which an outline crosses a tile.
+    """One way for an outline to cross a tile.
 
     Attributes
     ----------
     outline
         Corners (x, y) of the inner part, in units of tile side / `EDGE_UNITS`; always convex.
     chords
-        The sides of it that are outline, as (start, end).
+        The sides of it that are part of the outline, as (start, end).
     """
 
     outline: tuple[Point, ...]
@@ -93,7 +93,7 @@ OUTSIDE, INSIDE = 0, 1  # forms of a tile; form 2 + k is the k-th of `crossings(
 
 
 def forms(field: Field) -> NDArray[np.int64]:
-    """Return the form of every tile, by a field on the corners of the grid that is positive inside."""
+    """Return the form of every tile from a field on the corners of the grid that is positive inside."""
     inside = (field > 0).astype(np.int64)
 
     def places(first: Field, second: Field) -> NDArray[np.int64]:
@@ -121,7 +121,7 @@ def areas(forms: NDArray[np.int64]) -> Field:
 
 
 def rings(forms: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Return the outlines (x, y) in units of tile side / `EDGE_UNITS`, each from and to the same point."""
+    """Return the outlines (x, y) in units of tile side / `EDGE_UNITS`, with the first point repeated last."""
     ways = list(crossings().values())
     following: dict[Point, Point] = {}
     for row, column in np.argwhere(forms > INSIDE):

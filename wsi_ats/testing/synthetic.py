@@ -1,12 +1,12 @@
 """Synthetic whole-slide images with known truth, for tests, examples and benchmarks.
 
 Every slide shows pink stroma on glass and, within it, a few regions that are darker in the thumbnail.
-Look-alike regions occur in all slides and lesions in positive slides only. Both are equally dark: they differ
-in the shape of their nuclei, which only the full resolution shows. Only tiles can show that a slide is
-positive, and the thumbnail shows which tiles are worth reading.
+Look-alike regions occur in all slides, lesions only in positive slides. Both are equally dark: they differ in
+the shape of their nuclei, which only the full resolution shows. Only tiles can show that a slide is positive,
+and the thumbnail shows which tiles are informative.
 
-The full-resolution image never exists. A `TileBank` holds encoded JPEG tiles, among them one for every
-way in which an outline can cross a tile; a slide is a grid of references to them.
+The full-resolution image is never in memory. A `TileBank` holds encoded JPEG tiles, among them one for every
+way in which an outline can cross a tile, and a slide is a grid of references to them.
 
     layout (outlines on the grid of tiles) -> references to bank tiles -> level 0, then its area averages
 """
@@ -46,7 +46,7 @@ class SyntheticSlide:
     slide_id, path, label
         Name, file, and "positive" or "negative".
     width, height
-        Of level 0, pixels.
+        Size of level 0 in pixels.
     mpp
         Micrometres per pixel of level 0.
     tile_size
@@ -131,9 +131,9 @@ def write_slide(
     path
         File to write; its stem is the slide's id. It appears only when it is complete.
     bank
-        The tiles that it is made of.
+        Bank of its tiles.
     width, height
-        Of level 0, pixels; need not be multiples of the tile size.
+        Size of level 0 in pixels; need not be multiples of the tile size.
     positive
         Whether some of the regions are lesions.
     rng
@@ -227,11 +227,11 @@ def write_tiff(
     path
         File to write; it appears only when it is complete.
     bank
-        The tiles.
+        Bank of the tiles.
     references
         Number of the bank's tile at each place of the grid, (rows, columns); 0 is glass.
     width, height
-        Of level 0, pixels.
+        Size of level 0 in pixels.
     mpp
         Micrometres per pixel of level 0, stored as the TIFF's resolution.
     """
@@ -334,7 +334,7 @@ def write_collection(
     slides
         Number of slides.
     seed
-        Of all randomness: the same seed writes the same slides.
+        Seed of all randomness: the same seed writes the same slides.
     width, height, mpp, tissue_fraction, region_fraction, lesion_fraction
         See `write_slide`.
     tile_size, visibility, variants, palettes
@@ -352,13 +352,13 @@ def write_collection(
     """
     folder = Path(folder)
     (folder / "truth").mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng([seed, 1])  # the banks draw from streams of their own
+    rng = np.random.default_rng([seed, 1])  # the banks have their own random streams
     written: list[SyntheticSlide] = []
     pairs = -(-slides // 2)
     used = -1
     for number in range(slides):
         pair, second = divmod(number, 2)
-        if pair * banks // pairs != used:  # one bank in memory at a time, for both classes alike
+        if pair * banks // pairs != used:  # one bank in memory at a time, shared by both classes
             used = pair * banks // pairs
             stream = int(np.random.SeedSequence([seed, used]).generate_state(1)[0])
             bank = make_tile_bank(

@@ -1,9 +1,9 @@
 """Density fields and colours of synthetic H&E tiles.
 
 A tile is drawn from three fields: tissue cover, eosin (fibres) and haematoxylin (nuclei). Its colour is
-a *linear* mix of them, so that whatever two tiles share in block means of their fields they share in
-any area-averaged thumbnail. `alike` builds on this: it makes two haematoxylin fields that differ in
-the shape of their nuclei equal in every block mean and in the standard deviation of the tile.
+a *linear* mix of them, so tiles with equal block means of their fields look the same in any area-averaged
+thumbnail. `alike` builds on this: it makes two haematoxylin fields that differ in the shape of their
+nuclei equal in every block mean and in the standard deviation of the tile.
 
 All fields are float64 arrays of shape (size, size), indexed [y, x], one entry per level-0 pixel.
 """
@@ -21,7 +21,7 @@ from scipy import ndimage
 Field = NDArray[np.float64]
 
 CAMERA_NOISE = 2.0  # standard deviation in each channel, grey levels
-OPTICAL_BLUR = 0.7  # pixels; JPEG then loses little, and equally little of either shape
+OPTICAL_BLUR = 0.7  # pixels; JPEG then loses little, and the same from both shapes of nuclei
 BLOCKS = 8  # blocks along one side of a tile: the finest thumbnail in which kinds must look alike
 
 
@@ -108,7 +108,7 @@ def frequencies(shape: tuple[int, int]) -> tuple[NDArray[np.floating], NDArray[n
 
 
 def border_weight(size: int, width: float) -> Field:
-    """Return weights that are one on the border of the tile and fall to zero `width` pixels inside."""
+    """Return weights that are 1 on the border of the tile and fall to 0 at `width` pixels inside."""
     ramp = np.minimum(np.arange(size) + 0.5, np.arange(size)[::-1] + 0.5)
     depth = np.minimum(ramp[:, None], ramp[None, :])
     weight: Field = np.clip(1 - depth / width, 0, 1) ** 0.5
@@ -152,12 +152,12 @@ class Fibres:
 
 @dataclass(frozen=True)
 class NucleusField:
-    """Nuclei on tiles; those that cross the border are common to all draws, so that there are no seams."""
+    """Nuclei on tiles; those that cross the border are common to all draws, which avoids seams."""
 
     size: int
     radius: float  # of the circle of a nucleus' area, pixels
     cover: float  # part of the tile under nuclei
-    elongation: float  # of the longest shape in which they will be rendered
+    elongation: float  # of the longest shape that will be rendered
     border: NDArray[np.float64]  # (n, 5), see `draw`
     chromatin: Field  # mottles the nuclei; periodic
 
@@ -168,7 +168,7 @@ class NucleusField:
         y, x = frequencies((size, size))
         chromatin = noise((size, size), np.exp(-((y**2 + x**2) * 60)), rng)
         empty = cls(size, radius, cover, elongation, np.empty((0, 5)), chromatin)
-        if cover < 0.1:  # the same few nuclei on every border would stand out
+        if cover < 0.1:  # the same few nuclei on every border would be conspicuous
             return empty
         return dataclasses.replace(empty, border=empty._scatter(rng, on_border=True))
 
@@ -201,12 +201,12 @@ class NucleusField:
         return placed[:count]
 
     def render(self, nuclei: NDArray[np.float64], elongation: float, *, lobes: int = 1) -> Field:
-        """Paint nuclei of one area as ellipses, or as several small discs each.
+        """Paint nuclei of equal area as ellipses, or each as several small discs.
 
         Parameters
         ----------
         nuclei
-            From `draw`.
+            Nuclei from `draw`.
         elongation
             Long over short axis, 1 for discs.
         lobes

@@ -1,4 +1,4 @@
-"""The phase of attention: survey the slides, learn from that where to look, decide how far to trust it."""
+"""The attention phase: survey the slides, train attention on the survey, decide how far to trust it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _LOG = logging.getLogger(__name__)
 class AttentionPhase:
     """The phase in which attention learns from a fixed classifier.
 
-    It has ``setup``, ``learner`` and ``journal`` of the training, and ``validation`` slides to judge by.
+    It takes ``setup``, ``learner`` and ``journal`` of the training, and ``validation`` slides to evaluate on.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class AttentionPhase:
     ) -> None:
         self._setup, self._learner, self._journal, self._validation = setup, learner, journal, validation
         self._evidence: dict[int, Evidence] = {}
-        # The slides that attention learns from and, behind them, those that judge it.
+        # The training slides that attention learns from, followed by the validation slides.
         self._examples: dict[int, Example] = dict(enumerate([*setup.training, *setup.validation]))
 
     def begin(self) -> None:
@@ -49,8 +49,8 @@ class AttentionPhase:
     def resume(self) -> None:
         """Restore the survey in a run that was stopped within the phase.
 
-        Without a stored survey the slides are surveyed again, with the same result, for seed and classifier
-        are the same. Tiles that are read again are not counted again, as in repeated steps.
+        Without a stored survey the slides are surveyed again, with the same result, because seed and
+        classifier are the same. As in repeated steps, tiles that are read again are not counted again.
         """
         stored = self._journal.states.load_named("survey")
         if all(self._setup.processes.gather(stored is not None)):
@@ -62,7 +62,7 @@ class AttentionPhase:
         self._recall(found)
 
     def take(self, step: int, batch: Batch, begun: None) -> None:  # noqa: ARG002  (nothing is read)
-        """Take a ``step`` of attention alone, by the slides of its ``batch``; nothing is ``begun``."""
+        """Take a ``step`` of attention alone, on the slides of its ``batch``; nothing is ``begun``."""
         setup, journal = self._setup, self._journal
         torch.manual_seed(draw_seed(setup.learning.seed, "step", step))  # dropout, if attention has any
         self._learner.optimizer.zero_grad(set_to_none=True)
@@ -80,9 +80,9 @@ class AttentionPhase:
         self._learner.take_step(count, check)
 
     def end(self) -> Trust:
-        """Decide on the validation slides how far to trust attention, and forget the survey.
+        """Decide on the validation slides how far to trust attention, and discard the survey.
 
-        All processes must call. The first decides for all: they could not go on in different phases.
+        All processes must call it. The first decides for all, because they must continue in the same phase.
         """
         found = self._setup.processes.gather(self._judge())[0]
         cast(AttentionSampler, self._learner.model).attention_scale.fill_(found.scale)
@@ -139,7 +139,7 @@ class AttentionPhase:
         return everything
 
     def _recall(self, found: Mapping[int, Tensor]) -> None:
-        """Make the evidence of slides that another process or an earlier run surveyed."""
+        """Restore the evidence of slides that another process or an earlier run surveyed."""
         bad: dict[str, str] = {}
         with drawing_uniformly(cast(AttentionSampler, self._learner.model)):
             self._evidence |= recall(
@@ -153,6 +153,6 @@ class AttentionPhase:
         self._journal.note_bad(bad)
 
     def _known(self, slides: Sequence[int]) -> list[Evidence]:
-        """Return the evidence of each slide of a case or, where slides are pooled, of all together."""
+        """Return the evidence of each slide of a case or, if slides are pooled, of all together."""
         known = [self._evidence[slide] for slide in slides if slide in self._evidence]
         return [Evidence.of_case(known)] if known and self._setup.settings.model.cases == "union" else known

@@ -1,4 +1,4 @@
-"""Train baselines that need more than other settings."""
+"""Train baselines that settings alone cannot describe."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def fit_thumbnails(
     epochs
         Passes over the slides.
     seed
-        Of weights and order.
+        Seed of weights and order.
     learning_rate
-        Of AdamW.
+        Learning rate of AdamW.
 
     Returns
     -------
     ThumbnailClassifier
-        In evaluation mode.
+        The network, in evaluation mode.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -59,6 +59,6 @@ def fit_thumbnails(
 
 
 def thumbnail_logits(model: ThumbnailClassifier, slide: Overview) -> torch.Tensor:
-    """Classify one slide by its thumbnail, shape (classes,)."""
+    """Return the logits (classes,) of one slide from its thumbnail."""
     logits: torch.Tensor = model(torch.from_numpy(slide.thumbnail), torch.from_numpy(slide.tissue.mask))
     return logits

@@ -1,4 +1,4 @@
-"""Explain the metrics of a training in sentences: success, failure, and the use of attention."""
+"""Explain the metrics of a training in sentences: success, failure, and the benefit of attention."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from wsi_ats.settings import Settings
 Row = Mapping[str, float | str | None]
 """A row of ``metrics.csv``."""
 
-# Fewer cases do not represent a class.
+# Fewer cases than this do not represent a class.
 _FEW_CASES = 10
 
-# Shares of the loss of a guess by the labels' frequencies: no gain; a gain beyond luck on few slides; a rise
-# that may be chance.
+# Shares of the loss of a guess from label frequencies: no gain, a gain beyond chance on few slides, and a
+# rise that may be chance.
 _NOTHING, _SOMETHING, _RISE = 0.05, 0.2, 0.1
 
-# Area under the curve, or concordance, above which slides are in order, however wrong probabilities are.
-_IN_ORDER = 0.7
+# Area under the curve, or concordance, above which slides are ranked well, however wrong probabilities are.
+_WELL_RANKED = 0.7
 
 
 def diagnose(
@@ -32,12 +32,12 @@ def diagnose(
     rows
         Metrics of all epochs.
     settings
-        Those of the run.
+        Settings of the run.
     classes
         Class of each training case; empty for tasks without classes.
     scale
-        Factor of attention's logits, chosen on the validation slides. Below 1 attention is wider than it was
-        learned, and unused with 0; narrow attention is then no problem.
+        Factor of the attention logits, chosen on the validation slides. Below 1 attention is wider than
+        learned, and with 0 unused; narrow attention is then not a problem.
 
     Examples
     --------
@@ -59,13 +59,13 @@ def _few(classes: Sequence[str]) -> list[str]:
     if more := len(scarce) - 1:
         others = f" ({more} more {'class has' if more == 1 else 'classes have'} fewer than {_FEW_CASES})"
     return [
-        f"class {name!r} has only {count} training {cases}{others}, too few to tell it from what they "
-        "happen to have in common; add cases, or judge by cross-validation (wsi-ats crossval)"
+        f"class {name!r} has only {count} training {cases}{others}, too few to separate it from what "
+        "these cases share by chance; add cases, or evaluate by cross-validation (wsi-ats crossval)"
     ]
 
 
 def _learned(rows: Sequence[Row]) -> list[str]:
-    """Judge the last epoch in which the classifier learned."""
+    """Assess the last epoch in which the classifier learned."""
     known = [row for row in rows if row["gain"] is not None]
     if not known:
         return []
@@ -79,36 +79,36 @@ def _learned(rows: Sequence[Row]) -> list[str]:
         if best is not None and best >= _SOMETHING:
             return []
         return [
-            "the classifier found nothing that tells the labels apart: its loss on fresh draws of the "
-            f"training slides is {1 - gain:.0%} of that of a guess by the labels' frequencies; check the "
+            "the classifier found nothing that separates the labels: its loss on fresh draws of the "
+            f"training slides is {1 - gain:.0%} of that of a guess from label frequencies; check the "
             "labels and tile.mpp, train longer (training.epochs), draw more tiles (training.tiles), or start "
             "from a pretrained backbone"
         ]
     little = max(_NOTHING, gain / 4)
-    if best is not None and best < little and not _told_apart(last) and not _told_apart(rows[-1]):
+    if best is not None and best < little and not _ranked_well(last) and not _ranked_well(rows[-1]):
         return [
-            f"the model has learned its training slides by heart: {gain:.0%} of the loss is gone there, and "
-            f"{max(0.0, best):.0%} on the validation slides; check the labels, add slides, freeze the "
-            "backbone (training.fine_tuning=frozen), raise training.feature_dropout, or train for fewer "
-            "epochs"
+            f"the model has memorised its training slides: their loss is {gain:.0%} below that of a guess, "
+            f"but that of the validation slides only {max(0.0, best):.0%}; check the labels, add slides, "
+            "freeze the backbone (training.fine_tuning=frozen), raise training.feature_dropout, or train for "
+            "fewer epochs"
         ]
     return []
 
 
 def _validation_gain(row: Row) -> float | None:
-    """Return the gain on the validation slides, by draws such as those of training."""
+    """Return the gain on the validation slides, from draws like those of training."""
     uniform = row["phase"] == "classifier" and row["uniform_gain"] is not None
     return cast(float | None, row["uniform_gain" if uniform else "validation_gain"])
 
 
-def _told_apart(row: Row) -> bool:
-    """Return whether scores of validation slides are in order, though their loss may be that of a guess."""
+def _ranked_well(row: Row) -> bool:
+    """Return whether validation slides are ranked well, although their loss may be that of a guess."""
     metrics = [row.get(f"validation_{name}") for name in ("auc", "concordance")]
-    return any(each is not None and cast(float, each) >= _IN_ORDER for each in metrics)
+    return any(each is not None and cast(float, each) >= _WELL_RANKED for each in metrics)
 
 
 def _collapsed(rows: Sequence[Row], settings: Settings) -> list[str]:
-    """Report narrow attention, unless it helps on validation slides: then it has found something small."""
+    """Report narrow attention, unless it helps on validation slides: then the evidence is small."""
     last = rows[-1] if rows else None
     if last is None or last["effective_cells"] is None or last["phase"] == "classifier":
         return []
@@ -135,7 +135,7 @@ def _helps(row: Row) -> bool:
 def _narrowed(rows: Sequence[Row], settings: Settings) -> list[str]:
     """Compare the last epoch with the best of its phase in which attention was wider.
 
-    Nothing is reported where the best epoch is kept anyway.
+    Nothing is reported if the best epoch is kept anyway.
     """
     last = rows[-1] if rows else None
     if last is None or last["phase"] == "classifier" or last["validation_gain"] is None:
@@ -159,8 +159,8 @@ def _narrowed(rows: Sequence[Row], settings: Settings) -> list[str]:
         return []
     return [
         f"the validation loss rose from {least:.3f} in epoch {best['epoch']:.0f} to {loss:.3f} while "
-        f"attention narrowed from {before:.0f} to {cells:.0f} cells: attention learns the training slides by "
-        "heart; train it for fewer epochs, or on more slides"
+        f"attention narrowed from {before:.0f} to {cells:.0f} cells: attention memorises the training "
+        "slides; train it for fewer epochs, or on more slides"
     ]
 
 
@@ -179,25 +179,25 @@ def compare(
     Parameters
     ----------
     by_attention, by_uniform
-        Metrics of the validation slides: ``loss``, ``gain``, and the task's own.
+        Metrics of the validation slides: ``loss``, ``gain``, and those of the task.
     slides
         Number of validation slides.
     tiles
-        Number drawn of each.
+        Number of tiles drawn from each slide.
     scale, foretells, cases
         See :class:`wsi_ats.training.distillation.Trust`.
     """
     if not scale and foretells:
         return [
-            "attention foretells which tiles tell most, but draws by it were no better on the validation "
-            "slides; tiles are drawn uniformly"
+            "attention predicts which tiles are informative, but draws by it were no better on the "
+            "validation slides; tiles are drawn uniformly"
         ]
     if not scale:
-        return ["the thumbnail does not tell where to look; tiles are drawn uniformly"]
+        return ["the thumbnail does not show which tiles are informative; tiles are drawn uniformly"]
     lines = []
     if foretells is None and (cases or not by_attention):
         count = f"{cases} validation case{'' if cases == 1 else 's'}" if cases else "no validation cases"
-        lines += [f"attention was not judged, for there are {count}; tiles are drawn by it all the same"]
+        lines += [f"attention was not evaluated, because there are {count}; tiles are drawn by it anyway"]
     if not by_attention:
         return lines
     lines += [f"{slides} validation slides, {tiles} tiles each, mean of several draws:"]
@@ -212,12 +212,14 @@ def compare(
     better = cast(float, value) - cast(float, other)
     margin = 0.01
     if better > margin:
-        lines.append(f"on these {slides} slides attention raises {name} by {better:.3f} for as many tiles")
+        lines.append(
+            f"on these {slides} slides attention raises {name} by {better:.3f} with the same number of tiles"
+        )
     elif better < -margin:
         lines.append(
-            f"on these {slides} slides attention lowers {name} by {-better:.3f}; if more slides say so, too, "
-            "model.kind=uniform reads as much and is simpler"
+            f"on these {slides} slides attention lowers {name} by {-better:.3f}; if more slides confirm "
+            "that, use model.kind=uniform, which reads as many tiles and is simpler"
         )
     else:
-        lines.append(f"on these {slides} slides attention and uniform draws do equally well")
+        lines.append(f"on these {slides} slides attention and uniform draws perform equally well")
     return lines

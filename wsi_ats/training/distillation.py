@@ -20,30 +20,30 @@ from wsi_ats.nn.distillation import distillation
 from wsi_ats.nn.model import AttentionSampler
 
 USUAL = 2.0
-"""Default scale of attention's logits. Attention learns the draws with the least variance around *all* tiles
-of a slide; sharper draws tell labels better (``benchmarks/learning.py``)."""
+"""Default scale of the attention logits. Attention learns the draws with the least variance around *all*
+tiles of a slide; sharper draws predict labels better (``benchmarks/learning.py``)."""
 
 _SCALES = (0.0, 0.25, 0.5, 1.0)
 """Other scales that are tried; 0 is uniform."""
 
 # Standard errors by which the metric of another scale must be better: validation slides are few, and the best
-# of several metrics is best by luck.
+# of several metrics may be best by chance.
 _BETTER = 2.0
 
 _RESAMPLES = 200
 
-# Share of attention without knowledge that passes Student's t test over the cases. That does little harm:
-# such attention is nearly flat, and the metric decides as well.
+# Share of uninformative attention that passes Student's t test over the cases. That does little harm: such
+# attention is nearly flat, and the metric is checked too.
 _ERROR_RATE = 0.05
 
-# Draws by attention with less foresight are practically uniform.
+# With less foresight, draws by attention are practically uniform.
 _LEAST_FORESIGHT = 0.1
 
-# Simulated draws of each slide.
+# Number of simulated draws of each slide.
 _SIMULATED = 32
 
 FEWEST_TO_JUDGE = 4
-"""Fewest cases that attention is judged on."""
+"""Fewest cases on which attention is evaluated."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,13 @@ class Trust:
     Parameters
     ----------
     scale
-        Factor of attention's logits; 0 for uniform draws.
+        Factor of the attention logits; 0 for uniform draws.
     foretells
-        Whether attention foretells, by more than chance and more than a little, which tiles of other slides
-        are worth reading; ``None``, and attention is used, with fewer than :data:`FEWEST_TO_JUDGE` cases.
+        Whether attention predicts which tiles of other slides are informative, by more than chance and more
+        than a little; ``None`` with fewer than :data:`FEWEST_TO_JUDGE` cases, and attention is then used.
     foresight
-        Difference of attention's logits between tiles that are worth reading and the average tile, in nats,
-        mean over cases; ``None`` where it was not judged.
+        Difference of attention logits between informative tiles and the average tile, in nats, mean over
+        cases; ``None`` if it was not evaluated.
     error
         Standard error of the foresight.
     cases
@@ -75,14 +75,14 @@ class Trust:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """A slide, or slides that are scored together, that attention did not learn from.
+    """A held-out slide, or held-out slides that are scored together.
 
     Parameters
     ----------
     case
-        Their case.
+        Case of the slides.
     evidence
-        Of each slide, or of all together where their cells are pooled as those of one slide.
+        Evidence of each slide, or of all together if their cells are pooled as those of one slide.
     """
 
     case: str
@@ -93,7 +93,7 @@ class HeldOut:
         return fmean(each.foresight().item() for each in self.evidence)
 
     def simulate(self, tiles: int, exploration: float, seed: int) -> Tensor:
-        """Return outputs (draws, O) of draws of ``tiles``, with ``exploration``, by a ``seed``.
+        """Return the outputs (draws, O) of draws of ``tiles`` tiles, with ``exploration``, by a ``seed``.
 
         See :meth:`wsi_ats.models.evidence.Evidence.simulate`.
         """
@@ -119,22 +119,23 @@ def survey(
     Parameters
     ----------
     method
-        Its network is in evaluation mode, with uniform attention.
+        Method whose network is in evaluation mode, with uniform attention.
     examples
         The slides, by number.
     reader
-        Reads their tiles.
+        Reader of their tiles.
     seed
-        Of the run.
+        Seed of the run.
     read_ahead
-        Number of slides whose tiles are being read while those of another are encoded.
+        Number of slides whose tiles are read while those of another are encoded.
     on_bad
-        Called with id and error of each slide that cannot be read; it is left out.
+        Function called with id and error of each slide that cannot be read; such slides are left out.
 
     Returns
     -------
     dict of Evidence
-        By number of the slide. Only :attr:`Evidence.tile_outputs` needs to be kept; see :func:`recall`.
+        Evidence by number of the slide. Only :attr:`Evidence.tile_outputs` needs to be stored; see
+        :func:`recall`.
     """
 
     def begin(number: int) -> Callable[[], Evidence] | None:
@@ -171,7 +172,7 @@ def recall(
     method, examples, reader, seed, on_bad
         See :func:`survey`.
     found
-        By number of the slide, gate and outputs of its tiles, shape (m, 1 + O).
+        Gate and outputs of the tiles, shape (m, 1 + O), by number of the slide.
     """
     evidence: dict[int, Evidence] = {}
     for number, tile_outputs in found.items():
@@ -184,12 +185,12 @@ def recall(
 
 
 def _survey_seed(seed: int, example: Example) -> int:
-    """Return the seed of a slide's survey, other than those of training and scoring."""
+    """Return the seed of a slide's survey, which differs from those of training and scoring."""
     return draw_seed(seed, example.ref.id, -3)
 
 
 def loss(evidence: Evidence) -> tuple[Tensor, Tensor, float]:
-    """Return the loss of attention to one slide, its entropy in nats, and its share on the top hundredth."""
+    """Return the loss of attention to a slide, its entropy in nats, and its sum over the top hundredth."""
     attended = evidence.attend()
     return (
         distillation(evidence.target, attended.log_attention),
@@ -207,26 +208,26 @@ def trust(
     exploration: float,
     seed: int,
 ) -> Trust:
-    """Choose the scale of attention's logits on slides that neither it nor the classifier learned from.
+    """Choose the scale of the attention logits on slides that neither it nor the classifier learned from.
 
-    The tiles of the survey answer two questions. Does attention foretell which tiles are worth reading, by
-    more than chance and more than a little? This needs no labels; if not, tiles are drawn uniformly. If so,
-    are draws by another scale than the usual one, uniform draws among them, clearly better by the labels?
-    With too few cases, attention is used without an answer.
+    The surveyed tiles first show whether attention predicts which tiles are informative, by more than chance
+    and more than a little; this needs no labels. If not, tiles are drawn uniformly. If so, the labels decide
+    whether another scale than the usual one, such as 0 for uniform draws, is clearly better. With too few
+    cases, attention is used without these checks.
 
     Parameters
     ----------
     model
-        Its scale is set.
+        The network whose scale is set.
     held_out
         The slides.
     metric
-        From outputs (n, O), and the numbers of the n elements of ``held_out`` that they are of, to the task's
-        main metric, the larger the better.
+        Function from outputs (n, O), and the numbers of their n elements of ``held_out``, to the task's main
+        metric; larger is better.
     tiles, exploration
-        Of the draws.
+        Number of tiles and exploration of the draws.
     seed
-        Of the simulation.
+        Seed of the simulation.
     """
     model.attention_scale.fill_(1.0)
     of_case: dict[str, list[int]] = {}
@@ -265,12 +266,12 @@ def _best(
     metric: Callable[[Tensor, Sequence[int]], float | None],
     generator: torch.Generator,
 ) -> float:
-    """Return the scale that is clearly best on resampled cases, or else the usual one.
+    """Return the scale that is clearly best on resampled cases, or the usual scale.
 
     Parameters
     ----------
     outputs
-        By scale, of all held-out slides, shape (draws, N, O).
+        Outputs of all held-out slides by scale, shape (draws, N, O).
     cases
         Numbers of the held-out slides of each case.
     metric

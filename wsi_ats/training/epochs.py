@@ -1,4 +1,4 @@
-"""One epoch: a shuffled pass over the slides in small batches, some of them begun ahead."""
+"""One epoch: a shuffled pass over the slides in small batches, some of which are begun ahead."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def train_epoch(
     begin: Callable[[int, Batch], T],
     take: Callable[[int, Batch, T], None],
 ) -> None:
-    """Take the steps of an epoch that have not been taken yet.
+    """Take the remaining steps of an epoch.
 
     ``begin`` begins a step of ``setup``, by its number and slides, up to ``training.read_ahead`` steps before
-    ``take`` takes it, given the result of ``begin``; ``learner`` learns, and ``journal`` notes the progress.
+    ``take`` takes it, given the result of ``begin``; ``learner`` learns, and ``journal`` records progress.
     """
     learning, progress = setup.learning, journal.progress
     epoch, epochs = len(journal.phase_rows), journal.phase.epochs
@@ -37,7 +37,7 @@ def train_epoch(
     first = progress.start + epoch * len(steps)
     learner.model.train()
     todo = range(progress.step, first + len(steps))
-    # Nothing is begun across a stored state: a run that is resumed from it draws by newer weights.
+    # Begin nothing across a stored state: a run that is resumed from it draws by newer weights.
     for _, part in itertools.groupby(todo, key=lambda step: step // learning.checkpoint_steps):
         age = 0
         for step, begun in ahead(part, lambda step: begin(step, steps[step - first]), learning.read_ahead):
@@ -51,7 +51,7 @@ def train_epoch(
 
 
 def _batches(setup: Setup, journal: Journal, epoch: int) -> Sequence[Batch]:
-    """Return the slides, or cases, of each step of an epoch, with the numbers of their occasions."""
+    """Return the slides, or cases, of each step of an epoch, with their places in its order."""
     learning, count = setup.learning, len(setup.units)
     batches = epoch_batches(
         count,
@@ -59,7 +59,7 @@ def _batches(setup: Setup, journal: Journal, epoch: int) -> Sequence[Batch]:
         draw_seed(learning.seed, f"order {journal.phase.name}", epoch),
         classes=setup.classes if learning.balance == "sampling" else None,
     )
-    # A slide may be shown more than once: its draw depends on its place in the order.
+    # A slide may occur more than once: its draw depends on its place in the order.
     occasions = np.arange(count) + len(journal.progress.rows) * count
     places = np.array_split(occasions, len(batches))
     return [list(zip(*each, strict=True)) for each in zip(batches, places, strict=True)]

@@ -2,10 +2,10 @@
 
 Read from top to bottom: a run has phases (:mod:`wsi_ats.training.phases`), a phase has epochs
 (:mod:`wsi_ats.training.epochs`), and an epoch takes steps (:mod:`wsi_ats.training.steps`). While a step is
-computed, the tiles of the next are being read. The phase ``attention`` reads nothing in its steps, for it
-surveys the slides at its beginning (:mod:`wsi_ats.training.attention`). Every random choice is a function of
-the seed, the step and the slide, and no read crosses a stored state (:mod:`wsi_ats.training.progress`): a run
-that is killed at any moment and resumed ends with the same weights.
+computed, the tiles of the next are being read. The phase ``attention`` reads nothing in its steps, because
+it surveys the slides at its beginning (:mod:`wsi_ats.training.attention`). Every random choice is a function
+of the seed, the step and the slide, and no read crosses a stored state (:mod:`wsi_ats.training.progress`): a
+run that is killed at any moment and resumed ends with the same weights.
 """
 
 from __future__ import annotations
@@ -74,33 +74,33 @@ def fit(
     validation
         Slides to validate on; may be empty.
     settings
-        All of them; the seed is ``training.seed``.
+        All settings; the seed is ``training.seed``.
     target
-        The labels; ``Example.target`` is as it encodes them.
+        Target of the labels, which has encoded each ``Example.target``.
     folder
         Folder for checkpoints and metrics.
     device
-        Where to compute.
+        Device to train on.
     on_epoch
-        Called with the epoch's row of ``metrics.csv``.
+        Function called with each epoch's row of ``metrics.csv``.
     reader
-        Reads the tiles.
+        Reader of the tiles.
     max_bad
-        Most slides that may be unreadable; training goes on without them. No limit by default.
+        Largest number of unreadable slides; training continues without them. No limit by default.
     on_bad
-        Called once with the id and the error of each such slide; by a resumed run again.
+        Function called once with the id and the error of each such slide, and again by a resumed run.
     processes
         Processes that train this model together, by default this one alone; all must get the same slides.
     network
-        Builds the network, of a kind that :mod:`wsi_ats.models` knows; by default the one of the settings.
+        Builds the network, of a kind in :mod:`wsi_ats.models`; by default the one in the settings.
     features
-        Folder for the features of a frozen backbone; ``features/`` in the folder by default. Runs of the same
-        settings may share it, also at the same time, whatever their seeds and splits.
+        Folder for the features of a frozen backbone; ``features/`` in the folder by default. Runs with
+        the same settings may share it, even at the same time, whatever their seeds and splits.
 
     Returns
     -------
     Trained
-        The model of the last epoch, or of the best one where ``training.patience`` is set.
+        The model of the last epoch, or of the best one if ``training.patience`` is set.
 
     Raises
     ------
@@ -113,9 +113,9 @@ def fit(
         When a network cannot be built, too few slides can be read, one does not fit into memory, or the loss
         is NaN or infinite.
     SlideError
-        When a tile cannot be read a second time, where the backward pass reads tiles again.
+        When the backward pass reads a tile again and fails.
     ArtifactError
-        When the folder holds the state of another run, or a state cannot be written.
+        When the folder contains the state of another run, or a state cannot be written.
     """
     check_trainable(settings, processes=1 if processes is None else processes.count)
     settings.check_watched(len(validation))
@@ -135,7 +135,7 @@ def fit(
         max_bad=max_bad,
         on_bad=on_bad,
     )
-    # The state of other GPUs does not change, and to ask for it takes memory there.
+    # The state of other GPUs does not change, and reading it takes memory there.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         return _Run(setup).run(on_epoch)
 
@@ -147,17 +147,17 @@ class Trained:
     Parameters
     ----------
     model
-        In evaluation mode.
+        The network, in evaluation mode.
     rows
         Metrics of all epochs.
     trust
-        Trust in its attention; ``None`` for a model without attention to thumbnails. Without epochs of
-        attention nothing judges it: its scale is 1 if it learned together with all else, 0 if not at all.
+        Trust in its attention; ``None`` for a model without attention to thumbnails. Without attention
+        epochs it is not evaluated: its scale is 1 if attention learned jointly with the rest, else 0.
     by_attention, by_uniform
         Metrics of the validation slides, each from several draws of ``sampling.tiles`` tiles, by attention
         and by uniform draws; empty without validation slides and for models that do not draw.
     validation_loss
-        Loss of the validation slides by the model as it is, by attention where it has some; infinite without
+        Loss of the validation slides, from draws by attention if the model has it; infinite without
         validation slides.
     calibrated
         Whether scores are calibrated; see ``training.calibrate_scores``.
@@ -173,7 +173,7 @@ class Trained:
 
 
 class _Run:
-    """A run of a training, phase by phase."""
+    """One training run, phase by phase."""
 
     def __init__(self, setup: Setup) -> None:
         self.setup, self.journal = setup, Journal(setup)
@@ -188,7 +188,7 @@ class _Run:
             return self._trained()
 
     def _start(self, stack: ExitStack) -> None:
-        """Make the network and all that goes with it, or restore the latest state."""
+        """Build the network and everything that belongs to it, or restore the latest state."""
         setup, journal = self.setup, self.journal
         self.learner = learner = Learner(setup)
         self.steps = Steps(setup, learner, journal)
@@ -201,7 +201,7 @@ class _Run:
             if setup.processes.first:
                 learner.calibrate()
             setup.processes.share_weights(learner.model)
-        learner.open_features(stack)  # after calibration, which decides what they are
+        learner.open_features(stack)  # after calibration, which the features depend on
         if not resumed:
             self._begin_phase()
             return
@@ -212,12 +212,12 @@ class _Run:
             self.attention.resume()
 
     def _begin_phase(self) -> None:
-        """Begin the present phase, or leave it out where it would be in vain."""
+        """Begin the current phase, or skip it if it would have no effect."""
         learner, progress, phase = self.learner, self.journal.progress, self.journal.phase
         if phase.name == "joint" and progress.trust and not progress.trust["scale"]:
             self._skip_phase(
-                "validation slides say that tiles are to be drawn uniformly, and attention learns nothing "
-                "from draws that do not follow it"
+                "the validation slides call for uniform draws, and attention learns nothing from draws "
+                "that do not follow it"
             )
             return
         if isinstance(learner.model, AttentionSampler):
@@ -234,7 +234,7 @@ class _Run:
             if merit is None:
                 self._skip_phase(
                     f"{name} is not defined on the validation slides (a class may be absent, or no slide "
-                    "could be read), and only epochs that raise it would be kept; give others, or set "
+                    "could be read), and only epochs that raise it would be kept; use other slides, or set "
                     "training.monitor=loss"
                 )
                 return
@@ -242,12 +242,12 @@ class _Run:
         self.journal.save(learner)
 
     def _skip_phase(self, why: str) -> None:
-        """Leave out a phase; the last state of the phase before it is the run's, and leads here again."""
-        _LOG.warning("%s training is left out: %s", self.journal.phase.name, why)
+        """Skip a phase; the run's last state is that of the previous phase, and resuming leads here again."""
+        _LOG.warning("%s training is skipped: %s", self.journal.phase.name, why)
         self.journal.progress.phase += 1
 
     def _train_phase(self, on_epoch: _OnEpoch) -> None:
-        """Take the epochs of a phase that were not taken yet."""
+        """Take the remaining epochs of a phase."""
         setup, journal = self.setup, self.journal
         phase = journal.phase
         while len(journal.phase_rows) < phase.epochs and not is_exhausted(journal.phase_rows, setup.learning):
@@ -277,7 +277,7 @@ class _Run:
             self._begin_phase()
 
     def _keep_if_best(self, row: Row) -> None:
-        """Keep the weights if the validation metric is the phase's best, where the best epoch counts."""
+        """Keep the weights if the validation metric is the phase's best, and the best epoch is to be kept."""
         setup, progress = self.setup, self.journal.progress
         joint = self.journal.phase.name == "joint" and progress.phase > 0
         if not (setup.learning.patience or joint) or not setup.validation:
@@ -287,8 +287,8 @@ class _Run:
             if setup.learning.patience and progress.best is None:
                 raise ModelError(
                     f"training.patience is {setup.learning.patience}, but {name} is not defined on the "
-                    "validation slides: a class may be absent, or no slide could be read; give others, set "
-                    "training.monitor=loss, or set training.patience=0"
+                    "validation slides: a class may be absent, or no slide could be read; use other slides, "
+                    "set training.monitor=loss, or set training.patience=0"
                 )
             return
         if progress.best is None or merit > progress.best:

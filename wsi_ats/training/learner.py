@@ -25,8 +25,8 @@ from wsi_ats.training.setup import Setup
 class Learner:
     """A network with the method, optimiser and average of weights of the present phase.
 
-    ``average`` is ``None`` where ``training.ema`` is 0, ``frozen`` has the features of a backbone that does
-    not learn, and ``turns`` is the source of the turns of thumbnails in the phase of attention.
+    ``average`` is ``None`` if ``training.ema`` is 0, ``frozen`` has the features of a frozen backbone, and
+    ``turns`` is the source of randomness for turning thumbnails in the attention phase.
     """
 
     method: Method
@@ -48,7 +48,7 @@ class Learner:
 
     @property
     def final(self) -> SlideNetwork:
-        """The network that is validated and kept: the average of weights, where there is one."""
+        """Network that is validated and kept: the average of weights, if there is one."""
         if self.average is None:
             return self.model
         return cast(SlideNetwork, self.average.module)
@@ -80,7 +80,7 @@ class Learner:
         return self.frozen.take_count() if self.frozen else 0
 
     def begin_phase(self, phase: Phase) -> None:
-        """Make the method, the optimiser and the average of weights of a phase."""
+        """Create the method, the optimiser and the average of weights of a phase."""
         setup, learning = self._setup, self._setup.learning
         learns = {
             id(each)
@@ -88,7 +88,7 @@ class Learner:
             for module in self.model.parts().get(name, ())
             for each in module.parameters()
         }
-        # Gradients left by the last phase would count in the norm of this one's.
+        # Gradients left from the last phase would count in the gradient norm of this one.
         self.model.zero_grad(set_to_none=True)
         for name, weight in self.model.named_parameters():
             weight.requires_grad_(name in self._learnable and id(weight) in learns)
@@ -106,7 +106,7 @@ class Learner:
             self.method = replace(cast(AttentionSampling, self.method), turns=self.turns)
 
     def take_step(self, count: int, check: Callable[[str, float], None]) -> None:
-        """Change the weights by the gradients of all processes, unless no slide of theirs could be read.
+        """Update the weights from the gradients of all processes, unless they could read no slide.
 
         ``count`` is the number of slides that this process could read; ``check`` refuses a norm that is NaN.
         """

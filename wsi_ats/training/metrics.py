@@ -14,8 +14,8 @@ from wsi_ats.training.learner import Learner
 from wsi_ats.training.progress import Journal
 from wsi_ats.training.validation import Outputs, ValidationSlides, drawing_uniformly
 
-# Draws of each validation slide in the comparison at the end; a single one scatters by up to 0.07 in the area
-# under the curve of a hundred slides.
+# Draws of each validation slide in the comparison at the end; from single draws, the area under the curve of
+# a hundred slides varies by up to 0.07.
 _FINAL_DRAWS = 4
 
 
@@ -28,7 +28,7 @@ class Metrics:
     slides: ValidationSlides
 
     def row(self, seconds: float) -> dict[str, float | str | None]:
-        """Return the metrics of an epoch that is complete, ``seconds`` after it began; all must call.
+        """Return the metrics of a complete epoch of given ``seconds``; all processes must call it.
 
         Raises
         ------
@@ -59,19 +59,19 @@ class Metrics:
         }
 
     def validate(self, prefix: str = "validation_") -> dict[str, float | None]:
-        """Return the metrics of the validation slides by one draw, the same at every epoch."""
+        """Return the metrics of the validation slides from one draw, the same in every epoch."""
         [outputs] = self.slides.outputs(self.learner.final, self.learner.source, [""], self.journal.note_bad)
-        self.learner.take_tile_count()  # only tiles that are learned from are counted
+        self.learner.take_tile_count()  # discarded: only tiles of training count
         with self.journal.naming_step(self.journal.progress.step):
             return self.slides.metrics(outputs, prefix)
 
     def compare_draws(
         self, *, by_attention: bool
     ) -> tuple[dict[str, float | None], dict[str, float | None], Calibration | None]:
-        """Return mean metrics after calibration by several draws and by uniform draws, and the calibration.
+        """Return mean calibrated metrics from several draws and from uniform draws, and the calibration.
 
-        Without ``by_attention`` draws are uniform anyway. The calibration is ``None`` for outputs left as
-        they are.
+        Without ``by_attention`` all draws are uniform. The calibration is ``None`` if outputs are not
+        calibrated.
         """
         draws = uniform = self._draws()
         if by_attention:
@@ -82,7 +82,7 @@ class Metrics:
         return *self.slides.compare(draws, uniform), calibration
 
     def _draws(self) -> Sequence[Outputs]:
-        """Compute outputs by several draws, or by one of a model that does not sample."""
+        """Compute outputs from several draws, or from one for a model that does not sample."""
         draws = _FINAL_DRAWS if isinstance(self.learner.model, AttentionSampler) else 1
         return self.slides.outputs(
             self.learner.model, self.learner.source, range(draws), self.journal.note_bad

@@ -1,4 +1,4 @@
-"""The phases of a training: parts of the network that learn together."""
+"""Phases of training: parts of the network that learn together."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ class Phase:
     Parameters
     ----------
     name
-        ``classifier`` learns from uniform draws what to look for, ``attention`` learns from the fixed
-        classifier where to look, and in ``joint`` all learn together, from draws by attention.
+        In ``classifier`` the classifier learns from uniform draws, in ``attention`` attention learns from the
+        fixed classifier, and in ``joint`` all parts learn together, from draws by attention.
     epochs
-        Largest number.
+        Largest number of epochs.
     learns
-        Parts of the network; see :meth:`wsi_ats.nn.network.SlideNetwork.parts`.
+        Parts of the network that learn; see :meth:`wsi_ats.nn.network.SlideNetwork.parts`.
     tiles
-        Number drawn of each slide in a step.
+        Number of tiles drawn from each slide in a step.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Phase:
 
 
 def phases_of(settings: Settings) -> list[Phase]:
-    """Return the phases that settings ask for, in order; see :meth:`Settings.check_trainable` for none.
+    """Return the phases of settings, in order; :meth:`Settings.check_trainable` refuses settings with none.
 
     Examples
     --------

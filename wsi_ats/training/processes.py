@@ -1,11 +1,11 @@
-"""Several processes that train one model, as ``torchrun`` starts them; or one alone.
+"""Processes that train one model together, started by ``torchrun``; or a single process.
 
 Every process holds the whole model, works on its own share of each step's slides, and adds its gradients to
 those of the others before all take the same step, as in ``DistributedDataParallel``. That class cannot be
 used, because a step is not one call of one module: tiles are read between attention and encoder, and a step
-may have several passes. Gradients are summed once a step, and every slide's loss is divided by the slides of
-all processes, so that two processes end with the same weights, up to rounding, as one with twice the slides
-in a step.
+may have several passes. Gradients are summed once a step, and every slide's loss is divided by the number of
+slides of all processes, so two processes end with the same weights, up to rounding, as one with twice the
+slides in a step.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _PATIENCE = timedelta(days=30)
 
 @dataclass(frozen=True, slots=True)
 class Processes:
-    """Processes that train together, seen by one of them.
+    """Processes that train together, from the view of one of them.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """True for the process that writes the files."""
+        """True in the process that writes the files."""
         return self.rank == 0
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
@@ -59,7 +59,7 @@ class Processes:
         return items[self.rank :: self.count]
 
     def gather(self, value: T) -> list[T]:
-        """Return the values of all processes, in order; all must call."""
+        """Return the values of all processes, in order; all processes must call it."""
         if self.count == 1:
             return [value]
         found: list[T | None] = [None] * self.count
@@ -68,14 +68,14 @@ class Processes:
         return found  # type: ignore[return-value]  # all of them are filled
 
     def add_gradients(self, model: nn.Module, count: int) -> int:
-        """Replace gradients by their sums over all processes; all must call.
+        """Replace gradients by their sums over all processes; all processes must call it.
 
         Parameters
         ----------
         model
             The network; a gradient that some processes lack counts as zero there.
         count
-            A number that is summed, too.
+            A number to sum as well.
 
         Returns
         -------
@@ -99,7 +99,7 @@ class Processes:
         return int(total)
 
     def share_weights(self, model: nn.Module) -> None:
-        """Give all processes the weights and constants of the first; all must call."""
+        """Give all processes the weights and constants of the first; all processes must call it."""
         if self.count > 1:
             for each in model.state_dict().values():
                 contents = each.contiguous()
@@ -114,8 +114,8 @@ def _answering() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise ModelError(
-            f"another of the processes that train together has ended ({error}); see its own message, and run "
-            "the same command again to resume"
+            f"another training process has ended ({error}); see its own message, and run the same command "
+            "again to resume"
         ) from error
 
 
@@ -126,9 +126,9 @@ def started_by_torchrun(environment: dict[str, str], device: torch.device) -> It
     Parameters
     ----------
     environment
-        Such as ``os.environ``.
+        Environment variables, such as ``os.environ``.
     device
-        Where the model will be; decides between NCCL and Gloo.
+        Device of the model, which decides between NCCL and Gloo.
     """
     if "WORLD_SIZE" not in environment or "RANK" not in environment:
         yield Processes()

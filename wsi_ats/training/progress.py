@@ -23,26 +23,26 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass
 class Progress:
-    """All that is stored with a state besides tensors.
+    """Contents of a stored state other than tensors.
 
     Parameters
     ----------
     phase
-        Number of the present phase.
+        Number of the current phase.
     step
-        Steps taken so far, in all phases.
+        Number of steps taken so far, in all phases.
     start
-        Steps taken before the present phase.
+        Number of steps taken before the current phase.
     rows
         Metrics of the complete epochs.
     sums
-        Sums of the epoch that is not complete.
+        Sums of the epoch in progress.
     bad
-        Slides that could not be read, with the reason.
+        Slides that could not be read, with reasons.
     best
-        Best validation metric of the phase, where its best epoch is kept.
+        Best validation metric of the phase, if its best epoch is kept.
     trust
-        Trust in attention, once that is known.
+        Trust in attention, once it is known.
     """
 
     phase: int = 0
@@ -67,12 +67,12 @@ class Journal:
 
     @property
     def phase(self) -> Phase:
-        """The present phase."""
+        """The current phase."""
         return self._setup.phases[self.progress.phase]
 
     @property
     def phase_rows(self) -> list[dict[str, float | str | None]]:
-        """Metrics of the present phase's epochs."""
+        """Metrics of the current phase's epochs."""
         return [row for row in self.progress.rows if row["phase"] == self.phase.name]
 
     def add(self, **numbers: float) -> None:
@@ -86,11 +86,11 @@ class Journal:
         Raises
         ------
         ModelError
-            When they are too many.
+            When there are too many.
         """
         for slide_id, error in slides.items():
             if slide_id not in self.progress.bad:
-                _LOG.warning("step %d goes on without %s: %s", self.progress.step, slide_id, error)
+                _LOG.warning("step %d continues without %s: %s", self.progress.step, slide_id, error)
                 self.progress.bad[slide_id] = error
                 self._setup.on_bad(slide_id, error)
         most = self._setup.max_bad
@@ -101,7 +101,7 @@ class Journal:
             )
 
     def gather(self) -> Counter[str]:
-        """Collect the epoch's sums and the unreadable slides of all processes; all must call."""
+        """Collect the epoch's sums and the unreadable slides of all processes; all processes must call it."""
         sums: Counter[str] = Counter()
         for own, bad in self._setup.processes.gather((self.progress.sums, self.progress.bad)):
             sums.update(own)
@@ -109,7 +109,7 @@ class Journal:
         return sums
 
     def resume(self) -> None:
-        """Take up the progress of the latest stored state, if there is one.
+        """Restore the progress of the latest stored state, if there is one.
 
         Raises
         ------
@@ -119,7 +119,7 @@ class Journal:
         self.progress = Progress(**(self.states.record() or {}))
 
     def load(self, learner: Learner) -> bool:
-        """Restore the weights of the latest state, if there is one; all processes must call.
+        """Restore the weights of the latest state, if there is one; all processes must call it.
 
         Raises
         ------
@@ -130,11 +130,11 @@ class Journal:
         found = set(self._setup.processes.gather(self.progress.step if stored else None))
         if len(found) > 1:
             raise ArtifactError(
-                f"processes found states of different steps ({found}) in {self._setup.folder}; give --out in "
-                "a folder that all machines share"
+                f"processes found states of different steps ({found}) in {self._setup.folder}; choose an "
+                "--out that all machines share"
             )
         if not self._setup.processes.first:
-            self.progress.sums = {}  # those of all processes, which the first has
+            self.progress.sums = {}  # the first process has those of all
         return stored
 
     def save(self, learner: Learner) -> None:
@@ -155,7 +155,7 @@ class Journal:
                 write_csv(temporary, {name: [row[name] for row in rows] for name in rows[0]})
 
     def check_finite(self, name: str, value: float, step: int, batch: Batch) -> None:
-        """Refuse a ``value``, with a ``name``, that is NaN or infinite in a ``step`` of a ``batch``."""
+        """Refuse a ``value`` called ``name`` that is NaN or infinite in a ``step`` of a ``batch``."""
         if math.isfinite(value):
             return
         raise ModelError(
@@ -177,4 +177,4 @@ class Journal:
 
     def _last_good(self) -> str:
         newest = self.states.newest()
-        return "not there yet" if newest is None else str(newest)
+        return "not stored yet" if newest is None else str(newest)

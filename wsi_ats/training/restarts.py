@@ -1,4 +1,4 @@
-"""Train again, from other weights and by other draws, and keep the best run."""
+"""Train again, with other weights and other draws, and keep the best run."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from wsi_ats.training.fit import Trained
 
 @dataclass(frozen=True)
 class Outcome:
-    """Result of a run, for comparison.
+    """Outcome of a run, for comparison.
 
     Parameters
     ----------
     found
-        Whether attention foretells which tiles of the validation slides are worth reading; ``True`` also
-        where that could not be judged, or there is no attention.
+        Whether attention predicts which tiles of the validation slides are informative; ``True`` also if that
+        could not be evaluated, or there is no attention.
     loss
-        Of the validation slides.
+        Loss of the validation slides.
     """
 
     found: bool
@@ -40,25 +40,25 @@ def repeat(
 ) -> tuple[Trained, list[Outcome]]:
     """Train several times, and keep the best run.
 
-    Classifiers that are equally good on all tiles of a slide look for different things, and attention learns
+    Classifiers that are equally good on all tiles of a slide use different features, and attention learns
     more from some than from others (``docs/training.md`` has an example).
 
     Parameters
     ----------
     fit_once
-        Trains a run, given its number from 0 on.
+        Function that trains a run, given its number, from 0.
     restarts
-        Least number of runs, at least 1.
+        Smallest number of runs, at least 1.
     retries
-        Most runs beside the first as long as attention has found nothing in any; ``restarts`` count among
-        them.
+        Largest number of runs after the first, including ``restarts``, while attention has found nothing in
+        any run.
     on_retry
-        Called before each of these runs.
+        Function called before each of these runs.
 
     Returns
     -------
     Trained, and list of Outcome
-        The best run, see :func:`best_of`, and the outcome of each. Models of the others are not kept.
+        The best run, see :func:`best_of`, and the outcome of each. The models of the others are not kept.
     """
     outcomes: list[Outcome] = []
     kept: Trained | None = None
@@ -78,8 +78,8 @@ def _is_worth_another(outcomes: Sequence[Outcome], retries: int) -> bool:
 
 
 def best_of(outcomes: Sequence[Outcome]) -> int:
-    """Return the number of the run with the least loss among those whose attention found where to look.
+    """Return the number of the run with the least loss among those whose attention found something.
 
-    If none did, with the least loss among all; the first of equals.
+    If none did, all runs are compared. Of equal runs the first is best.
     """
     return min(range(len(outcomes)), key=lambda number: (not outcomes[number].found, outcomes[number].loss))

@@ -1,4 +1,4 @@
-"""The constants of a training: slides, settings, and places to compute and store."""
+"""Constants of a training: slides, settings, device and folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from wsi_ats.training.processes import Processes
 OnBad = Callable[[str, str], None]
 
 Batch = Sequence[tuple[int, int]]
-"""Slides, or cases, of a step: the number of each, and the number of the occasion on which it is shown."""
+"""Slides, or cases, of a step: the number of each, and its place in the order of the run."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Setup:
     on_bad: OnBad
 
     def __post_init__(self) -> None:
-        # Slides of a case with different labels are refused before anything is stored.
+        # Refuse slides of a case with different labels before anything is stored.
         _ = self.units, self.validation_units
 
     @property
@@ -57,12 +57,12 @@ class Setup:
 
     @cached_property
     def units(self) -> list[list[int]]:
-        """Places of the training slides that have a label together: of each slide, or of each case."""
+        """Places of the training slides of each unit with a label: a slide, or a case."""
         return units(self.training, by_case=self.settings.model.cases != "separate")
 
     @cached_property
     def validation_units(self) -> list[list[int]]:
-        """Places of the validation slides that have a label together."""
+        """Places of the validation slides of each unit with a label."""
         return units(self.validation, by_case=self.settings.model.cases != "separate")
 
     @cached_property
@@ -79,9 +79,9 @@ class Setup:
     def chance(self) -> Tensor:
         """Outputs (O,) of a guess: the constant with the least loss, as the network is trained.
 
-        With balanced classes that is each class as likely as any other. Validation slides are compared with
-        the same constant, although their loss is plain: a network that has learned nothing from balanced
-        training gives this constant, not the shares of the labels, and so its gain is 0 there as well.
+        With balanced classes all classes are equally likely. Validation slides are compared with the same
+        constant, although their loss is not balanced: a network that has learned nothing from balanced
+        training outputs this constant, not the label frequencies, so its gain is 0 there as well.
         """
         labels = [self.training[places[0]].target for places in self.units]
         targets = self.target.normalise(torch.tensor(labels))
@@ -91,7 +91,7 @@ class Setup:
 
     @cached_property
     def identity(self) -> str:
-        """Fingerprint of all that a stored state depends on."""
+        """Fingerprint of everything that a stored state depends on."""
         slides = (
             f"{part}/{each.ref.id}/{each.ref.case}={each.target}"
             for part, examples in enumerate((self.training, self.validation))
@@ -102,7 +102,7 @@ class Setup:
 
     def targets(self, examples: Sequence[Example]) -> Tensor:
         """Return the targets (B, T) of some slides in the units of the network's outputs."""
-        # Single precision would not tell apart two times that differ by a little.
+        # Single precision would not distinguish two close times.
         targets = torch.tensor([each.target for each in examples], dtype=torch.float64, device=self.device)
         return self.target.normalise(targets)
 

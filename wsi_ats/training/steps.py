@@ -28,13 +28,13 @@ class _Pass:
 
     examples: Sequence[Example]
     units: Sequence[int]  # number of each slide, or of its case
-    shown: Sequence[int]  # number of the occasion: slides of rare classes may be shown twice in a step
+    shown: Sequence[int]  # place in the order: slides of rare classes may occur twice in a step
     finish: Finish
 
 
 @dataclass(frozen=True)
 class Steps:
-    """Steps by labels: of a ``setup`` and its ``learner``, noted in its ``journal``."""
+    """Steps that learn from labels: of a ``setup`` and its ``learner``, recorded in its ``journal``."""
 
     setup: Setup
     learner: Learner
@@ -64,7 +64,7 @@ class Steps:
         return begun
 
     def take(self, step: int, batch: Batch, begun: Sequence[_Pass]) -> None:
-        """Compute the loss of a ``step`` of a ``batch`` from the passes ``begun``, and change the weights."""
+        """Compute the loss of a ``step`` of a ``batch`` from the passes ``begun``, and update the weights."""
         # Dropout, if the backbone has any.
         torch.manual_seed(draw_seed(self.setup.learning.seed, "step", step))
         self.learner.optimizer.zero_grad(set_to_none=True)
@@ -88,7 +88,7 @@ class Steps:
         mean = self._loss(outputs, units)
         with torch.no_grad():
             chance = self._loss(self.setup.chance.to(outputs).expand_as(outputs), units)
-        # Divided by the slides of the whole step, so that nothing depends on how it is shared out.
+        # Divided by the slides of the whole step, so that nothing depends on how it is split.
         total = mean * (count / len(batch))
         if result.drawn and self.journal.phase.name == "joint":
             total = self._with_attention_terms(total, batch, part, result)

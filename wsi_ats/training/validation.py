@@ -1,4 +1,4 @@
-"""Validation slides during training: outputs of a network, and their metrics."""
+"""Validation slides during training: outputs of the network, and their metrics."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _FEWEST_TO_CALIBRATE = 10
 """Fewest slides, or cases, that outputs are calibrated on."""
 
 Outputs = Mapping[int, Sequence[float]]
-"""Outputs of a network by one draw: O numbers for each slide, or case, that could be read, by its number."""
+"""Outputs from one draw, shape (O,), of each slide, or case, that could be read, by its number."""
 
 
 @dataclass(frozen=True)
 class ValidationSlides:
-    """Slides of a training that are set aside to judge its network; as many tiles are drawn as at scoring."""
+    """Slides held out to evaluate the network in training, with as many tiles as at scoring."""
 
     setup: Setup
 
@@ -44,25 +44,25 @@ class ValidationSlides:
         draws: Sequence[str | int],
         on_failed: Callable[[Mapping[str, str]], None],
     ) -> list[Outputs]:
-        """Compute the outputs of all slides that can be read, by several draws.
+        """Compute the outputs of all slides that can be read, from several draws.
 
-        A slide with a damaged tile is among the outputs of the draws without this tile only.
+        A slide with a damaged tile has outputs only from the draws without this tile.
 
         Parameters
         ----------
         model
-            The network; it is put into evaluation mode.
+            The network, which is switched to evaluation mode.
         source
-            Gives tiles, or their features.
+            Reader of tiles, or of their features.
         draws
             Name of each draw; the same name draws the same tiles.
         on_failed
-            Called with the messages of slides that cannot be read, by id.
+            Function called with the messages of slides that cannot be read, by id.
 
         Returns
         -------
         list of dict
-            Of each draw.
+            Outputs of each draw.
         """
         setup, learning = self.setup, self.setup.learning
         method = method_for(model.eval(), setup.settings, setup.device)
@@ -103,9 +103,9 @@ class ValidationSlides:
         Parameters
         ----------
         outputs
-            Of one draw.
+            Outputs of one draw.
         prefix
-            Of the metrics' names.
+            Prefix of the metrics' names.
 
         Raises
         ------
@@ -128,13 +128,13 @@ class ValidationSlides:
         return {f"{prefix}loss": loss, f"{prefix}gain": gain, f"{prefix}{name}": value}
 
     def main_metric(self, outputs: Tensor, targets: Tensor) -> tuple[str, float | None]:
-        """Return name and value of the task's main metric; the larger the better."""
+        """Return name and value of the task's main metric; larger is better."""
         target = self.setup.target
         scores = target.restore(target.definition.activate(outputs))
         return main_metric(target.definition, targets.numpy(), scores.numpy())
 
     def _targets(self, units: Sequence[int]) -> Tensor:
-        """Return the targets (N, T) of some slides, or cases, as tables have them."""
+        """Return the targets (N, T) of some slides, or cases, in the units of the tables."""
         labels = [self.setup.validation[self.setup.validation_units[unit][0]].target for unit in units]
         return torch.tensor(labels, dtype=torch.float64).reshape(-1, self.setup.target.width)
 
@@ -149,8 +149,8 @@ class ValidationSlides:
         Returns
         -------
         list of dict, and Calibration
-            The calibrated outputs, and the calibration. Outputs stay as they are, with ``None``, where slides
-            are fewer than :data:`_FEWEST_TO_CALIBRATE`, a class is absent, or settings ask for that.
+            The calibrated outputs, and the calibration. Outputs are unchanged, with ``None``, if there are
+            fewer slides than :data:`_FEWEST_TO_CALIBRATE`, a class is absent, or settings switch it off.
         """
         target, learning = self.setup.target, self.setup.learning
         units = sorted(set.intersection(*map(set, draws)))
@@ -176,12 +176,12 @@ class ValidationSlides:
     def compare(
         self, one: Sequence[Outputs], other: Sequence[Outputs]
     ) -> tuple[dict[str, float | None], dict[str, float | None]]:
-        """Return the mean metrics of two ways to draw, on the slides that all draws of both could read.
+        """Return the mean metrics of two kinds of draws, on the slides that all draws of both could read.
 
         Parameters
         ----------
         one, other
-            Outputs of several draws of each.
+            Outputs of several draws of each kind.
         """
         known = set.intersection(*map(set, one), *map(set, other))
         return self._mean_metrics(one, known), self._mean_metrics(other, known)
@@ -199,7 +199,7 @@ class ValidationSlides:
 
 @contextmanager
 def drawing_uniformly(model: AttentionSampler) -> Iterator[None]:
-    """Let a model draw tiles uniformly inside the context."""
+    """Make a model draw tiles uniformly inside the context."""
     scale = model.attention_scale.item()
     model.attention_scale.fill_(0.0)
     try:
@@ -214,14 +214,14 @@ def monitored_metric(row: Row, learning: TrainingSettings) -> tuple[str, float |
     Parameters
     ----------
     row
-        Metrics of an epoch; names of those of validation slides begin with ``validation_``.
+        Metrics of an epoch; the names for validation slides begin with ``validation_``.
     learning
-        Names the metric in ``monitor``.
+        Settings, which name the metric in ``monitor``.
 
     Returns
     -------
     str, and float or None
-        The larger, the better; ``None`` where it is not defined.
+        Larger is better; ``None`` if the metric is undefined.
     """
     names = [name for name in row if name.startswith("validation_")]
     (score,) = (name for name in names if name not in {"validation_loss", "validation_gain"})
@@ -231,16 +231,16 @@ def monitored_metric(row: Row, learning: TrainingSettings) -> tuple[str, float |
 
 
 def is_exhausted(rows: Sequence[Row], learning: TrainingSettings) -> bool:
-    """Return whether patience with the epochs of a phase has come to an end.
+    """Return whether the patience for epochs without improvement in a phase is exhausted.
 
-    An epoch without a defined metric counts as one that is no better.
+    An epoch with an undefined metric counts as no improvement.
 
     Parameters
     ----------
     rows
         Metrics of the phase's epochs so far.
     learning
-        With ``patience`` and ``monitor``.
+        Settings with ``patience`` and ``monitor``.
     """
     if not learning.patience:
         return False

@@ -1,7 +1,7 @@
 """Selections for QuPath (0.4 and later): GeoJSON with one tile object for each tile that was read.
 
 In QuPath drop the file on the open slide, or use *File > Import objects from file*, then *Measure > Show
-measurement maps* to colour the tiles. QuPath shows the scanned part of a slide alone, so coordinates are
+measurement maps* to colour the tiles. QuPath shows only the scanned part of a slide, so coordinates are
 level-0 pixels counted from the corner of the bounds, which is (0, 0) for most formats.
 """
 
@@ -32,9 +32,9 @@ def write_qupath(path: str | Path, selection: Selection) -> None:
 def qupath_features(selection: Selection) -> dict[str, Any]:
     """Describe a selection as a GeoJSON FeatureCollection.
 
-    A tile of several independent draws is one object: ``draws`` is their number, ``weight`` is the mean over
-    *all* draws of the slide (0 for a draw without the tile), so that the weights of all objects add up to
-    those of the estimate; ``draw`` and ``order`` are of the first draw with the tile.
+    A tile of several independent draws is one object: ``draws`` is their number, and ``weight`` is the mean
+    over *all* draws of the slide (0 for a draw without the tile), so the weights of all objects add up to
+    those of the estimate. ``draw`` and ``order`` are those of the first draw with the tile.
 
     Parameters
     ----------
@@ -44,11 +44,11 @@ def qupath_features(selection: Selection) -> dict[str, Any]:
     Returns
     -------
     dict
-        In the order of cells; ids are UUIDs that stay the same when the export is repeated.
+        The collection, in the order of cells; ids are UUIDs that do not change when the export is repeated.
     """
     shared = {re.sub("^prob_", "probability ", name): value for name, value in selection.scores.items()}
     draws = len(np.unique(selection.draw))
-    # By cell, then by draw: the first row of each cell is of the first draw with the tile.
+    # By cell, then by draw: the first row of each cell is from the first draw with the tile.
     rows = np.lexsort((selection.draw, selection.cells))
     cells, first, counts = np.unique(selection.cells[rows], return_index=True, return_counts=True)
     boxes = selection.grid.boxes(cells)
@@ -82,6 +82,6 @@ def qupath_features(selection: Selection) -> dict[str, Any]:
 
 
 def _ring(x: int, y: int, width: int, height: int) -> list[list[int]]:
-    """Return a closed outline, counter-clockwise with y upwards, as GeoJSON asks of outer rings."""
+    """Return a closed outline, counter-clockwise with y upwards, as GeoJSON requires of outer rings."""
     right, bottom = x + width, y + height
     return [[x, y], [right, y], [right, bottom], [x, bottom], [x, y]]

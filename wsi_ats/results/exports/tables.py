@@ -1,4 +1,4 @@
-"""Selections as tables: one Parquet file per slide that is read back, and all of them in one table."""
+"""Selections as tables: one Parquet file per slide, which can be read back, or one table of all slides."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from wsi_ats.geometry import Grid, Region
 from wsi_ats.results.records import Selection
 from wsi_ats.tables.files import read_parquet, write_csv, write_parquet
 
-_VERSION = 2  # raised when a stored selection could no longer be read as before
+_VERSION = 2  # incremented when stored selections can no longer be read as before
 _TYPES = {
     "slide_id": "string",
     **dict.fromkeys(("x", "y", "width", "height", "level", "row", "col", "draw", "order"), "int64"),
@@ -50,7 +50,7 @@ def read_selection(path: str | Path) -> Selection:
     columns, metadata = read_parquet(path)
     if metadata.get("version") != _VERSION or not _TYPES.keys() <= columns.keys():
         raise ArtifactError(
-            f"{path}: is not a selection of version {_VERSION} (version {metadata.get('version')}, columns "
+            f"{path} is not a selection of version {_VERSION} (version {metadata.get('version')}, columns "
             f"{', '.join(columns)}); score the slide again"
         )
     try:
