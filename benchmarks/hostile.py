@@ -1,22 +1,22 @@
-"""Outcomes of reading damaged slides: thousands in every format that can be written, each read to its end.
+"""Outcomes of reading thousands of damaged slides, in every format that we can write.
 
-Run ``python -m benchmarks.hostile --minutes 5``. Small slides are cut short, and bits, bytes and blocks of
-them changed, most often where a file describes its content. Each is opened and all its levels are read in a
-process with limits on time and memory, which goes on to the next unless it dies.
+Run ``python -m benchmarks.hostile --minutes 5``. Small slides are truncated, and bits, bytes and blocks of
+them are changed, most often where a file describes its content. Each slide is opened and all its levels are
+read in a process with limits on time and memory; the process continues with the next one unless it dies.
 
 ==============  =====================================================================================
 column          outcome
 ==============  =====================================================================================
 SlideError      refused, by an error of this library that names the file
 same            the pixels of the undamaged slide
-other           other pixels, levels or sizes: formats without checksums cannot tell
+other           other pixels, levels or sizes: formats without checksums cannot detect it
 foreign error   an error of another library came through
 crash           the process died
-slow            more than 10 seconds, where the whole slide takes a hundredth of one
+slow            more than 10 seconds; the undamaged slide takes a hundredth of a second
 large           more than 500 MB beyond the process's own
 ==============  =====================================================================================
 
-The last four should be zero. Files with one of them are kept in the folder ``--keep``.
+The last four should be zero. Files with one of these outcomes are kept in the folder ``--keep``.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ OUTCOMES = ("SlideError", "same", "other", "foreign error", "crash", "slow", "la
 BAD = OUTCOMES[3:]
 
 _SECONDS, _BYTES = 10.0, 500 << 20
-_ADDRESSES = 8 << 30  # so that a claim on the whole memory gets an error instead
+_ADDRESSES = 8 << 30  # so that an attempt to take all memory ends in an error
 
-# Changes are as likely where a file describes its content as in its pixels, a hundred times more.
+# Share of changes to the parts that describe a file's content; pixels are a hundred times as many bytes.
 _INDEX_SHARE = 0.7
 _BLOCK = 512
 
@@ -113,7 +113,7 @@ FORMATS: Mapping[str, tuple[str, Callable[[Path], None]]] = {
 
 @dataclass(frozen=True)
 class Subject:
-    """A slide that is to be damaged: its format, its file or folder, and the fingerprint of its pixels."""
+    """A slide to damage: its format, its file or folder, and the fingerprint of its pixels."""
 
     name: str
     path: Path

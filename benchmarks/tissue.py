@@ -1,12 +1,12 @@
-"""Bags of features of real tissue: slides from which attention learns in seconds, and the same as files.
+"""Bags of features of real tissue, from which attention learns in seconds, and the same slides as files.
 
 A slide is a grid of 40 x 40 cells, about 1,150 of them tissue. Each tissue cell shows a crop of a real image
 (:mod:`benchmarks.tissue_features`) whose features are known; the thumbnail is made of the crops' own means.
-Half of the slides are positive: some of their regions are lesions, which are a given part of the tissue. All
-other regions, and all of negative slides, are look-alikes.
+Half of the slides are positive: some of their regions are lesions, which make up a given part of the tissue.
+All other regions, and all regions of negative slides, are look-alikes.
 
-Whatever must not separate the classes is drawn before it is known which regions are lesions: tissue, number,
-places and areas of regions. Slides come in pairs, one of each class, with the same stain.
+Properties that must not separate the classes (tissue; number, places and areas of regions) are drawn before
+the lesions are chosen. Slides come in pairs, one of each class, with the same stain.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _WAVY = 0.5  # how uneven a region's outline is, in radii
 
 @dataclass(frozen=True)
 class Bag:
-    """A slide whose tiles' features are known.
+    """A slide with known features of its tiles.
 
     Parameters
     ----------
@@ -113,7 +113,7 @@ class Collection:
 
 
 class BagReader(Reader):
-    """Reader of a collection that gives features of tiles in place of their pixels, and counts the tiles."""
+    """A reader of a collection that returns features instead of pixels, and counts the tiles."""
 
     def __init__(self, collection: Collection) -> None:
         self._features = collection.features
@@ -164,7 +164,7 @@ def make_collection(
     slides
         Number for training, validation and test, each even.
     seed
-        Of all randomness. Seeds 5 apart divide the images alike, but have no slide in common.
+        Random seed. Seeds 5 apart split the images in the same way, but share no slide.
     """
     table = crop_table(material, seed % FOLDS, cache=cache, data=data)
     return collect(table, lesion=lesion, visible=visible, slides=slides, seed=seed)
@@ -233,14 +233,14 @@ class Layout:
 
 
 def _areas(total: int, rng: np.random.Generator) -> list[int]:
-    """Share out so many cells to a few regions, four cells each on average or more, none empty."""
+    """Divide so many cells among a few regions, none empty, of four cells or more on average."""
     number = min(int(rng.integers(1, 6)), max(total // 4, 1))
     shares = 1 + rng.multinomial(total - number, rng.dirichlet(np.full(number, 4.0)))
     return [int(each) for each in shares]
 
 
 def grown(free: Mask, size: int, rng: np.random.Generator) -> Mask | None:
-    """Draw a connected region of so many free cells, round but for waves; None where there is no room."""
+    """Draw a connected, roughly round region of so many free cells; return ``None`` if there is no room."""
     pieces, _ = ndimage.label(free)
     large = np.bincount(pieces.ravel()) >= size
     large[0] = False
@@ -315,7 +315,7 @@ def seen_at(collection: Collection, pixels: int) -> Collection:
 
 
 def write_slides(collection: Collection, folder: Path) -> None:
-    """Write the slides as tiled TIFF, and ``labels.csv`` last; each tile is the very JPEG of its crop."""
+    """Write the slides as tiled TIFF, and ``labels.csv`` last; tiles are the unchanged JPEGs of crops."""
     folder.mkdir(parents=True, exist_ok=True)
     used = np.unique(np.concatenate([bag.crops for bag in collection.bags]))
     jpegs = [encode(np.full((SIDE, SIDE, 3), GLASS, dtype=np.uint8))]

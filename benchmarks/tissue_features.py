@@ -1,4 +1,4 @@
-"""Crops of real tissue of two organs, and the features that a real network gives for them: computed once.
+"""Crops of real tissue of two organs, and their features from a real network, computed once.
 
 ========  =====================  =========================================  ============================
 material  background             look-alike                                 lesion
@@ -8,13 +8,13 @@ oral      paler normal mucosa    darker normal mucosa                       carc
 ========  =====================  =========================================  ============================
 
 The first are images of CRC-VAL-HE-7K (Kather et al. 2018, CC BY 4.0), the second of the oral histopathology
-collection of normal mucosa and squamous cell carcinoma (CC0). Of the oral images normal ones with many nuclei
-and carcinoma with few are left out, because a single crop does not separate these.
+collection of normal mucosa and squamous cell carcinoma (CC0). Normal oral images with many nuclei
+and carcinomas with few are left out, because a single crop does not separate these.
 
-Images are divided into training, validation and test before anything is cut from them; their names separate
-images, not patients. A thumbnail is to show where tissue stands out, but not its kind: images of look-alikes
-and lesions are given one mean optical density of each colour, then each crop of either the means of another
-of them, square by square of the thumbnail. Hidden ones have the means of a crop of background.
+Images are split into training, validation and test before crops are cut; their names separate images, not
+patients. The thumbnail should show where tissue stands out, but not its kind. So images of look-alikes and
+lesions get the same mean optical density of each colour, and each of their crops gets the means of another of
+them, in every square of the thumbnail. Hidden crops get the means of a crop of background.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ _BATCH = 64
 
 @dataclass(frozen=True)
 class CropTable:
-    """Crops of one material, N of them.
+    """The N crops of one material.
 
     Parameters
     ----------
@@ -109,7 +109,7 @@ class CropTable:
 
 
 def crop_table(material: str, fold: int, *, cache: Path, data: Path) -> CropTable:
-    """Load the crops of a material, or make them, which takes some minutes of one core.
+    """Load the crops of a material, or make them, which takes some minutes on one core.
 
     Parameters
     ----------

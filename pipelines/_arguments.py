@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share, each declared once."""
+"""Arguments and options that several commands share."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ TrainingSeed = Annotated[
 
 
 def _no_store(folder: Path) -> Path:
-    """Refuse a URL: a folder named ``s3:`` would be made for it."""
+    """Refuse a URL, for which a folder named ``s3:`` would be made."""
     if re.match(r"[A-Za-z][\w+.-]+:/", str(folder)):
         raise typer.BadParameter(
             f"{folder} looks like a URL, but results are written to disks only; name a folder, and copy it "
-            "to the store when the run is over"
+            "to the store after the run"
         )
     return folder
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-# The module that imports what a task needs, and refuses where it is missing.
+# The module that imports the optional package of a task, and raises an error if it is missing.
 _MODULES = {"survival": "wsi_ats.tasks.concordance"}
 
 

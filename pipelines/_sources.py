@@ -1,4 +1,4 @@
-"""The slides of a command: those of all the sources that it names, as one list."""
+"""The slides of a command: those of all its sources, as one list."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def read_sources(
     splits: Path | None = None,
     mpp: float | None = None,
 ) -> list[SlideRef]:
-    """List the slides of several sources, as :func:`wsi_ats.tables.manifest.read_manifest` does those of one.
+    """List the slides of several sources, as :func:`wsi_ats.tables.manifest.read_manifest` does for one.
 
     Raises
     ------
     ManifestError
-        Also when slides of two sources have one name.
+        Also when slides of two sources have the same id.
     """
     if len(sources) == 1:
         return read_manifest(
@@ -47,11 +47,11 @@ def read_sources(
                     f"(named by {source}); name each once, or give a table with a slide_id for each path"
                 )
     refs = [ref for _, ref in named.values()]
-    # Labels are joined with the slides of all sources at once: no source has a slide for each of them.
+    # Labels are joined with the slides of all sources at once: no single source has a slide for each label.
     return completed(refs, labels=labels, label_column=label_column, task=task, splits=splits, mpp=mpp)
 
 
 def _dicom_files(sources: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Separate the sources that are DICOM files: where a shell has expanded ``*.dcm``, each is a level."""
+    """Separate the sources that are DICOM files: when a shell expands ``*.dcm``, each file may be a level."""
     files = [Path(each) for each in sources if not is_remote(each) and is_dicom(Path(each))]
     return files, [each for each in sources if Path(each) not in files]

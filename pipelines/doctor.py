@@ -12,7 +12,7 @@ from typing import Any
 
 from pipelines._runs import versions
 
-# Packages that everything else works without: purpose, module, extra.
+# Optional packages: purpose, module, extra.
 _OPTIONAL = (
     ("survival", "lifelines", "survival"),
     ("figures of evaluate and demo", "matplotlib", "plots"),
@@ -34,9 +34,9 @@ class Check:
     name, found
         The part, and its version or state.
     advice
-        What to do; empty where nothing is wrong.
+        What to do; empty if nothing is wrong.
     needed
-        Whether nothing works without it.
+        Whether the part is required.
     """
 
     name: str
@@ -85,7 +85,7 @@ def _machine() -> Check:
 
 
 def _packages() -> list[Check]:
-    # A checkout has no version of wsi-ats, and needs none.
+    # A source checkout has no version of wsi-ats, and needs none.
     optional = {module for _, module, _ in _OPTIONAL} | {"wsi-ats"}
     return [
         Check(name, version, f"pip install {name}" if version == "not installed" else "")

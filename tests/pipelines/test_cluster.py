@@ -110,7 +110,7 @@ def test_a_dashboard_without_an_address():
         def dashboard_link(self):
             raise KeyError("dashboard")
 
-    assert dashboard(Nowhere()) == "Dask names no address of its dashboard"
+    assert dashboard(Nowhere()) == "Dask gives no address for its dashboard"
 
 
 def test_the_dashboard_is_named_once_and_only_where_there_is_work(run, slides, config, tmp_path):

@@ -109,7 +109,7 @@ def test_the_scheduler_is_killed(some, model, cluster, uninterrupted, tmp_path):
     cluster.scheduler.kill()
     _, complaints = process.communicate(timeout=LIMIT)
     assert process.returncode == 2, complaints
-    assert "the connection to the Dask scheduler was lost; the same command goes on" in complaints
+    assert "the connection to the Dask scheduler was lost; run the same command again" in complaints
     assert "failed" not in complaints
     assert "Traceback" not in complaints
     assert not (out / "predictions.csv").exists()

@@ -297,7 +297,7 @@ def test_a_slide_is_done_again_when_files_change_that_its_record_does_not_know(c
         (("--settle", 1), "--settle has no effect"),
         (("--marker", ".done"), "--marker has no effect"),
         (("--watch", "--every", 0), "--every must be a positive number"),
-        (("--watch", "--dry-run"), "--watch waits for slides that --dry-run cannot know of"),
+        (("--watch", "--dry-run"), "--watch waits for slides that --dry-run cannot know"),
         (("--watch", "--mpp", 1000), "1000"),
         (("--watch", "--tiles", 0.5), "--tiles"),
     ],
