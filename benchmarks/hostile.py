@@ -142,7 +142,7 @@ class Subject:
 
 
 def _to_open(path: Path) -> Path:
-    """Return one of the files of a DICOM folder, and anything else as it is."""
+    """Return one of the files of a DICOM folder; return any other path unchanged."""
     return path if path.suffix else path / "0.dcm"
 
 
@@ -159,7 +159,7 @@ def _index_of(file: Path) -> NDArray[np.int64]:
 
 
 def damage(file: Path, generator: np.random.Generator) -> None:
-    """Cut a file short, or change some of its bytes."""
+    """Truncate a file, or change some of its bytes."""
     content, index = bytearray(file.read_bytes()), _index_of(file)
     within = len(index) > 0 and generator.random() < _INDEX_SHARE
     place = int(generator.choice(index)) if within else int(generator.integers(len(content)))
@@ -195,7 +195,7 @@ def read_all(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Ended:
-    """End of reading a slide: an outcome or the fingerprint, a message, seconds, and bytes at the peak."""
+    """The end of reading a slide: an outcome or the fingerprint, a message, seconds, and peak memory."""
 
     result: str
     message: str = ""
@@ -203,7 +203,7 @@ class Ended:
     memory: int = 0
 
     def outcome(self, truth: str) -> str:
-        """Return the column that it counts in; too much time or memory counts however it ended."""
+        """Return the column of the outcome; too much time or memory counts however the read ended."""
         if self.result == "crash":
             return "crash"
         if self.result == "slow" or self.seconds > _SECONDS:
@@ -224,7 +224,7 @@ def serve(pipe: Connection) -> None:
         try:
             result, message = read_all(path), ""
         except SlideError as error:
-            # One that does not name the file is as bad as another library's.
+            # An error that does not name the file is as bad as one of another library.
             message = str(error)
             result = "SlideError" if str(path.parent) in message else "foreign error"
         except Exception as error:  # noqa: BLE001  (whether any comes here is the question)
@@ -233,7 +233,7 @@ def serve(pipe: Connection) -> None:
 
 
 class Child:
-    """A process that reads slides; another is started when it is gone."""
+    """A process that reads slides, and is replaced when it dies."""
 
     def __init__(self) -> None:
         self._start()
@@ -265,7 +265,7 @@ class Child:
 
 
 def trials(subject: Subject, first: int, step: int, until: float, keep: Path) -> Iterator[str]:
-    """Damage a slide again and again, and give each outcome."""
+    """Damage a slide repeatedly, and yield each outcome."""
     child, number = Child(), first
     try:
         while time.monotonic() < until:
@@ -283,7 +283,7 @@ def trials(subject: Subject, first: int, step: int, until: float, keep: Path) ->
 
 
 def main() -> None:
-    """Damage slides of each format, and print and write the table; exit with 1 where an outcome is bad."""
+    """Damage slides of each format, and print and write the table; exit with 1 if an outcome is bad."""
     parser = command(__doc__)
     parser.add_argument("--minutes", type=float, default=5, help="all formats together")
     parser.add_argument("--first", type=int, default=0, help="number of the first damage")

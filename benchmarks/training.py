@@ -67,7 +67,7 @@ class Plan:
 
     @property
     def settings(self) -> Settings:
-        """One epoch of joint training, the phase in which every part computes, without validation."""
+        """Settings of one epoch of joint training, in which every part computes, without validation."""
         return Settings().with_values(
             [
                 *(f"model.backbone={self.model}", "model.pretrained=false"),
@@ -81,7 +81,7 @@ class Plan:
 
     @property
     def passes(self) -> int:
-        """Number of passes of a step."""
+        """Number of passes in a step."""
         return -(-_SLIDES_A_STEP // max(1, self.tiles_per_pass // (self.tiles // _SLIDES_A_STEP)))
 
     def open(self, ref: SlideRef) -> Slide:

@@ -44,7 +44,7 @@ LabelColumn = Annotated[
     text(
         "--label-column",
         "NAME[,NAME]",
-        "Column of the labels, if it is not 'label'. Several, joined by commas, where model.task needs "
+        "Column of the labels, if it is not 'label'. Several columns, joined by commas, if model.task needs "
         "them: time,event for survival, a column of 0 and 1 for each label of multilabel.",
         panel=INPUT,
     ),

@@ -10,13 +10,13 @@ from collections import deque
 from dataclasses import dataclass
 from enum import Enum, auto
 
-# Enough that no worker waits for the client, few enough that a stop is a stop.
+# Enough that no worker waits for the client, and few enough that a run stops soon.
 _SLIDES_PER_THREAD = 2
 _LEAST_SLIDES = 8
 
 
 class Ending(Enum):
-    """How an attempt ended."""
+    """The end of an attempt."""
 
     DONE = auto()
     FAILED = auto()

@@ -32,9 +32,9 @@ class Results:
     rows
         Sorted by slide.
     failed
-        Why slides failed, by slide.
+        Reasons why slides failed, by slide.
     reused
-        Slides that an earlier run had finished.
+        Number of slides that an earlier run had finished.
     stopped
         Whether slides are missing because the run was stopped.
     notes
@@ -190,7 +190,7 @@ def workers_for(
         gpus=gpus,
         wait=execution.wait,
     ) as client:
-        if client is not execution.scheduler:  # else the caller made the client and knows its dashboard
+        if client is not execution.scheduler:  # a caller who made the client knows its dashboard
             execution.reporter.message(dashboard(client))
         on_each_worker(task.start, client, resources=resources, wait=execution.wait)
         yield client, limits

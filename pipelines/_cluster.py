@@ -256,7 +256,11 @@ def _remote(address: str, wait: float) -> Iterator[Client]:
         with ThreadPoolExecutor(1) as pool:  # this thread may already run an event loop
             pool.submit(asyncio.run, _greet(address, wait)).result()
         client = _client(address, wait)
-    except (OSError, ValueError, MemoryError) as error:  # of a web server, whose answer is taken for a length
+    except (
+        OSError,
+        ValueError,
+        MemoryError,
+    ) as error:  # MemoryError if a web server answers: its text is read as a length
         reason = str(error).partition("\n")[0] or f"no answer for {wait:g} s"
         raise SettingsError(
             f"no Dask scheduler answers at {address}: {reason}; check the address (such as "

@@ -65,7 +65,7 @@ class Scores:
     slides
         Rows of its predictions.
     cases
-        Rows of ``cases.csv`` by case, where the stage wrote one.
+        Rows of ``cases.csv`` by case, if the stage wrote one.
     digest
         Fingerprint of the inputs of the scores, without the time.
     """

@@ -17,7 +17,7 @@ try:
 except ModuleNotFoundError as error:
     raise not_installed("prometheus-client", "metrics", "--metrics") from error
 
-# Bounds of the histogram: from a thumbnail at hand to a large slide on one slow core.
+# Bounds of the histogram: from a thumbnail on a local disk to a large slide on one slow core.
 _SECONDS = (0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000)
 
 

@@ -161,7 +161,8 @@ class FolderOptions:
 
     overwrite: Overwrite = False
     dry_run: Annotated[
-        bool, flag("--dry-run", "Check everything, say what would be done, write nothing.", EXECUTION)
+        bool,
+        flag("--dry-run", "Check everything and count the slides to process, but write nothing.", EXECUTION),
     ] = False
 
     def applied(self, execution: Execution) -> Execution:
@@ -249,7 +250,7 @@ class TaskOptions:
         text(
             "--timeout",
             "SECONDS",
-            "Give up a slide that takes longer. Default: no limit.",
+            "Stop a slide that takes longer; it counts as failed. Default: no limit.",
             panel=EXECUTION,
         ),
     ] = None

@@ -43,7 +43,7 @@ class Finished:
 
     @property
     def failed(self) -> bool:
-        """Whether it has no result."""
+        """Return whether it has no result."""
         return self.status == "failed"
 
 

@@ -103,7 +103,7 @@ class _Rounds:
 
     @property
     def over(self) -> bool:
-        """Whether no further round is to begin."""
+        """Return whether no further round is to begin."""
         return self._stop_asked() or bool(self._execution.strict and self._failed)
 
     def wait(self) -> None:

@@ -49,7 +49,7 @@ class Limits:
     Parameters
     ----------
     timeout
-        Seconds after which a slide is given up and its worker stopped, to be started again by its nanny.
+        Seconds after which a slide is stopped, with its worker, which its nanny then restarts.
     resources
         Share of its worker's abstract resources that each slide takes.
     wait

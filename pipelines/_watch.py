@@ -343,5 +343,5 @@ def _named_in(path: Path) -> list[Path]:
 def _is_file(folder: Path, name: str) -> bool:
     try:
         return (folder / name).is_file()
-    except (OSError, ValueError):  # a value that is no name: too long, or with a NUL
+    except (OSError, ValueError):  # not a name: too long, or with a NUL
         return False

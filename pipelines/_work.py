@@ -62,7 +62,7 @@ class Terms:
     Parameters
     ----------
     timeout
-        Seconds after which a slide is given up.
+        Seconds after which a slide is stopped.
     topic
         Dask's topic under which workers name the slides that took too long.
     client

@@ -72,7 +72,7 @@ def on_each_worker(
     Parameters
     ----------
     function
-        What to call.
+        The function to call.
     client
         The cluster.
     resources

@@ -91,7 +91,8 @@ def crossval(
     ------
     ManifestError
         Before any work: when a case would be in two splits, a slide is tested in two folds, a fold would
-        train without a class, or the files of splits cannot be used. After it: when no slide has a score.
+        train without a class, or the files of splits cannot be used. After the work: when no slide has a
+        score.
     SettingsError, ModelError, ArtifactError
         As in :func:`pipelines.train.train` and :func:`pipelines.score.score`; also when ``torchrun`` has
         started this process.

@@ -26,8 +26,8 @@ from wsi_ats.slides.base import SlideRef
 from wsi_ats.tables.files import read_parquet
 from wsi_ats.testing.layout import Kind
 
-# Small enough for two cores and a few minutes. The backbone is one of the smallest of timm and starts
-# from random weights, so nothing is downloaded.
+# Small enough for a few minutes on two cores. The backbone is one of the smallest in timm and starts from
+# random weights, so nothing is downloaded.
 SETTINGS = (
     "tile.size=64",
     "thumbnail.pixels_per_cell=4",

@@ -243,7 +243,7 @@ def _advice(tile: TileSettings, level_mpp: float, native: bool, file_tile: tuple
         return f"the file's tiles of {wide} x {high} pixels are read whole for each tile of {tile.size}"
     return (
         f"tiles of {tile.size} pixels cut the file's tiles of {wide} x {high}; --set tile.size={side} reads "
-        "no byte that is not needed"
+        "only needed bytes"
     )
 
 
