@@ -311,7 +311,7 @@ def _cut(
 
 
 def with_means_of(crops: Floats, others: Floats) -> Floats:
-    """Give crops the mean colours of others in each square of a thumbnail; keep details in squares."""
+    """Give crops the mean colours of others in each square of a thumbnail; keep the details."""
     # First smoothly; then square by square, to correct the rest and the effect of clipping at black and white.
     # Nothing is brighter than glass: JPEG overshoots at edges, and clipping would darken the squares.
     for mode in _MATCHING:

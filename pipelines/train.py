@@ -175,11 +175,7 @@ class _Others:
 
 def _train(refs: Sequence[SlideRef], fitting: Fitting, others: _Others) -> Summary:
     out, settings, execution = fitting.out, fitting.settings, fitting.execution
-    check_trainable(settings, processes=1 if others.processes is None else others.processes.count)
-    check_pixels(settings)
-    check_installed(settings.model.task)
-    if fitting.tensorboard:
-        check_tensorboard()
+    _check(fitting, others)
     differences = _differences(fitting)
     without = {ref.id for ref in unlabelled(refs)}
     refs = settled([ref for ref in refs if ref.id not in without], settings)
@@ -223,6 +219,15 @@ def _train(refs: Sequence[SlideRef], fitting: Fitting, others: _Others) -> Summa
         run.finish(count(results.rows), model=digest, **notes)
     summary = _summary(out, results, fitted.unreadable)
     return replace(summary, notes={**summary.notes, **_written_notes(out, target.task)})
+
+
+def _check(fitting: Fitting, others: _Others) -> None:
+    """Refuse settings that cannot work, and missing packages, before any work."""
+    check_trainable(fitting.settings, processes=1 if others.processes is None else others.processes.count)
+    check_pixels(fitting.settings)
+    check_installed(fitting.settings.model.task)
+    if fitting.tensorboard:
+        check_tensorboard()
 
 
 def _differences(fitting: Fitting) -> dict[str, str]:
