@@ -312,8 +312,8 @@ def _cut(
 
 def with_means_of(crops: Floats, others: Floats) -> Floats:
     """Give crops the mean colours of others in each square of a thumbnail; keep the details."""
-    # First smoothly; then square by square, to correct the rest and the effect of clipping at black and white.
-    # Nothing is brighter than glass: JPEG overshoots at edges, and clipping would darken the squares.
+    # First smoothly; then square by square, to correct the rest, such as the effect of clipping to black and
+    # white. Nothing is brighter than glass: JPEG overshoots at edges, and clipping would darken the squares.
     for mode in _MATCHING:
         difference = torch.from_numpy(_means(others) - _means(crops)).permute(0, 3, 1, 2)
         change = F.interpolate(difference, size=(SIDE, SIDE), mode=mode).permute(0, 2, 3, 1).numpy()
