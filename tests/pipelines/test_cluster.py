@@ -101,7 +101,7 @@ def test_pages_that_dask_really_serves_are_named(client, monkeypatch, installed)
 def test_a_dashboard_elsewhere_is_taken_at_its_schedulers_word(address):
     with connect(address) as remote:
         text = dashboard(remote)
-    assert text.startswith("Dask's dashboard, as its scheduler says: http://127.0.0.1:")
+    assert text.startswith("Dask's dashboard, according to its scheduler: http://127.0.0.1:")
 
 
 def test_a_dashboard_without_an_address():
@@ -186,7 +186,7 @@ def test_a_scheduler_file_that_tells_no_address(tmp_path, text):
     if text is not None:
         file.write_text(text)
     reason = "there is no such file" if text is None else "the file is damaged"
-    message = rf"waited 0\.3 s for a scheduler's address in .*scheduler\.json \({reason}\)"
+    message = rf"waited 0\.3 s for the address of a scheduler in .*scheduler\.json \({reason}\)"
     with pytest.raises(SettingsError, match=message), connect(str(file), wait=0.3):
         pass
 

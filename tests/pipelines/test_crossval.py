@@ -211,7 +211,7 @@ def test_a_risk_is_judged_within_each_fold(crossval, slides, tmp_path):
         ),
         (
             lambda n, p: [{"train": [*n, p[0], p[1]], "test": p[2:]}, {"train": n, "test": p[:2]}],
-            "splits_1.csv: there is no slide to train on of 'positive'",
+            "splits_1.csv: there is no training slide of 'positive'",
         ),
         (
             lambda n, p: [{"train": [*n, *p]}, {"train": [*n, *p[1:]], "test": p[:1]}],

@@ -122,7 +122,7 @@ def test_a_slide_is_not_scored_before_it_is_complete(slides, model, client, tmp_
     record = read_json(out / "run.json")
     assert record["end"] is not None
     assert record["counts"] == {"done": 2, "no_tissue": 0, "failed": 0}
-    waiting = "score: waiting for slides; Ctrl-C or SIGTERM ends it"
+    waiting = "score: waiting for slides; stop with Ctrl-C or SIGTERM"
     arrived = "score: 1 slide arrived"
     assert story.heard.messages == [waiting, arrived, waiting, arrived, waiting, "score: stopping"]
 
@@ -186,7 +186,7 @@ def test_started_again_it_goes_on(slides, model, client, tmp_path):
     assert set(story.heard.reused) == {2}
     assert story.heard.messages[:3] == [
         "score: 2 slides finished already",
-        "score: waiting for slides; Ctrl-C or SIGTERM ends it",
+        "score: waiting for slides; stop with Ctrl-C or SIGTERM",
         "score: 2 slides arrived",
     ]
     after = {path.name: path.stat().st_mtime_ns for path in (out / "records").iterdir()}
@@ -360,5 +360,5 @@ def test_what_cannot_be(tmp_path, options, error, said):
 
 
 def test_stores_are_not_watched():
-    with pytest.raises(SettingsError, match="s3://bucket/scans: --watch looks at files of this machine"):
+    with pytest.raises(SettingsError, match="s3://bucket/scans: --watch needs files of this machine"):
         Arrivals(["s3://bucket/scans"])
