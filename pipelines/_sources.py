@@ -11,6 +11,7 @@ from wsi_ats.slides.dicom import is_dicom
 from wsi_ats.slides.storage import is_remote
 from wsi_ats.tables.folders import find_slides_among
 from wsi_ats.tables.manifest import completed, read_manifest
+from wsi_ats.tables.slide_table import check_series
 from wsi_ats.tasks.registry import DEFAULT_TASK
 
 
@@ -47,6 +48,7 @@ def read_sources(
                     f"(named by {source}); name each once, or give a table with a slide_id for each path"
                 )
     refs = [ref for _, ref in named.values()]
+    check_series(refs, ", ".join(sources))
     # Labels are joined with the slides of all sources at once: no single source has a slide for each label.
     return completed(refs, labels=labels, label_column=label_column, task=task, splits=splits, mpp=mpp)
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
-from pipelines._extras import check_installed
 from pipelines._fitting import check_network
 from pipelines._records import Row, absolute
 from pipelines._runs import (
@@ -34,6 +33,7 @@ from wsi_ats.settings import Fixes, Settings
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.tables.labels import check_labels, unlabelled
 from wsi_ats.tables.split_table import match_splits
+from wsi_ats.tasks.registry import task_named
 from wsi_ats.tasks.trainable import check_trainable
 
 if TYPE_CHECKING:  # scikit-learn and matplotlib take seconds to import
@@ -110,7 +110,7 @@ def crossval(
     execution, out, settings = execution or Execution(), rooted(out), settings or Settings()
     check_trainable(settings)
     check_pixels(settings)
-    check_installed(settings.model.task)
+    task_named(settings.model.task).check_installed()
     labelled = _labelled(refs, execution)
     target = check_labels(refs, settings.model.task)
     plan = _plan(labelled, settings, folds, splits, execution, known=[ref.id for ref in refs])

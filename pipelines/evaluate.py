@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines._extras import check_installed
 from pipelines._runs import Execution, Identity, Summary, open_run, rooted
 from wsi_ats.errors import ManifestError
 from wsi_ats.files import digest_of
@@ -85,7 +84,7 @@ def evaluate(
     execution, scores, out = execution or Execution(), rooted(scores), rooted(out)
     found = shared.read_scores(scores)
     task = found.target.task
-    check_installed(task)
+    found.target.definition.check_installed()
     split = split or ("test" if splits is not None else None)
     refs = with_tables(
         found.refs, labels=labels, label_column=label_column, task=task, splits=splits, split=split

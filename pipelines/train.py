@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines import prepare
 from pipelines._carry_out import Results, complete, report_left_out
-from pipelines._extras import check_installed
 from pipelines._fitting import Fitted, Fitting, check_network, device
 from pipelines._readers import check_readers
 from pipelines._records import pending, settled
@@ -225,7 +224,7 @@ def _check(fitting: Fitting, others: _Others) -> None:
     """Refuse settings that cannot work, and missing packages, before any work."""
     check_trainable(fitting.settings, processes=1 if others.processes is None else others.processes.count)
     check_pixels(fitting.settings)
-    check_installed(fitting.settings.model.task)
+    task_named(fitting.settings.model.task).check_installed()
     if fitting.tensorboard:
         check_tensorboard()
 

@@ -62,7 +62,7 @@ def test_a_regions_cells_begin_inside_it(cells, side):
 def test_a_region_that_does_not_exist_and_an_empty_one_are_refused():
     regions = RegionGrid(Grid(1000, 600, cell=64, tile_size=64), side=4)
     for number in (-1, 12):
-        with pytest.raises(SettingsError, match=f"region {number} is not among the grid's 12"):
+        with pytest.raises(SettingsError, match=f"region {number} is not one of the grid's 12 regions"):
             regions.window(number)
     with pytest.raises(SettingsError, match="at least 1 cell a side, not 0"):
         RegionGrid(regions.cells, 0)

@@ -110,7 +110,7 @@ def test_of_two_levels_within_the_tolerance_the_nearest_is_taken():
 
 
 def test_a_slide_too_coarse_is_an_error_that_names_both_resolutions():
-    with pytest.raises(MppError, match=r"finest level has 1.0 .* asked for at 0.5; set tile.mpp to 1.0"):
+    with pytest.raises(MppError, match=r"level has 1.0 .* but tiles need 0.5; set tile.mpp to 1.0 or more"):
         grid_for(Header(1.0, mpp=1.0), tile_size=256, mpp=0.5, tolerance=0.1)
 
 

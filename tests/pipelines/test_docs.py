@@ -198,8 +198,8 @@ def carry_out(command: Command, run, scheduler: str | None = "shared") -> None:
     if words[0] == "train":
         words[words.index("--out") + 1] = "trained"
         words += ["--config", "ats.toml", "--dry-run"]
-    if "--scheduler" in words:
-        scheduler = None
+    if {"--scheduler", "--workers", "--slides-at-once"} & set(words):
+        scheduler = None  # the last two are for a cluster of the command's own
     ran = run(*words, scheduler=scheduler)
     assert ran.exit_code == 0, (words, ran.stdout, ran.stderr)
     if words[0] == "score":

@@ -444,7 +444,7 @@ def test_a_run_whose_attention_finds_nothing_is_trained_again(train, tmp_path, m
         model.attention_scale.fill_(0.0)
         return Trust(0.0, False, 0.01, 0.02, 6)
 
-    monkeypatch.setattr("wsi_ats.training.fit.trust", distrust)
+    monkeypatch.setattr("wsi_ats.training.attention.trust", distrust)
     out = tmp_path / "out"
     ran = train(out, "--retries", str(retries))
     assert ran.exit_code == 0, ran.stderr

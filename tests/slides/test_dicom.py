@@ -144,6 +144,14 @@ def test_files_of_a_slide_that_are_named_one_by_one_are_one_slide(tmp_path, colo
         read_manifest(files[2])
 
 
+def test_two_sources_that_name_one_series_differently_are_refused(tmp_path, colour):
+    for level, width in enumerate((256, 128)):
+        file = write_dicom(tmp_path / "slides" / f"{level}.dcm", SERIES[0], colour(90, width, width))
+        (tmp_path / f"{level}.csv").write_text(f"slide_id,path\nslide {level},{file}\n")
+    with pytest.raises(ManifestError, match=r"0.csv, .*1.csv: .* are files of one slide"):
+        read_sources([str(tmp_path / "0.csv"), str(tmp_path / "1.csv")])
+
+
 def test_a_folder_to_which_slides_come_gives_none_its_name(tmp_path, colour):
     """Else the first would be called otherwise as soon as there is a second."""
     for number in (1, 2):

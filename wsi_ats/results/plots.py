@@ -9,13 +9,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 
 from wsi_ats.errors import not_installed
+from wsi_ats.files import atomic
 from wsi_ats.results.records import AttentionMap, Selection
 from wsi_ats.slides.base import Pixels
 from wsi_ats.tasks.panels import Calibration, Confusion, Lines, Panel, Scatter
@@ -180,7 +176,8 @@ def _figure(panels: int, title: str) -> tuple[Figure, list[Axes]]:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    _save(figure, path)
+    with atomic(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
 
 
 def _draw_reliability(axes: Axes, table: Mapping[str, Sequence[float | None]]) -> None:

@@ -65,7 +65,7 @@ def read_slide_table(
             f"{path.parent}: {listed(files.lost)}; add a column path, or give the slides' folder as "
             "the source and this table with --labels"
         )
-    _check_series(refs, path)
+    check_series(refs, str(path))
     if not any("://" in ref.path or Path(ref.path).exists() for ref in refs):
         raise ManifestError(
             f"{path}: none of its {len(refs)} slides exists, for example {refs[0].path}; paths are "
@@ -74,8 +74,21 @@ def read_slide_table(
     return refs
 
 
-def _check_series(refs: Sequence[SlideRef], table: Path) -> None:
-    """Check that a table names each DICOM slide once: any of its files stands for the whole slide."""
+def check_series(refs: Sequence[SlideRef], source: str) -> None:
+    """Check that each DICOM slide is named once: any of its files stands for the whole slide.
+
+    Parameters
+    ----------
+    refs
+        The slides.
+    source
+        The table, or the sources, that they come from.
+
+    Raises
+    ------
+    ManifestError
+        When two slides are files of one series, or a file is no level of a slide.
+    """
     first: dict[tuple[Path, str], SlideRef] = {}
     for ref in refs:
         file = Path(ref.path)
@@ -84,12 +97,12 @@ def _check_series(refs: Sequence[SlideRef], table: Path) -> None:
             continue
         if not instance.is_level:
             raise ManifestError(
-                f"{table}: {ref.path} is no level of a slide, but {instance.other}; remove it"
+                f"{source}: {ref.path} is no level of a slide, but {instance.other}; remove it"
             )
         other = first.setdefault((file.parent, instance.series), ref)
         if other is not ref:
             raise ManifestError(
-                f"{table}: {other.path} and {ref.path} are files of one slide (SeriesInstanceUID "
+                f"{source}: {other.path} and {ref.path} are files of one slide (SeriesInstanceUID "
                 f"{instance.series}); name one of them"
             )
 

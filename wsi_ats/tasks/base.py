@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import numpy as np
 import numpy.typing as npt
@@ -65,6 +66,20 @@ class Task(ABC):
     relative: ClassVar[bool]
     """Outputs only mean something beside those of other slides: the loss compares all slides of a step, and
     scores of two models cannot be compared."""
+    requires: ClassVar[str] = ""
+    """Module of ours whose import needs an optional package; see :meth:`check_installed`."""
+
+    @final
+    def check_installed(self) -> None:
+        """Refuse the task where an optional package that it needs is missing.
+
+        Raises
+        ------
+        SettingsError
+            With the command that installs the package.
+        """
+        if self.requires:
+            import_module(self.requires)
 
     # --- labels ---
 

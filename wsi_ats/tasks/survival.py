@@ -28,6 +28,7 @@ class Survival(NumberTask):
     main_metric = "concordance"
     tables = ("kaplan_meier.csv",)
     has_units, relative = False, True
+    requires = "wsi_ats.tasks.concordance"
 
     def join(self, columns: Mapping[str, Sequence[str | None]]) -> list[str | None]:
         """Join a column of times and one of events, in this order.
