@@ -1,15 +1,15 @@
-"""Share of slides whose 90 % interval of scoring holds the truth, with fixed numbers of draws and anytime.
+"""Coverage of the 90 % intervals of scores, with fixed numbers of draws and with tolerances.
 
 Run ``python -m benchmarks.coverage``. A model is trained as the demo trains it, and **all** tissue tiles of
 held-out slides are encoded, so that its exact log-odds are known. Tiles are then drawn as scoring draws
 them, and the interval ``mean +- t * standard error`` of every R draws is compared with the exact log-odds.
 
-Columns are the share of intervals that hold them, with its binomial error, and their mean half width; then
-the absolute bias, a mean over slides, of two estimates: the ``mean`` of the draws' log-odds, and the log-
-odds of their tiles ``pooled`` into one estimate before the head. With gated pooling the mean has the bias of
-a draw of its size, which no number of draws takes away; ``linear`` is the same network without its gate. In
-rows with a tolerance draws are added until the standard error is within it; ``least`` is the number of
-draws, or with a tolerance the number before which it may not stop.
+Columns are the share of intervals that contain the exact log-odds, with its binomial error, and their mean
+half width; then the absolute bias, averaged over slides, of two estimates: the ``mean`` of the log-odds of
+the draws, and the log-odds of their tiles ``pooled`` into one estimate before the head. With gated pooling
+the mean keeps the bias of a single draw, however many there are; ``linear`` is the same network without its
+gate. In rows with a tolerance, draws are added until the standard error is within it. ``least`` is the number
+of draws, or with a tolerance the minimum number.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _STRIDE = 20  # draws between the beginnings of two runs of anytime scoring
 
 @dataclass(frozen=True)
 class Plan:
-    """Slides of the demo, draws of each, their sizes, draws of an interval, and draws before it may stop.
+    """The plan: slides of the demo, draws of each, tiles a draw, draws an interval, and minimum draws.
 
     Tolerances are shares of the standard deviation between draws of the median slide.
     """
@@ -64,7 +64,7 @@ class Plan:
 
 
 class Encoded:
-    """A slide all of whose tissue tiles are encoded."""
+    """A slide with features of all its tissue tiles."""
 
     @torch.inference_mode()
     def __init__(self, model: AttentionSampler, settings: Settings, ref: SlideRef) -> None:
@@ -105,14 +105,14 @@ class Judged:
         return float(logits[1] - logits[0])
 
     def fixed(self, size: int) -> Iterator[list[int]]:
-        """Give parts of so many draws; no draw is in two."""
+        """Yield disjoint parts of so many draws."""
         for first in range(0, len(self.draws) - size + 1, size):
             yield list(range(first, first + size))
 
     def anytime(self, tolerance: float, least: int) -> Iterator[list[int]]:
-        """Give parts that were drawn until the error was within the tolerance.
+        """Yield parts that were drawn until the error was within the tolerance.
 
-        Those longer than ``_STRIDE`` share draws with the next, so that their binomial error is too small.
+        Parts longer than ``_STRIDE`` share draws with the next, so that their binomial error is too small.
         """
         count = len(self.draws)
         for first in range(0, count, _STRIDE):
@@ -121,7 +121,7 @@ class Judged:
 
 
 def stopping_time(values: NDArray[np.float64], tolerance: float, least: int) -> int:
-    """Return the number of draws with which :func:`wsi_ats.models.stopping.stop` ends them."""
+    """Return the number of draws after which :func:`wsi_ats.models.stopping.stop` ends."""
     ends = (size for size in range(least, len(values)) if standard_error(values[:size]) <= tolerance)
     return next(ends, len(values))
 
@@ -132,13 +132,14 @@ def standard_error(values: NDArray[np.float64]) -> float:
 
 
 def half_width(values: NDArray[np.float64]) -> float:
-    """Return that of the interval around the mean of some independent draws' log-odds."""
+    """Return the half width of the interval around the mean log-odds of independent draws."""
     return float(student.ppf((1 + LEVEL) / 2, len(values) - 1)) * standard_error(values)
 
 
 def compare(judged: Sequence[Judged], parts: Sequence[Sequence[Sequence[int]]]) -> dict[str, float]:
     """Compare intervals and estimates with the truth; ``parts`` has the draws of each interval, by slide."""
-    found: list[tuple[float, ...]] = []  # of each interval: holds the truth, half width, draws, tiles
+    # Of each interval: whether it contains the exact value, half width, draws, tiles.
+    found: list[tuple[float, ...]] = []
     biases = []  # of each slide
     for slide, own in zip(judged, parts, strict=True):
         errors = np.array([(slide.log_odds[part].mean(), slide.pooled(part)) for part in own]) - slide.exact
@@ -176,7 +177,7 @@ def rules(judged: Sequence[Judged], plan: Plan) -> Rows:
 
 
 def measure(folder: Path, plan: Plan, seed: int) -> Rows:
-    """Train, encode, draw and compare; slides and model that are in the folder are used again."""
+    """Train, encode, draw and compare; existing slides and models in the folder are reused."""
     execution = Execution(workers=1)
     training, held_out = make_slides(folder, plan.slides, seed=seed, execution=execution)
     chosen = (f"training.epochs={plan.slides.epochs}", f"training.seed={seed}", "training.validation=0")
@@ -201,10 +202,8 @@ def measure(folder: Path, plan: Plan, seed: int) -> Rows:
 def main() -> None:
     """Print the table and write it to ``coverage.csv``."""
     parser = command(__doc__)
-    parser.add_argument("--seed", type=int, default=0, help="of everything; by default the demo's")
-    parser.add_argument(
-        "--folder", type=Path, help="keep slides and model there, and use those that are there"
-    )
+    parser.add_argument("--seed", type=int, default=0, help="random seed; by default that of the demo")
+    parser.add_argument("--folder", type=Path, help="keep slides and model there, and reuse existing ones")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:

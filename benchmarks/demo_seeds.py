@@ -1,8 +1,8 @@
-"""AUC of the demo on many seeds, with disturbed initial weights and other numbers of threads.
+"""AUC of the demo for many seeds, with perturbed initial weights and other numbers of threads.
 
 Run ``python -m benchmarks.demo_seeds``. Each row is attention sampling as ``make demo`` trains and scores it;
-slides, weights and draws all follow from its seed. Of seed 0 the initial weights are also disturbed, each by
-a millionth of itself, as another processor's rounding might, and it is trained with more threads.
+slides, weights and draws all follow from its seed. Seed 0 is also trained with initial weights perturbed
+by a millionth, as the rounding of another processor might do, and with more threads.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from wsi_ats.training import fit as training
 
 @dataclass(frozen=True)
 class Trial:
-    """A training of the demo, whose initial weights are disturbed unless ``disturbance``, a seed, is 0."""
+    """A training of the demo; its initial weights are perturbed unless ``disturbance``, a seed, is 0."""
 
     seed: int
     disturbance: int = 0
@@ -41,7 +41,7 @@ class Trial:
 def disturbed(
     make: Callable[[Settings, Target], SlideNetwork], number: int
 ) -> Callable[[Settings, Target], SlideNetwork]:
-    """Return a maker of networks whose weights are off by a millionth of themselves; 0 changes nothing."""
+    """Return a function that makes networks with weights perturbed by a millionth; 0 changes nothing."""
 
     def made(settings: Settings, target: Target) -> SlideNetwork:
         network, generator = make(settings, target), torch.Generator().manual_seed(number)
@@ -87,8 +87,8 @@ def main() -> None:
     """Run all trials, and print and write the table, worst first."""
     parser = command(__doc__)
     parser.add_argument("--seeds", nargs="*", type=int, default=list(range(20)))
-    parser.add_argument("--disturbances", type=int, default=10, help="of seed 0")
-    parser.add_argument("--threads", nargs="*", type=int, default=[2, 4], help="beside one, of seed 0")
+    parser.add_argument("--disturbances", type=int, default=10, help="number for seed 0")
+    parser.add_argument("--threads", nargs="*", type=int, default=[2, 4], help="besides one, for seed 0")
     parser.add_argument("--processes", type=int, default=2)
     given = parser.parse_args()
     others = [Trial(0, number + 1) for number in range(given.disturbances)]

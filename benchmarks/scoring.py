@@ -1,18 +1,18 @@
-"""Cost of scoring one slide, stage by stage: relative to its floor, and to encoding all of its tissue.
+"""Cost of scoring a slide: of each stage, relative to its floor, and relative to encoding all tissue.
 
-Run ``python -m benchmarks.scoring``, or some parts of it by ``--only``. Leave ``OMP_NUM_THREADS`` alone, or
-set it to 1: each side computes with one thread. The model is untrained, which costs the same.
+Run ``python -m benchmarks.scoring``, or single parts with ``--only``. Leave ``OMP_NUM_THREADS`` unset, or set
+it to 1: each side computes with one thread. The model is untrained, which does not change the cost.
 
-``split``: seconds of each stage by itself, and the compressed bytes that it reads.
-``floor``: wall time of scoring by the least that it could be: reading and decoding exactly the file's tiles
-that it reads, one after the other, the attention network alone on the ready thumbnail, and the backbone alone
-on ready tiles in the same precision and batches. Aim 1.3.
-``exhaustive``: relative to reading every tissue tile by OpenSlide and Pillow and encoding batches of 64 by
-the same backbone: in float32, and in bfloat16 with the layout that is fastest for it. Tiles spread over all
-the tissue are measured; ``extrapolated_s`` is ``measured_s * all_tiles / measured_tiles``. Nothing else is
-extrapolated: ``all_bytes`` is the sum over all tissue tiles in the file's index, ``scoring_bytes`` that over
-those that scoring read, and ``scoring_bytes_asked`` all that the process asked of files, the index too. Goals
-on the slide of 80,000 pixels: ``times`` 400, ``bytes_times`` 80.
+``split``: seconds of each stage alone, and the compressed bytes that it reads.
+``floor``: wall time of scoring relative to the minimum: reading and decoding only the needed tiles of the
+file, one after the other, the attention network on a thumbnail in memory, and the backbone on tiles in
+memory, in the same precision and batches. Aim: 1.3.
+``exhaustive``: scoring relative to reading every tissue tile with OpenSlide and Pillow and encoding batches
+of 64 with the same backbone, in float32, and in bfloat16 with its fastest layout. Tiles spread over all the
+tissue are measured; ``extrapolated_s`` is ``measured_s * all_tiles / measured_tiles``. Nothing else is
+extrapolated: ``all_bytes`` is the sum over all tissue tiles in the file's index, ``scoring_bytes`` the sum
+over those that scoring read, and ``scoring_bytes_asked`` all bytes that the process read from files, with the
+index. Goals on the slide of 80,000 pixels: ``times`` 400, ``bytes_times`` 80.
 
 Both sides of each ratio take turns; numbers are medians over rounds.
 """
@@ -148,7 +148,7 @@ def all_tissue(path: Path, settings: Settings) -> tuple[IntArray, int]:
 
 @torch.inference_mode()
 def encode_all(path: Path, corners: IntArray, side: int, network: nn.Module, precision: str) -> None:
-    """Encode tiles as pipelines do that encode all of them."""
+    """Encode tiles as a pipeline does that encodes all of them."""
     layout = torch.contiguous_format if precision == "float32" else torch.channels_last
     mean, std = (
         torch.tensor(each).reshape(3, 1, 1) for each in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -1,4 +1,4 @@
-"""Synthetic slides and untrained models: for speed it does not matter what a model has learned."""
+"""Synthetic slides and untrained models for measurements of speed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TARGET = Target("classification", ("negative", "positive"))
 
 
 def slide_of(folder: Path, side: int) -> Path:
-    """Write a slide of so many pixels a side, 30 % tissue, unless it is there."""
+    """Write a slide of so many pixels a side, 30 % tissue, unless it exists."""
     path = folder / f"slide_{side}.tif"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -31,7 +31,7 @@ def slide_of(folder: Path, side: int) -> Path:
 
 
 def slides_to_train_on(folder: Path, count: int, side: int) -> list[Path]:
-    """Write slides for training, all of one size, unless they are there."""
+    """Write slides of one size for training, unless they exist."""
     paths = [folder / f"training_{side}_{number}.tif" for number in range(count)]
     if not all(path.exists() for path in paths):
         folder.mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ def slides_to_train_on(folder: Path, count: int, side: int) -> list[Path]:
 
 
 def untrained(settings: Settings) -> Any:
-    """Return a model that has learned nothing, whose attention is random rather than uniform."""
+    """Return an untrained model, with random rather than uniform attention."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = model_for(settings, TARGET).eval()
@@ -54,6 +54,6 @@ def untrained(settings: Settings) -> Any:
 
 
 def score(model: Any, slide: Slide, settings: Settings) -> Scored:
-    """Score an open slide as the product does."""
+    """Score an open slide as the library does."""
     name = Path(slide.path).stem
     return LoadedModel(model, settings, TARGET, "").score(slide, ref=SlideRef(name, slide.path, name))

@@ -1,4 +1,4 @@
-"""Clocks that compare ways of doing one thing on a machine that others use as well."""
+"""Clocks that compare alternatives on a shared machine."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Any, NamedTuple
 
 
 class Times(NamedTuple):
-    """Medians of the seconds of calls, by the clock on the wall and of the processor."""
+    """Median wall time and CPU time of calls, in seconds."""
 
     seconds: float
     processor_seconds: float
 
 
 def interleaved(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, Times]:
-    """Call all sides in turn, once to warm up and then in each round, so that they meet the same load."""
+    """Call all sides in turn, once to warm up and once in each round, so that they meet the same load."""
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
     for _ in range(rounds + 1):
         for name, call in sides.items():
@@ -31,7 +31,7 @@ def interleaved(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str
 
 
 def in_new_process(module: str, *arguments: object) -> dict[str, Any]:
-    """Run a module that prints JSON in a process of its own, whose peak memory is then its own as well."""
+    """Run a module that prints JSON in a new process, so that its peak memory is measured alone."""
     command = [sys.executable, "-m", module, *map(str, arguments)]
     ran = subprocess.run(command, capture_output=True, text=True, check=True)
     found: dict[str, Any] = json.loads(ran.stdout)
@@ -39,6 +39,6 @@ def in_new_process(module: str, *arguments: object) -> dict[str, Any]:
 
 
 def process_io(name: str) -> int:
-    """Bytes that this process has asked of files (``rchar``) or got from the disk (``read_bytes``) so far."""
+    """Return the bytes this process has read from files (``rchar``) or the disk (``read_bytes``) so far."""
     lines = Path("/proc/self/io").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name))

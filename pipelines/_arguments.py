@@ -1,4 +1,4 @@
-"""Arguments and options that several commands share, each declared once."""
+"""Arguments and options that several commands share."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ LabelColumn = Annotated[
     text(
         "--label-column",
         "NAME[,NAME]",
-        "Column of the labels, if it is not 'label'. Several, joined by commas, where model.task needs "
+        "Column of the labels, if it is not 'label'. Several columns, joined by commas, if model.task needs "
         "them: time,event for survival, a column of 0 and 1 for each label of multilabel.",
         panel=INPUT,
     ),
@@ -63,11 +63,11 @@ TrainingSeed = Annotated[
 
 
 def _no_store(folder: Path) -> Path:
-    """Refuse a URL: a folder named ``s3:`` would be made for it."""
+    """Refuse a URL, for which a folder named ``s3:`` would be made."""
     if re.match(r"[A-Za-z][\w+.-]+:/", str(folder)):
         raise typer.BadParameter(
             f"{folder} looks like a URL, but results are written to disks only; name a folder, and copy it "
-            "to the store when the run is over"
+            "to the store after the run"
         )
     return folder
 

@@ -1,7 +1,7 @@
-"""Decide which slide is tried when, and who is to blame for a worker that died.
+"""Decide when each slide is tried, and which slide caused the death of a worker.
 
-Nothing here knows Dask, a clock or a thread: events go in, actions come out. :mod:`pipelines._tasks` tells
-what happens on the cluster and does what is decided here.
+This module uses no Dask, clock or thread: events go in, actions come out. :mod:`pipelines._tasks` reports
+what happens on the cluster and carries out the actions.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from collections import deque
 from dataclasses import dataclass
 from enum import Enum, auto
 
-# Enough that no worker waits for the client, few enough that a stop is a stop.
+# Enough that no worker waits for the client, and few enough that a run stops soon.
 _SLIDES_PER_THREAD = 2
 _LEAST_SLIDES = 8
 
 
 class Ending(Enum):
-    """How an attempt ended."""
+    """The end of an attempt."""
 
     DONE = auto()
     FAILED = auto()
-    DIED = auto()  # with its worker
-    LOST = auto()  # nobody knows why
+    DIED = auto()  # its worker died
+    LOST = auto()  # for an unknown reason
 
 
 class Verdict(Enum):
@@ -29,33 +29,33 @@ class Verdict(Enum):
 
     AS_RETURNED = auto()  # its result, or the error that it raised
     TIMED_OUT = auto()
-    DEADLY = auto()  # its worker died, and died again when nothing else was under way
+    DEADLY = auto()  # its worker died, and died again while no other slide was running
 
 
 @dataclass(frozen=True)
 class Submit:
-    """Give a slide to the cluster."""
+    """Submit a slide to the cluster."""
 
     slide: int
 
 
 @dataclass(frozen=True)
 class Cancel:
-    """Take a slide back from the cluster; its attempt still has to end."""
+    """Cancel a slide on the cluster; the end of its attempt still follows."""
 
     slide: int
 
 
 @dataclass(frozen=True)
 class Report:
-    """Tell the outcome of a slide."""
+    """Report the outcome of a slide."""
 
     slide: int
     verdict: Verdict
 
 
 class GiveUp(Enum):
-    """End the run with an error that blames no slide."""
+    """End the run with an error for which no slide is to blame."""
 
     NO_WORKERS = auto()
     NO_SCHEDULER = auto()
@@ -63,7 +63,7 @@ class GiveUp(Enum):
 
 @dataclass(frozen=True)
 class End:
-    """Take back whatever is still under way; there is nothing left to do."""
+    """Cancel whatever is still running; nothing is left to do."""
 
 
 Action = Submit | Cancel | Report | GiveUp | End
@@ -73,15 +73,15 @@ class Attempts:
     """The state of a run over slides, which are numbered in the order in which they are offered.
 
     A slide whose worker died waits until all others have ended. Then it is tried alone, and it is to blame if
-    its worker dies again. A slide that took too long is not tried again. Each method that tells an event
-    returns the actions that follow from it, in order.
+    its worker dies again. A slide that took too long is not tried again. Each method for an event returns the
+    actions that follow from it, in order.
 
     Parameters
     ----------
     wait
         Seconds without workers after which the run gives up.
     now
-        Present time in seconds.
+        Current time in seconds.
     strict
         End at the first failure.
 
@@ -111,16 +111,16 @@ class Attempts:
 
     @property
     def room(self) -> int:
-        """How many slides may be offered now."""
+        """Number of slides that may be offered now."""
         if self._all_offered or self._over:
             return 0
         threads = self._threads - self._stuck
         most = max(_SLIDES_PER_THREAD * threads, _LEAST_SLIDES) if threads > 0 else 0
-        # One at least, for some clusters start workers only when there is something to do.
+        # At least one: some clusters start workers only when there is work.
         return max(0, max(most, 1) - len(self._running))
 
     def offer(self, count: int, *, last: bool) -> list[Action]:
-        """There are more slides, not more than there is room for; ``last`` says that none will follow."""
+        """Offer more slides, at most as many as there is room for; ``last`` means that none will follow."""
         if count > self.room:
             raise ValueError(f"{count} slides were offered, but there is room for {self.room}")
         slides = range(self._offered, self._offered + count)
@@ -130,13 +130,13 @@ class Attempts:
         return [*map(Submit, slides), *self._next()]
 
     def stop(self) -> list[Action]:
-        """No further attempt is to begin; those under way may end."""
+        """Begin no further attempt; those that are running may end."""
         self._all_offered = self._stopping = True
         self._suspects.clear()
         return self._next()
 
     def workers(self, threads: int, now: float) -> list[Action]:
-        """At a time in seconds, the cluster's workers have so many threads that suit the slides."""
+        """Record the number of the workers' threads that suit the slides, at a time in seconds."""
         self._threads = threads
         if threads > self._stuck:
             self._workers_seen = now
@@ -146,10 +146,10 @@ class Attempts:
         return [GiveUp.NO_WORKERS]
 
     def timed_out(self, slide: int, *, worker_dies: bool) -> list[Action]:
-        """Handle a slide that took too long; its worker dies of it, or loses a thread for good."""
+        """Handle a slide that took too long; its worker dies, or else loses a thread for good."""
         self._stuck += not worker_dies
         self._late.add(slide)
-        if slide in self._suspects:  # its worker's death was known before the reason
+        if slide in self._suspects:  # the death of its worker was known before the reason
             self._suspects.remove(slide)
             return self._report(slide, Verdict.TIMED_OUT)
         return [Cancel(slide)] if slide in self._running else []
@@ -159,7 +159,7 @@ class Attempts:
         self._running.remove(slide)
         alone, self._alone = self._alone, False
         late = slide in self._late
-        if ending is Ending.DONE or (ending is Ending.FAILED and not late):
+        if ending in {Ending.DONE, Ending.FAILED}:  # its own answer, even if late
             return self._report(slide, Verdict.AS_RETURNED, failed=ending is Ending.FAILED)
         if late:
             return self._report(slide, Verdict.TIMED_OUT)
@@ -180,7 +180,7 @@ class Attempts:
         return [report, *self._next()]
 
     def _next(self) -> list[Action]:
-        """Try a suspect or end, once nothing is under way and no other slide will come."""
+        """Try a suspect, or end, once nothing is running and no other slide will come."""
         if self._running or not self._all_offered or self._over:
             return []
         if self._suspects:

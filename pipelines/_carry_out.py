@@ -18,8 +18,8 @@ if TYPE_CHECKING:  # Dask takes a while to import, and a command that finds noth
     from pipelines._tasks import Limits
     from pipelines._work import Outcome
 
-# Slides that a process works on, where the user sets none. One is read while another is computed; a GPU is
-# fast enough to wait for several.
+# Slides that a process works on at once unless the user sets a number. One is read while another is
+# computed; a GPU computes fast enough for several.
 _AT_ONCE, _AT_ONCE_ON_GPU = 2, 4
 
 
@@ -32,17 +32,17 @@ class Results:
     rows
         Sorted by slide.
     failed
-        Why slides failed, by slide.
+        Reasons why slides failed, by slide.
     reused
-        Slides that an earlier run had finished.
+        Number of slides that an earlier run had finished.
     stopped
-        Whether slides are missing.
+        Whether slides are missing because the run was stopped.
     notes
-        About this run, without the slides of an earlier one: ``seconds`` of wall time,
+        Facts about this run, without the slides of an earlier one: ``seconds`` of wall time,
         ``slides_per_minute``, and, where they are counted, ``tiles_read`` and ``bytes_read`` of all slides
-        together. Empty if it did nothing.
+        together. Empty if nothing was done.
     left
-        Slides that have arrived and were not done.
+        Number of slides that have arrived and were not done.
     """
 
     rows: Sequence[Row]
@@ -54,16 +54,16 @@ class Results:
 
 
 def complete(task: SlideTask, refs: Sequence[SlideRef], execution: Execution) -> Results:
-    """Do what is left to do.
+    """Work on the slides that are not finished yet.
 
     Parameters
     ----------
     task
-        What to do.
+        The stage.
     refs
         All slides of the run.
     execution
-        How.
+        Where and how it is carried out.
 
     Returns
     -------
@@ -78,8 +78,8 @@ def complete(task: SlideTask, refs: Sequence[SlideRef], execution: Execution) ->
     others = task.recorded() - {ref.id for ref in refs}
     if others:
         report.message(
-            f"{task.stage}: {len(others)} slides of an earlier command are not named in this one and left "
-            "out of its tables; their files stay"
+            f"{task.stage}: {len(others)} slides of an earlier command are not part of this one; they "
+            "are left out of the tables, and their files stay"
         )
     failed: dict[str, str] = {}
     workers = workers_for(task, execution, tasks=len(refs), pending=len(todo))
@@ -101,7 +101,7 @@ def carry_out(
     reused: int = 0,
     begin: Callable[[SlideRef], bool] = lambda ref: True,  # noqa: ARG005
 ) -> list[Finished]:
-    """Do slides, and note the outcome of each as soon as it is known.
+    """Work on slides, and record the outcome of each as soon as it is known.
 
     Parameters
     ----------
@@ -110,19 +110,19 @@ def carry_out(
     workers
         See :func:`workers_for`; not entered when there is nothing to do.
     execution
-        How.
+        Where and how it is carried out.
     rows, failed
         Filled, by slide, with rows and with the reasons of failures.
     reused
-        Slides that were done already, for the reporter.
+        Number of slides that were done already, for the reporter.
     begin
-        Called as a slide is about to go to the cluster; once it returns false, neither that slide nor a
-        further one goes.
+        Called before a slide is submitted to the cluster; once it returns false, neither that slide nor a
+        later one is submitted.
 
     Returns
     -------
     list of Finished
-        In the order in which they ended.
+        The slides in the order in which they ended.
     """
     report = execution.reporter
     done: list[Finished] = []
@@ -165,7 +165,7 @@ def workers_for(
     task, execution
         The stage, and how it is carried out.
     tasks, pending
-        As in :func:`pipelines._cluster.connect`; not known by default.
+        As in :func:`pipelines._cluster.connect`; unknown by default.
 
     Yields
     ------
@@ -190,7 +190,7 @@ def workers_for(
         gpus=gpus,
         wait=execution.wait,
     ) as client:
-        if client is not execution.scheduler:  # whoever made the client knows, or has no need to
+        if client is not execution.scheduler:  # a caller who made the client knows its dashboard
             execution.reporter.message(dashboard(client))
         on_each_worker(task.start, client, resources=resources, wait=execution.wait)
         yield client, limits
@@ -209,7 +209,7 @@ def _finished(row: Row, outcome: Outcome[Row]) -> Finished:
 
 
 def totals(done: Sequence[Finished], seconds: float) -> dict[str, Any]:
-    """Sum up slides that took some seconds together; empty for none."""
+    """Sum up slides that took so many seconds together; return an empty mapping for no slides."""
     if not done:
         return {}
     notes: dict[str, Any] = {"seconds": round(seconds, 3)}
@@ -222,7 +222,7 @@ def totals(done: Sequence[Finished], seconds: float) -> dict[str, Any]:
 
 
 def report_left_out(rows: Sequence[Row], execution: Execution) -> None:
-    """Report slides that have tissue but nothing to read, or whose tissue is in doubt, and why."""
+    """Report slides that have tissue but nothing to read, or whose tissue is doubtful, with the reasons."""
     for row in rows:
         if row["status"] == Status.NO_TISSUE and row["error"]:
             execution.reporter.message(f"warning: {row['slide_id']} has nothing to read: {row['error']}")

@@ -1,4 +1,4 @@
-"""Where tasks run: the only place that makes a Dask client."""
+"""Clusters to run tasks on; this is the only module that makes a Dask client."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from distributed.comm.core import connect as connect_comm
 from wsi_ats.errors import ArtifactError, SettingsError
 from wsi_ats.files import read_json
 
-# Between looks at whether a scheduler has written its file.
+# Between checks for the file that a scheduler writes.
 _FILE_SECONDS = 0.2
 
 # Where NVIDIA's driver lists its GPUs.
@@ -35,38 +35,38 @@ _DRIVER = Path("/proc/driver/nvidia")
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 _LOCAL = {
-    # A task is tried once; who really brought its worker down is found out in `for_each_slide`.
+    # A task is tried once; `for_each_slide` finds out which slide really killed its worker.
     "distributed.scheduler.allowed-failures": 0,
     # By default Dask writes thread limits into the environment of *this* process, where they would
-    # slow down training; the workers get theirs below.
+    # slow training down; the workers get theirs below.
     "distributed.nanny.pre-spawn-environ": {},
-    # A worker that takes longer to come back is given up by default, and never replaced; on a busy machine
-    # all of them may. Those that will not come back are replaced below.
+    # By default Dask gives up a worker that takes long to come back, and never replaces it; on a busy machine
+    # that may happen to all of them. Those that will not come back are replaced below.
     "distributed.deploy.lost-worker-timeout": "1d",
 }
 
-# Dask's; the second has a level of its own.
+# Loggers of Dask; the second has its own level.
 _LOGGERS = ("distributed", "distributed.client")
 
-# A client tries so long to connect, and also to connect again when its scheduler is lost: that is reported
-# early, for the run can go on only when the same command is given again.
+# Time for a client to connect, and to reconnect when its scheduler is lost. A loss is reported early, because
+# the run can only continue when the same command is given again.
 _RECONNECT_SECONDS = 10.0
 
-# Between looks at whether a lost connection is given up.
+# Between checks of whether a lost connection has been given up.
 _POLL_SECONDS = 0.1
 
-# Between looks at whether a local worker has to be replaced.
-_LOOK_SECONDS = 1.0
+# Between checks of whether a local worker has to be replaced.
+_CHECK_SECONDS = 1.0
 
 
 @contextmanager
 def _interrupts_held_back() -> Iterator[None]:
-    """Let Ctrl-C wait until the context ends; processes started in it, now or later, never see it.
+    """Hold Ctrl-C back until the context ends; processes started in it, now or later, never receive it.
 
-    It reaches every process of a terminal, but only the one that the user started should act on it. The
-    mask is inherited: by the thread that looks after the workers, and from it by each of them.
+    Ctrl-C reaches every process of a terminal, but only the one that the user started should act on it. The
+    mask is inherited by the thread that manages the workers, and from it by each of them.
     """
-    resource_tracker.ensure_running()  # else it is started in between, and lifts the mask for its part
+    resource_tracker.ensure_running()  # else it would start later, and lift the mask while it does
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -95,22 +95,22 @@ def connect(
     workers
         Processes of a local cluster; one for each core by default.
     tasks
-        Tasks of the whole run: there are never more workers than these, and the cores are shared out to
-        the threads of those workers.
+        Number of tasks of the whole run: there are never more workers than tasks, and the cores are divided
+        among the threads of those workers.
     pending
-        Tasks that are left to do: no more processes than these are started.
+        Number of tasks that are left to do: no more processes than these are started.
     at_once
-        Tasks that a process of a local cluster works on at once.
+        Number of tasks that a process of a local cluster works on at once.
     gpus
-        GPUs of this machine that tasks compute on, as ``CUDA_VISIBLE_DEVICES`` names them: there is a worker
-        for each, which sees no other and offers the resource ``GPU=1``.
+        GPUs of this machine that tasks compute on, as ``CUDA_VISIBLE_DEVICES`` names them. Each has a worker
+        that sees no other GPU and offers the resource ``GPU=1``.
     wait
         Seconds to wait for a scheduler's file, then for its answer, and then for its first worker.
 
     Raises
     ------
     SettingsError
-        When there is no such file, it names no address, no scheduler answers, or there is no worker.
+        When the file is missing or names no address, no scheduler answers, or there is no worker.
     """
     if isinstance(scheduler, Client):
         yield scheduler
@@ -127,16 +127,16 @@ def connect(
 def dashboard(client: Client) -> str:
     """Return a sentence with the address of Dask's dashboard.
 
-    The address of a remote scheduler is passed on unchecked: its host may have another name from here.
+    The address of a remote scheduler is not checked: its host may have another name on this machine.
     """
     try:
         link = client.dashboard_link
-    except KeyError:  # there is none, or Dask's configuration cannot tell where
+    except KeyError:  # there is none, or Dask's configuration does not tell its address
         link = None
     if link is None:
-        return "Dask names no address of its dashboard"
+        return "Dask gives no address for its dashboard"
     if client.cluster is None:
-        return f"Dask's dashboard, as its scheduler says: {link}"
+        return f"Dask's dashboard, according to its scheduler: {link}"
     if find_spec("bokeh") is not None:
         return f"Dask's dashboard: {link}"
     return (
@@ -146,7 +146,7 @@ def dashboard(client: Client) -> str:
 
 
 def tries_again(client: Client) -> bool:
-    """Whether the scheduler gives the tasks of a worker that died to others, as it does by default."""
+    """Return whether the scheduler gives tasks of a dead worker to other workers, as it does by default."""
     allowed: Any = client.run_on_scheduler(dask.config.get, "distributed.scheduler.allowed-failures")
     return bool(allowed)
 
@@ -154,7 +154,7 @@ def tries_again(client: Client) -> bool:
 def visible_gpus() -> list[str]:
     """Return the names of this machine's GPUs: those in ``CUDA_VISIBLE_DEVICES``, else all.
 
-    NVIDIA's driver lists them all; no library is loaded for that.
+    NVIDIA's driver lists them all, so no library has to be loaded.
     """
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
@@ -182,7 +182,7 @@ def _local(
         "host": "127.0.0.1",
         "dashboard": False,
         "silence_logs": logging.CRITICAL,
-        # Dask would pause a worker whose model and thumbnail fill its share, for ever.
+        # Dask would pause a worker for ever once its model and thumbnail fill its share of memory.
         "memory_limit": 0,
     }
     environment = dict.fromkeys(_THREADS, str(max(1, CPU_COUNT // whole)))
@@ -197,7 +197,7 @@ def _local(
             cluster = SpecCluster(
                 scheduler={
                     "cls": Scheduler,
-                    # Any port: others may run one, too.
+                    # Any port: another dashboard may be running.
                     "options": {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"},
                 },
                 workers={i: {"cls": Nanny, "options": options | each} for i, each in enumerate(own)},
@@ -209,7 +209,7 @@ def _local(
 
 
 def _address_in(file: Path, wait: float) -> str:
-    """Read the address that a scheduler writes into a file; in a queue, the file may come much later."""
+    """Read the address that a scheduler writes to a file; with a job queue the file may appear much later."""
     end = time.monotonic() + wait
     while True:
         try:
@@ -217,7 +217,7 @@ def _address_in(file: Path, wait: float) -> str:
         except (ArtifactError, KeyError) as error:
             if time.monotonic() > end:
                 raise SettingsError(
-                    f"waited {wait:g} s for a scheduler's address in {file} "
+                    f"waited {wait:g} s for the address of a scheduler in {file} "
                     f"({'there is no such file' if not file.exists() else 'the file is damaged'}); "
                     f"`dask scheduler --scheduler-file {file}` writes it, and --wait allows more time"
                 ) from error
@@ -226,7 +226,7 @@ def _address_in(file: Path, wait: float) -> str:
 
 @contextmanager
 def _replaced(cluster: SpecCluster) -> Iterator[None]:
-    """Replace workers whose nanny gave up, as it does for good when its process dies while it starts."""
+    """Replace workers whose nanny has given up, as it does when its process dies during start-up."""
     over = Event()
 
     def replace() -> None:
@@ -234,13 +234,13 @@ def _replaced(cluster: SpecCluster) -> Iterator[None]:
             for name, nanny in list(cluster.workers.items()):
                 if nanny.status in {Status.closed, Status.failed}:
                     del cluster.workers[name]
-            cluster.scale(len(cluster.worker_spec))  # makes those that are missing
+            cluster.scale(len(cluster.worker_spec))  # starts those that are missing
 
-    def look() -> None:
-        while not over.wait(_LOOK_SECONDS) and cluster.loop is not None:
+    def watch() -> None:
+        while not over.wait(_CHECK_SECONDS) and cluster.loop is not None:
             cluster.loop.add_callback(replace)
 
-    thread = Thread(target=look, name="replaces-workers", daemon=True)
+    thread = Thread(target=watch, name="replaces-workers", daemon=True)
     thread.start()
     try:
         yield
@@ -253,10 +253,14 @@ def _replaced(cluster: SpecCluster) -> Iterator[None]:
 def _remote(address: str, wait: float) -> Iterator[Client]:
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     try:
-        with ThreadPoolExecutor(1) as pool:  # the caller may run an event loop in this thread
+        with ThreadPoolExecutor(1) as pool:  # this thread may already run an event loop
             pool.submit(asyncio.run, _greet(address, wait)).result()
         client = _client(address, wait)
-    except (OSError, ValueError, MemoryError) as error:  # a web server's answer is taken for a length
+    except (
+        OSError,
+        ValueError,
+        MemoryError,
+    ) as error:  # MemoryError if a web server answers: its text is read as a length
         reason = str(error).partition("\n")[0] or f"no answer for {wait:g} s"
         raise SettingsError(
             f"no Dask scheduler answers at {address}: {reason}; check the address (such as "
@@ -270,7 +274,7 @@ def _remote(address: str, wait: float) -> Iterator[Client]:
         _wait_for_worker(client, address, wait)
         yield client
     finally:
-        while client.status == "connecting":  # it gives up by itself, and complains if it is closed before
+        while client.status == "connecting":  # it gives up by itself, and logs errors if it is closed earlier
             time.sleep(_POLL_SECONDS)
         client.close()
         for logger, level in zip(loggers, levels, strict=True):
@@ -278,7 +282,7 @@ def _remote(address: str, wait: float) -> Iterator[Client]:
 
 
 def _client(address: str, wait: float) -> Client:
-    """Make a client of a scheduler that answers, within some seconds."""
+    """Make a client of a scheduler that answers within so many seconds."""
     end = time.monotonic() + wait
     while True:
         try:
@@ -289,7 +293,7 @@ def _client(address: str, wait: float) -> Client:
 
 
 async def _greet(address: str, wait: float) -> None:
-    """Exchange greetings with a scheduler; a client would wait for ever for one that does not answer."""
+    """Exchange greetings with a scheduler; a client would wait for ever if it does not answer."""
     arguments = Security().get_connection_args("client")
     comm = await asyncio.wait_for(connect_comm(address, timeout=wait, **arguments), wait)
     comm.abort()

@@ -1,4 +1,4 @@
-"""The frame that every command runs in: its options, its result, its exit code."""
+"""The frame of every command: options, result and exit code."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _without_flag_types(params: list[Any]) -> list[Any]:
 
 
 class PlainCommand(TyperCommand):
-    """A command whose help page names no type of options that are on or off."""
+    """A command whose help page shows no type for options that are on or off."""
 
     def get_params(self, ctx: Any) -> list[Any]:
         """Return options and arguments."""
@@ -66,7 +66,7 @@ class PlainGroup(TyperGroup):
 
 
 def command(body: Callable[..., Result]) -> Callable[..., None]:
-    """Make a command of a function: a parameter that is a group of options becomes these options.
+    """Turn a function into a command; a parameter that is a group of options becomes its options.
 
     ``--json`` and ``--debug`` are added to every command. The command shows the result of the function and
     ends with its exit code. An error raised on purpose becomes one line on stderr and exit code 2, Ctrl-C
@@ -82,7 +82,7 @@ def command(body: Callable[..., Result]) -> Callable[..., None]:
     def run(**values: Any) -> None:
         common = CommonOptions(json=values.pop("json"), debug=values.pop("debug"))
 
-        def work() -> Result:  # a group refuses values that cannot be
+        def work() -> Result:  # a group refuses impossible values
             made = {
                 name: common if kind is CommonOptions else _made(kind, values)
                 for name, kind in groups.items()
@@ -115,7 +115,7 @@ def _expanded(parameter: inspect.Parameter) -> list[inspect.Parameter]:
 
 
 def _made(group: Any, values: dict[str, Any]) -> Any:
-    """Make a group of its options, and take these out of the values."""
+    """Make a group from its options, and remove these from the values."""
     return group(
         **{
             name: _made(kind, values) if is_dataclass(kind) else values.pop(name)

@@ -29,8 +29,8 @@ from pipelines._reports import Finished, duration
 if TYPE_CHECKING:
     from pipelines._command import Result
 
-# The rate is that of the slides of this many seconds, at most 1000 slides. A slide may take an hour: rich's
-# default, half a minute, would never contain two.
+# The rate is measured over the slides of this many seconds, at most 1000 slides. A slide may take an hour, so
+# rich's default of half a minute would never contain two.
 _RATE_SECONDS = 6 * 3600.0
 
 
@@ -50,11 +50,11 @@ class ConsoleReporter:
     console
         The console to print to.
     verbose
-        Whether to print where errors come from.
+        Whether to print tracebacks of errors.
     timer
-        Returns seconds that never go back.
+        Returns seconds of a clock that never goes back.
     every
-        Fewest seconds between two lines about slides in a log; the first and the last slide always get one.
+        Minimum seconds between two lines about slides in a log; the first and the last slide always get one.
     """
 
     console: Console
@@ -95,7 +95,7 @@ class ConsoleReporter:
             disable=not (self.console.is_interactive and total),
         )
         number = bar.add_task(stage, total=total, failures="", last="")
-        # Measure the rate from now on: the first slides of many workers end together, as if they were fast.
+        # Measure the rate from now on: the first slides of many workers end together and would look fast.
         bar.advance(number, 0)
         [task] = bar.tasks
         failed, printed, shown = 0, -math.inf, 0

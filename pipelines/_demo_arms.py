@@ -25,7 +25,7 @@ from wsi_ats.slides.base import SlideRef
 from wsi_ats.tables.files import read_parquet
 from wsi_ats.testing.layout import Kind
 
-# Attention sampling, and the method that it is compared with.
+# Attention sampling, and the method it is compared with.
 ARMS: Mapping[str, tuple[str, ...]] = {
     "attention sampling": (),
     "uniform draws": ("model.kind=uniform",),
@@ -58,7 +58,7 @@ class Arm:
 
 
 class Stopwatch:
-    """Measures the time of named parts.
+    """A stopwatch for named parts.
 
     Attributes
     ----------
@@ -92,17 +92,17 @@ def compare(
     Parameters
     ----------
     out
-        The folder that ``make_slides`` wrote to; models and scores are written there, too.
+        The folder that ``make_slides`` wrote to; models and scores are written there as well.
     training, held_out
         The slides.
     settings
-        Settings of all methods; ``training.seed`` decides the draws at scoring, too.
+        Settings of all methods; ``training.seed`` also decides the draws at scoring.
     execution
         The cluster; results of an earlier call are reused.
     clock
         Measures the time of each part.
     arms
-        Settings in which each method differs, by its name.
+        Settings that differ from ``settings``, by the name of the method.
     """
     measured = {}
     for name, differences in arms.items():
@@ -118,7 +118,7 @@ def compare(
 
 
 def check_complete(summary: Summary) -> None:
-    """Refuse results that lack some of the demo's slides.
+    """Refuse results in which slides of the demo are missing.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""The slides of the demo: synthetic ones to train on and to score, and one of a gigapixel."""
+"""The slides of the demo: synthetic slides to train on and to score, and one gigapixel slide."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from wsi_ats.testing.synthetic import write_collection, write_slide
 # Folders of slides; `demo.json` beside them says which demo they belong to.
 _FOLDERS = ("training", "held-out", "gigapixel")
 
-# Written last, each in its folder: with them the slides are complete.
+# Written last, each in its folder: its presence means that the slides are complete.
 _MARKS = ("labels.csv", "gigapixel.npz")
 
 _TILE_SIZE = 64
@@ -42,9 +42,9 @@ class Scale:
     gigapixel_side
         Pixels a side of the large slide.
     slides_per_bank
-        Slides made of the same tiles, as if they came from one laboratory.
+        Number of slides made of the same tiles, as if they came from one laboratory.
     epochs
-        Passes over the training slides in which the classifier learns.
+        Number of epochs in which the classifier learns.
     """
 
     training: int = 120
@@ -56,7 +56,7 @@ class Scale:
 
 
 def claim(out: Path, made: Mapping[str, int], *, overwrite: bool) -> None:
-    """Record which slides the folder holds; refuse other slides or, with ``overwrite``, delete them.
+    """Record which slides the folder holds; refuse or, with ``overwrite``, delete other slides.
 
     Raises
     ------
@@ -67,7 +67,7 @@ def claim(out: Path, made: Mapping[str, int], *, overwrite: bool) -> None:
     if folders and not record.exists():
         names = ", ".join(folder.name for folder in folders)
         raise ArtifactError(
-            f"{out} holds {names}, but no demo.json: they may not be of a demo; choose another --out"
+            f"{out} holds {names}, but no demo.json, so these may not belong to a demo; choose another --out"
         )
     if folders and overwrite:
         for folder in folders:
@@ -90,7 +90,7 @@ def claim(out: Path, made: Mapping[str, int], *, overwrite: bool) -> None:
 def make_slides(
     out: Path, scale: Scale, *, seed: int, execution: Execution, visibility: float = 1.0
 ) -> tuple[list[SlideRef], list[SlideRef]]:
-    """Write slides to train on and slides to score, unless they are there.
+    """Write slides to train on and slides to score, unless they exist.
 
     Parameters
     ----------
@@ -117,7 +117,7 @@ def make_slides(
 
 
 def _write_slides(folder: Path, count: int, scale: Scale, seed: int, visibility: float) -> None:
-    # The labels are written last: with them the folder is complete.
+    # The labels are written last: their presence means that the folder is complete.
     if not (folder / "labels.csv").exists():
         write_collection(
             folder,
@@ -134,7 +134,7 @@ def _write_slides(folder: Path, count: int, scale: Scale, seed: int, visibility:
 
 
 def write_gigapixel(folder: Path, side: int, *, seed: int) -> tuple[npt.NDArray[np.uint8], SlideRef]:
-    """Write one large positive slide, unless it is there."""
+    """Write one large positive slide, unless it exists."""
     folder.mkdir(parents=True, exist_ok=True)
     path, truth = folder / "gigapixel.tif", folder / "gigapixel.npz"
     if not truth.exists():

@@ -1,6 +1,6 @@
 """Evaluation of scores: read them, join them with labels, and write metrics, tables and plots.
 
-:mod:`pipelines.evaluate` does so once, :mod:`pipelines.crossval` for each fold and for all together.
+:mod:`pipelines.evaluate` does this once, :mod:`pipelines.crossval` for each fold and for all folds together.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from wsi_ats.results.plots import figure_of_panels
 from wsi_ats.results.records import Status
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.tables.files import read_csv, read_parquet, write_csv
+from wsi_ats.tables.folders import listed
 from wsi_ats.tasks.base import Floats
 from wsi_ats.tasks.registry import TASKS
 from wsi_ats.tasks.targets import Target
@@ -51,7 +52,7 @@ class Evaluation(Summary):
     def sections(self) -> list[tuple[str, list[tuple[str, str]]]]:
         """Return the lines to print."""
         lines = [(str(row["figure"]), _words(row)) for row in self.figures]
-        return [*super().sections(), ("figures", lines)] if lines else super().sections()
+        return [*super().sections(), ("metrics", lines)] if lines else super().sections()
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,9 @@ class Scores:
     slides
         Rows of its predictions.
     cases
-        Rows of ``cases.csv`` by case, where the stage wrote one.
+        Rows of ``cases.csv`` by case, if the stage wrote one.
     digest
-        Fingerprint of what they were computed from; not of the time.
+        Fingerprint of the inputs of the scores, without the time.
     """
 
     folder: Path
@@ -88,7 +89,7 @@ def read_scores(folder: Path) -> Scores:
     Raises
     ------
     ArtifactError
-        When they are not there, not finished or of an older version.
+        When they are missing, not finished or of an older version.
     """
     record = read_json(folder / RUN_FILE)
     if record.get("stage") != "score" or record.get("end") is None:
@@ -99,7 +100,7 @@ def read_scores(folder: Path) -> Scores:
     found = record.get("target")
     if not isinstance(found, dict):
         raise ArtifactError(
-            f"{folder / RUN_FILE} does not say what was predicted; score again with this version"
+            f"{folder / RUN_FILE} does not record what was predicted; score again with this version"
         )
     table, _ = read_parquet(folder / "predictions.parquet")
     rows = [dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)]
@@ -116,28 +117,28 @@ def _read_cases(path: Path, target: Target) -> dict[str, Row] | None:
     if missing:
         raise ArtifactError(f"{path} has no column {', '.join(sorted(missing))}; score again")
     rows = [dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)]
-    # Empty: none of the case's slides has a score.
+    # Scores are empty where none of the case's slides has one.
     return {row["case_id"]: row for row in rows if all(row[name] for name in target.columns)}
 
 
 @dataclass(frozen=True)
 class LabelledScores:
-    """Scores and labels, a row for each slide or case.
+    """Scores joined with labels, a row for each slide or case.
 
     Parameters
     ----------
     target
-        What is predicted.
+        The target of the model.
     names, cases, labels
-        Slide or case, its case, and its label as it is written.
+        Slide or case, its case, and its label as text.
     targets
-        The same in numbers, shape (N, T); see :mod:`wsi_ats.tasks.targets`.
+        The labels as numbers, shape (N, T); see :mod:`wsi_ats.tasks.targets`.
     scores
         Shape (N, C), in the order of ``target.columns``.
     left_out
-        Why slides are not among them, by slide.
+        The reasons why slides are left out, by slide.
     folds
-        Name of the model that gave each row.
+        Name of the model that scored each row.
     """
 
     target: Target
@@ -162,17 +163,17 @@ def join(
     refs
         The same slides with labels, cases and splits.
     by
-        ``"slide"``, or ``"case"``: then the scores of a case are those of ``cases.csv``, else the mean of its
+        ``"slide"`` or ``"case"``; the scores of a case are those of ``cases.csv``, or else the mean of its
         slides.
     split
-        Only slides of this split; ``None``: all.
+        Use the slides of this split only; ``None`` for all.
     fold
         Name of the model.
 
     Raises
     ------
     ManifestError
-        When a label is none of the task or of the model, or slides of a case have different ones.
+        When a label does not suit the task or the model, or slides of a case have different labels.
     """
     left_out: dict[str, str] = {}
     usable: list[tuple[SlideRef, Row]] = []
@@ -235,16 +236,16 @@ def _by_case(usable: Sequence[tuple[SlideRef, Row]], scores: Scores) -> list[_En
         if scores.cases is not None:
             if case not in scores.cases:
                 raise ManifestError(
-                    f"{scores.folder / 'cases.csv'} has no scores of case {case!r}; let the slides' cases be "
-                    "the same for score and in the labels, or evaluate --by slide"
+                    f"{scores.folder / 'cases.csv'} has no scores of case {case!r}; use the same cases for "
+                    "scoring and in the labels, or evaluate --by slide"
                 )
             values = [float(scores.cases[case][name]) for name in scores.target.columns]
         made.append((case, case, labels[0], values))
     return made
 
 
-def together(parts: Sequence[LabelledScores]) -> LabelledScores:
-    """Pool what several models scored."""
+def pool(parts: Sequence[LabelledScores]) -> LabelledScores:
+    """Pool the scores of several models."""
     return LabelledScores(
         parts[0].target,
         [name for part in parts for name in part.names],
@@ -258,7 +259,7 @@ def together(parts: Sequence[LabelledScores]) -> LabelledScores:
 
 
 def check_some(joined: LabelledScores) -> None:
-    """Refuse to evaluate no slides."""
+    """Refuse an evaluation without slides."""
     if not joined.names:
         raise ManifestError(
             f"none of {len(joined.left_out)} slides can be evaluated: "
@@ -267,7 +268,7 @@ def check_some(joined: LabelledScores) -> None:
 
 
 def check_by(by: str) -> None:
-    """Refuse to evaluate by anything but slides or cases."""
+    """Refuse anything but an evaluation by slides or by cases."""
     if by not in BY:
         raise SettingsError(f"cannot evaluate by {by!r}; choose one of {', '.join(BY)}")
 
@@ -296,7 +297,7 @@ def write_metrics(out: Path, rows: Sequence[Row], *before: str) -> None:
 def write_details(out: Path, joined: LabelledScores, *, title: str) -> None:
     """Write all files but ``metrics.csv``: slides that were evaluated and left out, curves and plots.
 
-    Files that only an earlier evaluation wrote are deleted.
+    Files that an earlier evaluation wrote and this one does not are deleted.
     """
     for name in RESULTS:
         if name != "metrics.csv":
@@ -320,19 +321,14 @@ def _write(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
 
 
 def reasons(joined: LabelledScores) -> dict[str, str]:
-    """Slides that were left out, by why, as a person reads it; those of other splits are only counted."""
+    """Return the slides that were left out, by reason, as text; those of other splits are only counted."""
     by: dict[str, list[str]] = defaultdict(list)
     for slide, why in joined.left_out.items():
         by[why.partition(":")[0]].append(slide)
     return {
-        why: str(len(slides)) if why.startswith("split") else f"{len(slides)} ({_list(slides)})"
+        why: str(len(slides)) if why.startswith("split") else f"{len(slides)} ({listed(slides)})"
         for why, slides in sorted(by.items())
     }
-
-
-def _list(names: Sequence[str] | Mapping[str, str], shown: int = 5) -> str:
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(list(names)[:shown]) + more
 
 
 def _words(row: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""From prepared slides to a model: what each of the processes that train together does."""
+"""From prepared slides to a model: the work of each process of a training."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ if TYPE_CHECKING:  # torch takes seconds to import
 
 @dataclass(frozen=True)
 class Fitted:
-    """What came of it.
+    """The result of a training.
 
     Parameters
     ----------
     trained
-        The network, and what is known of it.
+        The network, and what is known about it.
     target
-        What it predicts.
+        The target that it predicts.
     unreadable
-        Slides that turned out to be unreadable, and why.
+        Reasons why slides turned out to be unreadable, by slide.
     seed
-        Of its training.
+        Random seed of the training.
     """
 
     trained: Trained
@@ -56,16 +56,16 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Fitting:
-    """How a model is fitted.
+    """A plan to fit a model.
 
     Parameters
     ----------
     out
         Folder of the run.
     settings
-        All of them.
+        All settings.
     execution
-        Where Dask's workers are, if these read tiles, and who is told how it goes.
+        The Dask workers, if these read tiles, and the reporter.
     readers, max_bad, tensorboard, restarts, retries, features
         See :func:`pipelines.train.train`.
     """
@@ -81,14 +81,14 @@ class Fitting:
     features: Path | None = None
 
     def plan(self, refs: Sequence[SlideRef], target: Target) -> tuple[list[SlideRef], list[SlideRef], Target]:
-        """Slides to train on and to watch, and the target, with the units of the former.
+        """Return the training slides, the validation slides, and the target in units of the training slides.
 
         Raises
         ------
         ManifestError
-            When too little is left to train on, or a case that is taken as one has several labels.
+            When too little is left to train on, or a case that is pooled has several labels.
         SettingsError
-            When settings wait for better figures of slides to watch, and there are none.
+            When settings depend on validation metrics, and there are no validation slides.
         """
         from wsi_ats.tables.splits import split_by_case
 
@@ -97,33 +97,31 @@ class Fitting:
         rates = self.settings.training
         training, validation = split_by_case(refs, rates.validation, seed=rates.seed, task=target.task)
         self.settings.check_watched(len(validation))
-        if target.definition.has_classes:  # their names are all that there is to a target
+        if target.definition.has_classes:  # a target is nothing more than their names
             return training, validation, target
         found = check_labels(training, target.task)
         if found.names != target.names:
             missing = ", ".join(map(repr, sorted(set(target.names) - set(found.names))))
-            raise ManifestError(
-                f"no slide to train on has {missing}; give other splits, or leave the label out"
-            )
+            raise ManifestError(f"no training slide has {missing}; use other splits, or leave the label out")
         return training, validation, found
 
     def fit(self, refs: Sequence[SlideRef], target: Target, processes: Processes | None = None) -> Fitted:
-        """Train on prepared slides; of several processes only the first speaks and writes.
+        """Train on prepared slides; of several processes only the first reports and writes.
 
-        Of several runs one is kept; see :func:`wsi_ats.training.restarts.best_of`.
+        One of several runs is kept; see :func:`wsi_ats.training.restarts.best_of`.
 
         Raises
         ------
         SettingsError
-            When there are restarts to choose from, and no validation slides to choose by.
+            When there are restarts to choose from, but no validation slides to choose by.
         """
         from wsi_ats.training.restarts import best_of, repeat
 
         training, validation, target = self.plan(refs, target)
         if self.restarts > 1 and not validation:
             raise SettingsError(
-                f"--restarts {self.restarts} keeps the run with the least validation loss, but no slides are "
-                "set aside to watch; set training.validation, or give a split column with val"
+                f"--restarts {self.restarts} keeps the run with the least validation loss, but there are no "
+                "validation slides; set training.validation, or give a split column with val"
             )
         first, reporter = processes is None or processes.first, self.execution.reporter
         unreadable: list[dict[str, str]] = []
@@ -156,7 +154,7 @@ class Fitting:
     def judge(
         self, trained: Trained, training: Sequence[SlideRef], validation: Sequence[SlideRef]
     ) -> list[str]:
-        """Say what is wrong with a training, and what attention gives."""
+        """Return lines about problems of a training, and about the gain from attention."""
         classes = [label for _, label in dict.fromkeys((ref.case, str(ref.label)) for ref in training)]
         lines = diagnose(
             trained.rows,
@@ -166,7 +164,7 @@ class Fitting:
         )
         if self.settings.training.calibrate_scores and not trained.calibrated:
             lines.append(
-                "scores are not calibrated: that takes at least ten validation slides, with every class "
+                "scores are not calibrated, which takes at least ten validation slides with every class "
                 "among them; probabilities may be far too certain"
             )
         if trained.trust is None:
@@ -246,7 +244,7 @@ class Fitting:
 
 
 def check_network(settings: Settings, target: Target) -> None:
-    """Make the network once, to find out before any other work whether that can be done.
+    """Make the network once, to find errors before any other work.
 
     Raises
     ------
@@ -259,7 +257,7 @@ def check_network(settings: Settings, target: Target) -> None:
 
 
 def device() -> torch.device:
-    """A graphics processor, if there is one; of several processes each has its own."""
+    """Return the GPU of this process if there is one, else the CPU."""
     import torch
 
     if not torch.cuda.is_available():

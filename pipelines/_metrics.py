@@ -17,24 +17,24 @@ try:
 except ModuleNotFoundError as error:
     raise not_installed("prometheus-client", "metrics", "--metrics") from error
 
-# Bounds of the histogram: from a thumbnail at hand to a large slide on one slow core.
+# Bounds of the histogram: from a thumbnail on a local disk to a large slide on one slow core.
 _SECONDS = (0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000)
 
 
 class MetricsFile(Silent):
-    """A reporter that writes a file in Prometheus' text format again and again, always whole.
+    """A reporter that keeps a file in Prometheus' text format up to date; the file is always complete.
 
     Its metrics, each by stage::
 
         wsi_ats_slides_total{status}           slides that have ended
-        wsi_ats_slides_expected                slides to do, in the present round of a watch, or fold
+        wsi_ats_slides_expected                slides to do, in the current round of a watch, or fold
         wsi_ats_slides_reused                  slides that an earlier run had finished
         wsi_ats_tiles_read_total, wsi_ats_bytes_read_total
         wsi_ats_slide_seconds                  histogram of the wall time of slides
         wsi_ats_last_slide_timestamp_seconds   when the last one ended
-        wsi_ats_running                        1 until the stage is done with its slides, then 0
+        wsi_ats_running                        1 until the stage has finished its slides, then 0
 
-    A process that is killed leaves ``wsi_ats_running`` at 1: tie an alarm to the last slide's time.
+    A killed process leaves ``wsi_ats_running`` at 1: base an alarm on the time of the last slide.
 
     Parameters
     ----------
@@ -43,9 +43,9 @@ class MetricsFile(Silent):
     complain
         Called once when the file can no longer be written.
     every
-        Least seconds between two writes; the beginning and the end of a stage are always written.
+        Minimum seconds between two writes; the beginning and the end of a stage are always written.
     clock, timer
-        Time of day, and seconds of a clock that is never set.
+        Time of day, and seconds of a monotonic clock.
 
     Raises
     ------
@@ -81,7 +81,7 @@ class MetricsFile(Silent):
         self._last = Gauge(
             "wsi_ats_last_slide_timestamp_seconds", "When the last slide ended.", stage, registry=registry
         )
-        self._running = Gauge("wsi_ats_running", "Whether a stage is at work.", stage, registry=registry)
+        self._running = Gauge("wsi_ats_running", "Whether a stage is running.", stage, registry=registry)
 
     @contextmanager
     def slides(self, stage: str, total: int, reused: int) -> Iterator[Callable[[Finished], None]]:
@@ -118,7 +118,7 @@ class MetricsFile(Silent):
             if not self._complained:
                 self._complained = True
                 reason = error.strerror or str(error)
-                self._complain(f"warning: --metrics {self.path} is out of date from here on: {reason}")
+                self._complain(f"warning: --metrics {self.path} can no longer be updated: {reason}")
 
 
 def _check(path: Path) -> None:
@@ -131,6 +131,6 @@ def _check(path: Path) -> None:
         reason = error.strerror or str(error)
     if reason:
         raise SettingsError(
-            f"--metrics {path} cannot be written: {reason}; name a file in a folder that is there and can be "
-            "written to"
+            f"--metrics {path} cannot be written: {reason}; name a file in a folder that exists and is "
+            "writable"
         )

@@ -1,7 +1,7 @@
 """Options that commands share, in small groups: a command declares the groups that it uses.
 
-Each group checks its values when it is made, so that a wrong option is refused in every command and in a dry
-run as well. Nothing heavy is imported at the top: ``--help`` must answer at once.
+Each group checks its values when it is made, so that every command refuses a wrong option, in a dry run as
+well. Nothing heavy is imported at the top: ``--help`` must answer at once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Group(Protocol):
-    """A group of options that decides how a command is carried out."""
+    """A group of options that changes the execution of a command."""
 
     def applied(self, execution: Execution) -> Execution:
         """Return the execution with the options of this group."""
@@ -38,7 +38,7 @@ class CommonOptions:
     json: Annotated[
         bool, flag("--json", "Print the result as JSON on stdout, everything else on stderr.", OUTPUT)
     ] = False
-    debug: Annotated[bool, flag("--debug", "Show where an error comes from.", EXECUTION)] = False
+    debug: Annotated[bool, flag("--debug", "Show the traceback of an error.", EXECUTION)] = False
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class SlideOptions:
         text(
             "--mpp",
             "UM",
-            "Micrometres per pixel of slides whose table gives none; overrides the files.",
+            "Micrometres per pixel of slides without one in their table; takes precedence over the files.",
             panel=INPUT,
         ),
     ] = None
@@ -77,12 +77,12 @@ class SlideOptions:
                 raise SettingsError(str(error)) from error
 
     def refs(self, sources: Sequence[str], **tables: Any) -> list[SlideRef]:
-        """List the slides of sources, to be opened as the options ask.
+        """List the slides of sources, with the reader and the resolution of these options.
 
         Parameters
         ----------
         sources
-            As the command names them.
+            The sources as given to the command.
         **tables
             Further arguments of :func:`pipelines._sources.read_sources`.
 
@@ -138,12 +138,12 @@ class SettingsOptions:
         base
             Settings to change; the defaults unless given.
         changes
-            Values of single settings that have options of their own; ``None`` where not given.
+            Values of settings that have their own options; ``None`` where not given.
 
         Raises
         ------
         SettingsError
-            For a file that cannot be read or a setting that cannot work.
+            For a file that cannot be read, or an impossible setting.
         """
         from wsi_ats.settings import Settings
 
@@ -161,7 +161,8 @@ class FolderOptions:
 
     overwrite: Overwrite = False
     dry_run: Annotated[
-        bool, flag("--dry-run", "Check everything, say what would be done, write nothing.", EXECUTION)
+        bool,
+        flag("--dry-run", "Check everything and count the slides to process, but write nothing.", EXECUTION),
     ] = False
 
     def applied(self, execution: Execution) -> Execution:
@@ -171,16 +172,15 @@ class FolderOptions:
 
 @dataclass(frozen=True)
 class ClusterOptions:
-    """Options of commands that share work out to processes or machines."""
+    """Options of commands that distribute work over processes or machines."""
 
     scheduler: Annotated[
         str,
         text(
             "--scheduler",
             "local|ADDRESS|FILE",
-            "Where to work: on this machine, on the Dask cluster at an address such as "
-            "tcp://10.0.0.5:8786, or on the one whose scheduler file (*.json) is named. Its workers must see "
-            "the same files.",
+            "Where to work: on this machine, or on a Dask cluster, given by an address such as "
+            "tcp://10.0.0.5:8786 or by its scheduler file (*.json). Its workers must see the same files.",
             panel=EXECUTION,
         ),
     ] = "local"
@@ -235,7 +235,7 @@ def _shares(given: Sequence[str]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class TaskOptions:
-    """Options of commands that work on many slides, each of which may fail by itself."""
+    """Options of commands that work on many slides, any of which may fail alone."""
 
     slides_at_once: Annotated[
         int | None,
@@ -250,7 +250,7 @@ class TaskOptions:
         text(
             "--timeout",
             "SECONDS",
-            "Give up a slide that takes longer. Default: no limit.",
+            "Stop a slide that takes longer; it counts as failed. Default: no limit.",
             panel=EXECUTION,
         ),
     ] = None
@@ -327,7 +327,7 @@ class ReportOptions:
         Raises
         ------
         SettingsError
-            When a file cannot be written: before any work, not after it.
+            When a file cannot be written; this is checked before any work.
         """
         from pipelines._reports import Several
 

@@ -1,8 +1,8 @@
-"""Who reads the tiles of a training: threads of this process, or Dask workers near the slides.
+"""Readers of the tiles of a training: threads of this process, or Dask workers near the slides.
 
 Workers send tiles as JPEG (:mod:`wsi_ats.slides.jpeg`), a quarter of the bytes, which this process decodes.
-That is the only step of reading which loses anything. Whatever else is read, such as a closer look that
-decides where tiles are drawn, travels as it is. What is drawn, and the order of tiles, are those of threads.
+This is the only lossy step of reading. Everything else, such as the thumbnails of regions that decide where
+tiles are drawn, is sent as it is. Draws, and the order of tiles, are the same as with threads.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ from wsi_ats.slides.jpeg import JpegTiles
 
 T = TypeVar("T")
 
-# Between looks at whether there are workers.
+# Between checks of whether there are workers.
 _ASK_SECONDS = 1.0
 
-# Reads that bring down a worker bring down others that wait for it: each is tried again, one at a time.
+# A read that kills its worker takes other reads with it: each is tried again, one at a time.
 _MORE_TRIES = 2
 
 # Far more than the tiles of a slide need; a worker that died after its work never sends them.
 _TRANSFER_SECONDS = 60.0
 
 _DIED = (
-    f"{1 + _MORE_TRIES} Dask workers that read it died or gave no answer, most likely for want of memory or "
-    "because of a damaged file; try it with --readers threads"
+    f"{1 + _MORE_TRIES} Dask workers that read it died or gave no answer, most likely because memory ran out "
+    "or the file is damaged; try --readers threads"
 )
 
 
 def check_readers(readers: str) -> int | None:
-    """Understand ``--readers``.
+    """Parse ``--readers``.
 
     Parameters
     ----------
@@ -89,14 +89,14 @@ _DEATHS = (KilledWorker, TimeoutError, _NeverSentError)
 def open_reader(
     readers: str, scheduler: Any = "local", workers: int | None = None, wait: float = 60.0
 ) -> Iterator[Reader]:
-    """Make the reader that ``--readers`` asks for.
+    """Open the reader that ``--readers`` names.
 
     Parameters
     ----------
     readers
         See :func:`check_readers`.
     scheduler, workers, wait
-        Of the cluster, with ``dask``; see :func:`pipelines._cluster.connect`.
+        The cluster, for ``dask``; see :func:`pipelines._cluster.connect`.
     """
     threads = check_readers(readers)
     if threads is not None:
@@ -111,18 +111,18 @@ def open_reader(
 
 
 class DaskReader(Reader):
-    """Reads tiles on the workers of a cluster, each of which keeps the slides open that it used of late.
+    """A reader of tiles on the workers of a cluster, each of which keeps recently used slides open.
 
-    A drop-in for :class:`wsi_ats.models.batches.TileReader`. A read whose worker dies is tried again.
+    It replaces :class:`wsi_ats.models.batches.TileReader`. A read whose worker dies is tried again.
 
     Parameters
     ----------
     client
         The cluster; it is left open.
     opener
-        How a worker opens a slide; must be importable there.
+        Opens a slide on a worker; must be importable there.
     threads
-        That decode tiles, as many as there are cores by default.
+        Number of threads that decode tiles; one for each core by default.
     wait
         Seconds to wait for workers when all of them are gone.
     """
@@ -148,7 +148,7 @@ class DaskReader(Reader):
         Returns
         -------
         list of futures
-            Each may raise :class:`~wsi_ats.errors.SlideError`, also where workers die of a slide, or
+            Each may raise :class:`~wsi_ats.errors.SlideError`, also when a slide kills its workers, or
             :class:`~wsi_ats.errors.WsiAtsError` when the scheduler or all workers are lost.
         """
         begun = [(ref, job, self._submit(ref, job)) for ref, job in jobs]
@@ -163,7 +163,7 @@ class DaskReader(Reader):
             return _unpacked(self._result(read))
         except _DEATHS:
             pass
-        # One at a time: a read that is not to blame is then not beside the one that is.
+        # One at a time, so that an innocent read does not run beside the one that kills workers.
         with self._suspects:
             for _ in range(_MORE_TRIES):
                 try:
@@ -173,12 +173,12 @@ class DaskReader(Reader):
         raise SlideReadError(ref.path, _DIED) from died
 
     def _result(self, read: Read[Any]) -> Any:
-        """What a worker sends; raises what it raised, and never waits for workers that will not come."""
+        """Return the answer of a worker, or raise its error; do not wait for workers that will not come."""
         ended, seen = Event(), time.monotonic()
         read.add_done_callback(lambda _: ended.set())
         self._waiting.add(read)
         try:
-            # A read whose scheduler is lost ends without calling back.
+            # A read whose scheduler is lost ends without a callback.
             while not ended.wait(_ASK_SECONDS) and read.status == "pending":
                 seen = self._seen(seen)
             if read.status == "error":
@@ -193,7 +193,7 @@ class DaskReader(Reader):
             self._waiting.discard(read)
 
     def _seen(self, before: float) -> float:
-        """When workers were last seen, given when they were before."""
+        """Return the time at which workers were last seen, given the previous one."""
         try:
             there = bool(self._client.nthreads())
         except OSError as error:
@@ -201,8 +201,8 @@ class DaskReader(Reader):
         now = time.monotonic()
         if not there and now - before > self._wait:
             raise WsiAtsError(
-                f"the Dask workers that read tiles have been gone for {self._wait:g} s; start them again, "
-                "and the same command goes on where this one stopped (--wait allows more time)"
+                f"the Dask workers that read tiles have been gone for {self._wait:g} s; start them again "
+                "and run the same command to continue (--wait allows more time)"
             )
         return now if there else before
 
@@ -235,7 +235,7 @@ class _Slides(WorkerPlugin):
 
 
 def _read(name: str, ref: SlideRef, job: Callable[[Slide], Any]) -> Any:
-    """What a worker does."""
+    """Run a job on this worker, and pack tiles as JPEG."""
     found = cast(_Slides, get_worker().plugins[name]).open.run(ref, job)
     tiles = isinstance(found, np.ndarray) and found.ndim == 4 and found.dtype == np.uint8
     return JpegTiles.of(found) if tiles else found

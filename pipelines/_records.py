@@ -1,9 +1,9 @@
-"""A slide is done if its record says what went into its result; the presence of a file says nothing.
+"""Records of finished slides, which decide what a restarted run still has to do.
 
 Each finished slide leaves ``records/<slide_id>.json``: its row of the result table, and a fingerprint of
-everything the row depends on. It is written after the slide's other files. A run that is started again
-repeats the slides whose fingerprint is missing or differs, and writes the tables from all rows, so that
-they are the same however often it was stopped.
+everything the row depends on. It is written after the slide's other files, whose presence alone proves
+nothing. A run that is started again repeats the slides whose fingerprint is missing or differs, and writes
+the tables from all rows, so that they are the same however often it was stopped.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from wsi_ats.tables.files import write_csv, write_parquet
 
 Row = dict[str, Any]
 
-# Records that are read at a time; slides in stores are asked for their fingerprints, too.
+# Number of records read at once; for slides in stores this includes a request for the fingerprint.
 _READERS = 16
 
 
@@ -35,23 +35,23 @@ _READERS = 16
 class SlideTask(ABC):
     """The declaration of a stage: its work on one slide, its files and its columns.
 
-    It travels to the workers, so it holds settings and paths only.
+    It is sent to the workers, so it holds only settings and paths.
 
     Parameters
     ----------
     out
         The run's folder.
     identity
-        Fingerprint of all that is the same for every slide of the run.
+        Fingerprint of everything that is the same for all slides of the run.
     """
 
     out: Path
     identity: str
 
-    # Name of the stage, and of its tables; the first has a row for each slide.
+    # Name of the stage, and names of its tables; the first table has a row for each slide.
     stage: ClassVar[str]
     tables: ClassVar[Sequence[str]]
-    # Whether the work is computed on a GPU where there is one.
+    # Whether the work uses a GPU if there is one.
     on_gpu: ClassVar[bool] = False
 
     @property
@@ -61,82 +61,82 @@ class SlideTask(ABC):
 
     @abstractmethod
     def files(self, slide_id: str) -> Sequence[Path]:
-        """Files that may come of a slide."""
+        """Return the files that a slide may have."""
 
     @abstractmethod
     def work(self, ref: SlideRef) -> tuple[Row, Sequence[Path]]:
-        """Do the work, write the slide's files, return its row and those that it wrote."""
+        """Do the work and write the slide's files; return its row and the files written."""
 
     @property
     def at_once(self) -> int | None:
-        """Slides that a process works on, where the user sets none; by default what suits the machine."""
+        """Number of slides that a process works on at once; ``None`` for the default of the machine."""
         return None
 
     @property
     def known(self) -> Row:
-        """Columns that are known of every slide, also of one that failed."""
+        """Columns that are known for every slide, even one that failed."""
         return {}
 
     def start(self) -> None:  # noqa: B027  (most stages need nothing)
-        """Prepare a worker for its first slide; an error of it ends the run."""
+        """Prepare a worker for its first slide; an error ends the run."""
 
     def is_whole(self, ref: SlideRef) -> bool:  # noqa: ARG002
-        """Whether everything that is not among the files is there as well."""
+        """Return whether results other than ``files`` are complete."""
         return True
 
     def other_tables(self, rows: Sequence[Row]) -> Mapping[str, tuple[Sequence[Row], Mapping[str, str]]]:  # noqa: ARG002
-        """Rows and columns of further tables, by name."""
+        """Return rows and columns of further tables, by name."""
         return {}
 
     def notes(self, rows: Sequence[Row]) -> Mapping[str, Any]:  # noqa: ARG002
-        """Further lines of the summary, from all rows."""
+        """Return further lines of the summary, from all rows."""
         return {}
 
     def __call__(self, ref: SlideRef) -> Row:
         """Do the work and record it."""
         if (done := self.finished(ref)) is not None:
-            return done  # by a worker that died before it could say so
+            return done  # by a worker that died before it could report it
         key = self.key(ref)
-        # What is there is of another slide or another attempt: should this one fail, it must not pass
-        # for its result. The record goes first, because it vouches for the rest.
+        # Existing files belong to another slide or another attempt; if this one fails, they must not be taken
+        # for its result. The record is deleted first, because it vouches for the others.
         for path in (self._record(ref.id), *self.files(ref.id)):
             path.unlink(missing_ok=True)
         row, written = self.work(ref)
-        # Not what is there now: a worker elsewhere may be at the same slide, whose client was killed, and
-        # one of the two have deleted what the other wrote.
+        # List what was written, not what exists: a worker whose client was killed may still work on the same
+        # slide, and either may delete what the other wrote.
         names = [path.name for path in written]
         record = {"key": key, "identity": self.identity, "files": names, "row": row}
         write_json(self._record(ref.id), record)
         return row
 
     def key(self, ref: SlideRef) -> str:
-        """Fingerprint of everything that the row depends on."""
+        """Return the fingerprint of everything that the row depends on."""
         facts = (ref.id, ref.case, ref.path, str(ref.mpp), ref.reader)
         return digest_of(self.identity, slide_digest(ref.path), *facts)
 
     def failed(self, ref: SlideRef, error: str, seconds: float) -> Row:
-        """Row of a slide that failed: what is known of it, and why."""
+        """Return the row of a slide that failed: the known columns and the reason."""
         facts: Row = {"slide_id": ref.id, "case_id": ref.case, "path": ref.path, **self.known}
         facts |= {"status": Status.FAILED.value, "seconds": seconds, "error": error}
         return {column: facts.get(column) for column in self.columns}
 
     def finished(self, ref: SlideRef) -> Row | None:
-        """Row of a slide that is done already; ``None`` if it has to be done."""
+        """Return the row of a slide that is done already; ``None`` if it has to be done."""
         row = self._recorded_row(ref.id, "key", lambda: self.key(ref))
         return row if row is not None and self.is_whole(ref) else None
 
     def forget(self, ref: SlideRef) -> None:
-        """Have a slide done again, even if its fingerprint does not tell that it changed."""
+        """Let a slide be done again, even if its fingerprint has not changed."""
         self._record(ref.id).unlink(missing_ok=True)
 
     def kept(self, names: Collection[str]) -> dict[str, Row]:
-        """Rows of slides that were finished by such a run, whether or not they are there still."""
-        # Others are left of a run whose results were being deleted when the process was killed.
+        """Return rows of slides that this run finished, whether or not the slides still exist."""
+        # Other records are left from a run that was killed while its results were being deleted.
         rows = {name: self._recorded_row(name, "identity", lambda: self.identity) for name in names}
         return {name: row for name, row in rows.items() if row is not None}
 
     def recorded(self) -> set[str]:
-        """Slides that have a record in the folder."""
+        """Return the ids of slides that have a record in the folder."""
         names = (path.name for path in (self.out / "records").glob("*.json"))
         return {name.removesuffix(".json") for name in names if not name.startswith(".")}
 
@@ -148,7 +148,7 @@ class SlideTask(ABC):
         return ["records", *folders, *tables]
 
     def clear(self) -> None:
-        """Remove what processes left half-written that were killed."""
+        """Remove files that killed processes left incomplete."""
         for folder in {path.parent for path in (self._record("any"), *self.files("any"))}:
             remove_partial(folder)
 
@@ -162,7 +162,7 @@ class SlideTask(ABC):
         return self.out / "records" / f"{slide_id}.json"
 
     def _recorded_row(self, slide_id: str, field: str, expected: Callable[[], str]) -> Row | None:
-        """Row of a record of which a field is as expected, and whose files are there."""
+        """Return the row of a record whose field is as expected and whose files exist, else ``None``."""
         if not self._record(slide_id).exists():
             return None
         try:
@@ -175,18 +175,18 @@ class SlideTask(ABC):
 
 
 def absolute(refs: Sequence[SlideRef]) -> list[SlideRef]:
-    """Refer to slides from the root: a worker on another machine has another current folder."""
+    """Make paths of slides absolute: a worker on another machine has another current folder."""
     return [ref if "://" in ref.path else replace(ref, path=str(rooted(ref.path))) for ref in refs]
 
 
 def settled(refs: Sequence[SlideRef], settings: Settings) -> list[SlideRef]:
-    """Refer to slides from the root, in the colours and the channel that settings ask for."""
+    """Make paths of slides absolute, and set the colours and the channel that settings ask for."""
     tile = settings.tile
     return [replace(ref, colour=tile.colour, channel=tile.channel) for ref in absolute(refs)]
 
 
 def pending(task: SlideTask, refs: Sequence[SlideRef]) -> tuple[dict[str, Row], list[SlideRef]]:
-    """Part slides into rows of those that are done and references of those that are not."""
+    """Split slides into rows of those that are done and references to those that are not."""
     with ThreadPoolExecutor(_READERS) as pool:  # each waits for a disk or a store
         found = list(pool.map(task.finished, refs))
     rows = {ref.id: row for ref, row in zip(refs, found, strict=True) if row is not None}
@@ -194,10 +194,10 @@ def pending(task: SlideTask, refs: Sequence[SlideRef]) -> tuple[dict[str, Row], 
 
 
 def own_cores() -> int:
-    """Return the number of cores that are this worker's share.
+    """Return this worker's share of the cores.
 
-    It is the number of threads that libraries under torch find in their environment, or one.
-    :mod:`pipelines._cluster` sets it for its workers, and Dask's own command sets one.
+    It is the number of threads that the environment allows torch's libraries, or one.
+    :mod:`pipelines._cluster` sets it for its workers, and Dask's own command sets it to one.
     """
     text = os.environ.get("OMP_NUM_THREADS", "")
     return max(1, int(text)) if text.isdecimal() else 1

@@ -1,4 +1,4 @@
-"""Reporters of a run, and what is reported to them; each kind of reporter is a file of its own."""
+"""The interface of reporters, and the records they receive; each kind of reporter has its own file."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from wsi_ats.errors import without_secrets
 
 @dataclass(frozen=True)
 class Finished:
-    """A slide that has just ended, well or badly; without secrets of URLs, for it goes into logs.
+    """A slide that has just ended, in success or failure; secrets in URLs are removed, because it is logged.
 
     Parameters
     ----------
     slide_id, status
-        Its name, and how it ended: a value of :class:`wsi_ats.results.records.Status`.
+        Its id and its status, a value of :class:`wsi_ats.results.records.Status`.
     seconds
-        Wall time in the worker; 0 where unknown.
+        Wall time in the worker; 0 if unknown.
     worker
-        Address of its host and number of its process; empty where unknown.
+        Address of the worker's host and number of its process; empty if unknown.
     error
-        The reason why it failed, or why there was nothing to read in it.
+        The reason why it failed, or why it has nothing to read.
     tiles_read, bytes_read
-        Tiles and bytes that were read, where they are counted.
+        Numbers of tiles and bytes read; ``None`` if not counted.
     """
 
     slide_id: str
@@ -43,38 +43,38 @@ class Finished:
 
     @property
     def failed(self) -> bool:
-        """Whether it has no result."""
+        """Return whether it has no result."""
         return self.status == "failed"
 
 
 class Reporter(Protocol):
-    """A listener to the course of a run."""
+    """A receiver of messages and progress of a run."""
 
     def message(self, text: str) -> None:
         """Show a text that the user should read now."""
         ...
 
     def debug(self, text: str) -> None:
-        """Show a text that helps to find a mistake."""
+        """Show a text that helps to find a bug."""
         ...
 
     def progress(self, title: str, total: int) -> AbstractContextManager[Callable[[str], None]]:
-        """Begin to count to ``total``; call what the context gives once for each step, with its name."""
+        """Begin to count to ``total``; call the function of the context for each step, with its name."""
         ...
 
     def slides(
         self, stage: str, total: int, reused: int
     ) -> AbstractContextManager[Callable[[Finished], None]]:
-        """Begin with ``total`` slides, besides those ``reused`` of an earlier run.
+        """Begin with ``total`` slides, besides those ``reused`` from an earlier run.
 
-        The context gives a function to call for each slide as it ends. It ends with the last slide, or
-        early when the run is stopped or fails.
+        The context gives a function to call for each slide as it ends. The context ends after the last
+        slide, or earlier when the run is stopped or fails.
         """
         ...
 
 
 class Silent:
-    """A reporter that reports nothing; others inherit what they do not report."""
+    """A reporter that reports nothing, and a base for reporters of single events."""
 
     def message(self, text: str) -> None:
         """See :class:`Reporter`."""
@@ -98,7 +98,7 @@ class Silent:
 
 @dataclass(frozen=True)
 class Several:
-    """Several reporters as one; each is called, in their order."""
+    """Several reporters as one, called in order."""
 
     reporters: Sequence[Reporter]
 

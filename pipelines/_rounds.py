@@ -18,8 +18,8 @@ from wsi_ats.slides.base import SlideRef
 if TYPE_CHECKING:  # Dask takes a while to import
     from pipelines._tasks import Limits
 
-# A round ends in workers that wait for its last slide. This is long beside that, and short for whoever waits
-# for tables, or for a slide that arrived after a thousand others.
+# At the end of a round, workers wait for its last slide. A round is long compared with this wait, and short
+# for a user who waits for the tables, or for a slide that arrived after a thousand others.
 _ROUND_SECONDS = 600.0
 
 
@@ -30,10 +30,10 @@ def complete_arrivals(
     *,
     refer: Callable[[Sequence[SlideRef]], list[SlideRef]],
 ) -> Results:
-    """Do slides as they are completed, until ``execution.stop`` says so or, if strict, one fails.
+    """Work on slides as they are completed, until ``execution.stop`` returns true or, if strict, one fails.
 
-    Records of earlier slides are read at the start, also of those that are not there any more: scanners'
-    folders are emptied, and their rows stay. The tables are written after each round.
+    Records of earlier slides are read at the start, also of those that no longer exist: folders of scanners
+    are emptied, but the rows stay. The tables are written after each round.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ def complete_arrivals(
     Returns
     -------
     Results
-        ``left`` is the number of slides that are there and were not done.
+        ``left`` is the number of slides that are present and were not done.
     """
     from pipelines._workers import check_connected
 
@@ -63,7 +63,7 @@ def complete_arrivals(
 
 
 class _Rounds:
-    """A watch, and what is known of its slides from one round to the next.
+    """The state of a watch from one round to the next.
 
     Parameters
     ----------
@@ -103,24 +103,24 @@ class _Rounds:
 
     @property
     def over(self) -> bool:
-        """Whether there is to be no further round."""
+        """Return whether no further round is to begin."""
         return self._stop_asked() or bool(self._execution.strict and self._failed)
 
     def wait(self) -> None:
-        """Pause until it is time for the next look."""
+        """Pause until the next check for slides."""
         if not self._idle:
-            self._message("waiting for slides; Ctrl-C or SIGTERM ends it")
+            self._message("waiting for slides; stop with Ctrl-C or SIGTERM")
         self._idle = True
         self._arrivals.pause(self._arrivals.every)
 
     def do(self, todo: Sequence[SlideRef], client: Any, limits: Limits) -> None:
-        """Do slides, as many as there is time for in a round, and write the tables."""
+        """Work on as many slides as a round has time for, and write the tables."""
         self._idle = False
         names = {ref.id for ref in todo}
         if new := names - self._queued:
             self._message(f"{_slides(len(new))} arrived")
         for ref in todo:
-            if self.watch.changed(ref):  # its main file alone need not tell
+            if self.watch.changed(ref):  # its main file alone may be unchanged
                 self._task.forget(ref)
         done: dict[str, Row] = {}
         failed: dict[str, str] = {}
@@ -138,7 +138,7 @@ class _Rounds:
             begin=partial(_begin, begun, _over(self._arrivals.clock)),
         )
         self._seconds += self._execution.timer() - first
-        # Workers that had to end as well may have finished slides without a chance to tell.
+        # Workers that were stopped may have finished slides without reporting them.
         done |= pending(self._task, [ref for ref in begun if ref.id not in done])[0]
         self.watch.take(done, failed=failed)
         self._queued = names - done.keys()
@@ -147,7 +147,7 @@ class _Rounds:
         self._task.write_tables(_in_order(self._rows))
 
     def results(self) -> Results:
-        """Return all rows; times are those in which there was something to do."""
+        """Return all rows; times exclude waiting for slides."""
         return Results(
             _in_order(self._rows),
             dict(sorted(self._failed.items())),
@@ -158,11 +158,11 @@ class _Rounds:
         )
 
     def _stop_asked(self, begun: Sequence[SlideRef] = (), done: Collection[str] = ()) -> bool:
-        """Whether the watch is to end, which is reported once with the number of slides under way."""
+        """Return whether the watch is to end; report it once, with the number of slides under way."""
         asked = self._execution.stop()
         if asked and not self._stopping:
             under_way = len(begun) - len(done)
-            first = f": {_slides(under_way)} to finish first; once more ends at once" if under_way else ""
+            first = f": {_slides(under_way)} to finish first; stop again to end at once" if under_way else ""
             self._message(f"stopping{first}")
             self._stopping = True
         return asked
@@ -172,7 +172,7 @@ class _Rounds:
 
 
 def _begin(begun: list[SlideRef], over: Callable[[], bool], ref: SlideRef) -> bool:
-    """Note a slide as begun, unless it is to wait for the next round."""
+    """Record a slide as begun, unless it has to wait for the next round."""
     if over():
         return False
     begun.append(ref)
@@ -180,10 +180,10 @@ def _begin(begun: list[SlideRef], over: Callable[[], bool], ref: SlideRef) -> bo
 
 
 def _over(clock: Callable[[], float]) -> Callable[[], bool]:
-    """Whether the time to hand out slides is over, which begins with the first question.
+    """Return a function that says whether the time to submit slides is over; it starts with the first call.
 
-    It does not end the round: slides that were on a worker that died are still tried alone, or one that
-    kills its worker would do so in each round of a long queue.
+    The round goes on: slides of a worker that died are still tried alone. Otherwise a slide that kills its
+    worker would do so in each round of a long queue.
     """
     first: float | None = None
 

@@ -1,4 +1,4 @@
-"""A run: its execution, its folder, and the record that it leaves there."""
+"""A run: its execution, its output folder, and the record in it."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from wsi_ats.settings import Fixes, Settings
 
 RUN_FILE = "run.json"
 
-# Failures that the table at the end shows; with more of them the rest of it would be out of sight.
+# Failures shown in the final table; more would push the rest off the screen.
 _FAILURES_SHOWN = 20
 
-# A disk with less is full for any purpose here; it is better said before the work than after.
+# A disk with less free space counts as full, which is reported before the work rather than after it.
 _LEAST_FREE_BYTES = 64 << 20
 
-# What it sets for each of the processes that it starts.
+# Variables that torchrun sets for each of its processes.
 _TORCHRUN = frozenset({"LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE"})
 
 _PACKAGES = (
@@ -39,42 +39,42 @@ _PACKAGES = (
 
 @dataclass(frozen=True)
 class Execution:
-    """The way a stage is carried out; nothing here changes its result.
+    """The way a stage is carried out, which does not change its result.
 
     Parameters
     ----------
     scheduler
-        ``"local"``, the address of a Dask scheduler, the file in which it writes that (``*.json``), or a
-        ``distributed.Client``.
+        ``"local"``, the address of a Dask scheduler, the file to which it writes its address (``*.json``), or
+        a ``distributed.Client``.
     workers
         Processes of a local cluster; one for each core by default, or for each GPU where the stage computes
         on GPUs.
     slides_at_once
-        How many slides a process works on: one is read while another is computed. 2 by default, 4 where
-        there are GPUs, 1 where a model of kind ``image`` scores.
+        Number of slides that a process works on: one is read while another is computed. 2 by default, 4 with
+        GPUs, 1 for scoring with a model of kind ``image``.
     timeout
-        Seconds after which a slide's worker is stopped and the slide has failed; ``None`` for no limit.
+        Seconds after which the worker of a slide is stopped and the slide fails; ``None`` for no limit.
     resources
-        What a slide takes of a worker's abstract resources (Dask's), such as ``{"GPU": 0.25}``: only workers
-        that offer them get slides, and only as many as share them.
+        Share of Dask's abstract resources that a slide takes, such as ``{"GPU": 0.25}``: only workers that
+        offer them get slides, and only as many as their resources allow.
     wait
         Seconds to wait for a scheduler's file, for its answer, and for workers when there are none.
     stop
-        Once it returns true, no further slide is begun; those under way are finished.
+        Once it returns true, no further slide is begun; running slides are finished.
     overwrite
         Delete the results of an earlier run in the output folder.
     strict
         Stop at the first slide that fails.
     dry_run
-        Count what would be done; write nothing.
+        Count the slides that would be done, and write nothing.
     command
         Recorded in ``run.json``.
     reporter
-        Hears how it goes.
+        Receives messages and progress.
     clock
         Returns the time that ``run.json`` records.
     timer
-        Returns seconds to measure by, of a clock that is never set.
+        Returns seconds of a monotonic clock.
     """
 
     scheduler: Any = "local"
@@ -104,15 +104,15 @@ class Summary:
     counts
         Slides by status; for a dry run, slides ``to_do`` and ``finished``.
     failed
-        Reasons of failures, by slide.
+        Reasons why slides failed, by slide.
     reused
-        Slides that an earlier run had finished.
+        Number of slides that an earlier run had finished.
     dry_run
-        Whether nothing was done.
+        Whether this is the summary of a dry run.
     notes
         Further lines of the stage.
     table
-        File in ``out`` that has a row for each slide, if there is one.
+        File in ``out`` with a row for each slide, if there is one.
     """
 
     stage: str
@@ -128,7 +128,7 @@ class Summary:
     def of_dry_run(
         cls, stage: str, out: Path, finished: int, to_do: int, *, notes: Mapping[str, Any] | None = None
     ) -> Summary:
-        """Make the summary of what would be done."""
+        """Make the summary of a dry run."""
         return cls(stage, out, {"to_do": to_do, "finished": finished}, dry_run=True, notes=notes or {})
 
     @property
@@ -162,7 +162,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Identity:
-    """All that distinguishes a run from others: a folder holds results of one identity.
+    """Everything that distinguishes a run from others; a folder holds results of one identity.
 
     Parameters
     ----------
@@ -171,9 +171,9 @@ class Identity:
     settings
         The settings that decide its results, as nested tables.
     digests
-        Fingerprints of the input: the model, the labels.
+        Fingerprints of the inputs, such as the model and the labels.
     seed
-        Of the draws.
+        Random seed of the draws.
     """
 
     stage: str
@@ -185,18 +185,18 @@ class Identity:
     def of(
         cls, stage: str, settings: Settings, fixes: Fixes, *, seed: int | None = None, **digests: str
     ) -> Identity:
-        """Take the settings that decide the results; their own digest is recorded too."""
+        """Make an identity from the settings that decide the results; their digest is recorded as well."""
         return cls(stage, settings.tables(fixes), {"settings": settings.digest(fixes), **digests}, seed)
 
     @property
     def digest(self) -> str:
-        """The fingerprint of all of it."""
+        """Fingerprint of all fields."""
         return digest_of(
             self.stage, *(f"{name}={value}" for name, value in sorted(_flat(asdict(self)).items()))
         )
 
     def differences(self, recorded: Mapping[str, Any]) -> list[str]:
-        """List the differences of a run's record from this run; digests only where nothing else differs."""
+        """List the differences from a recorded run; name digests only if nothing else differs."""
         there, here = _flat({name: recorded.get(name) for name in asdict(self)}), _flat(asdict(self))
         names = [name for name in sorted(there.keys() | here.keys()) if there.get(name) != here.get(name)]
         if any(name.startswith("settings.") for name in names):
@@ -206,12 +206,12 @@ class Identity:
 
 
 class Run:
-    """An output folder that is held for a run.
+    """An output folder that is locked for a run.
 
     Attributes
     ----------
     previous
-        The record of the same run's earlier attempt; ``None`` in a fresh folder.
+        The record of an earlier attempt at the same run; ``None`` in a new folder.
     """
 
     def __init__(self, out: Path, identity: Identity, execution: Execution, previous: dict[str, Any] | None):
@@ -222,11 +222,11 @@ class Run:
         self._start = execution.clock().isoformat()
 
     def begin(self) -> None:
-        """Mark the folder as this run's, so that it can be told from others even if the run is killed."""
+        """Mark the folder as belonging to this run, which identifies it even if the run is killed."""
         self._write({}, None)
 
     def finish(self, counts: Mapping[str, int], **notes: Any) -> None:
-        """Record the end; it is written last, so that it means that everything is complete."""
+        """Record the end of the run; call this last, because it means that everything is complete."""
         self._write(counts, self._execution.clock().isoformat(), **notes)
 
     def _write(self, counts: Mapping[str, int], end: str | None, **notes: Any) -> None:
@@ -244,17 +244,17 @@ class Run:
 
 @contextmanager
 def open_run(out: Path, identity: Identity, execution: Execution, *, results: Sequence[str]) -> Iterator[Run]:
-    """Hold an output folder for a run.
+    """Lock an output folder for a run.
 
     Parameters
     ----------
     out
         The folder.
     identity
-        All that distinguishes the run.
+        Everything that distinguishes the run.
     execution
-        With ``overwrite`` the results of an earlier run of the same stage are deleted; for a dry run
-        the folder is looked at and neither made nor held.
+        With ``overwrite`` the results of an earlier run of the same stage are deleted; for a dry run the
+        folder is inspected, but neither made nor locked.
     results
         Files and folders that the stage writes, by name within ``out``.
 
@@ -263,7 +263,7 @@ def open_run(out: Path, identity: Identity, execution: Execution, *, results: Se
     ArtifactError
         When the folder holds another run, cannot be written to, or its disk is full.
     LockedError
-        When another run is at work in it.
+        When another run is using it.
     """
     if execution.dry_run:
         yield Run(out, identity, execution, _previous(out, identity, execution.overwrite))
@@ -285,7 +285,7 @@ def _previous(out: Path, identity: Identity, overwrite: bool) -> dict[str, Any] 
         return None
     recorded = read_json(out / RUN_FILE)
     if recorded.get("stage") != identity.stage:
-        # Not with --overwrite either: it is meant for results like those that are about to be written.
+        # Not even with --overwrite, which replaces results of the same stage only.
         raise ArtifactError(f"{out} holds the results of `{recorded.get('stage')}`; choose another --out")
     if overwrite:
         return None
@@ -299,7 +299,7 @@ def _previous(out: Path, identity: Identity, overwrite: bool) -> dict[str, Any] 
 
 
 def _delete(out: Path, results: Sequence[str]) -> None:
-    """Delete a stage's results and nothing else; the mark goes first, so that no half-emptied run stays."""
+    """Delete the results of a stage and nothing else; the mark first, so that no partial run keeps it."""
     for name in (RUN_FILE, *results):
         path = out / name
         if path.is_dir():
@@ -309,7 +309,7 @@ def _delete(out: Path, results: Sequence[str]) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of packages that a result may depend on; none of them is imported."""
+    """Return the versions of packages that results may depend on, without importing them."""
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -320,33 +320,33 @@ def versions() -> dict[str, str]:
 
 
 def check_pixels(settings: Settings) -> None:
-    """Refuse a model of features that are computed already, before any work.
+    """Refuse a model of precomputed features, before any work.
 
     Raises
     ------
     SettingsError
-        When ``model.backbone`` stands for such features.
+        When ``model.backbone`` names such features.
     """
     if settings.model.takes_features:
         raise SettingsError(
             f"model.backbone is {settings.model.backbone}, but the commands do not read files of features "
-            "yet; name a backbone, or train from Python (wsi_ats.training.fit.fit) with a reader of your "
+            "yet; name a backbone, or train from Python (wsi_ats.training.fit.fit) with your own reader of "
             "features"
         )
 
 
 def together() -> bool:
-    """Whether ``torchrun`` has started this process, and others that do the same."""
+    """Return whether ``torchrun`` has started this process, together with others."""
     return os.environ.keys() >= _TORCHRUN
 
 
 def check_together() -> None:
-    """Refuse an environment that promises other processes, but not how to find them.
+    """Refuse an environment that announces several processes, but not how to reach them.
 
     Raises
     ------
     SettingsError
-        When ``WORLD_SIZE`` is set and something else that ``torchrun`` sets is not.
+        When ``WORLD_SIZE`` is set and another variable of ``torchrun`` is not.
     """
     missing = sorted(_TORCHRUN - os.environ.keys())
     if missing and "WORLD_SIZE" in os.environ:
@@ -358,7 +358,7 @@ def check_together() -> None:
 
 
 def speaks() -> bool:
-    """Whether this process is alone, or the first of several."""
+    """Return whether this process reports: it is alone, or the first of several."""
     return not together() or os.environ["RANK"] == "0"
 
 
@@ -369,12 +369,12 @@ def count(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def rooted(path: str | Path) -> Path:
-    """Return a path from the root without ``..``, so that one file has one name; links stay as they are."""
+    """Return an absolute path without ``..``, so that a file has one name; links are not resolved."""
     plain = Path(path).absolute()
     if ".." not in plain.parts:
         return plain
     short = Path(os.path.normpath(plain))
-    # Behind a link, ".." leads to somewhere else than the text says.
+    # Behind a link, ".." leads to another folder than the text suggests.
     elsewhere = plain.exists() and not (short.exists() and short.samefile(plain))
     return plain if elsewhere else short
 

@@ -21,9 +21,9 @@ from wsi_ats.errors import SettingsError
 class SlideLog(Silent):
     """A reporter that appends a line for each slide, and one for the beginning and the end of a stage.
 
-    Each line is written at once and whole, so that a program that follows the file sees slides as they end.
-    When the file can no longer be written, there is one warning; the run goes on, and so does the log if the
-    disk has room again.
+    Each line is written at once and in one piece, so that a program that follows the file sees slides as they
+    end. If the file can no longer be written, there is one warning and the run continues; the log continues
+    as soon as the disk has room again.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ class SlideLog(Silent):
     command
         Recorded at the beginning of each stage.
     clock, timer
-        Time of day, and seconds of a clock that is never set.
+        Time of day, and seconds of a monotonic clock.
 
     Raises
     ------
@@ -66,14 +66,14 @@ class SlideLog(Silent):
         if str(path) == "-":
             raise SettingsError("--log-json needs a file, not '-'; /dev/stderr is one")
         try:
-            # Unbuffered, and without a Python file, which would have to be closed.
+            # Unbuffered, and not a Python file, which would have to be closed.
             self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
             weakref.finalize(self, os.close, self._file)
             self._torn = stat.S_ISREG(os.fstat(self._file).st_mode) and _is_torn(path)
         except OSError as error:
             raise SettingsError(
                 f"--log-json {path} cannot be written: {error.strerror or error}; name a file in a folder "
-                "that is there and can be written to"
+                "that exists and is writable"
             ) from error
 
     @contextmanager
@@ -108,7 +108,7 @@ class SlideLog(Silent):
     def _write(self, event: str, stage: str, values: Mapping[str, Any]) -> None:
         record = {"time": self._clock().isoformat(), "event": event, "stage": stage, **values}
         line = json.dumps(record, allow_nan=False, ensure_ascii=False) + "\n"
-        # A line of which only a part was written must not spoil the next one.
+        # A line that was written in part must not damage the next one.
         data = ("\n" * self._torn + line).encode("utf-8", "backslashreplace")
         try:
             written = os.write(self._file, data)
@@ -117,18 +117,18 @@ class SlideLog(Silent):
             return
         if written < len(data):
             self._torn = True
-            self._failed("only a part of a line found room")
+            self._failed("a line was written only in part")
         else:
             self._torn = False
 
     def _failed(self, reason: str) -> None:
         if not self._complained:
             self._complained = True
-            self._complain(f"warning: --log-json {self.path} lacks slides from here on: {reason}")
+            self._complain(f"warning: --log-json {self.path} can no longer be written: {reason}")
 
 
 def _is_torn(path: Path) -> bool:
-    """Whether the last line of a file is incomplete, as after a full disk."""
+    """Return whether the last line of a file is incomplete, as after a full disk."""
     with path.open("rb") as file:
         if not file.seek(0, os.SEEK_END):
             return False

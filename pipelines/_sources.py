@@ -1,4 +1,4 @@
-"""The slides of a command: those of all the sources that it names, as one list."""
+"""The slides of a command: those of all its sources, as one list."""
 
 from __future__ import annotations
 
@@ -24,16 +24,20 @@ def read_sources(
     splits: Path | None = None,
     mpp: float | None = None,
 ) -> list[SlideRef]:
-    """List the slides of several sources, as :func:`wsi_ats.tables.manifest.read_manifest` does those of one.
+    """List the slides of several sources, as :func:`wsi_ats.tables.manifest.read_manifest` does for one.
 
     Raises
     ------
     ManifestError
-        Also when slides of two sources have one name.
+        Also when slides of two sources have the same id.
     """
     if len(sources) == 1:
         return read_manifest(
             sources[0], labels=labels, label_column=label_column, task=task, splits=splits, mpp=mpp
+        )
+    if label_column is not None and labels is None:
+        raise ManifestError(
+            f"the label column {label_column!r} needs a table of labels; give it with --labels"
         )
     named: dict[str, tuple[str, SlideRef]] = {}
     files, others = _dicom_files(sources)
@@ -49,11 +53,11 @@ def read_sources(
                 )
     refs = [ref for _, ref in named.values()]
     check_series(refs, ", ".join(sources))
-    # Labels are joined with the slides of all sources at once: no source has a slide for each of them.
+    # Labels are joined with the slides of all sources at once: no single source has a slide for each label.
     return completed(refs, labels=labels, label_column=label_column, task=task, splits=splits, mpp=mpp)
 
 
 def _dicom_files(sources: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Separate the sources that are DICOM files: where a shell has expanded ``*.dcm``, each is a level."""
+    """Separate the sources that are DICOM files: when a shell expands ``*.dcm``, each file may be a level."""
     files = [Path(each) for each in sources if not is_remote(each) and is_dicom(Path(each))]
     return files, [each for each in sources if Path(each) not in files]

@@ -24,34 +24,35 @@ def run_stage(
     remove: Callable[[], None] = lambda: None,
     record: Mapping[str, Any] | None = None,
 ) -> Summary:
-    """Do the work of a stage on slides and write its tables.
+    """Carry out a stage on slides and write its tables.
 
     Parameters
     ----------
     task
         The declaration of the stage.
     refs
-        The slides; or arrivals, which are worked on as they are completed until ``execution.stop`` says so.
+        The slides; or arrivals, which are processed as they are completed until ``execution.stop`` returns
+        true.
     identity
         Distinguishes the run from others.
     execution
         Where and how it is carried out.
     refer
-        Makes references that mean the same slides everywhere.
+        Makes references that are valid on every machine.
     remove
-        Deletes results of an earlier run that are not in the folder, for ``execution.overwrite``.
+        Deletes results of an earlier run outside the folder, for ``execution.overwrite``.
     record
         Further entries of ``run.json``.
 
     Raises
     ------
     SettingsError
-        When no scheduler answers, or a dry run is wanted of arrivals.
+        When no scheduler answers, or for a dry run of arrivals.
     ArtifactError
-        When the output folder is not to be used.
+        When the output folder cannot be used.
     """
     if isinstance(refs, Arrivals) and execution.dry_run:
-        raise SettingsError("--watch waits for slides that --dry-run cannot know of; leave one of them out")
+        raise SettingsError("--watch waits for slides that --dry-run cannot know; leave one of them out")
     with open_run(task.out, identity, execution, results=task.results) as run:
         if not isinstance(refs, Arrivals) and execution.dry_run:
             parts = pending(task, refer(refs))

@@ -1,4 +1,4 @@
-"""Options of single stages: of ``train``, and of ``score``."""
+"""Options of single stages: ``train`` and ``score``."""
 
 from __future__ import annotations
 
@@ -94,14 +94,19 @@ class WatchOptions:
         bool,
         flag(
             "--watch",
-            "Keep running and score slides as they arrive. Ctrl-C or SIGTERM finishes the slides in hand; "
+            "Keep running and score slides as they arrive. Ctrl-C or SIGTERM finishes the running slides; "
             "a second one stops at once.",
             INPUT,
         ),
     ] = False
     every: Annotated[
         float | None,
-        text("--every", "SECONDS", "With --watch: time between two looks. Default: 10.", panel=INPUT),
+        text(
+            "--every",
+            "SECONDS",
+            "With --watch: time between two checks for slides. Default: 10.",
+            panel=INPUT,
+        ),
     ] = None
     settle: Annotated[
         float | None,

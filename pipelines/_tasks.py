@@ -1,7 +1,8 @@
-"""One task for each slide: submitted, watched, and brought home.
+"""One Dask task for each slide: submit it, follow it, and fetch its result.
 
-A function, a reference to a slide, settings and paths travel to a worker; a small record comes back. Pixels
-never travel: moving them costs as much as reading them again. :mod:`pipelines._attempts` decides what to do.
+A function, a reference to a slide, settings and paths are sent to a worker; a small record comes back.
+Pixels are never sent: moving them costs as much as reading them again. :mod:`pipelines._attempts` decides
+what to do.
 """
 
 from __future__ import annotations
@@ -29,28 +30,28 @@ from wsi_ats.slides.base import SlideRef
 
 Result = TypeVar("Result")
 
-# Clusters grow and shrink, but not so fast that it is worth asking for every slide.
+# Clusters grow and shrink, but not so fast that every slide has to ask for their size.
 _ASK_SECONDS = 1.0
 
-# A record is small. One that takes longer is looked at again: perhaps its worker has died with it.
+# A record is small. If it takes longer, its state is checked again: its worker may have died.
 _FETCH_SECONDS = 10.0
 
 _DIED = (
-    "the process that worked on it died, and died again when it was tried alone, most likely for want of "
-    "memory or because of a damaged file"
+    "the process that worked on it died, and died again when it was tried alone, most likely because memory "
+    "ran out or the file is damaged"
 )
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What is asked of a cluster, and how long.
+    """Limits of a slide, and of waiting for a cluster.
 
     Parameters
     ----------
     timeout
-        Seconds after which a slide is given up and its worker stopped, to be started again by its nanny.
+        Seconds after which a slide is stopped, with its worker, which its nanny then restarts.
     resources
-        What each slide takes of its worker's abstract resources.
+        Share of its worker's abstract resources that each slide takes.
     wait
         Seconds to wait for workers when all of them are gone.
     stop
@@ -77,20 +78,19 @@ def for_each_slide(
     strict: bool = False,
     limits: Limits | None = None,
 ) -> None:
-    """Call a function for each slide on a cluster; a slide that fails fails alone.
+    """Call a function for each slide on a cluster; a slide that fails does not affect the others.
 
-    Errors of this library and unforeseen ones both become the slide's outcome. So does the death of a
-    worker: every slide that was on it is tried again with nothing beside it, and one whose worker dies
-    again is to blame, however often the scheduler would have tried it. A slide that takes too long is not
-    tried again.
+    Errors of this library and unexpected ones both become the outcome of the slide. So does the death of a
+    worker: every slide that was on it is tried again alone, and a slide whose worker dies again is to blame,
+    however often the scheduler would have tried it. A slide that takes too long is not tried again.
 
-    A few slides for each of the cluster's threads are under way at a time, however many there are.
+    Only a few slides for each of the cluster's threads are submitted at a time.
 
     Parameters
     ----------
     function
-        Importable by the workers; a dataclass with ``__call__`` or a ``functools.partial`` carries
-        settings along.
+        The function, which workers must be able to import; settings may be in a dataclass with
+        ``__call__``, or in a ``functools.partial``.
     refs
         The slides.
     client
@@ -100,12 +100,12 @@ def for_each_slide(
     strict
         Stop at the first failure.
     limits
-        None by default.
+        No limits by default.
 
     Raises
     ------
     WsiAtsError
-        When the scheduler or all workers are lost: no slide is to blame, so none has failed.
+        When the scheduler or all workers are lost; no slide has failed then.
     """
     limits = limits or Limits()
     check_connected(client)
@@ -127,7 +127,7 @@ def for_each_slide(
 
 @dataclass(frozen=True)
 class _Task(Generic[Result]):
-    """An attempt at a slide that is under way."""
+    """A running attempt at a slide."""
 
     slide: int
     future: Future[Outcome[Result] | None]
@@ -135,7 +135,7 @@ class _Task(Generic[Result]):
 
 @dataclass(frozen=True)
 class _Late:
-    """The task of this key took too long."""
+    """The event that a task took too long."""
 
     key: str
     worker_dies: bool
@@ -143,21 +143,21 @@ class _Late:
 
 @dataclass
 class _Tasks(Generic[Result]):
-    """Tells :class:`~pipelines._attempts.Attempts` what happens to tasks, and does what it decides.
+    """The tasks of a run: report events to :class:`~pipelines._attempts.Attempts`, and carry out its actions.
 
     Parameters
     ----------
     function, refs, client, on_result, limits
         See :func:`for_each_slide`.
     terms
-        What workers need to know.
+        Facts that workers need to know.
     attempts
-        Decides.
+        The state machine that decides.
 
     Attributes
     ----------
     running
-        Tasks under way, by key.
+        Running tasks, by key.
     """
 
     function: Callable[[SlideRef], Result]
@@ -179,25 +179,25 @@ class _Tasks(Generic[Result]):
         self._over = False
 
     def note_late(self, event: tuple[float, tuple[str, bool]]) -> None:
-        """Take a worker's word, in Dask's thread, that a task took too long."""
+        """Receive, in Dask's thread, a worker's report that a task took too long."""
         self._events.put(_Late(*event[1]))
 
     def run(self) -> None:
-        """Carry on until all slides have ended, or no more are to be begun."""
+        """Run until all slides have ended, or until the run is stopped."""
         while not self._over:
             self._ask()
             self._offer()
             if not self._over:
                 self._handle(self._next_events())
         with scheduler_there():
-            # Not before all have ended: what a worker says of a slide that it did not begin may be lost with
-            # it, and is then asked of another, which must see the mark.
+            # Only after all have ended: if a worker refuses a slide and dies before it can report that,
+            # another worker is asked, and must see the mark.
             self.client.cancel(self._marked)
             for future in self._marked:
                 remove_mark(str(future.key), self.client)
 
     def _ask(self) -> None:
-        """Look how many threads there are, if that was not done just now."""
+        """Count the threads of the cluster, unless that was done a moment ago."""
         now = time.monotonic()
         if now - self._asked > _ASK_SECONDS:
             self._asked = now
@@ -218,7 +218,7 @@ class _Tasks(Generic[Result]):
             events = [self._events.get(timeout=_ASK_SECONDS)]
             while not self._events.empty():
                 events.append(self._events.get())
-        except Empty:  # a task whose scheduler is lost ends without calling back
+        except Empty:  # a task whose scheduler is lost ends without a callback
             return [key for key, task in self.running.items() if task.future.status != "pending"]
         return events
 
@@ -237,7 +237,7 @@ class _Tasks(Generic[Result]):
                 self._end(event, fetched)
 
     def _end(self, key: str, fetched: Mapping[str, Outcome[Result] | None]) -> None:
-        """Tell how a task ended, if it did."""
+        """Report the end of a task, if it has ended."""
         task = self.running[key]
         status = task.future.status
         if key not in fetched and status in {"pending", "lost", "finished"}:
@@ -296,26 +296,28 @@ class _Tasks(Generic[Result]):
         if verdict is Verdict.DEADLY:
             return Outcome(ref, error=f"{ref.path}: {_DIED}")
         seconds = self.limits.timeout or 0.0
-        text = f"{ref.path}: it took longer than {seconds:g} s and was given up; allow more with --timeout"
+        text = (
+            f"{ref.path}: it took longer than {seconds:g} s and was stopped; allow more time with --timeout"
+        )
         return Outcome(ref, error=text, seconds=seconds)
 
 
 def _fetched(client: Client, futures: Sequence[Future[Result]]) -> dict[str, Result]:
-    """Fetch results by key, in one request if possible; those that need another look are left out."""
+    """Fetch results by key, in one request if possible; leave out those that must be checked again."""
     futures = [each for each in futures if each.status == "finished"]
     if not futures:
         return {}
     gather = {"asynchronous": True, "callback_timeout": _FETCH_SECONDS}
     try:
         results = sync(cast(Any, client.loop), client.gather, futures, **gather)
-    except (TimeoutError, KilledWorker, CancelledError):  # the state of each says more by now
+    except (TimeoutError, KilledWorker, CancelledError):  # the state of each future tells more by now
         alone = [_fetched(client, [each]) for each in futures] if len(futures) > 1 else []
         return {key: result for each in alone for key, result in each.items()}
     return {str(future.key): result for future, result in zip(futures, results, strict=True)}
 
 
 def _unforeseen(ref: SlideRef, future: Future[Any], error: BaseException) -> Outcome[Any]:
-    """Return the outcome of a task that ended in an error that is none of ours."""
+    """Return the outcome of a task that ended in an unexpected error."""
     trace = "".join(traceback.format_exception(type(error), error, future.traceback()))
     text = f"{ref.path}: {type(error).__name__}: {error}"
     return Outcome(ref, error=" ".join(text.split()), trace=trace)

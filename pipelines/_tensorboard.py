@@ -1,4 +1,4 @@
-"""The figures of a training for TensorBoard, where they are asked for."""
+"""Metrics of a training for TensorBoard (``--tensorboard``)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FOLDER = "tensorboard"
 
 
 def check_tensorboard() -> None:
-    """Refuse ``--tensorboard`` where TensorBoard is not installed.
+    """Refuse ``--tensorboard`` if TensorBoard is not installed.
 
     Raises
     ------
@@ -28,20 +28,20 @@ def check_tensorboard() -> None:
 
 @contextmanager
 def writing_events(out: Path, *, wanted: bool) -> Iterator[Callable[[], None]]:
-    """Write the rows of a run's ``metrics.csv`` to its folder ``tensorboard``, too.
+    """Write the rows of a run's ``metrics.csv`` to its folder ``tensorboard`` as well.
 
     Parameters
     ----------
     out
-        Folder of the run. What an earlier part of the run wrote is written again, to a folder that is
-        emptied: rows are then there once, wherever the run was stopped.
+        Folder of the run. ``tensorboard`` is emptied, and rows of an earlier part of the run are written
+        again, so that each row appears once wherever the run was stopped.
     wanted
-        Whether to do anything.
+        Whether to write anything.
 
     Yields
     ------
     function
-        To be called when rows have been added; an empty cell is left out.
+        Call it when rows have been added; empty cells are left out.
     """
     if not wanted:
         yield lambda: None

@@ -1,8 +1,8 @@
-"""Slides that have arrived and are complete, and the request to end a watch. Nothing here knows Dask.
+"""Slides that have arrived and are complete, and the request to end a watch. This module does not use Dask.
 
-A scanner writes a slide for minutes, and a program that copies one may pause. So a slide is complete when
-its files have kept their sizes and times for a while, or when its writer has put a marker beside it. The
-time is that of a clock that is never set: times of files are compared with one another, never with now.
+A scanner takes minutes to write a slide, and a copying program may pause. So a slide is complete when its
+files have kept their sizes and times for a while, or when its writer has put a marker beside it. Waiting is
+measured with a monotonic clock: times of files are compared with one another, never with the time of day.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from wsi_ats.slides.dicom import files_of_series, is_dicom
 from wsi_ats.slides.storage import is_remote
 from wsi_ats.tables.sources import find_slides
 
-# Formats whose main file lists its others, and the most of it that is read for that.
+# Formats whose main file lists the others, and how much of it is read to find them.
 _LISTS, _LIST_BYTES = frozenset({".vms", ".vmu"}), 1 << 16
 
 # GNU `timeout` sends the same signal twice at once.
@@ -42,22 +42,23 @@ class Arrivals:
     Parameters
     ----------
     sources
-        Slides, folders, globs and tables on this machine, listed again at each look. At first, folders and
+        Slides, folders, globs and tables on this machine, listed again at each check. At first, folders and
         tables may be empty, and globs may match nothing.
     mpp, reader
-        Of the slides, as in :class:`~wsi_ats.slides.base.SlideRef`; the mpp of a table takes precedence.
+        Resolution and reader of the slides, as in :class:`~wsi_ats.slides.base.SlideRef`; the mpp of a table
+        takes precedence.
     every
-        Seconds between looks.
+        Seconds between checks.
     settle
-        Seconds that the files of a slide must have been the same, at two looks or more.
+        Seconds for which the files of a slide must not have changed, at two checks or more.
     marker
-        The end of a file's name, such as ``".done"``: a new slide ``case7.svs`` is complete as soon as there
-        is ``case7.svs.done`` or ``case7.done`` beside it, and not before. One that changes later has to
+        The ending of a file's name, such as ``".done"``: a new slide ``case7.svs`` is complete as soon as
+        ``case7.svs.done`` or ``case7.done`` exists beside it, and not before. One that changes later has to
         settle.
     clock
-        Seconds of a clock that is never set.
+        Returns seconds of a monotonic clock.
     pause
-        Waits for some seconds, or less.
+        Waits for at most so many seconds.
 
     Raises
     ------
@@ -86,16 +87,16 @@ class Arrivals:
         if not 0 <= self.settle < math.inf:
             raise SettingsError(f"--settle must be seconds, 0 or more, not {self.settle:g}")
         if self.marker is not None and (not self.marker or "/" in self.marker):
-            raise SettingsError(f"--marker is {self.marker!r}, expected the end of a name such as .done")
+            raise SettingsError(f"--marker is {self.marker!r}, expected the ending of a name such as .done")
         for source in self.sources:
             if is_remote(source):
                 raise SettingsError(
-                    f"{source}: --watch looks at files of this machine; score slides in stores without it"
+                    f"{source}: --watch needs files of this machine; score slides in stores without it"
                 )
-            SlideRef("slide", source, "slide", mpp=self.mpp, reader=self.reader)  # refuses what cannot be
+            SlideRef("slide", source, "slide", mpp=self.mpp, reader=self.reader)  # refuses impossible values
 
     def watch(self, tell: Callable[[str], None]) -> Watch:
-        """Begin to watch; ``tell`` is called once for each thing that cannot be used."""
+        """Begin to watch; ``tell`` is called once for each source or slide that cannot be used."""
         return Watch(self, tell)
 
     def find(self, source: str) -> list[SlideRef]:
@@ -104,7 +105,7 @@ class Arrivals:
         Raises
         ------
         ManifestError, MppError
-            When it is not there, or cannot be understood.
+            When the source does not exist, or cannot be understood.
         """
         return [
             replace(ref, reader=self.reader, mpp=self.mpp if ref.mpp is None else ref.mpp)
@@ -112,7 +113,7 @@ class Arrivals:
         ]
 
     def marked(self, ref: SlideRef) -> bool:
-        """Whether there is a marker beside the slide."""
+        """Return whether there is a marker beside the slide."""
         file = Path(ref.path)
         names = {file: {file.name, file.stem}}
         if _is_dicom(ref):  # in folders called 1.2.840.1, which have no ending
@@ -126,7 +127,7 @@ class Arrivals:
 
 @dataclass(frozen=True)
 class _Seen:
-    """A slide as it was first seen in its present state."""
+    """A slide, its current state, and the time at which that state was first seen."""
 
     ref: SlideRef
     state: str
@@ -134,14 +135,14 @@ class _Seen:
 
 
 class Watch:
-    """The state of arrivals from one look to the next.
+    """The state of arrivals from one check to the next.
 
     Parameters
     ----------
     arrivals
-        The slides to look for.
+        The slides to wait for.
     tell
-        Called once for each thing that cannot be used.
+        Called once for each source or slide that cannot be used.
     """
 
     def __init__(self, arrivals: Arrivals, tell: Callable[[str], None]) -> None:
@@ -154,16 +155,16 @@ class Watch:
 
     @property
     def present(self) -> list[SlideRef]:
-        """Slides that were there at the last look, complete or not."""
+        """Slides that were present at the last check, complete or not."""
         return [seen.ref for seen in self._seen.values()]
 
     @property
     def waiting(self) -> list[SlideRef]:
-        """Those of them that have not been taken as they are, complete or not."""
+        """Slides that are present and have not been taken in their current state, complete or not."""
         return [seen.ref for name, seen in self._seen.items() if self._taken.get(name) != seen.state]
 
     def look(self) -> list[SlideRef]:
-        """Look at all sources; list the slides that are complete and have not been taken as they are."""
+        """Check all sources; list the slides that are complete and not taken in their current state."""
         listed, whole = self._list()
         there, complete = set(), []
         for name, ref in listed.items():
@@ -181,27 +182,27 @@ class Watch:
             by_marker = self._arrivals.marker is not None and name not in self._taken
             if self._taken.get(name) != state and (self._arrivals.marked(ref) if by_marker else settled):
                 complete.append(ref)
-        # Where a source could not be listed, it is unknown what went away.
+        # If a source could not be listed, it is unknown which slides have gone.
         for name in self._seen.keys() - there if whole else ():
             del self._seen[name]
-            if name in self._failed:  # perhaps for that: a share that was lost comes back as it was
+            if name in self._failed:  # perhaps because it was gone: a lost share comes back unchanged
                 self._failed.discard(name)
                 del self._taken[name]
         return complete
 
     def take(self, names: Iterable[str], *, failed: Iterable[str] = ()) -> None:
-        """Do not list slides again as they were at the last look; failed ones, until they come again."""
+        """Do not list slides again in the state of the last check; failed ones only until they reappear."""
         for name in names:
             self._taken[name] = self._seen[name].state
             self._failed.discard(name)
         self._failed.update(failed)
 
     def changed(self, ref: SlideRef) -> bool:
-        """Whether a slide that is waiting was taken before, in another state."""
+        """Return whether a waiting slide was taken before, in another state."""
         return ref.id in self._taken
 
     def _list(self) -> tuple[dict[str, SlideRef], bool]:
-        """Slides by name, one for each, and whether all sources could be listed."""
+        """Return slides by name, one for each, and whether all sources could be listed."""
         found: dict[str, list[SlideRef]] = {}
         whole = True
         for source in self._arrivals.sources:
@@ -209,7 +210,7 @@ class Watch:
                 refs = self._arrivals.find(source)
             except WsiAtsError as error:
                 whole = False
-                self._once(source, f"{error}; the next look may find it mended")
+                self._once(source, f"{error}; it is tried again at the next check")
                 continue
             stored = [ref.path for ref in refs if is_remote(ref.path)]
             text = f"{source}: {len(stored)} slides in stores are left out; score them without --watch"
@@ -222,7 +223,7 @@ class Watch:
             known = self._seen.get(name)
             own = [ref for ref in refs if known is not None and _place(ref) == _place(known.ref)]
             if known is not None and not own and not whole:
-                continue  # it may well be there still
+                continue  # it may still be present
             ref = (own or refs)[0]
             other = next((each.path for each in refs if _place(each) != _place(ref)), None)
             text = f"warning: two slides are called {name!r}; {ref.path} is scored, {other} is not: rename it"
@@ -231,7 +232,7 @@ class Watch:
         return listed, whole
 
     def _once(self, topic: str, text: str) -> None:
-        """Tell a text, unless it was the last one of its topic."""
+        """Report a text, unless it was the last one of its topic."""
         if text and self._told.get(topic) != text:
             self._tell(text)
         self._told[topic] = text
@@ -240,24 +241,24 @@ class Watch:
 
 
 class Stop:
-    """A request to end; the handler of a signal may make it."""
+    """A request to end, which a signal handler may make."""
 
     def __init__(self) -> None:
         self._made = False
-        # Its methods may interrupt one another in one thread; those of `threading.Event` may not.
+        # Safe when a signal handler interrupts it in the same thread, unlike `threading.Event`.
         self._told: SimpleQueue[None] = SimpleQueue()
 
     def __call__(self) -> bool:
-        """Whether it was made."""
+        """Return whether the request was made."""
         return self._made
 
     def make(self) -> None:
-        """Make it."""
+        """Make the request."""
         self._made = True
         self._told.put(None)
 
     def wait(self, seconds: float) -> bool:
-        """Wait until it is made, some seconds at most; whether it was made."""
+        """Wait for the request, for at most so many seconds; return whether it was made."""
         if not self._made:
             with suppress(Empty):
                 self._told.get(timeout=seconds)
@@ -266,9 +267,9 @@ class Stop:
 
 @contextmanager
 def stop_on_signals(clock: Callable[[], float] = time.monotonic) -> Iterator[Stop]:
-    """Take SIGTERM and Ctrl-C for a request to end, for as long as the context lasts.
+    """Treat SIGTERM and Ctrl-C as a request to end, for as long as the context lasts.
 
-    Signals that the process ignores, as jobs of a shell's background ignore Ctrl-C, are ignored here, too.
+    Signals that the process already ignores stay ignored, as Ctrl-C is for background jobs of a shell.
 
     Raises
     ------
@@ -278,7 +279,7 @@ def stop_on_signals(clock: Callable[[], float] = time.monotonic) -> Iterator[Sto
     stop = Stop()
     first: list[float] = []
 
-    def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  (what handlers are given)
+    def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  (the signature of handlers)
         if not first:
             first.append(clock())
             stop.make()
@@ -301,12 +302,12 @@ def _is_dicom(ref: SlideRef) -> bool:
 
 
 def _place(ref: SlideRef) -> Path:
-    """The file or folder that is the slide; of DICOM, which file stands for the slide may change."""
+    """Return the file or folder of a slide; for DICOM the folder, because the main file may change."""
     return Path(ref.path).parent if _is_dicom(ref) else Path(ref.path)
 
 
 def _state(ref: SlideRef) -> str | None:
-    """Return a fingerprint of a slide's reference and its files' sizes and times; none without files."""
+    """Return a fingerprint of a slide's reference and its files' sizes and times; ``None`` without files."""
     try:
         facts = [(str(file), file.stat()) for file in _files(Path(ref.path))]
     except OSError:
@@ -316,7 +317,7 @@ def _state(ref: SlideRef) -> str | None:
 
 
 def _files(path: Path) -> list[Path]:
-    """List the files of a slide that are there."""
+    """List the existing files of a slide."""
     ending = path.suffix.lower()
     if path.is_dir():
         return _below(path)
@@ -332,7 +333,7 @@ def _below(folder: Path) -> list[Path]:
 
 
 def _named_in(path: Path) -> list[Path]:
-    """Files that a Hamamatsu index names, in lines such as ``ImageFile=scan_1.jpg``, and that are there."""
+    """List the existing files that a Hamamatsu index names, in lines such as ``ImageFile=scan_1.jpg``."""
     with path.open("rb") as file:
         text = file.read(_LIST_BYTES).decode("latin-1")
     names = {line.partition("=")[2].strip() for line in text.splitlines()} - {""}
@@ -342,5 +343,5 @@ def _named_in(path: Path) -> list[Path]:
 def _is_file(folder: Path, name: str) -> bool:
     try:
         return (folder / name).is_file()
-    except (OSError, ValueError):  # a value that is no name: too long, or with a NUL
+    except (OSError, ValueError):  # not a name: too long, or with a NUL
         return False

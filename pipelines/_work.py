@@ -1,4 +1,4 @@
-"""One slide on one worker: errors that become its outcome, the mark that it was begun, and its time limit."""
+"""The work on one slide on a worker: its outcome, the mark that it was begun, and its time limit."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from wsi_ats.slides.base import SlideRef
 
 Result = TypeVar("Result")
 
-# A worker that is about to stop tells its scheduler why. A scheduler that is lost never answers.
+# A worker that is about to stop tells its scheduler why. A lost scheduler never answers.
 _ANSWER_SECONDS = 60.0
 
-# Slides beside the one that hangs may end meanwhile; those that do not are tried again.
+# Other slides on the worker may end in this time; those that do not are tried again.
 _GRACE_SECONDS = 1.0
 
 
@@ -36,15 +36,15 @@ class Outcome(Generic[Result]):
     ref
         The slide.
     result
-        What the function returned; ``None`` after a failure.
+        Value that the function returned; ``None`` after a failure.
     error
-        Why it failed.
+        Reason of the failure.
     trace
-        Where it failed, for ``--debug``.
+        Traceback of the failure, for ``--debug``.
     seconds
         Wall time in the worker.
     worker
-        Name of the worker's host and its process, as far as known.
+        Address of the worker's host and number of its process; empty if unknown.
     """
 
     ref: SlideRef
@@ -57,19 +57,19 @@ class Outcome(Generic[Result]):
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What a worker needs to know besides the slide.
+    """Facts that a worker needs to know besides the slide.
 
     Parameters
     ----------
     timeout
-        Seconds after which a slide is given up.
+        Seconds after which a slide is stopped.
     topic
         Dask's topic under which workers name the slides that took too long.
     client
         The process that waits for the results.
     marks
-        Whether a slide is marked as begun, which takes some milliseconds. It is needed where the scheduler
-        gives the tasks of a dead worker to another, by default three times.
+        Whether a slide is marked as begun, which takes some milliseconds. It is needed if the scheduler gives
+        the tasks of a dead worker to others, by default three times.
     """
 
     timeout: float | None
@@ -89,7 +89,8 @@ def attempt(function: Callable[[SlideRef], Result], ref: SlideRef, terms: Terms)
     Returns
     -------
     Outcome or None
-        Also for errors of this library. ``None`` if a worker has begun the same attempt before, and died.
+        The outcome, also for errors of this library; ``None`` if another worker began the same attempt and
+        died.
     """
     begin = time.perf_counter()
     worker = get_worker()
@@ -108,7 +109,7 @@ def attempt(function: Callable[[SlideRef], Result], ref: SlideRef, terms: Terms)
 
 
 def remove_mark(key: str, client: Client) -> None:
-    """Remove the mark of an attempt, which a worker that dies leaves with the scheduler."""
+    """Remove the mark of an attempt, which a dead worker leaves with the scheduler."""
     Event(_mark(key), client).clear()
 
 
@@ -118,7 +119,7 @@ def _mark(key: str) -> str:
 
 @contextmanager
 def _marked(worker: Worker) -> Iterator[bool]:
-    """Mark a task as begun; yields whether it was before. Only the scheduler outlives the workers."""
+    """Mark a task as begun, and yield whether it was marked before; the scheduler outlives the workers."""
     name = _mark(str(worker.get_current_task()))
     before: bool = sync(worker.loop, worker.scheduler.event_is_set, name=name)
     if before:
@@ -133,14 +134,14 @@ def _marked(worker: Worker) -> Iterator[bool]:
 
 @contextmanager
 def _limited(worker: Worker, terms: Terms) -> Iterator[None]:
-    """Stop this process when the context lasts too long: a thread that hangs is stopped in no other way."""
+    """Stop this process when the context lasts too long: nothing else stops a thread that hangs."""
     if terms.timeout is None:
         yield
         return
-    dies = this_process() != terms.client  # the user's own process is not ours to stop
+    dies = this_process() != terms.client  # never stop the user's own process
 
     def give_up(key: str) -> None:
-        if dies:  # it is given nothing more, or that would die with it
+        if dies:  # accept no further tasks, which would die with it
             worker.loop.add_callback(setattr, worker, "status", Status.closing_gracefully)
         # The scheduler passes it on before it learns that the worker is dead.
         with suppress(OSError, TimeoutError):

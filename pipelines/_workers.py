@@ -1,4 +1,4 @@
-"""The workers of a cluster as its client sees them: which suit a stage, and a call of each of them."""
+"""The workers of a cluster: find those that suit a stage, and call a function on each."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from distributed.client import ClosedClientError
 
 from wsi_ats.errors import ModelError, SettingsError, WsiAtsError
 
-# Between looks at calls that take seconds.
+# Between checks of calls that take seconds.
 _POLL_SECONDS = 0.05
 
-LOST = "the connection to the Dask scheduler was lost; the same command goes on where this one stopped"
+LOST = "the connection to the Dask scheduler was lost; run the same command again to continue"
 
 
 def check_connected(client: Client) -> None:
-    """Check that a client has not given up its scheduler.
+    """Check that a client has not lost its scheduler.
 
     Raises
     ------
     WsiAtsError
-        When it has.
+        When the scheduler is lost.
     """
     if client.status in {"closing", "closed"}:
         raise WsiAtsError(LOST)
@@ -53,8 +53,8 @@ def no_workers(seconds: float, resources: Mapping[str, float] | None) -> WsiAtsE
     """Return the error of a cluster that has had no workers for some seconds."""
     which = f" that offer {_words(resources)}" if resources else ""
     return WsiAtsError(
-        f"there have been no Dask workers{which} for {seconds:g} s; start some, and the same command goes on "
-        "where this one stopped (--wait allows more time)"
+        f"there have been no Dask workers{which} for {seconds:g} s; start some and run the same command "
+        "again to continue (--wait allows more time)"
     )
 
 
@@ -65,25 +65,25 @@ def on_each_worker(
     resources: Mapping[str, float] | None = None,
     wait: float = 60.0,
 ) -> None:
-    """Call a function once on each worker that is there now; its errors are raised here.
+    """Call a function once on each present worker, and raise its errors here.
 
-    Workers may die meanwhile. Then those that are there after them are called, once more.
+    If workers die meanwhile, the function is called once more on those that are present then.
 
     Parameters
     ----------
     function
-        What to call.
+        The function to call.
     client
         The cluster.
     resources
-        Leave out workers that do not offer them.
+        Call only workers that offer these.
     wait
         Seconds to wait for workers when some have died.
 
     Raises
     ------
     ModelError
-        When workers die of it.
+        When the call kills workers.
     SettingsError
         When no worker offers the resources.
     WsiAtsError
@@ -101,13 +101,13 @@ def on_each_worker(
                     client.wait_for_workers(1, timeout=wait)
                 except TimeoutError as error:
                     raise no_workers(wait, None) from error
-    raise ModelError("workers died while they loaded the model, and died again; is there enough memory?")
+    raise ModelError("workers died twice while they loaded the model; is there enough memory?")
 
 
 def _called_on_each(
     function: Callable[[], None], client: Client, resources: Mapping[str, float] | None
 ) -> tuple[list[BaseException], bool]:
-    """Call a function on each worker; returns errors, and whether any has died."""
+    """Call a function on each worker; return the errors, and whether a worker died."""
     with scheduler_there():
         able, there = threads(client, resources), len(client.nthreads())
         if there and not able:
@@ -120,7 +120,7 @@ def _called_on_each(
         died = False
         while pending := {address for address, call in calls.items() if call.status == "pending"}:
             time.sleep(_POLL_SECONDS)
-            # Dask would keep the call for a worker of that address until there is one again.
+            # Dask would keep the call until a worker of that address appears again.
             for address in pending.difference(client.nthreads()):
                 died = True
                 client.cancel([calls.pop(address)])

@@ -1,4 +1,4 @@
-"""``wsi-ats``: one command for each stage. What a command needs is imported when it runs."""
+"""``wsi-ats``: one command for each stage. Each command imports its stage when it runs."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def prepare(
     stage: StageOptions,
     common: CommonOptions,
 ) -> Result:
-    """Read thumbnails, find tissue and artefacts."""
+    """Read thumbnails, and find tissue and artefacts."""
     from pipelines.prepare import prepare
 
     settings = chosen.settings()
@@ -171,7 +171,7 @@ def score(
     common: CommonOptions,
     seed: Seed = 0,
 ) -> Result:
-    """Score slides with a model: predictions, and the tiles they rest on."""
+    """Score slides with a model: predictions, and the tiles they are based on."""
     from pipelines._watch import stop_on_signals
     from pipelines.score import score
     from wsi_ats.models.card import read_card

@@ -39,23 +39,23 @@ def convert(
     to: str | None = None,
     execution: Execution | None = None,
 ) -> Summary:
-    """Write slides as OME-Zarr 0.5 pyramids, which any program that knows the format reads.
+    """Write slides as OME-Zarr 0.5 pyramids, which any program that supports the format can read.
 
-    A run that was stopped goes on in the middle of a slide. Slides are distributed over the workers; where
+    A run that was stopped continues in the middle of a slide. Slides are distributed over the workers; if
     there are fewer slides than cores on this machine, each slide uses several cores.
 
     Parameters
     ----------
     refs
-        The slides; each must know its mpp.
+        The slides; the mpp of each must be known.
     out
         Folder for ``<slide_id>.ome.zarr``, ``conversions.parquet`` and ``.csv``, ``run.json``. Columns ``x``
-        and ``y`` of the table are the place, in level-0 pixels of the source, where the pyramid begins: of
-        formats that leave a margin around what was scanned (MIRAX), only what was scanned is written.
+        and ``y`` of the table are the origin of the pyramid in level-0 pixels of the source: of formats with
+        a margin around the scanned area (MIRAX), only the scanned area is written.
     codec, quality
         See :func:`wsi_ats.slides.pyramid.write_pyramid`.
     to
-        Where the pyramids go, if not to ``out``: another folder, or a URL such as ``s3://bucket/slides``.
+        Destination of the pyramids, if not ``out``: another folder, or a URL such as ``s3://bucket/slides``.
     execution
         Where and how; on all cores of this machine by default. ``overwrite`` deletes the slides' pyramids.
 
@@ -66,9 +66,9 @@ def convert(
     Raises
     ------
     SettingsError
-        For an impossible codec or quality, and when a slide would be written over itself.
+        For an impossible codec or quality, and when a slide would overwrite itself.
     ArtifactError
-        When the output folder is not to be used, or holds something else where a pyramid should go.
+        When the output folder cannot be used, or something else is in the place of a pyramid.
 
     Examples
     --------
@@ -86,7 +86,7 @@ def convert(
     task, refs = ConvertTask(out, identity.digest, place, codec, quality), absolute(refs)
     for ref in refs:
         if _same(ref.path, task.target(ref.id)):
-            raise SettingsError(f"{ref.path} would be written over itself; choose another --out or --to")
+            raise SettingsError(f"{ref.path} would overwrite itself; choose another --out or --to")
 
     def remove() -> None:
         for ref in refs:
@@ -96,14 +96,14 @@ def convert(
 
 
 def check_apart(sources: Sequence[str], out: str | Path, to: str | None) -> None:
-    """Check that pyramids do not go into a folder that is searched for slides.
+    """Refuse to write pyramids into a folder that is searched for slides.
 
-    The same command would find them when it is given again, and each slide twice.
+    The same command, given again, would find each slide twice.
 
     Raises
     ------
     SettingsError
-        When they do.
+        When the folder is searched.
     """
     place = str(out) if to is None else to
     for source in sources:
@@ -114,8 +114,8 @@ def check_apart(sources: Sequence[str], out: str | Path, to: str | None) -> None
         )
         if inner.is_relative_to(folder):
             raise SettingsError(
-                f"{place} is in {source}, which is searched for slides: the pyramids would be found there, "
-                "too, and each slide twice; choose another place, or name the slides by a glob such as "
+                f"{place} is in {source}, which is searched for slides: each slide would be found twice, as "
+                "itself and as a pyramid; choose another place, or name the slides by a glob such as "
                 f"'{source.rstrip('/')}/*.svs'"
             )
 
@@ -145,26 +145,26 @@ class ConvertTask(SlideTask):
         return _COLUMNS
 
     def target(self, slide_id: str) -> str:
-        """Folder or URL of a slide's pyramid."""
+        """Return the folder or URL of a slide's pyramid."""
         return f"{self.to}/{slide_id}.ome.zarr"
 
     def files(self, slide_id: str) -> tuple[Path, ...]:
-        """None that are deleted before each attempt: a pyramid is continued."""
+        """Return no files: a pyramid is continued, not deleted before each attempt."""
         del slide_id
         return ()
 
     def is_whole(self, ref: SlideRef) -> bool:
-        """Whether the pyramid is there; one that was deleted is made again."""
+        """Return whether the pyramid is complete; a deleted one is written again."""
         from wsi_ats.slides.pyramid import is_complete
 
         return is_complete(self.target(ref.id))
 
     def notes(self, rows: Sequence[Row]) -> Mapping[str, Any]:  # noqa: ARG002
-        """The place of the pyramids, if it is not the output folder."""
+        """Return the place of the pyramids, if it is not the output folder."""
         return {} if self.to == str(self.out) else {"pyramids": self.to}
 
     def work(self, ref: SlideRef) -> tuple[Row, Sequence[Path]]:
-        """Write the pyramid, or what is missing of it."""
+        """Write the pyramid, or its missing parts."""
         from wsi_ats.slides.pyramid import write_pyramid
 
         begin, target = time.perf_counter(), self.target(ref.id)
@@ -199,7 +199,7 @@ class ConvertTask(SlideTask):
 
 
 def _same(one: str, other: str) -> bool:
-    """Whether two paths or URLs lead to one place, through whatever links."""
+    """Return whether two paths or URLs lead to the same place, with links resolved."""
     if is_remote(one) or is_remote(other):
         return one.rstrip("/") == other
     return Path(one).resolve() == Path(other).resolve()

@@ -1,7 +1,6 @@
 """Cross-validate: train and score once for each fold, and evaluate all scores together.
 
-A fold is the stages ``train`` and ``score`` in folders of their own; each goes on where it was stopped, and
-so does the whole.
+A fold runs the stages ``train`` and ``score`` in its own folders. A stopped run continues where it stopped.
 """
 
 from __future__ import annotations
@@ -34,7 +33,6 @@ from wsi_ats.settings import Fixes, Settings
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.tables.labels import check_labels, unlabelled
 from wsi_ats.tables.split_table import match_splits
-from wsi_ats.tasks.registry import task_named
 from wsi_ats.tasks.trainable import check_trainable
 
 if TYPE_CHECKING:  # scikit-learn and matplotlib take seconds to import
@@ -61,22 +59,22 @@ def crossval(
     Parameters
     ----------
     refs
-        Slides with labels; splits that they have are replaced. Those without label are left out.
+        Slides with labels; their splits are replaced. Slides without a label are left out.
     out
-        Folder for ``fold_k/model`` and ``fold_k/scores``, what ``train`` and ``score`` write;
-        ``splits/splits_k.csv``, in CLAM's form; ``features/`` of all folds, where the backbone is frozen;
-        ``metrics.csv`` of each fold, pooled and mean; and what :func:`pipelines.evaluate.evaluate` writes, of
-        all folds together.
+        Folder for ``fold_k/model`` and ``fold_k/scores``, as ``train`` and ``score`` write them;
+        ``splits/splits_k.csv``, in CLAM's format; ``features/`` of all folds, if the backbone is frozen;
+        ``metrics.csv`` of each fold, pooled and mean; and the files of :func:`pipelines.evaluate.evaluate`,
+        for all folds together.
     folds
-        How many, 5 by default; cases are shared out stratified, and a share ``training.validation`` of those
-        that are left to train on is for validation.
+        Number of folds, 5 by default; cases are divided with stratification, and a share
+        ``training.validation`` of the training cases is for validation.
     splits
         Folder of CLAM's ``splits_k.csv`` to use instead. Slides that a file does not name are not used in
         its fold.
     by
-        Whether figures are of slides or of cases.
+        Compute metrics of ``"slide"`` or of ``"case"``.
     resamples
-        Of the bootstrap by cases.
+        Number of bootstrap samples of cases.
     settings
         The settings; ``training.seed`` decides folds, weights and draws.
     execution
@@ -85,17 +83,18 @@ def crossval(
     Returns
     -------
     Evaluation
-        Its figures are those of all folds together. A class that is absent from a fold leaves figures of
-        that fold undefined.
+        Metrics of all folds together. A class that is absent from a fold leaves metrics of that fold
+        undefined.
 
     Raises
     ------
     ManifestError
         Before any work: when a case would be in two splits, a slide is tested in two folds, a fold would
-        train without a class, or the files of splits cannot be used. After it: when no slide has a score.
+        train without a class, or the files of splits cannot be used. After the work: when no slide has a
+        score.
     SettingsError, ModelError, ArtifactError
         As in :func:`pipelines.train.train` and :func:`pipelines.score.score`; also when ``torchrun`` has
-        started this process, for each would do it all.
+        started this process.
 
     Examples
     --------
@@ -106,21 +105,12 @@ def crossval(
     from pipelines import _evaluation as shared
 
     shared.check_by(by)
-    check_together()
-    if together():
-        raise SettingsError(
-            "crossval trains one model after the other in one process; start it without torchrun, which can "
-            "train a single fold: `train --splits splits_0.csv`"
-        )
+    _check_alone()
     execution, out, settings = execution or Execution(), rooted(out), settings or Settings()
     check_trainable(settings)
     check_pixels(settings)
-    task_named(settings.model.task).check_installed()
-    without = {ref.id for ref in unlabelled(refs)}
-    if without and len(without) < len(refs):
-        execution.reporter.message(f"{len(without)} of {len(refs)} slides have no label and are left out")
+    labelled = _labelled(refs, execution)
     target = check_labels(refs, settings.model.task)
-    labelled = [ref for ref in absolute(refs) if ref.id not in without]
     plan = _plan(labelled, settings, folds, splits, execution, known=[ref.id for ref in refs])
     seed = settings.training.seed
     identity = Identity.of("crossval", settings, Fixes.EVERYTHING, seed=seed, splits=_digest(plan))
@@ -131,20 +121,10 @@ def crossval(
             finished = sum(_is_finished(out / name / "scores") for name in plan if not execution.overwrite)
             return Summary.of_dry_run("crossval", out, finished, len(plan) - finished, notes=_sizes(plan))
         run.begin()
-        parts: dict[str, LabelledScores] = {}
-        failed: dict[str, str] = {}
-        for number, (name, fold) in enumerate(plan.items(), 1):
-            sizes = ", ".join(f"{n} {split}" for split, n in _count(fold).items())
-            execution.reporter.message(f"{name} ({number} of {len(plan)}): {sizes}")
-            done = _run_fold(fold, out / name, out / "splits" / _file(name), settings, execution)
-            failed |= {slide: why for summary in done for slide, why in summary.failed.items()}
-            if failed and execution.strict:
-                return Summary("crossval", out, {"folds": len(parts)}, failed)
-            tested = {ref.id: ref for ref in fold if ref.split == "test"}
-            scores = shared.read_scores(out / name / "scores")
-            known = [tested[row["slide_id"]] for row in scores.slides]
-            parts[name] = shared.join(scores, known, by=by, split=None, fold=name)
-        pooled = shared.together(list(parts.values()))
+        parts, failed = _run_folds(plan, out, by, settings, execution)
+        if failed and execution.strict:
+            return Summary("crossval", out, {"folds": len(parts)}, failed)
+        pooled = shared.pool(list(parts.values()))
         shared.check_some(pooled)
         rows = _metrics(parts, pooled, resamples, settings.training.seed)
         shared.write_metrics(out, rows, "fold")
@@ -160,17 +140,60 @@ def crossval(
     return shared.Evaluation("crossval", out, counts, failed, notes=notes, figures=shown)
 
 
+def _check_alone() -> None:
+    """Refuse to run in several processes, because each would do all the work."""
+    check_together()
+    if together():
+        raise SettingsError(
+            "crossval trains one model after the other in one process; start it without torchrun, which can "
+            "train a single fold: `train --splits splits_0.csv`"
+        )
+
+
+def _labelled(refs: Sequence[SlideRef], execution: Execution) -> list[SlideRef]:
+    """Return the slides with labels, by absolute paths, and report how many have none."""
+    without = {ref.id for ref in unlabelled(refs)}
+    if without and len(without) < len(refs):
+        execution.reporter.message(f"{len(without)} of {len(refs)} slides have no label and are left out")
+    return [ref for ref in absolute(refs) if ref.id not in without]
+
+
+def _run_folds(
+    plan: Folds, out: Path, by: str, settings: Settings, execution: Execution
+) -> tuple[dict[str, LabelledScores], dict[str, str]]:
+    """Train and score fold after fold; return the scores of each fold, and why slides failed.
+
+    If strict, end after the first fold in which a slide failed, without its scores.
+    """
+    from pipelines._evaluation import join, read_scores
+
+    parts: dict[str, LabelledScores] = {}
+    failed: dict[str, str] = {}
+    for number, (name, fold) in enumerate(plan.items(), 1):
+        sizes = ", ".join(f"{n} {split}" for split, n in _count(fold).items())
+        execution.reporter.message(f"{name} ({number} of {len(plan)}): {sizes}")
+        done = _run_fold(fold, out / name, out / "splits" / _file(name), settings, execution)
+        failed |= {slide: why for summary in done for slide, why in summary.failed.items()}
+        if failed and execution.strict:
+            break
+        tested = {ref.id: ref for ref in fold if ref.split == "test"}
+        scores = read_scores(out / name / "scores")
+        known = [tested[row["slide_id"]] for row in scores.slides]
+        parts[name] = join(scores, known, by=by, split=None, fold=name)
+    return parts, failed
+
+
 def _run_fold(
     fold: Sequence[SlideRef], folder: Path, splits: Path, settings: Settings, execution: Execution
 ) -> list[Summary]:
     from wsi_ats.tables.splits import write_splits
 
-    # What was there before is deleted already, where that is asked for.
+    # Results of an earlier run were deleted already if the user asked for that.
     execution = replace(execution, overwrite=False)
     with atomic(splits) as path:
         write_splits(path, fold)
     training = [ref for ref in fold if ref.split != "test"]
-    features = folder.parent / "features"  # of slides that are in most folds
+    features = folder.parent / "features"  # shared: most slides are in several folds
     done = [train(training, folder / "model", settings=settings, execution=execution, features=features)]
     if not (done[0].failed and execution.strict):
         tested = [ref for ref in fold if ref.split == "test"]
@@ -188,7 +211,7 @@ def _plan(
     *,
     known: Sequence[str],
 ) -> dict[str, list[SlideRef]]:
-    """Splits of each fold, by the name of its folder; complains before the work rather than after it."""
+    """Plan the splits of each fold, by the name of its folder; raise errors before any work."""
     from wsi_ats.tables.splits import (
         check_leakage,
         check_tested_once,
@@ -209,10 +232,10 @@ def _plan(
         try:
             if not any(ref.split == "val" for ref in fold):
                 plan[name] = with_validation(fold, settings.training.validation, seed=seed, task=task)
-            # A class that no slide of this fold has is unknown to its model, too: scores could not be pooled.
+            # A model that never saw a class has no score for it, so scores could not be pooled.
             missing = untrained(refs, [ref for ref in plan[name] if ref.split == "train"], task=task)
             if missing:
-                raise ManifestError(f"there is no slide to train on of {', '.join(map(repr, missing))}")
+                raise ManifestError(f"there is no training slide of {', '.join(map(repr, missing))}")
             check_labels([ref for ref in plan[name] if ref.split != "test"], task)
         except ManifestError as error:
             raise ManifestError(f"{source}: {error}") from error
@@ -240,7 +263,7 @@ def _read_plan(
         empty = [split for split in ("train", "test") if not numbers[split]]
         if empty:
             raise ManifestError(
-                f"{splits}, {file}: of its {len(split_of)} slides {len(fold)} have labels, and none of these "
+                f"{splits}, {file}: {len(fold)} of its {len(split_of)} slides have labels, and none of these "
                 f"is for {' or '.join(empty)}"
             )
         if len(fold) < max(len(split_of), len(refs)):
@@ -255,7 +278,7 @@ def _read_plan(
 def _metrics(
     parts: Mapping[str, LabelledScores], pooled: LabelledScores, resamples: int, seed: int
 ) -> list[Row]:
-    """Rows of ``metrics.csv``: each fold, all slides together, and the mean over folds."""
+    """Return the rows of ``metrics.csv``: each fold, all slides together, and the mean over folds."""
     from pipelines._evaluation import metrics_of
 
     rows: list[Row] = []
@@ -263,7 +286,7 @@ def _metrics(
         rows += [{"fold": name} | row for row in metrics_of(joined, resamples=resamples, seed=seed)]
     whole = [{"fold": "pooled"} | row for row in metrics_of(pooled, resamples=resamples, seed=seed)]
     if pooled.target.definition.relative:
-        note = "not defined: scores of each fold's model have a scale of their own; see the mean"
+        note = "not defined: each fold's model has its own scale of scores; see the mean"
         blank: Row = {"value": None, "low": None, "high": None, "note": note}
         whole = [{**row, **blank} for row in whole]
     return [*rows, *whole, *_means(rows, whole)]

@@ -1,4 +1,4 @@
-"""The whole pipeline in one command: make slides, train on their labels, score others, compare, draw."""
+"""The whole pipeline in one command: make slides, train, score other slides, compare methods, draw."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from wsi_ats.slides.base import SlideRef
 from wsi_ats.tables.files import read_parquet
 from wsi_ats.testing.layout import Kind
 
-# Small enough for two cores and a few minutes. The backbone is one of the smallest of timm and starts
-# from random weights, so nothing is downloaded.
+# Small enough for a few minutes on two cores. The backbone is one of the smallest in timm and starts from
+# random weights, so nothing is downloaded.
 SETTINGS = (
     "tile.size=64",
     "thumbnail.pixels_per_cell=4",
@@ -46,12 +46,12 @@ class Demonstration:
     arms
         Metrics of each method, by name.
     ceiling
-        Expected AUC of a perfect tile classifier on as many tiles, drawn uniformly: spread in space as here,
-        and independently.
+        Expected AUC of a perfect tile classifier on the same number of uniform draws: spread in space as
+        here, and independent.
     gigapixel
         Facts about the large slide.
     seconds
-        Time of each part.
+        Seconds of each part.
     figure
         PNG of the large slide.
     """
@@ -109,7 +109,7 @@ def demo(
     scale
         Number and size of the slides; the default takes about twelve minutes of CPU time.
     execution
-        The cluster; a demo of the same seed and scale that was stopped is continued.
+        The cluster; a stopped demo of the same seed and scale is continued.
 
     Raises
     ------

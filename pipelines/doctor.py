@@ -12,10 +12,10 @@ from typing import Any
 
 from pipelines._runs import versions
 
-# Packages that everything else works without: purpose, module, extra.
+# Optional packages: purpose, module, extra.
 _OPTIONAL = (
     ("survival", "lifelines", "survival"),
-    ("figures of evaluate and demo", "matplotlib", "plots"),
+    ("plots of evaluate, crossval and demo", "matplotlib", "plots"),
     ("--metrics", "prometheus_client", "metrics"),
     ("slides at s3://", "s3fs", "remote"),
     ("slides at https://", "aiohttp", "remote"),
@@ -23,6 +23,8 @@ _OPTIONAL = (
     ("Dask on SLURM", "dask_jobqueue", "slurm"),
     ("--tensorboard", "tensorboard", "tensorboard"),
 )
+
+_STORES = {"s3://": "s3fs", "https://": "aiohttp", "gs://": "gcsfs", "az://": "adlfs"}
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,9 @@ class Check:
     name, found
         The part, and its version or state.
     advice
-        What to do; empty where nothing is wrong.
+        What to do; empty if nothing is wrong.
     needed
-        Whether nothing works without it.
+        Whether the part is required.
     """
 
     name: str
@@ -85,7 +87,7 @@ def _machine() -> Check:
 
 
 def _packages() -> list[Check]:
-    # A checkout has no version of wsi-ats, and needs none.
+    # A source checkout has no version of wsi-ats, and needs none.
     optional = {module for _, module, _ in _OPTIONAL} | {"wsi-ats"}
     return [
         Check(name, version, f"pip install {name}" if version == "not installed" else "")
@@ -107,10 +109,12 @@ def _openslide() -> Check:
 def _readers() -> list[Check]:
     from wsi_ats.tables.folders import SLIDE_SUFFIXES
 
+    stores = [name for name, module in _STORES.items() if importlib.util.find_spec(module) is not None]
     return [
         Check("reader direct", "plain TIFF pyramids (svs, tif, ome.tif), also in stores"),
         Check("reader OpenSlide", " ".join(sorted(SLIDE_SUFFIXES))),
         Check("reader zarr", "OME-Zarr, also in stores"),
+        Check("stores", " ".join(stores) or "none", needed=False),
     ]
 
 

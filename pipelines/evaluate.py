@@ -1,4 +1,4 @@
-"""Evaluate scores: metrics with intervals, curves, and a plot of them."""
+"""Evaluate scores: metrics with confidence intervals, curves and plots."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def evaluate(
 ) -> Evaluation | Summary:
     """Compare scores with labels.
 
-    Slides that failed, have no tissue or no label are left out, counted, and named in ``left_out.csv``. A
-    metric that is not defined, because a class is absent, is empty and has a note; the exit code is 0 then.
+    Slides that failed or have no tissue or label are left out, counted, and named in ``left_out.csv``. A
+    metric that is undefined because a class is absent is empty and has a note; the exit code is still 0.
 
     Parameters
     ----------
@@ -46,16 +46,16 @@ def evaluate(
         Folder for ``metrics.csv``, the curves as tables, ``evaluated.csv``, ``left_out.csv``,
         ``evaluation.png`` and ``run.json``.
     by
-        ``"slide"``; or ``"case"``, whose scores are those of ``cases.csv`` among the scores, else the mean of
-        its slides.
+        ``"slide"`` or ``"case"``; the scores of a case are those of ``cases.csv``, or else the mean of its
+        slides.
     label_column
-        The column that holds the label, where it is not called ``label``.
+        The column of the label, if it is not ``label``.
     splits
-        CLAM's ``splits_k.csv``; only its test slides are evaluated, unless ``split`` says otherwise.
+        CLAM's ``splits_k.csv``; only its test slides are evaluated, unless ``split`` names another.
     split
-        Evaluate slides of this split alone, which ``splits`` or the table of labels must tell.
+        Evaluate only slides of this split, which ``splits`` or the table of labels must give.
     resamples, seed
-        Of the bootstrap by cases, and what decides them.
+        Number of bootstrap samples of cases, and their random seed.
     execution
         Scheduler and workers are not used.
 
@@ -66,12 +66,12 @@ def evaluate(
     Raises
     ------
     ManifestError
-        When labels do not belong to the scores or are not of the model's classes, a case is in two splits, or
-        nothing is left to evaluate.
+        When labels do not match the scores or the model's classes, a case is in two splits, or nothing is
+        left to evaluate.
     SettingsError
         When ``by`` is neither slide nor case.
     ArtifactError
-        When the scores are not there or incomplete, or the output folder is not to be used.
+        When the scores are missing or incomplete, or the output folder cannot be used.
 
     Examples
     --------

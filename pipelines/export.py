@@ -1,4 +1,4 @@
-"""Export scores: selections of tiles and predictions for other programs."""
+"""Export scores: selected tiles and predictions for other programs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from wsi_ats.results.exports.tables import read_selection, write_selections_csv,
 from wsi_ats.results.records import Selection, Status
 from wsi_ats.tables.files import read_parquet
 
-# Formats by name: those with one table of all slides, and those with a file for each slide and its ending.
+# Formats by name: those with one table for all slides, and those with a file of this ending for each slide.
 _TABLES = {"csv": write_selections_csv, "parquet": write_selections_parquet}
 _SLIDES = {"qupath": (".geojson", write_qupath)}
 
@@ -24,7 +24,7 @@ FORMATS = (*_TABLES, *_SLIDES)
 def export(scores: str | Path, out: str | Path, *, to: str, execution: Execution | None = None) -> Summary:
     """Write scores in another program's format.
 
-    It happens in the calling process: a slide takes milliseconds, less than sending it to a worker.
+    This runs in the calling process: a slide takes milliseconds, less than sending it to a worker.
 
     Parameters
     ----------
@@ -41,14 +41,14 @@ def export(scores: str | Path, out: str | Path, *, to: str, execution: Execution
     Returns
     -------
     Summary
-        Counts slides that were exported and those that had nothing to export.
+        Numbers of slides that were exported and that had nothing to export.
 
     Raises
     ------
     SettingsError
         For an unknown format.
     ArtifactError
-        When the scores are not there or incomplete, or the output folder is not to be used.
+        When the scores are missing or incomplete, or the output folder cannot be used.
 
     Examples
     --------
@@ -69,7 +69,7 @@ def export(scores: str | Path, out: str | Path, *, to: str, execution: Execution
     read = dict(zip(predictions["slide_id"], predictions["tiles_read"], strict=True))
     # A network that sees the whole slide reads no tiles.
     scored = [name for name, status in statuses.items() if status == Status.DONE and read[name]]
-    # Not of the time: scores that have grown since are exported into the same folder again.
+    # Without the time: scores that have grown since then may be exported to the same folder again.
     digest = digest_of(str(sorted((record.get("digests") or {}).items())), str(record.get("seed")))
     results = [f"{name}{ending}" for name in statuses for ending, _ in _SLIDES.values()]
     results += [f"{table}.{kind}" for table in ("selections", "predictions") for kind in _TABLES]

@@ -19,7 +19,7 @@ from wsi_ats.slides.opening import open_chosen
 from wsi_ats.slides.storage import file_size
 from wsi_ats.slides.wrappers import CountingSlide
 
-# A resolution that differs by less is worth suggesting: cells look much the same, and networks do as well.
+# A resolution that differs by less is worth suggesting: cells look much the same, and networks work as well.
 _NEAR = 0.25
 
 
@@ -143,7 +143,7 @@ class Infos:
 
 
 def info(refs: Iterable[SlideRef], *, settings: Settings | None = None) -> Infos:
-    """Inspect slides; one that cannot be inspected is among the failed.
+    """Inspect slides; those that cannot be inspected are listed as failed.
 
     Parameters
     ----------
@@ -161,13 +161,13 @@ def info(refs: Iterable[SlideRef], *, settings: Settings | None = None) -> Infos
     failed: dict[str, str] = {}
     for ref in refs:
         try:
-            slides.append(_look(ref, settings or Settings()))
+            slides.append(_inspect(ref, settings or Settings()))
         except WsiAtsError as error:
             failed[ref.id] = str(error)
     return Infos(slides, failed)
 
 
-def _look(ref: SlideRef, settings: Settings) -> SlideInfo:
+def _inspect(ref: SlideRef, settings: Settings) -> SlideInfo:
     slide, choice = open_chosen(replace(ref, colour=settings.tile.colour, channel=settings.tile.channel))
     with slide:
         counting = CountingSlide(slide)
@@ -188,7 +188,7 @@ def _look(ref: SlideRef, settings: Settings) -> SlideInfo:
             closer = level_for(levels, cells.pitch / settings.thumbnail.pixels_per_cell)
             regions = min(sampling.regions * sampling.least_draws, len(tissue.cells))
             read = _bytes(slide, tissue, closer, regions / max(1, len(tissue.cells)), read)
-        size = None if choice.reader == "zarr" else file_size(ref.path)  # of a folder of many files, unknown
+        size = None if choice.reader == "zarr" else file_size(ref.path)  # unknown for a folder of many files
         return SlideInfo(
             slide_id=ref.id,
             path=ref.path,
@@ -226,7 +226,7 @@ def _fits(tile: TileSettings, file_tile: tuple[int, int]) -> bool:
 def _advice(tile: TileSettings, level_mpp: float, native: bool, file_tile: tuple[int, int] | None) -> str:
     if not native:
         if not math.isclose(level_mpp, tile.mpp, rel_tol=0, abs_tol=_NEAR * tile.mpp):
-            return ""  # tiles would look too different for what it saves
+            return ""  # the savings do not justify such a change
         return (
             f"tiles of {tile.mpp:g} um per pixel are resampled from a level of {level_mpp:g}; "
             f"--set tile.mpp={level_mpp:.4g} reads fewer bytes"
@@ -243,7 +243,7 @@ def _advice(tile: TileSettings, level_mpp: float, native: bool, file_tile: tuple
         return f"the file's tiles of {wide} x {high} pixels are read whole for each tile of {tile.size}"
     return (
         f"tiles of {tile.size} pixels cut the file's tiles of {wide} x {high}; --set tile.size={side} reads "
-        "no byte that is not needed"
+        "only needed bytes"
     )
 
 
@@ -261,7 +261,7 @@ def _bytes(slide: Slide, tissue: TissueMask, level: int, share: float, before: i
 
 
 def _share(share: float) -> str:
-    # Of small files the same bytes are read for the thumbnail and for the tiles.
+    # In small files, thumbnail and tiles may share bytes.
     twice = "; thumbnail and tiles are counted separately" if share > 1 else ""
     return f"{share:.1%} of the file{twice}"
 

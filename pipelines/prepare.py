@@ -1,4 +1,4 @@
-"""Prepare slides: thumbnail, tissue and grid of each, and a table of what was found."""
+"""Prepare slides: thumbnail, tissue and grid of each, and a table of the findings."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def prepare(
         The slides.
     out
         Folder for ``prepared/<slide_id>.npz`` (see :func:`wsi_ats.overview.prepared.load_overview`),
-        ``thumbnails/<slide_id>.png``, ``quality/<slide_id>.png`` (the thumbnail with the tissue
-        cells framed that have artefacts: cyan under ink, yellow out of focus; only if there are any),
-        ``slides.parquet`` and ``.csv``, ``run.json``. Of the table's columns, ``tissue_method`` and
-        ``tissue_reason`` say how tissue was found and why so, ``warning`` why that is in doubt; ``pen`` and
-        ``blur`` are the shares of the tissue cells with these artefacts, left out or not, empty where that
-        is unknown; ``excluded_tiles`` are those left out.
+        ``thumbnails/<slide_id>.png``, ``quality/<slide_id>.png`` (the thumbnail with frames around tissue
+        cells with artefacts: cyan for ink, yellow for lack of focus; only if there are any),
+        ``slides.parquet`` and ``.csv``, ``run.json``. In the table, ``tissue_method`` and ``tissue_reason``
+        give the method that found tissue and the reason for it, and ``warning`` the doubts about its result;
+        ``pen`` and ``blur`` are the shares of the tissue cells with these artefacts, left out or not, empty
+        if unknown; ``excluded_tiles`` is the number of tiles left out.
     settings
         Sections ``tile`` and ``thumbnail`` are used.
     execution
@@ -75,7 +75,7 @@ def prepare(
     SettingsError
         When no scheduler answers.
     ArtifactError
-        When the output folder is not to be used.
+        When the output folder cannot be used.
 
     Examples
     --------
@@ -115,11 +115,11 @@ class PrepareTask(SlideTask):
         return cls(out, settings.digest(Fixes.THUMBNAILS), settings)
 
     def prepared(self, slide_id: str) -> Path:
-        """File of a slide's thumbnail and tissue."""
+        """Return the file of a slide's thumbnail and tissue."""
         return self.out / "prepared" / f"{slide_id}.npz"
 
     def files(self, slide_id: str) -> tuple[Path, ...]:
-        """The thumbnail with its tissue; the thumbnail as a picture, and with its artefacts framed."""
+        """Return the files of thumbnail and tissue, of the thumbnail as PNG, and of its framed artefacts."""
         return (
             self.prepared(slide_id),
             self.out / "thumbnails" / f"{slide_id}.png",

@@ -1,4 +1,4 @@
-"""Score slides: predictions of a trained model, and the tiles they rest on."""
+"""Score slides: predictions of a trained model, and the tiles they are based on."""
 
 from __future__ import annotations
 
@@ -39,22 +39,22 @@ def score(
     seed: int = 0,
     execution: Execution | None = None,
 ) -> Summary:
-    """Score slides; keep the scores of each, its attention and the tiles that were read.
+    """Score slides, and write scores, attention and selected tiles of each.
 
     Parameters
     ----------
     refs
-        The slides; or arrivals, which are scored as they are completed until ``execution.stop`` says so.
+        The slides; or arrivals, which are scored as they are completed until ``execution.stop`` returns true.
     model
         Folder of a trained model.
     out
         Folder for ``predictions.parquet`` and ``.csv``, ``selections/``, ``attention/``, ``run.json``, and,
-        where the model takes the slides of a case together, ``cases.parquet`` and ``.csv``.
+        if the model pools the slides of a case, ``cases.parquet`` and ``.csv``.
     settings
-        Those of the model by default. Draws, number of tiles, resolution and tissue may differ from
-        them; settings that the networks were built for may not.
+        Settings of the model by default. Draws, number of tiles, resolution and tissue may differ from
+        them; settings that the network depends on may not.
     seed
-        Decides, with a slide's id, which tiles are drawn.
+        Random seed, which decides, together with a slide's id, which tiles are drawn.
     execution
         Where and how; on all cores of this machine by default.
 
@@ -65,11 +65,11 @@ def score(
     Raises
     ------
     SettingsError
-        When settings do not suit the model, no scheduler answers, or a dry run is wanted of arrivals.
+        When settings do not suit the model, no scheduler answers, or for a dry run of arrivals.
     ManifestError
-        When a source of arrivals is not there.
+        When a source of arrivals does not exist.
     ModelError, ArtifactError
-        When there is no usable model, or the output folder is not to be used.
+        When there is no usable model, or the output folder cannot be used.
 
     Examples
     --------
@@ -87,7 +87,7 @@ def score(
     identity = Identity.of("score", settings, Fixes.THUMBNAILS | Fixes.SCORING, seed=seed, model=card.digest)
     if card.settings.model.cases != "separate" and all(ref.case == ref.id for ref in known):
         execution.reporter.message(
-            "warning: the model takes the slides of a case together, but each of these is a case of its own; "
+            "warning: the model pools the slides of a case, but each of these slides is its own case; "
             "give a table of slides with the column case_id to score cases"
         )
     task = ScoreTask(out, identity.digest, model, card.digest, card.target, settings, seed)
@@ -140,7 +140,7 @@ class ScoreTask(SlideTask):
     Parameters
     ----------
     model, model_digest, target
-        Folder of the model, its fingerprint, what it predicts.
+        Folder of the model, its fingerprint, and the target that it predicts.
     settings, seed
         See :func:`score`.
     """
@@ -157,7 +157,7 @@ class ScoreTask(SlideTask):
 
     @property
     def at_once(self) -> int | None:
-        """One, where a slide may be as much as memory holds: what is free is counted before it is tried."""
+        """One for kind ``image``, whose slides may fill the memory, because free memory is checked first."""
         return None if self.settings.model.reads_tiles else 1
 
     @property
@@ -174,31 +174,31 @@ class ScoreTask(SlideTask):
             "model_digest": "string",
             "seed": "int64",
             "error": "string",
-            # What is needed to pool the slides of a case, where a model does.
+            # Needed to pool the slides of a case.
             **({} if self.settings.model.cases == "separate" else {"log_weight": "double"}),
         }
 
     @property
     def known(self) -> Row:
-        """Model and seed, and counts of what was not read."""
+        """Model and seed, and counts of zero."""
         counts = dict.fromkeys(("draws", "tiles_read", "tiles_total", "tiles_empty"), 0)
         return {**counts, "model_digest": self.model_digest, "seed": self.seed}
 
     def files(self, slide_id: str) -> tuple[Path, ...]:
-        """The tiles that were read, and the attention to them, where the kind of model has them."""
+        """Return the files of selected tiles and of attention; some kinds of models have none."""
         return (
             self.out / "selections" / f"{slide_id}.parquet",
             self.out / "attention" / f"{slide_id}.npz",
         )
 
     def other_tables(self, rows: Sequence[Row]) -> Mapping[str, tuple[Sequence[Row], Mapping[str, str]]]:
-        """Cases, where the model takes the slides of a case together."""
+        """Return the table of cases, if the model pools the slides of a case."""
         if self.settings.model.cases == "separate":
             return {}
         return {"cases": (_cases(rows, self.target), _columns_of_cases(self.target))}
 
     def notes(self, rows: Sequence[Row]) -> Mapping[str, Any]:
-        """Slides whose draws ended before their error was within the tolerance, where there is one."""
+        """Count the slides whose standard error is above the tolerance, if there is one."""
         if self.settings.sampling.tolerance == 0:
             return {}
         above = (row["status"] == Status.DONE and row["stopped_by"] != Stop.TOLERANCE for row in rows)
@@ -212,8 +212,8 @@ class ScoreTask(SlideTask):
         """Score the slide; several threads may score one each."""
         from torch import set_num_threads
 
-        # Sums that are split among threads depend on their number, which differs between workers. Cores are
-        # used by encoding several batches of tiles at the same time.
+        # Sums that are split among threads depend on the number of threads, which differs between workers.
+        # The cores are used to encode several batches of tiles at the same time.
         set_num_threads(1)
         loaded, encoder = _loaded(self.model, self.model_digest, self.settings.scoring.precision)
         with open_slide(ref, threads=own_cores()) as slide:
@@ -232,7 +232,7 @@ class ScoreTask(SlideTask):
         return prediction.row(self.target.columns), written
 
 
-# Threads of a worker that begin at once wait for the one that loads.
+# Threads of a worker that start together wait for the one that loads the model.
 _LOADING = Lock()
 
 

@@ -22,7 +22,7 @@ class SettingsList:
     settings
         The settings, section by section.
     written
-        File that they were written to; ``None`` where they are only listed.
+        File to which they were written; ``None`` if they are only listed.
     """
 
     settings: Sequence[Described]
@@ -45,7 +45,7 @@ class SettingsList:
 
 
 def settings(write: Path | None = None, *, overwrite: bool = False) -> SettingsList:
-    """List all settings, and write them to a file where one is named.
+    """List all settings, or write them to a file.
 
     Parameters
     ----------

@@ -1,11 +1,11 @@
-"""Train a model from slides and the label of each.
+"""Train a model from slides and their labels.
 
-Slides are prepared on the cluster. The training itself happens in the calling process: it owns the
-graphics processor, so that Ctrl-C, progress and checkpoints stay simple. The tiles of a step are read by
-several threads, for reading releases Python's lock and needs no processes; the step waits for them.
+Slides are prepared on the cluster. The training itself runs in the calling process, which owns the GPU, so
+that Ctrl-C, progress and checkpoints stay simple. Several threads read the tiles of a step: reading releases
+Python's lock and needs no processes.
 
-Several processes that ``torchrun`` has started train one model together. The first holds the output folder,
-prepares, writes and reports; the others wait until it tells them on what to train.
+Several processes started by ``torchrun`` train one model together. The first locks the output folder,
+prepares, writes and reports; the others wait for it to send them the slides.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines import prepare
 from pipelines._carry_out import Results, complete, report_left_out
-from pipelines._fitting import Fitting, check_network, device
+from pipelines._fitting import Fitted, Fitting, check_network, device
 from pipelines._readers import check_readers
 from pipelines._records import pending, settled
 from pipelines._runs import (
@@ -52,7 +52,7 @@ from wsi_ats.tasks.trainable import check_trainable
 if TYPE_CHECKING:  # torch takes seconds to import
     from wsi_ats.training.processes import Processes
 
-# Files without which a run is not finished; checkpoints only serve to get there.
+# Files that a finished run must have, besides the model.
 _WRITTEN = ("config.toml", "splits.csv", "metrics.csv", "slides.parquet", "slides.csv")
 
 _OWN = (
@@ -76,34 +76,33 @@ def train(
 ) -> Summary:
     """Train a model.
 
-    Slides without label are left out, and so are slides that cannot be read or have no tissue: the
-    latter make the exit code 1, for the model has seen less than was asked for.
+    Slides without a label are left out, and so are slides that cannot be read or have no tissue. Slides that
+    cannot be read make the exit code 1, because the model has seen fewer slides than requested.
 
     Parameters
     ----------
     refs
-        Slides with labels; splits are kept where the manifest prescribes them.
+        Slides with labels; splits given by the manifest are kept.
     out
-        Folder for the model and all that tells how it arose. A run that was stopped goes on from its
-        last checkpoint.
+        Folder for the model and the records of its training. A stopped run continues from its last
+        checkpoint.
     settings
         The settings; ``training.seed`` decides weights, splits and draws.
     max_bad
-        Most slides that may turn out to be unreadable in the middle of training, which goes on without them
-        and counts them as failed. No limit by default.
+        Maximum number of slides that may become unreadable during training, which continues without them and
+        counts them as failed. No limit by default.
     execution
         Where and how slides are prepared.
     readers
-        Who reads tiles: ``threads``, ``threads:N``, or ``dask`` for the workers of ``execution.scheduler``,
-        which send them as JPEG.
+        The readers of tiles: ``threads``, ``threads:N``, or ``dask`` for the workers of
+        ``execution.scheduler``, which send tiles as JPEG.
     tensorboard
-        Write each epoch's figures for TensorBoard, too.
+        Write the metrics of each epoch for TensorBoard as well.
     restarts
-        Train so many times, from other weights and draws each time, and keep the model with the least
-        validation loss, of those whose attention found where to look. Models of later runs are in
-        ``restarts/``.
+        Number of trainings, each with other weights and draws; the model with the least validation loss is
+        kept, among those whose attention found where to look. Models of later runs are in ``restarts/``.
     retries
-        How often to train again, in the same way, as long as attention finds nothing in the thumbnails.
+        Maximum number of further trainings while attention finds nothing in the thumbnails.
     features
         Folder for the features of a frozen backbone; by default ``features/`` in the output folder. All
         restarts share it, and so may runs of the same settings, whatever their seeds and splits.
@@ -115,9 +114,9 @@ def train(
     Raises
     ------
     ManifestError
-        When a label is of a wrong type, or there is too little to learn from, such as a single class.
+        When a label has the wrong type, or there is too little to learn from, such as a single class.
     SettingsError, ModelError, ArtifactError
-        When settings do not work, the network cannot be had, or the output folder is not to be used.
+        When settings do not work, the network is not available, or the output folder cannot be used.
 
     Examples
     --------
@@ -155,41 +154,35 @@ def train(
 
 
 class _Others:
-    """The processes that the first tells on what to train, and when; none where it is alone."""
+    """The other processes of a training, which wait for the first; there are none if it is alone."""
 
     def __init__(self, processes: Processes | None) -> None:
         self.processes = processes
         self._told = processes is None
 
     def tell(self, what: tuple[Sequence[SlideRef], Target] | None) -> None:
-        """Let the others begin, or go home; once."""
+        """Send slides and target to the others, or ``None`` to end them; only the first call counts."""
         if not self._told and self.processes is not None:
             self._told = True
             self.processes.gather(what)
 
     def ask(self) -> tuple[Sequence[SlideRef], Target] | None:
-        """Wait to be told."""
+        """Wait for the first process."""
         waiting: tuple[Sequence[SlideRef], Target] | None = None
         return None if self.processes is None else self.processes.gather(waiting)[0]
 
 
 def _train(refs: Sequence[SlideRef], fitting: Fitting, others: _Others) -> Summary:
     out, settings, execution = fitting.out, fitting.settings, fitting.execution
-    check_trainable(settings, processes=1 if others.processes is None else others.processes.count)
-    check_pixels(settings)
-    task_named(settings.model.task).check_installed()
-    if fitting.tensorboard:
-        check_tensorboard()
-    # What JPEG loses changes the result; who reads, and how many, does not.
-    sent = {"tiles": "jpeg"} if check_readers(fitting.readers) is None else {}
-    sent |= {"restarts": str(fitting.restarts)} if fitting.restarts > 1 else {}
+    _check(fitting, others)
+    differences = _differences(fitting)
     without = {ref.id for ref in unlabelled(refs)}
     refs = settled([ref for ref in refs if ref.id not in without], settings)
     target = check_labels(refs, settings.model.task)
-    planned = fitting.plan(refs, target)[:2]  # complains before the work rather than after it
+    planned = fitting.plan(refs, target)[:2]  # errors are raised before the work
     _report_alike(target, execution)
     identity = Identity.of(
-        "train", settings, Fixes.EVERYTHING, seed=settings.training.seed, slides=_digest(refs), **sent
+        "train", settings, Fixes.EVERYTHING, seed=settings.training.seed, slides=_digest(refs), **differences
     )
     task = prepare.PrepareTask.of(out, settings)
     with open_run(out, identity, execution, results=(*_OWN, *task.results)) as run:
@@ -220,19 +213,38 @@ def _train(refs: Sequence[SlideRef], fitting: Fitting, others: _Others) -> Summa
             path.write_text(settings.to_toml(), encoding="utf-8")
         others.tell((usable, target))
         fitted = fitting.fit(usable, target, others.processes)
-        from wsi_ats.models.checkpoints import save_model
-
-        found = fitted.trained.trust
-        attention = asdict(found) if found else {}
-        digest = save_model(out, fitted.trained.model, settings, fitted.target, attention=attention)
+        digest = _save(fitted, out, settings)
         notes = {"unreadable": dict(fitted.unreadable), "trained_with_seed": fitted.seed}
         run.finish(count(results.rows), model=digest, **notes)
     summary = _summary(out, results, fitted.unreadable)
     return replace(summary, notes={**summary.notes, **_written_notes(out, target.task)})
 
 
+def _check(fitting: Fitting, others: _Others) -> None:
+    """Refuse settings that cannot work, and missing packages, before any work."""
+    check_trainable(fitting.settings, processes=1 if others.processes is None else others.processes.count)
+    check_pixels(fitting.settings)
+    if fitting.tensorboard:
+        check_tensorboard()
+
+
+def _differences(fitting: Fitting) -> dict[str, str]:
+    """Return the options that change the result: JPEG loses detail; the number of readers has no effect."""
+    differences = {"tiles": "jpeg"} if check_readers(fitting.readers) is None else {}
+    return differences | ({"restarts": str(fitting.restarts)} if fitting.restarts > 1 else {})
+
+
+def _save(fitted: Fitted, out: Path, settings: Settings) -> str:
+    """Save the model, and return its digest."""
+    from wsi_ats.models.checkpoints import save_model
+
+    trust = fitted.trained.trust
+    attention = asdict(trust) if trust else {}
+    return save_model(out, fitted.trained.model, settings, fitted.target, attention=attention)
+
+
 def _summary(out: Path, results: Results, unreadable: Mapping[str, str] | None = None) -> Summary:
-    """Slides that could not be prepared have failed, and so have those that could not be read later."""
+    """Count slides as failed if they could not be prepared, or not be read later."""
     unreadable = unreadable or {}
     notes = {"unreadable_in_training": len(unreadable)} if unreadable else {}
     failed = {**results.failed, **unreadable}
@@ -262,11 +274,13 @@ def _report_alike(target: Target, execution: Execution) -> None:
     for plain, number in Counter(map(_plain, target.names)).items():
         if number > 1:
             names = " and ".join(repr(name) for name in target.names if _plain(name) == plain)
-            execution.reporter.message(f"warning: {names} are different labels; if not, mend them")
+            execution.reporter.message(
+                f"warning: {names} count as different labels; if they mean the same, correct the table"
+            )
 
 
 def _plain(name: str) -> str:
-    """What is the same for labels that differ in writing alone: Tumor and tumor, 1 and 1.0."""
+    """Return a form that is equal for labels that differ only in spelling: Tumor and tumor, 1 and 1.0."""
     text = " ".join(name.casefold().split())
     try:
         return f"{float(text):g}"
@@ -275,7 +289,7 @@ def _plain(name: str) -> str:
 
 
 def _finished(run: Run) -> bool:
-    """Whether all is there that a run writes, and the model is the one that it wrote."""
+    """Return whether all results of a run exist, and the model is the one that it wrote."""
     if run.previous is None or run.previous.get("end") is None:
         return False
     if not all((run.out / name).exists() for name in _WRITTEN):
@@ -291,7 +305,7 @@ def _finished(run: Run) -> bool:
 def _advice(summary: Summary) -> str:
     if not summary.failed:
         return ""
-    return f"; {len(summary.failed)} slides failed and are not in it, to try them again use --overwrite"
+    return f"; {len(summary.failed)} slides failed and are not part of it; try them again with --overwrite"
 
 
 def _finished_summary(out: Path, task: str, unreadable: Mapping[str, str]) -> Summary:
@@ -319,7 +333,7 @@ def _digest(refs: Sequence[SlideRef]) -> str:
 
 
 def _write_splits(out: Path, splits: Mapping[str, Sequence[SlideRef]], execution: Execution) -> None:
-    """Write ``splits.csv``; checkpoints of other splits are of no use, training then starts anew."""
+    """Write ``splits.csv``; if the splits have changed, delete checkpoints and start from the beginning."""
     members = sorted(
         ((ref, name) for name, part in splits.items() for ref in part), key=lambda each: each[0].id
     )
@@ -332,9 +346,7 @@ def _write_splits(out: Path, splits: Mapping[str, Sequence[SlideRef]], execution
     path = out / "splits.csv"
     stale = [out / "checkpoints", out / "restarts"]
     if path.exists() and read_csv(path) != columns and any(folder.exists() for folder in stale):
-        execution.reporter.message(
-            "the slides that can be used have changed; training starts from the beginning"
-        )
+        execution.reporter.message("the usable slides have changed; training starts from the beginning")
         for folder in stale:
             shutil.rmtree(folder, ignore_errors=True)
         (out / "metrics.csv").unlink(missing_ok=True)

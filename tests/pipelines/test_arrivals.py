@@ -316,7 +316,7 @@ def test_a_temporarily_lost_source_is_reported_once(tmp_path):
     folder.rename(tmp_path / "elsewhere")
     for _ in range(3):
         assert desk.look(SETTLE) == ["b"]
-    assert desk.said == [f"{folder}: no such file or folder; the next look may find it mended"]
+    assert desk.said == [f"{folder}: no such file or folder; it is tried again at the next check"]
     (tmp_path / "elsewhere").rename(folder)
     assert desk.look() == ["a", "b"], "nobody saw it change"
     folder.rename(tmp_path / "elsewhere")

@@ -108,7 +108,7 @@ def test_the_dashboard_address_is_one_that_dask_serves(client, monkeypatch, inst
 def test_a_remote_dashboard_address_is_taken_from_its_scheduler(address):
     with connect(address) as remote:
         text = dashboard(remote)
-    assert text.startswith("Dask's dashboard, as its scheduler says: http://127.0.0.1:")
+    assert text.startswith("Dask's dashboard, according to its scheduler: http://127.0.0.1:")
 
 
 def test_a_dashboard_without_an_address():
@@ -117,7 +117,7 @@ def test_a_dashboard_without_an_address():
         def dashboard_link(self):
             raise KeyError("dashboard")
 
-    assert dashboard(Nowhere()) == "Dask names no address of its dashboard"
+    assert dashboard(Nowhere()) == "Dask gives no address for its dashboard"
 
 
 def test_the_dashboard_is_named_once_and_only_where_there_is_work(run, slides, config, tmp_path):
@@ -193,7 +193,7 @@ def test_a_scheduler_file_without_an_address(tmp_path, text):
     if text is not None:
         file.write_text(text)
     reason = "there is no such file" if text is None else "the file is damaged"
-    message = rf"waited 0\.3 s for a scheduler's address in .*scheduler\.json \({reason}\)"
+    message = rf"waited 0\.3 s for the address of a scheduler in .*scheduler\.json \({reason}\)"
     with pytest.raises(SettingsError, match=message), connect(str(file), wait=0.3):
         pass
 

@@ -193,7 +193,7 @@ def test_survival_is_evaluated_within_each_fold(crossval, slides, tmp_path):
     assert ran.exit_code == 0, ran.stderr
     values = {row["fold"]: row for row in table(tmp_path / "cv" / "metrics.csv")}
     assert values["pooled"]["value"] == ""
-    assert "scale of their own" in values["pooled"]["note"]
+    assert "its own scale of scores" in values["pooled"]["note"]
     each = [float(values[f"fold_{number}"]["value"]) for number in (0, 1)]
     assert float(values["mean"]["value"]) == pytest.approx(sum(each) / 2)
 
@@ -211,7 +211,7 @@ def test_survival_is_evaluated_within_each_fold(crossval, slides, tmp_path):
         ),
         (
             lambda n, p: [{"train": [*n, p[0], p[1]], "test": p[2:]}, {"train": n, "test": p[:2]}],
-            "splits_1.csv: there is no slide to train on of 'positive'",
+            "splits_1.csv: there is no training slide of 'positive'",
         ),
         (
             lambda n, p: [{"train": [*n, *p]}, {"train": [*n, *p[1:]], "test": p[:1]}],

@@ -139,7 +139,7 @@ def test_slides_that_hang_time_out(workers, hanging, tmp_path):
     assert set(ended.failed) == set(hanging)
     for name in hanging:
         expected = (
-            f"{tmp_path / name}.svs: it took longer than 2 s and was given up; allow more with --timeout"
+            f"{tmp_path / name}.svs: it took longer than 2 s and was stopped; allow more time with --timeout"
         )
         assert ended.failed[name] == expected
     assert [row["slide_id"] for row in ended.rows if row["status"] == "done"] == sorted(

@@ -88,6 +88,25 @@ def test_workers_that_score_are_killed(some, model, elsewhere, two, uninterrupte
 
 
 @pytest.mark.slow
+def test_the_command_is_killed(some, model, elsewhere, two, uninterrupted, tmp_path):
+    """Workers elsewhere outlive it; what is finished is not repeated."""
+    log, out = elsewhere.folder / "runs.txt", tmp_path / "scores"
+    two.wait_for_workers(2, timeout=LIMIT)
+    process = begin_scoring(some, model, out, 7, "--scheduler", elsewhere.address)
+    process.kill()
+    process.communicate()
+    done, before = recorded(out), len(scored(log, out))
+    assert done
+    again = begin_scoring(some, model, out, 0, "--scheduler", elsewhere.address)
+    _, complaints = again.communicate(timeout=LIMIT)
+    assert again.returncode == 0, complaints
+    assert results(out) == uninterrupted
+    # Slides in progress when the client died may be repeated, but no others.
+    assert not done.intersection(scored(log, out)[before:])
+    assert set(Counter(scored(log, out)).values()) <= {1, 2}
+
+
+@pytest.mark.slow
 def test_the_command_is_killed_with_all_its_processes(some, model, uninterrupted, tmp_path):
     for moment in random.Random(1).sample(range(20), 3):
         out = tmp_path / f"group_after_{moment}"
@@ -109,7 +128,7 @@ def test_the_scheduler_is_killed(some, model, cluster, uninterrupted, tmp_path):
     cluster.scheduler.kill()
     _, complaints = process.communicate(timeout=LIMIT)
     assert process.returncode == 2, complaints
-    assert "the connection to the Dask scheduler was lost; the same command goes on" in complaints
+    assert "the connection to the Dask scheduler was lost; run the same command again" in complaints
     assert "failed" not in complaints
     assert "Traceback" not in complaints
     assert not (out / "predictions.csv").exists()

@@ -126,7 +126,7 @@ def test_a_full_disk_is_reported_once_and_loses_no_slide(run, mixed, config, tmp
     common = ("prepare", mixed, "--config", config, "--out")
     full = run(*common, tmp_path / "full", "--log-json", "/dev/full", "--json")
     assert full.exit_code == 1  # for the file that is not a slide
-    assert full.stderr.count("--log-json /dev/full lacks slides from here on: No space left") == 1
+    assert full.stderr.count("--log-json /dev/full can no longer be written: No space left") == 1
     assert run(*common, tmp_path / "plain").exit_code == 1
     one, other = (without_times(table(tmp_path / name / "slides.csv")) for name in ("full", "plain"))
     assert one == other

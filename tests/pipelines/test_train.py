@@ -107,7 +107,7 @@ def test_classes_that_differ_only_in_spelling_are_warned_about(train, slides, tm
     ran = train(tmp_path / "run", "--dry-run", labels=tmp_path / "labels.csv")
     assert ran.exit_code == 0
     one, other = sorted(names)
-    assert f"{one!r} and {other!r} are different labels" in ran.stderr
+    assert f"{one!r} and {other!r} count as different labels" in ran.stderr
     assert "different labels" not in train(tmp_path / "run", "--dry-run").stderr
 
 
@@ -182,7 +182,7 @@ def test_a_slide_that_cannot_be_used_is_left_out(train, slides, tmp_path):
     assert (tmp_path / "run" / "model.json").exists()
     assert "text" not in {row["slide_id"] for row in table(tmp_path / "run" / "splits.csv")}
     again = train(tmp_path / "run", source=folder, labels=folder / "labels.csv")
-    assert "1 slides failed and are not in it, to try them again use --overwrite" in again.stderr
+    assert "1 slides failed and are not part of it; try them again with --overwrite" in again.stderr
     assert (again.exit_code, again.json["failed"].keys()) == (1, {"text"})
 
 

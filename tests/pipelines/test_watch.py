@@ -122,7 +122,7 @@ def test_a_slide_is_not_scored_before_it_is_complete(slides, model, client, tmp_
     record = read_json(out / "run.json")
     assert record["end"] is not None
     assert record["counts"] == {"done": 2, "no_tissue": 0, "failed": 0}
-    waiting = "score: waiting for slides; Ctrl-C or SIGTERM ends it"
+    waiting = "score: waiting for slides; stop with Ctrl-C or SIGTERM"
     arrived = "score: 1 slide arrived"
     assert story.heard.messages == [waiting, arrived, waiting, arrived, waiting, "score: stopping"]
 
@@ -188,7 +188,7 @@ def test_a_restarted_watch_continues(slides, model, client, tmp_path):
     assert set(story.heard.reused) == {2}
     assert story.heard.messages[:3] == [
         "score: 2 slides finished already",
-        "score: waiting for slides; Ctrl-C or SIGTERM ends it",
+        "score: waiting for slides; stop with Ctrl-C or SIGTERM",
         "score: 2 slides arrived",
     ]
     after = {path.name: path.stat().st_mtime_ns for path in (out / "records").iterdir()}
@@ -299,7 +299,7 @@ def test_a_slide_is_scored_again_when_unrecorded_files_change(client, tmp_path, 
         (("--settle", 1), "--settle has no effect"),
         (("--marker", ".done"), "--marker has no effect"),
         (("--watch", "--every", 0), "--every must be a positive number"),
-        (("--watch", "--dry-run"), "--watch waits for slides that --dry-run cannot know of"),
+        (("--watch", "--dry-run"), "--watch waits for slides that --dry-run cannot know"),
         (("--watch", "--mpp", 1000), "1000"),
         (("--watch", "--tiles", 0.5), "--tiles"),
     ],
@@ -362,5 +362,5 @@ def test_invalid_options(tmp_path, options, error, said):
 
 
 def test_stores_are_not_watched():
-    with pytest.raises(SettingsError, match="s3://bucket/scans: --watch looks at files of this machine"):
+    with pytest.raises(SettingsError, match="s3://bucket/scans: --watch needs files of this machine"):
         Arrivals(["s3://bucket/scans"])

@@ -149,8 +149,6 @@ def test_a_cell_of_an_image_is_a_whole_number_of_pixels():
     settings.with_values(["tile.stride=0.5", "model.scale=0.4"])
     said = r"model\.scale 0\.3 makes .* 19\.2 pixels .* model\.scale=0\.296875"
     with pytest.raises(SettingsError, match=said):
-        SettingsError, match=r"model\.scale 0\.3 makes .* 19\.2 pixels .* model\.scale=0\.296875"
-    ):
         Settings().with_values(["model.kind=image", "tile.size=64", "model.scale=0.3"])
 
 

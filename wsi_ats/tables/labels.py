@@ -6,11 +6,10 @@ from collections.abc import Iterable, Sequence
 
 from wsi_ats.errors import ManifestError
 from wsi_ats.slides.base import SlideRef
+from wsi_ats.tables.folders import listed
 from wsi_ats.tasks.base import FEWEST_CASES
 from wsi_ats.tasks.registry import task_named
 from wsi_ats.tasks.targets import Target
-
-_SHOWN = 5  # names that a message lists before it says "and n more"
 
 
 def unlabelled(refs: Iterable[SlideRef]) -> list[SlideRef]:
@@ -98,5 +97,4 @@ def check_labels(refs: Sequence[SlideRef], task: str) -> Target:
 def _left_out(refs: Sequence[SlideRef]) -> str:
     if not refs:
         return ""
-    more = f" and {len(refs) - _SHOWN} more" if len(refs) > _SHOWN else ""
-    return f"; {len(refs)} slides have no label: {', '.join(ref.id for ref in refs[:_SHOWN])}{more}"
+    return f"; {len(refs)} slides have no label: {listed(ref.id for ref in refs)}"

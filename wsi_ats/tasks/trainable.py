@@ -25,6 +25,7 @@ def check_trainable(settings: Settings, *, processes: int = 1) -> None:
     """
     settings.check_trainable()
     task, training = task_named(settings.model.task), settings.training
+    task.check_installed()
     if training.balance != "none" and not task.has_classes:
         raise SettingsError(
             f"training.balance is {training.balance}, but {task.name} has no classes to balance; use none"
