@@ -11,11 +11,13 @@ import re
 import subprocess
 import sys
 import typing
+from pathlib import Path
 
 import pytest
 
 import wsi_ats
 
+ROOT = Path(__file__).parents[1]
 MODULES = ["wsi_ats", *(m.name for m in pkgutil.walk_packages(wsi_ats.__path__, "wsi_ats."))]
 
 # Members of slides, networks and methods are documented once, at the protocol.
@@ -84,6 +86,18 @@ def test_names_for_type_checkers_and_at_run_time_are_the_same():
         typed |= {name.strip(): home for name in names.split(",")}
     assert typed == wsi_ats._HOME_OF
     assert sorted(typed) == sorted(wsi_ats.__all__)
+
+
+def test_documentation_imports_public_names_only():
+    modules = {"wsi_ats", "wsi_ats.nn.expectation", "wsi_ats.nn.sampling", "wsi_ats.slides.memory"}
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    used = {
+        module
+        for page in pages
+        for module in re.findall(r"^(?:>>> )?from (wsi_ats[\w.]*) import", page.read_text("utf-8"), re.M)
+    }
+    assert "wsi_ats" in used
+    assert {module for module in used if not module.startswith("wsi_ats.testing.")} <= modules
 
 
 def test_no_public_name_is_hidden_by_a_module_of_that_name():

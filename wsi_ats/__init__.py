@@ -35,6 +35,12 @@ combines ``grid_for``, ``read_thumbnail`` and ``find_tissue``. Randomness and de
 
 Names are imported on first use, so programs that only read slides do not load torch.
 
+Public names
+------------
+Programs may rely on the names in ``__all__``, on the estimator (:mod:`wsi_ats.nn.expectation`,
+:mod:`wsi_ats.nn.sampling`), on ``MemorySlide`` (:mod:`wsi_ats.slides.memory`) and on :mod:`wsi_ats.testing`.
+All other modules are internal and may change in any release.
+
 Examples
 --------
 One step of attention sampling by hand:
