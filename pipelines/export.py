@@ -15,10 +15,10 @@ from wsi_ats.results.records import Selection, Status
 from wsi_ats.tables.files import read_parquet
 
 # Formats by name: those with one table for all slides, and those with a file of this ending for each slide.
-_TABLES = {"csv": write_selections_csv, "parquet": write_selections_parquet}
-_SLIDES = {"qupath": (".geojson", write_qupath)}
+_TABLE_FORMATS = {"csv": write_selections_csv, "parquet": write_selections_parquet}
+_SLIDE_FORMATS = {"qupath": (".geojson", write_qupath)}
 
-FORMATS = (*_TABLES, *_SLIDES)
+FORMATS = (*_TABLE_FORMATS, *_SLIDE_FORMATS)
 
 
 def export(scores: str | Path, out: str | Path, *, to: str, execution: Execution | None = None) -> Summary:
@@ -71,8 +71,8 @@ def export(scores: str | Path, out: str | Path, *, to: str, execution: Execution
     scored = [name for name, status in statuses.items() if status == Status.DONE and read[name]]
     # Without the time: scores that have grown since then may be exported to the same folder again.
     digest = digest_of(str(sorted((record.get("digests") or {}).items())), str(record.get("seed")))
-    results = [f"{name}{ending}" for name in statuses for ending, _ in _SLIDES.values()]
-    results += [f"{table}.{kind}" for table in ("selections", "predictions") for kind in _TABLES]
+    results = [f"{name}{ending}" for name in statuses for ending, _ in _SLIDE_FORMATS.values()]
+    results += [f"{table}.{kind}" for table in ("selections", "predictions") for kind in _TABLE_FORMATS]
     identity = Identity("export", digests={"scores": digest})
     with open_run(out, identity, execution, results=results) as run:
         if execution.dry_run:
@@ -83,7 +83,7 @@ def export(scores: str | Path, out: str | Path, *, to: str, execution: Execution
         if not (failed and execution.strict):
             _write(scores, out, to, selections)
             for name in statuses.keys() - {selection.slide_id for selection in selections}:
-                for ending, _ in _SLIDES.values():  # of earlier scores
+                for ending, _ in _SLIDE_FORMATS.values():  # of earlier scores
                     (out / f"{name}{ending}").unlink(missing_ok=True)
             run.finish(counts, format=to)
     return Summary("export", out, counts, failed)
@@ -106,13 +106,13 @@ def _read(scores: Path, names: Sequence[str], execution: Execution) -> tuple[lis
 
 
 def _write(scores: Path, out: Path, to: str, selections: Sequence[Selection]) -> None:
-    if to in _SLIDES:
-        ending, write = _SLIDES[to]
+    if to in _SLIDE_FORMATS:
+        ending, write = _SLIDE_FORMATS[to]
         for selection in selections:
             with atomic(out / f"{selection.slide_id}{ending}") as path:
                 write(path, selection)
         return
     with atomic(out / f"selections.{to}") as path:
-        _TABLES[to](path, selections)
+        _TABLE_FORMATS[to](path, selections)
     with atomic(out / f"predictions.{to}") as path:
         shutil.copyfile(scores / f"predictions.{to}", path)

@@ -197,7 +197,10 @@ def test_only_tasks_know_a_task_by_name(module):
     tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
     found = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and node.value in TASKS]
     expected = list(TASKS) if module == "wsi_ats.settings.model" else NO_TASKS.get(module, [])
-    assert found == expected
+    assert found == expected, (
+        f"{module} names a task: ask an attribute of Task, or, if the word means something else, add it to "
+        "NO_TASKS"
+    )
 
 
 def test_the_library_imports_neither_stages_nor_test_helpers():

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from conftest import files, table
 
+from pipelines import export
 from pipelines._runs import Execution
 from pipelines.score import score
 from wsi_ats.tables.files import read_parquet
@@ -17,6 +19,15 @@ def scores(client, refs, model, tmp_path_factory):
     out = tmp_path_factory.mktemp("scores")
     score(refs, model, out, execution=Execution(scheduler=client))
     return out
+
+
+def test_every_format_is_in_the_help_and_the_readme_and_has_an_ending_of_its_own(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert "|".join(export.FORMATS) in run("export", "--help").stdout
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    assert ", ".join(f"`{name}`" for name in export.FORMATS) in readme
+    endings = [ending for ending, _ in export._SLIDE_FORMATS.values()]
+    assert len(set(endings)) == len(endings), "two formats would overwrite each other's files"
 
 
 def test_tables(run, scores, tmp_path):

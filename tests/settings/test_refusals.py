@@ -19,7 +19,7 @@ OUT_OF_RANGE = [
     *["thumbnail.exclude=fold", "thumbnail.exclude=pen,pen", "thumbnail.exclude=pen,"],
     *["thumbnail.max_artefact=1.0", "thumbnail.max_artefact=-0.1"],
     *["model.task=ranking", "model.kind=cnn"],
-    *["model.pool=mean", "sampling.design=best", "sampling.tiles=0", "sampling.draws=0"],
+    *["model.pool=none", "sampling.design=best", "sampling.tiles=0", "sampling.draws=0"],
     *["sampling.tolerance=-0.1", "sampling.max_tiles=-1", "sampling.max_tiles=63"],
     *["training.epochs=-1", "training.slides_per_step=0", "training.learning_rate=-1.0"],
     *["training.tiles=0", "training.attention_tiles=0", "training.attention_epochs=-1"],

@@ -15,6 +15,7 @@ from wsi_ats.models.batches import TileReader
 from wsi_ats.models.evidence import Attended, Evidence
 from wsi_ats.models.kinds import method_for
 from wsi_ats.nn.distillation import influence, target
+from wsi_ats.nn.pooling import POOLINGS
 from wsi_ats.training.distillation import (
     _SCALES,
     FEWEST_TO_JUDGE,
@@ -294,6 +295,14 @@ def method():
 
 
 EXAMPLES = dict(enumerate(TRAINING))
+
+
+@pytest.mark.parametrize("name", POOLINGS)
+def test_attention_learns_absolute_outputs_unless_pooling_divides(method, name):
+    method.model.pooling = POOLINGS[name]
+    with Recorded() as reader:
+        found = survey(method, EXAMPLES, reader, 7, read_ahead=0, on_bad=lambda *_: None)
+    assert {each.zero_outputs is None for each in found.values()} == {POOLINGS[name].divides}
 
 
 @pytest.mark.parametrize("ahead", [0, 3])

@@ -202,7 +202,7 @@ class AttentionSampling:
             weight=tiles.weight,
             uniform=tiles.attended,
             tile_outputs=tile_outputs.to(tiles.weight.device),
-            zero_outputs=None if self.model.gate is not None else self.model.head.bias.double(),
+            zero_outputs=None if self.model.pooling.divides else self.model.head.bias.double(),
             classes=task_named(self.settings.model.task).has_classes,
         )
 

@@ -145,14 +145,14 @@ class AttentionSampler(SlideNetwork):
         return self.pooling.estimate(weights, features, self.gate_logits(features))
 
     def gate_logits(self, features: Tensor) -> Tensor:
-        """Return the gate's logits (m,) of tiles with features (m, D); 0 with linear pooling."""
+        """Return the gate's logits (m,) of tiles with features (m, D); 0 without a gate."""
         if self.gate is None:
             return features.new_zeros(len(features))
         logits: Tensor = self.gate(features)[:, 0]
         return logits
 
     def log_mass(self, weights: Tensor, features: Tensor) -> Tensor:
-        """Return the logarithm of the divisor of :meth:`pool`, shape (); 0 for linear pooling."""
+        """Return the logarithm of the divisor of :meth:`pool`, shape (); 0 where pooling does not divide."""
         return self.pooling.log_mass(weights, self.gate_logits(features))
 
     def parts(self) -> Mapping[str, Sequence[nn.Module]]:

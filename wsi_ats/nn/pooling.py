@@ -22,6 +22,8 @@ class Pooling:
     estimate
         Function from weights (m,), features (m, D) and gate logits (m,) of drawn tiles to the slide's feature
         (D,); see :mod:`wsi_ats.nn.expectation`. Gate logits are zeros where there is no gate.
+    divides
+        Whether the estimate divides by the weights, so that only differences between tiles count.
     log_mass
         Function from weights (m,) and gate logits (m,) to the logarithm of the estimate's divisor, shape ():
         the weight of a slide among those of its case.
@@ -29,6 +31,7 @@ class Pooling:
 
     gated: bool
     estimate: Callable[[Tensor, Tensor, Tensor], Tensor]
+    divides: bool
     log_mass: Callable[[Tensor, Tensor], Tensor]
 
 
@@ -41,8 +44,9 @@ POOLINGS: Mapping[str, Pooling] = {
     "linear": Pooling(
         gated=False,
         estimate=lambda weights, features, _: expectation.linear(weights, features),
-        log_mass=lambda weights, _: weights.new_zeros(()),  # it does not divide
+        divides=False,
+        log_mass=lambda weights, _: weights.new_zeros(()),
     ),
-    "gated": Pooling(gated=True, estimate=expectation.gated, log_mass=_log_divisor),
+    "gated": Pooling(gated=True, estimate=expectation.gated, divides=True, log_mass=_log_divisor),
 }
 """Poolings by their name in ``model.pool``."""
