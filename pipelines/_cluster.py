@@ -295,7 +295,8 @@ def _client(address: str, wait: float) -> Client:
 async def _greet(address: str, wait: float) -> None:
     """Exchange greetings with a scheduler; a client would wait for ever if it does not answer."""
     arguments = Security().get_connection_args("client")
-    comm = await asyncio.wait_for(connect_comm(address, timeout=wait, **arguments), wait)
+    # A refused connection ends by itself with its reason; a silent scheduler is given up soon after.
+    comm = await asyncio.wait_for(connect_comm(address, timeout=wait, **arguments), wait + _POLL_SECONDS)
     comm.abort()
 
 
