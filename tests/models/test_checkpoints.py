@@ -76,7 +76,7 @@ def test_a_model_of_another_task_comes_back_with_what_it_predicts(tmp_path, targ
     assert model.head.out_features == target.outputs
     save_model(tmp_path, model, settings, target)
     assert load_model(tmp_path).target == target
-    with pytest.raises(SettingsError, match=f"model.task is classification, .* of {target.task}"):
+    with pytest.raises(SettingsError, match=f"model.task is classification, .* is {target.task}"):
         model_for(SETTINGS, target)
 
 

@@ -38,7 +38,7 @@ def test_auto_is_bfloat16_where_the_processor_has_it_and_tiles_are_not_tiny(monk
 
 
 def test_bfloat16_is_refused_for_tiny_tiles():
-    with pytest.raises(SettingsError, match=r"bfloat16 and tile\.size 32"):
+    with pytest.raises(SettingsError, match=r"bfloat16 and tile\.size is 32"):
         SETTINGS.with_values(["tile.size=32", "training.precision=bfloat16"])
 
 

@@ -193,7 +193,7 @@ def test_settings_are_written_to_a_file_that_is_read_again(run, tmp_path):
     assert ran.exit_code == 0
     assert "written" in ran.stdout
     assert Settings.read(path) == Settings()
-    assert "# Pixels a side" in path.read_text()
+    assert "# Side of a tile in pixels" in path.read_text()
     path.write_text("mine")
     refused = run("settings", "--write", path)
     assert refused.exit_code == 2

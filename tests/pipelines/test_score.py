@@ -241,7 +241,7 @@ def test_a_slide_without_tissue_has_its_own_status(run, slides, model, tmp_path)
         (("--tolerance", "-1"), "sampling.tolerance must not be negative"),
         (("--tolerance", "inf"), "sampling.tolerance must be a finite number"),
         (("--max-tiles", "7"), "sampling.max_tiles is 7, but the minimum of 1 draws of 8 tiles"),
-        (("--tolerance", "0.1", "--max-tiles", "8"), "8 draws of 8 tiles, may read 64"),
+        (("--tolerance", "0.1", "--max-tiles", "8"), "8 draws of 8 tiles may read 64"),
         (("--config", "missing.toml"), "missing.toml"),
     ],
 )

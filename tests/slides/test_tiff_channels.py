@@ -67,7 +67,7 @@ def test_turned_or_mirrored_images_are_refused(handmade, tmp_path, orientation, 
     [
         ("<channel>{}</channel>", r" \(DAPI, FITC, Cy3\)"),
         ("<x><Name>{}</Name></x>", r" \(DAPI,"),
-        ("", ", and"),
+        ("", ", but"),
     ],
 )
 def test_pages_of_one_size_are_channels_and_refused_by_name(handmade, tmp_path, tag, names):

@@ -49,7 +49,7 @@ def test_images_of_other_versions_or_colours_are_refused(pattern, tmp_path, chan
 @pytest.mark.parametrize(
     ("shape", "dtype", "message"),
     [
-        ((3, 40, 50), "uint16", "of uint16, expected uint8"),
+        ((3, 40, 50), "uint16", "has type uint16, expected uint8"),
         ((4, 40, 50), "uint8", "expected three channels"),
         ((40, 50), "uint8", "has 2 axes, expected 3"),
     ],
