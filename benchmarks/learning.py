@@ -12,8 +12,11 @@ arm                    meaning
 attention              attention sampling with its default recipe
 uniform                the same classifier, tiles drawn uniformly
 all tiles              the same classifier on all tiles: the value that both estimate
-mil subset             attention-based MIL (Ilse et al. 2018) on all tiles, trained on 64 random ones a step
+mil                    attention-based MIL (Ilse et al. 2018) on all tiles
+mil subset             the same, trained on 64 random tiles a step
+shuffled               attention sampling, trained on labels in random order
 mean colour            logistic regression on the mean colour of the thumbnail's tissue
+oracle                 logistic regression on the mean feature of the regions, lesion or look-alike
 =====================  =================================================================================
 """
 
@@ -21,7 +24,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, fields, replace
 from multiprocessing import get_context
@@ -45,6 +48,7 @@ from wsi_ats.nn.network import SlideNetwork
 from wsi_ats.settings import Settings
 from wsi_ats.tables.files import read_csv
 from wsi_ats.tasks.evaluation import auc
+from wsi_ats.testing.layout import Kind
 
 Floats = NDArray[np.float64]
 
@@ -53,10 +57,13 @@ TILES = (24, 45, 92)  # 2, 4 and 8 % of the cells
 SLIDES = {0.01: (240, 40, 100), 0.05: (120, 30, 100), 0.20: (120, 30, 100)}
 ARMS: dict[str, tuple[str, ...]] = {
     "attention": (),
+    "mil": ("model.kind=mil", "training.epochs=30"),
     "mil subset": ("model.kind=mil", "model.mil_tiles=64", "training.epochs=30"),
+    "shuffled": (),
     "mean colour": (),
+    "oracle": (),
 }
-_SHOWN = {"attention": "o-", "uniform": "s--", "mil subset": "^:"}
+_SHOWN = {"attention": "o-", "uniform": "s--", "mil subset": "^:", "mil": "v:"}
 
 
 @dataclass(frozen=True)
@@ -119,21 +126,28 @@ def run(case: Case, cache: Path, data: Path) -> list[Row]:
     torch.set_num_threads(1)
     where = {"lesion": case.lesion, "visible": case.visible, "seed": case.seed, "cache": cache, "data": data}
     collection = make_collection(case.material, slides=SLIDES[case.lesion], **where)
-    if case.arm == "mean colour":
-        return [_row(case, 0, [by_colour(collection)], collection)]
+    if case.arm in {"mean colour", "oracle"}:
+        features = colour if case.arm == "mean colour" else region_feature
+        return [_row(case, 0, [by_features(collection, features)], collection)]
     settings = settings_of(case, collection)
     collection = seen_at(collection, settings.thumbnail.pixels_per_cell)
     training, validation, test = collection.examples(TARGET)
+    if case.arm == "shuffled":
+        order = np.random.default_rng([case.seed, 5])
+        training, validation = (shuffled(each, order) for each in (training, validation))
     reader, begin = BagReader(collection), time.perf_counter()
     trained, runs = train(training, validation, settings, reader, retries=1)
     cost = {"seconds": time.perf_counter() - begin, "runs": len(runs)}
     cost["read"] = fmean(reader.tiles_read[each.ref.id] for each in training)
     rows = []
     for arm, tiles, scale, model in ways(trained.model, case.tiles):
+        if case.arm == "shuffled" and arm != "attention":
+            continue
         drawn = replace(settings, sampling=replace(settings.sampling, tiles=tiles or 10_000))
         found = probabilities(model, drawn, test, reader, draws=DRAWS if tiles else 1)
         shown = {"scale": scale} if tiles else {}
-        rows.append(_row(replace(case, arm=arm or case.arm), tiles, found, collection, **shown, **cost))
+        named = arm if arm and case.arm != "shuffled" else case.arm
+        rows.append(_row(replace(case, arm=named), tiles, found, collection, **shown, **cost))
     return rows
 
 
@@ -180,17 +194,30 @@ def areas(collection: Collection, found: Sequence[Floats]) -> list[float]:
     return [area for each in found if (area := auc(labels, each)) is not None]
 
 
-def by_colour(collection: Collection) -> Floats:
-    """Return the probabilities of test slides by mean and spread of the colour of the thumbnail's tissue."""
+def shuffled(examples: Sequence[Example], generator: np.random.Generator) -> list[Example]:
+    """Return slides with their labels in random order."""
+    order = generator.permutation(len(examples))
+    return [replace(each, target=examples[k].target) for each, k in zip(examples, order, strict=True)]
 
-    def features(bag: Bag) -> Floats:
-        rows, columns = bag.tissue.mask.shape
-        cells = bag.thumbnail.reshape(rows, -1, columns, bag.thumbnail.shape[1] // columns, 3)
-        pixels = cells.swapaxes(1, 2)[bag.tissue.mask]
-        return np.concatenate([pixels.mean((0, 1, 2)), pixels.std((0, 1, 2))])
 
+def colour(bag: Bag, collection: Collection) -> Floats:
+    """Return mean and spread of the colour of the thumbnail's tissue."""
+    del collection
+    rows, columns = bag.tissue.mask.shape
+    cells = bag.thumbnail.reshape(rows, -1, columns, bag.thumbnail.shape[1] // columns, 3)
+    pixels = cells.swapaxes(1, 2)[bag.tissue.mask]
+    return np.concatenate([pixels.mean((0, 1, 2)), pixels.std((0, 1, 2))])
+
+
+def region_feature(bag: Bag, collection: Collection) -> Floats:
+    """Return the mean feature of the tiles in regions."""
+    return collection.features[bag.crops[bag.kinds != Kind.STROMA]].mean(0, dtype=np.float64)
+
+
+def by_features(collection: Collection, features: Callable[[Bag, Collection], Floats]) -> Floats:
+    """Return the probabilities of test slides by logistic regression on a feature of each slide."""
     training, test = (
-        np.stack([features(bag) for bag in bags]) for bags in (collection.train, collection.test)
+        np.stack([features(bag, collection) for bag in bags]) for bags in (collection.train, collection.test)
     )
     classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
     classifier.fit(training, [bag.positive for bag in collection.train])
@@ -276,7 +303,9 @@ def main() -> None:
         "--thumbnails", nargs="+", choices=["visible", "hidden"], default=["visible", "hidden"]
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(20)))
-    parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=[*ARMS])
+    parser.add_argument(
+        "--arms", nargs="*", default=["attention", "mil subset", "mean colour"], choices=[*ARMS]
+    )
     parser.add_argument("--tiles", nargs="+", type=int, default=TILES, help="drawn of each slide at scoring")
     parser.add_argument("--variant", default="", help="name of these settings in the table")
     parser.add_argument("--processes", type=int, default=2)

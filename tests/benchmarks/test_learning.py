@@ -56,6 +56,13 @@ def test_mil_and_colour_have_a_row_each(ran):
     assert 0 <= colour.auc <= 1
 
 
+def test_controls_have_a_row_each(ran):
+    for arm, changes in (("mil", ["training.epochs=2"]), ("shuffled", QUICK), ("oracle", [])):
+        (row,) = ran(arm, *changes)
+        assert (row.arm, row.tiles) == (arm, 8 if arm == "shuffled" else 0)
+        assert 0 <= row.auc <= 1
+
+
 def test_tables_are_joined_and_drawn_with_every_seed_the_worst_first(tmp_path, monkeypatch, capsys):
     rows = [
         Row("oral", 0.05, thumbnail, seed, "uniform", "", 45, auc, 0.01, 0.3)
