@@ -141,7 +141,7 @@ def dashboard(client: Client) -> str:
         return f"Dask's dashboard: {link}"
     return (
         f"Dask's workers and tasks: {urljoin(link, 'info/main/workers.html')} (its dashboard needs "
-        "`pip install bokeh`)"
+        '`pip install "wsi-ats[dashboard]"`)'
     )
 
 

@@ -97,7 +97,7 @@ def test_the_dashboard_address_is_one_that_dask_serves(client, monkeypatch, inst
     monkeypatch.setattr(_cluster, "find_spec", lambda name: object() if installed else None)
     text = dashboard(client)
     (link,) = [word for word in text.split() if word.startswith("http://127.0.0.1:")]
-    assert ("pip install bokeh" in text) is not installed
+    assert ('pip install "wsi-ats[dashboard]"' in text) is not installed
     assert link.endswith("/status" if installed else "/workers.html")
     with urllib.request.urlopen(link, timeout=LIMIT) as answer:
         page = answer.read().decode()
