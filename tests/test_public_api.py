@@ -80,7 +80,7 @@ def test_every_public_name_can_be_imported_and_is_what_its_module_calls_it():
 
 def test_names_for_type_checkers_and_at_run_time_are_the_same():
     source = inspect.getsource(wsi_ats)
-    block = source[source.index("if TYPE_CHECKING:") : source.index("__all__")]
+    block = source[source.index("if TYPE_CHECKING:") : source.index("__all__ = ")]
     typed = {}
     for home, names in re.findall(r"from wsi_ats\.([\w.]+) import (.+)", block):
         typed |= {name.strip(): home for name in names.split(",")}
