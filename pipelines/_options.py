@@ -207,16 +207,6 @@ class ClusterOptions:
         return replace(execution, scheduler=self.scheduler, workers=self.workers)
 
 
-def _check_seconds(name: str, value: float | None) -> None:
-    """Refuse a time that is not a positive number of seconds."""
-    from threading import TIMEOUT_MAX
-
-    from wsi_ats.errors import SettingsError
-
-    if value is not None and not 0 < value <= TIMEOUT_MAX:
-        raise SettingsError(f"{name} must be a positive number of seconds, not {value}")
-
-
 def _shares(given: Sequence[str]) -> dict[str, float]:
     """Parse ``--resources``."""
     from wsi_ats.errors import SettingsError
@@ -275,8 +265,10 @@ class TaskOptions:
     strict: Strict = False
 
     def __post_init__(self) -> None:
-        _check_seconds("--timeout", self.timeout)
-        _check_seconds("--wait", self.wait)
+        from pipelines._runs import check_seconds
+
+        check_seconds("--timeout", self.timeout)
+        check_seconds("--wait", self.wait)
         _shares(self.resources or [])
 
     def applied(self, execution: Execution) -> Execution:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import TIMEOUT_MAX
 from typing import Any
 
 from pipelines._reports import Reporter, Silent, duration
@@ -333,6 +334,18 @@ def check_pixels(settings: Settings) -> None:
             "yet; name a backbone, or train from Python (wsi_ats.training.fit.fit) with your own reader of "
             "features"
         )
+
+
+def check_seconds(name: str, value: float | None) -> None:
+    """Refuse a time that is not a positive number of seconds; ``None`` is no limit.
+
+    Raises
+    ------
+    SettingsError
+        Names the option.
+    """
+    if value is not None and not 0 < value <= TIMEOUT_MAX:
+        raise SettingsError(f"{name} must be a positive number of seconds, not {value}")
 
 
 def together() -> bool:

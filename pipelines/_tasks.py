@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from queue import Empty, SimpleQueue
-from threading import TIMEOUT_MAX
 from typing import Any, Generic, TypeVar, cast
 
 from distributed import CancelledError, Client, Future, KilledWorker
@@ -23,9 +22,10 @@ from distributed.utils import sync
 
 from pipelines._attempts import Action, Attempts, Cancel, End, Ending, GiveUp, Report, Submit, Verdict
 from pipelines._cluster import tries_again
+from pipelines._runs import check_seconds
 from pipelines._work import Outcome, Terms, attempt, remove_mark, this_process
 from pipelines._workers import LOST, check_connected, no_workers, scheduler_there, threads
-from wsi_ats.errors import SettingsError, WsiAtsError
+from wsi_ats.errors import WsiAtsError
 from wsi_ats.slides.base import SlideRef
 
 Result = TypeVar("Result")
@@ -65,8 +65,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, value in (("--timeout", self.timeout), ("--wait", self.wait)):
-            if value is not None and not 0 < value <= TIMEOUT_MAX:
-                raise SettingsError(f"{name} must be a positive number of seconds, not {value}")
+            check_seconds(name, value)
 
 
 def for_each_slide(

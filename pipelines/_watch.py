@@ -16,11 +16,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from threading import TIMEOUT_MAX
 from types import FrameType
 from typing import Any
 
 from pipelines._records import absolute
+from pipelines._runs import check_seconds
 from wsi_ats.errors import SettingsError, WsiAtsError
 from wsi_ats.files import digest_of
 from wsi_ats.slides.base import SlideRef, composed
@@ -82,8 +82,7 @@ class Arrivals:
     pause: Callable[[float], object] = time.sleep
 
     def __post_init__(self) -> None:
-        if not 0 < self.every <= TIMEOUT_MAX:
-            raise SettingsError(f"--every must be a positive number of seconds, not {self.every:g}")
+        check_seconds("--every", self.every)
         if not 0 <= self.settle < math.inf:
             raise SettingsError(f"--settle must be seconds, 0 or more, not {self.settle:g}")
         if self.marker is not None and (not self.marker or "/" in self.marker):

@@ -29,7 +29,7 @@ def means(tiles: torch.Tensor) -> torch.Tensor:
 def test_each_request_gets_its_own_features_in_order(counts, size, lanes):
     tiles = tiles_of(*counts)
     with TileBatches(means, size=size, lanes=lanes) as batches:
-        found = [future.result(10) for future in [batches.encode(each) for each in tiles]]
+        found = [future.result(600) for future in [batches.encode(each) for each in tiles]]
     for mine, each in zip(found, tiles, strict=True):
         assert torch.equal(mine, means(torch.from_numpy(each)))
 
@@ -42,8 +42,8 @@ def test_all_batches_have_one_size():
         return means(tiles)
 
     with TileBatches(embed, size=8) as batches:
-        batches.encode(tiles_of(21)[0]).result(10)
-        batches.encode(tiles_of(1)[0]).result(10)
+        batches.encode(tiles_of(21)[0]).result(600)
+        batches.encode(tiles_of(1)[0]).result(600)
     assert sizes == [8, 8, 8, 8]
 
 
@@ -52,17 +52,17 @@ def test_waiting_requests_share_the_next_batch():
 
     def embed(tiles):
         begun.set()
-        go.wait(10)
+        go.wait(600)
         seen.append(int((tiles.flatten(1).sum(1) > 0).sum()))
         return means(tiles)
 
     with TileBatches(embed, size=8) as batches:
         first = batches.encode(tiles_of(8)[0])
-        begun.wait(10)
+        begun.wait(600)
         others = [batches.encode(each) for each in tiles_of(3, 4, 2)]
         go.set()
         for each in (first, *others):
-            each.result(10)
+            each.result(600)
     assert seen == [8, 8, 1]  # not 8, 3, 4, 2
 
 
@@ -76,9 +76,9 @@ def test_an_error_reaches_only_requests_of_its_batch():
         bad = batches.encode(np.full((4, 4, 4, 3), 7, np.uint8))
         good = batches.encode(np.full((2, 4, 4, 3), 9, np.uint8))
         with pytest.raises(RuntimeError, match="out of memory"):
-            bad.result(10)
+            bad.result(600)
         with TileBatches(embed, size=2) as own:
-            assert torch.equal(good.result(10), own.encode(np.full((2, 4, 4, 3), 9, np.uint8)).result(10))
+            assert torch.equal(good.result(600), own.encode(np.full((2, 4, 4, 3), 9, np.uint8)).result(600))
 
 
 def test_an_error_after_computing_leaves_no_request_waiting():
@@ -89,14 +89,14 @@ def test_an_error_after_computing_leaves_no_request_waiting():
         return torch.zeros(len(tiles), next(widths))  # the two cannot be put together
 
     with TileBatches(embed, size=2) as batches, pytest.raises(RuntimeError, match="Sizes of tensors"):
-        batches.encode(tiles_of(4)[0]).result(10)
+        batches.encode(tiles_of(4)[0]).result(600)
 
 
 def test_closing_the_encoder_leaves_no_request_waiting():
     go = Event()
 
     def embed(tiles):
-        go.wait(10)
+        go.wait(600)
         return means(tiles)
 
     batches = TileBatches(embed, size=1)
@@ -104,7 +104,7 @@ def test_closing_the_encoder_leaves_no_request_waiting():
     with ThreadPoolExecutor(1) as pool:
         closing = pool.submit(batches.close)
         go.set()
-        closing.result(10)
+        closing.result(600)
     assert waiting.done()
 
 

@@ -94,7 +94,7 @@ def test_a_process_interrupted_by_a_signal_and_started_again_ends_the_same(tmp_p
         if line.strip() == f"read {INTERRUPTED_READ}":
             child.send_signal(signal.SIGINT)
             break
-    _, errors = child.communicate(timeout=120)
+    _, errors = child.communicate(timeout=900)
     assert child.returncode != 0
     assert "KeyboardInterrupt" in errors
     assert len(progress(tmp_path)["rows"]) == 1
