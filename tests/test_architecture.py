@@ -22,6 +22,7 @@ LAYERS = {
     "what is predicted": ["tasks"],
     "which slides, and their labels": ["tables"],
     "the first view of a slide: thumbnail, tissue, artefacts": ["overview"],
+    "features of all tiles of a slide, as labs have them": ["bags"],
     "what is kept of a slide that was scored; files for other programs": ["results"],
     "torch, without slides": ["nn"],
     "networks meet slides: each kind of model in one file, and models on disk": ["models"],
@@ -38,6 +39,7 @@ DOORS = {
     "imagecodecs": ["wsi_ats.slides.codecs", "wsi_ats.testing.bank"],  # the second makes slides of JPEG
     "simplejpeg": ["wsi_ats.slides.jpeg"],
     "fsspec": ["wsi_ats.slides.remote"],
+    "h5py": ["wsi_ats.bags.hdf5", "wsi_ats.bags.writing"],  # the second writes files
     "PIL": ["wsi_ats.slides.resample", "wsi_ats.slides.colour"],  # the second turns colours by a profile
     "skimage": ["wsi_ats.overview.tissue"],
     "scipy": [
@@ -82,7 +84,14 @@ DOORS = {
     "prometheus_client": ["pipelines._metrics"],
 }
 # Languages that many speak: arrays everywhere; tensors in these.
-TENSORS = ["wsi_ats.tasks", "wsi_ats.nn", "wsi_ats.models", "wsi_ats.training", "wsi_ats.testing.enumeration"]
+TENSORS = [
+    "wsi_ats.tasks",
+    "wsi_ats.bags.tensors",
+    "wsi_ats.nn",
+    "wsi_ats.models",
+    "wsi_ats.training",
+    "wsi_ats.testing.enumeration",
+]
 TENSORS += [
     "pipelines._tensorboard",
     "pipelines._fitting",

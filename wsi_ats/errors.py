@@ -8,7 +8,8 @@
     ├── SlideError           one slide cannot be used; carries its path
     │   ├── SlideOpenError   ... it cannot be opened
     │   ├── SlideReadError   ... some of its pixels cannot be read
-    │   └── MppError         ... its resolution is unknown or implausible
+    │   ├── MppError         ... its resolution is unknown or implausible
+    │   └── FeatureError     ... the features of its tiles cannot be used; carries their file
     ├── ModelError           a network that cannot be built, loaded or trained
     └── ArtifactError        a stored file that is missing, damaged or from another run
         └── LockedError      ... an output folder that another run holds
@@ -87,6 +88,10 @@ class SlideReadError(SlideError):
 
 class MppError(SlideError):
     """A slide whose resolution (micrometres per pixel) is unknown or implausible."""
+
+
+class FeatureError(SlideError):
+    """Features of a slide's tiles that cannot be used; ``path`` is their file."""
 
 
 class ModelError(WsiAtsError):

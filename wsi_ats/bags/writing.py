@@ -1,0 +1,183 @@
+"""Writing of a bag as an HDF5 file that CLAM, TRIDENT and torchmil read, too."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from wsi_ats.errors import ArtifactError, FeatureError, SettingsError
+from wsi_ats.files import atomic
+from wsi_ats.geometry import IntArray
+
+# Bytes of a chunk. Rows are not compressed, so a reader finds each row by itself; larger chunks only shorten
+# the index.
+_CHUNK = 1 << 20
+
+
+class BagWriter:
+    """A file of features that grows by batches and appears when it is complete.
+
+    It is a context manager. After an error, or if the process is killed, there is no file under its name.
+
+    Attributes of both tools describe tiles in level-0 pixels, so CLAM (``patch_size`` in pixels of
+    ``patch_level`` 0) and TRIDENT (``patch_size_level0``) find the same tiles. Our own attributes add what
+    these cannot hold: ``side`` is not rounded, and ``tile_size`` is the size that the encoder saw.
+
+    Parameters
+    ----------
+    path
+        The file; ``<slide id>.h5``, by which other tools find the slide.
+    name
+        The slide's id.
+    size
+        Width and height of the slide in level-0 pixels.
+    mpp
+        Micrometres per level-0 pixel.
+    side
+        Side of a tile in level-0 pixels.
+    width
+        Features of a tile.
+    overlap
+        Level-0 pixels that neighbouring tiles share.
+    tile_size
+        Side of a tile in pixels of the encoder's input; unknown by default.
+    encoder
+        Name of the encoder.
+    digest
+        Fingerprint of the encoder.
+    dtype
+        Type of the stored features. ``float16`` halves the file, and rounds to three digits.
+
+    Raises
+    ------
+    SettingsError
+        For a size, side or width that cannot be.
+    ArtifactError
+        When the file cannot be written.
+
+    Examples
+    --------
+    See :class:`wsi_ats.bags.record.Bag`.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        name: str,
+        size: tuple[int, int],
+        mpp: float,
+        side: float,
+        width: int,
+        overlap: float = 0,
+        tile_size: int | None = None,
+        encoder: str = "",
+        digest: str = "",
+        dtype: Literal["float32", "float16"] = "float32",
+    ) -> None:
+        if not (min(*size, width) >= 1 and side >= 1 and mpp > 0 and 0 <= overlap < side):
+            raise SettingsError(
+                f"a bag needs a size, width and side >= 1, an mpp > 0 and an overlap < side, not size "
+                f"{size}, width {width}, side {side}, mpp {mpp}, overlap {overlap}"
+            )
+        self.path = path
+        self._width, self._dtype = width, np.dtype(dtype)
+        pixels, magnification = round(side), round(10 / mpp)
+        ours = {"encoder": encoder, "encoder_digest": digest, "wsi_ats_version": version("wsi-ats")}
+        self._attributes: dict[str, Any] = {
+            "name": name,
+            "savetodir": str(path.parent),
+            "save_path": str(path.parent),
+            "patch_size": pixels,
+            "patch_level": 0,
+            "downsample": (1.0, 1.0),
+            "level_dim": size,
+            "downsampled_level_dim": size,
+            "patch_size_level0": pixels,
+            "level0_magnification": magnification,
+            "target_magnification": magnification,
+            "overlap": round(overlap),
+            "level0_width": size[0],
+            "level0_height": size[1],
+            "side": float(side),
+            "mpp": float(mpp),
+            **({} if tile_size is None else {"tile_size": tile_size}),
+        }
+        self._encoder = ours
+        self._stack = ExitStack()
+        self._file: Any = None
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            temporary = stack.enter_context(atomic(self.path))
+            self._file = stack.enter_context(h5py.File(temporary, "w"))
+            rows = max(1, _CHUNK // (self._width * self._dtype.itemsize))
+            for name, dtype, width in (("features", self._dtype, self._width), ("coords", np.int64, 2)):
+                self._file.create_dataset(
+                    name, (0, width), dtype, maxshape=(None, width), chunks=(rows, width)
+                )
+            self._file["coords"].attrs.update(self._attributes)
+            self._file["features"].attrs.update({"name": self._attributes["name"], **self._encoder})
+            self._stack = stack.pop_all()
+        return self
+
+    def append(self, corners: IntArray, features: npt.NDArray[Any]) -> None:
+        """Append tiles.
+
+        Parameters
+        ----------
+        corners
+            Top-left corner of each tile, level-0 pixels (x, y), whole numbers, shape (n, 2).
+        features
+            Their features, shape (n, width).
+
+        Raises
+        ------
+        SettingsError
+            When the shapes do not fit.
+        FeatureError
+            When a feature is NaN or infinite, or too large for float16.
+        ArtifactError
+            When the file cannot be written, for example on a full disk.
+        """
+        corners, count = np.asarray(corners), len(features)
+        if (
+            corners.shape != (count, 2)
+            or features.shape != (count, self._width)
+            or corners.dtype.kind not in "iu"
+        ):
+            raise SettingsError(
+                f"expected whole-numbered corners (n, 2) and features (n, {self._width}), not "
+                f"{corners.dtype} {corners.shape} and {features.shape}"
+            )
+        with np.errstate(over="ignore"):
+            values = features.astype(self._dtype, copy=False)
+        if not np.isfinite(values).all():
+            bad = int(np.argmin(np.isfinite(values).all(axis=1)))
+            raise FeatureError(
+                str(self.path),
+                f"the tile at level-0 pixel {tuple(corners[bad].tolist())} has features that are NaN, "
+                f"infinite or too large for {self._dtype}",
+            )
+        try:
+            for name, batch in (("features", values), ("coords", corners)):
+                stored = self._file[name]
+                stored.resize(len(stored) + count, axis=0)
+                if count:
+                    stored[-count:] = batch
+        except (OSError, RuntimeError) as error:
+            raise ArtifactError(
+                f"{self.path} cannot be written: {error}; check the disk's free space"
+            ) from error
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
