@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines._readers import open_reader
+from pipelines._readers import check_readers, open_reader
 from pipelines._reports import Silent
 from pipelines._runs import Execution, together
 from pipelines._tensorboard import writing_events
 from pipelines.prepare import PrepareTask
+from wsi_ats.bags.matched import load_matched
 from wsi_ats.errors import ManifestError, SettingsError
 from wsi_ats.overview.prepared import load_overview
 from wsi_ats.settings import Settings
@@ -27,7 +29,7 @@ from wsi_ats.training.phases import phases_of
 if TYPE_CHECKING:  # torch takes seconds to import
     import torch
 
-    from wsi_ats.models.batches import Example
+    from wsi_ats.models.batches import Example, Reader
     from wsi_ats.training.fit import Trained
     from wsi_ats.training.processes import Processes
 
@@ -66,8 +68,10 @@ class Fitting:
         All settings.
     execution
         The Dask workers, if these read tiles, and the reporter.
-    readers, max_bad, tensorboard, restarts, retries, features
+    readers, max_bad, tensorboard, restarts, retries, feature_cache
         See :func:`pipelines.train.train`.
+    prepared
+        Folder in which the slides are prepared; ``out`` by default.
     """
 
     out: Path
@@ -78,7 +82,8 @@ class Fitting:
     tensorboard: bool
     restarts: int = 1
     retries: int = 1
-    features: Path | None = None
+    feature_cache: Path | None = None
+    prepared: Path | None = None
 
     def plan(self, refs: Sequence[SlideRef], target: Target) -> tuple[list[SlideRef], list[SlideRef], Target]:
         """Return the training slides, the validation slides, and the target in units of the training slides.
@@ -202,7 +207,8 @@ class Fitting:
         reporter = how.reporter if first else Silent()
         title = f"train, run {restart}" if restart else "train"
         with (
-            open_reader(self.readers, how.scheduler, how.workers, how.wait) as reader,
+            open_reader(self.readers, how.scheduler, how.workers, how.wait) as slides,
+            self._source(slides, [*training, *validation]) as reader,
             reporter.progress(title, sum(phase.epochs for phase in phases_of(settings))) as advance,
             writing_events(folder, wanted=self.tensorboard and first) as write_events,
         ):
@@ -230,13 +236,27 @@ class Fitting:
                 max_bad=self.max_bad,
                 on_bad=on_bad,
                 processes=processes,
-                features=self.features or self.out / "features",
+                features=self.feature_cache or self.out / "features",
             )
+
+    @contextmanager
+    def _source(self, slides: Reader, refs: Sequence[SlideRef]) -> Iterator[Reader]:
+        """Read features in place of tiles if the slides name them."""
+        from wsi_ats.models.stored import StoredFeatures
+
+        named = [ref for ref in refs if ref.features]
+        if not named:
+            yield slides
+            return
+        task = PrepareTask.of(self.prepared or self.out, self.settings)
+        bags = {ref.id: load_matched(task.matched(ref.id), ref) for ref in named}
+        with StoredFeatures(slides, bags, check_readers(self.readers) or 1) as features:
+            yield features
 
     def _examples(self, refs: Sequence[SlideRef], target: Target) -> list[Example]:
         from wsi_ats.models.batches import Example
 
-        task, examples = PrepareTask.of(self.out, self.settings), []
+        task, examples = PrepareTask.of(self.prepared or self.out, self.settings), []
         for ref in refs:
             overview = load_overview(task.prepared(ref.id))
             examples.append(Example(ref, overview, target.encode(str(ref.label))))

@@ -112,7 +112,8 @@ class SlideTask(ABC):
     def key(self, ref: SlideRef) -> str:
         """Return the fingerprint of everything that the row depends on."""
         facts = (ref.id, ref.case, ref.path, str(ref.mpp), ref.reader)
-        return digest_of(self.identity, slide_digest(ref.path), *facts)
+        files = (ref.path, *ref.features)
+        return digest_of(self.identity, *map(slide_digest, files), *facts, *ref.features)
 
     def failed(self, ref: SlideRef, error: str, seconds: float) -> Row:
         """Return the row of a slide that failed: the known columns and the reason."""

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pipelines._arguments import EXECUTION, INPUT, MODEL, OUTPUT, flag, number, text
 from pipelines._options import SlideOptions
 
 if TYPE_CHECKING:
+    from pipelines._reports import Reporter
     from pipelines._watch import Arrivals
+    from wsi_ats.settings import Settings
+    from wsi_ats.slides.base import SlideRef
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,54 @@ class FitOptions:
     tensorboard: Annotated[bool, flag("--tensorboard", "Write metrics for TensorBoard as well.", OUTPUT)] = (
         False
     )
+
+
+@dataclass(frozen=True)
+class FeatureOptions:
+    """Options of commands that can use features in place of tiles."""
+
+    features: Annotated[
+        Path | None,
+        text(
+            "--features",
+            "FOLDER",
+            "Features of all tiles, as CLAM, TRIDENT, STAMP or `embed` write them, to use in place of pixels.",
+            panel=INPUT,
+        ),
+    ] = None
+
+    def named(self, refs: list[SlideRef], reporter: Reporter) -> list[SlideRef]:
+        """Return slides that name their features, if there is a folder of them."""
+        if self.features is None:
+            return refs
+        from pipelines._features import with_features
+
+        return with_features(refs, self.features, reporter)
+
+    def settings(self, refs: Sequence[SlideRef], choose: Callable[[Settings | None], Settings]) -> Settings:
+        """Return the settings of a training: those that its features call for, and then the user's.
+
+        Parameters
+        ----------
+        refs
+            The slides, from :meth:`named`.
+        choose
+            Applies the user's choices to settings; ``None`` for the defaults.
+
+        Raises
+        ------
+        SettingsError
+            When the settings cannot use features.
+        FeatureError, SlideError
+            When no features can be opened.
+        """
+        if self.features is None:
+            return choose(None)
+        from pipelines._features import starting_settings
+
+        settings = choose(starting_settings(refs))
+        settings.check_features()
+        return settings
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ from pipelines._options import (
     StageOptions,
     execution,
 )
-from pipelines._stage_options import DrawOptions, FitOptions, WatchOptions
+from pipelines._stage_options import DrawOptions, FeatureOptions, FitOptions, WatchOptions
 
 app = typer.Typer(
     name="wsi-ats",
@@ -137,6 +137,7 @@ def train(
     slides: Slides,
     labels: Labels,
     source: SlideOptions,
+    stored: FeatureOptions,
     chosen: SettingsOptions,
     fitting: FitOptions,
     out: Out,
@@ -149,17 +150,19 @@ def train(
     """Train a model from slides and their labels."""
     from pipelines.train import train
 
-    settings = chosen.settings(changes={"training.seed": seed})
-    refs = source.refs(
-        slides, labels=labels, label_column=label_column, task=settings.model.task, splits=splits
-    )
-    return train(refs, out, settings=settings, execution=execution(common, stage), **vars(fitting))
+    choose = partial(chosen.settings, changes={"training.seed": seed})
+    task, carried_out = choose().model.task, execution(common, stage)
+    refs = source.refs(slides, labels=labels, label_column=label_column, task=task, splits=splits)
+    refs = stored.named(refs, carried_out.reporter)
+    settings = stored.settings(refs, choose)
+    return train(refs, out, settings=settings, execution=carried_out, **vars(fitting))
 
 
 @_stage
 def score(
     slides: Slides,
     source: SlideOptions,
+    stored: FeatureOptions,
     arriving: WatchOptions,
     model: Annotated[
         Path, text("--model", "FOLDER", "A trained model: the output folder of `train`.", panel=MODEL)
@@ -174,14 +177,17 @@ def score(
     """Score slides with a model: predictions, and the tiles they are based on."""
     from pipelines._watch import stop_on_signals
     from pipelines.score import score
+    from wsi_ats.errors import SettingsError
     from wsi_ats.models.card import read_card
 
+    if arriving.watch and stored.features is not None:
+        raise SettingsError("--watch scores slides that have no features yet; leave out --features or --watch")
     refs = None if arriving.watch else source.refs(slides)
     settings = chosen.settings(read_card(model).settings, changes=drawing.changes())
     scored = partial(score, model=model, out=out, settings=settings, seed=seed)
     carried_out = execution(common, stage)
     if refs is not None:
-        return scored(refs, execution=carried_out)
+        return scored(stored.named(refs, carried_out.reporter), execution=carried_out)
     with stop_on_signals() as stop:
         arrivals = arriving.arrivals(slides, source, stop.wait)
         return scored(arrivals, execution=replace(carried_out, stop=stop))
@@ -233,6 +239,7 @@ def crossval(
     slides: Slides,
     labels: Labels,
     source: SlideOptions,
+    stored: FeatureOptions,
     chosen: SettingsOptions,
     out: Out,
     stage: StageOptions,
@@ -250,8 +257,10 @@ def crossval(
     """Cross-validate: train, score and evaluate each fold, and all folds together."""
     from pipelines.crossval import crossval
 
-    settings = chosen.settings(changes={"training.seed": seed})
-    refs = source.refs(slides, labels=labels, label_column=label_column, task=settings.model.task)
+    choose = partial(chosen.settings, changes={"training.seed": seed})
+    task, carried_out = choose().model.task, execution(common, stage)
+    refs = source.refs(slides, labels=labels, label_column=label_column, task=task)
+    refs = stored.named(refs, carried_out.reporter)
     return crossval(
         refs,
         out,
@@ -259,8 +268,8 @@ def crossval(
         splits=splits,
         by=by,
         resamples=resamples,
-        settings=settings,
-        execution=execution(common, stage),
+        settings=stored.settings(refs, choose),
+        execution=carried_out,
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
+from pipelines._features import check_source
 from pipelines._fitting import check_network
 from pipelines._records import Row, absolute
 from pipelines._runs import (
@@ -109,6 +110,7 @@ def crossval(
     execution, out, settings = execution or Execution(), rooted(out), settings or Settings()
     check_trainable(settings)
     check_pixels(settings)
+    check_source(refs, settings)
     labelled = _labelled(refs, execution)
     target = check_labels(refs, settings.model.task)
     plan = _plan(labelled, settings, folds, splits, execution, known=[ref.id for ref in refs])
@@ -194,11 +196,12 @@ def _run_fold(
         write_splits(path, fold)
     training = [ref for ref in fold if ref.split != "test"]
     features = folder.parent / "features"  # shared: most slides are in several folds
-    done = [train(training, folder / "model", settings=settings, execution=execution, features=features)]
+    model = folder / "model"
+    done = [train(training, model, settings=settings, execution=execution, feature_cache=features)]
     if not (done[0].failed and execution.strict):
         tested = [ref for ref in fold if ref.split == "test"]
         seed = settings.training.seed
-        done.append(score(tested, folder / "model", folder / "scores", seed=seed, execution=execution))
+        done.append(score(tested, model, folder / "scores", seed=seed, execution=execution))
     return done
 
 
@@ -331,7 +334,7 @@ def _file(name: str) -> str:
 def _digest(plan: Folds) -> str:
     return digest_of(
         *(
-            f"{name}:{(r.id, r.case, r.label, r.split, r.mpp, r.reader)}"
+            f"{name}:{(r.id, r.case, r.label, r.split, r.mpp, r.reader, *r.features)}"
             for name, fold in plan.items()
             for r in fold
         )

@@ -12,6 +12,7 @@ from typing import ClassVar
 from pipelines._records import Row, SlideTask, own_cores, settled
 from pipelines._runs import Execution, Identity, Summary, rooted
 from pipelines._stage import run_stage
+from wsi_ats.bags.matched import match_features, save_matched
 from wsi_ats.files import atomic
 from wsi_ats.overview.overview import count_tiles, explain_exclusion, read_overview
 from wsi_ats.overview.prepared import save_overview
@@ -34,7 +35,7 @@ _COLUMNS = {
     ),
     **dict.fromkeys(("tissue_method", "tissue_reason"), "string"),
     **dict.fromkeys(ARTEFACTS, "double"),
-    **dict.fromkeys(("excluded_tiles", "bytes_read"), "int64"),
+    **dict.fromkeys(("excluded_tiles", "feature_tiles", "matched_tiles", "bytes_read"), "int64"),
     "seconds": "double",
     **dict.fromkeys(("warning", "error"), "string"),
 }
@@ -60,7 +61,8 @@ def prepare(
         ``slides.parquet`` and ``.csv``, ``run.json``. In the table, ``tissue_method`` and ``tissue_reason``
         give the method that found tissue and the reason for it, and ``warning`` the doubts about its result;
         ``pen`` and ``blur`` are the shares of the tissue cells with these artefacts, left out or not, empty
-        if unknown; ``excluded_tiles`` is the number of tiles left out.
+        if unknown; ``excluded_tiles`` is the number of tiles left out; and for slides with features,
+        ``feature_tiles`` and ``matched_tiles`` are the tiles in the file, and those that are used.
     settings
         Sections ``tile`` and ``thumbnail`` are used.
     execution
@@ -118,12 +120,20 @@ class PrepareTask(SlideTask):
         """Return the file of a slide's thumbnail and tissue."""
         return self.out / "prepared" / f"{slide_id}.npz"
 
+    def matched(self, slide_id: str) -> Path:
+        """Return the file of the tiles whose features are used, if the slide names features."""
+        return self.out / "matched" / f"{slide_id}.npz"
+
     def files(self, slide_id: str) -> tuple[Path, ...]:
-        """Return the files of thumbnail and tissue, of the thumbnail as PNG, and of its framed artefacts."""
+        """Return the files of thumbnail and tissue, the thumbnail as PNG, framed artefacts, matched features.
+
+        Only slides with artefacts, or with features, have the last two.
+        """
         return (
             self.prepared(slide_id),
             self.out / "thumbnails" / f"{slide_id}.png",
             self.out / "quality" / f"{slide_id}.png",
+            self.matched(slide_id),
         )
 
     def work(self, ref: SlideRef) -> tuple[Row, Sequence[Path]]:
@@ -131,14 +141,19 @@ class PrepareTask(SlideTask):
         begin = time.perf_counter()
         with open_slide(ref, threads=own_cores()) as slide:
             counting = CountingSlide(slide)
-            overview = read_overview(counting, self.settings, measure_quality=True)
+            overview, bag = read_overview(counting, self.settings, measure_quality=True), None
+            if ref.features:
+                overview, bag = match_features(ref, slide, overview, self.settings.model)
             levels, mpp, grid = slide.levels, slide.mpp, overview.tissue.grid
             read = slide.bytes_read
-        prepared, picture, quality = self.files(ref.id)
+        prepared, picture, quality, matched = self.files(ref.id)
         save_overview(prepared, overview)
         with atomic(picture) as path:
             write_png(path, overview.thumbnail)
         written = [prepared, picture]
+        if bag is not None:
+            written.append(matched)
+            save_matched(matched, bag, mpp.value)
         if any(mask.any() for mask in overview.artefacts.values()):
             written.append(quality)
             with atomic(quality) as path:
@@ -163,6 +178,8 @@ class PrepareTask(SlideTask):
             "tissue_reason": overview.background.reason,
             **overview.artefact_shares,
             "excluded_tiles": count_tiles(overview.all_tissue, self.settings) - tiles,
+            "feature_tiles": bag and bag.matched.tiles,
+            "matched_tiles": bag and bag.matched.used,
             "bytes_read": counting.stored_bytes_read if read is None else read,
             "seconds": time.perf_counter() - begin,
             "warning": overview.background.doubt or None,

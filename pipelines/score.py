@@ -13,13 +13,13 @@ from pipelines._records import Row, SlideTask, own_cores, settled
 from pipelines._runs import Execution, Identity, Summary, check_pixels, rooted
 from pipelines._stage import run_stage
 from pipelines._watch import Arrivals
-from wsi_ats.errors import ModelError
+from wsi_ats.errors import ModelError, SettingsError
 from wsi_ats.files import atomic
 from wsi_ats.models.card import read_card
 from wsi_ats.results.attention import save_attention
 from wsi_ats.results.exports.tables import write_selection
 from wsi_ats.results.records import Status, Stop
-from wsi_ats.settings import Fixes, Settings
+from wsi_ats.settings import Fixes, ScoringSettings, Settings
 from wsi_ats.slides import open_slide
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.tasks.cases import case_scores
@@ -45,6 +45,7 @@ def score(
     ----------
     refs
         The slides; or arrivals, which are scored as they are completed until ``execution.stop`` returns true.
+        Slides that name features are scored by these.
     model
         Folder of a trained model.
     out
@@ -90,7 +91,9 @@ def score(
             "warning: the model pools the slides of a case, but each of these slides is its own case; "
             "give a table of slides with the column case_id to score cases"
         )
-    task = ScoreTask(out, identity.digest, model, card.digest, card.target, settings, seed)
+    by_features = bool(known) and all(ref.features for ref in known)
+    _check_source(card.settings, by_features=by_features)
+    task = ScoreTask(out, identity.digest, model, card.digest, card.target, settings, seed, not by_features)
     return run_stage(
         task,
         refs,
@@ -99,6 +102,17 @@ def score(
         refer=partial(settled, settings=settings),
         record={"target": asdict(card.target)},
     )
+
+
+def _check_source(trained: Settings, *, by_features: bool) -> None:
+    """Refuse features that do not suit the model, and pixels that it cannot encode."""
+    if by_features:
+        trained.check_features()
+    elif trained.model.takes_features and not trained.model.encoder:
+        raise SettingsError(
+            "the model was trained on features of an unknown encoder, so it cannot score pixels; give the "
+            "folder of the slides' features with --features, or train with --set model.encoder=NAME"
+        )
 
 
 def _columns_of_cases(target: Target) -> dict[str, str]:
@@ -143,6 +157,8 @@ class ScoreTask(SlideTask):
         Folder of the model, its fingerprint, and the target that it predicts.
     settings, seed
         See :func:`score`.
+    by_pixels
+        Whether slides are scored by their pixels; otherwise each names its features.
     """
 
     model: Path
@@ -150,6 +166,7 @@ class ScoreTask(SlideTask):
     target: Target
     settings: Settings
     seed: int
+    by_pixels: bool = True
 
     stage: ClassVar[str] = "score"
     tables: ClassVar[Sequence[str]] = ("predictions", "cases")
@@ -206,7 +223,7 @@ class ScoreTask(SlideTask):
 
     def start(self) -> None:
         """Load the model."""
-        _loaded(self.model, self.model_digest, self.settings.scoring.precision)
+        self._loaded()
 
     def work(self, ref: SlideRef) -> tuple[Row, Sequence[Path]]:
         """Score the slide; several threads may score one each."""
@@ -215,7 +232,7 @@ class ScoreTask(SlideTask):
         # Sums that are split among threads depend on the number of threads, which differs between workers.
         # The cores are used to encode several batches of tiles at the same time.
         set_num_threads(1)
-        loaded, encoder = _loaded(self.model, self.model_digest, self.settings.scoring.precision)
+        loaded, encoder = self._loaded()
         with open_slide(ref, threads=own_cores()) as slide:
             scored = loaded.score(slide, ref=ref, settings=self.settings, seed=self.seed, encoder=encoder)
             read = slide.bytes_read
@@ -232,26 +249,29 @@ class ScoreTask(SlideTask):
         return prediction.row(self.target.columns), written
 
 
+    def _loaded(self) -> tuple[LoadedModel, TileBatches]:
+        with _LOADING:
+            return _once(self.model, self.model_digest, self.settings.scoring, self.by_pixels)
+
+
 # Threads of a worker that start together wait for the one that loads the model.
 _LOADING = Lock()
 
 
-def _loaded(folder: Path, digest: str, precision: str) -> tuple[LoadedModel, TileBatches]:
-    with _LOADING:
-        return _once(folder, digest, precision)
-
-
 @lru_cache(maxsize=1)  # a worker scores many slides with one model
-def _once(folder: Path, digest: str, precision: str) -> tuple[LoadedModel, TileBatches]:
+def _once(
+    folder: Path, digest: str, scoring: ScoringSettings, by_pixels: bool
+) -> tuple[LoadedModel, TileBatches]:
     import torch
 
     from wsi_ats.models.checkpoints import load_model
     from wsi_ats.models.encoding import TileBatches
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    loaded = load_model(folder, device)
+    file = scoring.encoder_checkpoint
+    loaded = load_model(folder, device, encoder=by_pixels, encoder_checkpoint=file)
     if loaded.digest != digest:
         raise ModelError(f"the model in {folder} changed while it was in use; score again")
     lanes = own_cores() if device.type == "cpu" else 1
-    encoder = TileBatches(loaded.model.embed, device=device, precision=precision, lanes=lanes, threads=1)
+    encoder = TileBatches(loaded.model.embed, device=device, precision=scoring.precision, lanes=lanes, threads=1)
     return loaded, encoder

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines import prepare
 from pipelines._carry_out import Results, complete, report_left_out
+from pipelines._features import check_source
 from pipelines._fitting import Fitted, Fitting, check_network, device
 from pipelines._readers import check_readers
 from pipelines._records import pending, settled
@@ -72,7 +73,7 @@ def train(
     tensorboard: bool = False,
     restarts: int = 1,
     retries: int = 1,
-    features: str | Path | None = None,
+    feature_cache: str | Path | None = None,
 ) -> Summary:
     """Train a model.
 
@@ -82,7 +83,9 @@ def train(
     Parameters
     ----------
     refs
-        Slides with labels; splits given by the manifest are kept.
+        Slides with labels; splits given by the manifest are kept. Slides that name features are learned from
+        these, with settings of a model that takes features; see
+        :func:`pipelines._features.starting_settings`.
     out
         Folder for the model and the records of its training. A stopped run continues from its last
         checkpoint.
@@ -103,7 +106,7 @@ def train(
         kept, among those whose attention found where to look. Models of later runs are in ``restarts/``.
     retries
         Maximum number of further trainings while attention finds nothing in the thumbnails.
-    features
+    feature_cache
         Folder for the features of a frozen backbone; by default ``features/`` in the output folder. All
         restarts share it, and so may runs of the same settings, whatever their seeds and splits.
 
@@ -133,7 +136,7 @@ def train(
         tensorboard,
         restarts,
         retries,
-        None if features is None else rooted(features),
+        None if feature_cache is None else rooted(feature_cache),
     )
     check_together()
     if not together():
@@ -174,7 +177,7 @@ class _Others:
 
 def _train(refs: Sequence[SlideRef], fitting: Fitting, others: _Others) -> Summary:
     out, settings, execution = fitting.out, fitting.settings, fitting.execution
-    _check(fitting, others)
+    _check(refs, fitting, others)
     differences = _differences(fitting)
     without = {ref.id for ref in unlabelled(refs)}
     refs = settled([ref for ref in refs if ref.id not in without], settings)
@@ -220,8 +223,9 @@ def _train(refs: Sequence[SlideRef], fitting: Fitting, others: _Others) -> Summa
     return replace(summary, notes={**summary.notes, **_written_notes(out, target.task)})
 
 
-def _check(fitting: Fitting, others: _Others) -> None:
+def _check(refs: Sequence[SlideRef], fitting: Fitting, others: _Others) -> None:
     """Refuse settings that cannot work, and missing packages, before any work."""
+    check_source(refs, fitting.settings)
     check_trainable(fitting.settings, processes=1 if others.processes is None else others.processes.count)
     check_pixels(fitting.settings)
     if fitting.tensorboard:
@@ -297,7 +301,7 @@ def _finished(run: Run) -> bool:
     from wsi_ats.models.checkpoints import load_model
 
     try:
-        return load_model(run.out).digest == run.previous.get("model")
+        return load_model(run.out, encoder=False).digest == run.previous.get("model")
     except ArtifactError:
         return False  # missing or damaged: it is written again from the last checkpoint
 
@@ -326,7 +330,12 @@ def _report_empty(results: Results, execution: Execution) -> None:
 def _digest(refs: Sequence[SlideRef]) -> str:
     return digest_of(
         *(
-            str((ref.id, ref.case, ref.label, ref.split, ref.mpp, ref.reader, slide_digest(ref.path)))
+            str(
+                (
+                    *(ref.id, ref.case, ref.label, ref.split, ref.mpp, ref.reader),
+                    *map(slide_digest, (ref.path, *ref.features)),
+                )
+            )
             for ref in sorted(refs, key=lambda ref: ref.id)
         )
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from wsi_ats.models.encoding import embed_tiles
 from wsi_ats.models.scoring import LoadedModel
 from wsi_ats.settings import Settings
 from wsi_ats.slides.base import SlideRef
@@ -39,3 +40,9 @@ def tissue_slide(kind=MemorySlide, **options) -> MemorySlide:
 def score(model, slide=None, *, changes=(), seed=0, name="case7"):
     loaded = LoadedModel(model, SETTINGS.with_values(changes), TARGET, "abc")
     return loaded.score(slide or tissue_slide(), ref=SlideRef(name, "memory.svs", "patient"), seed=seed)
+
+
+def draws_of(method, slide, overview, seeds, *, at_a_time=64):
+    """The draws of a method that reads the tiles of an open slide."""
+    with embed_tiles(method.model, slide, method.settings, method.device, at_a_time=at_a_time) as embed:
+        yield from method.score(slide, overview, seeds, embed)

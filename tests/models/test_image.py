@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from models.scored import draws_of
 from wsi_ats.errors import ModelError, SlideReadError
 from wsi_ats.models.batches import Example, TileReader
 from wsi_ats.models.image import WholeImage
@@ -57,7 +58,7 @@ def test_the_image_is_the_slide_at_the_scale(scale, side):
     seen = []
     way.model.encoder.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
     way.model.eval()
-    [found] = way.score(slide, overview, iter([0, 1]))
+    [found] = draws_of(way, slide, overview, iter([0, 1]))
     image = seen[-1]  # before it, one without contents, to count the memory
     assert image.shape == (1, 4 * side, 6 * side, 3)
     np.testing.assert_array_equal(image[0], read_thumbnail(slide, tissue.grid, side))
@@ -132,7 +133,7 @@ def test_where_no_scale_fits_the_error_says_so_before_any_read():
     slide = slide_of("a")
     overview = read_overview(slide, SETTINGS)
     with pytest.raises(ModelError, match=r"scoring would need .* no model\.scale would fit"):
-        next(method(free=1000).score(Unreadable(slide._pyramid, mpp=0.5), overview, iter([0])))
+        next(draws_of(method(free=1000), Unreadable(slide._pyramid, mpp=0.5), overview, iter([0])))
 
 
 def test_training_counts_gradients_and_the_optimisers_moments():

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from models.scored import draws_of
 from wsi_ats.errors import SlideReadError
 from wsi_ats.models import mil
 from wsi_ats.models.batches import Example, TileReader
@@ -205,9 +206,8 @@ def test_training_reads_the_set_number_of_tiles_and_scoring_reads_all(most):
     watched = [estimate(seed, training=False) for seed in (0, 1)]
     assert asked == [list(range(12))] * 2
     assert [each.tiles for each in watched] == [12, 12]
-    [scored] = MultipleInstanceLearning(
-        model.eval(), SETTINGS.with_values([f"model.mil_tiles={most}"])
-    ).score(slide, overview, iter([0]))
+    learned = MultipleInstanceLearning(model.eval(), SETTINGS.with_values([f"model.mil_tiles={most}"]))
+    [scored] = draws_of(learned, slide, overview, iter([0]))
     assert scored.tiles.cells.tolist() == list(range(12))
 
 
@@ -238,7 +238,8 @@ def test_scoring_selects_all_tissue_tiles_and_weighs_them_by_attention():
     slide, model = slide_of(), network(dtype=torch.float32).eval()
     overview = read_overview(slide, SETTINGS)
     slide.read = slide.most = 0
-    [found] = MultipleInstanceLearning(model, SETTINGS, at_a_time=4).score(slide, overview, iter([0, 1]))
+    method = MultipleInstanceLearning(model, SETTINGS)
+    [found] = draws_of(method, slide, overview, iter([0, 1]), at_a_time=4)
     assert (slide.read, found.new_tiles) == (12, 12)
     assert slide.most <= 8  # four are read while four are encoded
     assert found.tiles.cells.tolist() == list(range(12))

@@ -10,7 +10,7 @@ import pytest
 import tifffile
 import torch
 
-from models.scored import SETTINGS, TARGET, score, tissue_slide
+from models.scored import SETTINGS, TARGET, draws_of, score, tissue_slide
 from wsi_ats.errors import SettingsError, SlideReadError
 from wsi_ats.models import scoring as inference
 from wsi_ats.models.base import DrawLogits, WeightedTiles, draw_seed
@@ -115,7 +115,7 @@ def chosen_draws(model, slide):
     overview = read_overview(slide, SETTINGS)
     tissue = overview.tissue
     seeds = (draw_seed(0, "case7", number) for number in itertools.count())
-    return method_for(model, SETTINGS).score(slide, overview, seeds), tissue
+    return draws_of(method_for(model, SETTINGS), slide, overview, seeds), tissue
 
 
 def test_a_draw_reads_lazily_and_skips_tiles_read_before(model):
@@ -136,7 +136,7 @@ def test_draws_ask_for_no_more_seeds_than_they_need(model):
     asked = []
     overview = read_overview(tissue_slide(), SETTINGS)
     seeds = (asked.append(number) or number for number in itertools.count())
-    draws = method_for(model, SETTINGS).score(tissue_slide(), overview, seeds)
+    draws = draws_of(method_for(model, SETTINGS), tissue_slide(), overview, seeds)
     assert asked == []
     next(draws)
     next(draws)

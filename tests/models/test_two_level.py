@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.scored import draws_of
 from wsi_ats.errors import ModelError, SlideReadError
 from wsi_ats.models.batches import Example, TileReader
 from wsi_ats.models.checkpoints import load_model, save_model
@@ -199,7 +200,7 @@ def test_more_tiles_come_nearer_to_the_exact_model(model):
 
     def error(tiles, regions):
         settings = SETTINGS.with_values([f"sampling.tiles={tiles}", f"sampling.regions={regions}"])
-        draws = method(settings).score(slide(), read_overview(slide(), settings), range(30))
+        draws = draws_of(method(settings), slide(), read_overview(slide(), settings), range(30))
         logits = torch.stack([each.logits for each in draws])
         return (logits - exact).square().sum(1).mean().item()
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from wsi_ats.errors import ModelError
 from wsi_ats.geometry import Grid, IntArray
 from wsi_ats.models.batches import Example, Reader
-from wsi_ats.models.encoding import TileBatches
+from wsi_ats.models.encoding import Embed
 from wsi_ats.models.evidence import Attended
 from wsi_ats.nn.network import SlideNetwork
 from wsi_ats.overview.records import Overview
@@ -169,7 +169,7 @@ class Method(Protocol):
         ...
 
     def score(
-        self, slide: Slide, overview: Overview, seeds: Iterable[int], encoder: TileBatches | None = None
+        self, slide: Slide, overview: Overview, seeds: Iterable[int], embed: Embed
     ) -> Generator[DrawLogits, None, None]:
         """Compute the logits of one slide, draw by draw.
 
@@ -184,9 +184,8 @@ class Method(Protocol):
             Its thumbnail and tissue; at least one tissue cell.
         seeds
             One seed for each independent draw; may be infinite.
-        encoder
-            Encoder of the network, shared with other slides; by default a new one for this slide, with the
-            same result.
+        embed
+            Source of the features of the slide's tiles, such as :func:`wsi_ats.models.encoding.embed_tiles`.
 
         Yields
         ------

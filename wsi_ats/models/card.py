@@ -11,7 +11,7 @@ from wsi_ats.files import read_json, write_json
 from wsi_ats.settings import Settings
 from wsi_ats.tasks.targets import Target
 
-_SCHEMA = 4  # since 4, settings contain only those of the model's kind
+_SCHEMA = 5  # since 5, settings name the encoder of features
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from wsi_ats.files import atomic
 from wsi_ats.models.card import ModelCard, read_card, write_card
 from wsi_ats.models.kinds import model_for
 from wsi_ats.models.scoring import LoadedModel
+from wsi_ats.nn.backbone import create_backbone
 from wsi_ats.nn.network import SlideNetwork
 from wsi_ats.settings import Fixes, Settings
 from wsi_ats.tasks.targets import Target
@@ -67,7 +68,13 @@ def save_model(
     return digest
 
 
-def load_model(folder: str | Path, device: torch.device | None = None) -> LoadedModel:
+def load_model(
+    folder: str | Path,
+    device: torch.device | None = None,
+    *,
+    encoder: bool = True,
+    encoder_checkpoint: str = "",
+) -> LoadedModel:
     """Read a trained model.
 
     Parameters
@@ -76,11 +83,18 @@ def load_model(folder: str | Path, device: torch.device | None = None) -> Loaded
         Output folder of ``train``.
     device
         Device of the model; the CPU by default.
+    encoder
+        Whether a model that was trained on features gets the encoder in ``model.encoder``, with which it can
+        score slides by their pixels. Its weights are not part of the model, and may be downloaded.
+    encoder_checkpoint
+        A local file of these weights.
 
     Raises
     ------
     ArtifactError
         When a file is missing, damaged or of another version.
+    ModelError
+        When the encoder cannot be built, or its weights cannot be loaded.
 
     Examples
     --------
@@ -101,6 +115,16 @@ def load_model(folder: str | Path, device: torch.device | None = None) -> Loaded
         model.load_state_dict(load_file(weights))
     except (SafetensorError, RuntimeError) as error:
         raise ArtifactError(f"{weights} does not fit model.json: {error}") from error
+    settings = card.settings
+    if encoder and settings.model.encoder:
+        model.encoder.adopt(
+            create_backbone(
+                settings.model.encoder,
+                pretrained=True,
+                checkpoint=encoder_checkpoint,
+                size=settings.tile.size,
+            )
+        )
     return LoadedModel(model.to(device).eval(), card.settings, card.target, digest)
 
 

@@ -8,9 +8,9 @@ batches have one size, the last is padded, and a tile's features are the same in
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Lock
@@ -22,13 +22,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from wsi_ats.bags.matched import MatchedBag
 from wsi_ats.errors import SettingsError
-from wsi_ats.geometry import IntArray
+from wsi_ats.geometry import Grid, IntArray
 from wsi_ats.nn.network import SlideNetwork
 from wsi_ats.nn.precision import autocast
+from wsi_ats.overview.tiles import read_tiles
 from wsi_ats.overview.tissue import are_empty
 from wsi_ats.settings import Settings
-from wsi_ats.slides.base import Pixels
+from wsi_ats.slides.base import Pixels, Slide
 
 # Tiles read at a time: more would take memory and gain no speed.
 TILES_AT_A_TIME = 64
@@ -212,28 +214,72 @@ class TileBatches:
         self.close()
 
 
-def encoder_for(
+Embed = Callable[[Grid, IntArray], tuple[Tensor, int]]
+"""Function from a grid and flat numbers (n,) of its cells to the features (n, D) of their tiles, and the
+number of tiles that are empty; see :func:`wsi_ats.overview.tissue.are_empty`."""
+
+
+@contextmanager
+def embed_tiles(
     model: SlideNetwork,
+    slide: Slide,
     settings: Settings,
     device: torch.device | None = None,
+    *,
     shared: TileBatches | None = None,
-) -> AbstractContextManager[TileBatches]:
-    """Return a context with a model's encoder, new or shared.
+    at_a_time: int = TILES_AT_A_TIME,
+) -> Iterator[Embed]:
+    """Read tiles of an open slide and encode them, for scoring.
 
     Parameters
     ----------
     model
         The network.
+    slide
+        The open slide.
     settings
         Section ``scoring`` is used.
     device
         Device of the network; the CPU by default.
     shared
-        An existing encoder, which is left open.
+        An encoder of the network that other slides use too, and which is left open; by default a new one,
+        with the same result.
+    at_a_time
+        See :func:`encode_cells`.
+
+    Yields
+    ------
+    function
+        It may raise :class:`~wsi_ats.errors.SlideError`.
     """
-    if shared is not None:
-        return nullcontext(shared)
-    return TileBatches(model.embed, device=device, precision=settings.scoring.precision)
+    with (
+        TileBatches(model.embed, device=device, precision=settings.scoring.precision)
+        if shared is None
+        else nullcontext(shared)
+    ) as batches:
+        yield lambda grid, cells: encode_cells(
+            batches, partial(read_tiles, slide, grid), cells, at_a_time=at_a_time
+        )
+
+
+def embed_features(model: SlideNetwork, bag: MatchedBag, device: torch.device | None = None) -> Embed:
+    """Take the features of tiles from a file in place of their pixels, for scoring.
+
+    Parameters
+    ----------
+    model
+        A network that was trained on features.
+    bag
+        The features of the slide's tiles.
+    device
+        Device of the network; the CPU by default.
+
+    Returns
+    -------
+    function
+        It may raise :class:`~wsi_ats.errors.FeatureError`; no tile counts as empty.
+    """
+    return lambda grid, cells: (model.embed(to_device(bag.read(cells), device)), 0)  # noqa: ARG005
 
 
 def encode_cells(

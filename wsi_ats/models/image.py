@@ -15,7 +15,7 @@ from wsi_ats.errors import ModelError
 from wsi_ats.geometry import Grid
 from wsi_ats.models.base import DrawLogits, Estimates, Kind, naming
 from wsi_ats.models.batches import Example, Reader, outcomes
-from wsi_ats.models.encoding import TileBatches
+from wsi_ats.models.encoding import Embed
 from wsi_ats.nn.encoder import build_encoder
 from wsi_ats.nn.image import ImageClassifier
 from wsi_ats.nn.memory import free_bytes, peak_bytes
@@ -118,7 +118,7 @@ class WholeImage:
         slide: Slide,
         overview: Overview,
         seeds: Iterable[int],  # noqa: ARG002  (nothing is drawn)
-        encoder: TileBatches | None = None,  # noqa: ARG002  (there are no tiles)
+        embed: Embed,  # noqa: ARG002  (there are no tiles)
     ) -> Generator[DrawLogits, None, None]:
         """Compute the logits of one slide.
 

@@ -20,7 +20,7 @@ from wsi_ats.models.base import DrawLogits, Estimates, Kind, WeightedTiles, draw
 from wsi_ats.models.batches import Example, Reader
 from wsi_ats.models.calibration import calibrate, embed_in_parts, uniform_tiles, varied
 from wsi_ats.models.drawing import top_share
-from wsi_ats.models.encoding import TILES_AT_A_TIME, TileBatches, encode_cells, encoder_for
+from wsi_ats.models.encoding import TILES_AT_A_TIME, Embed
 from wsi_ats.models.evidence import Attended
 from wsi_ats.models.features import Features
 from wsi_ats.nn import expectation
@@ -28,7 +28,6 @@ from wsi_ats.nn.encoder import build_encoder
 from wsi_ats.nn.mil import AttentionMIL
 from wsi_ats.nn.precision import autocast
 from wsi_ats.overview.records import Overview
-from wsi_ats.overview.tiles import read_tiles
 from wsi_ats.settings import MilModel, Settings
 from wsi_ats.slides.base import Pixels, Slide
 
@@ -108,14 +107,12 @@ class MultipleInstanceLearning:
         slide: Slide,
         overview: Overview,
         seeds: Iterable[int],  # noqa: ARG002  (nothing is drawn)
-        encoder: TileBatches | None = None,
+        embed: Embed,
     ) -> Generator[DrawLogits, None, None]:
         """Compute the logits of one slide from all its tiles, weighted by attention."""
         grid, cells = overview.tissue.grid, overview.tissue.cells
         with naming(slide.path):
-            with encoder_for(self.model, self.settings, self.device, encoder) as batches:
-                read = partial(read_tiles, slide, grid)
-                features, empty = encode_cells(batches, read, cells, at_a_time=self.at_a_time)
+            features, empty = embed(grid, cells)
             outputs, logits, log_mass = self._classify(features)
         attention = torch.softmax(logits, 0)
         attended = Attended(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from wsi_ats.models.base import DrawLogits, Estimates, Finish, WeightedTiles, na
 from wsi_ats.models.batches import Example, Reader, outcomes
 from wsi_ats.models.calibration import calibrate, varied
 from wsi_ats.models.drawing import PlannedTiles, ThumbnailAttention, TileDraws
-from wsi_ats.models.encoding import TILES_AT_A_TIME, TileBatches, encode_cells, encoder_for, to_device
+from wsi_ats.models.encoding import TILES_AT_A_TIME, Embed, to_device
 from wsi_ats.models.evidence import Evidence
 from wsi_ats.models.features import Features
 from wsi_ats.models.one_level import CellDraws
@@ -29,7 +28,6 @@ from wsi_ats.models.two_level import RegionDraws
 from wsi_ats.nn.model import AttentionSampler
 from wsi_ats.nn.precision import autocast
 from wsi_ats.overview.records import Overview
-from wsi_ats.overview.tiles import read_tiles
 from wsi_ats.settings import Settings
 from wsi_ats.slides.base import Pixels, Slide
 from wsi_ats.tasks.registry import task_named
@@ -230,18 +228,18 @@ class AttentionSampling:
 
     @torch.inference_mode()
     def score(
-        self, slide: Slide, overview: Overview, seeds: Iterable[int], encoder: TileBatches | None = None
+        self, slide: Slide, overview: Overview, seeds: Iterable[int], embed: Embed
     ) -> Generator[DrawLogits, None, None]:
         """Estimate the logits of one slide, draw by draw; a tile of several draws is read once."""
         known: dict[int, Tensor] = {}
         weights: list[Tensor] = []
         features: list[Tensor] = []
-        with naming(slide.path), encoder_for(self.model, self.settings, self.device, encoder) as batches:
+        with naming(slide.path):
             for attention, tiles in self._tiles.draws(slide, overview, seeds):
                 new = np.array(sorted(set(tiles.cells.tolist()) - known.keys()), dtype=np.int64)
                 empty = 0
                 if len(new):
-                    encoded, empty = encode_cells(batches, partial(read_tiles, slide, tiles.grid), new)
+                    encoded, empty = embed(tiles.grid, new)
                     known.update(zip(new.tolist(), encoded, strict=True))
                 weights.append(tiles.weight)
                 features.append(torch.stack([known[cell] for cell in tiles.cells.tolist()]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wsi_ats.bags.matched import match_features
 from wsi_ats.errors import SettingsError
 from wsi_ats.models.base import DrawLogits, WeightedTiles, draw_seed
-from wsi_ats.models.encoding import TileBatches
+from wsi_ats.models.encoding import TileBatches, embed_features, embed_tiles
 from wsi_ats.models.kinds import method_for
 from wsi_ats.models.stopping import stop
 from wsi_ats.nn.network import SlideNetwork
@@ -80,7 +81,8 @@ class LoadedModel:
     ) -> Scored:
         """Score a slide.
 
-        Attention sampling reads only its thumbnail and a few tiles. With several draws, the
+        Attention sampling reads only its thumbnail and a few tiles, or, if the reference names files of
+        features, the features of a few tiles. With several draws, the
         scores are those of all their tiles pooled into one estimate, and ``logit_se`` the standard error
         over the draws, in the units that :class:`~wsi_ats.results.records.Prediction` names.
         :func:`wsi_ats.models.stopping.stop` decides after each draw whether another follows. Other kinds of
@@ -108,8 +110,8 @@ class LoadedModel:
         Raises
         ------
         SlideError
-            When the slide cannot be opened, its resolution is unknown or a pixel that is needed cannot be
-            read.
+            When the slide cannot be opened, its resolution is unknown, a pixel that is needed cannot be
+            read, or its features cannot be used.
         SettingsError
             When the model is in training mode, where scores depend on dropout; when it cannot score with the
             settings; when an open slide has other colours or another channel than ``tile.colour`` and
@@ -137,14 +139,22 @@ class LoadedModel:
     ) -> Scored:
         begin = time.perf_counter()
         counting = CountingSlide(slide)
-        overview = read_overview(counting, settings)
+        overview, bag = read_overview(counting, settings), None
+        if ref.features:
+            overview, bag = match_features(ref, slide, overview, settings.model)
         tissue = overview.tissue
         draws: list[DrawLogits] = []
         stopped: Stop | None = None
         if len(tissue.cells):
             seeds = (draw_seed(seed, ref.id, number) for number in count())
-            method = method_for(self.model, settings, next(self.model.parameters()).device)
-            with closing(method.score(counting, overview, seeds, encoder)) as scoring:
+            device = next(self.model.parameters()).device
+            method = method_for(self.model, settings, device)
+            source = (
+                embed_tiles(self.model, counting, settings, device, shared=encoder)
+                if bag is None
+                else nullcontext(embed_features(self.model, bag, device))
+            )
+            with source as embed, closing(method.score(counting, overview, seeds, embed)) as scoring:
                 draws, stopped = _enough(scoring, settings.sampling, self.target)
         read = sum(each.new_tiles for each in draws)
         scores = _by_column(draws, self.target)

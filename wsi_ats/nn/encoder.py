@@ -60,6 +60,30 @@ class TileEncoder(nn.Module):
         self.std: Tensor
         self.train(self.training)
 
+    def adopt(self, backbone: Backbone) -> None:
+        """Encode pixels with the backbone that computed the features from which a model has learned.
+
+        Parameters
+        ----------
+        backbone
+            The network with its trained weights; it is not trained.
+
+        Raises
+        ------
+        ModelError
+            When it has another number of features.
+        """
+        if backbone.width != self.width:
+            raise ModelError(
+                f"the encoder has {backbone.width} features for each tile, but the model was trained on "
+                f"{self.width}; it was trained on features of another encoder"
+            )
+        self.network = backbone.network.to(memory_format=torch.channels_last)
+        for own, given in ((self.mean, backbone.mean), (self.std, backbone.std)):
+            own.copy_(255 * torch.tensor(given).reshape(3, 1, 1))
+        self._trained = True
+        self.freeze()
+
     def forward(self, tiles: Tensor) -> Tensor:
         """Encode tiles.
 

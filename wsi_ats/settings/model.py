@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,7 +12,10 @@ from wsi_ats.settings.sections import TileSettings
 TASKS = ("classification", "multilabel", "regression", "survival")
 """Names of the tasks, the same as in :data:`wsi_ats.tasks.registry.TASKS`."""
 
-_NAMED = Must(bool, "be the name of a timm network")
+_NAMED = Must(
+    lambda value: bool(value) and re.fullmatch(r"(?!features:).*|features:[1-9]\d*", value) is not None,
+    "be the name of a network, or features:N with N features of each tile",
+)
 
 # Replaces the name of a backbone, followed by the number of features that are computed elsewhere.
 _FEATURES = "features:"
@@ -49,12 +53,20 @@ class ModelSettings:
     """Start from the published weights, which are downloaded on first use."""
     checkpoint: str = setting("", fixes=Fixes.TRAINING)
     """A local weights file for the backbone, instead of the published weights."""
+    encoder: str = setting("", fixes=Fixes.NETWORK)
+    """With ``backbone=features:N``, the name of the encoder that computed the features, as ``backbone`` would
+    name it. A model that was trained on features scores slides by their pixels with it."""
     cases: str = setting("separate", fixes=Fixes.NETWORK, must=one_of("separate", "mean", "union"))
     """Use of several slides of one case: ``separate`` (each slide is an example with the case's label),
     ``mean`` (their outputs are averaged) or ``union`` (one attention over the cells of all slides)."""
 
     def __post_init__(self) -> None:
         check(self, "model")
+        require(
+            not self.encoder or self.takes_features,
+            f"model.encoder is {self.encoder}, but model.backbone is {self.backbone}, which takes pixels; "
+            "leave model.encoder out",
+        )
         require(
             self.cases != "union" or self.reads_tiles,
             f"model.cases is union, but a model of kind {self.kind} has no attention over several slides; "
@@ -65,6 +77,11 @@ class ModelSettings:
     def takes_features(self) -> bool:
         """True if the input is features of tiles instead of pixels; the model then has no backbone."""
         return self.backbone.startswith(_FEATURES)
+
+    @property
+    def features(self) -> int:
+        """Number of features of a tile that the input has; 0 if the input is pixels."""
+        return int(self.backbone.removeprefix(_FEATURES)) if self.takes_features else 0
 
 
 @dataclass(frozen=True, slots=True)

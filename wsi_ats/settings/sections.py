@@ -198,6 +198,9 @@ class ScoringSettings:
     precision: str = setting("auto", fixes=Fixes.SCORING, must=one_of(*PRECISIONS))
     """Precision of the tile encoder, as ``training.precision``. ``auto`` is ``bfloat16`` if the device
     supports it, which takes half the time or less; attention, pooling and head stay in single precision."""
+    encoder_checkpoint: str = setting("", fixes=Fixes.SCORING, needs="reads_tiles")
+    """A local weights file of ``model.encoder``, instead of the published weights, to score slides by their
+    pixels with a model that was trained on features."""
 
     def __post_init__(self) -> None:
         check(self, "scoring")

@@ -79,6 +79,12 @@ class Settings:
     def _check_kind(self) -> None:
         """Refuse settings of other sections that the kind of model does not use."""
         model, kind = self.model, self.model.kind
+        file = self.scoring.encoder_checkpoint
+        require(
+            not file or bool(model.encoder),
+            f"scoring.encoder_checkpoint is {file!r}, but model.encoder is empty; use a model that was "
+            "trained on features of a named encoder, or leave the file out",
+        )
         require(
             model.attends or self.thumbnail.levels == 1,
             f"thumbnail.levels is {self.thumbnail.levels}, but a model of kind {kind} draws no regions; set "
@@ -206,7 +212,12 @@ class Settings:
         learning = self.training
         if self.model.attends:
             self._check_phases()
-        else:
+        require(
+            not self.model.checkpoint or not self.model.takes_features,
+            f"model.checkpoint is {self.model.checkpoint!r}, but model.backbone is {self.model.backbone}, which "
+            "has no weights; leave the file out",
+        )
+        if not self.model.attends:
             require(learning.epochs > 0, "there are no epochs to train; set training.epochs")
             for name in ("joint_epochs", "teaching"):
                 value = getattr(learning, name)
@@ -266,6 +277,31 @@ class Settings:
             not learning.attention_epochs or self.sampling.design != "uniform",
             "sampling.design is uniform: attention would be trained but never used to draw tiles; set "
             "model.kind=uniform to do without attention, or choose another design, such as systematic",
+        )
+
+    def check_features(self) -> None:
+        """Refuse settings that cannot use features in place of tiles.
+
+        Raises
+        ------
+        SettingsError
+            When the model encodes tiles with weights of its own, has two levels, or reads no tiles.
+        """
+        model = self.model
+        require(
+            model.reads_tiles,
+            f"model.kind is {model.kind}, which uses no features of tiles; choose another kind, or leave "
+            "--features out",
+        )
+        require(
+            model.takes_features or self.training.fine_tuning == "frozen",
+            f"model.backbone is {model.backbone}, whose weights are trained (training.fine_tuning is "
+            f"{self.training.fine_tuning}), so features from elsewhere do not suit it; leave --features out, or, "
+            "to train on features, leave model.backbone out and name their encoder with model.encoder",
+        )
+        require(
+            self.thumbnail.levels == 1,
+            f"thumbnail.levels is {self.thumbnail.levels}, but features need 1; set thumbnail.levels=1",
         )
 
     def check_watched(self, slides: int) -> None:

@@ -65,6 +65,9 @@ class SlideRef:
         ``"stored"``: pixels as stored; ``"srgb"``: converted to sRGB by the file's colour profile.
     channel
         Channel to read from a TIFF file with several: its name, or its number from 0; empty for other files.
+    features
+        Files of features of the slide's tiles, which are used in place of their pixels: the features, and
+        their coordinates if these are separate. Empty for pixels.
 
     Examples
     --------
@@ -83,6 +86,7 @@ class SlideRef:
     reader: str = "auto"
     colour: str = "stored"
     channel: str = ""
+    features: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, value, known in (("reader", self.reader, READERS), ("colour", self.colour, COLOURS)):

@@ -1,0 +1,126 @@
+"""Features that were extracted before: the files of each slide, and the settings that they call for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+from pipelines._reports import Reporter
+from pipelines._runs import rooted
+from wsi_ats.bags.folder import BagFolder
+from wsi_ats.bags.matched import open_features
+from wsi_ats.bags.record import Bag
+from wsi_ats.encoders import find_encoder
+from wsi_ats.errors import FeatureError, ManifestError, SettingsError, SlideError
+from wsi_ats.settings import Settings
+from wsi_ats.slides import open_slide
+from wsi_ats.slides.base import SlideRef
+from wsi_ats.tables.folders import listed
+
+# Slides whose features decide about the defaults; scanners differ a little in resolution.
+_TRIED = 20
+
+# Side in pixels of the tiles of an encoder that is not known.
+_UNKNOWN_TILE = 256
+
+
+def with_features(refs: Sequence[SlideRef], folder: str | Path, reporter: Reporter) -> list[SlideRef]:
+    """Return slides that name their files of features, and report files that belong to none of them.
+
+    A slide without features names the folder, so it fails with the reason when it is worked on, and the
+    others are done.
+
+    Parameters
+    ----------
+    refs
+        The slides.
+    folder
+        Folder of features; see :meth:`wsi_ats.bags.folder.BagFolder.find`.
+    reporter
+        Reports features of other slides.
+
+    Raises
+    ------
+    ManifestError
+        When the folder has no features, or those of several encoders.
+    """
+    found = BagFolder.find(rooted(folder))
+    others = sorted(set(found.ids) - {ref.id for ref in refs})
+    if others:
+        reporter.message(
+            f"{folder} has features of {len(others)} slides that are not among these {len(refs)}: "
+            f"{listed(others)}"
+        )
+    return [replace(ref, features=_files(ref, found)) for ref in refs]
+
+
+def starting_settings(refs: Sequence[SlideRef]) -> Settings:
+    """Return the defaults for models that learn from the features of some slides.
+
+    The number of features and the encoder are those of the files. Tiles have the size of the encoder's input,
+    or 256 pixels for an unknown encoder, and the resolution at which they are as wide as those of the
+    features, so that slides can be scored by their pixels later.
+
+    Parameters
+    ----------
+    refs
+        Slides that name their features; the first few that can be opened decide.
+
+    Raises
+    ------
+    FeatureError, SlideError
+        When none of them can be opened; the error is that of the first.
+    """
+    errors: list[SlideError] = []
+    bags: list[tuple[Bag, float]] = []
+    for ref in refs[:_TRIED]:
+        try:
+            with open_slide(ref) as slide:
+                mpp = slide.mpp.value
+            bag = open_features(ref, mpp)
+        except SlideError as error:
+            errors.append(error)
+            continue
+        if len(bag.corners):
+            bags.append((bag, mpp))
+    if not bags:
+        raise errors[0] if errors else ManifestError("no slide has features; check the folder of --features")
+    bag = bags[0][0]
+    known = find_encoder(bag.encoder)
+    size = known.tile if known else _UNKNOWN_TILE
+    width = median(each.side * mpp for each, mpp in bags)
+    return Settings().with_tables(
+        {
+            "model": {"backbone": f"features:{bag.width}", "encoder": bag.encoder},
+            "tile": {"size": size, "mpp": float(f"{width / size:.4g}")},
+        }
+    )
+
+
+def check_source(refs: Sequence[SlideRef], settings: Settings) -> None:
+    """Refuse a training whose slides and settings disagree about the source of features.
+
+    Raises
+    ------
+    SettingsError
+        When slides name features that the settings cannot use, or the settings need features and a slide
+        names none.
+    """
+    without = [ref.id for ref in refs if not ref.features]
+    if len(without) < len(refs):
+        settings.check_features()
+    if settings.model.takes_features and without:
+        raise SettingsError(
+            f"model.backbone is {settings.model.backbone}, but {len(without)} slides name no features: "
+            f"{listed(without)}; give their folder with --features"
+        )
+
+
+def _files(ref: SlideRef, found: BagFolder) -> tuple[str, ...]:
+    try:
+        files = found.files_for(ref.id)
+    except FeatureError:
+        return (str(found.folder),)
+    return tuple(str(path) for path in (files.features, files.coords) if path is not None)
