@@ -295,6 +295,14 @@ def settings(
 
 
 @_stage
+def encoders() -> Result:
+    """List the foundation encoders that model.backbone knows by name."""
+    from pipelines.encoders import encoders
+
+    return encoders()
+
+
+@_stage
 def doctor() -> Result:
     """Check the installation and say what to install."""
     from pipelines.doctor import doctor

@@ -43,12 +43,15 @@ class ModelSettings:
     """Meaning of the labels: ``classification`` (one of two or more classes), ``multilabel`` (any of several
     labels), ``regression`` (a value) or ``survival`` (time and event)."""
     backbone: str = setting("resnet18", fixes=Fixes.NETWORK, must=_NAMED)
-    """Any timm name, ``hf-hub:owner/model``, or, from Python, ``features:N`` for N precomputed features per
-    tile; resnet18 is the smallest network in common use."""
+    """A foundation encoder such as ``uni`` (``wsi-ats encoders`` lists them), any timm name,
+    ``hf-hub:owner/model``, or, from Python, ``features:N`` for N precomputed features per tile; resnet18 is
+    the smallest network in common use. A foundation encoder also sets tile.size and tile.mpp, unless these
+    are given."""
     pretrained: bool = setting(True, fixes=Fixes.TRAINING)
     """Start from the published weights, which are downloaded on first use."""
     checkpoint: str = setting("", fixes=Fixes.TRAINING)
-    """A local weights file for the backbone, instead of the published weights."""
+    """A local weights file for the backbone, or a folder as downloaded from the hub, instead of the published
+    weights."""
     cases: str = setting("separate", fixes=Fixes.NETWORK, must=one_of("separate", "mean", "union"))
     """Use of several slides of one case: ``separate`` (each slide is an example with the case's label),
     ``mean`` (their outputs are averaged) or ``union`` (one attention over the cells of all slides)."""
