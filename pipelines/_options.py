@@ -147,12 +147,23 @@ class SettingsOptions:
         """
         from wsi_ats.settings import Settings
 
-        settings = base or Settings()
-        if self.config is not None:
-            settings = Settings.read(self.config, settings)
         artefacts = [] if self.qc is None else [f"thumbnail.exclude={self.qc}"]
         own = [f"{name}={value}" for name, value in (changes or {}).items() if value is not None]
-        return settings.with_values([*artefacts, *(self.set or []), *own])
+        single = [*artefacts, *(self.set or []), *own]
+        start = base or Settings()
+        settings = (
+            start.with_values(single) if self.config is None else Settings.read(self.config, start, single)
+        )
+        # A trained model has the tiles that it was trained with.
+        if base is None and (unsuited := settings.unsuited_tiles):
+            from pipelines._console import reporter
+            from pipelines._runs import speaks
+
+            if speaks():
+                reporter(debug=False).message(
+                    f"warning: model.backbone is {settings.model.backbone}, and {unsuited}"
+                )
+        return settings
 
 
 @dataclass(frozen=True)

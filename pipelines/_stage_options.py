@@ -72,7 +72,7 @@ class FeatureOptions:
         text(
             "--features",
             "FOLDER",
-            "Features of all tiles, as CLAM, TRIDENT, STAMP or `embed` write them, to use in place of pixels.",
+            "Features of all tiles, as CLAM, TRIDENT, STAMP or `embed` write them, to use instead of pixels.",
             panel=INPUT,
         ),
     ] = None

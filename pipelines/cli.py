@@ -181,7 +181,9 @@ def score(
     from wsi_ats.models.card import read_card
 
     if arriving.watch and stored.features is not None:
-        raise SettingsError("--watch scores slides that have no features yet; leave out --features or --watch")
+        raise SettingsError(
+            "--watch scores slides that have no features yet; leave out --features or --watch"
+        )
     refs = None if arriving.watch else source.refs(slides)
     settings = chosen.settings(read_card(model).settings, changes=drawing.changes())
     scored = partial(score, model=model, out=out, settings=settings, seed=seed)
@@ -301,6 +303,14 @@ def settings(
     from pipelines.settings import settings
 
     return settings(write, overwrite=overwrite)
+
+
+@_stage
+def encoders() -> Result:
+    """List the foundation encoders that model.backbone knows by name."""
+    from pipelines.encoders import encoders
+
+    return encoders()
 
 
 @_stage

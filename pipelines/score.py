@@ -248,7 +248,6 @@ class ScoreTask(SlideTask):
         prediction = scored.prediction if read is None else replace(scored.prediction, bytes_read=read)
         return prediction.row(self.target.columns), written
 
-
     def _loaded(self) -> tuple[LoadedModel, TileBatches]:
         with _LOADING:
             return _once(self.model, self.model_digest, self.settings.scoring, self.by_pixels)
@@ -273,5 +272,7 @@ def _once(
     if loaded.digest != digest:
         raise ModelError(f"the model in {folder} changed while it was in use; score again")
     lanes = own_cores() if device.type == "cpu" else 1
-    encoder = TileBatches(loaded.model.embed, device=device, precision=scoring.precision, lanes=lanes, threads=1)
+    encoder = TileBatches(
+        loaded.model.embed, device=device, precision=scoring.precision, lanes=lanes, threads=1
+    )
     return loaded, encoder

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 # From the ground up. A module may import from the layers above its own line, and from its own layer.
 LAYERS = {
     "what can go wrong; places; files that are whole or not there": ["errors", "geometry", "files"],
+    "what is known of published encoders, as data": ["encoders"],
     "all choices of a run": ["settings"],
     "slides, each format in one file": ["slides"],
     "what is predicted": ["tasks"],
@@ -185,11 +186,12 @@ def test_torch_is_imported_only_where_it_is_needed():
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("wsi_ats.nn.")])
-def test_networks_import_only_torch_timm_and_errors(module):
+def test_networks_import_only_torch_timm_errors_and_data_of_encoders(module):
     for name in imports(module):
         top = name.split(".")[0]
         allowed = top in sys.stdlib_module_names or top in {"torch", "timm", "safetensors", "psutil"}
-        assert allowed or name == "wsi_ats.errors" or name.startswith("wsi_ats.nn"), f"{module}: {name}"
+        ours_too = name in {"wsi_ats.errors", "wsi_ats.encoders"} or name.startswith("wsi_ats.nn")
+        assert allowed or ours_too, f"{module}: {name}"
 
 
 # Names of tasks that mean something else: a key of GeoJSON, an extra of the package.

@@ -144,8 +144,8 @@ def _check_encoder(bag: Bag, model: ModelSettings) -> None:
     if bag.encoder and learned and bag.encoder != learned:
         raise FeatureError(
             str(bag.path),
-            f"has features of {bag.encoder}, but the model is for those of {learned}; give features of the same "
-            "encoder",
+            f"has features of {bag.encoder}, but the model is for those of {learned}; give features of the "
+            "same encoder",
         )
     if model.takes_features and len(bag.corners) and bag.width != model.features:
         raise FeatureError(

@@ -14,12 +14,15 @@ import timm
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from wsi_ats.encoders import Encoder, find_encoder, nearest_name
 from wsi_ats.errors import ModelError
+from wsi_ats.nn.key_names import timm_names
+from wsi_ats.nn.tokens import AttentionPool, ConvStem, Pooled
 
 
 @dataclass(frozen=True, slots=True)
 class Backbone:
-    """A timm network, and the input that it expects.
+    """A network, and the input that it expects.
 
     Parameters
     ----------
@@ -61,17 +64,18 @@ class Precomputed(nn.Module):
 def create_backbone(
     name: str, *, pretrained: bool, checkpoint: str = "", maps: bool = False, size: int | None = None
 ) -> Backbone:
-    """Build a timm network without its classifier.
+    """Build a network without its classifier.
 
     Parameters
     ----------
     name
-        A timm name such as ``"resnet18"``, ``"hf-hub:owner/model"``, or ``"features:1280"`` for precomputed
-        features of that width.
+        An encoder of :data:`wsi_ats.encoders.ENCODERS` such as ``"uni"``, a timm name such as ``"resnet18"``,
+        ``"hf-hub:owner/model"``, or ``"features:1280"`` for precomputed features of that width.
     pretrained
         Whether to load the published weights, which are downloaded at first use.
     checkpoint
-        A local weights file (safetensors, or a PyTorch state dict); takes precedence.
+        A local weights file (safetensors, or a PyTorch state dict), or a folder as downloaded from the hub;
+        takes precedence.
     maps
         Whether to return feature maps rather than a pooled vector.
     size
@@ -81,14 +85,21 @@ def create_backbone(
     ------
     ModelError
         When the name is unknown, or the weights cannot be loaded or do not fit.
+
+    Examples
+    --------
+    >>> create_backbone("test_resnet", pretrained=False).width
+    96
     """
     if precomputed := re.fullmatch(r"features:([1-9]\d*)", name):
         return Backbone(Precomputed(), int(precomputed[1]), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    options: dict[str, Any] = {"features_only": True} if maps else {"num_classes": 0}
+    encoder = find_encoder(name)
     if checkpoint:
-        if not Path(checkpoint).is_file():
-            raise ModelError(f"{_setting(maps)} {checkpoint!r} is not a file; give a weights file")
+        checkpoint = _weights_file(checkpoint, encoder, _setting(maps))
         pretrained = False
+    if encoder is not None:
+        return _known(encoder, pretrained, checkpoint, maps, size)
+    options: dict[str, Any] = {"features_only": True} if maps else {"num_classes": 0}
     if checkpoint and maps:
         # For maps timm builds a part of the network, and accepts weights that do not fit at all. So load them
         # into the whole network first.
@@ -141,6 +152,9 @@ def last_blocks(network: nn.Module, count: int) -> list[nn.Parameter]:
     """
     if count == 0:
         return []
+    if isinstance(network, Pooled):
+        following = [] if network.pool is None else list(network.pool.parameters())
+        return last_blocks(network.trunk, count) + following
     known: Any = network
     if not hasattr(network, "group_matcher"):
         raise ModelError(
@@ -157,13 +171,13 @@ def last_blocks(network: nn.Module, count: int) -> list[nn.Parameter]:
         for group in sorted(groups)[1:]  # the first is the stem
         if any(re.match(pattern, name) for pattern in patterns for name in groups[group])
     ]
-    following = sorted(groups)[1 + len(blocks) :]
+    after = sorted(groups)[1 + len(blocks) :]
     if count > len(blocks):
         raise ModelError(
             f"training.fine_tuning asks for the last {count} blocks, but {type(network).__name__} has "
             f"{len(blocks)}; use full, or last-{len(blocks)}"
         )
-    names = {name for group in [*blocks[-count:], *following] for name in groups[group]}
+    names = {name for group in [*blocks[-count:], *after] for name in groups[group]}
     return [weight for name, weight in network.named_parameters() if name in names]
 
 
@@ -197,25 +211,114 @@ _UNREADABLE = (
 )
 
 
-def _load(network: nn.Module, name: str, checkpoint: str) -> None:
+def _weights_file(path: str, encoder: Encoder | None, setting: str) -> str:
+    """Return the file that a path names: itself, or the weights in a folder as downloaded from the hub."""
+    if Path(path).is_file():
+        return path
+    names = ["model.safetensors", "pytorch_model.bin"]
+    names[1:1] = [encoder.file] if encoder and encoder.file not in names else []
+    found = [each for name in names if (each := Path(path, name)).is_file()]
+    if not found:
+        what = f"a folder without {', '.join(names)}" if Path(path).is_dir() else "not a file"
+        raise ModelError(f"{setting} {path!r} is {what}; give a weights file, or a folder that has it")
+    return str(found[0])
+
+
+# Classes that encoders name.
+_LAYERS: dict[str, Any] = {
+    "SwiGLUPacked": timm.layers.SwiGLUPacked,  # type: ignore[attr-defined]  # not in its list of names
+    "ConvStem": ConvStem,
+}
+
+
+def _known(encoder: Encoder, pretrained: bool, checkpoint: str, maps: bool, size: int | None) -> Backbone:
+    """Build the network of a known encoder."""
+    if maps:
+        raise ModelError(
+            f"model.attention is {encoder.name!r}, an encoder of tiles that returns no maps; set "
+            "model.attention=small, or name a timm network"
+        )
+    arguments: dict[str, Any] = {
+        name: _LAYERS.get(value, value) if isinstance(value, str) else value
+        for name, value in encoder.arguments.items()
+    }
+    size = size or encoder.tile
+    try:
+        network = _create(encoder.architecture, False, arguments | {"num_classes": 0, "img_size": size})
+    except (RuntimeError, ValueError, AssertionError, ZeroDivisionError) as error:
+        raise ModelError(
+            f"encoder {encoder.name!r} cannot be built for tiles of {size} pixels: {_first_line(error)}; set "
+            f"tile.size={encoder.tile}"
+        ) from error
+    if encoder.pooling == "attention":
+        tokens: int = network.num_features  # type: ignore[assignment]
+        pool = AttentionPool(encoder.width, tokens, bias=encoder.pool_bias)
+        network = Pooled(network, encoder.prefix, pool)
+    elif encoder.pooling == "class+mean":
+        network = Pooled(network, encoder.prefix)
+    if checkpoint:
+        _load(network, encoder.name, checkpoint, keys=encoder.keys)
+    elif pretrained:
+        _fill(network, encoder.name, encoder.hub, _published(encoder), encoder.keys)
+    return Backbone(network, encoder.width, encoder.mean, encoder.std)
+
+
+def _published(encoder: Encoder) -> dict[str, Any]:
+    """Read the published weights from the hub's cache, where they are downloaded at first use."""
+    try:
+        state: dict[str, Any] = timm.models.load_state_dict_from_hf(
+            encoder.hub, encoder.file, weights_only=True
+        )
+    except _UNREADABLE as error:
+        access = (
+            f"accept its licence on {encoder.page}, and log in with `hf auth login` or set HF_TOKEN"
+            if encoder.gated
+            else f"check the network and {encoder.page}"
+        )
+        raise ModelError(
+            f"the weights of encoder {encoder.name!r} cannot be downloaded: {_first_line(error)}. To get "
+            f"them, {access}; or give a local {encoder.file}, or its folder, with --set "
+            "model.checkpoint=PATH; or start from random weights with --set model.pretrained=false"
+        ) from error
+    return state
+
+
+def _load(network: nn.Module, name: str, checkpoint: str, keys: str = "timm") -> None:
     """Load all weights from a file, except those of the classifier, which the network lacks."""
     try:
         state: dict[str, Any] = timm.models.load_state_dict(checkpoint, weights_only=True)
-        # As timm adapts published weights: it fits position embeddings to the image size, for example.
-        prepare = getattr(sys.modules[type(network).__module__], "checkpoint_filter_fn", None)
-        state = prepare(state, network) if prepare else state
-        missing, unexpected = network.load_state_dict(state, strict=False)
     except _UNREADABLE as error:
         raise ModelError(
             f"the weights in {checkpoint} do not fit backbone {name!r}: {_first_line(error)}"
         ) from error
-    config: Any = network
-    classifiers = config.pretrained_cfg.get("classifier") or ()
+    _fill(network, name, checkpoint, state, keys)
+
+
+def _fill(network: nn.Module, name: str, source: str, state: dict[str, Any], keys: str) -> None:
+    """Fill a network with weights under any known names."""
+    trunk: Any = network.trunk if isinstance(network, Pooled) else network
+    try:
+        state = timm_names(state, keys)
+        own = {each: state.pop(each) for each in [*state] if keys == "conch" and each.startswith("pool.")}
+        # As timm adapts published weights: it fits position embeddings to the image size, for example.
+        prepare = getattr(sys.modules[type(trunk).__module__], "checkpoint_filter_fn", None)
+        # Only timm smooths position embeddings when it makes them smaller.
+        options = {} if keys == "timm" else {"antialias": False}
+        state = prepare(state, trunk, **options) if prepare else state
+        if trunk is not network:
+            state = {f"trunk.{each}": value for each, value in state.items()} | own
+        missing, unexpected = network.load_state_dict(state, strict=False)
+    except _UNREADABLE as error:
+        raise ModelError(
+            f"the weights in {source} do not fit backbone {name!r}: {_first_line(error)}"
+        ) from error
+    classifiers = trunk.pretrained_cfg.get("classifier") or ()
     classifiers = (classifiers,) if isinstance(classifiers, str) else classifiers
-    foreign = [key for key in unexpected if not key.startswith(tuple(f"{each}." for each in classifiers))]
+    heads = tuple(f"{each}." for each in classifiers)
+    foreign = [key for key in unexpected if not key.removeprefix("trunk.").startswith(heads)]
     if missing or foreign:
         raise ModelError(
-            f"the weights in {checkpoint} do not fit backbone {name!r}: {len(missing)} of its weights are "
+            f"the weights in {source} do not fit backbone {name!r}: {len(missing)} of its weights are "
             f"not in the file and {len(foreign)} of the file's are not in it, such as "
             f"{(missing or foreign)[0]!r}"
         )
@@ -233,9 +336,10 @@ def _setting(maps: bool) -> str:
 def _advice(name: str, pretrained: bool, error: Exception, setting: str) -> str:
     first = _first_line(error)
     if not pretrained or "Unknown model" in first:
+        near = nearest_name(name, timm.list_models()) if "Unknown model" in first else ""
         return (
-            f"backbone {name!r} cannot be built: {first}; "
-            "`python -c 'import timm; print(timm.list_models())'` lists the names"
+            f"backbone {name!r} cannot be built: {first}{near}; `wsi-ats encoders` lists foundation "
+            "encoders, and `python -c 'import timm; print(timm.list_models())'` all networks of timm"
         )
     return (
         f"the weights of backbone {name!r} cannot be downloaded: {first}. Check the network; where the "

@@ -47,12 +47,15 @@ class ModelSettings:
     """Meaning of the labels: ``classification`` (one of two or more classes), ``multilabel`` (any of several
     labels), ``regression`` (a value) or ``survival`` (time and event)."""
     backbone: str = setting("resnet18", fixes=Fixes.NETWORK, must=_NAMED)
-    """Any timm name, ``hf-hub:owner/model``, or, from Python, ``features:N`` for N precomputed features per
-    tile; resnet18 is the smallest network in common use."""
+    """A foundation encoder such as ``uni`` (``wsi-ats encoders`` lists them), any timm name,
+    ``hf-hub:owner/model``, or, from Python, ``features:N`` for N precomputed features per tile; resnet18 is
+    the smallest network in common use. A foundation encoder also sets tile.size and tile.mpp, unless these
+    are given."""
     pretrained: bool = setting(True, fixes=Fixes.TRAINING)
     """Start from the published weights, which are downloaded on first use."""
     checkpoint: str = setting("", fixes=Fixes.TRAINING)
-    """A local weights file for the backbone, instead of the published weights."""
+    """A local weights file for the backbone, or a folder as downloaded from the hub, instead of the published
+    weights."""
     encoder: str = setting("", fixes=Fixes.NETWORK)
     """With ``backbone=features:N``, the name of the encoder that computed the features, as ``backbone`` would
     name it. A model that was trained on features scores slides by their pixels with it."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import math
 import tomllib
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import tomli_w
 
+from wsi_ats.encoders import find_encoder
 from wsi_ats.errors import SettingsError
 from wsi_ats.settings.fields import Fixes, require, rule_of
 from wsi_ats.settings.model import ImageModel, ModelSettings, SamplingModel
@@ -135,7 +136,7 @@ class Settings:
         return cls().with_tables(values)
 
     @classmethod
-    def read(cls, path: str | Path, base: Self | None = None) -> Self:
+    def read(cls, path: str | Path, base: Self | None = None, changes: Iterable[str] = ()) -> Self:
         """Read a TOML file.
 
         Parameters
@@ -144,6 +145,8 @@ class Settings:
             The file.
         base
             Values of the settings that the file does not name; the defaults if not given.
+        changes
+            Single settings that are changed afterwards; see :meth:`with_values`.
 
         Raises
         ------
@@ -154,22 +157,37 @@ class Settings:
             tables = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise SettingsError(f"settings file {path} cannot be read: {error}") from error
+        start = base or cls()
         try:
-            return (base or cls()).with_tables(tables)
+            settings = start._changed(tables)
         except SettingsError as error:
             raise SettingsError(f"settings file {path}: {error}") from error
+        single = _tables_of(changes)
+        given = {*tables.get("tile", ()), *single.get("tile", ())}
+        return settings._changed(single)._with_tiles_of_encoder(start, given)
 
     def with_tables(self, tables: Mapping[str, Any]) -> Self:
         """Return a copy with the values from nested tables.
 
-        If ``model.kind`` changes, the settings that both kinds share are kept.
+        If ``model.kind`` changes, the settings that both kinds share are kept. If ``model.backbone`` becomes
+        a known encoder (:data:`wsi_ats.encoders.ENCODERS`), ``tile.size`` and ``tile.mpp`` become those of
+        its training, unless the tables name them.
 
         Raises
         ------
         SettingsError
             For an unknown name, a wrong type or a value out of range; when the kind of model changes and a
             setting that only the former kind has was changed from its default.
+
+        Examples
+        --------
+        >>> settings = Settings().with_tables({"model": {"backbone": "conch_v1"}})
+        >>> settings.tile.size, settings.with_values(["model.backbone=uni", "tile.size=256"]).tile.size
+        (448, 256)
         """
+        return self._changed(tables)._with_tiles_of_encoder(self, tables.get("tile", ()))
+
+    def _changed(self, tables: Mapping[str, Any]) -> Self:
         sections: dict[str, Any] = {}
         for name, table in tables.items():
             own = getattr(self, known_section(name, fields(self)))
@@ -181,6 +199,21 @@ class Settings:
             sections[name] = build(kind, values | dict(table), name)
         return type(self)(**{each.name: getattr(self, each.name) for each in fields(self)} | sections)
 
+    def _with_tiles_of_encoder(self, before: Settings, given: Collection[str]) -> Self:
+        name = self.model.backbone
+        encoder = find_encoder(name)
+        if encoder is None or name == before.model.backbone:
+            return self
+        trained: dict[str, Any] = {"size": encoder.tile} | ({"mpp": encoder.mpp[0]} if encoder.mpp else {})
+        tile = {each: value for each, value in trained.items() if each not in given}
+        return replace(self, tile=replace(self.tile, **tile))
+
+    @property
+    def unsuited_tiles(self) -> str:
+        """How tiles differ from those that a known encoder was trained on; empty if they do not."""
+        encoder = find_encoder(self.model.backbone)
+        return encoder.unsuited(self.tile.size, self.tile.mpp) if encoder and self.model.reads_tiles else ""
+
     def with_values(self, assignments: Iterable[str]) -> Self:
         """Return a copy with single settings changed by ``section.name=value`` (TOML; quotes are optional).
 
@@ -189,14 +222,7 @@ class Settings:
         SettingsError
             For a malformed assignment, or for the reasons given at :meth:`with_tables`.
         """
-        tables: dict[str, dict[str, Any]] = {}
-        for assignment in assignments:
-            name, equals, text = assignment.partition("=")
-            section, dot, key = name.strip().partition(".")
-            if not equals or not dot:
-                raise SettingsError(f"expected section.name=value, not {assignment!r}")
-            tables.setdefault(section, {})[key] = parse(text.strip())
-        return self.with_tables(tables)
+        return self.with_tables(_tables_of(assignments))
 
     def check_trainable(self) -> None:
         """Refuse settings that are valid for scoring but not for training.
@@ -214,8 +240,8 @@ class Settings:
             self._check_phases()
         require(
             not self.model.checkpoint or not self.model.takes_features,
-            f"model.checkpoint is {self.model.checkpoint!r}, but model.backbone is {self.model.backbone}, which "
-            "has no weights; leave the file out",
+            f"model.checkpoint is {self.model.checkpoint!r}, but model.backbone is {self.model.backbone}, "
+            "which has no weights; leave the file out",
         )
         if not self.model.attends:
             require(learning.epochs > 0, "there are no epochs to train; set training.epochs")
@@ -296,8 +322,8 @@ class Settings:
         require(
             model.takes_features or self.training.fine_tuning == "frozen",
             f"model.backbone is {model.backbone}, whose weights are trained (training.fine_tuning is "
-            f"{self.training.fine_tuning}), so features from elsewhere do not suit it; leave --features out, or, "
-            "to train on features, leave model.backbone out and name their encoder with model.encoder",
+            f"{self.training.fine_tuning}), so features from elsewhere do not suit it; leave --features out, "
+            "or, to train on features, leave model.backbone out and name their encoder with model.encoder",
         )
         require(
             self.thumbnail.levels == 1,
@@ -376,6 +402,17 @@ class Settings:
                     f"{name} is {_shown(wanted)}, but it has no effect on scoring (the model was trained "
                     f"with {_shown(there)}); leave it out"
                 )
+
+
+def _tables_of(assignments: Iterable[str]) -> dict[str, dict[str, Any]]:
+    tables: dict[str, dict[str, Any]] = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        section, dot, key = name.strip().partition(".")
+        if not equals or not dot:
+            raise SettingsError(f"expected section.name=value, not {assignment!r}")
+        tables.setdefault(section, {})[key] = parse(text.strip())
+    return tables
 
 
 def _shown(value: object) -> object:
