@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING
 
 from pipelines._features import check_source
 from pipelines._fitting import check_network
-from pipelines._records import Row, absolute
+from pipelines._folds import (
+    Folds,
+    count_splits,
+    digest_of_folds,
+    plan_folds,
+    sizes,
+    split_file,
+    with_labels,
+)
+from pipelines._records import Row
 from pipelines._runs import (
     RUN_FILE,
     Execution,
@@ -28,20 +37,15 @@ from pipelines._runs import (
 from pipelines.evaluate import RESAMPLES
 from pipelines.score import score
 from pipelines.train import train
-from wsi_ats.errors import ManifestError, SettingsError
-from wsi_ats.files import atomic, digest_of, read_json
+from wsi_ats.errors import SettingsError
+from wsi_ats.files import atomic, read_json
 from wsi_ats.settings import Fixes, Settings
 from wsi_ats.slides.base import SlideRef
-from wsi_ats.tables.labels import check_labels, unlabelled
-from wsi_ats.tables.split_table import match_splits
+from wsi_ats.tables.labels import check_labels
 from wsi_ats.tasks.trainable import check_trainable
 
 if TYPE_CHECKING:  # scikit-learn and matplotlib take seconds to import
     from pipelines._evaluation import Evaluation, LabelledScores
-
-FOLDS = 5
-
-Folds = Mapping[str, Sequence[SlideRef]]
 
 
 def crossval(
@@ -111,17 +115,17 @@ def crossval(
     check_trainable(settings)
     check_pixels(settings)
     check_source(refs, settings)
-    labelled = _labelled(refs, execution)
+    labelled = with_labels(refs, execution)
     target = check_labels(refs, settings.model.task)
-    plan = _plan(labelled, settings, folds, splits, execution, known=[ref.id for ref in refs])
+    plan = plan_folds(labelled, settings, folds, splits, execution, known=[ref.id for ref in refs])
     seed = settings.training.seed
-    identity = Identity.of("crossval", settings, Fixes.EVERYTHING, seed=seed, splits=_digest(plan))
+    identity = Identity.of("crossval", settings, Fixes.EVERYTHING, seed=seed, splits=digest_of_folds(plan))
     results = [*shared.RESULTS, "splits", "features", *(path.name for path in out.glob("fold_*"))]
     with open_run(out, identity, execution, results=results) as run:
         if execution.dry_run:
             check_network(settings, target)
             finished = sum(_is_finished(out / name / "scores") for name in plan if not execution.overwrite)
-            return Summary.of_dry_run("crossval", out, finished, len(plan) - finished, notes=_sizes(plan))
+            return Summary.of_dry_run("crossval", out, finished, len(plan) - finished, notes=sizes(plan))
         run.begin()
         parts, failed = _run_folds(plan, out, by, settings, execution)
         if failed and execution.strict:
@@ -152,14 +156,6 @@ def _check_alone() -> None:
         )
 
 
-def _labelled(refs: Sequence[SlideRef], execution: Execution) -> list[SlideRef]:
-    """Return the slides with labels, by absolute paths, and report how many have none."""
-    without = {ref.id for ref in unlabelled(refs)}
-    if without and len(without) < len(refs):
-        execution.reporter.message(f"{len(without)} of {len(refs)} slides have no label and are left out")
-    return [ref for ref in absolute(refs) if ref.id not in without]
-
-
 def _run_folds(
     plan: Folds, out: Path, by: str, settings: Settings, execution: Execution
 ) -> tuple[dict[str, LabelledScores], dict[str, str]]:
@@ -172,9 +168,9 @@ def _run_folds(
     parts: dict[str, LabelledScores] = {}
     failed: dict[str, str] = {}
     for number, (name, fold) in enumerate(plan.items(), 1):
-        sizes = ", ".join(f"{n} {split}" for split, n in _count(fold).items())
+        sizes = ", ".join(f"{n} {split}" for split, n in count_splits(fold).items())
         execution.reporter.message(f"{name} ({number} of {len(plan)}): {sizes}")
-        done = _run_fold(fold, out / name, out / "splits" / _file(name), settings, execution)
+        done = _run_fold(fold, out / name, out / "splits" / split_file(name), settings, execution)
         failed |= {slide: why for summary in done for slide, why in summary.failed.items()}
         if failed and execution.strict:
             break
@@ -203,79 +199,6 @@ def _run_fold(
         seed = settings.training.seed
         done.append(score(tested, model, folder / "scores", seed=seed, execution=execution))
     return done
-
-
-def _plan(
-    refs: Sequence[SlideRef],
-    settings: Settings,
-    folds: int | None,
-    splits: str | Path | None,
-    execution: Execution,
-    *,
-    known: Sequence[str],
-) -> dict[str, list[SlideRef]]:
-    """Plan the splits of each fold, by the name of its folder; raise errors before any work."""
-    from wsi_ats.tables.splits import (
-        check_leakage,
-        check_tested_once,
-        folds_by_case,
-        untrained,
-        with_validation,
-    )
-
-    task, seed = settings.model.task, settings.training.seed
-    if splits is None:
-        made = folds_by_case(refs, FOLDS if folds is None else folds, seed=seed, task=task)
-        plan = {f"fold_{number}": fold for number, fold in enumerate(made)}
-    else:
-        plan = _read_plan(refs, splits, folds, execution, known)
-    for name, fold in plan.items():
-        source = f"{splits}, {_file(name)}" if splits is not None else name
-        check_leakage(fold, source)
-        try:
-            if not any(ref.split == "val" for ref in fold):
-                plan[name] = with_validation(fold, settings.training.validation, seed=seed, task=task)
-            # A model that never saw a class has no score for it, so scores could not be pooled.
-            missing = untrained(refs, [ref for ref in plan[name] if ref.split == "train"], task=task)
-            if missing:
-                raise ManifestError(f"there is no training slide of {', '.join(map(repr, missing))}")
-            check_labels([ref for ref in plan[name] if ref.split != "test"], task)
-        except ManifestError as error:
-            raise ManifestError(f"{source}: {error}") from error
-    check_tested_once(plan)
-    return plan
-
-
-def _read_plan(
-    refs: Sequence[SlideRef],
-    splits: str | Path,
-    folds: int | None,
-    execution: Execution,
-    known: Sequence[str],
-) -> dict[str, list[SlideRef]]:
-    from wsi_ats.tables.splits import read_folds
-
-    files = read_folds(splits)
-    if folds is not None and folds != len(files):
-        raise ManifestError(f"{splits} holds {len(files)} folds, not {folds}; leave --folds out")
-    plan = {}
-    for file, named in files.items():
-        split_of = match_splits(named, known, f"{splits}, {file}")
-        fold = [replace(ref, split=split_of[ref.id]) for ref in refs if ref.id in split_of]
-        numbers = _count(fold)
-        empty = [split for split in ("train", "test") if not numbers[split]]
-        if empty:
-            raise ManifestError(
-                f"{splits}, {file}: {len(fold)} of its {len(split_of)} slides have labels, and none of these "
-                f"is for {' or '.join(empty)}"
-            )
-        if len(fold) < max(len(split_of), len(refs)):
-            execution.reporter.message(
-                f"{file}: {len(split_of) - len(fold)} of its slides have no label, and "
-                f"{len(refs) - len(fold)} with labels are not in it; they are not used in this fold"
-            )
-        plan[file.replace("splits_", "fold_").removesuffix(".csv")] = fold
-    return plan
 
 
 def _metrics(
@@ -317,25 +240,3 @@ def _means(rows: Sequence[Row], whole: Sequence[Row]) -> list[Row]:
 
 def _is_finished(folder: Path) -> bool:
     return (folder / RUN_FILE).exists() and read_json(folder / RUN_FILE).get("end") is not None
-
-
-def _count(fold: Sequence[SlideRef]) -> dict[str, int]:
-    return {split: sum(ref.split == split for ref in fold) for split in ("train", "val", "test")}
-
-
-def _sizes(plan: Folds) -> dict[str, str]:
-    return {name: ", ".join(f"{n} {split}" for split, n in _count(f).items()) for name, f in plan.items()}
-
-
-def _file(name: str) -> str:
-    return f"{name.replace('fold_', 'splits_')}.csv"
-
-
-def _digest(plan: Folds) -> str:
-    return digest_of(
-        *(
-            f"{name}:{(r.id, r.case, r.label, r.split, r.mpp, r.reader, *r.features)}"
-            for name, fold in plan.items()
-            for r in fold
-        )
-    )

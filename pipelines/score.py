@@ -92,7 +92,7 @@ def score(
             "give a table of slides with the column case_id to score cases"
         )
     by_features = bool(known) and all(ref.features for ref in known)
-    _check_source(card.settings, by_features=by_features)
+    _check_source(card.settings, settings.scoring.encoder_checkpoint, by_features=by_features)
     task = ScoreTask(out, identity.digest, model, card.digest, card.target, settings, seed, not by_features)
     return run_stage(
         task,
@@ -104,8 +104,13 @@ def score(
     )
 
 
-def _check_source(trained: Settings, *, by_features: bool) -> None:
+def _check_source(trained: Settings, encoder_checkpoint: str, *, by_features: bool) -> None:
     """Refuse features that do not suit the model, and pixels that it cannot encode."""
+    if encoder_checkpoint and (by_features or not trained.model.encoder):
+        raise SettingsError(
+            f"scoring.encoder_checkpoint is {encoder_checkpoint!r}, which is only for slides that are scored by "
+            "their pixels with a model that was trained on features of a named encoder; leave it out"
+        )
     if by_features:
         trained.check_features()
     elif trained.model.takes_features and not trained.model.encoder:

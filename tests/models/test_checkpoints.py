@@ -186,7 +186,7 @@ def test_a_model_of_an_earlier_version_is_refused_with_advice(saved):
     record["settings"]["model"] |= {"mil_attention": "gated", "mil_tiles": 0, "scale": 0.5}
     (folder / "model.json").write_text(json.dumps(record | {"schema": 3}))
     with pytest.raises(
-        ArtifactError, match="schema 3, expected 4; train again, or use the version that wrote"
+        ArtifactError, match="schema 3, expected 5; train again, or use the version that wrote"
     ):
         load_model(folder)
 

@@ -21,6 +21,7 @@ OTHER = {  # for every setting, a value that is not its default
         "backbone": "hf-hub:owner/model",
         "pretrained": False,
         "checkpoint": 'C:\\weights\\"a".pth',
+        "encoder": "uni",
         "attention": "resnet18",
         "attention_checkpoint": "maps.pth",
         "pool": "linear",
@@ -39,7 +40,7 @@ OTHER = {  # for every setting, a value that is not its default
         "tolerance": 0.5,
         "max_tiles": 900,
     },
-    "scoring": {"precision": "bfloat16"},
+    "scoring": {"precision": "bfloat16", "encoder_checkpoint": "uni.bin"},
     "training": {
         "epochs": 1,
         "tiles": 16,

@@ -66,11 +66,6 @@ class ModelSettings:
     def __post_init__(self) -> None:
         check(self, "model")
         require(
-            not self.encoder or self.takes_features,
-            f"model.encoder is {self.encoder}, but model.backbone is {self.backbone}, which takes pixels; "
-            "leave model.encoder out",
-        )
-        require(
             self.cases != "union" or self.reads_tiles,
             f"model.cases is union, but a model of kind {self.kind} has no attention over several slides; "
             "use mean",

@@ -80,12 +80,6 @@ class Settings:
     def _check_kind(self) -> None:
         """Refuse settings of other sections that the kind of model does not use."""
         model, kind = self.model, self.model.kind
-        file = self.scoring.encoder_checkpoint
-        require(
-            not file or bool(model.encoder),
-            f"scoring.encoder_checkpoint is {file!r}, but model.encoder is empty; use a model that was "
-            "trained on features of a named encoder, or leave the file out",
-        )
         require(
             model.attends or self.thumbnail.levels == 1,
             f"thumbnail.levels is {self.thumbnail.levels}, but a model of kind {kind} draws no regions; set "
@@ -238,6 +232,11 @@ class Settings:
         learning = self.training
         if self.model.attends:
             self._check_phases()
+        require(
+            not self.model.encoder or self.model.takes_features,
+            f"model.encoder is {self.model.encoder}, but model.backbone is {self.model.backbone}, which takes "
+            "pixels; leave model.encoder out, or give features with --features",
+        )
         require(
             not self.model.checkpoint or not self.model.takes_features,
             f"model.checkpoint is {self.model.checkpoint!r}, but model.backbone is {self.model.backbone}, "
