@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -129,14 +130,17 @@ def _offsets(features: Any, count: int, width: int) -> IntArray | None:
         return None if start is None else start + size * np.arange(count)
     if features.chunks[-1] != width:
         return None
-    offsets = np.full(count, -1, np.int64)
-
-    def note(chunk: Any) -> None:
-        first = chunk.chunk_offset[-2]
-        part = offsets[first : first + features.chunks[-2]]
-        part[:] = chunk.byte_offset + size * np.arange(len(part))
-
-    features.id.chunk_iter(note)
+    chunks: list[tuple[int, int]] = []
+    features.id.chunk_iter(lambda chunk: chunks.append((chunk.chunk_offset[-2], chunk.byte_offset)))
+    if not chunks:
+        return None
+    firsts, starts = np.array(chunks, np.int64).T
+    inner = np.arange(features.chunks[-2])
+    # The last chunk has room for more rows than there are.
+    rows = (firsts[:, None] + inner).ravel()
+    offsets = np.full(max(count, int(rows.max()) + 1), -1, np.int64)
+    offsets[rows] = (starts[:, None] + size * inner).ravel()
+    offsets = offsets[:count]
     # A chunk that was never written has no place in the file.
     return None if (offsets < 0).any() else offsets
 
@@ -173,7 +177,7 @@ class DecodedRows:
             tall = features.chunks[-2] if features.chunks else self.count
             starts = np.flatnonzero(np.diff(rows // tall, prepend=-1))
             values = np.empty((len(rows), self.width), features.dtype)
-            for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True):
+            for start, stop in pairwise([*starts.tolist(), len(rows)]):
                 first, last = int(rows[start]), int(rows[stop - 1])
                 part = (0,) * (features.ndim - 2) + (slice(first, last + 1),)
                 values[start:stop] = features[part][rows[start:stop] - first]

@@ -152,7 +152,7 @@ def match(
     centres: Points = np.asarray(bag.corners + bag.side / 2, np.float64)
     beside = _Beside(tissue)
     good = beside(centres)
-    causes = _Causes(bag, grid, beside, bounds, downsamples)
+    causes = _Causes(bag, grid, mpp, beside, bounds, downsamples)
     if good.sum() < _INSIDE * len(good):
         raise FeatureError(
             str(bag.path),
@@ -275,11 +275,13 @@ class _Causes:
 
     bag: Bag
     grid: Grid
+    mpp: float
     beside: _Beside
     bounds: Region | None
     downsamples: Sequence[float]
 
     def _moved(self, scale: float, shift: tuple[float, float] = (0, 0)) -> Points:
+        """Return the centres of tiles whose corners, but not sides, are scaled and shifted."""
         return np.asarray(self.bag.corners * scale + np.array(shift) + self.bag.side / 2, np.float64)
 
     def of_elsewhere(self) -> str:
@@ -301,8 +303,8 @@ class _Causes:
                 cause = f"they are pixels of the level with downsample {downsample:g} instead of level 0"
                 tried.append((self._moved(downsample), cause))
         for ratio in _RATIOS:
-            cause = f"they are of a slide with {ratio:g} times this one's micrometres per pixel"
-            tried.append((self._moved(ratio), cause))
+            cause = f"their places are multiplied by {ratio:g}, as if this slide had another resolution"
+            tried.append((self._moved(ratio) + (ratio - 1) * self.bag.side / 2, cause))
         shares = [float(self.beside(points).mean()) for points, _ in tried]
         best = int(np.argmax(shares))
         if shares[best] < _INSIDE:
@@ -312,7 +314,7 @@ class _Causes:
             )
         return (
             f"it would be {shares[best]:.0%} if {tried[best][1]}; extract the features again with level-0 "
-            "coordinates, or check the slide's mpp"
+            f"coordinates, or check the slide's mpp of {self.mpp:g}"
         )
 
     def of_crowding(self, cells: int) -> str | None:
