@@ -108,8 +108,8 @@ def _check_source(trained: Settings, encoder_checkpoint: str, *, by_features: bo
     """Refuse features that do not suit the model, and pixels that it cannot encode."""
     if encoder_checkpoint and (by_features or not trained.model.encoder):
         raise SettingsError(
-            f"scoring.encoder_checkpoint is {encoder_checkpoint!r}, which is only for slides that are scored by "
-            "their pixels with a model that was trained on features of a named encoder; leave it out"
+            f"scoring.encoder_checkpoint is {encoder_checkpoint!r}, which is only for slides that are scored "
+            "by pixels with a model that was trained on features of a named encoder; leave it out"
         )
     if by_features:
         trained.check_features()

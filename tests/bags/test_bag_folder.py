@@ -91,7 +91,7 @@ def test_stamp_with_the_slides_own_folders(tmp_path):
     path = stamp(top / "site 1" / "a.b.h5", CORNERS, VALUES)
     path.with_suffix(".jpg").touch()
     found = BagFolder.find(top)
-    assert (found.ids, found.encoder) == (("a.b",), "uni2")
+    assert (found.ids, found.encoder) == (("a.b",), "uni2-h")
     assert found.files_for("a.b") == BagFiles(path)
     opened(found, "a.b")
 

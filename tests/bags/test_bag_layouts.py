@@ -121,7 +121,7 @@ def test_trident_slide_without_tiles_is_an_empty_bag(tmp_path, width):
 def test_stamp_micrometres_become_level0_pixels(tmp_path):
     bag = open_bag(stamp(tmp_path / "a.h5", CORNERS, VALUES), mpp=MPP)
     check(bag)
-    assert bag.encoder == "uni2"
+    assert bag.encoder == "uni2-h"
 
 
 def test_older_stamp_has_tile_size(tmp_path):
@@ -218,7 +218,7 @@ def test_a_tensor_file_of_something_else_is_refused(tmp_path):
 
 def test_names_of_encoders_agree_between_tools():
     assert {encoder_name(each) for each in ("uni_v1", "mahmood-uni", "UNI")} == {"uni"}
-    assert {encoder_name(each) for each in ("conch_v15", "mahmood-conch1_5")} == {"conch1.5"}
+    assert {encoder_name(each) for each in ("conch_v15", "mahmood-conch1_5")} == {"conch_v1.5"}
     assert encoder_name("my_Encoder") == "my_encoder"
     assert encoder_of_folder("features_uni_v1") == "uni"
     assert encoder_of_folder("features_my_net") == "my_net"

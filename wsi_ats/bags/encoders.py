@@ -4,42 +4,45 @@ from __future__ import annotations
 
 import re
 
+from wsi_ats.encoders import ENCODERS
+
 # Names of TRIDENT and CLAM (folders ``features_<name>``), and of STAMP (attribute ``extractor``, folder
-# ``<name>-<hash>``), where they differ from ours; compared without punctuation.
+# ``<name>-<hash>``), that differ from ours by more than punctuation.
 _NAMES = {
     "univ1": "uni",
-    "mahmooduni": "uni",
-    "univ2": "uni2",
-    "mahmooduni2": "uni2",
-    "conchv1": "conch",
-    "mahmoodconch": "conch",
-    "conchv15": "conch1.5",
-    "conch15": "conch1.5",
-    "mahmoodconch15": "conch1.5",
-    "provgigapath": "gigapath",
-    "phikonv2": "phikon2",
+    "univ2": "uni2-h",
+    "uni2": "uni2-h",
+    "conch": "conch_v1",
+    "conch15": "conch_v1.5",
+    "gigapath": "prov-gigapath",
     "virchowv2": "virchow2",
-    "hoptimus0": "h-optimus-0",
-    "hoptimus1": "h-optimus-1",
+    "midnight12k": "midnight",
     "chiefctranspath": "ctranspath-chief",
 }
 
 
 def encoder_name(name: str) -> str:
-    """Return one name for an encoder that tools call differently.
+    """Return our name for an encoder that tools call differently.
 
     Parameters
     ----------
     name
-        Any tool's name of an encoder; other names are returned as they are, in lower case.
+        Any tool's name of an encoder. A name that is not in :data:`wsi_ats.encoders.ENCODERS` is returned as
+        it is, in lower case.
 
     Examples
     --------
-    >>> encoder_name("uni_v1"), encoder_name("mahmood-uni"), encoder_name("resnet50_trunc")
-    ('uni', 'uni', 'resnet50_trunc')
+    >>> encoder_name("uni_v1"), encoder_name("mahmood-uni2"), encoder_name("resnet50_trunc")
+    ('uni', 'uni2-h', 'resnet50_trunc')
     """
     lower = name.strip().lower()
-    return _NAMES.get(re.sub(r"[^a-z0-9]", "", lower), lower)
+    key = _plain(lower.removeprefix("mahmood-"))
+    ours = {_plain(known): known for known in ENCODERS}
+    return _NAMES.get(key) or ours.get(key, lower)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name)
 
 
 def encoder_of_folder(folder: str) -> str:
@@ -53,7 +56,7 @@ def encoder_of_folder(folder: str) -> str:
     Examples
     --------
     >>> encoder_of_folder("features_conch_v15"), encoder_of_folder("mahmood-uni2-1a2b3c4d")
-    ('conch1.5', 'uni2')
+    ('conch_v1.5', 'uni2-h')
     >>> encoder_of_folder("my files")
     ''
     """

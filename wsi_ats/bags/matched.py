@@ -116,7 +116,17 @@ def match_features(
 
 
 def save_matched(path: Path, found: MatchedBag, mpp: float) -> None:
-    """Write which tile belongs to which cell, atomically, and the slide's micrometres per level-0 pixel."""
+    """Write which tile belongs to which cell, atomically.
+
+    Parameters
+    ----------
+    path
+        The file, for :func:`load_matched`.
+    found
+        The matched features.
+    mpp
+        Micrometres per level-0 pixel of the slide.
+    """
     matched = found.matched
     counts = np.array([getattr(matched, name) for name in _COUNTS])
     save_arrays(path, matched.grid, cells=matched.cells, rows=matched.rows, counts=counts, mpp=np.array(mpp))

@@ -234,8 +234,8 @@ class Settings:
             self._check_phases()
         require(
             not self.model.encoder or self.model.takes_features,
-            f"model.encoder is {self.model.encoder}, but model.backbone is {self.model.backbone}, which takes "
-            "pixels; leave model.encoder out, or give features with --features",
+            f"model.encoder is {self.model.encoder}, but model.backbone is {self.model.backbone}, which "
+            "takes pixels; leave model.encoder out, or give features with --features",
         )
         require(
             not self.model.checkpoint or not self.model.takes_features,
