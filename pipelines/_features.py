@@ -56,17 +56,19 @@ def with_features(refs: Sequence[SlideRef], folder: str | Path, reporter: Report
     return [replace(ref, features=_files(ref, found)) for ref in refs]
 
 
-def starting_settings(refs: Sequence[SlideRef]) -> Settings:
+def starting_settings(refs: Sequence[SlideRef], size: int | None = None) -> Settings:
     """Return the defaults for models that learn from the features of some slides.
 
-    The number of features and the encoder are those of the files. Tiles have the size of the encoder's input,
-    or 256 pixels for an unknown encoder, and the resolution at which they are as wide as those of the
-    features, so that slides can be scored by their pixels later.
+    The number of features and the encoder are those of the files. Tiles have the resolution at which they are
+    as wide as those of the features, so that slides can be scored by their pixels later.
 
     Parameters
     ----------
     refs
         Slides that name their features; the first few that can be opened decide.
+    size
+        Side of a tile in pixels; by default that of the encoder's input, or 256 for an unknown encoder, but
+        not finer than the slides.
 
     Raises
     ------
@@ -89,8 +91,10 @@ def starting_settings(refs: Sequence[SlideRef]) -> Settings:
         raise errors[0] if errors else ManifestError("no slide has features; check the folder of --features")
     bag = bags[0][0]
     known = find_encoder(bag.encoder)
-    size = known.tile if known else _UNKNOWN_TILE
+    finest = median(mpp for _, mpp in bags)
     width = median(each.side * mpp for each, mpp in bags)
+    if size is None:
+        size = min(known.tile if known else _UNKNOWN_TILE, round(width / finest))
     return Settings().with_tables(
         {
             "model": {"backbone": f"features:{bag.width}", "encoder": bag.encoder},

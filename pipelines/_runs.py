@@ -320,22 +320,6 @@ def versions() -> dict[str, str]:
     return found
 
 
-def check_pixels(settings: Settings) -> None:
-    """Refuse a model of precomputed features, before any work.
-
-    Raises
-    ------
-    SettingsError
-        When ``model.backbone`` names such features.
-    """
-    if settings.model.takes_features:
-        raise SettingsError(
-            f"model.backbone is {settings.model.backbone}, but the commands do not read files of features "
-            "yet; name a backbone, or train from Python (wsi_ats.training.fit.fit) with your own reader of "
-            "features"
-        )
-
-
 def check_seconds(name: str, value: float | None) -> None:
     """Refuse a time that is not a positive number of seconds; ``None`` is no limit.
 

@@ -106,7 +106,10 @@ class FeatureOptions:
             return choose(None)
         from pipelines._features import starting_settings
 
-        settings = choose(starting_settings(refs))
+        start = starting_settings(refs)
+        settings = choose(start)
+        if settings.tile.size != start.tile.size:  # the resolution follows from it
+            settings = choose(starting_settings(refs, settings.tile.size))
         settings.check_features()
         return settings
 

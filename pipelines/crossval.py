@@ -28,7 +28,6 @@ from pipelines._runs import (
     Execution,
     Identity,
     Summary,
-    check_pixels,
     check_together,
     open_run,
     rooted,
@@ -113,7 +112,6 @@ def crossval(
     _check_alone()
     execution, out, settings = execution or Execution(), rooted(out), settings or Settings()
     check_trainable(settings)
-    check_pixels(settings)
     check_source(refs, settings)
     labelled = with_labels(refs, execution)
     target = check_labels(refs, settings.model.task)

@@ -10,7 +10,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipelines._records import Row, SlideTask, own_cores, settled
-from pipelines._runs import Execution, Identity, Summary, check_pixels, rooted
+from pipelines._runs import Execution, Identity, Summary, rooted
 from pipelines._stage import run_stage
 from pipelines._watch import Arrivals
 from wsi_ats.errors import ModelError, SettingsError
@@ -83,7 +83,6 @@ def score(
     card = read_card(model)
     settings = settings or card.settings
     settings.check_scoring(card.settings)
-    check_pixels(card.settings)
     known = [ref for each in refs.sources for ref in refs.find(each)] if isinstance(refs, Arrivals) else refs
     identity = Identity.of("score", settings, Fixes.THUMBNAILS | Fixes.SCORING, seed=seed, model=card.digest)
     if card.settings.model.cases != "separate" and all(ref.case == ref.id for ref in known):

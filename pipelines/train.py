@@ -29,7 +29,6 @@ from pipelines._runs import (
     Identity,
     Run,
     Summary,
-    check_pixels,
     check_together,
     count,
     open_run,
@@ -38,7 +37,7 @@ from pipelines._runs import (
 )
 from pipelines._tensorboard import FOLDER as EVENTS
 from pipelines._tensorboard import check_tensorboard
-from wsi_ats.errors import ArtifactError
+from wsi_ats.errors import ArtifactError, ManifestError
 from wsi_ats.files import atomic, digest_of
 from wsi_ats.results.records import Status
 from wsi_ats.settings import Fixes, Settings
@@ -209,6 +208,11 @@ def _train(refs: Sequence[SlideRef], fitting: Fitting, others: _Others) -> Summa
         done = {row["slide_id"] for row in results.rows if row["status"] == Status.DONE}
         _report_empty(results, execution)
         usable = [ref for ref in refs if ref.id in done]
+        if not usable:
+            raise ManifestError(
+                f"none of {len(refs)} slides can be learned from: {len(results.failed)} failed, the others "
+                f"have no tissue; the first error is: {next(iter(results.failed.values()), 'none')}"
+            )
         check_labels(usable, target.task)
         training, validation, _ = fitting.plan(usable, target)
         _write_splits(out, {"train": training, "val": validation}, execution)
@@ -227,7 +231,6 @@ def _check(refs: Sequence[SlideRef], fitting: Fitting, others: _Others) -> None:
     """Refuse settings that cannot work, and missing packages, before any work."""
     check_source(refs, fitting.settings)
     check_trainable(fitting.settings, processes=1 if others.processes is None else others.processes.count)
-    check_pixels(fitting.settings)
     if fitting.tensorboard:
         check_tensorboard()
 

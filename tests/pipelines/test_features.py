@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-import numpy as np
+import h5py
 import pytest
 import torch
 from conftest import SETTINGS, table
+from typer.testing import CliRunner
 
+from pipelines.cli import app
 from wsi_ats.bags.writing import BagWriter
 from wsi_ats.files import read_json
+from wsi_ats.models.checkpoints import load_model
 from wsi_ats.nn.backbone import create_backbone
 from wsi_ats.nn.encoder import TileEncoder
 from wsi_ats.overview.overview import read_overview
 from wsi_ats.overview.tiles import read_tiles
 from wsi_ats.slides import open_slide
+from wsi_ats.tables.manifest import read_manifest
 
-# Without the backbone, which features replace.
+# No backbone, which features replace.
 CHANGES = (
-    *("tile.size=64", "thumbnail.pixels_per_cell=4", "sampling.tiles=8"),
+    *("tile.size=64", "thumbnail.pixels_per_cell=4", "sampling.tiles=8", "training.precision=float32"),
     *("training.epochs=2", "training.tiles=8", "training.attention_epochs=2", "training.attention_tiles=16"),
-    *("training.slides_per_step=2", "training.validation=0.34", "training.calibration_tiles=16"),
+    *("training.slides_per_step=2", "training.validation=0", "training.calibration_tiles=16"),
 )
 SET = [word for change in CHANGES for word in ("--set", change)]
+ABSENT = "slide_005"
 
 
 @pytest.fixture(scope="module")
@@ -35,33 +40,187 @@ def weights(backbone, tmp_path_factory):
     from safetensors.torch import save_file
 
     path = tmp_path_factory.mktemp("weights") / "test_vit.safetensors"
-    save_file(backbone.network.state_dict(), path)
+    save_file({name: each.contiguous() for name, each in backbone.network.state_dict().items()}, path)
     return path
+
+
+def write_features(folder, path, backbone, *, name=None, damage=None):
+    """Write the features of all tissue tiles of a slide."""
+    with open_slide(path) as slide:
+        tissue = read_overview(slide, SETTINGS).tissue
+        tiles = read_tiles(slide, tissue.grid, tissue.cells)
+        about = {"size": (slide.levels[0].width, slide.levels[0].height), "mpp": slide.mpp.value}
+    with torch.inference_mode():
+        rows = TileEncoder(backbone, trained=True).eval().raw(torch.from_numpy(tiles)).numpy()
+    name = name or path.stem
+    about |= {"side": tissue.grid.cell, "width": backbone.width, "encoder": "test_vit"}
+    with BagWriter(folder / f"{name}.h5", name=name, **about) as writer:
+        writer.append(tissue.grid.boxes(tissue.cells)[:, :2], rows)
+    if damage is not None:
+        with h5py.File(folder / f"{name}.h5", "a") as file:
+            file["features"][:] = damage
 
 
 @pytest.fixture(scope="module")
 def features(slides, backbone, tmp_path_factory):
-    """Features of all tissue tiles of all slides but the last, and of a slide that is not there."""
-    folder = tmp_path_factory.mktemp("features") / "features_test_vit"
-    encoder = TileEncoder(backbone, trained=True).eval()
-    paths = sorted(slides.glob("*.tif"))[:-1]
-    for path in paths:
-        with open_slide(path) as slide:
-            tissue = read_overview(slide, SETTINGS).tissue
-            tiles = read_tiles(slide, tissue.grid, tissue.cells)
-            corners = tissue.grid.boxes(tissue.cells)[:, :2]
-            with torch.inference_mode():
-                rows = encoder.raw(torch.from_numpy(tiles)).numpy()
-            about = {"size": (slide.levels[0].width, slide.levels[0].height), "mpp": slide.mpp.value}
-            for name in {path.stem, "elsewhere" if path == paths[0] else path.stem}:
-                target = folder / f"{name}.h5"
-                with BagWriter(target, name=name, side=tissue.grid.cell, width=backbone.width, **about) as writer:
-                    writer.append(corners, rows)
+    """Features of all slides but one, and of a slide that is elsewhere."""
+    folder = tmp_path_factory.mktemp("features")
+    for path in sorted(slides.glob("*.tif")):
+        if path.stem != ABSENT:
+            write_features(folder, path, backbone)
+    write_features(folder, slides / "slide_000.tif", backbone, name="elsewhere")
     return folder
 
 
+def wsi_ats(*words):
+    result = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+    return result.exit_code, result.stdout + result.stderr
+
+
 @pytest.fixture(scope="module")
-def trained(run_module, slides, features, tmp_path_factory):
-    out = tmp_path_factory.mktemp("trained") / "model"
-    code, result = run_module("train", slides, "--labels", slides / "labels.csv", "--features", features, *SET, "--out", out)
-    return code, result, out
+def trained(slides, features, address, tmp_path_factory):
+    """A model that was trained on features."""
+    out = tmp_path_factory.mktemp("trained") / "run"
+    code, text = wsi_ats(
+        *("train", slides, "--labels", slides / "labels.csv", "--features", features, *SET),
+        *("--out", out, "--scheduler", address),
+    )
+    assert code == 1, text
+    return out, text
+
+
+def test_slides_without_features_are_listed_and_the_others_learned_from(trained, slides, features):
+    out, text = trained
+    rows = {row["slide_id"]: row for row in table(out / "slides.csv")}
+    assert [name for name, row in rows.items() if row["status"] == "failed"] == [ABSENT]
+    assert f"has no features of slide {ABSENT}" in rows[ABSENT]["error"]
+    assert "features of 1 slides that are not among these 6: elsewhere" in text
+    assert {row["slide_id"] for row in table(out / "splits.csv")} == rows.keys() - {ABSENT}
+    for name, row in rows.items():
+        if name != ABSENT:
+            assert 0 < int(row["matched_tiles"]) == int(row["feature_tiles"]) == int(row["tissue_tiles"])
+    settings = read_json(out / "model.json")["settings"]
+    assert settings["model"]["backbone"] == "features:64"
+    assert settings["model"]["encoder"] == "test_vit"
+
+
+def test_scores_from_features_are_those_of_the_pixels_they_came_from(
+    trained, slides, features, weights, address, tmp_path
+):
+    common = ("score", slides, "--model", trained[0], "--scheduler", address)
+    code, text = wsi_ats(*common, "--features", features, "--out", tmp_path / "features")
+    assert code == 1, text  # one slide has none
+    code, text = wsi_ats(
+        *common,
+        *("--set", f"scoring.encoder_checkpoint={weights}", "--set", "scoring.precision=float32"),
+        *("--out", tmp_path / "pixels"),
+    )
+    assert code == 0, text
+    by_pixels = {row["slide_id"]: row for row in table(tmp_path / "pixels" / "predictions.csv")}
+    compared = 0
+    for row in table(tmp_path / "features" / "predictions.csv"):
+        if row["slide_id"] == ABSENT:
+            assert row["status"] == "failed"
+            continue
+        same = by_pixels[row["slide_id"]]
+        assert float(row["prob_positive"]) == pytest.approx(float(same["prob_positive"]), rel=1e-4)
+        assert row["tiles_read"] == same["tiles_read"] == "8"
+        compared += 1
+    assert compared == 5
+
+
+def test_a_reference_to_a_slide_names_its_features_for_the_python_api(trained, slides, features):
+    from dataclasses import replace
+
+    [ref] = [each for each in read_manifest(slides) if each.id == "slide_001"]
+    loaded = load_model(trained[0], encoder=False)
+    settings = loaded.settings
+    scored = loaded.score(replace(ref, features=(str(features),)), settings=settings)
+    assert scored.prediction.tiles_read == 8
+    assert scored.selection is not None
+
+
+def test_training_on_features_again_has_the_same_weights(trained, slides, features, address, tmp_path):
+    out = tmp_path / "again"
+    wsi_ats(
+        *("train", slides, "--labels", slides / "labels.csv", "--features", features, *SET),
+        *("--out", out, "--scheduler", address, "--readers", "threads:3"),
+    )
+    assert read_json(out / "model.json")["digest"] == read_json(trained[0] / "model.json")["digest"]
+
+
+def test_features_that_are_nan_leave_out_their_slide_alone(slides, backbone, address, tmp_path):
+    folder = tmp_path / "features"
+    folder.mkdir()
+    for path in sorted(slides.glob("*.tif")):
+        damage = float("nan") if path.stem == "slide_002" else None
+        write_features(folder, path, backbone, damage=damage)
+    code, text = wsi_ats(
+        *("train", slides, "--labels", slides / "labels.csv", "--features", folder, *SET),
+        *("--out", tmp_path / "out", "--scheduler", address),
+    )
+    assert code == 1, text
+    assert "training goes on without slide_002" in text
+    assert "NaN" in text
+    unreadable = read_json(tmp_path / "out" / "run.json")["unreadable"]
+    assert list(unreadable) == ["slide_002"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["model.backbone=test_vit"], "model.backbone is test_vit, whose weights are trained"),
+        (["model.kind=image"], "model.kind is image, which uses no features of tiles"),
+        (["thumbnail.levels=2"], "thumbnail.levels is 2, but features need 1"),
+        (["model.checkpoint=a.pth"], "model.checkpoint is 'a.pth', but model.backbone is features:64"),
+    ],
+)
+def test_settings_that_cannot_use_features_are_refused(slides, features, tmp_path, changes, message):
+    words = [word for change in changes for word in ("--set", change)]
+    code, text = wsi_ats(
+        *("train", slides, "--labels", slides / "labels.csv", "--features", features, *words),
+        *("--out", tmp_path / "out"),
+    )
+    assert code == 2
+    assert message in " ".join(text.split())
+
+
+def test_settings_for_features_are_refused_without_features(slides, tmp_path):
+    code, text = wsi_ats(
+        *("train", slides, "--labels", slides / "labels.csv", "--set", "model.backbone=features:64"),
+        *("--out", tmp_path / "out"),
+    )
+    assert code == 2
+    assert "6 slides name no features" in " ".join(text.split())
+
+
+def test_a_model_without_the_name_of_an_encoder_scores_no_pixels(trained, slides, tmp_path):
+    import shutil
+
+    from wsi_ats.models.checkpoints import save_model
+
+    loaded = load_model(trained[0], encoder=False)
+    folder = shutil.copytree(trained[0], tmp_path / "model")
+    save_model(folder, loaded.model, loaded.settings.with_values(['model.encoder=""']), loaded.target)
+    code, text = wsi_ats("score", slides, "--model", folder, "--out", tmp_path / "out")
+    assert code == 2
+    assert "trained on features of an unknown encoder" in " ".join(text.split())
+
+
+def test_features_of_another_encoder_fail_with_both_names(
+    trained, slides, features, backbone, address, tmp_path
+):
+    folder = tmp_path / "features"
+    folder.mkdir()
+    write_features(folder, slides / "slide_000.tif", backbone)
+    with h5py.File(folder / "slide_000.h5", "a") as file:
+        for place in (file, file["features"], file["coords"]):
+            if "encoder" in place.attrs:
+                place.attrs["encoder"] = "uni_v1"
+    code, _ = wsi_ats(
+        *("score", slides / "slide_000.tif", "--model", trained[0], "--features", folder),
+        *("--out", tmp_path / "out", "--scheduler", address),
+    )
+    assert code == 1
+    [row] = table(tmp_path / "out" / "predictions.csv")
+    assert "has features of uni, but the model is for those of test_vit" in row["error"]

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import csv
-import json
 import shutil
 
 import pytest
 from conftest import table
-
-from wsi_ats.files import read_json
 
 
 def test_an_invalid_readers_option_is_refused_before_any_work(train, tmp_path):
@@ -123,20 +120,3 @@ def test_restarts_without_validation_slides_are_refused(train, tmp_path):
     ran = train(tmp_path / "out", "--restarts", "2", "--set", "training.validation=0")
     assert ran.exit_code == 2
     assert "--restarts 2 keeps the run with the least validation loss" in ran.stderr
-
-
-def test_precomputed_features_are_refused_before_any_work(train, run, slides, model, tmp_path):
-    """Which only a reader that is given from Python has."""
-    said = "model.backbone is features:12, but the commands do not read files of features yet"
-    ran = train(tmp_path / "out", "--set", "model.backbone=features:12")
-    assert (ran.exit_code, said in ran.stderr) == (2, True)
-    labels = ("--labels", slides / "labels.csv")
-    ran = run("crossval", slides, *labels, "--out", tmp_path / "out", "--set", "model.backbone=features:12")
-    assert (ran.exit_code, said in ran.stderr) == (2, True)
-    shutil.copytree(model, tmp_path / "model")
-    card = read_json(tmp_path / "model" / "model.json")
-    card["settings"]["model"]["backbone"] = "features:12"
-    (tmp_path / "model" / "model.json").write_text(json.dumps(card))
-    ran = run("score", slides, "--model", tmp_path / "model", "--out", tmp_path / "out")
-    assert (ran.exit_code, said in ran.stderr) == (2, True)
-    assert not (tmp_path / "out").exists()
