@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -203,12 +203,10 @@ class Fitting:
         learning, folder = self.settings.training, self._folder(restart)
         settings = replace(self.settings, training=replace(learning, seed=learning.seed + restart))
         first = processes is None or processes.first
-        how = self.execution
-        reporter = how.reporter if first else Silent()
+        reporter = self.execution.reporter if first else Silent()
         title = f"train, run {restart}" if restart else "train"
         with (
-            open_reader(self.readers, how.scheduler, how.workers, how.wait) as slides,
-            self._source(slides, [*training, *validation]) as reader,
+            self.reading([*training, *validation]) as reader,
             reporter.progress(title, sum(phase.epochs for phase in phases_of(settings))) as advance,
             writing_events(folder, wanted=self.tensorboard and first) as write_events,
         ):
@@ -225,8 +223,8 @@ class Fitting:
                 reporter.message(f"training goes on without {slide_id}: {error}")
 
             return fit(
-                self._examples(training, target),
-                self._examples(validation, target),
+                self.examples(training, target),
+                self.examples(validation, target),
                 settings,
                 target=target,
                 folder=folder,
@@ -240,20 +238,22 @@ class Fitting:
             )
 
     @contextmanager
-    def _source(self, slides: Reader, refs: Sequence[SlideRef]) -> Iterator[Reader]:
-        """Read features in place of tiles if the slides name them."""
-        from wsi_ats.models.stored import StoredFeatures
+    def reading(self, refs: Sequence[SlideRef]) -> Iterator[Reader]:
+        """Open the reader of the tiles of some slides, or of their features if they name them."""
+        how = self.execution
+        with ExitStack() as stack:
+            reader = stack.enter_context(open_reader(self.readers, how.scheduler, how.workers, how.wait))
+            named = [ref for ref in refs if ref.features]
+            if named:
+                from wsi_ats.models.stored import StoredFeatures
 
-        named = [ref for ref in refs if ref.features]
-        if not named:
-            yield slides
-            return
-        task = PrepareTask.of(self.prepared or self.out, self.settings)
-        bags = {ref.id: load_matched(task.matched(ref.id), ref) for ref in named}
-        with StoredFeatures(slides, bags, check_readers(self.readers) or 1) as features:
-            yield features
+                task = PrepareTask.of(self.prepared or self.out, self.settings)
+                bags = {ref.id: load_matched(task.matched(ref.id), ref) for ref in named}
+                reader = stack.enter_context(StoredFeatures(reader, bags, check_readers(self.readers) or 1))
+            yield reader
 
-    def _examples(self, refs: Sequence[SlideRef], target: Target) -> list[Example]:
+    def examples(self, refs: Sequence[SlideRef], target: Target) -> list[Example]:
+        """Load the overviews of prepared slides, with their labels as numbers."""
         from wsi_ats.models.batches import Example
 
         task, examples = PrepareTask.of(self.prepared or self.out, self.settings), []

@@ -111,7 +111,7 @@ class SlideTask(ABC):
 
     def key(self, ref: SlideRef) -> str:
         """Return the fingerprint of everything that the row depends on."""
-        facts = (ref.id, ref.case, ref.path, str(ref.mpp), ref.reader)
+        facts = (ref.id, ref.case, ref.path, str(ref.mpp), ref.reader, str(ref.downsample))
         files = (ref.path, *ref.features)
         return digest_of(self.identity, *map(slide_digest, files), *facts, *ref.features)
 

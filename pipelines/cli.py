@@ -276,6 +276,50 @@ def crossval(
 
 
 @_stage
+def plan(
+    slides: Slides,
+    labels: Labels,
+    source: SlideOptions,
+    stored: FeatureOptions,
+    chosen: SettingsOptions,
+    out: Out,
+    stage: StageOptions,
+    common: CommonOptions,
+    label_column: LabelColumn = None,
+    tiles: Annotated[
+        list[int] | None,
+        number(
+            "--tiles", "Tiles to draw from each slide; may be repeated. Default: 16, 64, 256.", panel=MODEL
+        ),
+    ] = None,
+    folds: Annotated[int | None, number("--folds", "Folds. Default: 5.", least=2, panel=INPUT)] = None,
+    splits: Annotated[
+        Path | None,
+        text("--splits", "FOLDER", "Folder of splits_0.csv, splits_1.csv ... to use as folds.", panel=INPUT),
+    ] = None,
+    resamples: Resamples = 1000,
+    seed: TrainingSeed = None,
+) -> Result:
+    """Plan, from features and labels, how many tiles a slide needs and what they cost in accuracy."""
+    from pipelines.plan import BUDGETS, plan
+
+    choose = partial(chosen.settings, changes={"training.seed": seed})
+    task, carried_out = choose().model.task, execution(common, stage)
+    refs = source.refs(slides, labels=labels, label_column=label_column, task=task)
+    refs = stored.named(refs, carried_out.reporter)
+    return plan(
+        refs,
+        out,
+        budgets=tiles or BUDGETS,
+        folds=folds,
+        splits=splits,
+        resamples=resamples,
+        settings=stored.settings(refs, choose),
+        execution=carried_out,
+    )
+
+
+@_stage
 def export(
     scores: Scores,
     to: Annotated[str, text("--to", "csv|parquet|qupath", "Format.", panel=OUTPUT)],

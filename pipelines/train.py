@@ -335,7 +335,7 @@ def _digest(refs: Sequence[SlideRef]) -> str:
         *(
             str(
                 (
-                    *(ref.id, ref.case, ref.label, ref.split, ref.mpp, ref.reader),
+                    *(ref.id, ref.case, ref.label, ref.split, ref.mpp, ref.reader, ref.downsample),
                     *map(slide_digest, (ref.path, *ref.features)),
                 )
             )

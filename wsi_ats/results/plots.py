@@ -128,6 +128,35 @@ def figure_of_panels(path: Path, panels: Sequence[Panel], *, title: str) -> None
     _save(figure, path)
 
 
+def figure_of_budgets(path: Path, rows: Sequence[Mapping[str, Any]], *, all_tiles: int) -> None:
+    """Draw a metric against the number of tiles that are read, with intervals, a curve for each method.
+
+    Parameters
+    ----------
+    path
+        PNG to write.
+    rows
+        ``method``, ``tiles`` (0 for all), ``metric``, ``value``, ``low`` and ``high`` of each point.
+    all_tiles
+        Number of tiles of a slide, where the points of all tiles are drawn.
+    """
+    figure, (axes,) = _figure(1, "")
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == method and row["low"] is not None]
+        x = [row["tiles"] or all_tiles for row in own]
+        y = np.array([row["value"] for row in own])
+        low, high = (np.array([row[name] for row in own]) for name in ("low", "high"))
+        # A percentile interval need not contain the value.
+        errors = np.maximum([y - low, high - y], 0)
+        axes.errorbar(x, y, errors, label=method, marker="o", markersize=4, capsize=3)
+    axes.set(xscale="log", xlabel="tiles read from a slide", ylabel=rows[0]["metric"])
+    ticks = sorted({row["tiles"] or all_tiles for row in rows})
+    axes.set_xticks(ticks, map(str, ticks))
+    axes.minorticks_off()
+    axes.legend()
+    _save(figure, path)
+
+
 def _draw_panel(panel: Panel, axes: Axes) -> None:
     match panel:
         case Lines():

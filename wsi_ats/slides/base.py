@@ -68,6 +68,8 @@ class SlideRef:
     features
         Files of features of the slide's tiles, which are used in place of their pixels: the features, and
         their coordinates if these are separate. Empty for pixels.
+    downsample
+        Level-0 pixels per pixel of the file, for an image that is only a thumbnail of the slide.
 
     Examples
     --------
@@ -87,6 +89,7 @@ class SlideRef:
     colour: str = "stored"
     channel: str = ""
     features: tuple[str, ...] = ()
+    downsample: float = 1.0
 
     def __post_init__(self) -> None:
         for name, value, known in (("reader", self.reader, READERS), ("colour", self.colour, COLOURS)):
@@ -107,6 +110,11 @@ class SlideRef:
             raise ManifestError(
                 f"{self.path}: slide_id has {len(self.id.encode())} bytes, but names of output files allow "
                 f"only {_LONGEST_ID}; rename the file, or give a shorter slide_id in a table"
+            )
+        if not 1 <= self.downsample < math.inf:
+            raise ManifestError(
+                f"{self.path}: downsample is {self.downsample}, expected level-0 pixels per pixel of the "
+                "thumbnail, at least 1"
             )
         if self.mpp is not None:
             try:

@@ -24,7 +24,8 @@ class Choice:
     ----------
     reader
         ``direct``: :class:`wsi_ats.slides.tiff.TiffSlide`; ``openslide``:
-        :class:`wsi_ats.slides.openslide.OpenSlideSlide`; ``zarr``: :class:`wsi_ats.slides.zarr.ZarrSlide`.
+        :class:`wsi_ats.slides.openslide.OpenSlideSlide`; ``zarr``: :class:`wsi_ats.slides.zarr.ZarrSlide`;
+        ``thumbnail``: :class:`wsi_ats.slides.thumbnail.ThumbnailSlide`.
     reason
         The reason for the choice.
     """
@@ -91,6 +92,10 @@ def open_chosen(ref: SlideRef | str | Path, *, threads: int = 1) -> tuple[Slide,
     The index that the choice depends on is read only once, which matters for slides in a store.
     """
     ref = _reference(ref)
+    if ref.downsample != 1:
+        from wsi_ats.slides.thumbnail import ThumbnailSlide
+
+        return ThumbnailSlide(ref), Choice("thumbnail", "its table gives a downsample")
     choice, storage, index = _choose(ref)
     slide = _open(ref, threads, choice, storage, index)
     if ref.colour == "stored" or slide.icc is None:

@@ -25,6 +25,18 @@ _WHOLE = {1, 2, 4, 8, 16}
 _PIXELS_AT_A_TIME = 1 << 17
 
 
+def read_image(path: str | Path) -> Pixels:
+    """Read an ordinary image as RGB, uint8, shape (height, width, 3).
+
+    Raises
+    ------
+    OSError
+        When the file is missing or is not an image.
+    """
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
 def resample(
     pixels: Pixels, width: int, height: int, box: tuple[float, float, float, float] | None = None
 ) -> Pixels:

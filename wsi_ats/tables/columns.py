@@ -22,6 +22,7 @@ NAMES = {
     "label": ("label",),
     "split": ("split",),
     "mpp": ("mpp",),
+    "downsample": ("downsample",),
 }
 """Column names, in lower case, by meaning."""
 
@@ -43,7 +44,8 @@ class SlideTable:
     rows
         All columns, by name.
     columns
-        The known columns, by meaning: ``slide``, ``file``, ``case``, ``label``, ``split``, ``mpp``.
+        The known columns, by meaning: ``slide``, ``file``, ``case``, ``label``, ``split``, ``mpp``,
+        ``downsample``.
     """
 
     path: Path
@@ -168,13 +170,26 @@ class SlideTable:
         ManifestError
             When it is not a number.
         """
-        text = self.value("mpp", row)
+        return self._number("mpp", row, "micrometres per pixel such as 0.25")
+
+    def downsample(self, row: int) -> float:
+        """Return the level-0 pixels per pixel of a row's file, which is 1 unless it is a thumbnail.
+
+        Raises
+        ------
+        ManifestError
+            When it is not a number.
+        """
+        return self._number("downsample", row, "level-0 pixels per pixel of the thumbnail such as 32") or 1.0
+
+    def _number(self, meaning: str, row: int, expected: str) -> float | None:
+        text = self.value(meaning, row)
         try:
             # In some countries, spreadsheets write a decimal comma.
             return None if text is None else float(text.replace(",", "."))
         except ValueError as error:
             raise ManifestError(
-                f"{self.path}, row {row + 1}: mpp is {text!r}, expected micrometres per pixel such as 0.25"
+                f"{self.path}, row {row + 1}: {meaning} is {text!r}, expected {expected}"
             ) from error
 
 

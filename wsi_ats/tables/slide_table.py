@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path, PureWindowsPath
 
 from wsi_ats.errors import ManifestError
@@ -57,7 +58,8 @@ def read_slide_table(
         identity = SlideRef.from_path(location).id if name is None else slide_id(name)
         case = table.case(i) or identity
         label = None if labels is None else labels[i]
-        refs.append(SlideRef(identity, location, case, label, table.split(i), table.mpp(i)))
+        ref = SlideRef(identity, location, case, label, table.split(i), table.mpp(i))
+        refs.append(replace(ref, downsample=table.downsample(i)))
     if awaited:
         return refs
     if files.lost:

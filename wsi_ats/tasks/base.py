@@ -52,6 +52,8 @@ class Task(ABC):
     """Name in ``model.task``."""
     main_metric: ClassVar[str]
     """Name of the first of :meth:`metrics`; larger is better."""
+    chance: ClassVar[float]
+    """Value of the main metric for scores that do not depend on the slide."""
     tables: ClassVar[tuple[str, ...]]
     """Files that :meth:`details` may return."""
     fewest_names: ClassVar[int]

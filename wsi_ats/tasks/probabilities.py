@@ -17,6 +17,7 @@ class ProbabilityTask(Task):
     """A task whose scores are probabilities; abstract."""
 
     main_metric = "auc"
+    chance = 0.5
     most_names = None
     has_units, relative = False, False
 

@@ -30,6 +30,7 @@ class Regression(NumberTask):
 
     name = "regression"
     main_metric = "r2"
+    chance = 0.0
     tables = ()
     has_units, relative = True, False
 

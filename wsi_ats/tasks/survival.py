@@ -26,6 +26,7 @@ class Survival(NumberTask):
 
     name = "survival"
     main_metric = "concordance"
+    chance = 0.5
     tables = ("kaplan_meier.csv",)
     has_units, relative = False, True
     requires = "wsi_ats.tasks.concordance"

@@ -1,0 +1,174 @@
+"""Ways to score the slides of a fold: by few tiles, drawn by attention or uniformly, or by all tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipelines._fitting import Fitting, device
+from wsi_ats.files import read_json, write_json
+from wsi_ats.settings import SamplingSettings, Settings
+from wsi_ats.slides.base import SlideRef
+from wsi_ats.tasks.base import Floats
+from wsi_ats.tasks.targets import Target
+
+if TYPE_CHECKING:  # torch takes seconds to import
+    from wsi_ats.nn.network import SlideNetwork
+
+ATTENTION = "attention sampling"
+UNIFORM = "uniform sampling"
+ALL = "attention MIL"
+
+# Random subsets, because multiple-instance learning memorises all tiles of few slides (docs/training.md), and
+# so that an epoch takes the same time for slides of any size.
+_MIL = ("model.kind=mil", "model.mil_tiles=256", "training.epochs=30", "training.joint_epochs=0")
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to score slides.
+
+    Parameters
+    ----------
+    method
+        :data:`ATTENTION`, :data:`UNIFORM` or :data:`ALL`.
+    tiles
+        Tiles drawn from each slide; 0 for all.
+    """
+
+    method: str
+    tiles: int = 0
+
+
+@dataclass(frozen=True)
+class FoldScores:
+    """Scores of the test slides of one fold.
+
+    Parameters
+    ----------
+    ids
+        The N slides that could be scored.
+    scores
+        Their scores from D independent draws of each way, shape (D, N, C).
+    failed
+        Reasons why slides could not be read in training or scoring, by slide.
+    """
+
+    ids: Sequence[str]
+    scores: Mapping[Way, Floats]
+    failed: Mapping[str, str]
+
+    def save(self, path: Path) -> None:
+        """Write a file, atomically."""
+        scores = [[way.method, way.tiles, each.tolist()] for way, each in self.scores.items()]
+        write_json(path, {"ids": list(self.ids), "failed": dict(self.failed), "scores": scores})
+
+    @classmethod
+    def load(cls, path: Path) -> FoldScores:
+        """Read a file that :meth:`save` wrote.
+
+        Raises
+        ------
+        ArtifactError
+            When it is damaged.
+        """
+        record = read_json(path)
+        scores = {Way(method, tiles): np.array(each) for method, tiles, each in record["scores"]}
+        return cls(record["ids"], scores, record["failed"])
+
+
+def ways(budgets: Sequence[int]) -> list[Way]:
+    """Return all ways; the last, attention MIL on all tiles, is the reference."""
+    return [*(Way(method, n) for method in (ATTENTION, UNIFORM) for n in budgets), Way(ALL)]
+
+
+def score_fold(
+    fitting: Fitting, fold: Sequence[SlideRef], target: Target, *, budgets: Sequence[int], draws: int
+) -> FoldScores:
+    """Train on the slides of a fold, and score its test slides in all :func:`ways`.
+
+    Parameters
+    ----------
+    fitting
+        Folder and settings of the fold; the slides are prepared.
+    fold
+        The slides with their splits.
+    target
+        Target of the labels.
+    budgets
+        Numbers of tiles to draw.
+    draws
+        Independent draws of each number of tiles.
+
+    Raises
+    ------
+    ManifestError, ModelError
+        When there is too little to learn from.
+    """
+    learned = [ref for ref in fold if ref.split != "test"]
+    tested = [ref for ref in fold if ref.split == "test"]
+    found: dict[Way, list[dict[str, Floats]]] = {}
+    failed: dict[str, str] = {}
+    for part in (_named(fitting, "attention"), _named(fitting, "mil", _mil(fitting.settings))):
+        fitted = part.fit(learned, target)
+        failed |= fitted.unreadable
+        for way in ways(budgets):
+            if (way.method == ALL) == (part.settings.model.kind == "mil"):
+                number = draws if way.tiles else 1
+                found[way], bad = _score(part, fitted.trained.model, fitted.target, tested, way, number)
+                failed |= bad
+    ids = [ref.id for ref in tested if all(ref.id in draw for each in found.values() for draw in each)]
+    scores = {
+        way: np.array([[draw[name] for name in ids] for draw in each]).reshape(len(each), len(ids), -1)
+        for way, each in found.items()
+    }
+    return FoldScores(ids, scores, failed)
+
+
+def _named(fitting: Fitting, name: str, settings: Settings | None = None) -> Fitting:
+    return replace(fitting, out=fitting.out / name, settings=settings or fitting.settings)
+
+
+def _mil(settings: Settings) -> Settings:
+    """Return the same settings for multiple-instance learning, which draws nothing at scoring."""
+    return replace(settings, sampling=SamplingSettings()).with_values(_MIL)
+
+
+def _score(
+    fitting: Fitting, model: SlideNetwork, target: Target, tested: Sequence[SlideRef], way: Way, draws: int
+) -> tuple[list[dict[str, Floats]], dict[str, str]]:
+    """Score slides in one way; return the scores (C,) by slide of each draw, and why slides failed."""
+    from wsi_ats.models.outputs import outputs_of
+
+    settings = fitting.settings
+    found: list[dict[str, Floats]] = []
+    failed: dict[str, str] = {}
+    if way.tiles:
+        settings = replace(settings, sampling=replace(settings.sampling, tiles=way.tiles, max_tiles=0))
+    with fitting.reading(tested) as reader, _drawing(model, uniformly=way.method == UNIFORM):
+        examples = fitting.examples(tested, target)
+        for draw in range(draws):
+            outputs, bad = outputs_of(model, settings, examples, reader, draw=draw, device=device())
+            failed |= bad
+            activate = target.definition.activate
+            found.append({n: target.restore(activate(each)).numpy() for n, each in outputs.items()})
+    return found, failed
+
+
+@contextmanager
+def _drawing(model: SlideNetwork, *, uniformly: bool) -> Iterator[None]:
+    """Ignore the attention of a model for a while, if asked to."""
+    from wsi_ats.nn.model import AttentionSampler
+
+    if not (uniformly and isinstance(model, AttentionSampler)):
+        yield
+        return
+    scale = model.attention_scale.item()
+    model.attention_scale.fill_(0)
+    yield
+    model.attention_scale.fill_(scale)
