@@ -1,4 +1,4 @@
-"""A slide of which only a thumbnail is left: enough for attention, while tiles come from files of features."""
+"""Slides of which only a thumbnail is left: enough for attention, if tiles are features in files."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class ThumbnailSlide(WrappedSlide):
             pixel = self.levels[1].downsample * self.mpp.value
             raise SlideReadError(
                 self.path,
-                f"only a thumbnail of {pixel:.4g} micrometres per pixel is left of this slide, and finer pixels "
-                "are needed; give a finer thumbnail, set thumbnail.pixels_per_cell lower, or use the slide",
+                f"only a thumbnail of {pixel:.4g} micrometres per pixel is left of this slide, and finer "
+                "pixels are needed; give a finer one, set thumbnail.pixels_per_cell lower, or use the slide",
             )
         return self._inner.read_regions(0, corners, width, height)
