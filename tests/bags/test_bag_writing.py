@@ -10,13 +10,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from bag_files import MPP, SLIDE, numbers, tiles
+from bag_files import MPP, SLIDE, numbers, plain, stamp, tiles
 from hypothesis import given
 from hypothesis import strategies as st
 
 from wsi_ats.bags.opening import open_bag
 from wsi_ats.bags.record import PlainRows
-from wsi_ats.bags.writing import BagWriter
+from wsi_ats.bags.writing import BagWriter, copy_bag
 from wsi_ats.errors import ArtifactError, FeatureError, SettingsError
 
 CORNERS = tiles(step=128)
@@ -99,6 +99,29 @@ def test_without_our_attributes_it_reads_as_a_file_of_trident_and_of_clam(tmp_pa
     assert (bag.side, bag.corners.tolist()) == (512, CORNERS.tolist())
 
 
+@pytest.mark.parametrize("count", [0, 1, 3000])
+def test_a_compressed_file_is_copied_to_one_that_is_read_directly(tmp_path, count):
+    corners, values = np.arange(2 * count).reshape(-1, 2), numbers(count)
+    source = plain(
+        tmp_path / "source.h5", corners, values, chunks=(512, 6), maxshape=(None, 6), compression="gzip"
+    )
+    copy_bag(open_bag(source, mpp=MPP), tmp_path / "a.h5", name="a", size=SLIDE, mpp=MPP)
+    bag = open_bag(tmp_path / "a.h5", mpp=MPP)
+    assert isinstance(bag.stored, PlainRows)
+    np.testing.assert_array_equal(bag.corners, corners)
+    np.testing.assert_array_equal(bag.read(np.arange(count)), values)
+
+
+def test_a_copy_keeps_the_encoder_and_the_exact_side(tmp_path):
+    source = open_bag(stamp(tmp_path / "source.h5", CORNERS, VALUES), mpp=0.2527)
+    copy_bag(source, tmp_path / "a.h5", name="a", size=SLIDE, mpp=0.2527, dtype="float16")
+    copy = open_bag(tmp_path / "a.h5", mpp=0.2527)
+    assert source.encoder
+    assert (copy.encoder, copy.side) == (source.encoder, source.side)
+    assert copy.side == 128 / 0.2527
+    assert copy.corners.tolist() == source.corners.tolist()
+
+
 def test_torchmil_reads_it(tmp_path):
     from torchmil import datasets
 
@@ -153,7 +176,7 @@ def test_a_killed_writer_leaves_no_file(tmp_path):
     code = f"""
 import numpy as np
 from pathlib import Path
-from wsi_ats.bags.writing import BagWriter
+from wsi_ats.bags.writing import BagWriter, copy_bag
 with BagWriter(Path({str(tmp_path / "a.h5")!r}), name="a", size=(9, 9), mpp=1, side=1, width=1024) as file:
     for _ in range(20):
         file.append(np.zeros((500, 2), int), np.zeros((500, 1024)))

@@ -17,8 +17,8 @@ from wsi_ats.bags.record import PlainRows, Rows, Stamp
 from wsi_ats.errors import FeatureError
 from wsi_ats.geometry import IntArray
 
-# All errors that damaged files were seen to raise.
-_DAMAGE = (OSError, KeyError, RuntimeError, ValueError, TypeError)
+# All errors that a changed byte was seen to raise; the last two by an impossible number of rows.
+_DAMAGE = (OSError, KeyError, RuntimeError, ValueError, TypeError, OverflowError, MemoryError)
 
 FEATURES = ("features", "feats")
 """Names of the dataset of features: CLAM's and TRIDENT's, and STAMP's."""
@@ -68,12 +68,13 @@ def read_stored(path: Path) -> Stored:
         coords = sets["coords"][()] if "coords" in sets else None
         attributes: dict[str, Any] = {}
         for source in (file, features, sets.get("imgs"), sets.get("coords")):
-            attributes |= dict(source.attrs) if source is not None else {}
+            # A damaged name is bytes.
+            attributes |= {str(name): value for name, value in (source.attrs.items() if source else ())}
         if features is None and coords is None:
             raise FeatureError(
                 str(path),
-                f"has neither features nor coordinates, but {', '.join(file) or 'nothing'}; expected "
-                "datasets named features or feats, and coords",
+                f"has neither features nor coordinates, but {', '.join(map(str, file)) or 'nothing'}; "
+                "expected datasets named features or feats, and coords",
             )
         pixels = int(sets["imgs"].shape[1]) if "imgs" in sets else None
         rows = (
