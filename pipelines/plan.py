@@ -59,12 +59,9 @@ class Planned(Summary):
     ----------
     rows
         Rows of ``plan.csv``.
-    verdict
-        The result in words.
     """
 
     rows: Sequence[Mapping[str, Any]] = ()
-    verdict: str = ""
 
     def sections(self) -> list[tuple[str, list[tuple[str, str]]]]:
         """Return the lines to print."""
@@ -72,7 +69,7 @@ class Planned(Summary):
             return super().sections()
         lines = [(f"{row['method']}, {row['tiles'] or 'all'} tiles", _words(row)) for row in self.rows]
         metric = f"{self.rows[0]['metric']} (95 % interval), and loss against {ALL} on all tiles"
-        return [*super().sections(), (metric, lines), ("in words", [("", self.verdict)])]
+        return [*super().sections(), (metric, lines)]
 
 
 def plan(
@@ -129,8 +126,8 @@ def plan(
     >>> from pipelines._features import starting_settings, with_features
     >>> from wsi_ats.tables.manifest import read_manifest
     >>> slides = with_features(read_manifest("slides", labels="labels.csv"), "features")  # doctest: +SKIP
-    >>> plan(slides, "plan", settings=starting_settings(slides)).verdict  # doctest: +SKIP
-    'yes: 64 of 11800 tiles ...'
+    >>> plan(slides, "plan", settings=starting_settings(slides)).notes  # doctest: +SKIP
+    {'verdict': 'yes: 64 of 11800 tiles ...'}
     """
     execution, out, settings = execution or Execution(), rooted(out), settings or Settings()
     budgets = sorted(set(budgets))
@@ -168,7 +165,7 @@ def plan(
         **prepared.failed,
         **{slide: why for each in found.values() for slide, why in each.failed.items()},
     }
-    return Planned("plan", out, counts, failed, rows=rows, verdict=words)
+    return Planned("plan", out, counts, failed, notes={"verdict": words}, rows=rows)
 
 
 def _check(refs: Sequence[SlideRef], settings: Settings, budgets: Sequence[int]) -> None:
