@@ -319,7 +319,8 @@ def _fill(network: nn.Module, name: str, source: str, state: dict[str, Any], key
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    text = str(error).strip()
+    return text.splitlines()[0].rstrip(".") if text else type(error).__name__
 
 
 def _setting(maps: bool) -> str:
