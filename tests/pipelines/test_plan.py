@@ -47,8 +47,8 @@ def collection(tmp_path_factory):
 
 
 def plan(collection, out, *options, address):
-    """Run the command with few epochs; tissue is everything, because the slides have no glass."""
-    quick = ("training.epochs=6", "training.attention_epochs=2", "training.attention_tiles=32")
+    """Run the command with few epochs of attention; tissue is everything, because the slides have no glass."""
+    quick = ("training.slides_per_step=2", "training.attention_epochs=2", "training.attention_tiles=32")
     fixed = ("thumbnail.tissue=none", "training.tiles=16", *quick)
     words = [
         *("plan", collection / "slides.csv", "--labels", collection / "slides.csv"),

@@ -242,14 +242,8 @@ def _known(encoder: Encoder, pretrained: bool, checkpoint: str, maps: bool, size
         name: _LAYERS.get(value, value) if isinstance(value, str) else value
         for name, value in encoder.arguments.items()
     }
-    size = size or encoder.tile
-    try:
-        network = _create(encoder.architecture, False, arguments | {"num_classes": 0, "img_size": size})
-    except (RuntimeError, ValueError, AssertionError, ZeroDivisionError) as error:
-        raise ModelError(
-            f"encoder {encoder.name!r} cannot be built for tiles of {size} pixels: {_first_line(error)}; set "
-            f"tile.size={encoder.tile}"
-        ) from error
+    arguments |= {"num_classes": 0, "img_size": size or encoder.tile}
+    network = _create(encoder.architecture, False, arguments)
     if encoder.pooling == "attention":
         tokens: int = network.num_features  # type: ignore[assignment]
         pool = AttentionPool(encoder.width, tokens, bias=encoder.pool_bias)
@@ -325,7 +319,8 @@ def _fill(network: nn.Module, name: str, source: str, state: dict[str, Any], key
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    text = str(error).strip()
+    return text.splitlines()[0].rstrip(".") if text else type(error).__name__
 
 
 def _setting(maps: bool) -> str:
