@@ -47,8 +47,8 @@ def collection(tmp_path_factory):
 
 
 def plan(collection, out, *options, address):
-    """Run the command with few epochs of attention; tissue is everything, because the slides have no glass."""
-    quick = ("training.slides_per_step=2", "training.attention_epochs=2", "training.attention_tiles=32")
+    """Run the command with few epochs of attention; all is tissue, because the slides have no glass."""
+    quick = ("training.attention_epochs=2", "training.attention_tiles=32", "training.slides_per_step=2")
     fixed = ("thumbnail.tissue=none", "training.tiles=16", *quick)
     words = [
         *("plan", collection / "slides.csv", "--labels", collection / "slides.csv"),
@@ -81,7 +81,8 @@ def test_the_table_has_a_row_for_each_method_and_number_of_tiles(done):
     # Some uniform draws of four tiles miss all dark ones, a quarter of them.
     assert float(rows[-1]["value"]) > 0.9
     assert float(rows[2]["value"]) < float(rows[3]["value"]) <= float(rows[-1]["value"])
-    assert Image.open(out / "plan.png").size[0] > 300
+    with Image.open(out / "plan.png") as picture:
+        assert picture.size[0] > 300
     assert "verdict" in stdout
 
 
