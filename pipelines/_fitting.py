@@ -248,7 +248,7 @@ class Fitting:
                 from wsi_ats.models.stored import StoredFeatures
 
                 task = PrepareTask.of(self.prepared or self.out, self.settings)
-                bags = {ref.id: load_matched(task.matched(ref.id), ref) for ref in named}
+                bags = {ref.id: load_matched(task.matched(ref.id), _stored(ref, task)) for ref in named}
                 reader = stack.enter_context(StoredFeatures(reader, bags, check_readers(self.readers) or 1))
             yield reader
 
@@ -261,6 +261,12 @@ class Fitting:
             overview = load_overview(task.prepared(ref.id))
             examples.append(Example(ref, overview, target.encode(str(ref.label))))
         return examples
+
+
+def _stored(ref: SlideRef, task: PrepareTask) -> SlideRef:
+    """Return a slide that names the copy of its features, if there is one."""
+    copied = task.copied(ref.id)
+    return replace(ref, features=(str(copied),)) if copied.exists() else ref
 
 
 def check_network(settings: Settings, target: Target) -> None:

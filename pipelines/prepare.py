@@ -13,6 +13,7 @@ from pipelines._records import Row, SlideTask, own_cores, settled
 from pipelines._runs import Execution, Identity, Summary, rooted
 from pipelines._stage import run_stage
 from wsi_ats.bags.matched import match_features, save_matched
+from wsi_ats.bags.writing import copy_bag
 from wsi_ats.files import atomic
 from wsi_ats.overview.overview import count_tiles, explain_exclusion, read_overview
 from wsi_ats.overview.prepared import save_overview
@@ -124,16 +125,21 @@ class PrepareTask(SlideTask):
         """Return the file of the tiles whose features are used, if the slide names features."""
         return self.out / "matched" / f"{slide_id}.npz"
 
-    def files(self, slide_id: str) -> tuple[Path, ...]:
-        """Return the files of thumbnail and tissue, the thumbnail as PNG, framed artefacts, matched features.
+    def copied(self, slide_id: str) -> Path:
+        """Return the uncompressed copy of a slide's features, of which single rows can be read."""
+        return self.out / "copied" / f"{slide_id}.h5"
 
-        Only slides with artefacts, or with features, have the last two.
+    def files(self, slide_id: str) -> tuple[Path, ...]:
+        """Return the files of thumbnail and tissue, the thumbnail as PNG, framed artefacts, and of features.
+
+        Only slides with artefacts have the third, and only slides with features those after it.
         """
         return (
             self.prepared(slide_id),
             self.out / "thumbnails" / f"{slide_id}.png",
             self.out / "quality" / f"{slide_id}.png",
             self.matched(slide_id),
+            self.copied(slide_id),
         )
 
     def work(self, ref: SlideRef) -> tuple[Row, Sequence[Path]]:
@@ -146,7 +152,7 @@ class PrepareTask(SlideTask):
                 overview, bag = match_features(ref, slide, overview, self.settings.model)
             levels, mpp, grid = slide.levels, slide.mpp, overview.tissue.grid
             read = slide.bytes_read
-        prepared, picture, quality, matched = self.files(ref.id)
+        prepared, picture, quality, matched, copied = self.files(ref.id)
         save_overview(prepared, overview)
         with atomic(picture) as path:
             write_png(path, overview.thumbnail)
@@ -154,6 +160,10 @@ class PrepareTask(SlideTask):
         if bag is not None:
             written.append(matched)
             save_matched(matched, bag, mpp.value)
+            if not bag.bag.is_plain:
+                written.append(copied)
+                size = (levels[0].width, levels[0].height)
+                copy_bag(bag.bag, copied, name=ref.id, size=size, mpp=mpp.value)
         if any(mask.any() for mask in overview.artefacts.values()):
             written.append(quality)
             with atomic(quality) as path:

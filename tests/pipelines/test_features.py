@@ -224,3 +224,29 @@ def test_features_of_another_encoder_fail_with_both_names(
     assert code == 1
     [row] = table(tmp_path / "out" / "predictions.csv")
     assert "has features of uni, but the model is for those of test_vit" in row["error"]
+
+
+def without_seconds(out):
+    return [{**row, "seconds": ""} for row in table(out / "metrics.csv")]
+
+
+def test_compressed_features_are_copied_and_learned_from_alike(trained, slides, features, address, tmp_path):
+    folder = tmp_path / "features"
+    folder.mkdir()
+    for path in features.glob("slide_*.h5"):
+        with h5py.File(path) as plain, h5py.File(folder / path.name, "w") as packed:
+            packed.attrs.update(plain.attrs)
+            for name in ("coords", "features"):
+                made = packed.create_dataset(name, data=plain[name][:], compression="gzip", chunks=True)
+                made.attrs.update(plain[name].attrs)
+    out = tmp_path / "out"
+    code, text = wsi_ats(
+        *("train", slides, "--labels", slides / "labels.csv", "--features", folder, *SET),
+        *("--out", out, "--scheduler", address),
+    )
+    assert code == 1, text  # one slide has no features
+    assert sorted(path.stem for path in (out / "copied").glob("*.h5")) == sorted(
+        path.stem for path in folder.glob("*.h5")
+    )
+    assert not (trained[0] / "copied").exists()
+    assert without_seconds(out) == without_seconds(trained[0])

@@ -35,6 +35,8 @@ COLUMNS = [
     "pen",
     "blur",
     "excluded_tiles",
+    "feature_tiles",
+    "matched_tiles",
     "bytes_read",
     "seconds",
     "warning",

@@ -111,6 +111,11 @@ class Bag:
         """Features of a tile."""
         return self.stored.width
 
+    @property
+    def is_plain(self) -> bool:
+        """True if single rows can be read without decoding others."""
+        return isinstance(self.stored, PlainRows)
+
     def read(self, rows: IntArray) -> Features:
         """Read the features of tiles; only the needed parts of the file are read.
 
