@@ -59,9 +59,10 @@ def with_features(refs: Sequence[SlideRef], folder: str | Path, reporter: Report
 def starting_settings(refs: Sequence[SlideRef]) -> Settings:
     """Return the defaults for models that learn from the features of some slides.
 
-    The number of features and the encoder are those of the files. Tiles have the size of the encoder's input,
-    or 256 pixels for an unknown encoder, and the resolution at which they are as wide as those of the
-    features, so that slides can be scored by their pixels later.
+    The number of features and the encoder are those of the files. Tiles have the size that the encoder saw,
+    and the resolution at which they are as wide as those of the features, so that slides can be scored by
+    their pixels later. If neither file nor name tells the size, it is 256 pixels, or those of level 0 if
+    there are fewer.
 
     Parameters
     ----------
@@ -89,7 +90,7 @@ def starting_settings(refs: Sequence[SlideRef]) -> Settings:
         raise errors[0] if errors else ManifestError("no slide has features; check the folder of --features")
     bag = bags[0][0]
     known = find_encoder(bag.encoder)
-    size = known.tile if known else _UNKNOWN_TILE
+    size = bag.pixels or (known.tile if known else min(_UNKNOWN_TILE, round(bag.side)))
     width = median(each.side * mpp for each, mpp in bags)
     return Settings().with_tables(
         {

@@ -29,7 +29,6 @@ from pipelines._runs import (
     Identity,
     Run,
     Summary,
-    check_pixels,
     check_together,
     count,
     open_run,
@@ -227,7 +226,6 @@ def _check(refs: Sequence[SlideRef], fitting: Fitting, others: _Others) -> None:
     """Refuse settings that cannot work, and missing packages, before any work."""
     check_source(refs, fitting.settings)
     check_trainable(fitting.settings, processes=1 if others.processes is None else others.processes.count)
-    check_pixels(fitting.settings)
     if fitting.tensorboard:
         check_tensorboard()
 
