@@ -136,7 +136,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _settings(backbone: str, side: int, folder: Path, changes: Sequence[str]) -> Settings:
+def settings_of(backbone: str, side: int, folder: Path, changes: Sequence[str]) -> Settings:
     """Save random weights, and return settings that load them."""
     path = folder / f"{backbone}.safetensors"
     with torch.random.fork_rng():
@@ -205,7 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for name, _, side in (each.partition(":") for each in options.networks)
             for row in measured(
                 paths,
-                _settings(name, int(side), Path(folder), options.changes),
+                settings_of(name, int(side), Path(folder), options.changes),
                 client,
                 Path(folder),
                 options.rounds,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from threading import Lock
@@ -103,6 +103,9 @@ def embed(
     {'done': 120, 'failed': 1, 'no_tissue': 0}
     """
     execution, out, settings = execution or Execution(), rooted(out), settings or Settings()
+    if settings.model.checkpoint:  # a worker on another machine has another current folder
+        file = str(rooted(settings.model.checkpoint))
+        settings = replace(settings, model=replace(settings.model, checkpoint=file))
     used = _used(settings)
     _check(settings, used, tiles, seed, dtype)
     from wsi_ats.models.embedding import load_encoder
@@ -111,12 +114,10 @@ def embed(
     digest = load_encoder(settings).digest
     drawn = {} if tiles is None else {"tiles": tiles}
     seed = seed or 0
-    identity = Identity(
-        "embed",
-        {**used, "features": {"dtype": dtype, **drawn}},
-        {"encoder": digest, "settings": digest_of(repr(used))},
-        seed if drawn else None,
-    )
+    # Weights count, and not where they are.
+    decides = {**used, "model": {"backbone": settings.model.backbone}, "features": {"dtype": dtype, **drawn}}
+    digests = {"encoder": digest, "settings": digest_of(repr(decides))}
+    identity = Identity("embed", decides, digests, seed if drawn else None)
     task = EmbedTask(out, identity.digest, settings, digest, tiles, seed, cast(Dtype, dtype))
     return run_stage(task, refs, identity, execution, refer=partial(settled, settings=settings))
 

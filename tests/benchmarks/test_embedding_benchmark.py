@@ -16,13 +16,13 @@ from wsi_ats.tables.files import read_csv
 
 @pytest.fixture(scope="module")
 def slide(tmp_path_factory):
-    return slide_of(tmp_path_factory.mktemp("slides"), 2048)
+    return slide_of(tmp_path_factory.mktemp("slides"), 4096)
 
 
 def test_the_table_is_written_and_its_ratios_are_of_the_numbers_beside_them(slide, tmp_path):
     embedding.main(
         [
-            *("--sides", "2048", "--slides", str(slide.parent), "--out", str(tmp_path)),
+            *("--sides", "4096", "--slides", str(slide.parent), "--out", str(tmp_path)),
             *("--rounds", "1", "--networks", "test_resnet:256"),
         ]
     )
@@ -37,7 +37,7 @@ def test_the_table_is_written_and_its_ratios_are_of_the_numbers_beside_them(slid
 
 
 def test_the_loop_computes_the_features_that_we_compute(slide, tmp_path):
-    settings = embedding._settings("test_resnet", 256, tmp_path, ["scoring.precision=float32"])
+    settings = embedding.settings_of("test_resnet", 256, tmp_path, ["scoring.precision=float32"])
     corners, _ = scoring.all_tissue(slide, settings)
     encoder = load_encoder(settings)
     tiles = embedding.Tiles([(slide, *corner) for corner in corners[:5].tolist()], 256, encoder)

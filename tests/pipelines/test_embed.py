@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import resource
+import shutil
 import signal
 import time
 from contextlib import contextmanager
@@ -19,11 +20,13 @@ from bad_slides import glass
 from conftest import LIMIT, files, start, table, without_times
 from interruptions import recorded
 
+from pipelines._features import starting_settings
 from pipelines._runs import Execution
 from pipelines.embed import EmbedTask, embed
 from pipelines.embed import _once as loaded_once
 from pipelines.embed import _used as used
 from wsi_ats.bags.opening import open_bag
+from wsi_ats.bags.writing import BagWriter
 from wsi_ats.errors import ArtifactError, ModelError, SettingsError
 from wsi_ats.files import read_json
 from wsi_ats.models.encoding import TileBatches
@@ -139,16 +142,31 @@ def test_clam_and_torchmil_read_the_files(embedded, refs):
 
 
 def test_training_reads_the_features(embedded, slides, run, tmp_path):
-    chosen = [word for change in ("tile.size=64", *TRAINING) for word in ("--set", change)]
+    chosen = [word for change in TRAINING for word in ("--set", change)]
     ran = run(
         *("train", slides, "--labels", slides / "labels.csv", "--features", embedded),
         *("--out", tmp_path / "run", *chosen),
     )
     assert ran.exit_code == 0, ran.stderr
-    model = read_json(tmp_path / "run" / "model.json")["settings"]["model"]
-    assert (model["backbone"], model["encoder"]) == ("features:64", "test_vit")
+    learned = read_json(tmp_path / "run" / "model.json")["settings"]
+    assert (learned["model"]["backbone"], learned["model"]["encoder"]) == ("features:64", "test_vit")
+    assert (learned["tile"]["size"], learned["tile"]["mpp"]) == (64, 0.5)
     for row in table(tmp_path / "run" / "slides.csv"):
         assert row["matched_tiles"] == row["feature_tiles"] == row["tissue_tiles"]
+
+
+@pytest.mark.parametrize(
+    ("side", "written", "size"), [(128, {}, 128), (512, {}, 256), (512, {"tile_size": 448}, 448)]
+)
+def test_tiles_of_a_training_have_the_size_that_the_encoder_saw_or_one_that_the_slide_has(
+    refs, tmp_path, side, written, size
+):
+    path = tmp_path / f"{refs[0].id}.h5"
+    about = {"size": (1536, 1024), "mpp": 0.5, "side": side, "width": 3, **written}
+    with BagWriter(path, name="a", **about) as writer:
+        writer.append(np.zeros((1, 2), int), np.zeros((1, 3)))
+    tile = starting_settings([replace(refs[0], features=(str(path),))]).tile
+    assert (tile.size, tile.mpp) == (size, float(f"{side * 0.5 / size:.4g}"))
 
 
 def test_a_draw_has_the_same_tiles_again_and_others_with_another_seed(refs, settings, client, tmp_path):
@@ -179,9 +197,7 @@ def test_a_draw_of_more_tiles_than_a_slide_has_takes_all(refs, settings, client,
     )
 
 
-def test_float16_rounds_what_is_stored_and_is_read_as_float32(
-    refs, settings, client, tmp_path, embedded
-):
+def test_float16_rounds_what_is_stored_and_is_read_as_float32(refs, settings, client, tmp_path, embedded):
     out, few = tmp_path / "half", refs[:1]
     embed(few, out, settings=settings, dtype="float16", execution=Execution(scheduler=client))
     found, whole = (stored(folder / f"{refs[0].id}.h5")["features"] for folder in (out, embedded))
@@ -361,6 +377,19 @@ def test_other_weights_or_options_need_another_folder_or_overwrite(refs, setting
     embed(few[:1], tmp_path / "out", settings=other, execution=again)
     names = [name for name in files(tmp_path / "out") if name.endswith(".h5")]
     assert names == ["mine.h5", f"{few[0].id}.h5"]
+
+
+def test_the_same_weights_in_another_file_continue_the_run(
+    refs, settings, client, weights, tmp_path, monkeypatch
+):
+    execution, few = Execution(scheduler=client), refs[:1]
+    embed(few, tmp_path / "out", settings=settings, execution=execution)
+    shutil.copy(weights, tmp_path / "copy.safetensors")
+    monkeypatch.chdir(tmp_path)  # of this process, and not of the worker
+    moved = replace(settings, model=replace(settings.model, checkpoint="copy.safetensors"))
+    assert embed(few, "out", settings=moved, execution=execution).reused == 1
+    embed(refs[:2], "out", settings=moved, execution=execution)
+    assert [row["status"] for row in table(tmp_path / "out" / "embedded.csv")] == ["done", "done"]
 
 
 def test_weights_that_differ_on_a_worker_are_refused(settings):
