@@ -61,6 +61,7 @@ OTHER = {
     "--max-tiles": ("99",),
     **dict.fromkeys(("--every", "--settle"), ("9",)),
     "--marker": (".done",),
+    "--features": ("missing",),
     "--encoder": ("resnet18",),
     "--dtype": ("float16",),
     "--codec": ("jpeg",),
