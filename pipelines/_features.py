@@ -67,8 +67,8 @@ def starting_settings(refs: Sequence[SlideRef], size: int | None = None) -> Sett
     refs
         Slides that name their features; the first few that can be opened decide.
     size
-        Side of a tile in pixels; by default that of the encoder's input, or 256 for an unknown encoder, but
-        not finer than the slides.
+        Side of a tile in pixels; by default the one that the encoder saw. If neither file nor encoder tells
+        it, it is 256 pixels, or those of level 0 if there are fewer.
 
     Raises
     ------
@@ -91,10 +91,9 @@ def starting_settings(refs: Sequence[SlideRef], size: int | None = None) -> Sett
         raise errors[0] if errors else ManifestError("no slide has features; check the folder of --features")
     bag = bags[0][0]
     known = find_encoder(bag.encoder)
-    finest = median(mpp for _, mpp in bags)
     width = median(each.side * mpp for each, mpp in bags)
     if size is None:
-        size = min(known.tile if known else _UNKNOWN_TILE, round(width / finest))
+        size = bag.pixels or (known.tile if known else min(_UNKNOWN_TILE, round(bag.side)))
     return Settings().with_tables(
         {
             "model": {"backbone": f"features:{bag.width}", "encoder": bag.encoder},

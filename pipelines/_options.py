@@ -129,7 +129,7 @@ class SettingsOptions:
     ] = None
 
     def settings(
-        self, base: Settings | None = None, *, changes: Mapping[str, float | None] | None = None
+        self, base: Settings | None = None, *, changes: Mapping[str, float | str | None] | None = None
     ) -> Settings:
         """Return the settings that result from ``--config``, then ``--qc`` and ``--set``, then ``changes``.
 

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from pipelines._arguments import (
+    EXECUTION,
     INPUT,
     MODEL,
     OUTPUT,
@@ -130,6 +131,49 @@ def convert(
     check_apart(slides, out, to)
     refs = source.refs(slides)
     return convert(refs, out, codec=codec, quality=quality, to=to, execution=execution(common, stage))
+
+
+@_stage
+def embed(
+    slides: Slides,
+    source: SlideOptions,
+    encoder: Annotated[
+        str,
+        text(
+            "--encoder",
+            "NAME",
+            "The encoder; short for --set model.backbone. `wsi-ats encoders` lists foundation encoders, "
+            "which also decide the size and resolution of tiles.",
+            panel=MODEL,
+        ),
+    ],
+    chosen: SettingsOptions,
+    out: Out,
+    stage: StageOptions,
+    common: CommonOptions,
+    tiles: Annotated[
+        int | None,
+        number(
+            "--tiles", "Encode this many tiles of each slide, drawn uniformly. Default: all.", panel=MODEL
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None, number("--seed", "With --tiles: random seed. Default: 0.", least=0, panel=EXECUTION)
+    ] = None,
+    dtype: Annotated[
+        str,
+        text(
+            "--dtype", "float32|float16", "Type of stored features; float16 halves the files.", panel=OUTPUT
+        ),
+    ] = "float32",
+) -> Result:
+    """Encode the tissue tiles of slides, and keep their features."""
+    from pipelines.embed import embed
+
+    settings = chosen.settings(changes={"model.backbone": encoder})
+    refs = source.refs(slides)
+    carried_out = execution(common, stage)
+    return embed(refs, out, settings=settings, tiles=tiles, seed=seed, dtype=dtype, execution=carried_out)
 
 
 @_stage

@@ -9,6 +9,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pipelines._batches import tile_batches
 from pipelines._records import Row, SlideTask, own_cores, settled
 from pipelines._runs import Execution, Identity, Summary, rooted
 from pipelines._stage import run_stage
@@ -268,15 +269,10 @@ def _once(
     import torch
 
     from wsi_ats.models.checkpoints import load_model
-    from wsi_ats.models.encoding import TileBatches
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     file = scoring.encoder_checkpoint
     loaded = load_model(folder, device, encoder=by_pixels, encoder_checkpoint=file)
     if loaded.digest != digest:
         raise ModelError(f"the model in {folder} changed while it was in use; score again")
-    lanes = own_cores() if device.type == "cpu" else 1
-    encoder = TileBatches(
-        loaded.model.embed, device=device, precision=scoring.precision, lanes=lanes, threads=1
-    )
-    return loaded, encoder
+    return loaded, tile_batches(loaded.model.embed, device, scoring.precision)

@@ -96,6 +96,8 @@ TENSORS = [
 TENSORS += [
     "pipelines._tensorboard",
     "pipelines._fitting",
+    "pipelines._batches",
+    "pipelines.embed",
     "pipelines.score",
     "pipelines._demo_arms",
 ]  # where a device is chosen

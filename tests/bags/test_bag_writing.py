@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import signal
 import subprocess
 import sys
@@ -234,3 +235,22 @@ def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ArtifactError, match="cannot be written"), writer(tmp_path / "file" / "a.h5"):
         pass
+
+
+@pytest.mark.parametrize("size", [1, 100, 5_000, 20_000, 1_100_000, 2_500_000, 6_000_000])
+def test_a_full_disk_is_an_error_and_not_the_end_of_the_process(tmp_path, size):
+    """HDF5 crashes when it closes a file that it could not write."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def write_too_much() -> None:
+        with writer(tmp_path / "a.h5", width=1024) as file:
+            for _ in range(4):
+                file.append(np.zeros((500, 2), int), np.ones((500, 1024)))
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        with pytest.raises(ArtifactError, match=r"a.h5 cannot be written: File too large; check the disk's"):
+            write_too_much()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())

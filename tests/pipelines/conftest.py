@@ -61,15 +61,21 @@ def slides(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def published(tmp_path_factory) -> list[str]:
-    """Options for a frozen backbone with weights of its own, the same with all seeds."""
+def weights(tmp_path_factory) -> Path:
+    """A weights file of the backbone of ``SETTINGS``."""
     from safetensors.torch import save_file  # with torch, which takes seconds to import
 
     from wsi_ats.nn.backbone import create_backbone
 
     path = tmp_path_factory.mktemp("published") / "weights.safetensors"
     save_file(create_backbone("test_vit", pretrained=False, size=64).network.state_dict(), path)
-    return ["--set", f"model.checkpoint={path}", "--set", "training.fine_tuning=frozen"]
+    return path
+
+
+@pytest.fixture(scope="session")
+def published(weights) -> list[str]:
+    """Options for a frozen backbone with weights of its own, the same with all seeds."""
+    return ["--set", f"model.checkpoint={weights}", "--set", "training.fine_tuning=frozen"]
 
 
 @pytest.fixture(scope="session")
@@ -224,7 +230,7 @@ def run(request) -> Callable[..., Ran]:
 
     def run(*arguments: object, scheduler: str | None = "shared") -> Ran:
         words = [str(each) for each in arguments]
-        if scheduler == "shared" and words[0] in {"prepare", "convert", "train", "score"}:
+        if scheduler == "shared" and words[0] in {"prepare", "convert", "embed", "train", "score"}:
             scheduler = request.getfixturevalue("address")
         if scheduler not in {None, "shared"}:
             words += ["--scheduler", str(scheduler)]

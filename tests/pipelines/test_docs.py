@@ -19,11 +19,18 @@ import fsspec
 import pytest
 import typer
 import yaml
+from bag_files import clam_features, clam_patches, clam_tensor, numbers, stamp, trident, trident_attributes
 from conftest import files, free_port, table
 from distributed import Client
-from documented import DASK, PAGES, TEXTS, Command, blocks, carry_out, containers, typed, written
+from documented import DASK, PAGES, TEXTS, Command, blocks, carry_out, containers, done, typed, written
 
 from pipelines.cli import app
+from wsi_ats.files import read_json
+from wsi_ats.overview.overview import read_overview
+from wsi_ats.settings import Settings
+from wsi_ats.slides import open_slide
+
+LABS = ("clam", "trident", "stamp")
 
 ALL = [
     pytest.param(each, id=f"{page}-{' '.join(each.words)[:60]}")
@@ -185,3 +192,44 @@ def test_storage(desk, run, s3, client, address):
     assert {row["path"] for row in table(Path("scores_of_pyramids/predictions.csv"))} == {
         f"{bucket}/pyramids/{path.stem}.ome.zarr" for path in (desk / "slides").iterdir()
     }
+
+
+def write_features_of_others(path: Path) -> None:
+    """Write features of a slide as CLAM, TRIDENT and STAMP lay them out, in the current folder."""
+    with open_slide(path) as slide:
+        tissue = read_overview(slide, Settings()).tissue
+    corners = tissue.grid.boxes(tissue.cells)[:, :2]
+    values, name = numbers(len(corners), 32), path.stem
+    clam_patches(Path("clam"), name, corners, level=0, downsample=1.0)
+    clam_features(Path("clam/features"), name, corners, values)
+    clam_tensor(Path("clam/features"), name, values)
+    scanned = trident_attributes(name, patch_size_level0=256, level0_magnification=20)
+    trident(Path("trident"), name, corners, values, attributes=scanned)
+    stamp(Path(f"stamp/mahmood-uni2-1a2b3c4d/{name}.h5"), corners, values, mpp=0.5)
+
+
+def test_features(desk, run, weights):
+    for path in sorted((desk / "slides").iterdir()):
+        write_features_of_others(path)
+    (encoding,) = (each for each in typed("features") if each.words[1] == "embed")
+    quick = {
+        "embed": ("tile.size=256", f"model.checkpoint={weights}"),
+        "train": (
+            *("sampling.tiles=4", "training.epochs=1", "training.tiles=4", "training.attention_epochs=1"),
+            *("training.attention_tiles=8", "training.slides_per_step=2", "training.calibration_tiles=8"),
+            "training.validation=0.34",
+        ),
+    }
+    for command in (encoding, *typed("features")):
+        words = ["test_vit" if word == "uni" else word for word in command.words[1:]]
+        words += [word for change in quick.get(words[0], ()) for word in ("--set", change)]
+        ran = run(*words)
+        assert ran.exit_code == 0, (words, ran.stdout, ran.stderr)
+    used = {
+        out: read_json(Path(out) / "model.json")["settings"]
+        for out in ("run", *map("run_on_{}".format, LABS))
+    }
+    assert [each["model"]["backbone"] for each in used.values()] == ["features:64", *["features:32"] * 3]
+    assert [each["model"]["encoder"] for each in used.values()] == ["test_vit", "", "uni", "uni2-h"]
+    assert done("scores")
+    assert done("scores_on_trident")

@@ -61,6 +61,9 @@ OTHER = {
     "--max-tiles": ("99",),
     **dict.fromkeys(("--every", "--settle"), ("9",)),
     "--marker": (".done",),
+    "--features": ("missing",),
+    "--encoder": ("resnet18",),
+    "--dtype": ("float16",),
     "--codec": ("jpeg",),
     "--quality": ("50",),
     "--to": ("qupath",),
@@ -101,15 +104,19 @@ def folder(tmp_path_factory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def words(slides, model) -> dict[str, list[str]]:
+def words(slides, model, weights) -> dict[str, list[str]]:
     """The fewest words of each command."""
     labels, out = ["--labels", str(slides / "labels.csv")], ["--out", "out"]
+    changes = ("tile.size=64", f"model.checkpoint={weights}")
+    encoder = ["--encoder", "test_vit", *(word for each in changes for word in ("--set", each))]
     shown = {
         "info": [str(slides)],
         "prepare": [str(slides), *out],
         "convert": [str(slides), *out],
+        "embed": [str(slides), *encoder, *out],
         "train": [str(slides), *labels, *out],
         "crossval": [str(slides), *labels, *out],
+        "plan": [str(slides), *labels, *out],
         "score": [str(slides), "--model", str(model), *out],
         "evaluate": ["scores", *labels, *out],
         "export": ["scores", "--to", "csv", *out],
@@ -244,7 +251,7 @@ def scores(tmp_path_factory, slides, model, address) -> Path:
     return out
 
 
-@pytest.mark.parametrize("name", ["prepare", "convert", "score", "evaluate", "export"])
+@pytest.mark.parametrize("name", ["prepare", "convert", "embed", "score", "evaluate", "export"])
 def test_a_stage_reads_what_its_options_set_and_nothing_else(
     name, words, scores, address, tmp_path, monkeypatch
 ):

@@ -67,6 +67,8 @@ class Bag:
         The rows in the file.
     encoder
         Name of the encoder, as :func:`wsi_ats.bags.encoders.encoder_name` gives it; empty if unknown.
+    pixels
+        Side of a tile in pixels of the encoder's input, if the file is one of ours.
 
     Raises
     ------
@@ -90,6 +92,7 @@ class Bag:
     side: float
     stored: Rows
     encoder: str = ""
+    pixels: int | None = None
 
     def __post_init__(self) -> None:
         if self.corners.ndim != 2 or self.corners.shape[1] != 2 or self.corners.dtype != np.int64:

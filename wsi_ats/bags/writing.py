@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from importlib.metadata import version
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -28,6 +29,31 @@ Precision = Literal["float32", "float16"]
 """Types of stored features."""
 
 
+class _Disk(FileIO):
+    """A file that keeps its first error to itself: HDF5 ends the process if it cannot write, or crashes."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any, /) -> int:
+        """Write all of some data, unless the disk is full."""
+        left = memoryview(data).cast("B")
+        size = len(left)
+        try:
+            while left and self.error is None:
+                left = left[super().write(left) or 0 :]
+        except OSError as error:
+            self.error = error
+        return size
+
+    def truncate(self, size: int | None = None, /) -> int:
+        """Change the size, unless the disk is full."""
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return size or 0
+
+
 class BagWriter:
     """A file of features that grows by batches and appears when it is complete.
 
@@ -35,7 +61,8 @@ class BagWriter:
 
     Attributes of both tools describe tiles in level-0 pixels, so CLAM (``patch_size`` in pixels of
     ``patch_level`` 0) and TRIDENT (``patch_size_level0``) find the same tiles. Our own attributes add what
-    these cannot hold: ``side`` is not rounded, and ``tile_size`` is the size that the encoder saw.
+    these cannot hold: ``side`` is not rounded, and ``tile_size`` pixels of ``tile_mpp`` micrometres are what
+    the encoder saw.
 
     Parameters
     ----------
@@ -59,6 +86,8 @@ class BagWriter:
         Name of the encoder.
     digest
         Fingerprint of the encoder.
+    precision
+        Number format in which the encoder computed, for example ``bfloat16``.
     dtype
         Type of the stored features. ``float16`` halves the file, and rounds to three digits.
 
@@ -87,6 +116,7 @@ class BagWriter:
         tile_size: int | None = None,
         encoder: str = "",
         digest: str = "",
+        precision: str = "",
         dtype: Precision = "float32",
     ) -> None:
         if not (min(*size, width) >= 1 and side >= 1 and mpp > 0 and 0 <= overlap < side):
@@ -97,7 +127,8 @@ class BagWriter:
         self.path = path
         self._width, self._dtype = width, np.dtype(dtype)
         pixels, magnification = round(side), round(10 / mpp)
-        ours = {"encoder": encoder, "encoder_digest": digest, "wsi_ats_version": version("wsi-ats")}
+        ours = {"encoder": encoder, "encoder_digest": digest, "precision": precision}
+        ours["wsi_ats_version"] = version("wsi-ats")
         self._attributes: dict[str, Any] = {
             "name": name,
             "savetodir": str(path.parent),
@@ -115,16 +146,19 @@ class BagWriter:
             "level0_height": size[1],
             "side": float(side),
             "mpp": float(mpp),
-            **({} if tile_size is None else {"tile_size": tile_size}),
+            **({} if tile_size is None else {"tile_size": tile_size, "tile_mpp": side * mpp / tile_size}),
         }
         self._encoder = ours
         self._stack = ExitStack()
         self._file: Any = None
+        self._disk: Any = None
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             temporary = stack.enter_context(atomic(self.path))
-            self._file = stack.enter_context(h5py.File(temporary, "w"))
+            self._disk = stack.enter_context(_Disk(temporary, "w+"))
+            stack.callback(self._check)  # after the file is closed, which writes the rest
+            self._file = stack.enter_context(h5py.File(self._disk, "w"))
             rows = max(1, _CHUNK // (self._width * self._dtype.itemsize))
             for name, dtype, width in (("features", self._dtype, self._width), ("coords", np.int64, 2)):
                 self._file.create_dataset(
@@ -173,16 +207,18 @@ class BagWriter:
                 f"the tile at level-0 pixel {tuple(corners[bad].tolist())} has features that are NaN, "
                 f"infinite or too large for {self._dtype}",
             )
-        try:
-            for name, batch in (("features", values), ("coords", corners)):
-                stored = self._file[name]
-                stored.resize(len(stored) + count, axis=0)
-                if count:
-                    stored[-count:] = batch
-        except (OSError, RuntimeError) as error:
+        for name, batch in (("features", values), ("coords", corners)):
+            stored = self._file[name]
+            stored.resize(len(stored) + count, axis=0)
+            if count:
+                stored[-count:] = batch
+        self._check()
+
+    def _check(self) -> None:
+        if self._disk.error is not None:
             raise ArtifactError(
-                f"{self.path} cannot be written: {error}; check the disk's free space"
-            ) from error
+                f"{self.path} cannot be written: {self._disk.error.strerror}; check the disk's free space"
+            ) from self._disk.error
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

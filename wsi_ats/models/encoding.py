@@ -314,13 +314,61 @@ def encode_cells(
     SlideError
         When a tile cannot be read.
     """
-    begun: deque[Future[Tensor]] = deque()
     encoded: list[Tensor] = []
     empty = 0
-    for part in np.array_split(cells, -(-len(cells) // at_a_time)):
+
+    def counted(part: IntArray) -> Pixels:
+        nonlocal empty
         tiles = read(part)
-        begun.append(batches.encode(tiles))
         empty += int(are_empty(tiles).sum())
+        return tiles
+
+    for _, features in encode_parts(batches, counted, cells, at_a_time=at_a_time):
+        encoded.append(features)
+    return torch.cat(encoded), empty
+
+
+def encode_parts(
+    batches: TileBatches,
+    read: Callable[[IntArray], Pixels],
+    cells: IntArray,
+    *,
+    at_a_time: int = TILES_AT_A_TIME,
+) -> Iterator[tuple[IntArray, Tensor]]:
+    """Read some cells while others are encoded, and keep neither pixels nor features of those that are done.
+
+    Parameters
+    ----------
+    batches, read, at_a_time
+        See :func:`encode_cells`.
+    cells
+        Flat cell numbers, shape (N,).
+
+    Yields
+    ------
+    ndarray of int64, shape (n,), and Tensor, shape (n, D)
+        Cells in the given order, and their features.
+
+    Raises
+    ------
+    SlideError
+        When a tile cannot be read.
+
+    Examples
+    --------
+    >>> with TileBatches(lambda tiles: tiles.float().mean((1, 2)), size=2) as batches:
+    ...     read = lambda cells: np.repeat(cells.astype(np.uint8), 48).reshape(-1, 4, 4, 3)
+    ...     parts = list(encode_parts(batches, read, np.arange(3), at_a_time=2))
+    >>> [(cells.tolist(), features[:, 0].tolist()) for cells, features in parts]
+    [([0, 1], [0.0, 1.0]), ([2], [2.0])]
+    """
+    begun: deque[tuple[IntArray, Future[Tensor]]] = deque()
+    # Whole parts: a part that does not fill its last batch is padded.
+    for first in range(0, len(cells), at_a_time):
+        part = cells[first : first + at_a_time]
+        begun.append((part, batches.encode(read(part))))
         if len(begun) > 1:
-            encoded.append(begun.popleft().result())
-    return torch.cat([*encoded, *(each.result() for each in begun)]), empty
+            part, features = begun.popleft()
+            yield part, features.result()
+    for part, features in begun:
+        yield part, features.result()
