@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics
 
+from tasks.examples import EXAMPLES, Example
 from wsi_ats.tasks import evaluation
 from wsi_ats.tasks.evaluation import auc, bootstrap, main_metric, metrics_table
 from wsi_ats.tasks.registry import TASKS
+from wsi_ats.tasks.targets import Target
 
 
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 5)), min_size=2, max_size=30))
@@ -93,14 +95,12 @@ def test_an_absent_class_makes_only_dependent_metrics_none():
     assert undefined("classification", [[0], [1]], ["no", "yes"]) == ""
 
 
-@pytest.mark.parametrize(
-    ("task", "targets", "columns"),
-    [("classification", 1, 2), ("multilabel", 2, 2), ("regression", 1, 1), ("survival", 2, 1)],
-)
-def test_metrics_of_no_slides_are_undefined(task, targets, columns):
-    true, scores = np.empty((0, targets)), np.empty((0, columns))
+@pytest.mark.parametrize("task", TASKS)
+def test_metrics_of_no_slides_are_undefined(task):
+    example = EXAMPLES[task]
+    true, scores = example.targets(0), example.scores(0)
     assert set(metrics_of(task, true, scores).values()) == {None}
-    rows = metrics_table(TASKS[task], ["a", "b"][:columns], true, scores, [], resamples=5, seed=0)
+    rows = metrics_table(TASKS[task], example.target.names, true, scores, [], resamples=5, seed=0)
     assert {row["note"] for row in rows} == {"not defined: there are no slides to evaluate"}
     assert {(row["value"], row["low"], row["n"], row["cases"]) for row in rows} == {(None, None, 0, 0)}
 
@@ -150,23 +150,16 @@ def test_survival_is_judged_by_concordance():
     assert undefined("survival", [[1, 0], [2, 0]], ["risk"]) == "no event was observed"
 
 
-@pytest.mark.parametrize("task", ["classification", "three classes", "multilabel", "regression", "survival"])
+TWO_CLASSES = Example(Target("classification", ("x", "y")), ("prob_x", "prob_y"), ("y", "x", "x"))
+
+
+@pytest.mark.parametrize("example", [*EXAMPLES.values(), TWO_CLASSES], ids=lambda example: example.columns)
 @pytest.mark.parametrize("cases", [0, 1, 40])
-def test_the_main_metric_alone_is_the_first_of_all(task, cases):
-    rng = np.random.default_rng(0)
-    targets = {
-        "classification": rng.integers(2, size=(cases, 1)),
-        "three classes": rng.integers(3, size=(cases, 1)),
-        "multilabel": np.where(rng.random((cases, 3)) < 0.2, np.nan, rng.integers(2, size=(cases, 3))),
-        "regression": rng.normal(size=(cases, 1)),
-        "survival": np.stack([rng.exponential(size=cases), rng.integers(2, size=cases)], 1),
-    }[task]
-    columns = {"classification": 2, "three classes": 3, "multilabel": 3}.get(task, 1)
-    scores = rng.dirichlet(np.ones(columns), cases) if "class" in task else rng.random((cases, columns))
-    task = "classification" if "class" in task else task
-    every = metrics_of(task, targets, scores)
-    assert main_metric(TASKS[task], targets, scores) == next(iter(every.items()))
-    assert cases < 40 or main_metric(TASKS[task], targets, scores)[1] is not None
+def test_the_main_metric_alone_is_the_first_of_all(example, cases):
+    task, targets, scores = example.task, example.targets(cases), example.scores(cases)
+    every = metrics_of(task.name, targets, scores)
+    assert main_metric(task, targets, scores) == next(iter(every.items()))
+    assert cases < 40 or main_metric(task, targets, scores)[1] is not None
 
 
 def mean_of(values):

@@ -11,21 +11,15 @@ import pandas as pd
 import pytest
 import torch
 
+from tasks.examples import EXAMPLES
 from wsi_ats.tasks.registry import TASKS
 from wsi_ats.tasks.survival import cox
 
 
-def outputs_and_targets(task, *, slides=5, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(0)
-    width = {"classification": 3, "multilabel": 3}.get(task, 1)
-    outputs = torch.randn(slides, width, generator=generator, dtype=torch.float64)
-    targets = {
-        "classification": torch.arange(slides)[:, None] % 3,
-        "multilabel": (torch.rand(slides, 3, generator=generator) > 0.5),
-        "regression": torch.randn(slides, 1, generator=generator),
-        "survival": torch.tensor([[3.0, 1], [1, 0], [3, 1], [2, 1], [5, 0]])[:slides],
-    }[task]
-    return outputs.to(dtype).requires_grad_(), targets.double()
+def outputs_and_targets(task, *, dtype=torch.float64):
+    example = EXAMPLES[task]
+    targets = example.target.normalise(torch.from_numpy(example.targets()))
+    return example.outputs().to(dtype).requires_grad_(), targets
 
 
 def test_classification_is_cross_entropy():
@@ -137,8 +131,8 @@ def test_a_batch_without_events_has_no_gradient():
     targets[:, 1] = 0
     found = TASKS["survival"].losses(outputs, targets)
     found.mean().backward()
-    assert found.tolist() == [0] * 5
-    assert outputs.grad.flatten().tolist() == [0] * 5
+    assert found.tolist() == [0] * 6
+    assert outputs.grad.flatten().tolist() == [0] * 6
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -146,15 +140,15 @@ def test_there_is_one_loss_a_slide_in_single_precision_or_better(task):
     for dtype in (torch.bfloat16, torch.float32, torch.float64):
         outputs, targets = outputs_and_targets(task, dtype=dtype)
         found = TASKS[task].losses(outputs, targets)
-        assert found.shape == (5,)
+        assert found.shape == (6,)
         assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
         assert TASKS[task].losses(outputs[:0], targets[:0]).shape == (0,)
 
 
-@pytest.mark.parametrize("task", ["classification", "multilabel", "regression"])
+@pytest.mark.parametrize("task", [name for name, task in TASKS.items() if not task.relative])
 def test_the_loss_of_a_slide_does_not_depend_on_others(task):
     outputs, targets = outputs_and_targets(task)
-    alone = torch.cat([TASKS[task].losses(outputs[i : i + 1], targets[i : i + 1]) for i in range(5)])
+    alone = torch.cat([TASKS[task].losses(outputs[i : i + 1], targets[i : i + 1]) for i in range(6)])
     torch.testing.assert_close(TASKS[task].losses(outputs, targets), alone, atol=1e-12, rtol=0)
 
 
