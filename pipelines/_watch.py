@@ -162,7 +162,7 @@ class Watch:
         """Slides that are present and have not been taken in their current state, complete or not."""
         return [seen.ref for name, seen in self._seen.items() if self._taken.get(name) != seen.state]
 
-    def look(self) -> list[SlideRef]:
+    def check(self) -> list[SlideRef]:
         """Check all sources; list the slides that are complete and not taken in their current state."""
         listed, whole = self._list()
         there, complete = set(), []

@@ -64,7 +64,7 @@ def test_output_files(done, slides):
 
 
 def test_metrics_of_each_fold_and_of_all(done):
-    rows = [row for row in table(done / "metrics.csv") if row["figure"] == "auc"]
+    rows = [row for row in table(done / "metrics.csv") if row["metric"] == "auc"]
     assert [row["fold"] for row in rows] == ["fold_0", "fold_1", "fold_2", "pooled", "mean"]
     assert [row["n"] for row in rows] == ["2", "2", "2", "6", "6"]
     each = [float(row["value"]) for row in rows]
@@ -92,8 +92,8 @@ def test_a_stopped_run_resumes_with_the_splits_it_wrote(crossval, done, tmp_path
     assert again.stderr.count("nothing to do") == 1
     assert "fold_2 (3 of 3): 2 train, 2 val, 2 test" in again.stderr
     assert again.json["counts"] == {"folds": 3, "evaluated": 6, "left_out": 0}
-    figures = {row["figure"]: row["value"] for row in again.json["figures"]}
-    assert {"auc (fold_0)", "auc (pooled)", "accuracy (mean)"} < figures.keys()
+    metrics = {row["metric"]: row["value"] for row in again.json["metrics"]}
+    assert {"auc (fold_0)", "auc (pooled)", "accuracy (mean)"} < metrics.keys()
     for name in ("metrics.csv", "evaluated.csv", "roc.csv", "splits/splits_2.csv"):
         assert (tmp_path / "cv" / name).read_bytes() == (done / name).read_bytes()
 
@@ -157,7 +157,7 @@ def test_a_class_absent_from_a_fold_and_a_slide_that_cannot_be_read(crossval, sl
     assert ran.json["counts"] == {"folds": 2, "evaluated": 2, "left_out": 1}
     assert ran.json["notes"]["failed"] == "1 (slide_006)"
     assert "splits_0.csv: 0 of its slides have no label, and 1 with labels are not in it" in ran.stderr
-    rows = {(row["fold"], row["figure"]): row for row in table(tmp_path / "cv" / "metrics.csv")}
+    rows = {(row["fold"], row["metric"]): row for row in table(tmp_path / "cv" / "metrics.csv")}
     assert rows["fold_0", "auc"]["note"] == "not defined: there are no slides of class 'positive'"
     assert rows["fold_1", "auc"]["value"] == rows["mean", "auc"]["value"] == ""
     assert rows["mean", "auc"]["note"] == "not defined in any fold"
@@ -182,7 +182,7 @@ def test_regression_is_cross_validated_and_overwrites_earlier_results(crossval, 
         "splits",
     ]
     assert files(tmp_path / "cv" / "splits") == ["splits_0.csv", "splits_1.csv"]
-    assert {row["figure"] for row in table(tmp_path / "cv" / "metrics.csv")} == {"r2", "mae", "rmse"}
+    assert {row["metric"] for row in table(tmp_path / "cv" / "metrics.csv")} == {"r2", "mae", "rmse"}
 
 
 def test_survival_is_evaluated_within_each_fold(crossval, slides, tmp_path):

@@ -75,7 +75,7 @@ def forty(tmp_path):
 
 
 def metrics(tmp_path):
-    return {row["figure"]: row for row in table(tmp_path / "out" / "metrics.csv")}
+    return {row["metric"]: row for row in table(tmp_path / "out" / "metrics.csv")}
 
 
 def test_output_files(evaluate, forty, tmp_path):
@@ -89,7 +89,7 @@ def test_output_files(evaluate, forty, tmp_path):
     assert float(found["auc"]["value"]) == roc_auc_score(true, positive)
     assert float(found["auc"]["low"]) <= float(found["auc"]["value"]) <= float(found["auc"]["high"])
     assert (found["auc"]["n"], found["auc"]["cases"]) == ("40", "20")
-    assert ran.json["figures"][0]["value"] == roc_auc_score(true, positive)
+    assert ran.json["metrics"][0]["value"] == roc_auc_score(true, positive)
     assert ran.json["counts"] == {"evaluated": 40, "left_out": 0}
     confusion = table(out / "confusion.csv")
     assert [row["true"] for row in confusion] == ["negative", "positive"]

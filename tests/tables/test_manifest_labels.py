@@ -36,6 +36,16 @@ def test_labels_without_slide_and_slides_without_label_are_counted_in_the_log(fo
     ]
 
 
+def test_slides_without_label_in_several_sources_are_counted_once(folder, caplog):
+    sources = [
+        table(folder, f"path,label\n{name}.svs,{label}\n", f"{name}.csv") for name, label in ("ax", "b ")
+    ]
+    with caplog.at_level(logging.WARNING):
+        refs = read_manifest(sources)
+    assert [(ref.id, ref.label) for ref in refs] == [("a", "x"), ("b", None)]
+    assert [record.getMessage() for record in caplog.records] == ["1 of 2 slides have no label: b"]
+
+
 def test_a_label_column_without_a_table_is_refused(folder):
     with pytest.raises(ManifestError, match="the label column 'x' needs a table"):
         read_manifest(folder, label_column="x")

@@ -196,7 +196,7 @@ def test_resamples_without_a_class_are_counted_and_left_out():
     rows = metrics_table(
         TASKS["classification"], ["no", "yes"], true, scores, list("abcd"), resamples=400, seed=0
     )
-    area, accuracy = (next(row for row in rows if row["figure"] == name) for name in ("auc", "accuracy"))
+    area, accuracy = (next(row for row in rows if row["metric"] == name) for name in ("auc", "accuracy"))
     # A resample of four lacks the one with chance (3/4)^4, and holds nothing else with (1/4)^4.
     assert area["undefined_resamples"] == pytest.approx(400 * (81 + 1) / 256, abs=30)
     assert accuracy["undefined_resamples"] == 0

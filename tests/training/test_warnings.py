@@ -129,7 +129,7 @@ def test_attention_that_collapses_by_chance_is_reported(tmp_path):
 
 
 def test_attention_that_is_narrow_and_right_has_not_collapsed(tmp_path):
-    found, said = ran(tmp_path, *JOINT, "training.teaching=1")
+    found, said = ran(tmp_path, *JOINT, "training.supervision=1")
     assert found.rows[-1]["effective_cells"] < 16
     assert found.by_attention["auc"] > 0.95
     assert said == []

@@ -15,7 +15,7 @@ from wsi_ats.errors import ModelError
 from wsi_ats.geometry import Grid, IntArray
 from wsi_ats.models.batches import Example, Reader
 from wsi_ats.models.encoding import TileBatches
-from wsi_ats.models.evidence import Attended
+from wsi_ats.models.evidence import TileAttention
 from wsi_ats.nn.network import SlideNetwork
 from wsi_ats.overview.records import Overview
 from wsi_ats.settings import Settings
@@ -47,7 +47,7 @@ class WeightedTiles:
     attention: Tensor
     inclusion: Tensor
     weight: Tensor
-    attended: Attended
+    attended: TileAttention
 
 
 @dataclass(frozen=True)

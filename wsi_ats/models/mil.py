@@ -21,7 +21,7 @@ from wsi_ats.models.batches import Example, Reader
 from wsi_ats.models.calibration import calibrate, embed_in_parts, uniform_tiles, varied
 from wsi_ats.models.drawing import top_share
 from wsi_ats.models.encoding import TILES_AT_A_TIME, TileBatches, encode_cells, encoder_for
-from wsi_ats.models.evidence import Attended
+from wsi_ats.models.evidence import TileAttention
 from wsi_ats.models.features import Features
 from wsi_ats.nn import expectation
 from wsi_ats.nn.encoder import build_encoder
@@ -118,7 +118,7 @@ class MultipleInstanceLearning:
                 features, empty = encode_cells(batches, read, cells, at_a_time=self.at_a_time)
             outputs, logits, log_mass = self._classify(features)
         attention = torch.softmax(logits, 0)
-        attended = Attended(
+        attended = TileAttention(
             torch.log_softmax(logits, 0), log_mass, expectation.entropy(attention), top_share(attention)
         )
         inclusion = torch.ones(len(cells), dtype=torch.float64)

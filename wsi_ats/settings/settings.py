@@ -208,7 +208,7 @@ class Settings:
             self._check_phases()
         else:
             require(learning.epochs > 0, "there are no epochs to train; set training.epochs")
-            for name in ("joint_epochs", "teaching"):
+            for name in ("joint_epochs", "supervision"):
                 value = getattr(learning, name)
                 require(
                     not value,

@@ -90,7 +90,7 @@ class TrainingSettings:
     entropy: float = setting(1e-4, fixes=Fixes.TRAINING, must=at_least(0), needs="attends")
     """Strength of the entropy term that keeps attention spread out in joint training; the value is from the
     paper's scripts."""
-    teaching: float = setting(0.0, fixes=Fixes.TRAINING, must=at_least(0), needs="attends")
+    supervision: float = setting(0.0, fixes=Fixes.TRAINING, must=at_least(0), needs="attends")
     """Strength of attention supervision by the posterior of the drawn tiles (:mod:`wsi_ats.nn.supervision`)
     in joint training of classes; it is added to the gradient of the slide's loss. Use it for joint training
     from the start, when that gradient alone is noise; after the other phases it narrows attention too far."""

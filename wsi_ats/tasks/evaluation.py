@@ -224,7 +224,7 @@ def metrics_table(
     Returns
     -------
     list of dict
-        ``figure`` (the metric's name), ``value``, ``low``, ``high``, ``n`` (slides, or cases if each row is
+        ``metric`` (its name), ``value``, ``low``, ``high``, ``n`` (slides, or cases if each row is
         one), ``cases``, ``undefined_resamples`` and ``note``, the reason for a missing value.
     """
 
@@ -236,7 +236,7 @@ def metrics_table(
     why = task.undefined(targets, names) if len(targets) else "there are no slides to evaluate"
     return [
         {
-            "figure": name,
+            "metric": name,
             "value": value,
             "low": intervals[name].low if value is not None else None,
             "high": intervals[name].high if value is not None else None,

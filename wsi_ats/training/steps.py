@@ -124,8 +124,8 @@ class Steps:
         slides = sum(len(self.setup.units[unit]) for unit, _ in batch)
         entropy = torch.stack([tiles.attended.entropy for tiles in result.drawn])
         total = total - learning.entropy * entropy.sum() / slides
-        if learning.teaching and self.setup.target.definition.has_classes:
-            total = total + learning.teaching * self._supervision(part, result) / slides
+        if learning.supervision and self.setup.target.definition.has_classes:
+            total = total + learning.supervision * self._supervision(part, result) / slides
         return total
 
     def _supervision(self, part: _Pass, result: Estimates) -> Tensor:
