@@ -14,8 +14,7 @@ from pydicom.uid import ExplicitVRLittleEndian, MediaStorageDirectoryStorage, Se
 from wsi_ats.errors import ManifestError, SlideOpenError
 from wsi_ats.slides import open_slide
 from wsi_ats.slides.dicom import files_of_series, is_dicom, read_instance
-from wsi_ats.tables.manifest import read_manifest
-from wsi_ats.tables.sources import find_slides
+from wsi_ats.tables.manifest import find_slides, read_manifest
 from wsi_ats.testing.dicom import write_dicom
 
 SERIES = [f"1.3.6.1.4.1.5962.99.1.{number}.1637717011470.2.0" for number in (1334438926, 1334438927)]

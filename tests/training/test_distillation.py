@@ -15,7 +15,7 @@ from wsi_ats.models.batches import TileReader
 from wsi_ats.models.evidence import Evidence, TileAttention
 from wsi_ats.models.kinds import method_for
 from wsi_ats.nn.distillation import influence, target
-from wsi_ats.nn.pooling import POOLINGS
+from wsi_ats.nn.expectation import POOLINGS
 from wsi_ats.training.distillation import (
     _SCALES,
     FEWEST_TO_JUDGE,

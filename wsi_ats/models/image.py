@@ -17,8 +17,8 @@ from wsi_ats.models.base import DrawLogits, Kind, OneByOne, naming
 from wsi_ats.models.batches import Example, Reader
 from wsi_ats.models.encoding import TileBatches
 from wsi_ats.nn.encoder import build_encoder
-from wsi_ats.nn.image import ImageClassifier
 from wsi_ats.nn.memory import free_bytes, peak_bytes
+from wsi_ats.nn.network import ImageClassifier
 from wsi_ats.nn.precision import autocast
 from wsi_ats.overview.records import Overview
 from wsi_ats.overview.tiles import read_thumbnail
@@ -35,6 +35,8 @@ class WholeImage(OneByOne):
 
     Parameters
     ----------
+    model, settings, device
+        As in the latter.
     free
         Function that returns the free bytes of a device.
     """

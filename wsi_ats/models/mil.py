@@ -25,7 +25,7 @@ from wsi_ats.models.evidence import TileAttention
 from wsi_ats.models.features import Features
 from wsi_ats.nn import expectation
 from wsi_ats.nn.encoder import build_encoder
-from wsi_ats.nn.mil import AttentionMIL
+from wsi_ats.nn.network import AttentionMIL
 from wsi_ats.nn.precision import autocast
 from wsi_ats.overview.records import Overview
 from wsi_ats.overview.tiles import read_tiles
@@ -39,6 +39,8 @@ class MultipleInstanceLearning(OneByOne):
 
     Parameters
     ----------
+    model, settings, device
+        As in the latter.
     at_a_time
         Number of tiles read together; at scoring, as many more may be waiting to be encoded.
     """

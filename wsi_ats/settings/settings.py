@@ -22,9 +22,9 @@ from wsi_ats.settings.sections import (
     ScoringSettings,
     ThumbnailSettings,
     TileSettings,
+    TrainingSettings,
 )
 from wsi_ats.settings.tables import build, known_section, parse, with_kind
-from wsi_ats.settings.training import TrainingSettings
 
 _Model = TypeVar("_Model", bound=ModelSettings)
 

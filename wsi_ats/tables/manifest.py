@@ -21,6 +21,7 @@ joined into one label.
 
 from __future__ import annotations
 
+import glob
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,19 +30,21 @@ from pathlib import Path
 from wsi_ats.errors import ManifestError
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.dicom import is_dicom
-from wsi_ats.slides.storage import is_remote
+from wsi_ats.slides.storage import is_remote, is_zarr
 from wsi_ats.tables.folders import (
     SLIDE_SUFFIXES,
     TABLE_SUFFIXES,
     ZARR,
+    expand,
     find_in_store,
     find_slides_among,
     listed,
+    looks_like_dicom,
+    slides_of,
+    walk,
     warn_of_left_out,
 )
-from wsi_ats.tables.label_table import Labels, read_labels
-from wsi_ats.tables.slide_table import check_series, read_slide_table
-from wsi_ats.tables.sources import search
+from wsi_ats.tables.slide_table import Labels, check_series, read_labels, read_slide_table
 from wsi_ats.tables.split_table import match_splits, read_splits
 from wsi_ats.tasks.registry import DEFAULT_TASK
 
@@ -185,7 +188,7 @@ def _slides_in(source: str | Path, label_column: str | None, task: str) -> list[
     elif is_remote(str(source)):
         refs = find_in_store(str(source))
     else:
-        refs, left_out = search(source)
+        refs, left_out = _search(source)
         warn_of_left_out(left_out, str(source))
     if not refs:
         raise ManifestError(
@@ -248,3 +251,60 @@ def _join(refs: Sequence[SlideRef], labels: Labels, source: str) -> list[SlideRe
     if unused:
         _log.warning("%s: %d labels have no slide: %s", source, len(unused), listed(unused))
     return joined
+
+
+def find_slides(source: str | Path) -> list[SlideRef]:
+    """List the slides that a local source holds at the moment, for a program that watches it.
+
+    Unlike :func:`wsi_ats.tables.manifest.read_manifest`, it accepts conditions that may still change: there
+    may be no slides, two slides may have the same name, and slides of a table may be missing.
+
+    Parameters
+    ----------
+    source
+        A slide, a folder, a glob or a table, as in :func:`wsi_ats.tables.manifest.read_manifest`. Rows of a
+        table without a path and without a slide in or below the table's folder are left out.
+
+    Returns
+    -------
+    list of SlideRef
+        Slides of folders and globs sorted by path, those of tables in the table's order.
+
+    Raises
+    ------
+    ManifestError
+        When a file or folder is missing or cannot be searched, or a table cannot be understood.
+    MppError
+        When an mpp is not plausible.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> find_slides(folder)
+    []
+    >>> _ = (folder / "a.svs").write_text("")
+    >>> [ref.id for ref in find_slides(folder)]
+    ['a']
+    """
+    path = Path(source)
+    if _is_table(source):
+        return read_slide_table(path, None, DEFAULT_TASK, awaited=True)
+    return _search(source, growing=path if path.is_dir() else path.parent)[0]
+
+
+def _search(source: str | Path, *, growing: Path | None = None) -> tuple[list[SlideRef], list[str]]:
+    """List the slides of a source that is no table, and the DICOM files that are left out, with reasons.
+
+    More slides may arrive in a folder ``growing``; see :func:`wsi_ats.slides.dicom.find_series`.
+    """
+    path = Path(source)
+    if path.is_file() and looks_like_dicom(path):
+        return slides_of([path])
+    if path.is_file() or (path.is_dir() and is_zarr(path)):
+        return [SlideRef.from_path(path)], []
+    if path.is_dir():
+        return slides_of(walk(path), growing)
+    if glob.has_magic(str(source)):
+        return slides_of(expand(str(source)), growing)
+    raise ManifestError(f"{source}: no such file or folder")
