@@ -220,15 +220,16 @@ class Ran:
 
 @pytest.fixture
 def run(request) -> Callable[..., Ran]:
-    """Run a command, by default on the shared cluster."""
+    """Run a command, by default on the shared cluster, and check its exit code."""
 
-    def run(*arguments: object, scheduler: str | None = "shared") -> Ran:
+    def run(*arguments: object, scheduler: str | None = "shared", code: int = 0) -> Ran:
         words = [str(each) for each in arguments]
         if scheduler == "shared" and words[0] in {"prepare", "convert", "train", "score"}:
             scheduler = request.getfixturevalue("address")
         if scheduler not in {None, "shared"}:
             words += ["--scheduler", str(scheduler)]
         result = CliRunner().invoke(app, words, catch_exceptions=False)
+        assert result.exit_code == code, (words, result.stdout, result.stderr)
         return Ran(result.exit_code, result.stdout, result.stderr)
 
     return run
@@ -286,8 +287,9 @@ def desk(slides, model, config, tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def train(run, slides, config):
-    def train(out, *options, source=slides, labels=slides / "labels.csv"):
-        return run("train", source, "--labels", labels, "--out", out, "--config", config, "--json", *options)
+    def train(out, *options, source=slides, labels=slides / "labels.csv", code=0):
+        given = ("--labels", labels, "--out", out, "--config", config, "--json")
+        return run("train", source, *given, *options, code=code)
 
     return train
 

@@ -168,8 +168,7 @@ def test_slides_that_hang_time_out(workers, hanging, tmp_path):
     ],
 )
 def test_invalid_options_are_refused(run, some, config, tmp_path, option, said):
-    ran = run("prepare", some, "--config", config, "--out", tmp_path / "out", *option)
-    assert ran.exit_code == 2
+    ran = run("prepare", some, "--config", config, "--out", tmp_path / "out", *option, code=2)
     assert said in ran.stderr
     assert not (tmp_path / "out" / "records").exists()
 
