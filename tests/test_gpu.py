@@ -19,10 +19,7 @@ from wsi_ats.slides.memory import MemorySlide
 from wsi_ats.tasks.targets import Target
 from wsi_ats.training.fit import fit
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 SETTINGS = Settings().with_values(
     [

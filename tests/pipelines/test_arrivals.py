@@ -163,11 +163,7 @@ def test_a_marker_completes_a_new_slide_at_once_and_nothing_else_does(tmp_path):
 
 @pytest.mark.parametrize(
     ("slide", "companion", "name"),
-    [
-        ("a.mrxs", "a/Data0001.dat", "a"),
-        ("a.zarr", "a.zarr/0/c/0/0", "a"),
-        ("a.vms", "a-(1,0).jpg", "a"),
-    ],
+    [("a.mrxs", "a/Data0001.dat", "a"), ("a.zarr", "a.zarr/0/c/0/0", "a"), ("a.vms", "a-(1,0).jpg", "a")],
 )
 def test_all_files_of_a_slide_count(tmp_path, slide, companion, name):
     if slide.endswith(".zarr"):

@@ -229,9 +229,7 @@ def test_a_case_in_two_splits_is_refused(crossval, slides, by_class, tmp_path):
     ]
     (tmp_path / "labels.csv").write_text("\n".join(["slide_id,case_id,label", *rows, ""]))
     splits = write_folds(
-        tmp_path / "splits",
-        {"train": [*n[1:], *p], "test": n[:1]},
-        {"train": [*n, *p[1:]], "test": p[:1]},
+        tmp_path / "splits", {"train": [*n[1:], *p], "test": n[:1]}, {"train": [*n, *p[1:]], "test": p[:1]}
     )
     ran = crossval("--splits", splits, labels=tmp_path / "labels.csv", code=2)
     assert "splits_0.csv: case 'shared' is in splits test, train" in ran.stderr

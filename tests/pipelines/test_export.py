@@ -35,7 +35,7 @@ def test_tables(run, scores, tmp_path):
         ran = run("export", scores, "--to", kind, "--out", tmp_path, "--json")
         assert ran.json["counts"] == {"exported": 6, "without_tiles": 0}
     assert files(tmp_path) == [
-        *("predictions.csv", "predictions.parquet", "run.json", "selections.csv", "selections.parquet"),
+        *("predictions.csv", "predictions.parquet", "run.json", "selections.csv", "selections.parquet")
     ]
     columns, _ = read_parquet(tmp_path / "selections.parquet")
     rows = table(tmp_path / "selections.csv")

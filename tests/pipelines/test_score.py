@@ -62,7 +62,7 @@ def scored(run, slides, model, tmp_path):
 
 def test_output_files(scored, model):
     assert files(scored) == [
-        *("attention", "predictions.csv", "predictions.parquet", "records", "run.json", "selections"),
+        *("attention", "predictions.csv", "predictions.parquet", "records", "run.json", "selections")
     ]
     rows = table(scored / "predictions.csv")
     assert list(rows[0]) == COLUMNS

@@ -7,13 +7,7 @@ import pytest
 from sklearn.calibration import calibration_curve
 
 from tasks.examples import EXAMPLES
-from wsi_ats.tasks.curves import (
-    confusion,
-    expected_calibration_error,
-    precision_recall,
-    reliability,
-    roc,
-)
+from wsi_ats.tasks.curves import confusion, expected_calibration_error, precision_recall, reliability, roc
 from wsi_ats.tasks.registry import TASKS
 
 

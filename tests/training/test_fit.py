@@ -19,12 +19,7 @@ from wsi_ats.tables.files import read_csv
 
 def test_training_learns_a_class_that_shows_in_half_of_the_cells(tmp_path):
     rows = []
-    model = run(
-        tmp_path,
-        "training.joint_epochs=25",
-        "training.learning_rate=0.001",
-        on_epoch=rows.append,
-    )
+    model = run(tmp_path, "training.joint_epochs=25", "training.learning_rate=0.001", on_epoch=rows.append)
     assert not model.training
     assert len(rows) == 25
     assert np.mean([row["loss"] for row in rows[:3]]) > 0.4

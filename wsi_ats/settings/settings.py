@@ -218,10 +218,7 @@ class Settings:
         for name in ("colour", "stain"):
             strength = getattr(self.augmentation, name)
             for useless, why in (
-                (
-                    not self.model.reads_tiles,
-                    f"a model of kind {self.model.kind} reads no tiles",
-                ),
+                (not self.model.reads_tiles, f"a model of kind {self.model.kind} reads no tiles"),
                 (self.model.takes_features, f"model.backbone is {self.model.backbone}, which replaces tiles"),
                 (
                     learning.fine_tuning == "frozen",

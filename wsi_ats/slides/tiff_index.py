@@ -116,8 +116,7 @@ class TiffIndex:
                     index = cls._of_pages(pages_of(tiff))
         except (*_DAMAGED, tifffile.TiffFileError) as error:
             raise SlideOpenError(
-                storage.path,
-                f"its TIFF index is damaged ({error!r:.200}); {advice_on(str(error))}",
+                storage.path, f"its TIFF index is damaged ({error!r:.200}); {advice_on(str(error))}"
             ) from error
         index._check(storage)
         return index

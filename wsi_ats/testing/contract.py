@@ -223,8 +223,7 @@ class SlideContract:
             assert getattr(counted, name) == getattr(slide, name)
         corners = _corners(slide, 0)
         np.testing.assert_array_equal(
-            counted.read_regions(0, corners, _WIDTH, _HEIGHT),
-            slide.read_regions(0, corners, _WIDTH, _HEIGHT),
+            counted.read_regions(0, corners, _WIDTH, _HEIGHT), slide.read_regions(0, corners, _WIDTH, _HEIGHT)
         )
         [request] = counted.requests
         assert (request.level, request.regions) == (0, len(corners))
