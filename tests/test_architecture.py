@@ -211,19 +211,8 @@ def test_the_library_imports_neither_stages_nor_test_helpers():
 
 
 HEAVY = {
-    "torch",
-    "timm",
-    "dask",
-    "distributed",
-    "openslide",
-    "skimage",
-    "scipy",
-    "matplotlib",
-    "sklearn",
-    "lifelines",
-    "pandas",
-    "pyarrow",
-    "zarr",
+    *("torch", "timm", "dask", "distributed", "openslide", "skimage", "scipy", "matplotlib", "sklearn"),
+    *("lifelines", "pandas", "pyarrow", "zarr"),
 }
 
 

@@ -23,16 +23,10 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 SETTINGS = Settings().with_values(
     [
-        "tile.size=64",
-        "thumbnail.pixels_per_cell=4",
-        "thumbnail.tissue=none",
-        "model.backbone=test_resnet",
-        "model.pretrained=false",
-        "sampling.tiles=8",
-        "sampling.draws=2",
-        *("training.epochs=1", "training.attention_epochs=1", "training.joint_epochs=1"),
-        *("training.tiles=8", "training.attention_tiles=16", "training.feature_dropout=0.0"),
-        "training.validation=0",
+        *("tile.size=64", "thumbnail.pixels_per_cell=4", "thumbnail.tissue=none"),
+        *("model.backbone=test_resnet", "model.pretrained=false", "sampling.tiles=8", "sampling.draws=2"),
+        *("training.epochs=1", "training.attention_epochs=1", "training.joint_epochs=1", "training.tiles=8"),
+        *("training.attention_tiles=16", "training.feature_dropout=0.0", "training.validation=0"),
         "training.calibration_tiles=64",
     ]
 )

@@ -143,26 +143,9 @@ def test_attention_and_selection_say_why_each_tile_was_read(model):
 def test_a_row_has_the_documented_columns(model):
     row = score(model).prediction.row(TARGET.columns)
     assert list(row) == [
-        "slide_id",
-        "case_id",
-        "path",
-        "status",
-        "prob_benign",
-        "prob_malignant",
-        "prob_other",
-        "predicted",
-        "logit_se",
-        "stopped_by",
-        "draws",
-        "tiles_read",
-        "tiles_total",
-        "tiles_empty",
-        "bytes_read",
-        "seconds",
-        "model_digest",
-        "seed",
-        "error",
-        "log_weight",
+        *("slide_id", "case_id", "path", "status", "prob_benign", "prob_malignant", "prob_other"),
+        *("predicted", "logit_se", "stopped_by", "draws", "tiles_read", "tiles_total", "tiles_empty"),
+        *("bytes_read", "seconds", "model_digest", "seed", "error", "log_weight"),
     ]
     assert row["status"] == "done"
     assert (row["slide_id"], row["case_id"], row["path"]) == ("case7", "patient", "memory.svs")

@@ -33,20 +33,11 @@ TARGET = Target("classification", ("benign", "malignant"))
 # 16 x 16 pixel tiles in regions of 4 x 4; the slide has 5 x 6 regions, the last of each cut.
 SETTINGS = Settings().with_values(
     [
-        "tile.size=16",
-        "thumbnail.levels=2",
-        "thumbnail.pixels_per_cell=4",
-        "thumbnail.cells_per_region=4",
-        "thumbnail.pixels_per_region=8",
-        "thumbnail.tissue=brightfield",
-        "model.backbone=test_resnet",
-        "model.pretrained=false",
-        "sampling.tiles=9",
-        "sampling.regions=3",
-        "sampling.exploration=0.0",
-        *("training.epochs=0", "training.attention_epochs=0", "training.joint_epochs=2"),
-        "training.validation=0",
-        "training.calibration_tiles=32",
+        *("tile.size=16", "thumbnail.levels=2", "thumbnail.pixels_per_cell=4"),
+        *("thumbnail.cells_per_region=4", "thumbnail.pixels_per_region=8", "thumbnail.tissue=brightfield"),
+        *("model.backbone=test_resnet", "model.pretrained=false", "sampling.tiles=9", "sampling.regions=3"),
+        *("sampling.exploration=0.0", "training.epochs=0", "training.attention_epochs=0"),
+        *("training.joint_epochs=2", "training.validation=0", "training.calibration_tiles=32"),
     ]
 )
 WIDTH, HEIGHT = 344, 288

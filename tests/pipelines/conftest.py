@@ -38,16 +38,10 @@ ROOT = HERE.parents[1]
 LIMIT = 900
 SETTINGS = Settings().with_values(
     [
-        "tile.size=64",
-        "thumbnail.pixels_per_cell=4",
-        "model.backbone=test_vit",
-        "model.pretrained=false",
-        "sampling.tiles=8",
-        *("training.epochs=2", "training.tiles=8"),
-        *("training.attention_epochs=2", "training.attention_tiles=16"),
-        "training.slides_per_step=2",
-        "training.validation=0.34",
-        "training.calibration_tiles=16",
+        *("tile.size=64", "thumbnail.pixels_per_cell=4", "model.backbone=test_vit"),
+        *("model.pretrained=false", "sampling.tiles=8", "training.epochs=2", "training.tiles=8"),
+        *("training.attention_epochs=2", "training.attention_tiles=16", "training.slides_per_step=2"),
+        *("training.validation=0.34", "training.calibration_tiles=16"),
     ]
 )
 

@@ -16,29 +16,9 @@ from wsi_ats.tables.files import read_parquet
 from wsi_ats.tables.manifest import read_manifest
 
 COLUMNS = [
-    "slide_id",
-    "case_id",
-    "path",
-    "status",
-    "mpp",
-    "mpp_source",
-    "width",
-    "height",
-    "levels",
-    "level",
-    "tile_size",
-    "rows",
-    "cols",
-    "tissue_tiles",
-    "tissue_method",
-    "tissue_reason",
-    "pen",
-    "blur",
-    "excluded_tiles",
-    "bytes_read",
-    "seconds",
-    "warning",
-    "error",
+    *("slide_id", "case_id", "path", "status", "mpp", "mpp_source", "width", "height", "levels", "level"),
+    *("tile_size", "rows", "cols", "tissue_tiles", "tissue_method", "tissue_reason", "pen", "blur"),
+    *("excluded_tiles", "bytes_read", "seconds", "warning", "error"),
 ]
 
 

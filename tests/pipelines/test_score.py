@@ -26,18 +26,8 @@ from wsi_ats.tasks.targets import Target
 
 COLUMNS = [
     *("slide_id", "case_id", "path", "status", "prob_negative", "prob_positive", "predicted", "logit_se"),
-    *(
-        "stopped_by",
-        "draws",
-        "tiles_read",
-        "tiles_total",
-        "tiles_empty",
-        "bytes_read",
-        "seconds",
-        "model_digest",
-        "seed",
-        "error",
-    ),
+    *("stopped_by", "draws", "tiles_read", "tiles_total", "tiles_empty", "bytes_read", "seconds"),
+    *("model_digest", "seed", "error"),
 ]
 SELECTION_COLUMNS = [
     *("slide_id", "x", "y", "width", "height", "level", "row", "col", "attention", "inclusion", "weight"),

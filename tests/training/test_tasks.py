@@ -23,16 +23,10 @@ torch.set_num_threads(1)  # tiny networks: on busy cores, threads would only wai
 
 SETTINGS = Settings().with_values(
     [
-        "tile.size=16",
-        "thumbnail.pixels_per_cell=4",
-        "thumbnail.tissue=none",
-        "model.backbone=test_resnet",
-        "model.pretrained=false",
-        "sampling.tiles=10",
-        *("training.epochs=0", "training.attention_epochs=0", "training.joint_epochs=12"),
-        *("training.head_learning_rate=0.01", "training.feature_dropout=0.0"),
-        "training.slides_per_step=6",
-        "training.learning_rate=0.001",
+        *("tile.size=16", "thumbnail.pixels_per_cell=4", "thumbnail.tissue=none"),
+        *("model.backbone=test_resnet", "model.pretrained=false", "sampling.tiles=10", "training.epochs=0"),
+        *("training.attention_epochs=0", "training.joint_epochs=12", "training.head_learning_rate=0.01"),
+        *("training.feature_dropout=0.0", "training.slides_per_step=6", "training.learning_rate=0.001"),
         "training.calibration_tiles=80",
     ]
 )
