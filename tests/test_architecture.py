@@ -220,7 +220,7 @@ HEAVY = {
     ("statement", "not_loaded"),
     [
         ("import wsi_ats", HEAVY | {"numpy", "tifffile", "PIL", "safetensors"}),
-        ("import pipelines.cli", HEAVY),
+        ("import pipelines.cli", HEAVY | {"numpy", "tifffile"}),
         ("from wsi_ats import SlideRef, Grid, Settings, Prediction", HEAVY),
         ("from wsi_ats import open_slide, read_tiles, read_manifest", HEAVY - {"pyarrow"}),
         ("from wsi_ats.tasks import registry, targets, trainable", HEAVY),
