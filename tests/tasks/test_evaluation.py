@@ -69,7 +69,7 @@ def test_classification_metrics_match_scikit_learn(classes):
     )
     one = np.eye(classes)[true]
     if classes == 2:
-        assert found["auc"] == metrics.roc_auc_score(true, scores[:, 1])
+        assert found["auc"] == pytest.approx(metrics.roc_auc_score(true, scores[:, 1]), rel=1e-12)
         assert found["average_precision"] == metrics.average_precision_score(true, scores[:, 1])
         assert found["f1"] == metrics.f1_score(true, scores.argmax(1))
         assert found["brier"] == pytest.approx(metrics.brier_score_loss(true, scores[:, 1]))
@@ -80,7 +80,7 @@ def test_classification_metrics_match_scikit_learn(classes):
         assert found["f1"] == pytest.approx(metrics.f1_score(true, scores.argmax(1), average="macro"))
         half = metrics.brier_score_loss(true, scores, labels=[0, 1, 2], scale_by_half=True)
         assert found["brier"] == pytest.approx(half)
-        assert found["auc_y"] == metrics.roc_auc_score(true == 1, scores[:, 1])
+        assert found["auc_y"] == pytest.approx(metrics.roc_auc_score(true == 1, scores[:, 1]), rel=1e-12)
 
 
 def test_an_absent_class_makes_only_dependent_metrics_none():
@@ -116,11 +116,11 @@ def test_multilabel_metrics_are_means_over_known_labels():
     assert found["accuracy"] == pytest.approx(1 - metrics.hamming_loss(true, scores >= 0.5))
     true[:10, 1] = np.nan
     found = metrics_of("multilabel", true, scores, names=["er", "her2"])
-    assert found["auc_her2"] == metrics.roc_auc_score(true[10:, 1], scores[10:, 1])
+    assert found["auc_her2"] == pytest.approx(metrics.roc_auc_score(true[10:, 1], scores[10:, 1]), rel=1e-12)
     true[:, 1] = np.nan
     found = metrics_of("multilabel", true, scores, names=["er", "her2"])
     assert (found["auc"], found["auc_her2"]) == (None, None)
-    assert found["auc_er"] == metrics.roc_auc_score(true[:, 0], scores[:, 0])
+    assert found["auc_er"] == pytest.approx(metrics.roc_auc_score(true[:, 0], scores[:, 0]), rel=1e-12)
     assert found["brier"] == pytest.approx(np.mean((true[:, 0] - scores[:, 0]) ** 2))
     assert undefined("multilabel", true, ["er", "her2"]) == "slides with and without 'her2' are needed"
 
@@ -194,11 +194,11 @@ def test_slides_of_a_case_are_drawn_together():
 def test_resamples_without_a_class_are_counted_and_left_out():
     true, scores = np.array([[0], [0], [0], [1]]), np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.4, 0.6]])
     rows = metrics_table(
-        TASKS["classification"], ["no", "yes"], true, scores, list("abcd"), resamples=400, seed=0
+        TASKS["classification"], ["no", "yes"], true, scores, list("abcd"), resamples=200, seed=0
     )
     area, accuracy = (next(row for row in rows if row["metric"] == name) for name in ("auc", "accuracy"))
     # A resample of four lacks the one with chance (3/4)^4, and holds nothing else with (1/4)^4.
-    assert area["undefined_resamples"] == pytest.approx(400 * (81 + 1) / 256, abs=30)
+    assert area["undefined_resamples"] == pytest.approx(200 * (81 + 1) / 256, abs=20)
     assert accuracy["undefined_resamples"] == 0
     assert area["low"] <= area["value"] <= area["high"]
     assert (area["n"], area["cases"], area["note"]) == (4, 4, None)
