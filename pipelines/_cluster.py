@@ -44,6 +44,10 @@ _LOCAL = {
     # By default Dask gives up a worker that takes long to come back, and never replaces it; on a busy machine
     # that may happen to all of them. Those that will not come back are replaced below.
     "distributed.deploy.lost-worker-timeout": "1d",
+    # By default Dask times its event loops fifty times a second, and samples the stacks of tasks a hundred
+    # times. An idle worker then takes 3 % of a core, and 0.5 % without.
+    "distributed.admin.tick.interval": "500ms",
+    "distributed.worker.profile.enabled": False,
 }
 
 # Loggers of Dask; the second has its own level.

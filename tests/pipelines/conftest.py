@@ -36,6 +36,11 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 # Seconds after which a test has failed that waits for something: it hangs, however busy the machine is.
 LIMIT = 900
+# Processes of Dask that mostly wait for the next test.
+QUIET = {
+    "DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL": "500ms",
+    "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
+}
 SETTINGS = Settings().with_values(
     [
         *("tile.size=64", "thumbnail.pixels_per_cell=4", "model.backbone=test_vit"),
@@ -151,7 +156,7 @@ class Cluster:
         process = subprocess.Popen(
             [sys.executable, "-m", f"distributed.cli.{name}", "--no-dashboard", *options],
             cwd=self.folder,
-            env={**os.environ, "PYTHONPATH": path, "NOTED_RUNS": str(self.folder / "runs.txt")},
+            env={**os.environ, **QUIET, "PYTHONPATH": path, "NOTED_RUNS": str(self.folder / "runs.txt")},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
