@@ -15,7 +15,7 @@ from wsi_ats.tasks.targets import Target
 
 @dataclass(frozen=True)
 class Example:
-    """Labels of slides that are enough to learn from, and what follows from them."""
+    """Labels of six slides, enough to learn from even without the second and the fifth, and what follows."""
 
     target: Target
     columns: tuple[str, ...]
@@ -46,7 +46,7 @@ EXAMPLES = {
         Example(
             Target("classification", ("x", "y", "z")),
             ("prob_x", "prob_y", "prob_z"),
-            ("z", "x", "y", "z", "x", "y"),
+            ("x", "x", "y", "z", "y", "z"),
         ),
         Example(
             Target("multilabel", ("er", "her2", "pr")),
