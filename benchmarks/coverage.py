@@ -36,8 +36,8 @@ from wsi_ats.models.calibration import embed_in_parts
 from wsi_ats.models.checkpoints import load_model
 from wsi_ats.models.one_level import draw_cells, weigh
 from wsi_ats.models.stopping import MOST_DRAWS
+from wsi_ats.nn.expectation import POOLINGS
 from wsi_ats.nn.model import AttentionSampler
-from wsi_ats.nn.pooling import POOLINGS
 from wsi_ats.overview.overview import read_overview
 from wsi_ats.overview.tiles import read_tiles
 from wsi_ats.settings import Settings

@@ -26,10 +26,7 @@ from wsi_ats.tables.files import read_parquet
 from wsi_ats.testing.layout import Kind
 
 # Attention sampling, and the method it is compared with.
-ARMS: Mapping[str, tuple[str, ...]] = {
-    "attention sampling": (),
-    "uniform draws": ("model.kind=uniform",),
-}
+ARMS: Mapping[str, tuple[str, ...]] = {"attention sampling": (), "uniform draws": ("model.kind=uniform",)}
 
 _CEILING_DRAWS = 50
 
@@ -153,11 +150,7 @@ def _measure(scores: Path, refs: Sequence[SlideRef], truth: Path) -> Arm:
 
 
 def thumbnail_arm(
-    model: Path,
-    training: Sequence[SlideRef],
-    held_out: Sequence[SlideRef],
-    settings: Settings,
-    seed: int,
+    model: Path, training: Sequence[SlideRef], held_out: Sequence[SlideRef], settings: Settings, seed: int
 ) -> Arm:
     """Train on the thumbnails of the training slides and classify those of the held-out slides."""
     import torch

@@ -34,7 +34,7 @@ RESULTS = (
     *sorted({name for task in TASKS.values() for name in task.tables}),
 )
 
-_METRICS = ("figure", "value", "low", "high", "n", "cases", "undefined_resamples", "note")
+_METRICS = ("metric", "value", "low", "high", "n", "cases", "undefined_resamples", "note")
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,15 @@ class Evaluation(Summary):
 
     Parameters
     ----------
-    figures
+    metrics
         Rows of ``metrics.csv`` to print.
     """
 
-    figures: Sequence[Mapping[str, Any]] = ()
+    metrics: Sequence[Mapping[str, Any]] = ()
 
     def sections(self) -> list[tuple[str, list[tuple[str, str]]]]:
         """Return the lines to print."""
-        lines = [(str(row["figure"]), _words(row)) for row in self.figures]
+        lines = [(str(row["metric"]), _words(row)) for row in self.metrics]
         return [*super().sections(), ("metrics", lines)] if lines else super().sections()
 
 

@@ -84,16 +84,16 @@ class SlideOptions:
         sources
             The sources as given to the command.
         **tables
-            Further arguments of :func:`pipelines._sources.read_sources`.
+            Further arguments of :func:`wsi_ats.tables.manifest.read_manifest`.
 
         Raises
         ------
         ManifestError
             When the slides cannot be listed.
         """
-        from pipelines._sources import read_sources
+        from wsi_ats.tables.manifest import read_manifest
 
-        return [replace(ref, reader=self.reader) for ref in read_sources(sources, mpp=self.mpp, **tables)]
+        return [replace(ref, reader=self.reader) for ref in read_manifest(sources, mpp=self.mpp, **tables)]
 
 
 @dataclass(frozen=True)
@@ -269,7 +269,7 @@ class TaskOptions:
         text(
             "--wait",
             "SECONDS",
-            "How long to wait for the scheduler and its workers.",
+            "How long to wait until a scheduler has answered and has a worker.",
             panel=EXECUTION,
         ),
     ] = 60.0

@@ -103,10 +103,7 @@ def open_reader(
         with TileReader(threads) as local:
             yield local
         return
-    with (
-        connect(scheduler, workers=workers, wait=wait) as client,
-        DaskReader(client, wait=wait) as remote,
-    ):
+    with connect(scheduler, workers=workers, wait=wait) as client, DaskReader(client, wait=wait) as remote:
         yield remote
 
 

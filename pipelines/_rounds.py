@@ -55,7 +55,7 @@ def complete_arrivals(
     with workers_for(task, execution) as (client, limits):
         while not rounds.over:
             check_connected(client)
-            if todo := refer(rounds.watch.look()):
+            if todo := refer(rounds.watch.check()):
                 rounds.do(todo, client, limits)
             else:
                 rounds.wait()
@@ -91,7 +91,7 @@ class _Rounds:
         self._seconds = 0.0
         self._idle = self._stopping = False
         task.clear()
-        self.watch.look()
+        self.watch.check()
         here = refer(self.watch.present)
         self._rows, _ = pending(task, here)
         self.watch.take(self._rows)

@@ -59,7 +59,7 @@ class Execution:
         Share of Dask's abstract resources that a slide takes, such as ``{"GPU": 0.25}``: only workers that
         offer them get slides, and only as many as their resources allow.
     wait
-        Seconds to wait for a scheduler's file, for its answer, and for workers when there are none.
+        Seconds to wait until a scheduler has answered and has a worker, and for workers when there are none.
     stop
         Once it returns true, no further slide is begun; running slides are finished.
     overwrite

@@ -90,11 +90,7 @@ class SlideLog(Silent):
                 "seconds": round(slide.seconds, 3),
                 "worker": slide.worker or None,
             }
-            read = {
-                "tiles_read": slide.tiles_read,
-                "bytes_read": slide.bytes_read,
-                "error": slide.error,
-            }
+            read = {"tiles_read": slide.tiles_read, "bytes_read": slide.bytes_read, "error": slide.error}
             known = {name: value for name, value in read.items() if value is not None}
             self._write("slide", stage, values | known)
 

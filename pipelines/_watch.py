@@ -26,7 +26,7 @@ from wsi_ats.files import digest_of
 from wsi_ats.slides.base import SlideRef, composed
 from wsi_ats.slides.dicom import files_of_series, is_dicom
 from wsi_ats.slides.storage import is_remote
-from wsi_ats.tables.sources import find_slides
+from wsi_ats.tables.manifest import find_slides
 
 # Formats whose main file lists the others, and how much of it is read to find them.
 _LISTS, _LIST_BYTES = frozenset({".vms", ".vmu"}), 1 << 16
@@ -162,7 +162,7 @@ class Watch:
         """Slides that are present and have not been taken in their current state, complete or not."""
         return [seen.ref for name, seen in self._seen.items() if self._taken.get(name) != seen.state]
 
-    def look(self) -> list[SlideRef]:
+    def check(self) -> list[SlideRef]:
         """Check all sources; list the slides that are complete and not taken in their current state."""
         listed, whole = self._list()
         there, complete = set(), []

@@ -137,11 +137,11 @@ def crossval(
         run.finish(counts)
     notes = {"by": by, "task": settings.model.task} | shared.reasons(pooled)
     shown = [
-        row | {"figure": f"{row['figure']} ({row['fold']})"}
+        row | {"metric": f"{row['metric']} ({row['fold']})"}
         for row in rows
-        if row["fold"] in {"pooled", "mean"} or row["figure"] == rows[0]["figure"]
+        if row["fold"] in {"pooled", "mean"} or row["metric"] == rows[0]["metric"]
     ]
-    return shared.Evaluation("crossval", out, counts, failed, notes=notes, figures=shown)
+    return shared.Evaluation("crossval", out, counts, failed, notes=notes, metrics=shown)
 
 
 def _check_alone() -> None:
@@ -219,12 +219,12 @@ def _metrics(
 def _means(rows: Sequence[Row], whole: Sequence[Row]) -> list[Row]:
     means = []
     for row in whole:
-        each = [r["value"] for r in rows if r["figure"] == row["figure"] and r["value"] is not None]
+        each = [r["value"] for r in rows if r["metric"] == row["metric"] and r["value"] is not None]
         spread = f", standard deviation {stdev(each):.4f}" if len(each) > 1 else ""
         means.append(
             {
                 "fold": "mean",
-                "figure": row["figure"],
+                "metric": row["metric"],
                 "value": fmean(each) if each else None,
                 "low": None,
                 "high": None,

@@ -88,11 +88,7 @@ class Demonstration:
 
 
 def demo(
-    out: str | Path,
-    *,
-    seed: int = 0,
-    scale: Scale | None = None,
-    execution: Execution | None = None,
+    out: str | Path, *, seed: int = 0, scale: Scale | None = None, execution: Execution | None = None
 ) -> Demonstration:
     """Train on synthetic slides from their labels alone, and compare methods on other synthetic slides.
 

@@ -75,7 +75,7 @@ def evaluate(
 
     Examples
     --------
-    >>> evaluate("scores", "labels.csv", "evaluation").figures[0]["value"]  # doctest: +SKIP
+    >>> evaluate("scores", "labels.csv", "evaluation").metrics[0]["value"]  # doctest: +SKIP
     0.93
     """
     from pipelines import _evaluation as shared
@@ -105,7 +105,7 @@ def evaluate(
         shared.write_metrics(out, rows)
         shared.write_details(out, joined, title=f"{scores.name}: {len(joined.names)} {by}s")
         run.finish(counts)
-    return shared.Evaluation("evaluate", out, counts, notes=notes, figures=rows)
+    return shared.Evaluation("evaluate", out, counts, notes=notes, metrics=rows)
 
 
 def _check_splits(refs: Sequence[SlideRef], split: str | None, *, source: str) -> None:

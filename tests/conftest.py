@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import signal
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -103,6 +105,29 @@ def awkward_tiff(awkward_pyramid, tmp_path_factory) -> Path:
     """The same as a file with a resolution of 0.5 micrometres per pixel."""
     path = tmp_path_factory.mktemp("awkward") / "awkward.tif"
     return _write_tiff(path, awkward_pyramid, resolution=(20_000, 20_000), unit="CENTIMETER")
+
+
+# The optional libraries, and our modules that import them.
+OPTIONAL = {
+    "lifelines": ["wsi_ats.tasks.concordance"],
+    "matplotlib": ["wsi_ats.results.plots", "pipelines._evaluation", "pipelines.demo"],
+    "prometheus_client": ["pipelines._metrics"],
+}
+
+
+@pytest.fixture
+def without(monkeypatch):
+    """The function ``without(library)``: until the test ends, as if an optional library were missing."""
+
+    def without(library: str) -> None:
+        for name in {library} | {name for name in sys.modules if name.startswith(f"{library}.")}:
+            monkeypatch.setitem(sys.modules, name, None)
+        for module in OPTIONAL[library]:
+            package, _, name = module.rpartition(".")
+            monkeypatch.delitem(sys.modules, module, raising=False)
+            monkeypatch.delattr(importlib.import_module(package), name, raising=False)
+
+    return without
 
 
 @pytest.fixture

@@ -19,23 +19,14 @@ from wsi_ats.slides.memory import MemorySlide
 from wsi_ats.tasks.targets import Target
 from wsi_ats.training.fit import fit
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 SETTINGS = Settings().with_values(
     [
-        "tile.size=64",
-        "thumbnail.pixels_per_cell=4",
-        "thumbnail.tissue=none",
-        "model.backbone=test_resnet",
-        "model.pretrained=false",
-        "sampling.tiles=8",
-        "sampling.draws=2",
-        *("training.epochs=1", "training.attention_epochs=1", "training.joint_epochs=1"),
-        *("training.tiles=8", "training.attention_tiles=16", "training.feature_dropout=0.0"),
-        "training.validation=0",
+        *("tile.size=64", "thumbnail.pixels_per_cell=4", "thumbnail.tissue=none"),
+        *("model.backbone=test_resnet", "model.pretrained=false", "sampling.tiles=8", "sampling.draws=2"),
+        *("training.epochs=1", "training.attention_epochs=1", "training.joint_epochs=1", "training.tiles=8"),
+        *("training.attention_tiles=16", "training.feature_dropout=0.0", "training.validation=0"),
         "training.calibration_tiles=64",
     ]
 )

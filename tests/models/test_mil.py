@@ -24,15 +24,9 @@ from wsi_ats.tasks.targets import Target
 
 SETTINGS = Settings().with_values(
     [
-        "tile.size=32",
-        "augmentation.turns=false",
-        "thumbnail.pixels_per_cell=4",
-        "thumbnail.tissue=none",
-        "model.kind=mil",
-        "model.backbone=test_resnet",
-        "model.pretrained=false",
-        "training.calibration_tiles=12",
-        "training.feature_dropout=0.0",
+        *("tile.size=32", "augmentation.turns=false", "thumbnail.pixels_per_cell=4"),
+        *("thumbnail.tissue=none", "model.kind=mil", "model.backbone=test_resnet", "model.pretrained=false"),
+        *("training.calibration_tiles=12", "training.feature_dropout=0.0"),
     ]
 )
 TARGET = Target("classification", ("benign", "malignant", "other"))

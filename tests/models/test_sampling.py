@@ -29,19 +29,10 @@ TARGET = Target("classification", ("benign", "malignant"))
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 SETTINGS = Settings().with_values(
     [
-        "tile.size=16",
-        "thumbnail.pixels_per_cell=4",
-        "thumbnail.tissue=none",
-        "thumbnail.cells_per_region=2",
-        "thumbnail.pixels_per_region=8",
-        "model.backbone=test_resnet",
-        "model.pretrained=false",
-        "model.pool=linear",
-        "sampling.tiles=2",
-        "sampling.regions=1",
-        "sampling.exploration=0.0",
-        "training.precision=float32",
-        "training.feature_dropout=0.0",
+        *("tile.size=16", "thumbnail.pixels_per_cell=4", "thumbnail.tissue=none"),
+        *("thumbnail.cells_per_region=2", "thumbnail.pixels_per_region=8", "model.backbone=test_resnet"),
+        *("model.pretrained=false", "model.pool=linear", "sampling.tiles=2", "sampling.regions=1"),
+        *("sampling.exploration=0.0", "training.precision=float32", "training.feature_dropout=0.0"),
         "augmentation.turns=false",
     ]
 )

@@ -14,7 +14,7 @@ from models.scored import SETTINGS, TARGET, draws_of, score, tissue_slide
 from wsi_ats.errors import SettingsError, SlideReadError
 from wsi_ats.models import scoring as inference
 from wsi_ats.models.base import DrawLogits, WeightedTiles, draw_seed
-from wsi_ats.models.evidence import Attended
+from wsi_ats.models.evidence import TileAttention
 from wsi_ats.models.kinds import method_for
 from wsi_ats.models.scoring import LoadedModel
 from wsi_ats.models.stopping import MOST_DRAWS
@@ -154,7 +154,7 @@ class Scripted:
         tissue = overview.tissue
         attention = torch.full((len(tissue.cells),), 1 / len(tissue.cells))
         one = torch.ones(1)
-        attended = Attended(one, one[0], one[0], 1.0)
+        attended = TileAttention(one, one[0], one[0], 1.0)
         tiles = WeightedTiles(tissue.grid, tissue.cells[:1], attention[:1], one, one, attended)
         for _, odds, new in zip(seeds, self.log_odds, self.new_tiles, strict=False):
             self.taken += 1

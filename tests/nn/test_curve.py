@@ -65,11 +65,7 @@ def test_the_curve_keeps_neighbours_together():
 
 
 @settings(max_examples=100)
-@given(
-    st.integers(0, 10**6),
-    st.floats(-300, 0),
-    st.sampled_from([0.0, 5e-324, 2.0**-53, 0.5, 1 - 2.0**-53]),
-)
+@given(st.integers(0, 10**6), st.floats(-300, 0), st.sampled_from([0.0, 5e-324, 2.0**-53, 0.5, 1 - 2.0**-53]))
 def test_no_position_maps_to_a_cell_without_mass(seed, smallest, place):
     """Masses from 1e-300 to 1 side by side, most cells empty, places on every edge."""
     generator = seeded(seed)

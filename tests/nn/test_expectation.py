@@ -39,9 +39,7 @@ def test_expected_value_and_gradients_are_those_of_attention_over_all_tiles(desi
     )
     exact = expectation.exact(attention, features)
     for found, true in zip(
-        value_and_gradients(mean, features, logits),
-        value_and_gradients(exact, features, logits),
-        strict=True,
+        value_and_gradients(mean, features, logits), value_and_gradients(exact, features, logits), strict=True
     ):
         torch.testing.assert_close(found, true, **EXACT)
 
@@ -64,9 +62,7 @@ def test_a_proposal_other_than_the_attention_is_unbiased_too(design, kind, n):
     )
     exact = expectation.exact(attention, features)
     for found, true in zip(
-        value_and_gradients(mean, features, logits),
-        value_and_gradients(exact, features, logits),
-        strict=True,
+        value_and_gradients(mean, features, logits), value_and_gradients(exact, features, logits), strict=True
     ):
         torch.testing.assert_close(found, true, **EXACT)
 

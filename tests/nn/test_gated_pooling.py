@@ -70,12 +70,7 @@ def test_gated_pooling_converges_to_the_exact_ratio_for_many_draws_of_many_cells
         estimates = []
         for _ in range(repeats):
             one = draw(
-                "multinomial",
-                attention,
-                cells=torch.arange(size),
-                shape=(20, 20),
-                n=n,
-                generator=generator,
+                "multinomial", attention, cells=torch.arange(size), shape=(20, 20), n=n, generator=generator
             )
             weight = expectation.weights(attention, one)
             estimates.append(expectation.gated(weight, features[one.indices], gate[one.indices]))

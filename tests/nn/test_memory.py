@@ -12,8 +12,8 @@ from torch import nn
 from wsi_ats.errors import ModelError
 from wsi_ats.nn import memory
 from wsi_ats.nn.encoder import build_encoder
-from wsi_ats.nn.image import ImageClassifier
 from wsi_ats.nn.memory import free_bytes, peak_bytes
+from wsi_ats.nn.network import ImageClassifier
 
 
 class Floats(nn.Module):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from wsi_ats.nn.encoder import build_encoder
-from wsi_ats.nn.mil import AttentionMIL
+from wsi_ats.nn.network import AttentionMIL
 
 
 @pytest.fixture(scope="module")

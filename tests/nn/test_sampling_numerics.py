@@ -142,16 +142,7 @@ def test_attention_computed_under_autocast_is_float32_and_can_be_drawn_from():
 
 @pytest.mark.parametrize("design", DESIGNS)
 @pytest.mark.parametrize(
-    "proposal",
-    [
-        [],
-        [0.0, 0.0],
-        [0.5, math.nan],
-        [1.5, -0.5],
-        [math.inf, 1.0],
-        [-1.0, -1.0],
-    ],
-    ids=str,
+    "proposal", [[], [0.0, 0.0], [0.5, math.nan], [1.5, -0.5], [math.inf, 1.0], [-1.0, -1.0]], ids=str
 )
 def test_an_invalid_distribution_is_refused(design, proposal):
     with pytest.raises(SettingsError, match="is not a distribution"):

@@ -36,18 +36,17 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 # Seconds after which a test has failed that waits for something: it hangs, however busy the machine is.
 LIMIT = 900
+# Processes of Dask that mostly wait for the next test.
+QUIET = {
+    "DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL": "500ms",
+    "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
+}
 SETTINGS = Settings().with_values(
     [
-        "tile.size=64",
-        "thumbnail.pixels_per_cell=4",
-        "model.backbone=test_vit",
-        "model.pretrained=false",
-        "sampling.tiles=8",
-        *("training.epochs=2", "training.tiles=8"),
-        *("training.attention_epochs=2", "training.attention_tiles=16"),
-        "training.slides_per_step=2",
-        "training.validation=0.34",
-        "training.calibration_tiles=16",
+        *("tile.size=64", "thumbnail.pixels_per_cell=4", "model.backbone=test_vit"),
+        *("model.pretrained=false", "sampling.tiles=8", "training.epochs=2", "training.tiles=8"),
+        *("training.attention_epochs=2", "training.attention_tiles=16", "training.slides_per_step=2"),
+        *("training.validation=0.34", "training.calibration_tiles=16"),
     ]
 )
 
@@ -163,7 +162,7 @@ class Cluster:
         process = subprocess.Popen(
             [sys.executable, "-m", f"distributed.cli.{name}", "--no-dashboard", *options],
             cwd=self.folder,
-            env={**os.environ, "PYTHONPATH": path, "NOTED_RUNS": str(self.folder / "runs.txt")},
+            env={**os.environ, **QUIET, "PYTHONPATH": path, "NOTED_RUNS": str(self.folder / "runs.txt")},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -226,15 +225,16 @@ class Ran:
 
 @pytest.fixture
 def run(request) -> Callable[..., Ran]:
-    """Run a command, by default on the shared cluster."""
+    """Run a command, by default on the shared cluster, and check its exit code."""
 
-    def run(*arguments: object, scheduler: str | None = "shared") -> Ran:
+    def run(*arguments: object, scheduler: str | None = "shared", code: int = 0) -> Ran:
         words = [str(each) for each in arguments]
         if scheduler == "shared" and words[0] in {"prepare", "convert", "embed", "train", "score"}:
             scheduler = request.getfixturevalue("address")
         if scheduler not in {None, "shared"}:
             words += ["--scheduler", str(scheduler)]
         result = CliRunner().invoke(app, words, catch_exceptions=False)
+        assert result.exit_code == code, (words, result.stdout, result.stderr)
         return Ran(result.exit_code, result.stdout, result.stderr)
 
     return run
@@ -292,8 +292,9 @@ def desk(slides, model, config, tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def train(run, slides, config):
-    def train(out, *options, source=slides, labels=slides / "labels.csv"):
-        return run("train", source, "--labels", labels, "--out", out, "--config", config, "--json", *options)
+    def train(out, *options, source=slides, labels=slides / "labels.csv", code=0):
+        given = ("--labels", labels, "--out", out, "--config", config, "--json")
+        return run("train", source, *given, *options, code=code)
 
     return train
 

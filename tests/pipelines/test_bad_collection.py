@@ -64,8 +64,7 @@ def test_bad_slides_among_many_fail_and_change_nothing(collection, run, model, t
     everything, good = collection
     assert len(table(everything)) == 100
     mixed, alone = tmp_path / "mixed", tmp_path / "alone"
-    ran = run("score", everything, "--model", model, "--out", mixed, "--timeout", 120, "--json")
-    assert ran.exit_code == 1, ran.stderr
+    ran = run("score", everything, "--model", model, "--out", mixed, "--timeout", 120, "--json", code=1)
     assert ran.json["counts"] == {"done": GOOD - 1, "failed": len(BAD), "no_tissue": 1}
     assert set(ran.json["failed"]) == set(BAD)
     assert "Traceback" not in ran.stderr
@@ -77,7 +76,7 @@ def test_bad_slides_among_many_fail_and_change_nothing(collection, run, model, t
         assert "\n" not in error
         assert f"{name} failed: {error}" in ran.stderr
 
-    assert run("score", good, "--model", model, "--out", alone).exit_code == 0
+    run("score", good, "--model", model, "--out", alone)
     found, expected = results(mixed), results(alone)
     own = found.pop("predictions"), expected.pop("predictions")
     assert [row for row in own[0] if row[0] not in BAD] == own[1]
@@ -88,8 +87,7 @@ def test_bad_slides_among_many_fail_and_change_nothing(collection, run, model, t
 def test_a_slide_that_may_not_be_read(slides, run, model, tmp_path):
     path = Path(shutil.copy(slides / "slide_000.tif", tmp_path / "secret.tif"))
     path.chmod(0)
-    ran = run("score", path, "--model", model, "--out", tmp_path / "scores")
-    assert ran.exit_code == 1
+    ran = run("score", path, "--model", model, "--out", tmp_path / "scores", code=1)
     assert "secret.tif" in ran.stderr
 
 
@@ -195,8 +193,7 @@ def test_the_model_changes_while_it_is_in_use(some, client, uninterrupted, model
 def test_a_model_that_lacks_a_file(some, model, run, tmp_path, name, said):
     shutil.copytree(model, tmp_path / "model")
     (tmp_path / "model" / name).unlink()
-    ran = run("score", some, "--model", tmp_path / "model", "--out", tmp_path / "scores")
-    assert ran.exit_code == 2
+    ran = run("score", some, "--model", tmp_path / "model", "--out", tmp_path / "scores", code=2)
     assert said in ran.stderr
     assert not (tmp_path / "scores").exists()
 

@@ -175,7 +175,7 @@ def test_invalid_numbers_of_workers(options, said):
 
 def test_a_scheduler_without_workers(scheduler_alone):
     with (
-        pytest.raises(SettingsError, match=r"has had no workers for 0\.5 s; start some with `dask worker"),
+        pytest.raises(SettingsError, match=r"has no workers after 0\.5 s; start some with `dask worker"),
         connect(scheduler_alone, wait=0.5),
     ):
         pass

@@ -168,8 +168,7 @@ def test_slides_that_hang_time_out(workers, hanging, tmp_path):
     ],
 )
 def test_invalid_options_are_refused(run, some, config, tmp_path, option, said):
-    ran = run("prepare", some, "--config", config, "--out", tmp_path / "out", *option)
-    assert ran.exit_code == 2
+    ran = run("prepare", some, "--config", config, "--out", tmp_path / "out", *option, code=2)
     assert said in ran.stderr
     assert not (tmp_path / "out" / "records").exists()
 
@@ -256,10 +255,7 @@ def test_all_workers_are_lost_and_return(cluster, tmp_path):
     refs = slides_called(tmp_path, *(f"slow{i}" for i in range(8)))
     out = tmp_path / "out"
     with connect(cluster.address, wait=LIMIT) as client:
-        with (
-            in_the_middle(out, 2, first.kill),
-            pytest.raises(WsiAtsError, match="no Dask workers for 1 s"),
-        ):
+        with in_the_middle(out, 2, first.kill), pytest.raises(WsiAtsError, match="no Dask workers for 1 s"):
             complete(task, refs, Execution(scheduler=client, wait=1))
         done = recorded(out)
         assert 2 <= len(done) < 8

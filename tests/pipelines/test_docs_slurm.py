@@ -139,16 +139,7 @@ def test_slurm_jobs_that_are_ended_cost_no_slide(slurm, desk, size, ended):
     for i in range(48):
         Path("slides", f"more_{i:02d}.tif").symlink_to(Path("slides/slide_000.tif").resolve())
     command = [
-        "python",
-        "cluster.py",
-        "score",
-        "slides",
-        "--model",
-        "run",
-        "--out",
-        "scores",
-        "--draws",
-        "30",
+        *("python", "cluster.py", "score", "slides", "--model", "run", "--out", "scores", "--draws", "30"),
     ]
     with Path("log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)

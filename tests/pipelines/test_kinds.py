@@ -18,9 +18,7 @@ def train_and_score(run, slides, config, tmp_path):
         out, scores = tmp_path / "run", tmp_path / "scores"
         labels = ("--labels", slides / "labels.csv")
         ran = run("train", slides, *labels, "--out", out, "--config", config, *options)
-        assert ran.exit_code == 0, ran.stderr
         ran = run("score", slides, "--model", out, "--out", scores, "--json")
-        assert ran.exit_code == 0, ran.stderr
         assert ran.json["counts"]["done"] == 6
         return out, scores
 
@@ -50,11 +48,9 @@ def test_multiple_instance_learning(train_and_score, run, slides, tmp_path, froz
         assert len(files(out / "features")) == 6
     ran = run("export", scores, "--to", "csv", "--out", tmp_path / "csv", "--json")
     assert ran.json["counts"] == {"exported": 6, "without_tiles": 0}
-    ran = run("score", slides, "--model", out, "--out", tmp_path / "more", "--draws", 2)
-    assert ran.exit_code == 2
+    ran = run("score", slides, "--model", out, "--out", tmp_path / "more", "--draws", 2, code=2)
     assert "a model of kind mil draws no tiles" in ran.stderr
-    ran = run("score", slides, "--model", out, "--out", tmp_path / "more", "--tiles", 2)
-    assert ran.exit_code == 2
+    ran = run("score", slides, "--model", out, "--out", tmp_path / "more", "--tiles", 2, code=2)
     assert "sampling.tiles is 2, but it has no effect on scoring" in ran.stderr
 
 
@@ -67,7 +63,6 @@ def test_image(train_and_score, run, tmp_path):
         assert int(row["bytes_read"]) > 0
     for kind in ("csv", "qupath"):
         ran = run("export", scores, "--to", kind, "--out", tmp_path / kind, "--json")
-        assert ran.exit_code == 0, ran.stderr
         assert ran.json["counts"] == {"exported": 0, "without_tiles": 6}
     assert len(table(tmp_path / "csv" / "predictions.csv")) == 6
     assert table(tmp_path / "csv" / "selections.csv") == []
@@ -84,7 +79,6 @@ def test_image(train_and_score, run, tmp_path):
 def test_impossible_combinations_are_refused_before_any_work(run, slides, config, tmp_path, changes, said):
     options = [word for change in changes for word in ("--set", change)]
     labels = ("--labels", slides / "labels.csv")
-    ran = run("train", slides, *labels, "--out", tmp_path / "run", "--config", config, *options)
-    assert ran.exit_code == 2
+    ran = run("train", slides, *labels, "--out", tmp_path / "run", "--config", config, *options, code=2)
     assert said in ran.stderr
     assert not (tmp_path / "run").exists()

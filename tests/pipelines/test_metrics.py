@@ -28,10 +28,19 @@ def read(path, stage):
 def test_metrics_of_a_run_match_its_table(run, slides, model, tmp_path):
     (tmp_path / "text.svs").write_text("no slide")
     path, out = tmp_path / "ats.prom", tmp_path / "out"
-    ran = run(
-        "score", slides, tmp_path / "text.svs", "--model", model, "--out", out, "--metrics", path, "--json"
+    run(
+        "score",
+        slides,
+        tmp_path / "text.svs",
+        "--model",
+        model,
+        "--out",
+        out,
+        "--metrics",
+        path,
+        "--json",
+        code=1,
     )
-    assert ran.exit_code == 1, ran.stderr
     rows, found = table(out / "predictions.csv"), read(path, "score")
     assert found["slides_total", "done"] == 6
     assert found["slides_total", "failed"] == 1
@@ -113,8 +122,8 @@ def test_a_file_that_cannot_be_written_is_refused_before_any_work(
     ran = run(
         *("prepare", slides, "--out", tmp_path / "out", "--config", config, "--metrics", where),
         *("--log-json", tmp_path / "log.jsonl"),
+        code=2,
     )
-    assert ran.exit_code == 2
     assert f"error: --metrics {where} cannot be written: {reason}" in ran.stderr
     assert ran.stderr.count("\n") == 1
     assert {path.name for path in tmp_path.iterdir()} == {"folder", "file"}

@@ -65,7 +65,6 @@ def test_two_processes_report_completion_and_errors_once(trained, slides, config
 def test_the_restart_with_the_least_validation_loss_is_kept(train, trained, tmp_path):
     out = tmp_path / "out"
     ran = train(out, "--restarts", "2")
-    assert ran.exit_code == 0
     alone = [table(folder / "metrics.csv") for folder in (trained, out / "restarts" / "1")]
     said = next(line for line in ran.stderr.splitlines() if "is kept" in line)
     losses = [float(each) for each in re.findall(r"\d+\.\d+", said)]
@@ -80,8 +79,7 @@ def test_the_restart_with_the_least_validation_loss_is_kept(train, trained, tmp_
 
 def test_restarts_with_a_frozen_backbone_share_its_features(train, published, tmp_path):
     out = tmp_path / "out"
-    ran = train(out, "--restarts", "2", *published)
-    assert ran.exit_code == 0, ran.stderr
+    train(out, "--restarts", "2", *published)
     assert len(files(out / "features")) == 6  # one for each slide
     assert files(out / "restarts" / "1") == ["checkpoints", "metrics.csv"]
     train(tmp_path / "alone", "--set", "training.seed=1", *published)  # as the second does
@@ -90,8 +88,7 @@ def test_restarts_with_a_frozen_backbone_share_its_features(train, published, tm
         for folder in (out / "restarts" / "1", tmp_path / "alone")
     )
     assert second < alone  # the second reuses tiles read by the first
-    ran = train(out, "--restarts", "2", *published, "--overwrite")
-    assert ran.exit_code == 0, ran.stderr
+    train(out, "--restarts", "2", *published, "--overwrite")
     assert len(files(out / "features")) == 6
 
 
@@ -104,7 +101,6 @@ def test_a_run_whose_attention_finds_nothing_is_trained_again(train, tmp_path, m
     monkeypatch.setattr("wsi_ats.training.attention.trust", distrust)
     out = tmp_path / "out"
     ran = train(out, "--retries", str(retries))
-    assert ran.exit_code == 0, ran.stderr
     assert ran.stderr.count("attention found nothing in the thumbnails; training again") == retries
     assert (out / "restarts").exists() == bool(retries)
     if retries:

@@ -305,8 +305,7 @@ def test_a_slide_is_scored_again_when_unrecorded_files_change(client, tmp_path, 
     ],
 )
 def test_options_that_do_not_go_together(run, slides, model, tmp_path, change, said):
-    ran = run("score", slides, "--model", model, "--out", tmp_path / "scores", *change)
-    assert ran.exit_code == 2
+    ran = run("score", slides, "--model", model, "--out", tmp_path / "scores", *change, code=2)
     assert said in ran.stderr
     assert not (tmp_path / "scores").exists()
 
@@ -336,8 +335,7 @@ def test_the_service_of_the_page():
 
 
 def test_a_folder_that_is_not_there_is_an_error_at_once(run, model, tmp_path):
-    ran = run("score", tmp_path / "scans", "--model", model, "--out", tmp_path / "scores", "--watch")
-    assert ran.exit_code == 2
+    ran = run("score", tmp_path / "scans", "--model", model, "--out", tmp_path / "scores", "--watch", code=2)
     assert f"{tmp_path / 'scans'}: no such file or folder" in ran.stderr
     assert not (tmp_path / "scores").exists()
 

@@ -87,8 +87,7 @@ def test_a_waiting_watch_ends_on_a_signal(watching, run, model, address, tmp_pat
     while "waiting for slides" not in "".join(lines):
         lines.append(process.stderr.readline())
         assert lines[-1], lines
-    refused = run(*command)
-    assert refused.exit_code == 2
+    refused = run(*command, code=2)
     assert f"is in use by process {process.pid}" in refused.stderr
     process.send_signal(number)
     _, complaints = process.communicate(timeout=LIMIT)  # a tenth of the time to the next scan

@@ -11,10 +11,7 @@ from PIL import Image
 
 from wsi_ats.errors import ArtifactError
 from wsi_ats.geometry import Grid, Region
-from wsi_ats.results.plots import (
-    figure_of_panels,
-    figure_of_slide,
-)
+from wsi_ats.results.plots import figure_of_panels, figure_of_slide
 from wsi_ats.results.records import AttentionMap, Selection
 from wsi_ats.tasks.panels import Calibration, Confusion, Lines, Scatter
 

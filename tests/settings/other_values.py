@@ -56,7 +56,7 @@ OTHER = {  # for every setting, a value that is not its default
         "calibrate_scores": False,
         "weight_decay": 0.0,
         "entropy": 0.0,
-        "teaching": 0.5,
+        "supervision": 0.5,
         "evidence": 1.0,
         "warmup": 0.0,
         "clip": 0.1,

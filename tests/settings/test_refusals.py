@@ -32,7 +32,7 @@ OUT_OF_RANGE = [
     ],
     *["training.weight_decay=-0.1", "training.entropy=-0.1", "training.warmup=1.0"],
     *["training.validation=0.6", "training.validation=-0.1", "training.calibration_tiles=1"],
-    *["training.teaching=-0.1", "training.evidence=-0.1"],
+    *["training.supervision=-0.1", "training.evidence=-0.1"],
     *["training.seed=-1", "model.cases=mixed", "training.precision=half", "training.fine_tuning=last-0"],
     *["training.tiles_per_pass=-1", "training.read_ahead=-1", "training.balance=even", "training.ema=1.0"],
     *["training.patience=-1", "training.monitor=auc", "training.checkpoint_steps=0"],
@@ -185,7 +185,7 @@ def test_without_epochs_there_is_nothing_to_train(kind):
 
 
 @pytest.mark.parametrize("kind", ["uniform", "mil", "image"])
-@pytest.mark.parametrize("only", ["joint_epochs=3", "teaching=1.0"])
+@pytest.mark.parametrize("only", ["joint_epochs=3", "supervision=1.0"])
 def test_kinds_without_thumbnail_attention_refuse_its_training(kind, only):
     name, value = only.split("=")
     said = rf"training\.{name} is {value}, but a model of kind {kind} has .* set training\.{name}=0"

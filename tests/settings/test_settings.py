@@ -17,7 +17,7 @@ from settings.other_values import DESCRIBED, OTHER
 from wsi_ats import settings as config
 from wsi_ats.errors import SettingsError
 from wsi_ats.models import kinds
-from wsi_ats.nn.pooling import POOLINGS
+from wsi_ats.nn.expectation import POOLINGS
 from wsi_ats.nn.sampling import DESIGNS
 from wsi_ats.settings import Fixes, ImageModel, MilModel, Settings, commented_toml, describe
 from wsi_ats.settings import model as model_settings

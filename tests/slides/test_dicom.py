@@ -11,12 +11,10 @@ import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MediaStorageDirectoryStorage, SegmentationStorage
 
-from pipelines._sources import read_sources
 from wsi_ats.errors import ManifestError, SlideOpenError
 from wsi_ats.slides import open_slide
 from wsi_ats.slides.dicom import files_of_series, is_dicom, read_instance
-from wsi_ats.tables.manifest import read_manifest
-from wsi_ats.tables.sources import find_slides
+from wsi_ats.tables.manifest import find_slides, read_manifest
 from wsi_ats.testing.dicom import write_dicom
 
 SERIES = [f"1.3.6.1.4.1.5962.99.1.{number}.1637717011470.2.0" for number in (1334438926, 1334438927)]
@@ -130,7 +128,7 @@ def test_files_of_a_slide_listed_one_by_one_are_one_slide(tmp_path, colour):
         for level, width in enumerate((256, 128))
     ]
     files.append(write_dicom(tmp_path / "case 1" / "l.dcm", SERIES[0], colour(9), flavour="LABEL"))
-    [ref] = read_sources([str(file) for file in files])
+    [ref] = read_manifest(files)
     assert (ref.id, ref.path) == ("case 1", str(files[0]))
     table = tmp_path / "slides.csv"
     for first, second, problem in (
@@ -149,7 +147,7 @@ def test_two_sources_that_name_one_series_differently_are_refused(tmp_path, colo
         file = write_dicom(tmp_path / "slides" / f"{level}.dcm", SERIES[0], colour(90, width, width))
         (tmp_path / f"{level}.csv").write_text(f"slide_id,path\nslide {level},{file}\n")
     with pytest.raises(ManifestError, match=r"0.csv, .*1.csv: .* are files of one slide"):
-        read_sources([str(tmp_path / "0.csv"), str(tmp_path / "1.csv")])
+        read_manifest([tmp_path / "0.csv", tmp_path / "1.csv"])
 
 
 def test_slides_arriving_in_a_folder_are_not_named_after_it(tmp_path, colour):

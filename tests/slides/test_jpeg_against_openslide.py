@@ -42,8 +42,7 @@ def test_jpeg_colours_follow_the_tags_rather_than_the_stream(
     encode = marked(jpeg(subsampling), jpeg_parts, *markers)
     same(
         handmade().write(
-            tmp_path / "s.tif",
-            [image(encode, compression=7, photometric=photometric, size=(300, 200))],
+            tmp_path / "s.tif", [image(encode, compression=7, photometric=photometric, size=(300, 200))]
         ),
         regions=8,
     )

@@ -45,10 +45,7 @@ def test_formats_with_special_rules_are_left_to_openslide(handmade, tmp_path, ot
     choice = choose_reader(path)
     assert choice.reader == "openslide"
     assert choice.reason
-    with (
-        contextlib.suppress(SlideError),
-        open_slide(path) as slide,
-    ):  # some lack metadata for OpenSlide
+    with contextlib.suppress(SlideError), open_slide(path) as slide:  # some lack metadata for OpenSlide
         assert isinstance(slide, OpenSlideSlide)
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from tasks.examples import EXAMPLES
 
 from wsi_ats.errors import ManifestError
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.tables.labels import check_labels
-from wsi_ats.tasks.targets import Target
 
 
 def ref(name, case=None, label=None):
@@ -31,19 +31,10 @@ def test_a_class_needs_patients_not_slides():
         check_labels(refs, "classification")
 
 
-@pytest.mark.parametrize(
-    ("task", "labels", "target"),
-    [
-        ("classification", "xxyy", Target("classification", ("x", "y"))),
-        ("multilabel", ["a", "b;?a", None, "-"], Target("multilabel", ("a", "b"))),
-        ("regression", ["1", "1", "3", "3"], Target("regression", ("value",), 2.0, 1.0)),
-        ("survival", ["1;0", "1;1", "2;0", None], Target("survival", ("risk",))),
-    ],
-)
-def test_the_target_is_inferred_from_slides(task, labels, target):
-    assert (
-        check_labels([ref(n, label=label) for n, label in zip("abcd", labels, strict=True)], task) == target
-    )
+@pytest.mark.parametrize("task", EXAMPLES)
+def test_the_target_is_inferred_from_slides_with_labels(task):
+    refs = [ref(n, label=label) for n, label in zip("abcdefg", [*EXAMPLES[task].labels, None], strict=True)]
+    assert check_labels(refs, task) == EXAMPLES[task].target
 
 
 @pytest.mark.parametrize(

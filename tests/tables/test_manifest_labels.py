@@ -9,8 +9,8 @@ import pytest
 
 from tables.table_files import table
 from wsi_ats.errors import ManifestError
-from wsi_ats.tables.label_table import read_labels
 from wsi_ats.tables.manifest import read_manifest, with_tables
+from wsi_ats.tables.slide_table import read_labels
 from wsi_ats.tables.split_table import read_splits
 
 # --- labels ---
@@ -34,6 +34,15 @@ def test_labels_without_slide_and_slides_without_label_are_counted_in_the_log(fo
         f"{labels}: 2 labels have no slide: c, d",
         "1 of 2 slides have no label: b",
     ]
+
+
+def test_slides_without_label_in_several_sources_are_counted_once(folder, caplog):
+    rows = {"1.csv": "a.svs,x", "2.csv": "below/b.ndpi,"}
+    sources = [table(folder, f"path,label\n{row}\n", name) for name, row in rows.items()]
+    with caplog.at_level(logging.WARNING):
+        refs = read_manifest(sources)
+    assert [(ref.id, ref.label) for ref in refs] == [("a", "x"), ("b", None)]
+    assert [record.getMessage() for record in caplog.records] == ["1 of 2 slides have no label: b"]
 
 
 def test_a_label_column_without_a_table_is_refused(folder):

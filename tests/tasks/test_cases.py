@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from tasks.examples import EXAMPLES
 from wsi_ats.nn.cases import pool_slides
 from wsi_ats.tasks.cases import case_scores
 from wsi_ats.tasks.registry import TASKS
@@ -14,10 +15,8 @@ from wsi_ats.tasks.registry import TASKS
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("slides", [1, 2, 5])
 def test_pooling_scores_is_pooling_outputs(task, slides):
-    generator = torch.Generator().manual_seed(slides)
-    outputs = 3 * torch.randn(slides, 3, dtype=torch.float64, generator=generator)
-    outputs = outputs if task in {"classification", "multilabel"} else outputs[:, :1]
-    log_weight = 2 * torch.randn(slides, dtype=torch.float64, generator=generator)
+    outputs = 3 * EXAMPLES[task].outputs(slides, seed=slides)
+    log_weight = 2 * torch.randn(slides, dtype=torch.float64, generator=torch.Generator().manual_seed(slides))
     pooled, _ = pool_slides(outputs, log_weight, [0] * slides)
     found = case_scores(TASKS[task], TASKS[task].activate(outputs).numpy(), log_weight.numpy())
     np.testing.assert_allclose(found, TASKS[task].activate(pooled)[0].numpy(), rtol=1e-12, atol=1e-12)

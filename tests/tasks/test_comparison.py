@@ -59,7 +59,7 @@ def test_intervals_resample_cases_as_the_bootstrap_of_metrics_does():
             resamples=300,
             seed=0,
         )
-        if row["figure"] == "auc"
+        if row["metric"] == "auc"
     ]
     found = compared()["all"]
     assert (found.low, found.high) == (row["low"], row["high"])

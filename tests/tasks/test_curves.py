@@ -6,13 +6,8 @@ import numpy as np
 import pytest
 from sklearn.calibration import calibration_curve
 
-from wsi_ats.tasks.curves import (
-    confusion,
-    expected_calibration_error,
-    precision_recall,
-    reliability,
-    roc,
-)
+from tasks.examples import EXAMPLES
+from wsi_ats.tasks.curves import confusion, expected_calibration_error, precision_recall, reliability, roc
 from wsi_ats.tasks.registry import TASKS
 
 
@@ -34,9 +29,9 @@ def test_calibration_compares_probabilities_with_outcomes(task, targets, scores,
 
 @pytest.mark.parametrize("task", TASKS)
 def test_tables_and_plots_are_named_by_the_task(task):
-    targets = np.array([[0.0, 1.0], [1.0, 1.0], [1.0, 0.0]])
-    scores = np.array([[0.9, 0.1], [0.4, 0.6], [0.3, 0.7]])
-    details = TASKS[task].details(targets, scores, ["a", "b"], ["one", "one", "other"])
+    example = EXAMPLES[task]
+    models = ["one"] * 4 + ["other"] * 2
+    details = TASKS[task].details(example.targets(), example.scores(), example.target.names, models)
     assert tuple(details.tables) == TASKS[task].tables
     assert details.panels
     assert all(len({len(column) for column in table.values()}) == 1 for table in details.tables.values())

@@ -12,28 +12,23 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tasks.examples import EXAMPLES
 from wsi_ats.errors import ManifestError, SettingsError
 from wsi_ats.tasks.registry import TASKS
 from wsi_ats.tasks.targets import Target
 
-MULTI = Target("multilabel", ("er", "her2", "pr"))
+MULTI = EXAMPLES["multilabel"].target
 
 
-@pytest.mark.parametrize(
-    ("task", "labels", "names", "columns"),
-    [
-        ("classification", ["b", "a", "b"], ("a", "b"), ("prob_a", "prob_b")),
-        ("multilabel", ["er;pr", "-", "?her2"], ("er", "her2", "pr"), ("prob_er", "prob_her2", "prob_pr")),
-        ("regression", ["1", "3"], ("value",), ("value",)),
-        ("survival", ["1;0", "2;1"], ("risk",), ("risk",)),
-    ],
-)
-def test_a_target_is_found_from_labels(task, labels, names, columns):
-    target = Target.of(task, iter(labels))
-    assert (target.task, target.names, target.columns) == (task, names, columns)
-    assert target.outputs == len(names)
+@pytest.mark.parametrize("task", TASKS)
+def test_a_target_is_found_from_labels(task):
+    example = EXAMPLES[task]
+    target = Target.of(task, iter(example.labels))
+    assert target == example.target
+    assert target.columns == example.columns
+    assert target.outputs == len(target.names)
     assert pickle.loads(pickle.dumps(target)) == target
-    assert all(math.isfinite(sum(target.encode(label))) for label in labels if "?" not in label)
+    assert all(math.isfinite(sum(target.encode(label))) for label in example.labels if "?" not in label)
 
 
 @pytest.mark.parametrize(
@@ -125,9 +120,9 @@ def test_values_are_learnt_in_units_of_their_own_spread():
     assert torch.equal(target.normalise(torch.from_numpy(values)), torch.from_numpy(normal))
 
 
-@pytest.mark.parametrize("task", sorted(set(TASKS) - {"regression"}))
+@pytest.mark.parametrize("task", [name for name, task in TASKS.items() if not task.has_units])
 def test_other_targets_have_no_units(task):
-    target = Target(task, ("a", "b") if task == "classification" else ("a",))
+    target = EXAMPLES[task].target
     values = np.array([[0.1, 3.0], [7.0, 1.0]])
     np.testing.assert_array_equal(target.normalise(values), values)
     np.testing.assert_array_equal(target.restore(values), values)

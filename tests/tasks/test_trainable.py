@@ -19,7 +19,7 @@ def test_the_default_settings_suit_every_task(task):
 
 def test_survival_needs_several_slides_in_a_step():
     check_trainable(SURVIVAL)
-    image = SURVIVAL.with_values(["model.kind=image", "training.joint_epochs=0", "training.teaching=0"])
+    image = SURVIVAL.with_values(["model.kind=image", "training.joint_epochs=0", "training.supervision=0"])
     with pytest.raises(SettingsError, match=r"survival compares .* kind image has one slide at a time"):
         check_trainable(image)
     with pytest.raises(SettingsError, match=r"survival compares .* training\.slides_per_step is 1;"):

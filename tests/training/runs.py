@@ -26,19 +26,11 @@ TARGET = Target("classification", ("pink", "violet"))
 CPU = torch.device("cpu")
 SETTINGS = Settings().with_values(
     [
-        "tile.size=16",
-        "thumbnail.pixels_per_cell=4",
-        "thumbnail.tissue=none",
-        "model.backbone=test_resnet",
-        "model.pretrained=false",
-        "sampling.tiles=3",
-        *("training.epochs=0", "training.attention_epochs=0", "training.joint_epochs=3"),
-        "training.slides_per_step=3",
-        "training.head_learning_rate=0.01",
-        "training.gate_learning_rate=0.01",
-        "training.feature_dropout=0.0",
-        "training.calibration_tiles=40",
-        "training.precision=float32",
+        *("tile.size=16", "thumbnail.pixels_per_cell=4", "thumbnail.tissue=none"),
+        *("model.backbone=test_resnet", "model.pretrained=false", "sampling.tiles=3", "training.epochs=0"),
+        *("training.attention_epochs=0", "training.joint_epochs=3", "training.slides_per_step=3"),
+        *("training.head_learning_rate=0.01", "training.gate_learning_rate=0.01"),
+        *("training.feature_dropout=0.0", "training.calibration_tiles=40", "training.precision=float32"),
     ]
 )
 

@@ -7,13 +7,14 @@ from collections import Counter
 
 import pytest
 import torch
+from tasks.examples import EXAMPLES
 
 from training.choices import FEW, RARE, start_of
 from training.runs import SETTINGS, TARGET, TRAINING, VALIDATION, progress, run, unreadable
 from wsi_ats.errors import ModelError, SettingsError
 from wsi_ats.models.batches import TileReader, balancing
 from wsi_ats.tasks.classification import Classification
-from wsi_ats.tasks.targets import Target
+from wsi_ats.tasks.registry import TASKS
 from wsi_ats.training.fit import fit
 
 # Rare classes
@@ -89,12 +90,12 @@ def test_a_slide_drawn_twice_in_a_step_counts_twice(tmp_path, monkeypatch, cases
 
 
 @pytest.mark.parametrize("balance", ["weights", "sampling"])
-@pytest.mark.parametrize("task", ["regression", "survival", "multilabel"])
+@pytest.mark.parametrize("task", [name for name, task in TASKS.items() if not task.has_classes])
 def test_balancing_needs_classes(tmp_path, task, balance):
     with pytest.raises(SettingsError, match=rf"balance is {balance}, but {task} has no classes"):
         fit(
             TRAINING, VALIDATION, SETTINGS.with_values([f"training.balance={balance}", f"model.task={task}"]),
-            target=Target(task, ("risk",)), folder=tmp_path, device=torch.device("cpu"), on_epoch=print,
+            target=EXAMPLES[task].target, folder=tmp_path, device=torch.device("cpu"), on_epoch=print,
             reader=None,
         )  # fmt: skip
 

@@ -14,9 +14,9 @@ from wsi_ats.models.batches import TileReader
 from wsi_ats.models.kinds import method_for
 from wsi_ats.nn.backbone import last_blocks
 from wsi_ats.tasks.classification import Classification
-from wsi_ats.training import epochs as epoch_loop
 from wsi_ats.training import learner, steps
-from wsi_ats.training.metrics import Metrics
+from wsi_ats.training import steps as epoch_loop
+from wsi_ats.training.validation import Metrics
 
 # Trainable parts
 

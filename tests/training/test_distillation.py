@@ -12,10 +12,10 @@ from training.phase_runs import Recorded, start_of
 from training.runs import SETTINGS, TRAINING, slide_of, unreadable
 from wsi_ats.errors import ModelError
 from wsi_ats.models.batches import TileReader
-from wsi_ats.models.evidence import Attended, Evidence
+from wsi_ats.models.evidence import Evidence, TileAttention
 from wsi_ats.models.kinds import method_for
 from wsi_ats.nn.distillation import influence, target
-from wsi_ats.nn.pooling import POOLINGS
+from wsi_ats.nn.expectation import POOLINGS
 from wsi_ats.training.distillation import (
     _SCALES,
     FEWEST_TO_JUDGE,
@@ -49,11 +49,11 @@ class Attention(torch.nn.Module):
 def evidence_of(model: Attention, logits: torch.Tensor, said: torch.Tensor) -> Evidence:
     """Evidence of a slide of which all cells are known."""
 
-    def attend(scale: float | torch.Tensor | None = None) -> Attended:
+    def attend(scale: float | torch.Tensor | None = None) -> TileAttention:
         scaled = logits.double() * (model.attention_scale if scale is None else scale)
         attention = torch.softmax(scaled, 0)
         entropy = -(attention * attention.log()).sum()
-        return Attended(torch.log_softmax(scaled, 0), torch.logsumexp(scaled, 0), entropy, 0.0)
+        return TileAttention(torch.log_softmax(scaled, 0), torch.logsumexp(scaled, 0), entropy, 0.0)
 
     uniform = torch.full((len(logits),), 1 / len(logits), dtype=torch.float64)
     return Evidence(attend, uniform, attend(0.0), said, zero_outputs=None, classes=True)

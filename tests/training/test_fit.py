@@ -19,12 +19,7 @@ from wsi_ats.tables.files import read_csv
 
 def test_training_learns_a_class_that_shows_in_half_of_the_cells(tmp_path):
     rows = []
-    model = run(
-        tmp_path,
-        "training.joint_epochs=25",
-        "training.learning_rate=0.001",
-        on_epoch=rows.append,
-    )
+    model = run(tmp_path, "training.joint_epochs=25", "training.learning_rate=0.001", on_epoch=rows.append)
     assert not model.training
     assert len(rows) == 25
     assert np.mean([row["loss"] for row in rows[:3]]) > 0.4
@@ -39,23 +34,9 @@ def test_every_epoch_has_a_row_of_metrics(uninterrupted):
     _, folder = uninterrupted
     table = read_csv(folder / "metrics.csv")
     assert list(table) == [
-        "epoch",
-        "phase",
-        "loss",
-        "gain",
-        "effective_cells",
-        "top_share",
-        "effective",
-        "staleness",
-        "tiles",
-        "failed",
-        "validation_loss",
-        "validation_gain",
-        "validation_auc",
-        "uniform_loss",
-        "uniform_gain",
-        "uniform_auc",
-        "seconds",
+        *("epoch", "phase", "loss", "gain", "effective_cells", "top_share", "effective", "staleness"),
+        *("tiles", "failed", "validation_loss", "validation_gain", "validation_auc", "uniform_loss"),
+        *("uniform_gain", "uniform_auc", "seconds"),
     ]
     assert [float(value) for value in table["epoch"]] == [0, 1, 2]
     assert [float(value) for value in table["tiles"]] == [24, 24, 24]  # 8 slides, 3 tiles each

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from concurrent.futures import Future
 
@@ -53,55 +54,56 @@ def calibrated(*changes: str):
     return model
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_statistics_of_a_frozen_backbone_without_published_weights_are_measured(tmp_path, kind):
-    found = trained(tmp_path, *KINDS[kind])
-    start = calibrated(*KINDS[kind])
-    assert_same_weights(found.model.encoder, start.encoder)
+@pytest.fixture(scope="module", params=KINDS)
+def frozen(request, trusted, tmp_path_factory):
+    """A kind, a run that nothing disturbs, the tiles it read, its rows, and its folder."""
+    folder, rows = tmp_path_factory.mktemp("frozen"), []
+    found, asked = recorded(folder, *KINDS[request.param], on_epoch=rows.append)
+    return request.param, found, asked, rows, folder
+
+
+def test_statistics_of_a_frozen_backbone_without_published_weights_are_measured(frozen):
+    kind, found, *_ = frozen
+    assert_same_weights(found.model.encoder, calibrated(*KINDS[kind]).encoder)
     for layer in batch_norms(found.model.encoder.network):
         assert layer.running_mean.abs().max() > 0
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_frozen_backbone_reads_each_tile_once_over_all_epochs(tmp_path, kind):
-    rows: list = []
-    found, asked = recorded(tmp_path, *KINDS[kind], on_epoch=rows.append)
+def test_a_frozen_backbone_reads_each_tile_once_over_all_epochs(frozen):
+    kind, found, asked, rows, folder = frozen
     asked = asked[CALIBRATION:]
     assert max(Counter(asked).values()) == 1
     learned = {each.ref.id for each in TRAINING}
     own = [slide for slide, _ in asked if slide in learned]
     surveyed = 0 if kind != "sampling" else len(VALIDATION) * 10
     assert len(own) <= sum(row["tiles"] for row in rows) <= len(own) + surveyed
-    assert len(list((tmp_path / "features").iterdir())) == len(TRAINING) + len(VALIDATION)
+    assert len(list((folder / "features").iterdir())) == len(TRAINING) + len(VALIDATION)
     start = start_of(*KINDS[kind])
     for one, other in zip(found.model.encoder.parameters(), start.encoder.parameters(), strict=True):
         assert torch.equal(one, other)
     assert not torch.equal(found.model.head.weight, start.head.weight)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_stored_features_are_reused_and_do_not_change_results(tmp_path, kind):
+def test_stored_features_are_reused_and_do_not_change_results(tmp_path, frozen):
     def stop(row):
         if row["epoch"] == 1:
             raise KeyboardInterrupt
 
+    kind, whole, every, _, folder = frozen
     changes = KINDS[kind]
-    whole, every = recorded(tmp_path / "whole", *changes)
     with pytest.raises(KeyboardInterrupt):
         trained(tmp_path / "stopped", *changes, on_epoch=stop)
+    shutil.copytree(tmp_path / "stopped", tmp_path / "lost")
     again, fewer = recorded(tmp_path / "stopped", *changes)
     assert_same(again, whole)
     assert len(fewer) < len(every)
-    assert metrics_in(tmp_path / "stopped") == metrics_in(tmp_path / "whole")
+    assert metrics_in(tmp_path / "stopped") == metrics_in(folder)
 
-    (tmp_path / "other" / "features").parent.mkdir()
-    (tmp_path / "whole" / "features").rename(tmp_path / "other" / "features")
+    shutil.copytree(folder / "features", tmp_path / "other" / "features")
     other, none = recorded(tmp_path / "other", *changes)  # from the start, with all features there
     assert_same(other, whole)
     assert none == every[:CALIBRATION]
 
-    with pytest.raises(KeyboardInterrupt):
-        trained(tmp_path / "lost", *changes, on_epoch=stop)
     for path in (tmp_path / "lost" / "features").iterdir():
         path.unlink()
     assert_same(trained(tmp_path / "lost", *changes), whole)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,89 +18,93 @@ from wsi_ats.training.learner import Learner
 pytestmark = pytest.mark.usefixtures("trusted")
 
 
-@pytest.mark.parametrize("done", range(7))
-def test_a_run_stopped_after_any_epoch_ends_the_same(tmp_path, done, whole):
-    def stop(row):
-        if row["epoch"] == done:
-            raise KeyboardInterrupt
-
+def stop(folder: Path, *changes: str, **options) -> None:
+    """Train until something interrupts the run."""
     with pytest.raises(KeyboardInterrupt):
-        trained(tmp_path, *PHASES, on_epoch=stop)
-    rows: list = []
-    assert_same(trained(tmp_path, *PHASES, on_epoch=rows.append), whole[0])
-    assert [row["epoch"] for row in rows] == list(range(done + 1, 7))
+        trained(folder, *changes, **options)
+
+
+def interrupt(*_) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_run_stopped_after_every_epoch_ends_the_same(tmp_path, whole):
+    epochs: list[int] = []
+    for _ in range(7):
+        stop(tmp_path, *PHASES, on_epoch=lambda row: (epochs.append(row["epoch"]), interrupt()))
+    assert epochs == list(range(7))
+    assert_same(trained(tmp_path, *PHASES, on_epoch=pytest.fail), whole[0])
     assert metrics_in(tmp_path) == metrics_in(whole[1])
     assert not (tmp_path / "features").exists()  # the backbone learns, if not in each phase
 
 
-# Reads: 8 for calibration, 8 and 4 in each epoch of the classifier, 12 surveyed, then 4 of each watched.
-@pytest.mark.parametrize(
-    "read", [3, 8 + 5, 8 + 12 + 10, 8 + 24 + 1, 8 + 24 + 7, 8 + 24 + 12, 8 + 24 + 12 + 3, 66]
-)
-def test_a_run_stopped_at_any_read_ends_the_same(tmp_path, read, whole):
-    reads: list[str] = []
+# Reads of each attempt, and the epochs of the state that it leaves. There are 8 and 4 in each epoch of the
+# classifier, after 8 for calibration; 12 slides are surveyed; then 4 are watched.
+READS = [(8 + 5, 0), (12 + 10, 1), (12 + 1, 2), (7, 2), (12, 2), (12 + 3, 2), (12 + 22, 5)]
 
-    class Stops(MemorySlide):
-        def read_regions(self, *args):
-            reads.append(self.path)
-            if len(reads) == read:
-                raise KeyboardInterrupt
-            return super().read_regions(*args)
 
-    with pytest.raises(KeyboardInterrupt):
-        trained(tmp_path, *PHASES, opener=lambda ref: Stops(slide_of(ref.id)._pyramid, mpp=0.5, path=ref.id))
+def test_a_run_stopped_at_any_read_ends_the_same(tmp_path, whole):
+    def stop_at(last: int) -> None:
+        reads = itertools.count(1)
+
+        class Stops(MemorySlide):
+            def read_regions(self, *args):
+                return interrupt() if next(reads) == last else super().read_regions(*args)
+
+        stop(tmp_path, *PHASES, opener=lambda ref: Stops(slide_of(ref.id)._pyramid, mpp=0.5, path=ref.id))
+
+    stop_at(3)
+    assert not [*tmp_path.rglob("step_*")]
+    for read, epochs in READS:
+        stop_at(read)
+        assert len(progress(tmp_path)["rows"]) == epochs
     assert_same(trained(tmp_path, *PHASES), whole[0])
     assert metrics_in(tmp_path) == metrics_in(whole[1])
 
 
-STATES = [*PHASES, "training.checkpoint_steps=3", "training.read_ahead=0", "training.ema=0.5"]
-
-
-@pytest.fixture(scope="module")
-def whole_with_states(tmp_path_factory):
-    """A run that nothing disturbs, with states after every third step, and its folder."""
-    folder = tmp_path_factory.mktemp("states")
-    return trained(folder, *STATES), folder
-
-
-@pytest.mark.parametrize("step", range(1, 28, 3))
-def test_a_run_stopped_at_any_step_goes_on_from_the_state_before_and_ends_the_same(
-    tmp_path, monkeypatch, step, whole_with_states
-):
+def test_a_run_stopped_at_any_step_goes_on_from_the_state_before_and_ends_the_same(tmp_path, monkeypatch):
+    changes = [*PHASES, "training.checkpoint_steps=3", "training.read_ahead=0", "training.ema=0.5"]
+    whole = trained(tmp_path / "whole", *changes)
     real = Learner.take_step
+    for step in range(1, 28, 3):
 
-    def take_step(self, count, check):
-        if check.keywords["step"] == step:
-            raise KeyboardInterrupt
-        return real(self, count, check)
+        def take_step(self, count, check, last=step):
+            return interrupt() if check.keywords["step"] == last else real(self, count, check)
 
-    monkeypatch.setattr(Learner, "take_step", take_step)
-    with pytest.raises(KeyboardInterrupt):
-        trained(tmp_path, *STATES)
+        monkeypatch.setattr(Learner, "take_step", take_step)
+        stop(tmp_path / "stopped", *changes)
+        assert progress(tmp_path / "stopped")["step"] == max(step - step % 4, step - step % 3)
     monkeypatch.undo()
-    assert progress(tmp_path)["step"] == max(step - step % 4, step - step % 3)
-    assert_same(trained(tmp_path, *STATES), whole_with_states[0])
-    assert metrics_in(tmp_path) == metrics_in(whole_with_states[1])
+    assert_same(trained(tmp_path / "stopped", *changes), whole)
+    assert metrics_in(tmp_path / "stopped") == metrics_in(tmp_path / "whole")
 
 
-def test_a_run_that_has_ended_gives_the_same_again_and_reads_only_what_is_watched(tmp_path):
-    first, _ = recorded(tmp_path, *PHASES)
-    again, asked = recorded(tmp_path, *PHASES)
-    assert_same(again, first)
+def test_a_run_that_has_ended_gives_the_same_again_and_reads_only_what_is_watched(tmp_path, whole):
+    shutil.copytree(whole[1], tmp_path / "again")
+    again, asked = recorded(tmp_path / "again", *PHASES)
+    assert_same(again, whole[0])
     assert {slide for slide, _ in asked} == {each.ref.id for each in VALIDATION}
 
 
-@pytest.mark.parametrize("fate", ["missing", "cut short", "no state"])
-@pytest.mark.parametrize("backbone", ["full", "frozen"])
-def test_a_lost_survey_is_repeated(tmp_path, caplog, fate, backbone):
-    def stop(row):
-        if row["phase"] == "attention":
-            raise KeyboardInterrupt
+def stop_in_attention(folder: Path, *changes: str) -> None:
+    stop(folder, *changes, on_epoch=lambda row: interrupt() if row["phase"] == "attention" else None)
 
-    changes = [*ATTENTION, f"training.fine_tuning={backbone}"]
-    whole = trained(tmp_path / "whole", *changes)
-    with pytest.raises(KeyboardInterrupt):
-        trained(tmp_path / "lost", *changes, on_epoch=stop)
+
+@pytest.fixture(scope="module", params=["full", "frozen"])
+def surveyed(request, tmp_path_factory, trusted):
+    """Settings, a run that nothing disturbs, and the folders of that and of one stopped after the survey."""
+    folder, changes = (
+        tmp_path_factory.mktemp("surveyed"),
+        [*ATTENTION, f"training.fine_tuning={request.param}"],
+    )
+    stop_in_attention(folder / "stopped", *changes)
+    return changes, trained(folder / "whole", *changes), folder
+
+
+@pytest.mark.parametrize("fate", ["missing", "cut short", "no state"])
+def test_a_lost_survey_is_repeated(tmp_path, caplog, fate, surveyed):
+    changes, whole, folder = surveyed
+    shutil.copytree(folder / "stopped", tmp_path / "lost")
     path = tmp_path / "lost" / "checkpoints" / "survey.safetensors"
     kept = path.read_bytes()
     path.unlink()
@@ -109,17 +115,12 @@ def test_a_lost_survey_is_repeated(tmp_path, caplog, fate, backbone):
     assert "survey.safetensors is missing or damaged" in caplog.text
     assert "slides are surveyed again" in caplog.text
     assert path.read_bytes() == kept
-    assert metrics_in(tmp_path / "lost") == metrics_in(tmp_path / "whole")
+    assert metrics_in(tmp_path / "lost") == metrics_in(folder / "whole")
 
 
 def test_the_survey_of_another_run_is_refused(tmp_path):
-    def stop(row):
-        if row["phase"] == "attention":
-            raise KeyboardInterrupt
-
     for seed in (0, 1):
-        with pytest.raises(KeyboardInterrupt):
-            trained(tmp_path / str(seed), *ATTENTION, f"training.seed={seed}", on_epoch=stop)
+        stop_in_attention(tmp_path / str(seed), *ATTENTION, f"training.seed={seed}")
     path = Path("checkpoints") / "survey.safetensors"
     (tmp_path / "0" / path).write_bytes((tmp_path / "1" / path).read_bytes())
     with pytest.raises(ArtifactError, match=r"survey\.safetensors belongs to a run with other settings"):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
+import time
 
 import pytest
 import torch
@@ -26,41 +25,51 @@ from wsi_ats.models.kinds import model_for
 from wsi_ats.slides.memory import MemorySlide
 from wsi_ats.training import progress as progressing
 
+POSIX = pytest.mark.skipif(os.name != "posix", reason="signals are sent as POSIX systems know them")
+
 # The same weights
 
 
-@pytest.mark.parametrize("done", [1, 2, 3])
-def test_a_run_stopped_after_any_epoch_and_started_again_ends_the_same(tmp_path, done, uninterrupted):
-    def stop(row):
-        if row["epoch"] == done - 1:
-            raise KeyboardInterrupt
+def test_a_run_stopped_after_every_epoch_and_started_again_ends_the_same(tmp_path, uninterrupted):
+    rows: list = []
 
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, on_epoch=stop)
-    assert len(progress(tmp_path)["rows"]) == done
-    rows = []
-    assert_same_weights(run(tmp_path, on_epoch=rows.append), uninterrupted[0])
-    assert [row["epoch"] for row in rows] == list(range(done, 3))
+    def stop(row):
+        rows.append(row["epoch"])
+        raise KeyboardInterrupt
+
+    for done in (1, 2, 3):
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, on_epoch=stop)
+        assert len(progress(tmp_path)["rows"]) == done
+    assert_same_weights(run(tmp_path, on_epoch=stop), uninterrupted[0])
+    assert rows == [0, 1, 2]
     assert metrics_in(tmp_path) == metrics_in(uninterrupted[1])
 
 
-def test_a_run_stopped_in_the_middle_of_an_epoch_ends_the_same(tmp_path, uninterrupted):
-    reads = []
+def ctrl_c() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(1)  # in a thread that reads: the signal is the main thread's
+
+
+def failure() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("end", [failure, pytest.param(ctrl_c, marks=POSIX)])
+def test_a_run_stopped_in_the_middle_of_an_epoch_ends_the_same(tmp_path, uninterrupted, end):
+    reads = itertools.count(1)
 
     class Stops(MemorySlide):
         def read_regions(self, *args):
-            reads.append(self.path)
-            if len(reads) == INTERRUPTED_READ:
-                raise KeyboardInterrupt
+            if next(reads) == INTERRUPTED_READ:
+                end()
             return super().read_regions(*args)
 
-    def opener(ref):
-        return Stops(slide_of(ref.id)._pyramid, mpp=0.5, path=ref.id)
-
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, opener=opener, threads=1)
+        run(tmp_path, opener=lambda ref: Stops(slide_of(ref.id)._pyramid, mpp=0.5, path=ref.id), threads=1)
     assert len(progress(tmp_path)["rows"]) == 1
     assert_same_weights(run(tmp_path), uninterrupted[0])
+    assert metrics_in(tmp_path) == metrics_in(uninterrupted[1])
 
 
 def test_a_run_stopped_between_state_and_metrics_has_all_metrics_in_the_end(
@@ -76,28 +85,6 @@ def test_a_run_stopped_between_state_and_metrics_has_all_metrics_in_the_end(
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path)
     monkeypatch.undo()
-    assert_same_weights(run(tmp_path), uninterrupted[0])
-    assert metrics_in(tmp_path) == metrics_in(uninterrupted[1])
-
-
-@pytest.mark.skipif(os.name != "posix", reason="signals are sent as POSIX systems know them")
-def test_a_process_interrupted_by_a_signal_and_started_again_ends_the_same(tmp_path, uninterrupted):
-    tests = Path(__file__).parents[1]
-    child = subprocess.Popen(
-        [sys.executable, "-m", "training.interrupted_run", str(tmp_path)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)])},
-    )
-    for line in child.stdout:
-        if line.strip() == f"read {INTERRUPTED_READ}":
-            child.send_signal(signal.SIGINT)
-            break
-    _, errors = child.communicate(timeout=900)
-    assert child.returncode != 0
-    assert "KeyboardInterrupt" in errors
-    assert len(progress(tmp_path)["rows"]) == 1
     assert_same_weights(run(tmp_path), uninterrupted[0])
     assert metrics_in(tmp_path) == metrics_in(uninterrupted[1])
 

@@ -15,7 +15,7 @@ from wsi_ats.models import one_level
 from wsi_ats.slides.memory import MemorySlide
 from wsi_ats.training import attention as attention_phase
 from wsi_ats.training import distillation as distilling
-from wsi_ats.training.metrics import Metrics
+from wsi_ats.training.validation import Metrics
 
 pytestmark = pytest.mark.usefixtures("trusted")
 

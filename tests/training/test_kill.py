@@ -31,7 +31,7 @@ from wsi_ats.slides.memory import MemorySlide
 from wsi_ats.training import attention, progress
 from wsi_ats.training import fit as training
 from wsi_ats.training.learner import Learner
-from wsi_ats.training.metrics import Metrics
+from wsi_ats.training.validation import Metrics
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and limits are those of POSIX systems")
 

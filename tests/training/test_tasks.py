@@ -7,29 +7,26 @@ import math
 import numpy as np
 import pytest
 import torch
+from tasks.examples import EXAMPLES
 
 from wsi_ats.models.batches import Example, TileReader
 from wsi_ats.overview.overview import read_overview
 from wsi_ats.settings import Settings
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.memory import MemorySlide
+from wsi_ats.tasks.registry import TASKS
 from wsi_ats.tasks.targets import Target
+from wsi_ats.training.diagnosis import Row
 from wsi_ats.training.fit import fit
 
 torch.set_num_threads(1)  # tiny networks: on busy cores, threads would only wait for one another
 
 SETTINGS = Settings().with_values(
     [
-        "tile.size=16",
-        "thumbnail.pixels_per_cell=4",
-        "thumbnail.tissue=none",
-        "model.backbone=test_resnet",
-        "model.pretrained=false",
-        "sampling.tiles=10",
-        *("training.epochs=0", "training.attention_epochs=0", "training.joint_epochs=12"),
-        *("training.head_learning_rate=0.01", "training.feature_dropout=0.0"),
-        "training.slides_per_step=6",
-        "training.learning_rate=0.001",
+        *("tile.size=16", "thumbnail.pixels_per_cell=4", "thumbnail.tissue=none"),
+        *("model.backbone=test_resnet", "model.pretrained=false", "sampling.tiles=10", "training.epochs=0"),
+        *("training.attention_epochs=0", "training.joint_epochs=12", "training.head_learning_rate=0.01"),
+        *("training.feature_dropout=0.0", "training.slides_per_step=6", "training.learning_rate=0.001"),
         "training.calibration_tiles=80",
     ]
 )
@@ -64,6 +61,29 @@ def label_of(task: str, name: str) -> str:
     return ";".join(labels + unknown) or "-"
 
 
+def rows_of_training(folder, settings, target, labels, validation) -> list[Row]:
+    """Train on slides with labels by name, but for those for validation."""
+    rows: list[Row] = []
+    examples = {
+        name: Example(
+            SlideRef(name, name, name), read_overview(slide_of(name), settings), target.encode(label)
+        )
+        for name, label in labels.items()
+    }
+    with TileReader(2, lambda ref: slide_of(ref.id)) as reader:
+        fit(
+            [example for name, example in examples.items() if name not in validation],
+            [examples[name] for name in validation],
+            settings,
+            target=target,
+            folder=folder,
+            device=torch.device("cpu"),
+            on_epoch=rows.append,
+            reader=reader,
+        )
+    return rows
+
+
 JOINT: list[str] = []
 PHASES = [
     *("training.epochs=12", "training.tiles=10", "training.joint_epochs=0"),
@@ -78,24 +98,10 @@ PHASES = [
 )
 def test_a_task_is_learnt(tmp_path, task, score, least, changes):
     settings = SETTINGS.with_values([f"model.task={task}", *changes])
-    names = [str(number) for number in range(48)]
-    target = Target.of(task, [label_of(task, name) for name in names[:32]])
-    examples = [
-        Example(SlideRef(n, n, n), read_overview(slide_of(n), settings), target.encode(label_of(task, n)))
-        for n in names
-    ]
-    rows = []
-    with TileReader(2, lambda ref: slide_of(ref.id)) as reader:
-        fit(
-            examples[:32],
-            examples[32:],
-            settings,
-            target=target,
-            folder=tmp_path,
-            device=torch.device("cpu"),
-            on_epoch=rows.append,
-            reader=reader,
-        )
+    labels = {str(number): label_of(task, str(number)) for number in range(48)}
+    training = [*labels][:32]
+    target = Target.of(task, map(labels.get, training))
+    rows = rows_of_training(tmp_path, settings, target, labels, [*labels][32:])
     assert all(math.isfinite(row["loss"]) for row in rows)
     learned = [row for row in rows if row["phase"] != "attention"]  # which has another loss
     assert len(learned) == 12
@@ -104,33 +110,10 @@ def test_a_task_is_learnt(tmp_path, task, score, least, changes):
     assert rows[-1][f"validation_{score}"] > least
 
 
-@pytest.mark.parametrize(
-    ("labels", "task", "score"),
-    [
-        (["x", "y", "x", "z"], "classification", "auc"),
-        (["x;y", "-", "z", "y;?z"], "multilabel", "auc"),
-        (["1", "2", "3", "4"], "regression", "r2"),
-        (["1;1", "2;0", "3;1", "4;1"], "survival", "concordance"),
-    ],
-)
-def test_without_validation_slides_metrics_are_empty(tmp_path, labels, task, score):
+@pytest.mark.parametrize("task", TASKS)
+def test_without_validation_slides_metrics_are_empty(tmp_path, task):
     settings = SETTINGS.with_values([f"model.task={task}", "training.joint_epochs=1"])
-    target, rows = Target.of(task, labels), []
-    examples = [
-        Example(SlideRef(n, n, n), read_overview(slide_of(n), settings), target.encode(label))
-        for n, label in zip("0123", labels, strict=True)
-    ]
-    with TileReader(2, lambda ref: slide_of(ref.id)) as reader:
-        fit(
-            examples,
-            [],
-            settings,
-            target=target,
-            folder=tmp_path,
-            device=torch.device("cpu"),
-            on_epoch=rows.append,
-            reader=reader,
-        )
-    [row] = rows
+    labels = dict(zip("012345", EXAMPLES[task].labels, strict=True))
+    [row] = rows_of_training(tmp_path, settings, EXAMPLES[task].target, labels, [])
     assert math.isfinite(row["loss"])
-    assert (row["validation_loss"], row[f"validation_{score}"]) == (None, None)
+    assert (row["validation_loss"], row[f"validation_{TASKS[task].main_metric}"]) == (None, None)

@@ -98,10 +98,7 @@ def test_random_labels_are_reported_when_the_classifier_finds_no_signal(tmp_path
 
 def test_a_classifier_that_is_far_too_certain_has_found_something(tmp_path):
     """With dropout and few tiles its loss of training slides is worse than a guess, though it knows them."""
-    changes = (
-        *("training.head_learning_rate=0.05", "training.gate_learning_rate=0.05"),
-        "training.tiles=32",
-    )
+    changes = (*("training.head_learning_rate=0.05", "training.gate_learning_rate=0.05"), "training.tiles=32")
     found, said = ran(tmp_path, *PHASES, *changes, seed=2, width=64)
     assert [row["gain"] for row in found.rows if row["gain"] is not None][-1] < 0.05
     assert found.by_attention["auc"] > 0.9
@@ -129,7 +126,7 @@ def test_attention_that_collapses_by_chance_is_reported(tmp_path):
 
 
 def test_attention_that_is_narrow_and_right_has_not_collapsed(tmp_path):
-    found, said = ran(tmp_path, *JOINT, "training.teaching=1")
+    found, said = ran(tmp_path, *JOINT, "training.supervision=1")
     assert found.rows[-1]["effective_cells"] < 16
     assert found.by_attention["auc"] > 0.95
     assert said == []

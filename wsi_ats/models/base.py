@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from wsi_ats.errors import ModelError
+from wsi_ats.errors import ModelError, SlideError
 from wsi_ats.geometry import Grid, IntArray
 from wsi_ats.models.batches import Example, Reader
 from wsi_ats.models.encoding import Embed
-from wsi_ats.models.evidence import Attended
+from wsi_ats.models.evidence import TileAttention
 from wsi_ats.nn.network import SlideNetwork
 from wsi_ats.overview.records import Overview
 from wsi_ats.settings import Settings
@@ -47,7 +49,7 @@ class WeightedTiles:
     attention: Tensor
     inclusion: Tensor
     weight: Tensor
-    attended: Attended
+    attended: TileAttention
 
 
 @dataclass(frozen=True)
@@ -198,6 +200,66 @@ class Method(Protocol):
             When a pixel that is needed cannot be read.
         """
         ...
+
+
+@dataclass(frozen=True)
+class OneByOne(ABC):
+    """The parts of a :class:`Method` that are common to those with a single slide in memory.
+
+    Parameters
+    ----------
+    model
+        The network.
+    settings
+        All settings; each kind has its own section ``model``.
+    device
+        Device of the network; the CPU by default.
+    """
+
+    model: SlideNetwork
+    settings: Settings
+    device: torch.device | None = None
+
+    def passes(self, slides: int) -> int:
+        """Use one pass per slide."""
+        return slides
+
+    def begin(
+        self, examples: Sequence[Example], reader: Reader, seeds: Sequence[int]
+    ) -> Callable[[], Estimates]:
+        """Defer all reads to the result."""
+        return partial(self._estimate, examples, reader, seeds)
+
+    def _estimate(self, examples: Sequence[Example], reader: Reader, seeds: Sequence[int]) -> Estimates:
+        outputs, places, masses, failed, read = [], [], [], {}, 0
+        for place, (example, seed) in enumerate(zip(examples, seeds, strict=True)):
+            try:
+                output, mass, tiles = self._compute(example, reader, seed)
+            except SlideError as error:
+                failed[example.ref.id] = str(error)
+                continue
+            outputs.append(output)
+            masses.append(mass)
+            places.append(place)
+            read += tiles
+        none = torch.zeros(0, self.model.head.out_features, device=self.device)
+        return Estimates(
+            outputs=torch.stack(outputs) if outputs else none,
+            places=places,
+            failed=failed,
+            log_weight=torch.stack(masses) if masses else none[:, 0],
+            tiles=read,
+        )
+
+    @abstractmethod
+    def _compute(self, example: Example, reader: Reader, seed: int) -> tuple[Tensor, Tensor, int]:
+        """Return outputs, ``log_weight`` and ``tiles`` of one slide, as in :class:`Estimates`.
+
+        Raises
+        ------
+        SlideError
+            When it cannot be read.
+        """
 
 
 @dataclass(frozen=True)

@@ -206,12 +206,7 @@ class StateFolder:
                 "use --overwrite to start again, or another --out"
             )
 
-    def load(
-        self,
-        model: SlideNetwork,
-        optimizer: torch.optim.Optimizer,
-        average: nn.Module | None,
-    ) -> bool:
+    def load(self, model: SlideNetwork, optimizer: torch.optim.Optimizer, average: nn.Module | None) -> bool:
         """Restore the latest state, if there is one, and return whether there was.
 
         Parameters

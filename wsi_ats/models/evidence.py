@@ -14,7 +14,7 @@ from wsi_ats.nn.distillation import distillation, influence, target
 
 
 @dataclass(frozen=True)
-class Attended:
+class TileAttention:
     """Attention to some tiles of a slide, and to the slide as a whole.
 
     Parameters
@@ -56,9 +56,9 @@ class Evidence:
         Whether the outputs are logits of classes, of which only differences matter.
     """
 
-    attend: Callable[[], Attended]
+    attend: Callable[[], TileAttention]
     weight: Tensor
-    uniform: Attended
+    uniform: TileAttention
     tile_outputs: Tensor
     zero_outputs: Tensor | None
     classes: bool
@@ -134,12 +134,12 @@ class Evidence:
         )
 
 
-def _together(slides: Sequence[Attended]) -> Attended:
+def _together(slides: Sequence[TileAttention]) -> TileAttention:
     """Combine the attention to several slides as if their cells were those of one."""
     masses = torch.stack([each.log_mass for each in slides])
     of_slide = torch.log_softmax(masses, 0)
     share = of_slide.exp()
-    return Attended(
+    return TileAttention(
         log_attention=torch.cat(
             [own + each.log_attention for own, each in zip(of_slide, slides, strict=True)]
         ),

@@ -4,55 +4,45 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from wsi_ats.errors import ModelError
+from wsi_ats.errors import ModelError, SlideError
 from wsi_ats.geometry import Grid
-from wsi_ats.models.base import DrawLogits, Estimates, Kind, naming
-from wsi_ats.models.batches import Example, Reader, outcomes
+from wsi_ats.models.base import DrawLogits, Kind, OneByOne, naming
+from wsi_ats.models.batches import Example, Reader
 from wsi_ats.models.encoding import Embed
 from wsi_ats.nn.encoder import build_encoder
-from wsi_ats.nn.image import ImageClassifier
 from wsi_ats.nn.memory import free_bytes, peak_bytes
+from wsi_ats.nn.network import ImageClassifier
 from wsi_ats.nn.precision import autocast
 from wsi_ats.overview.records import Overview
 from wsi_ats.overview.tiles import read_thumbnail
 from wsi_ats.settings import ImageModel, Settings
-from wsi_ats.slides.base import Pixels, Slide
+from wsi_ats.slides.base import Slide
 
 # Allowance for scratch space of kernels and fragmentation: CPUs needed 3 % to 19 % more than tensors take.
 _MARGIN = 1.2
 
 
 @dataclass(frozen=True)
-class WholeImage:
-    """See :class:`wsi_ats.models.base.Method`.
+class WholeImage(OneByOne):
+    """See :class:`wsi_ats.models.base.Method` and :class:`wsi_ats.models.base.OneByOne`.
 
     Parameters
     ----------
-    model
-        The network.
-    settings
-        Sections ``tile``, ``model``, ``training`` and ``scoring`` are used.
-    device
-        Device of the network; the CPU by default.
+    model, settings, device
+        As in the latter.
     free
         Function that returns the free bytes of a device.
     """
 
     model: ImageClassifier
-    settings: Settings
-    device: torch.device | None = None
     free: Callable[[torch.device], int] = free_bytes
-
-    def passes(self, slides: int) -> int:
-        """Use one pass per slide: slides differ in size, and memory may hold only one."""
-        return slides
 
     def check(self, training: Sequence[Example], validation: Sequence[Example]) -> None:
         """Refuse slides that would not fit into memory; only the largest are checked."""
@@ -74,43 +64,23 @@ class WholeImage:
         def images() -> Iterator[Tensor]:
             errors: list[str] = []
             for example in examples:
-                [image], failed = self._read([example], reader)
-                errors += failed.values()
-                if image is not None:
-                    yield torch.from_numpy(image)[None].to(self.device)
+                try:
+                    yield self._read(example, reader)
+                except SlideError as error:
+                    errors.append(str(error))
             if len(examples) - len(errors) < 2:
                 raise ModelError(f"too few slides could be read for calibration: {'; '.join(errors)}")
 
         self.model.encoder.calibrate_on(images)
 
-    def begin(
+    def _compute(
         self,
-        examples: Sequence[Example],
+        example: Example,
         reader: Reader,
-        seeds: Sequence[int],  # noqa: ARG002  (nothing is drawn)
-    ) -> Callable[[], Estimates]:
-        """Defer all reads to the result: memory may hold only a single image."""
-        return partial(self._estimate, examples, reader)
-
-    def _estimate(self, examples: Sequence[Example], reader: Reader) -> Estimates:
-        images, failed = self._read(examples, reader)
-        places = [place for place, image in enumerate(images) if image is not None]
-        device = self.device or torch.device("cpu")
-        side = min((min(each.shape[:2]) for each in images if each is not None), default=0)
-        with autocast(self.settings.training.precision, device, side):
-            features = [
-                self.model.embed(torch.from_numpy(image)[None].to(self.device))[0]
-                for image in images
-                if image is not None
-            ]
-        outputs = [self.model.classify(each) for each in features]
-        none = torch.zeros(0, self.model.head.out_features, device=self.device)
-        return Estimates(
-            outputs=torch.stack(outputs) if outputs else none,
-            places=places,
-            failed=failed,
-            log_weight=torch.zeros(len(outputs), device=self.device),
-        )
+        seed: int,  # noqa: ARG002  (nothing is drawn)
+    ) -> tuple[Tensor, Tensor, int]:
+        output = self._classify(self._read(example, reader), self.settings.training.precision)
+        return output, torch.zeros((), device=self.device), 0
 
     @torch.inference_mode()
     def score(
@@ -130,11 +100,8 @@ class WholeImage:
         grid = overview.tissue.grid
         with naming(slide.path):
             self._refuse_too_large(grid, training=False)
-        image = torch.from_numpy(read_thumbnail(slide, grid, self._pixels))
-        device, precision = self.device or torch.device("cpu"), self.settings.scoring.precision
-        with autocast(precision, device, min(image.shape[:2])):
-            features = self.model.embed(image[None].to(self.device))[0]
-        yield DrawLogits(self.model.classify(features).float().cpu())
+        image = torch.from_numpy(read_thumbnail(slide, grid, self._pixels))[None].to(self.device)
+        yield DrawLogits(self._classify(image, self.settings.scoring.precision).float().cpu())
 
     @property
     def _own(self) -> ImageModel:
@@ -144,14 +111,18 @@ class WholeImage:
     def _pixels(self) -> int:
         return self._own.pixels_per_cell(self.settings.tile)
 
-    def _read(
-        self, examples: Sequence[Example], reader: Reader
-    ) -> tuple[list[Pixels | None], Mapping[str, str]]:
-        jobs = [
-            (e.ref, partial(read_thumbnail, grid=e.overview.tissue.grid, pixels_per_cell=self._pixels))
-            for e in examples
-        ]
-        return outcomes(reader.run(jobs), examples)
+    def _read(self, example: Example, reader: Reader) -> Tensor:
+        """Return the image of a slide, shape (1, h, w, 3), uint8, on the device."""
+        grid = example.overview.tissue.grid
+        read = partial(read_thumbnail, grid=grid, pixels_per_cell=self._pixels)
+        [image] = reader.run([(example.ref, read)])
+        return torch.from_numpy(image.result())[None].to(self.device)
+
+    def _classify(self, image: Tensor, precision: str) -> Tensor:
+        device = self.device or torch.device("cpu")
+        with autocast(precision, device, min(image.shape[1:3])):
+            features = self.model.embed(image)[0]
+        return self.model.classify(features)
 
     def _refuse_too_large(self, grid: Grid, *, training: bool) -> None:
         device = self.device or torch.device("cpu")

@@ -6,7 +6,7 @@ backward pass reads and encodes the tiles a second time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,18 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wsi_ats.errors import ModelError, SlideError
+from wsi_ats.errors import ModelError
 from wsi_ats.geometry import IntArray
-from wsi_ats.models.base import DrawLogits, Estimates, Kind, WeightedTiles, draw_seed, naming
+from wsi_ats.models.base import DrawLogits, Kind, OneByOne, WeightedTiles, draw_seed, naming
 from wsi_ats.models.batches import Example, Reader
 from wsi_ats.models.calibration import calibrate, embed_in_parts, uniform_tiles, varied
 from wsi_ats.models.drawing import top_share
 from wsi_ats.models.encoding import TILES_AT_A_TIME, Embed
-from wsi_ats.models.evidence import Attended
+from wsi_ats.models.evidence import TileAttention
 from wsi_ats.models.features import Features
 from wsi_ats.nn import expectation
 from wsi_ats.nn.encoder import build_encoder
-from wsi_ats.nn.mil import AttentionMIL
+from wsi_ats.nn.network import AttentionMIL
 from wsi_ats.nn.precision import autocast
 from wsi_ats.overview.records import Overview
 from wsi_ats.settings import MilModel, Settings
@@ -33,29 +33,19 @@ from wsi_ats.slides.base import Pixels, Slide
 
 
 @dataclass(frozen=True)
-class MultipleInstanceLearning:
-    """See :class:`wsi_ats.models.base.Method`.
+class MultipleInstanceLearning(OneByOne):
+    """See :class:`wsi_ats.models.base.Method` and :class:`wsi_ats.models.base.OneByOne`.
 
     Parameters
     ----------
-    model
-        The network.
-    settings
-        Sections ``model``, ``training``, ``augmentation`` and ``scoring`` are used.
-    device
-        Device of the network; the CPU by default.
+    model, settings, device
+        As in the latter.
     at_a_time
         Number of tiles read together; at scoring, as many more may be waiting to be encoded.
     """
 
     model: AttentionMIL
-    settings: Settings
-    device: torch.device | None = None
     at_a_time: int = TILES_AT_A_TIME
-
-    def passes(self, slides: int) -> int:
-        """Use one pass per slide, so that memory holds the features of a single slide."""
-        return slides
 
     def check(self, training: Sequence[Example], validation: Sequence[Example]) -> None:
         """Accept all slides: only features grow with their size, 2 KB per tile for a resnet18."""
@@ -65,41 +55,11 @@ class MultipleInstanceLearning:
         tiles = uniform_tiles(examples, self.settings.training)
         calibrate(self.model.encoder, tiles, reader, device=self.device)
 
-    def begin(
-        self, examples: Sequence[Example], reader: Reader, seeds: Sequence[int]
-    ) -> Callable[[], Estimates]:
-        """Defer all reads to the result, which reads a few tiles at a time."""
-        return partial(self._estimate, examples, reader, seeds)
-
-    def _estimate(self, examples: Sequence[Example], reader: Reader, seeds: Sequence[int]) -> Estimates:
-        """Compute the outputs of some slides from all their tiles.
-
-        Raises
-        ------
-        ModelError
-            When attention is NaN or infinite.
-        """
-        outputs, places, masses, failed, read = [], [], [], {}, 0
-        for place, (example, seed) in enumerate(zip(examples, seeds, strict=True)):
-            try:
-                features, tiles = self._features(example, reader, seed)
-            except SlideError as error:
-                failed[example.ref.id] = str(error)
-                continue
-            with naming(example.ref.id):
-                output, _, mass = self._classify(features)
-            outputs.append(output)
-            masses.append(self._log_weight(mass))
-            places.append(place)
-            read += tiles
-        none = torch.zeros(0, self.model.head.out_features, device=self.device)
-        return Estimates(
-            outputs=torch.stack(outputs) if outputs else none,
-            places=places,
-            failed=failed,
-            log_weight=torch.stack(masses) if masses else none[:, 0],
-            tiles=read,
-        )
+    def _compute(self, example: Example, reader: Reader, seed: int) -> tuple[Tensor, Tensor, int]:
+        features, tiles = self._features(example, reader, seed)
+        with naming(example.ref.id):
+            output, _, mass = self._classify(features)
+        return output, self._log_weight(mass), tiles
 
     @torch.inference_mode()
     def score(
@@ -115,7 +75,7 @@ class MultipleInstanceLearning:
             features, empty = embed(grid, cells)
             outputs, logits, log_mass = self._classify(features)
         attention = torch.softmax(logits, 0)
-        attended = Attended(
+        attended = TileAttention(
             torch.log_softmax(logits, 0), log_mass, expectation.entropy(attention), top_share(attention)
         )
         inclusion = torch.ones(len(cells), dtype=torch.float64)

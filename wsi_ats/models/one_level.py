@@ -12,7 +12,7 @@ from wsi_ats.models.base import WeightedTiles, naming
 from wsi_ats.models.batches import Example, Reader
 from wsi_ats.models.calibration import ExampleTiles, uniform_tiles
 from wsi_ats.models.drawing import PlannedTiles, ThumbnailAttention, draw_by, top_share
-from wsi_ats.models.evidence import Attended
+from wsi_ats.models.evidence import TileAttention
 from wsi_ats.nn import expectation
 from wsi_ats.nn.sampling import Draw
 from wsi_ats.overview.masks import TissueMask
@@ -106,7 +106,7 @@ def weigh(logits: Tensor, tissue: TissueMask, drawn: Draw) -> WeightedTiles:
         attention=attention[here.indices],
         inclusion=drawn.inclusion,
         weight=expectation.weights(attention, here),
-        attended=Attended(
+        attended=TileAttention(
             log_attention=torch.log_softmax(logits, 0)[here.indices],
             log_mass=torch.logsumexp(logits, 0),
             entropy=expectation.entropy(attention),

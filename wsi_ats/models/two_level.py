@@ -25,7 +25,7 @@ from wsi_ats.models.base import WeightedTiles, draw_seed, naming
 from wsi_ats.models.batches import Example, Reader, outcomes
 from wsi_ats.models.calibration import ExampleTiles, calibration_slides
 from wsi_ats.models.drawing import PlannedTiles, ThumbnailAttention, draw_by, top_share
-from wsi_ats.models.evidence import Attended
+from wsi_ats.models.evidence import TileAttention
 from wsi_ats.nn import expectation
 from wsi_ats.nn.sampling import Draw
 from wsi_ats.overview.overview import read_region_overview, regions_of
@@ -200,7 +200,7 @@ class RegionDraws:
             weight=expectation.joint(
                 weight, [expectation.weights(*each) for each in zip(inner, cells, strict=True)]
             ),
-            attended=Attended(
+            attended=TileAttention(
                 log_attention=torch.cat(
                     [own + each for own, each in zip(log_regions, _drawn_of(log_cells, cells), strict=True)]
                 ),

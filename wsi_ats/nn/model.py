@@ -18,8 +18,8 @@ from wsi_ats.errors import ModelError
 from wsi_ats.nn.attention import FeatureMapAttention, SmallAttention, candidate_logits, score_turned
 from wsi_ats.nn.backbone import create_backbone
 from wsi_ats.nn.encoder import TileEncoder, build_encoder
+from wsi_ats.nn.expectation import POOLINGS
 from wsi_ats.nn.network import SlideNetwork
-from wsi_ats.nn.pooling import POOLINGS
 
 
 class AttentionSampler(SlideNetwork):
@@ -35,7 +35,7 @@ class AttentionSampler(SlideNetwork):
     classes
         Number of outputs, such as classes.
     pool
-        Name of a pooling of drawn tiles; see :data:`wsi_ats.nn.pooling.POOLINGS`.
+        Name of a pooling of drawn tiles; see :data:`wsi_ats.nn.expectation.POOLINGS`.
     regions
         Like ``attention``, from a coarse thumbnail to the regions of two-level sampling; ``attention`` then
         sees one region at a time.
@@ -192,7 +192,7 @@ def build_model(
     attention, attention_checkpoint
         ``"small"`` or a timm name, and a local file of its weights; ``None`` for uniform sampling.
     pool
-        See :data:`wsi_ats.nn.pooling.POOLINGS`.
+        See :data:`wsi_ats.nn.expectation.POOLINGS`.
     tile_size
         Side of a tile in pixels.
     pixels_per_cell

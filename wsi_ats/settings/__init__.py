@@ -25,9 +25,9 @@ from wsi_ats.settings.sections import (
     ScoringSettings,
     ThumbnailSettings,
     TileSettings,
+    TrainingSettings,
 )
 from wsi_ats.settings.settings import Settings
-from wsi_ats.settings.training import TrainingSettings
 
 __all__ = [
     "ARTEFACTS",

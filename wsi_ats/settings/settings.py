@@ -23,9 +23,9 @@ from wsi_ats.settings.sections import (
     ScoringSettings,
     ThumbnailSettings,
     TileSettings,
+    TrainingSettings,
 )
 from wsi_ats.settings.tables import build, known_section, parse, with_kind
-from wsi_ats.settings.training import TrainingSettings
 
 _Model = TypeVar("_Model", bound=ModelSettings)
 
@@ -244,7 +244,7 @@ class Settings:
         )
         if not self.model.attends:
             require(learning.epochs > 0, "there are no epochs to train; set training.epochs")
-            for name in ("joint_epochs", "teaching"):
+            for name in ("joint_epochs", "supervision"):
                 value = getattr(learning, name)
                 require(
                     not value,
@@ -254,10 +254,7 @@ class Settings:
         for name in ("colour", "stain"):
             strength = getattr(self.augmentation, name)
             for useless, why in (
-                (
-                    not self.model.reads_tiles,
-                    f"a model of kind {self.model.kind} reads no tiles",
-                ),
+                (not self.model.reads_tiles, f"a model of kind {self.model.kind} reads no tiles"),
                 (self.model.takes_features, f"model.backbone is {self.model.backbone}, which replaces tiles"),
                 (
                     learning.fine_tuning == "frozen",

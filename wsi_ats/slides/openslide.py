@@ -126,8 +126,7 @@ def _open(path: str) -> openslide.OpenSlide:
         raise SlideOpenError(path, "it is a device, not a file")
     if file.suffix.lower() == ".mrxs" and not file.with_suffix("").is_dir():
         raise SlideOpenError(
-            path,
-            f"its pixels are missing: MIRAX stores them in a folder {file.stem!r} beside it; copy both",
+            path, f"its pixels are missing: MIRAX stores them in a folder {file.stem!r} beside it; copy both"
         )
     try:
         if is_dicom(file):

@@ -122,8 +122,7 @@ class Blocks(io.RawIOBase):
         missing = [block for block in wanted if block not in self._blocks]
         if (len(missing) + len(self._blocks)) * BLOCK > _LARGEST_INDEX:
             raise SlideOpenError(
-                self._path,
-                f"its index has more than {_LARGEST_INDEX} bytes, so it is damaged; copy it again",
+                self._path, f"its index has more than {_LARGEST_INDEX} bytes, so it is damaged; copy it again"
             )
         sizes = [min(BLOCK, self._size - block * BLOCK) for block in missing]
         part = self._fetch([block * BLOCK for block in missing], sizes)

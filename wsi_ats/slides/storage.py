@@ -185,10 +185,7 @@ class LocalFile:
                     self.path, f"{counts[i]} bytes at {starts[i]} cannot be read: {error.strerror}"
                 ) from error
             if len(data) != counts[i]:
-                raise SlideReadError(
-                    self.path,
-                    f"{counts[i]} bytes at {starts[i]} are beyond its end",
-                )
+                raise SlideReadError(self.path, f"{counts[i]} bytes at {starts[i]} are beyond its end")
             return data
 
         return read

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
@@ -20,7 +20,6 @@ from wsi_ats.slides.advice import advice_on
 from wsi_ats.slides.ome_xml import OmeXml
 from wsi_ats.slides.storage import Storage
 from wsi_ats.slides.stored_image import StoredImage
-from wsi_ats.slides.tiff_channels import alike, names_of, numbers_of
 from wsi_ats.slides.tiff_images import images_of
 from wsi_ats.slides.tiff_tags import (
     HEADER_BYTES,
@@ -28,6 +27,7 @@ from wsi_ats.slides.tiff_tags import (
     REAL,
     bytes_of,
     description_of,
+    is_reduced,
     is_tiff,
     number_of,
     orientation_of,
@@ -37,6 +37,11 @@ from wsi_ats.slides.tiff_tags import (
 
 # Names of images that are not the slide, at the beginning or in the second line (Aperio) of a description.
 _OVERVIEW = re.compile(r"^(?:label|macro|overview)\b", re.IGNORECASE | re.MULTILINE)
+
+# The name of a channel in the pages of PerkinElmer's and Akoya's QPTIFF, and other files.
+_NAME = re.compile(r"<(?:Name|channel)>([^<]+)</", re.IGNORECASE)
+
+_Pages = Sequence[tuple[Any, bool]]
 
 _INCH = 2
 _UNITS = {1: "none", _INCH: "inch", 3: "centimeter"}
@@ -111,8 +116,7 @@ class TiffIndex:
                     index = cls._of_pages(pages_of(tiff))
         except (*_DAMAGED, tifffile.TiffFileError) as error:
             raise SlideOpenError(
-                storage.path,
-                f"its TIFF index is damaged ({error!r:.200}); {advice_on(str(error))}",
+                storage.path, f"its TIFF index is damaged ({error!r:.200}); {advice_on(str(error))}"
             ) from error
         index._check(storage)
         return index
@@ -122,21 +126,21 @@ class TiffIndex:
         first, _ = pages[0]
         vendor = _vendor(first)
         ome = OmeXml.of(str(first.description), int(first.samplesperpixel)) if first.is_ome else OmeXml({})
-        full = alike(pages)
+        full = _alike(pages)
         overview = _OVERVIEW.search(description_of(first)) if len(pages) == 1 else None
         index = cls(
             vendor,
-            tuple(images_of(pages, vendor, numbers_of(pages, full))),
+            tuple(images_of(pages, vendor, _numbers_of(pages, full))),
             {**dict(_properties(first, vendor)), **ome.sizes},
             bytes_of(first, 34675) or None,
-            names_of(pages, full, vendor, ome.channels),
+            _names_of(pages, full, vendor, ome.channels),
             overview[0] if overview else "",
             orientation_of(first),
             ome.planes,
             ome.files,
         )
         for page, _ in pages:
-            # Pages refer to each other. Their copy of the index, four times as large as this one, would stay
+            # _Pages refer to each other. Their copy of the index, four times as large as this one, would stay
             # in memory until the next full garbage collection.
             page.tags, page.dataoffsets, page.databytecounts = None, (), ()
         return index
@@ -245,3 +249,73 @@ def _properties(page: Any, vendor: str) -> Iterator[tuple[str, str]]:
             name, equals, value = part.partition("=")
             if equals:
                 yield f"aperio.{name.strip()}", value.strip()
+
+
+def _alike(pages: _Pages) -> list[int]:
+    """Return the numbers of the first page and all pages of its size that are not reduced copies.
+
+    Parameters
+    ----------
+    pages
+        _Pages from :func:`wsi_ats.slides.tiff_tags.pages_of`.
+    """
+    first = pages[0][0]
+    return [
+        number
+        for number, (page, below) in enumerate(pages)
+        if not below and page.shape == first.shape and (page is first or not is_reduced(page))
+    ]
+
+
+def _names_of(pages: _Pages, full: Sequence[int], vendor: str, channels: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names of the channels; empty if there are also depths or times.
+
+    Parameters
+    ----------
+    pages
+        All pages.
+    full
+        Numbers of the pages that show a channel at full resolution.
+    vendor
+        The file's vendor.
+    channels
+        Names in the file's OME-XML.
+    """
+    if vendor == "generic-tiff":
+        found = (_NAME.search(description_of(pages[number][0])) for number in full)
+        return tuple(each[1].strip() if each else "" for each in found)
+    if vendor == "ome-tiff" and len(full) > 1 and len(channels) == len(full):
+        return channels
+    return ()
+
+
+def _numbers_of(pages: _Pages, full: Sequence[int]) -> dict[int, int]:
+    """Return the channel of each page that shows one, by the page's number.
+
+    Coarser levels are below the page of their channel, or in sequence in the order of the channels.
+
+    Parameters
+    ----------
+    pages
+        All pages.
+    full
+        Numbers of the pages that show a channel at full resolution.
+    """
+    known = set(full)
+    groups: dict[Any, list[int]] = {}
+    for number, (page, below) in enumerate(pages):
+        if number not in known and not below and page.is_tiled == pages[0][0].is_tiled:
+            groups.setdefault(page.shape, []).append(number)
+    channels = {
+        number: channel
+        for places in (full, *groups.values())
+        if len(places) == len(full)
+        for channel, number in enumerate(places)
+    }
+    owner = 0
+    for number, (_, below) in enumerate(pages):
+        if not below:
+            owner = number
+        elif owner in channels:
+            channels[number] = channels[owner]
+    return channels

@@ -1,4 +1,7 @@
-"""Interface of tasks: everything that depends on the kind of prediction, from label columns to plots."""
+"""Interface of tasks: everything that depends on the kind of prediction, from label columns to plots.
+
+`NumberTask` implements what tasks with one number as their score have in common.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from wsi_ats.tasks.panels import Panel
 
 if TYPE_CHECKING:
     from torch import Tensor
+
 
 Floats = npt.NDArray[np.float64]
 Metrics = dict[str, float | None]
@@ -266,3 +270,30 @@ class Task(ABC):
         models
             Name of the model of each row of scores.
         """
+
+
+class NumberTask(Task):
+    """A task whose score is one number; abstract."""
+
+    fewest_names, most_names = 1, 1
+    has_classes = False
+
+    def columns(self, names: Names) -> tuple[str, ...]:
+        """Return the column of the number."""
+        return tuple(names)
+
+    def pool(self, scores: Floats, weight: Floats) -> Floats:
+        """Average the numbers."""
+        return np.asarray(weight @ scores)
+
+    def activate(self, outputs: Tensor) -> Tensor:
+        """Return the outputs."""
+        return outputs
+
+    def constant_outputs(self, targets: Tensor, outputs: int) -> Tensor:
+        """Return 0: values are normalised, and only differences of risks matter."""
+        return targets.new_zeros(outputs).float()
+
+    def outputs_with_error(self, outputs: Tensor, scores: Tensor) -> Tensor:
+        """Return the numbers."""
+        return outputs

@@ -12,13 +12,7 @@ from wsi_ats.tasks.regression import Regression
 from wsi_ats.tasks.survival import Survival
 
 TASKS: Mapping[str, Task] = {
-    task.name: task
-    for task in (
-        Classification(),
-        Multilabel(),
-        Regression(),
-        Survival(),
-    )
+    task.name: task for task in (Classification(), Multilabel(), Regression(), Survival())
 }
 
 DEFAULT_TASK = Classification.name

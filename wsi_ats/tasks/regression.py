@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wsi_ats.errors import ManifestError
-from wsi_ats.tasks.base import Details, Floats, Metrics, Names
+from wsi_ats.tasks.base import Details, Floats, Metrics, Names, NumberTask
 from wsi_ats.tasks.labels import number_of, refuse_columns
-from wsi_ats.tasks.numbers import NumberTask
 from wsi_ats.tasks.panels import Scatter
 
 if TYPE_CHECKING:

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wsi_ats.errors import ManifestError
-from wsi_ats.tasks.base import Details, Floats, Metrics, Names
+from wsi_ats.tasks.base import Details, Floats, Metrics, Names, NumberTask
 from wsi_ats.tasks.labels import column_flag, flag_of, join_rows, number_of
-from wsi_ats.tasks.numbers import NumberTask
 from wsi_ats.tasks.panels import Lines
 
 if TYPE_CHECKING:

@@ -147,11 +147,7 @@ def _draw_tiles(
         lookalike, lesion = textures.alike((whole_nuclei, lobed_nuclei), plain + visibility * (dark - plain))
         coarse = textures.smooth_field(textures.block_means(eosin[v]), size)
         fewer_fibres = eosin[v] + 0.6 * cover * (coarse - eosin[v])
-        yield [
-            (cover, eosin[v], stroma[v]),
-            (whole, fewer_fibres, lookalike),
-            (whole, fewer_fibres, lesion),
-        ]
+        yield [(cover, eosin[v], stroma[v]), (whole, fewer_fibres, lookalike), (whole, fewer_fibres, lesion)]
 
 
 def shrink(pixels: NDArray[Any]) -> NDArray[np.float32]:

@@ -83,10 +83,7 @@ class SyntheticSlide:
 
     def truth_geojson(self) -> dict[str, Any]:
         """Return the regions as annotations in QuPath's GeoJSON, in level-0 pixels."""
-        names = {
-            Kind.LOOKALIKE: ("Look-alike", [60, 120, 220]),
-            Kind.LESION: ("Lesion", [220, 40, 40]),
-        }
+        names = {Kind.LOOKALIKE: ("Look-alike", [60, 120, 220]), Kind.LESION: ("Lesion", [220, 40, 40])}
         return {
             "type": "FeatureCollection",
             "features": [

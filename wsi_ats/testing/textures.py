@@ -36,21 +36,12 @@ class Palette:
     """
 
     glass: tuple[float, float, float] = (243.0, 242.0, 244.0)
-    stroma: tuple[float, float, float] = (
-        216.0,
-        164.0,
-        194.0,
-    )  # leaves room for paler fibres below 255
+    stroma: tuple[float, float, float] = (216.0, 164.0, 194.0)  # leaves room for paler fibres below 255
     fibres: tuple[float, float, float] = (-14.0, -36.0, -20.0)  # added per unit of eosin
     nuclei: tuple[float, float, float] = (92.0, 62.0, 132.0)
 
     def vary(
-        self,
-        rng: np.random.Generator,
-        *,
-        stroma: float = 0.0,
-        fibres: float = 0.0,
-        nuclei: float = 0.0,
+        self, rng: np.random.Generator, *, stroma: float = 0.0, fibres: float = 0.0, nuclei: float = 0.0
     ) -> Palette:
         """Shift colours at random, with these standard deviations of each channel.
 

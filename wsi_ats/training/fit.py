@@ -1,11 +1,11 @@
 """Train a network from slide labels, phase by phase.
 
-Read from top to bottom: a run has phases (:mod:`wsi_ats.training.phases`), a phase has epochs
-(:mod:`wsi_ats.training.epochs`), and an epoch takes steps (:mod:`wsi_ats.training.steps`). While a step is
-computed, the tiles of the next are being read. The phase ``attention`` reads nothing in its steps, because
-it surveys the slides at its beginning (:mod:`wsi_ats.training.attention`). Every random choice is a function
-of the seed, the step and the slide, and no read crosses a stored state (:mod:`wsi_ats.training.progress`): a
-run that is killed at any moment and resumed ends with the same weights.
+Read from top to bottom: a run has phases (:mod:`wsi_ats.training.phases`), and a phase has epochs of steps
+(:mod:`wsi_ats.training.steps`). While a step is computed, the tiles of the next are being read. The phase
+``attention`` reads nothing in its steps, because it surveys the slides at its beginning
+(:mod:`wsi_ats.training.attention`). Every random choice is a function of the seed, the step and the slide,
+and no read crosses a stored state (:mod:`wsi_ats.training.progress`): a run that is killed at any moment and
+resumed ends with the same weights.
 """
 
 from __future__ import annotations
@@ -32,14 +32,12 @@ from wsi_ats.tasks.trainable import check_trainable
 from wsi_ats.training.attention import AttentionPhase
 from wsi_ats.training.diagnosis import Row
 from wsi_ats.training.distillation import Trust
-from wsi_ats.training.epochs import train_epoch
 from wsi_ats.training.learner import Learner
-from wsi_ats.training.metrics import Metrics
 from wsi_ats.training.processes import Processes
 from wsi_ats.training.progress import Journal
 from wsi_ats.training.setup import OnBad, Setup
-from wsi_ats.training.steps import Steps
-from wsi_ats.training.validation import ValidationSlides, is_exhausted, monitored_metric
+from wsi_ats.training.steps import Steps, train_epoch
+from wsi_ats.training.validation import Metrics, ValidationSlides, is_exhausted, monitored_metric
 
 _LOG = logging.getLogger(__name__)
 

@@ -1,21 +1,26 @@
-"""One step of the classifier, or of all parts together: draw tiles, read them, compute the loss, learn."""
+"""Steps of the classifier, or of all parts together: draw tiles, read them, compute the loss, learn.
+
+An epoch is a shuffled pass over the slides, some of whose steps are begun ahead.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from wsi_ats.models.base import Estimates, Finish, draw_seed
-from wsi_ats.models.batches import Example
+from wsi_ats.models.batches import Example, ahead, epoch_batches
 from wsi_ats.nn.cases import pool_slides
 from wsi_ats.nn.expectation import effective_size
 from wsi_ats.nn.model import AttentionSampler
+from wsi_ats.nn.optimisation import set_rates
 from wsi_ats.nn.supervision import attention_supervision
 from wsi_ats.training.learner import Learner
 from wsi_ats.training.progress import Journal
@@ -124,8 +129,8 @@ class Steps:
         slides = sum(len(self.setup.units[unit]) for unit, _ in batch)
         entropy = torch.stack([tiles.attended.entropy for tiles in result.drawn])
         total = total - learning.entropy * entropy.sum() / slides
-        if learning.teaching and self.setup.target.definition.has_classes:
-            total = total + learning.teaching * self._supervision(part, result) / slides
+        if learning.supervision and self.setup.target.definition.has_classes:
+            total = total + learning.supervision * self._supervision(part, result) / slides
         return total
 
     def _supervision(self, part: _Pass, result: Estimates) -> Tensor:
@@ -139,3 +144,53 @@ class Steps:
                 evidence = -self.setup.learning.evidence * definition.losses(alone, targets)
             summed = summed + attention_supervision(tiles.weight, tiles.attention, gate, evidence)
         return summed
+
+
+T = TypeVar("T")
+
+
+def train_epoch(
+    setup: Setup,
+    learner: Learner,
+    journal: Journal,
+    *,
+    begin: Callable[[int, Batch], T],
+    take: Callable[[int, Batch, T], None],
+) -> None:
+    """Take the remaining steps of an epoch.
+
+    ``begin`` begins a step of ``setup``, by its number and slides, up to ``training.read_ahead`` steps before
+    ``take`` takes it, given the result of ``begin``; ``learner`` learns, and ``journal`` records progress.
+    """
+    learning, progress = setup.learning, journal.progress
+    epoch, epochs = len(journal.phase_rows), journal.phase.epochs
+    steps = _batches(setup, journal, epoch)
+    first = progress.start + epoch * len(steps)
+    learner.model.train()
+    todo = range(progress.step, first + len(steps))
+    # Begin nothing across a stored state: a run that is resumed from it draws by newer weights.
+    for _, part in itertools.groupby(todo, key=lambda step: step // learning.checkpoint_steps):
+        age = 0
+        for step, begun in ahead(part, lambda step: begin(step, steps[step - first]), learning.read_ahead):
+            done = (step - progress.start) / (epochs * len(steps))
+            set_rates(learner.optimizer, done, warmup=learning.warmup)
+            take(step, steps[step - first], begun)
+            journal.add(staleness=min(age, learning.read_ahead), steps=1)
+            progress.step, age = step + 1, age + 1
+        if progress.step < first + len(steps):
+            journal.save(learner)
+
+
+def _batches(setup: Setup, journal: Journal, epoch: int) -> Sequence[Batch]:
+    """Return the slides, or cases, of each step of an epoch, with their places in its order."""
+    learning, count = setup.learning, len(setup.units)
+    batches = epoch_batches(
+        count,
+        learning.slides_per_step * setup.processes.count,
+        draw_seed(learning.seed, f"order {journal.phase.name}", epoch),
+        classes=setup.classes if learning.balance == "sampling" else None,
+    )
+    # A slide may occur more than once: its draw depends on its place in the order.
+    occasions = np.arange(count) + len(journal.progress.rows) * count
+    places = np.array_split(occasions, len(batches))
+    return [list(zip(*each, strict=True)) for each in zip(batches, places, strict=True)]
