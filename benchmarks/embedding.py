@@ -50,6 +50,9 @@ BATCH = 64
 # Tiles of the floors in memory; they are encoded as often as there are tiles.
 _IN_MEMORY = 256
 
+# Slides of nearly one size, so that all workers end together.
+SIDES = (8_000, 8_100, 8_200, 8_300)
+
 # Networks with the side of their tiles.
 NETWORKS = ("resnet18:256", "vit_small_patch16_224:224")
 
@@ -193,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table and write it to ``embedding.csv``."""
     parser = command(__doc__, settings=True, slides=True)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--sides", type=int, nargs="+", default=[8_000, 12_000, 16_000], help="pixels")
+    parser.add_argument("--sides", type=int, nargs="+", default=SIDES, help="of slides, pixels")
     parser.add_argument("--networks", nargs="+", default=NETWORKS, metavar="NAME:SIDE")
     options = parser.parse_args(arguments)
     paths = [slide_of(options.slides, side) for side in options.sides]
