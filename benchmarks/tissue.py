@@ -25,13 +25,16 @@ from scipy import ndimage
 
 from benchmarks.engine import ready
 from benchmarks.tissue_features import FOLDS, GLASS, SIDE, STAINS, THUMBNAIL, CropTable, crop_table
+from wsi_ats.bags.writing import BagWriter
 from wsi_ats.errors import SettingsError
 from wsi_ats.geometry import Grid, IntArray
 from wsi_ats.models.batches import Example, Reader
 from wsi_ats.overview.masks import TissueMask
 from wsi_ats.overview.records import Overview
 from wsi_ats.slides.base import SlideRef
+from wsi_ats.slides.resample import write_png
 from wsi_ats.tables.files import write_csv
+from wsi_ats.tables.splits import write_splits
 from wsi_ats.tasks.targets import Target
 from wsi_ats.testing.bank import TileBank, encode, shrink
 from wsi_ats.testing.layout import Kind, tissue_field
@@ -331,3 +334,22 @@ def write_slides(collection: Collection, folder: Path) -> None:
     columns = {"slide_id": [ref.id for ref in refs], "case_id": [ref.case for ref in refs]}
     columns |= {name: [getattr(ref, name) for ref in refs] for name in ("path", "label", "split")}
     write_csv(folder / "labels.csv", columns)
+
+
+def write_features(collection: Collection, folder: Path) -> None:
+    """Write thumbnails and files of features, with the tables ``slides.csv`` and ``splits/splits_0.csv``."""
+    for name in ("thumbnails", "features", "splits"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    about = {"size": (_GRID.width, _GRID.height), "mpp": MPP, "side": SIDE, "tile_size": SIDE}
+    rows = []
+    for bag in collection.bags:
+        name, image = bag.ref.id, f"thumbnails/{bag.ref.id}.png"
+        write_png(folder / image, bag.thumbnail)
+        features = collection.features[bag.crops]
+        path = folder / "features" / f"{name}.h5"
+        with BagWriter(path, name=name, width=features.shape[1], **about) as writer:
+            writer.append(_GRID.boxes(bag.tissue.cells)[:, :2], features)
+        rows.append((name, image, MPP, _GRID.width / bag.thumbnail.shape[1], bag.ref.label))
+    names = ("slide_id", "path", "mpp", "downsample", "label")
+    write_csv(folder / "slides.csv", dict(zip(names, zip(*rows, strict=True), strict=True)))
+    write_splits(folder / "splits" / "splits_0.csv", [bag.ref for bag in collection.bags])

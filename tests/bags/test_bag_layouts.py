@@ -219,7 +219,7 @@ def test_a_tensor_file_of_something_else_is_refused(tmp_path):
 def test_names_of_encoders_agree_between_tools():
     assert {encoder_name(each) for each in ("uni_v1", "mahmood-uni", "UNI")} == {"uni"}
     assert {encoder_name(each) for each in ("conch_v15", "mahmood-conch1_5")} == {"conch_v1.5"}
-    assert encoder_name("my_Encoder") == "my_encoder"
+    assert encoder_name(" hf-hub:Owner/Model ") == "hf-hub:Owner/Model"
     assert encoder_of_folder("features_uni_v1") == "uni"
     assert encoder_of_folder("features_my_net") == "my_net"
     assert encoder_of_folder("ctranspath-0a1b2c3d") == "ctranspath"

@@ -10,8 +10,21 @@ import pytest
 from scipy import ndimage
 
 from benchmarks import tissue_features
-from benchmarks.tissue import MPP, OTHERS, BagReader, Layout, collect, jpeg8_decode, seen_at, write_slides
+from benchmarks.tissue import (
+    MPP,
+    OTHERS,
+    BagReader,
+    Layout,
+    collect,
+    jpeg8_decode,
+    seen_at,
+    write_features,
+    write_slides,
+)
 from benchmarks.tissue_features import CROPS, SIDE, STAINS, make_table, read_images, shared_out, with_means_of
+from pipelines._features import starting_settings, with_features
+from pipelines._reports import Silent
+from wsi_ats.bags.matched import match_features
 from wsi_ats.errors import ManifestError, SettingsError
 from wsi_ats.overview.overview import read_overview
 from wsi_ats.overview.tiles import read_tiles
@@ -199,3 +212,21 @@ def test_images_of_regions_have_one_mean_density(shared_data):
     means = [each.mean((0, 1)) for kind in (Kind.LOOKALIKE, Kind.LESION) for each in found[kind][0]]
     np.testing.assert_allclose(means, means[:1] * 20, rtol=1e-3)
     assert all(each.mean() < means[0].mean() for one in found[Kind.STROMA] for each in one)
+
+
+def test_thumbnails_and_features_as_files_are_those_of_the_bags(collection, tmp_path):
+    write_features(collection, tmp_path)
+    table = tmp_path / "slides.csv"
+    refs = with_features(read_manifest(table, labels=table), tmp_path / "features", Silent())
+        Silent(),
+    )
+    settings = starting_settings(refs)
+    assert settings.model.backbone == f"features:{collection.features.shape[1]}"
+    assert (settings.tile.size, settings.tile.mpp) == (SIDE, MPP)
+    for bag, ref in zip(collection.bags, refs, strict=True):
+        assert (ref.id, ref.label) == (bag.ref.id, bag.ref.label)
+        with open_slide(ref) as slide:
+            overview, found = match_features(ref, slide, read_overview(slide, settings), settings.model)
+        np.testing.assert_array_equal(overview.thumbnail, bag.thumbnail)
+        np.testing.assert_array_equal(overview.tissue.cells, bag.tissue.cells)
+        np.testing.assert_array_equal(found.read(bag.tissue.cells), collection.features[bag.crops])

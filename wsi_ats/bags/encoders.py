@@ -28,17 +28,16 @@ def encoder_name(name: str) -> str:
     ----------
     name
         Any tool's name of an encoder. A name that is not in :data:`wsi_ats.encoders.ENCODERS` is returned as
-        it is, in lower case.
+        it is: capitals count in ``hf-hub:Owner/Model``.
 
     Examples
     --------
     >>> encoder_name("uni_v1"), encoder_name("mahmood-uni2"), encoder_name("resnet50_trunc")
     ('uni', 'uni2-h', 'resnet50_trunc')
     """
-    lower = name.strip().lower()
-    key = _plain(lower.removeprefix("mahmood-"))
+    key = _plain(name.strip().lower().removeprefix("mahmood-"))
     ours = {_plain(known): known for known in ENCODERS}
-    return _NAMES.get(key) or ours.get(key, lower)
+    return _NAMES.get(key) or ours.get(key, name.strip())
 
 
 def _plain(name: str) -> str:

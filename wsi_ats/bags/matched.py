@@ -151,7 +151,7 @@ def load_matched(path: Path, ref: SlideRef) -> MatchedBag:
 
 def _check_encoder(bag: Bag, model: ModelSettings) -> None:
     learned = encoder_name(model.encoder or ("" if model.takes_features else model.backbone))
-    if bag.encoder and learned and bag.encoder != learned:
+    if bag.encoder and learned and bag.encoder.lower() != learned.lower():
         raise FeatureError(
             str(bag.path),
             f"has features of {bag.encoder}, but the model is for those of {learned}; give features of the "
