@@ -218,8 +218,6 @@ def test_thumbnails_and_features_as_files_are_those_of_the_bags(collection, tmp_
     write_features(collection, tmp_path)
     table = tmp_path / "slides.csv"
     refs = with_features(read_manifest(table, labels=table), tmp_path / "features", Silent())
-        Silent(),
-    )
     settings = starting_settings(refs)
     assert settings.model.backbone == f"features:{collection.features.shape[1]}"
     assert (settings.tile.size, settings.tile.mpp) == (SIDE, MPP)
