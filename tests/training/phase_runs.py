@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from training.runs import SETTINGS, TARGET, TRAINING, VALIDATION, assert_same_weights, slide_of
+from training.runs import SETTINGS, TARGET, assert_same_weights, slide_of, trained
 from wsi_ats.models.batches import TileReader
 from wsi_ats.models.kinds import model_for
-from wsi_ats.training.fit import Trained, fit
+from wsi_ats.training.fit import Trained
 
 # Four steps an epoch.
 PHASES = [
@@ -45,18 +45,8 @@ class Recorded(TileReader):
 
 def recorded(folder: Path, *changes: str, on_epoch=lambda row: None):
     """Train; return the result and the tiles requested."""
-    with Recorded() as reader:
-        found = fit(
-            TRAINING,
-            VALIDATION,
-            SETTINGS.with_values(changes),
-            target=TARGET,
-            folder=folder,
-            device=torch.device("cpu"),
-            on_epoch=on_epoch,
-            reader=reader,
-        )
-    return found, reader.asked
+    reader = Recorded()
+    return trained(folder, *changes, reader=reader, on_epoch=on_epoch), reader.asked
 
 
 def assert_same(one: Trained, other: Trained) -> None:

@@ -72,9 +72,10 @@ def trained(
     on_epoch=lambda row: None,
     opener=lambda ref: slide_of(ref.id),
     threads: int = 2,
+    reader: TileReader | None = None,
     **options,
 ) -> Trained:
-    with TileReader(threads, opener) as reader:
+    with reader or TileReader(threads, opener) as reader:
         return fit(
             examples,
             validation,

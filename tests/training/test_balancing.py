@@ -10,9 +10,9 @@ import torch
 from tasks.examples import EXAMPLES
 
 from training.choices import FEW, RARE, start_of
-from training.runs import SETTINGS, TARGET, TRAINING, VALIDATION, progress, run, unreadable
+from training.runs import SETTINGS, TRAINING, VALIDATION, progress, run, unreadable
 from wsi_ats.errors import ModelError, SettingsError
-from wsi_ats.models.batches import TileReader, balancing
+from wsi_ats.models.batches import balancing
 from wsi_ats.tasks.classification import Classification
 from wsi_ats.tasks.registry import TASKS
 from wsi_ats.training.fit import fit
@@ -115,12 +115,10 @@ def fit_with_bad(folder, bad, max_bad, reported, *, names=("s2p", "s5v"), stop=F
         if stop:
             raise KeyboardInterrupt
 
-    with TileReader(2, unreadable(*names)) as reader:
-        fit(
-            TRAINING, VALIDATION, SETTINGS.with_values(FEW), target=TARGET, folder=folder,
-            device=torch.device("cpu"), on_epoch=on_epoch, reader=reader, max_bad=max_bad,
-            on_bad=lambda slide_id, error: reported.append((slide_id, error)),
-        )  # fmt: skip
+    def on_bad(slide_id, error):
+        reported.append((slide_id, error))
+
+    run(folder, *FEW, opener=unreadable(*names), on_epoch=on_epoch, max_bad=max_bad, on_bad=on_bad)
 
 
 def test_tolerated_bad_slides_are_reported_once_a_run(tmp_path):

@@ -23,13 +23,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from training.runs import SETTINGS, TARGET, TRAINING, VALIDATION, metrics_in, slide_of, trusting
+from training.runs import SETTINGS, metrics_in, slide_of, trained, trusting
 from wsi_ats.errors import ArtifactError
 from wsi_ats.models import checkpoints
 from wsi_ats.models.batches import TileReader
 from wsi_ats.slides.memory import MemorySlide
 from wsi_ats.training import attention, progress
-from wsi_ats.training import fit as training
 from wsi_ats.training.learner import Learner
 from wsi_ats.training.validation import Metrics
 
@@ -99,8 +98,8 @@ PLACES = {
 class Recorded(TileReader):
     """Keeps which cells of which slides were asked for, in order."""
 
-    def __init__(self, opener: Callable) -> None:
-        super().__init__(2, opener)
+    def __init__(self, *args) -> None:
+        super().__init__(*args)
         self.asked: list = []
 
     def run(self, jobs):
@@ -110,17 +109,8 @@ class Recorded(TileReader):
 
 def attempt(folder: Path, changes: list[str]) -> None:
     """Train; leave weights and the list of reads."""
-    with Recorded(lambda ref: slide_of(ref.id)) as reader:
-        found = training.fit(
-            TRAINING,
-            VALIDATION,
-            SETTINGS.with_values(["training.slides_per_step=2", *changes]),
-            target=TARGET,
-            folder=folder,
-            device=torch.device("cpu"),
-            on_epoch=lambda row: None,
-            reader=reader,
-        )
+    reader = Recorded(2, lambda ref: slide_of(ref.id))
+    found = trained(folder, "training.slides_per_step=2", *changes, reader=reader)
     save_file({name: each.contiguous() for name, each in found.model.state_dict().items()}, folder / "final")
     (folder / "known.json").write_text(
         json.dumps([found.trust and asdict(found.trust), found.by_attention, found.by_uniform])
