@@ -128,7 +128,7 @@ def test_the_version(run):
 
 
 def test_without_a_command_the_help_page_is_shown(run):
-    ran = run(scheduler=None)
+    ran = run(scheduler=None, code=2)
     words = " ".join((ran.stdout + ran.stderr).split())
     assert "--install-completion" in words
     assert "crossval" in words

@@ -151,8 +151,7 @@ def test_other_settings_into_the_same_folder_are_refused(work, run, slides, conf
 
 def test_a_second_run_into_a_held_folder_is_refused(run, slides, tmp_path):
     with locked(tmp_path, "the first run"):
-        ran = run("prepare", slides, "--out", tmp_path)
-    assert ran.exit_code == 2
+        ran = run("prepare", slides, "--out", tmp_path, code=2)
     assert "the first run" in ran.stderr
 
 

@@ -65,7 +65,7 @@ def test_each_slide_leaves_a_line_between_start_and_end(run, mixed, model, tmp_p
     assert ran.json["table"] == "predictions.csv"
 
     # Again: what is there stays, and only the slide that failed is done, and counted.
-    again = run(*command, "--json")
+    again = run(*command, "--json", code=1)
     lines = read(log)
     assert lines[:5] == [start, *slides, end]
     assert [line["event"] for line in lines[5:]] == ["start", "slide", "end"]
