@@ -337,7 +337,7 @@ def write_slides(collection: Collection, folder: Path) -> None:
 
 
 def write_features(collection: Collection, folder: Path) -> None:
-    """Write thumbnails and files of features, ``slides.csv``, and ``splits/`` that test half the slides each."""
+    """Write thumbnails, files of features, ``slides.csv``, and ``splits/``: each tests half of the slides."""
     for name in ("thumbnails", "features", "splits"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     about = {"size": (_GRID.width, _GRID.height), "mpp": MPP, "side": SIDE, "tile_size": SIDE}

@@ -9,12 +9,13 @@ from statistics import median
 
 from pipelines._reports import Reporter
 from pipelines._runs import rooted
+from wsi_ats.bags.encoders import encoder_name
 from wsi_ats.bags.folder import BagFolder
 from wsi_ats.bags.matched import open_features
 from wsi_ats.bags.record import Bag
 from wsi_ats.encoders import find_encoder
 from wsi_ats.errors import FeatureError, ManifestError, SettingsError, SlideError
-from wsi_ats.settings import Settings
+from wsi_ats.settings import ModelSettings, Settings
 from wsi_ats.slides import open_slide
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.tables.folders import listed
@@ -100,6 +101,33 @@ def starting_settings(refs: Sequence[SlideRef], size: int | None = None) -> Sett
             "tile": {"size": size, "mpp": float(f"{width / size:.4g}")},
         }
     )
+
+
+def check_chosen(model: ModelSettings, found: ModelSettings) -> None:
+    """Refuse a width or an encoder that the files of features contradict.
+
+    Parameters
+    ----------
+    model
+        The user's choice.
+    found
+        What the files say; see :func:`starting_settings`.
+
+    Raises
+    ------
+    SettingsError
+        When they differ.
+    """
+    if model.takes_features and model.features != found.features:
+        raise SettingsError(
+            f"a file has {found.features} features of each tile, but model.backbone is {model.backbone}; "
+            "leave model.backbone out"
+        )
+    if found.encoder and encoder_name(model.encoder).lower() != found.encoder.lower():
+        raise SettingsError(
+            f"a file has features of {found.encoder}, but model.encoder is {model.encoder or 'empty'}; leave "
+            "model.encoder out"
+        )
 
 
 def check_source(refs: Sequence[SlideRef], settings: Settings) -> None:

@@ -117,9 +117,13 @@ def split_file(name: str) -> str:
 
 
 def digest_of_folds(plan: Folds) -> str:
+    """Return a fingerprint of the slides of each fold, with their labels, splits and options.
+
+    It has no contents of files, so that a cross-validation can be continued when a slide has been repaired.
+    """
     return digest_of(
         *(
-            f"{name}:{(r.id, r.case, r.label, r.split, r.mpp, r.reader, *r.features)}"
+            f"{name}:{(r.id, r.case, r.label, r.split, r.mpp, r.reader, r.downsample, *r.features)}"
             for name, fold in plan.items()
             for r in fold
         )

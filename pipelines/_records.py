@@ -186,6 +186,21 @@ def settled(refs: Sequence[SlideRef], settings: Settings) -> list[SlideRef]:
     return [replace(ref, colour=tile.colour, channel=tile.channel) for ref in absolute(refs)]
 
 
+def digest_of_slides(refs: Sequence[SlideRef]) -> str:
+    """Return a fingerprint of slides with their labels, splits, options, and the contents of their files."""
+    return digest_of(
+        *(
+            str(
+                (
+                    *(ref.id, ref.case, ref.label, ref.split, ref.mpp, ref.reader, ref.downsample),
+                    *map(slide_digest, (ref.path, *ref.features)),
+                )
+            )
+            for ref in sorted(refs, key=lambda ref: ref.id)
+        )
+    )
+
+
 def pending(task: SlideTask, refs: Sequence[SlideRef]) -> tuple[dict[str, Row], list[SlideRef]]:
     """Split slides into rows of those that are done and references to those that are not."""
     with ThreadPoolExecutor(_READERS) as pool:  # each waits for a disk or a store

@@ -104,13 +104,14 @@ class FeatureOptions:
         """
         if self.features is None:
             return choose(None)
-        from pipelines._features import starting_settings
+        from pipelines._features import check_chosen, starting_settings
 
         start = starting_settings(refs)
         settings = choose(start)
         if settings.tile.size != start.tile.size:  # the resolution follows from it
             settings = choose(starting_settings(refs, settings.tile.size))
         settings.check_features()
+        check_chosen(settings.model, start.model)
         return settings
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipelines._fitting import Fitting, device
+from wsi_ats.errors import ArtifactError
 from wsi_ats.files import read_json, write_json
 from wsi_ats.settings import SamplingSettings, Settings
 from wsi_ats.slides.base import SlideRef
@@ -26,7 +27,7 @@ ALL = "attention MIL"
 
 # Random subsets, because multiple-instance learning memorises all tiles of few slides (docs/training.md), and
 # so that an epoch takes the same time for slides of any size.
-_MIL = ("model.kind=mil", "model.mil_tiles=256", "training.epochs=30", "training.joint_epochs=0")
+_MIL = ("model.kind=mil", "model.mil_tiles=256", "training.joint_epochs=0", "training.supervision=0")
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,13 @@ class FoldScores:
             When it is damaged.
         """
         record = read_json(path)
-        scores = {Way(method, tiles): np.array(each) for method, tiles, each in record["scores"]}
-        return cls(record["ids"], scores, record["failed"])
+        try:
+            scores = {Way(method, tiles): np.array(each) for method, tiles, each in record["scores"]}
+            return cls(record["ids"], scores, record["failed"])
+        except (KeyError, ValueError, TypeError) as error:
+            raise ArtifactError(
+                f"{path} is damaged: {error!r}; delete it, and run the command again"
+            ) from error
 
 
 def ways(budgets: Sequence[int]) -> list[Way]:
@@ -124,7 +130,9 @@ def score_fold(
                 failed |= bad
     ids = [ref.id for ref in tested if all(ref.id in draw for each in found.values() for draw in each)]
     scores = {
-        way: np.array([[draw[name] for name in ids] for draw in each]).reshape(len(each), len(ids), -1)
+        way: np.array([[draw[name] for name in ids] for draw in each]).reshape(
+            len(each), len(ids), len(target.columns)
+        )
         for way, each in found.items()
     }
     return FoldScores(ids, scores, failed)
@@ -135,8 +143,10 @@ def _named(fitting: Fitting, name: str, settings: Settings | None = None) -> Fit
 
 
 def _mil(settings: Settings) -> Settings:
-    """Return the same settings for multiple-instance learning, which draws nothing at scoring."""
-    return replace(settings, sampling=SamplingSettings()).with_values(_MIL)
+    """Return the same settings for multiple-instance learning, with as many epochs in one phase."""
+    rates = settings.training
+    epochs = rates.epochs + rates.attention_epochs + rates.joint_epochs
+    return replace(settings, sampling=SamplingSettings()).with_values([*_MIL, f"training.epochs={epochs}"])
 
 
 def _score(
@@ -170,5 +180,7 @@ def _drawing(model: SlideNetwork, *, uniformly: bool) -> Iterator[None]:
         return
     scale = model.attention_scale.item()
     model.attention_scale.fill_(0)
-    yield
-    model.attention_scale.fill_(scale)
+    try:
+        yield
+    finally:
+        model.attention_scale.fill_(scale)

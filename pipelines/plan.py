@@ -15,7 +15,7 @@ from pipelines._carry_out import complete
 from pipelines._features import check_source
 from pipelines._fitting import Fitting, check_network
 from pipelines._folds import Folds, digest_of_folds, plan_folds, sizes, with_labels
-from pipelines._records import Row, settled
+from pipelines._records import Row, digest_of_slides, settled
 from pipelines._runs import Execution, Identity, Summary, count, open_run, rooted
 from pipelines._verdict import verdict
 from pipelines._ways import ALL, FoldScores, Way, score_fold
@@ -138,7 +138,13 @@ def plan(
     numbers = ",".join(map(str, budgets))
     seed = settings.training.seed
     identity = Identity.of(
-        "plan", settings, Fixes.EVERYTHING, seed=seed, splits=digest_of_folds(parts), tiles=numbers
+        "plan",
+        settings,
+        Fixes.EVERYTHING,
+        seed=seed,
+        splits=digest_of_folds(parts),
+        slides=digest_of_slides(labelled),
+        tiles=numbers,
     )
     task = prepare.PrepareTask.of(out, settings)
     with open_run(out, identity, execution, results=("plan.csv", "plan.png", "folds", *task.results)) as run:
@@ -177,6 +183,16 @@ def _check(refs: Sequence[SlideRef], settings: Settings, budgets: Sequence[int])
         raise SettingsError(
             "a plan compares with all tiles of every slide, which takes features; give their folder with "
             "--features, or make it with `wsi-ats embed`"
+        )
+    if settings.model.cases != "separate":
+        raise SettingsError(
+            f"model.cases is {settings.model.cases}, but a plan scores single slides; leave it out"
+        )
+    sampling, file = settings.sampling, settings.scoring.encoder_checkpoint
+    if sampling.draws != 1 or sampling.anytime or file:
+        raise SettingsError(
+            "sampling.draws, sampling.tolerance, sampling.max_tiles and scoring.encoder_checkpoint have no "
+            "effect on a plan; leave them out"
         )
     if not settings.model.attends:
         raise SettingsError(f"model.kind is {settings.model.kind}, but a plan is for sampling; leave it out")
@@ -223,6 +239,7 @@ def _compare(
     from wsi_ats.tasks.comparison import compare
 
     known = {ref.id: ref for ref in refs}
+    found = {name: each for name, each in found.items() if each.ids}
     tested = [(known[slide], fold) for fold, each in found.items() for slide in each.ids]
     if not tested:
         raise ManifestError("no test slide could be scored; the reasons are in folds/*.json")

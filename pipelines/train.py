@@ -23,7 +23,7 @@ from pipelines._carry_out import Results, complete, report_left_out
 from pipelines._features import check_source
 from pipelines._fitting import Fitted, Fitting, check_network, device
 from pipelines._readers import check_readers
-from pipelines._records import pending, settled
+from pipelines._records import digest_of_slides, pending, settled
 from pipelines._runs import (
     Execution,
     Identity,
@@ -38,11 +38,10 @@ from pipelines._runs import (
 from pipelines._tensorboard import FOLDER as EVENTS
 from pipelines._tensorboard import check_tensorboard
 from wsi_ats.errors import ArtifactError, ManifestError
-from wsi_ats.files import atomic, digest_of
+from wsi_ats.files import atomic
 from wsi_ats.results.records import Status
 from wsi_ats.settings import Fixes, Settings
 from wsi_ats.slides.base import SlideRef
-from wsi_ats.slides.fingerprint import slide_digest
 from wsi_ats.tables.files import read_csv, read_parquet, write_csv
 from wsi_ats.tables.labels import check_labels, unlabelled
 from wsi_ats.tasks.registry import task_named
@@ -184,7 +183,12 @@ def _train(refs: Sequence[SlideRef], fitting: Fitting, others: _Others) -> Summa
     planned = fitting.plan(refs, target)[:2]  # errors are raised before the work
     _report_alike(target, execution)
     identity = Identity.of(
-        "train", settings, Fixes.EVERYTHING, seed=settings.training.seed, slides=_digest(refs), **differences
+        "train",
+        settings,
+        Fixes.EVERYTHING,
+        seed=settings.training.seed,
+        slides=digest_of_slides(refs),
+        **differences,
     )
     task = prepare.PrepareTask.of(out, settings)
     with open_run(out, identity, execution, results=(*_OWN, *task.results)) as run:
@@ -328,20 +332,6 @@ def _report_empty(results: Results, execution: Execution) -> None:
     if empty:
         execution.reporter.message(f"left out, no tissue: {', '.join(empty)}")
     report_left_out(results.rows, execution)
-
-
-def _digest(refs: Sequence[SlideRef]) -> str:
-    return digest_of(
-        *(
-            str(
-                (
-                    *(ref.id, ref.case, ref.label, ref.split, ref.mpp, ref.reader, ref.downsample),
-                    *map(slide_digest, (ref.path, *ref.features)),
-                )
-            )
-            for ref in sorted(refs, key=lambda ref: ref.id)
-        )
-    )
 
 
 def _write_splits(out: Path, splits: Mapping[str, Sequence[SlideRef]], execution: Execution) -> None:

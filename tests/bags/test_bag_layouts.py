@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import h5py
 import numpy as np
 import pytest
@@ -220,7 +222,8 @@ def test_names_of_encoders_agree_between_tools():
     assert {encoder_name(each) for each in ("uni_v1", "mahmood-uni", "UNI")} == {"uni"}
     assert {encoder_name(each) for each in ("conch_v15", "mahmood-conch1_5")} == {"conch_v1.5"}
     assert encoder_name(" hf-hub:Owner/Model ") == "hf-hub:Owner/Model"
-    assert encoder_of_folder("features_uni_v1") == "uni"
-    assert encoder_of_folder("features_my_net") == "my_net"
-    assert encoder_of_folder("ctranspath-0a1b2c3d") == "ctranspath"
-    assert encoder_of_folder("slides") == ""
+    assert encoder_of_folder(Path("features_uni_v1")) == "uni"
+    assert encoder_of_folder(Path("20x_256px_0px_overlap/features_my_net")) == "my_net"
+    assert encoder_of_folder(Path("features_20x")) == ""
+    assert encoder_of_folder(Path("ctranspath-0a1b2c3d")) == "ctranspath"
+    assert encoder_of_folder(Path("slides")) == ""

@@ -149,24 +149,24 @@ def rows_of(**values):
     return rows
 
 
+ATTENTION_64 = {"uniform_64": (0.7, 0.25), "all": (0.95, 0)}
+
+
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
         (
-            rows_of(
-                attention_16=(0.90, 0.05), attention_64=(0.94, 0.01), uniform_64=(0.8, 0.15), all=(0.95, 0)
-            ),
+            rows_of(attention_16=(0.9, 0.05), attention_64=(0.94, 0.01), **ATTENTION_64),
             "yes: 64 of 12800 tiles: auc 0.940 (0.890 to 0.980) against 0.950 (0.900 to 0.990) with all; "
             "200 times fewer tiles",
         ),
         (
             rows_of(attention_64=(0.93, 0.02), uniform_64=(0.925, 0.025), all=(0.95, 0)),
             "yes: 64 of 12800 tiles: auc 0.930 (0.880 to 0.970) against 0.950 (0.900 to 0.990) with all; "
-            "200 times fewer tiles; with 60 slides, a loss of up to 0.050 cannot be excluded; uniform draws "
-            "do as well (0.925): attention does not help here",
+            "200 times fewer tiles; uniform draws do as well (0.925): attention does not help here",
         ),
         (
-            rows_of(attention_64=(0.80, 0.15), uniform_64=(0.7, 0.25), all=(0.95, 0)),
+            rows_of(attention_64=(0.80, 0.15), **ATTENTION_64),
             "no: with 64 of 12800 tiles, auc is 0.800 (0.750 to 0.840), lower by 0.150 (0.130 to 0.180) than "
             "with all; draw more, or use all tiles (model.kind=mil)",
         ),
@@ -175,13 +175,90 @@ def rows_of(**values):
             "no: not even all tiles predict the labels better than chance (auc 0.520 (0.470 to 0.560)); give "
             "more slides, or features of another encoder",
         ),
+        (
+            rows_of(attention_64=(0.75, -0.23), uniform_64=(0.5, 0.02), all=(0.52, 0)),
+            "undecided: attention MIL learned nothing from all tiles (auc 0.520 (0.470 to 0.560)), so it is "
+            "no reference for 64 tiles (0.750 (0.700 to 0.790)); give more slides",
+        ),
+        (
+            rows_of(attention_12800=(0.95, 0.0), uniform_12800=(0.95, 0.0), all=(0.95, 0)),
+            "undecided: slides have 12800 tiles, no more than were drawn; give --tiles fewer",
+        ),
     ],
 )
 def test_the_verdict_says_whether_few_tiles_do(rows, words):
     assert verdict(rows, TASK, tiles=12800) == words
 
 
-def test_the_verdict_on_undefined_metrics_is_none():
-    rows = rows_of(attention_64=(0.9, 0.0), uniform_64=(0.9, 0.0), all=(0.9, 0))
-    rows[-1] |= dict.fromkeys(("value", "low", "high"))
-    assert verdict(rows, TASK, tiles=100).startswith("undecided: auc is not defined")
+def test_a_loss_that_few_slides_cannot_exclude_is_undecided():
+    rows = rows_of(attention_64=(0.94, 0.01), **ATTENTION_64)
+    rows[0]["loss_high"] = 0.2
+    assert verdict(rows, TASK, tiles=640) == (
+        "undecided: 64 of 640 tiles: auc 0.940 (0.890 to 0.980) against 0.950 (0.900 to 0.990) with all; "
+        "10 times fewer tiles, but with 60 slides a loss of up to 0.200 cannot be excluded"
+    )
+
+
+def test_the_verdict_without_metrics_or_intervals_is_undecided():
+    for missing in (("value", "low", "high"), ("low", "high", "loss_low", "loss_high")):
+        rows = rows_of(attention_64=(0.9, 0.0), uniform_64=(0.9, 0.0), all=(0.9, 0))
+        rows[-1] |= dict.fromkeys(missing)
+        assert verdict(rows, TASK, tiles=100).startswith("undecided: auc or its interval is not defined")
+
+
+def test_a_fold_without_a_test_slide_that_can_be_read_has_no_scores(collection, address, tmp_path):
+    """The others are compared, and its slides are listed."""
+    import shutil
+
+    folder = shutil.copytree(collection, tmp_path / "copy")
+    code, _, stderr = plan(folder, tmp_path / "out", "--dry-run", address=address)
+    assert code == 0, stderr
+    with (folder / "slides.csv").open(newline="") as file:
+        names = [row["slide_id"] for row in csv.DictReader(file)]
+    (folder / "splits").mkdir()
+    for number in range(2):
+        lines = ["train,val,test", *(f"{a},{b}," for a, b in zip(names[4:12], names[12:20], strict=True))]
+        lines += [f",,{name}" for name in (names[:2] if number == 0 else names[2:4])]
+        (folder / "splits" / f"splits_{number}.csv").write_text("\n".join(lines) + "\n")
+    for name in names[:2]:
+        (folder / "features" / f"{name}.h5").write_bytes(b"junk")
+    words = [
+        "plan",
+        folder / "slides.csv",
+        "--labels",
+        folder / "slides.csv",
+        "--features",
+        folder / "features",
+    ]
+    words += ["--splits", folder / "splits", "--out", tmp_path / "out", "--tiles", 4, "--resamples", 20]
+    words += [
+        "--scheduler",
+        address,
+        "--json",
+        "--set",
+        "thumbnail.tissue=none",
+        "--set",
+        "training.epochs=1",
+    ]
+    words += ["--set", "training.attention_epochs=1", "--set", "training.attention_tiles=8"]
+    ran = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+    assert ran.exit_code == 1, ran.stderr
+    import json
+
+    found = json.loads(ran.stdout)
+    assert found["failed"].keys() == set(names[:2])
+    assert found["counts"]["evaluated"] == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("model.cases=union", "model.cases is union, but a plan scores single slides"),
+        ("sampling.draws=3", "sampling.draws, sampling.tolerance, sampling.max_tiles"),
+        ("scoring.encoder_checkpoint=a.pth", "have no effect on a plan"),
+        ("model.backbone=features:7", "a file has 6 features of each tile, but model.backbone is features:7"),
+    ],
+)
+def test_settings_without_effect_on_a_plan_are_refused(collection, address, tmp_path, change, message):
+    code, _, stderr = plan(collection, tmp_path / "out", "--set", change, address=address)
+    assert (code, message in stderr) == (2, True), stderr

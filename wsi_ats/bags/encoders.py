@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from wsi_ats.encoders import ENCODERS
 
@@ -44,22 +45,27 @@ def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name)
 
 
-def encoder_of_folder(folder: str) -> str:
-    """Return the encoder that a folder's name tells, or an empty text.
+def encoder_of_folder(folder: Path) -> str:
+    """Return the encoder that a folder of features names, or an empty text.
 
     Parameters
     ----------
     folder
-        Name of a folder of features, without the folders above it.
+        The folder. In TRIDENT's and STAMP's layouts any name is an encoder. Elsewhere it must be a known one:
+        ``features_train`` names none.
 
     Examples
     --------
-    >>> encoder_of_folder("features_conch_v15"), encoder_of_folder("mahmood-uni2-1a2b3c4d")
+    >>> encoder_of_folder(Path("features_conch_v15")), encoder_of_folder(Path("mahmood-uni2-1a2b3c4d"))
     ('conch_v1.5', 'uni2-h')
-    >>> encoder_of_folder("my files")
+    >>> encoder_of_folder(Path("20x_256px_0px_overlap/features_my_net"))
+    'my_net'
+    >>> encoder_of_folder(Path("features_train"))
     ''
     """
-    if folder.startswith("features_"):
-        return encoder_name(folder.removeprefix("features_"))
-    hashed = re.fullmatch(r"(.+)-[0-9a-f]{8}", folder)
+    if folder.name.startswith("features_"):
+        name = encoder_name(folder.name.removeprefix("features_"))
+        trusted = name in ENCODERS or re.fullmatch(r"[\d.]+x_\d+px_\d+px_overlap", folder.parent.name)
+        return name if trusted else ""
+    hashed = re.fullmatch(r"(.+)-[0-9a-f]{8}", folder.name)
     return encoder_name(hashed[1]) if hashed else ""

@@ -101,7 +101,7 @@ class BagFolder:
         for place in around:
             if place.is_dir() and place != chosen and (place.name == _PATCHES or chosen.name == "pt_files"):
                 coords |= _by_slide(place.glob("*.h5"), "_patches")
-        return cls(chosen, encoder_of_folder(chosen.name), features, coords)
+        return cls(chosen, encoder_of_folder(chosen), features, coords)
 
     @property
     def ids(self) -> tuple[str, ...]:

@@ -104,4 +104,4 @@ def _encoder(path: Path, stored: Stored | None) -> str:
     for name in _ENCODER:
         if attributes.get(name) not in (None, "", "None"):  # TRIDENT writes None as a text
             return encoder_name(str(attributes[name]))
-    return encoder_of_folder(path.parent.name)
+    return encoder_of_folder(path.parent)

@@ -20,7 +20,7 @@ from wsi_ats.geometry import IntArray
 
 # Bytes of a chunk. Rows are not compressed, so a reader finds each row by itself; larger chunks only shorten
 # the index.
-_CHUNK = 1 << 20
+_CHUNK = 1 << 16
 
 _BATCH = 1024  # rows in memory while a bag is copied
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from wsi_ats.errors import ArtifactError
+from wsi_ats.errors import ArtifactError, ModelError
 from wsi_ats.files import atomic
 from wsi_ats.models.card import ModelCard, read_card, write_card
 from wsi_ats.models.kinds import model_for
@@ -117,14 +117,20 @@ def load_model(
         raise ArtifactError(f"{weights} does not fit model.json: {error}") from error
     settings = card.settings
     if encoder and settings.model.encoder:
-        model.encoder.adopt(
-            create_backbone(
+        try:
+            made = create_backbone(
                 settings.model.encoder,
                 pretrained=True,
                 checkpoint=encoder_checkpoint,
                 size=settings.tile.size,
             )
-        )
+        except ModelError as error:
+            raise ModelError(
+                f"the model was trained on features of {settings.model.encoder}, which cannot encode pixels "
+                "here; give its weights with --set scoring.encoder_checkpoint=FILE, or the slides' features "
+                f"with --features ({error})"
+            ) from error
+        model.encoder.adopt(made)
     return LoadedModel(model.to(device).eval(), card.settings, card.target, digest)
 
 

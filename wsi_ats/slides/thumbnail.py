@@ -37,7 +37,14 @@ class ThumbnailSlide(WrappedSlide):
         height, width, _ = pixels.shape
         whole = Level(round(width * ref.downsample), round(height * ref.downsample), 1.0)
         levels = (whole, Level(width, height, ref.downsample))
-        self.info: SlideInfo = replace(self.info, vendor="thumbnail", levels=levels, tile_shapes=(None, None))
+        missing = "a thumbnail has no resolution of its own; give the slide's in a column mpp, or with --mpp"
+        self.info: SlideInfo = replace(
+            self.info,
+            vendor="thumbnail",
+            levels=levels,
+            tile_shapes=(None, None),
+            mpp=missing if ref.mpp is None else self.info.mpp,
+        )
 
     def read_regions(self, level: int, corners: IntArray, width: int, height: int) -> Pixels:
         """Read the thumbnail; see :meth:`wsi_ats.slides.base.Slide.read_regions`.
