@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
+from pipelines._records import Row
 from pipelines._reports import Reporter
 from pipelines._runs import rooted
 from wsi_ats.bags.encoders import encoder_name
@@ -22,6 +23,9 @@ from wsi_ats.tables.folders import listed
 
 # Slides whose features decide about the defaults; scanners differ a little in resolution.
 _TRIED = 20
+
+# Share of tissue without features that segmentations differ by.
+_FEW = 0.1
 
 # Side in pixels of the tiles of an encoder that is not known.
 _UNKNOWN_TILE = 256
@@ -97,10 +101,39 @@ def starting_settings(refs: Sequence[SlideRef], size: int | None = None) -> Sett
         size = bag.pixels or (known.tile if known else min(_UNKNOWN_TILE, round(bag.side)))
     return Settings().with_tables(
         {
-            "model": {"backbone": f"features:{bag.width}", "encoder": bag.encoder},
+            "model": {
+                "backbone": f"features:{bag.width}",
+                "encoder": bag.encoder,
+                "encoder_digest": bag.digest,
+            },
             "tile": {"size": size, "mpp": float(f"{width / size:.4g}")},
         }
     )
+
+
+def report_matched(rows: Sequence[Row], reporter: Reporter) -> None:
+    """Report how tiles and cells of prepared slides match, if they have features.
+
+    Parameters
+    ----------
+    rows
+        Rows of ``slides.csv``.
+    reporter
+        Gets a message, which is a warning if more than a tenth of the tissue has no features.
+    """
+    known = [row for row in rows if row.get("matched_tiles") is not None]
+    if not known:
+        return
+    tiles, used, without = (
+        sum(row[name] for row in known) for name in ("feature_tiles", "matched_tiles", "unmatched_cells")
+    )
+    text = f"features: {used} of {tiles} tiles are used, one in a cell; {without} cells with tissue have none"
+    if without > _FEW * (used + without):
+        text = (
+            f"warning: {text}; all that is learned and compared is of the others: are these files a draw, or "
+            "of another segmentation?"
+        )
+    reporter.message(text)
 
 
 def check_chosen(model: ModelSettings, found: ModelSettings) -> None:

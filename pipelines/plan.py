@@ -12,7 +12,7 @@ import numpy as np
 
 from pipelines import prepare
 from pipelines._carry_out import complete
-from pipelines._features import check_source
+from pipelines._features import check_source, report_matched
 from pipelines._fitting import Fitting, check_network
 from pipelines._folds import Folds, digest_of_folds, plan_folds, sizes, with_labels
 from pipelines._records import Row, digest_of_slides, settled
@@ -157,6 +157,7 @@ def plan(
         if prepared.stopped:
             return Summary("plan", out, count(prepared.rows), prepared.failed, prepared.reused)
         task.write_tables(prepared.rows)
+        report_matched(prepared.rows, execution.reporter)
         usable = {row["slide_id"] for row in prepared.rows if row["status"] == Status.DONE}
         found = _run_folds(parts, usable, target, budgets, out, settings, execution)
         rows = _compare(found, labelled, target, resamples=resamples, seed=seed)

@@ -36,7 +36,9 @@ _COLUMNS = {
     ),
     **dict.fromkeys(("tissue_method", "tissue_reason"), "string"),
     **dict.fromkeys(ARTEFACTS, "double"),
-    **dict.fromkeys(("excluded_tiles", "feature_tiles", "matched_tiles", "bytes_read"), "int64"),
+    **dict.fromkeys(
+        ("excluded_tiles", "feature_tiles", "matched_tiles", "unmatched_cells", "bytes_read"), "int64"
+    ),
     "seconds": "double",
     **dict.fromkeys(("warning", "error"), "string"),
 }
@@ -63,7 +65,8 @@ def prepare(
         give the method that found tissue and the reason for it, and ``warning`` the doubts about its result;
         ``pen`` and ``blur`` are the shares of the tissue cells with these artefacts, left out or not, empty
         if unknown; ``excluded_tiles`` is the number of tiles left out; and for slides with features,
-        ``feature_tiles`` and ``matched_tiles`` are the tiles in the file, and those that are used.
+        ``feature_tiles`` and ``matched_tiles`` are the tiles in the file, and those that are used, and
+        ``unmatched_cells`` are tissue cells without a tile.
     settings
         Sections ``tile`` and ``thumbnail`` are used.
     execution
@@ -190,6 +193,7 @@ class PrepareTask(SlideTask):
             "excluded_tiles": count_tiles(overview.all_tissue, self.settings) - tiles,
             "feature_tiles": bag and bag.matched.tiles,
             "matched_tiles": bag and bag.matched.used,
+            "unmatched_cells": bag and bag.matched.without_tile,
             "bytes_read": counting.stored_bytes_read if read is None else read,
             "seconds": time.perf_counter() - begin,
             "warning": overview.background.doubt or None,

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines import prepare
 from pipelines._carry_out import Results, complete, report_left_out
-from pipelines._features import check_source
+from pipelines._features import check_source, report_matched
 from pipelines._fitting import Fitted, Fitting, check_network, device
 from pipelines._readers import check_readers
 from pipelines._records import digest_of_slides, pending, settled
@@ -209,6 +209,7 @@ def _train(refs: Sequence[SlideRef], fitting: Fitting, others: _Others) -> Summa
         if results.stopped:
             return _summary(out, results)
         task.write_tables(results.rows)
+        report_matched(results.rows, execution.reporter)
         done = {row["slide_id"] for row in results.rows if row["status"] == Status.DONE}
         _report_empty(results, execution)
         usable = [ref for ref in refs if ref.id in done]

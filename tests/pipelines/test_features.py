@@ -99,6 +99,9 @@ def test_slides_without_features_are_listed_and_the_others_learned_from(trained,
     for name, row in rows.items():
         if name != ABSENT:
             assert 0 < int(row["matched_tiles"]) == int(row["feature_tiles"]) == int(row["tissue_tiles"])
+    tiles = sum(int(row["feature_tiles"]) for row in rows.values() if row["feature_tiles"])
+    message = f"features: {tiles} of {tiles} tiles are used, one in a cell; 0 cells with tissue have none"
+    assert message in " ".join(text.split())
     settings = read_json(out / "model.json")["settings"]
     assert settings["model"]["backbone"] == "features:64"
     assert settings["model"]["encoder"] == "test_vit"
@@ -250,3 +253,49 @@ def test_compressed_features_are_copied_and_learned_from_alike(trained, slides, 
     )
     assert not (trained[0] / "copied").exists()
     assert without_seconds(out) == without_seconds(trained[0])
+
+
+def test_other_weights_of_the_encoder_are_refused(slides, weights, address, tmp_path):
+    """In pixels and in features, by the digest that embed writes."""
+    torch.manual_seed(1)
+    from safetensors.torch import save_file
+
+    other = {name: each.contiguous() + 0.01 for name, each in torch_state(weights).items()}
+    save_file(other, tmp_path / "other.safetensors")
+    one = slides / "slide_000.tif"
+    for name, file, source in (("own", weights, slides), ("other", tmp_path / "other.safetensors", one)):
+        code, text = wsi_ats(
+            *("embed", source, "--encoder", "test_vit", "--out", tmp_path / name, "--scheduler", address),
+            *(
+                "--set",
+                f"model.checkpoint={file}",
+                "--set",
+                "tile.size=64",
+                "--set",
+                "scoring.precision=float32",
+            ),
+        )
+        assert code == 0, text
+    code, text = wsi_ats(
+        *("train", slides, "--labels", slides / "labels.csv", "--features", tmp_path / "own", *SET),
+        *("--out", tmp_path / "run", "--scheduler", address),
+    )
+    assert code == 0, text
+    score = ("score", one, "--model", tmp_path / "run", "--scheduler", address)
+    code, text = wsi_ats(*score, "--features", tmp_path / "other", "--out", tmp_path / "a")
+    assert code == 1
+    [row] = table(tmp_path / "a" / "predictions.csv")
+    assert "features of other weights of test_vit" in row["error"]
+    file = f"scoring.encoder_checkpoint={tmp_path / 'other.safetensors'}"
+    code, text = wsi_ats(*score, "--set", file, "--out", tmp_path / "b")
+    assert code == 2
+    assert "the model was trained on features of other weights" in " ".join(text.split())
+    file = f"scoring.encoder_checkpoint={weights}"
+    code, text = wsi_ats(*score, "--set", file, "--out", tmp_path / "c")
+    assert code == 0, text
+
+
+def torch_state(path):
+    from safetensors.torch import load_file
+
+    return load_file(path)

@@ -18,7 +18,16 @@ from wsi_ats.tables.manifest import read_manifest
 COLUMNS = [
     *("slide_id", "case_id", "path", "status", "mpp", "mpp_source", "width", "height", "levels", "level"),
     *("tile_size", "rows", "cols", "tissue_tiles", "tissue_method", "tissue_reason", "pen", "blur"),
-    *("excluded_tiles", "feature_tiles", "matched_tiles", "bytes_read", "seconds", "warning", "error"),
+    *(
+        "excluded_tiles",
+        "feature_tiles",
+        "matched_tiles",
+        "unmatched_cells",
+        "bytes_read",
+        "seconds",
+        "warning",
+        "error",
+    ),
 ]
 
 

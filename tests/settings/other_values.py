@@ -22,6 +22,7 @@ OTHER = {  # for every setting, a value that is not its default
         "pretrained": False,
         "checkpoint": 'C:\\weights\\"a".pth',
         "encoder": "uni",
+        "encoder_digest": "0123456789abcdef",
         "attention": "resnet18",
         "attention_checkpoint": "maps.pth",
         "pool": "linear",

@@ -157,6 +157,12 @@ def _check_encoder(bag: Bag, model: ModelSettings) -> None:
             f"has features of {bag.encoder}, but the model is for those of {learned}; give features of the "
             "same encoder",
         )
+    if bag.digest and model.encoder_digest and bag.digest != model.encoder_digest:
+        raise FeatureError(
+            str(bag.path),
+            f"has features of other weights of {bag.encoder} (digest {bag.digest}) than the model learned "
+            f"from ({model.encoder_digest}); give features of the same weights",
+        )
     if model.takes_features and len(bag.corners) and bag.width != model.features:
         raise FeatureError(
             str(bag.path),

@@ -69,9 +69,15 @@ def open_bag(path: Path, *, mpp: float, coords: Path | None = None) -> Bag:
             return Bag(path, np.empty((0, 2), np.int64), 1.0, features, _encoder(path, stored))
         placed = place(source.coords, source.attributes, mpp=mpp, pixels=source.pixels)
         if not isinstance(placed, str):
-            pixels = source.attributes.get("tile_size") if "side" in source.attributes else None
+            ours = source.attributes if "side" in source.attributes else {}
+            pixels = ours.get("tile_size")
             return Bag(
-                path, *placed, features, _encoder(path, stored), None if pixels is None else int(pixels)
+                path,
+                *placed,
+                features,
+                _encoder(path, stored),
+                None if pixels is None else int(pixels),
+                str(ours.get("encoder_digest", "")),
             )
         reasons.append(f"{source.path.name}: {placed}")
     raise FeatureError(

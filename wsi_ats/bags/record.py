@@ -69,6 +69,8 @@ class Bag:
         Name of the encoder, as :func:`wsi_ats.bags.encoders.encoder_name` gives it; empty if unknown.
     pixels
         Side of a tile in pixels of the encoder's input, if the file is one of ours.
+    digest
+        Fingerprint of the encoder's weights, if the file is one of ours.
 
     Raises
     ------
@@ -93,6 +95,7 @@ class Bag:
     stored: Rows
     encoder: str = ""
     pixels: int | None = None
+    digest: str = ""
 
     def __post_init__(self) -> None:
         if self.corners.ndim != 2 or self.corners.shape[1] != 2 or self.corners.dtype != np.int64:

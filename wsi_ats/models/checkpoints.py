@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from wsi_ats.errors import ArtifactError, ModelError
 from wsi_ats.files import atomic
 from wsi_ats.models.card import ModelCard, read_card, write_card
+from wsi_ats.models.frozen import fingerprint
 from wsi_ats.models.kinds import model_for
 from wsi_ats.models.scoring import LoadedModel
 from wsi_ats.nn.backbone import create_backbone
+from wsi_ats.nn.encoder import TileEncoder
 from wsi_ats.nn.network import SlideNetwork
 from wsi_ats.settings import Fixes, Settings
 from wsi_ats.tasks.targets import Target
@@ -130,6 +132,12 @@ def load_model(
                 "here; give its weights with --set scoring.encoder_checkpoint=FILE, or the slides' features "
                 f"with --features ({error})"
             ) from error
+        found, learned = fingerprint(TileEncoder(made, trained=True)), settings.model.encoder_digest
+        if learned and found != learned:
+            raise ModelError(
+                f"the weights of {settings.model.encoder} have digest {found}, but the model was trained on "
+                f"features of other weights ({learned}); give them by --set scoring.encoder_checkpoint=FILE"
+            )
         model.encoder.adopt(made)
     return LoadedModel(model.to(device).eval(), card.settings, card.target, digest)
 

@@ -59,6 +59,9 @@ class ModelSettings:
     encoder: str = setting("", fixes=Fixes.NETWORK)
     """With ``backbone=features:N``, the name of the encoder that computed the features, as ``backbone`` would
     name it. A model that was trained on features scores slides by their pixels with it."""
+    encoder_digest: str = setting("", fixes=Fixes.NETWORK)
+    """Fingerprint of the weights of ``encoder``, which ``--features`` takes from the files if they have it;
+    other weights are refused."""
     cases: str = setting("separate", fixes=Fixes.NETWORK, must=one_of("separate", "mean", "union"))
     """Use of several slides of one case: ``separate`` (each slide is an example with the case's label),
     ``mean`` (their outputs are averaged) or ``union`` (one attention over the cells of all slides)."""
