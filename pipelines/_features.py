@@ -17,6 +17,7 @@ from wsi_ats.bags.record import Bag
 from wsi_ats.encoders import find_encoder
 from wsi_ats.errors import FeatureError, ManifestError, SettingsError, SlideError
 from wsi_ats.settings import ModelSettings, Settings
+from wsi_ats.settings.fields import require
 from wsi_ats.slides import open_slide
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.tables.folders import listed
@@ -111,6 +112,32 @@ def starting_settings(refs: Sequence[SlideRef], size: int | None = None) -> Sett
     )
 
 
+def check_features(settings: Settings) -> None:
+    """Refuse settings that cannot use features in place of tiles.
+
+    Raises
+    ------
+    SettingsError
+        When the model encodes tiles with weights of its own, has two levels, or reads no tiles.
+    """
+    model = settings.model
+    require(
+        model.reads_tiles,
+        f"model.kind is {model.kind}, which uses no features of tiles; choose another kind, or leave "
+        "--features out",
+    )
+    require(
+        model.takes_features or settings.training.fine_tuning == "frozen",
+        f"model.backbone is {model.backbone}, whose weights are trained (training.fine_tuning is "
+        f"{settings.training.fine_tuning}), so features from elsewhere do not suit it; leave --features out, "
+        "or, to train on features, leave model.backbone out and name their encoder with model.encoder",
+    )
+    require(
+        settings.thumbnail.levels == 1,
+        f"thumbnail.levels is {settings.thumbnail.levels}, but features need 1; set thumbnail.levels=1",
+    )
+
+
 def report_matched(rows: Sequence[Row], reporter: Reporter) -> None:
     """Report how tiles and cells of prepared slides match, if they have features.
 
@@ -174,7 +201,7 @@ def check_source(refs: Sequence[SlideRef], settings: Settings) -> None:
     """
     without = [ref.id for ref in refs if not ref.features]
     if len(without) < len(refs):
-        settings.check_features()
+        check_features(settings)
     if settings.model.takes_features and without:
         raise SettingsError(
             f"model.backbone is {settings.model.backbone}, but {len(without)} slides name no features: "

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pipelines._arguments import EXECUTION, INPUT, MODEL, OUTPUT, flag, number, text
-from pipelines._options import SlideOptions
+from pipelines._arguments import (
+    EXECUTION,
+    INPUT,
+    MODEL,
+    OUTPUT,
+    LabelColumn,
+    Resamples,
+    TrainingSeed,
+    flag,
+    number,
+    text,
+)
+from pipelines._options import SettingsOptions, SlideOptions
 
 if TYPE_CHECKING:
     from pipelines._reports import Reporter
@@ -104,15 +116,61 @@ class FeatureOptions:
         """
         if self.features is None:
             return choose(None)
-        from pipelines._features import check_chosen, starting_settings
+        from pipelines._features import check_chosen, check_features, starting_settings
 
         start = starting_settings(refs)
         settings = choose(start)
         if settings.tile.size != start.tile.size:  # the resolution follows from it
             settings = choose(starting_settings(refs, settings.tile.size))
-        settings.check_features()
+        check_features(settings)
         check_chosen(settings.model, start.model)
         return settings
+
+
+@dataclass(frozen=True)
+class LearningOptions:
+    """Options of commands that learn from slides and labels."""
+
+    source: SlideOptions
+    stored: FeatureOptions
+    chosen: SettingsOptions
+    label_column: LabelColumn = None
+    seed: TrainingSeed = None
+
+    def of(
+        self, slides: Sequence[str], labels: Path | None, reporter: Reporter, *, splits: Path | None = None
+    ) -> tuple[list[SlideRef], Settings]:
+        """Return the slides with their labels, and the settings of a training.
+
+        Parameters
+        ----------
+        slides, labels, splits
+            The sources and tables as given to the command.
+        reporter
+            Reports features that belong to none of the slides.
+
+        Raises
+        ------
+        WsiAtsError
+            When slides, labels, features or settings cannot be used.
+        """
+        choose = partial(self.chosen.settings, changes={"training.seed": self.seed})
+        tables = {"labels": labels, "label_column": self.label_column, "splits": splits}
+        refs = self.source.refs(slides, task=choose().model.task, **tables)
+        refs = self.stored.named(refs, reporter)
+        return refs, self.stored.settings(refs, choose)
+
+
+@dataclass(frozen=True)
+class FoldOptions:
+    """Options of commands that cross-validate, under the names of their arguments."""
+
+    folds: Annotated[int | None, number("--folds", "Folds. Default: 5.", least=2, panel=INPUT)] = None
+    splits: Annotated[
+        Path | None,
+        text("--splits", "FOLDER", "Folder of splits_0.csv, splits_1.csv ... to use as folds.", panel=INPUT),
+    ] = None
+    resamples: Resamples = 1000
 
 
 @dataclass(frozen=True)

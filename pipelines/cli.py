@@ -26,7 +26,6 @@ from pipelines._arguments import (
     Slides,
     Splits,
     Strict,
-    TrainingSeed,
     flag,
     number,
     text,
@@ -41,7 +40,14 @@ from pipelines._options import (
     StageOptions,
     execution,
 )
-from pipelines._stage_options import DrawOptions, FeatureOptions, FitOptions, WatchOptions
+from pipelines._stage_options import (
+    DrawOptions,
+    FeatureOptions,
+    FitOptions,
+    FoldOptions,
+    LearningOptions,
+    WatchOptions,
+)
 
 app = typer.Typer(
     name="wsi-ats",
@@ -180,25 +186,18 @@ def embed(
 def train(
     slides: Slides,
     labels: Labels,
-    source: SlideOptions,
-    stored: FeatureOptions,
-    chosen: SettingsOptions,
+    learning: LearningOptions,
     fitting: FitOptions,
     out: Out,
     stage: StageOptions,
     common: CommonOptions,
-    label_column: LabelColumn = None,
     splits: Splits = None,
-    seed: TrainingSeed = None,
 ) -> Result:
     """Train a model from slides and their labels."""
     from pipelines.train import train
 
-    choose = partial(chosen.settings, changes={"training.seed": seed})
-    task, carried_out = choose().model.task, execution(common, stage)
-    refs = source.refs(slides, labels=labels, label_column=label_column, task=task, splits=splits)
-    refs = stored.named(refs, carried_out.reporter)
-    settings = stored.settings(refs, choose)
+    carried_out = execution(common, stage)
+    refs, settings = learning.of(slides, labels, carried_out.reporter, splits=splits)
     return train(refs, out, settings=settings, execution=carried_out, **vars(fitting))
 
 
@@ -284,83 +283,44 @@ def evaluate(
 def crossval(
     slides: Slides,
     labels: Labels,
-    source: SlideOptions,
-    stored: FeatureOptions,
-    chosen: SettingsOptions,
+    learning: LearningOptions,
+    folding: FoldOptions,
     out: Out,
     stage: StageOptions,
     common: CommonOptions,
-    label_column: LabelColumn = None,
-    folds: Annotated[int | None, number("--folds", "Folds. Default: 5.", least=2, panel=INPUT)] = None,
-    splits: Annotated[
-        Path | None,
-        text("--splits", "FOLDER", "Folder of splits_0.csv, splits_1.csv ... to use as folds.", panel=INPUT),
-    ] = None,
     by: By = "slide",
-    resamples: Resamples = 1000,
-    seed: TrainingSeed = None,
 ) -> Result:
     """Cross-validate: train, score and evaluate each fold, and all folds together."""
     from pipelines.crossval import crossval
 
-    choose = partial(chosen.settings, changes={"training.seed": seed})
-    task, carried_out = choose().model.task, execution(common, stage)
-    refs = source.refs(slides, labels=labels, label_column=label_column, task=task)
-    refs = stored.named(refs, carried_out.reporter)
-    return crossval(
-        refs,
-        out,
-        folds=folds,
-        splits=splits,
-        by=by,
-        resamples=resamples,
-        settings=stored.settings(refs, choose),
-        execution=carried_out,
-    )
+    carried_out = execution(common, stage)
+    refs, settings = learning.of(slides, labels, carried_out.reporter)
+    return crossval(refs, out, by=by, settings=settings, execution=carried_out, **vars(folding))
 
 
 @_stage
 def plan(
     slides: Slides,
     labels: Labels,
-    source: SlideOptions,
-    stored: FeatureOptions,
-    chosen: SettingsOptions,
+    learning: LearningOptions,
+    folding: FoldOptions,
     out: Out,
     stage: StageOptions,
     common: CommonOptions,
-    label_column: LabelColumn = None,
     tiles: Annotated[
         list[int] | None,
         number(
             "--tiles", "Tiles to draw from each slide; may be repeated. Default: 16, 64, 256.", panel=MODEL
         ),
     ] = None,
-    folds: Annotated[int | None, number("--folds", "Folds. Default: 5.", least=2, panel=INPUT)] = None,
-    splits: Annotated[
-        Path | None,
-        text("--splits", "FOLDER", "Folder of splits_0.csv, splits_1.csv ... to use as folds.", panel=INPUT),
-    ] = None,
-    resamples: Resamples = 1000,
-    seed: TrainingSeed = None,
 ) -> Result:
     """Plan, from features and labels, how many tiles a slide needs and what they cost in accuracy."""
     from pipelines.plan import BUDGETS, plan
 
-    choose = partial(chosen.settings, changes={"training.seed": seed})
-    task, carried_out = choose().model.task, execution(common, stage)
-    refs = source.refs(slides, labels=labels, label_column=label_column, task=task)
-    refs = stored.named(refs, carried_out.reporter)
-    return plan(
-        refs,
-        out,
-        budgets=tiles or BUDGETS,
-        folds=folds,
-        splits=splits,
-        resamples=resamples,
-        settings=stored.settings(refs, choose),
-        execution=carried_out,
-    )
+    carried_out = execution(common, stage)
+    refs, settings = learning.of(slides, labels, carried_out.reporter)
+    budgets = tiles or BUDGETS
+    return plan(refs, out, budgets=budgets, settings=settings, execution=carried_out, **vars(folding))
 
 
 @_stage

@@ -10,6 +10,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pipelines._batches import tile_batches
+from pipelines._features import check_features
 from pipelines._records import Row, SlideTask, own_cores, settled
 from pipelines._runs import Execution, Identity, Summary, rooted
 from pipelines._stage import run_stage
@@ -112,7 +113,7 @@ def _check_source(trained: Settings, encoder_checkpoint: str, *, by_features: bo
             "by pixels with a model that was trained on features of a named encoder; leave it out"
         )
     if by_features:
-        trained.check_features()
+        check_features(trained)
     elif trained.model.takes_features and not trained.model.encoder:
         raise SettingsError(
             "the model was trained on features of an unknown encoder, so it cannot score pixels; give the "

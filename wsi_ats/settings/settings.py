@@ -301,31 +301,6 @@ class Settings:
             "model.kind=uniform to do without attention, or choose another design, such as systematic",
         )
 
-    def check_features(self) -> None:
-        """Refuse settings that cannot use features in place of tiles.
-
-        Raises
-        ------
-        SettingsError
-            When the model encodes tiles with weights of its own, has two levels, or reads no tiles.
-        """
-        model = self.model
-        require(
-            model.reads_tiles,
-            f"model.kind is {model.kind}, which uses no features of tiles; choose another kind, or leave "
-            "--features out",
-        )
-        require(
-            model.takes_features or self.training.fine_tuning == "frozen",
-            f"model.backbone is {model.backbone}, whose weights are trained (training.fine_tuning is "
-            f"{self.training.fine_tuning}), so features from elsewhere do not suit it; leave --features out, "
-            "or, to train on features, leave model.backbone out and name their encoder with model.encoder",
-        )
-        require(
-            self.thumbnail.levels == 1,
-            f"thumbnail.levels is {self.thumbnail.levels}, but features need 1; set thumbnail.levels=1",
-        )
-
     def check_watched(self, slides: int) -> None:
         """Refuse ``training.patience`` without validation slides.
 
