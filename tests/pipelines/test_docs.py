@@ -222,7 +222,10 @@ def test_features(desk, run, weights):
     }
     for command in (encoding, *typed("features")):
         words = ["test_vit" if word == "uni" else word for word in command.words[1:]]
-        words += [word for change in quick.get(words[0], ()) for word in ("--set", change)]
+        changes = quick["train" if words[0] == "plan" else words[0]] if words[0] != "score" else ()
+        words += [word for change in changes for word in ("--set", change)]
+        if words[0] == "plan":
+            words += ["--folds", "3", "--resamples", "20", "--set", "training.validation=0"]
         ran = run(*words)
         assert ran.exit_code == 0, (words, ran.stdout, ran.stderr)
     used = {
