@@ -157,8 +157,8 @@ def report_matched(rows: Sequence[Row], reporter: Reporter) -> None:
     text = f"features: {used} of {tiles} tiles are used, one in a cell; {without} cells with tissue have none"
     if without > _FEW * (used + without):
         text = (
-            f"warning: {text}; they are never drawn. Check whether the files hold only a draw of the tiles, or "
-            "come from another segmentation"
+            f"warning: {text}; they are never drawn. Check whether the files hold a draw of the tiles "
+            "only, or another segmentation"
         )
     reporter.message(text)
 
