@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wsi_ats.models.base import draw_seed
 from wsi_ats.models.batches import Example, Reader
-from wsi_ats.models.kinds import method_for
+from wsi_ats.models.outputs import outputs_of
 from wsi_ats.nn.network import SlideNetwork
 from wsi_ats.settings import Settings
 from wsi_ats.tasks.targets import Target
@@ -73,14 +72,9 @@ def ready(result: Any) -> Future[Any]:
     return future
 
 
-@torch.inference_mode()
 def outputs(
     model: SlideNetwork, settings: Settings, examples: Sequence[Example], reader: Reader, *, draw: int
 ) -> Tensor:
     """Return the logits of slides by one draw each, shape (N, classes)."""
-    method, parts = method_for(model.eval(), settings), []
-    for first in range(0, len(examples), 20):
-        part = examples[first : first + 20]
-        seeds = [draw_seed(settings.training.seed, each.ref.id, draw) for each in part]
-        parts.append(method.begin(part, reader, seeds)().outputs)
-    return torch.cat(parts)
+    found, _ = outputs_of(model, settings, examples, reader, draw=draw)
+    return torch.stack([found[each.ref.id] for each in examples])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -154,13 +154,18 @@ def _score(
 ) -> tuple[list[dict[str, Floats]], dict[str, str]]:
     """Score slides in one way; return the scores (C,) by slide of each draw, and why slides failed."""
     from wsi_ats.models.outputs import outputs_of
+    from wsi_ats.nn.model import AttentionSampler
+    from wsi_ats.training.validation import drawing_uniformly
 
     settings = fitting.settings
     found: list[dict[str, Floats]] = []
     failed: dict[str, str] = {}
     if way.tiles:
         settings = replace(settings, sampling=replace(settings.sampling, tiles=way.tiles, max_tiles=0))
-    with fitting.reading(tested) as reader, _drawing(model, uniformly=way.method == UNIFORM):
+    as_asked: AbstractContextManager[None] = nullcontext()
+    if way.method == UNIFORM and isinstance(model, AttentionSampler):
+        as_asked = drawing_uniformly(model)
+    with fitting.reading(tested) as reader, as_asked:
         examples = fitting.examples(tested, target)
         for draw in range(draws):
             outputs, bad = outputs_of(model, settings, examples, reader, draw=draw, device=device())
@@ -168,19 +173,3 @@ def _score(
             activate = target.definition.activate
             found.append({n: target.restore(activate(each)).numpy() for n, each in outputs.items()})
     return found, failed
-
-
-@contextmanager
-def _drawing(model: SlideNetwork, *, uniformly: bool) -> Iterator[None]:
-    """Ignore the attention of a model for a while, if asked to."""
-    from wsi_ats.nn.model import AttentionSampler
-
-    if not (uniformly and isinstance(model, AttentionSampler)):
-        yield
-        return
-    scale = model.attention_scale.item()
-    model.attention_scale.fill_(0)
-    try:
-        yield
-    finally:
-        model.attention_scale.fill_(scale)

@@ -37,7 +37,7 @@ from pipelines._runs import (
 )
 from pipelines._tensorboard import FOLDER as EVENTS
 from pipelines._tensorboard import check_tensorboard
-from wsi_ats.errors import ArtifactError, ManifestError
+from wsi_ats.errors import ArtifactError, ManifestError, SettingsError
 from wsi_ats.files import atomic
 from wsi_ats.results.records import Status
 from wsi_ats.settings import Fixes, Settings
@@ -235,6 +235,10 @@ def _train(refs: Sequence[SlideRef], fitting: Fitting, others: _Others) -> Summa
 def _check(refs: Sequence[SlideRef], fitting: Fitting, others: _Others) -> None:
     """Refuse settings that cannot work, and missing packages, before any work."""
     check_source(refs, fitting.settings)
+    if fitting.readers == "dask" and any(ref.features for ref in refs):
+        raise SettingsError(
+            "--readers dask reads tiles, but --features takes their place; leave --readers out"
+        )
     check_trainable(fitting.settings, processes=1 if others.processes is None else others.processes.count)
     if fitting.tensorboard:
         check_tensorboard()

@@ -188,6 +188,15 @@ def test_settings_that_cannot_use_features_are_refused(slides, features, tmp_pat
     assert message in " ".join(text.split())
 
 
+def test_dask_readers_of_tiles_are_refused_with_features(slides, features, tmp_path):
+    code, text = wsi_ats(
+        *("train", slides, "--labels", slides / "labels.csv", "--features", features, *SET),
+        *("--readers", "dask", "--out", tmp_path / "out"),
+    )
+    assert code == 2
+    assert "--readers dask reads tiles, but --features takes their place" in " ".join(text.split())
+
+
 def test_settings_for_features_are_refused_without_features(slides, tmp_path):
     code, text = wsi_ats(
         *("train", slides, "--labels", slides / "labels.csv", "--set", "model.backbone=features:64"),
