@@ -1,4 +1,4 @@
-"""Evaluation of scores: read them, join them with labels, and write metrics, tables and plots.
+"""Evaluation of scores: join them with labels, and write metrics, tables and plots.
 
 :mod:`pipelines.evaluate` does this once, :mod:`pipelines.crossval` for each fold and for all folds together.
 """
@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 
 from pipelines._records import Row
-from pipelines._runs import RUN_FILE, Summary
-from wsi_ats.errors import ArtifactError, ManifestError, SettingsError
-from wsi_ats.files import atomic, digest_of, read_json
+from pipelines._runs import Summary
+from wsi_ats.errors import ManifestError, SettingsError
+from wsi_ats.files import atomic
 from wsi_ats.results.plots import figure_of_panels
 from wsi_ats.results.records import Status
+from wsi_ats.results.scores import Scores
 from wsi_ats.slides.base import SlideRef
-from wsi_ats.tables.files import read_csv, read_parquet, write_csv
+from wsi_ats.tables.files import write_csv
 from wsi_ats.tables.folders import listed
 from wsi_ats.tasks.base import Floats
 from wsi_ats.tasks.registry import TASKS
@@ -53,72 +54,6 @@ class Evaluation(Summary):
         """Return the lines to print."""
         lines = [(str(row["metric"]), _words(row)) for row in self.metrics]
         return [*super().sections(), ("metrics", lines)] if lines else super().sections()
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Scores that `score` wrote into a folder.
-
-    Parameters
-    ----------
-    folder, target
-        The folder, and the target of the model.
-    slides
-        Rows of its predictions.
-    cases
-        Rows of ``cases.csv`` by case, if the stage wrote one.
-    digest
-        Fingerprint of the inputs of the scores, without the time.
-    """
-
-    folder: Path
-    target: Target
-    slides: Sequence[Row]
-    cases: Mapping[str, Row] | None
-    digest: str
-
-    @property
-    def refs(self) -> list[SlideRef]:
-        """The slides, without labels."""
-        return [SlideRef(row["slide_id"], row["path"], row["case_id"]) for row in self.slides]
-
-
-def read_scores(folder: Path) -> Scores:
-    """Read finished scores.
-
-    Raises
-    ------
-    ArtifactError
-        When they are missing, not finished or of an older version.
-    """
-    record = read_json(folder / RUN_FILE)
-    if record.get("stage") != "score" or record.get("end") is None:
-        raise ArtifactError(
-            f"{folder} holds no finished scores (stage {record.get('stage')}, end {record.get('end')}); give "
-            "the output folder of `wsi-ats score`, or run that command again to finish it"
-        )
-    found = record.get("target")
-    if not isinstance(found, dict):
-        raise ArtifactError(
-            f"{folder / RUN_FILE} does not record what was predicted; score again with this version"
-        )
-    table, _ = read_parquet(folder / "predictions.parquet")
-    rows = [dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)]
-    target = Target(**found | {"names": tuple(found["names"])})
-    digest = digest_of(str(sorted((record.get("digests") or {}).items())), str(record.get("seed")))
-    return Scores(folder, target, rows, _read_cases(folder / "cases.csv", target), digest)
-
-
-def _read_cases(path: Path, target: Target) -> dict[str, Row] | None:
-    if not path.exists():
-        return None
-    table = read_csv(path)
-    missing = {"case_id", *target.columns} - table.keys()
-    if missing:
-        raise ArtifactError(f"{path} has no column {', '.join(sorted(missing))}; score again")
-    rows = [dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)]
-    # Scores are empty where none of the case's slides has one.
-    return {row["case_id"]: row for row in rows if all(row[name] for name in target.columns)}
 
 
 @dataclass(frozen=True)
@@ -176,8 +111,9 @@ def join(
         When a label does not suit the task or the model, or slides of a case have different labels.
     """
     left_out: dict[str, str] = {}
-    usable: list[tuple[SlideRef, Row]] = []
-    for ref, row in zip(refs, scores.slides, strict=True):
+    usable: list[tuple[SlideRef, Mapping[str, Any]]] = []
+    for ref, slide in zip(refs, scores.slides, strict=True):
+        row = slide.row
         if split is not None and ref.split != split:
             left_out[ref.id] = f"split is {ref.split or 'not known'}"
         elif ref.label is None:
@@ -213,14 +149,14 @@ def _encode(table: Sequence[_Entry], target: Target) -> Floats:
     return np.array(rows, dtype=np.float64).reshape(-1, target.width)
 
 
-def _by_slide(usable: Sequence[tuple[SlideRef, Row]], target: Target) -> list[_Entry]:
+def _by_slide(usable: Sequence[tuple[SlideRef, Mapping[str, Any]]], target: Target) -> list[_Entry]:
     return [
         (ref.id, ref.case, str(ref.label), [float(row[name]) for name in target.columns])
         for ref, row in usable
     ]
 
 
-def _by_case(usable: Sequence[tuple[SlideRef, Row]], scores: Scores) -> list[_Entry]:
+def _by_case(usable: Sequence[tuple[SlideRef, Mapping[str, Any]]], scores: Scores) -> list[_Entry]:
     of: dict[str, list[_Entry]] = defaultdict(list)
     for entry in _by_slide(usable, scores.target):
         of[entry[1]].append(entry)

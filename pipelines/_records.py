@@ -12,7 +12,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,7 +22,7 @@ from wsi_ats.files import atomic, digest_of, read_json, remove_partial, write_js
 from wsi_ats.results.records import Status
 from wsi_ats.settings import Settings
 from wsi_ats.slides.base import SlideRef
-from wsi_ats.slides.fingerprint import slide_digest
+from wsi_ats.slides.fingerprint import contents_digest, slide_digest
 from wsi_ats.tables.files import write_csv, write_parquet
 
 Row = dict[str, Any]
@@ -105,7 +105,9 @@ class SlideTask(ABC):
         # List what was written, not what exists: a worker whose client was killed may still work on the same
         # slide, and either may delete what the other wrote.
         names = [path.name for path in written]
-        record = {"key": key, "identity": self.identity, "files": names, "row": row}
+        # For programs that read the slide again.
+        slide = asdict(ref) | {"digest": contents_digest(ref.path)}
+        record = {"key": key, "identity": self.identity, "files": names, "row": row, "slide": slide}
         write_json(self._record(ref.id), record)
         return row
 

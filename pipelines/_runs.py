@@ -18,10 +18,8 @@ from typing import Any
 from pipelines._reports import Reporter, Silent, duration
 from wsi_ats.errors import ArtifactError, SettingsError
 from wsi_ats.files import digest_of, locked, read_json, write_json
-from wsi_ats.results.records import Status
+from wsi_ats.results.records import RUN_FILE, Status
 from wsi_ats.settings import Fixes, Settings
-
-RUN_FILE = "run.json"
 
 # Failures shown in the final table; more would push the rest off the screen.
 _FAILURES_SHOWN = 20

@@ -24,7 +24,6 @@ from pipelines._folds import (
 )
 from pipelines._records import Row
 from pipelines._runs import (
-    RUN_FILE,
     Execution,
     Identity,
     Summary,
@@ -38,6 +37,7 @@ from pipelines.score import score
 from pipelines.train import train
 from wsi_ats.errors import SettingsError
 from wsi_ats.files import atomic, read_json
+from wsi_ats.results.records import RUN_FILE
 from wsi_ats.settings import Fixes, Settings
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.tables.labels import check_labels
@@ -161,7 +161,8 @@ def _run_folds(
 
     If strict, end after the first fold in which a slide failed, without its scores.
     """
-    from pipelines._evaluation import join, read_scores
+    from pipelines._evaluation import join
+    from wsi_ats.results.scores import read_scores
 
     parts: dict[str, LabelledScores] = {}
     failed: dict[str, str] = {}
@@ -174,7 +175,7 @@ def _run_folds(
             break
         tested = {ref.id: ref for ref in fold if ref.split == "test"}
         scores = read_scores(out / name / "scores")
-        known = [tested[row["slide_id"]] for row in scores.slides]
+        known = [tested[slide.id] for slide in scores.slides]
         parts[name] = join(scores, known, by=by, split=None, fold=name)
     return parts, failed
 

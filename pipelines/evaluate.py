@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from pipelines._runs import Execution, Identity, Summary, open_run, rooted
 from wsi_ats.errors import ManifestError
 from wsi_ats.files import digest_of
+from wsi_ats.results.scores import read_scores
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.tables.manifest import with_tables
 
@@ -82,7 +83,7 @@ def evaluate(
 
     shared.check_by(by)
     execution, scores, out = execution or Execution(), rooted(scores), rooted(out)
-    found = shared.read_scores(scores)
+    found = read_scores(scores)
     task = found.target.task
     found.target.definition.check_installed()
     split = split or ("test" if splits is not None else None)

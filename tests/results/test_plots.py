@@ -44,6 +44,7 @@ def slide(shape, drawn, seed):
         draw=np.zeros(len(cells), int),
         order=np.arange(len(cells)),
         scores={},
+        evidence={},
     )
     thumbnail = generator.integers(0, 255, (shape[0] * 8, shape[1] * 8, 3), dtype=np.uint8)
     tiles = generator.integers(0, 255, (len(cells), 64, 64, 3), dtype=np.uint8)

@@ -31,6 +31,7 @@ def selection(**changes) -> Selection:
         "draw": np.array([0, 0, 0, 1]),
         "order": np.array([0, 1, 2, 0]),
         "scores": {"prob_a": 0.3, "prob_b": 0.7},
+        "evidence": {"a": np.array([0.1, np.nan, 0.2, 0.1])},
     }
     return Selection(**(values | changes))
 
@@ -61,8 +62,9 @@ def test_the_table_of_tiles_has_the_documented_columns_in_level0_pixels():
     table = selection().columns()
     assert list(table) == [
         *["slide_id", "x", "y", "width", "height", "level", "row", "col"],
-        *["attention", "inclusion", "weight", "draw", "order"],
+        *["attention", "inclusion", "weight", "draw", "order", "evidence_a"],
     ]
+    assert table["evidence_a"] == [0.1, None, 0.2, 0.1]
     assert {len(column) for column in table.values()} == {4}
     for i, cell in enumerate([5, 0, 11, 5]):
         assert tuple(table[name][i] for name in ("x", "y", "width", "height")) == GRID.region(cell)
@@ -72,13 +74,16 @@ def test_the_table_of_tiles_has_the_documented_columns_in_level0_pixels():
 
 
 def test_the_table_holds_plain_values_that_any_writer_takes():
-    assert {type(value) for column in selection().columns().values() for value in column} == {str, int, float}
+    plain = {str, int, float, type(None)}
+    assert {type(value) for column in selection().columns().values() for value in column} == plain
 
 
 def test_an_empty_selection_has_an_empty_table():
     none = np.array([], dtype=np.int64)
     names = ("cells", "attention", "inclusion", "weight", "draw", "order")
-    assert all(not column for column in selection(**dict.fromkeys(names, none)).columns().values())
+    assert all(
+        not column for column in selection(**dict.fromkeys(names, none), evidence={}).columns().values()
+    )
 
 
 @pytest.mark.parametrize("name", ["cells", "attention", "inclusion", "weight", "draw", "order"])

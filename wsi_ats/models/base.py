@@ -106,6 +106,10 @@ class DrawLogits:
         a ratio falls with the number of tiles. ``None`` for a model that does not sample.
     log_weight
         Logarithm of the slide's weight among the slides of its case, from the tiles of all draws so far.
+    logits_without
+        Function that returns :attr:`pooled_logits` without each of the distinct tiles so far, in the order of
+        their cells, shape (tiles, classes), float64, on the CPU; ``None`` for a model that does not sample.
+        NaN where no tile remains.
     """
 
     logits: Tensor
@@ -115,6 +119,7 @@ class DrawLogits:
     attention: Tensor | None = None
     pooled_logits: Tensor | None = None
     log_weight: float = 0.0
+    logits_without: Callable[[], Tensor] | None = None
 
 
 Finish = Callable[[], Estimates]

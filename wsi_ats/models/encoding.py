@@ -228,6 +228,7 @@ def embed_tiles(
     *,
     shared: TileBatches | None = None,
     at_a_time: int = TILES_AT_A_TIME,
+    keep: Callable[[IntArray, Pixels], None] | None = None,
 ) -> Iterator[Embed]:
     """Read tiles of an open slide and encode them, for scoring.
 
@@ -246,20 +247,27 @@ def embed_tiles(
         with the same result.
     at_a_time
         See :func:`encode_cells`.
+    keep
+        Function that is given the cells (n,) and tiles (n, s, s, 3) of each read, in order.
 
     Yields
     ------
     function
         It may raise :class:`~wsi_ats.errors.SlideError`.
     """
+
+    def read(grid: Grid, cells: IntArray) -> Pixels:
+        tiles = read_tiles(slide, grid, cells)
+        if keep is not None:
+            keep(cells, tiles)
+        return tiles
+
     with (
         TileBatches(model.embed, device=device, precision=settings.scoring.precision)
         if shared is None
         else nullcontext(shared)
     ) as batches:
-        yield lambda grid, cells: encode_cells(
-            batches, partial(read_tiles, slide, grid), cells, at_a_time=at_a_time
-        )
+        yield lambda grid, cells: encode_cells(batches, partial(read, grid), cells, at_a_time=at_a_time)
 
 
 def embed_features(model: SlideNetwork, bag: MatchedBag, device: torch.device | None = None) -> Embed:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wsi_ats.errors import ModelError, SlideReadError
+from wsi_ats.geometry import IntArray
 from wsi_ats.models.base import DrawLogits, Estimates, Finish, WeightedTiles, naming
 from wsi_ats.models.batches import Example, Reader, outcomes
 from wsi_ats.models.calibration import calibrate, varied
@@ -232,6 +234,7 @@ class AttentionSampling:
     ) -> Generator[DrawLogits, None, None]:
         """Estimate the logits of one slide, draw by draw; a tile of several draws is read once."""
         known: dict[int, Tensor] = {}
+        cells: list[IntArray] = []
         weights: list[Tensor] = []
         features: list[Tensor] = []
         with naming(slide.path):
@@ -241,6 +244,7 @@ class AttentionSampling:
                 if len(new):
                     encoded, empty = embed(tiles.grid, new)
                     known.update(zip(new.tolist(), encoded, strict=True))
+                cells.append(tiles.cells)
                 weights.append(tiles.weight)
                 features.append(torch.stack([known[cell] for cell in tiles.cells.tolist()]))
                 logits = self.model.classify(self.model.pool(weights[-1], features[-1]))
@@ -253,4 +257,16 @@ class AttentionSampling:
                     attention=attention,
                     pooled_logits=self.model.classify(self.model.pool(weight, drawn)).float().cpu(),
                     log_weight=self._log_weight(tiles, weight, drawn).item(),
+                    # Of all draws, only the last is asked, so none keeps a copy of the features before it.
+                    logits_without=partial(self._logits_without, cells, weights, features, len(cells)),
                 )
+
+    @torch.inference_mode()
+    def _logits_without(
+        self, cells: Sequence[IntArray], weights: Sequence[Tensor], features: Sequence[Tensor], draws: int
+    ) -> Tensor:
+        """See :class:`wsi_ats.models.base.DrawLogits`; for the first so many draws."""
+        _, group = np.unique(np.concatenate(cells[:draws]), return_inverse=True)
+        weight, drawn = torch.cat(list(weights[:draws])) / draws, torch.cat(list(features[:draws]))
+        pooled = self.model.pool_without(weight, drawn, torch.from_numpy(group).to(drawn.device))
+        return self.model.classify(pooled.to(drawn.dtype)).double().cpu()

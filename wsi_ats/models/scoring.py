@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 
@@ -16,18 +16,20 @@ from torch import Tensor
 
 from wsi_ats.bags.matched import match_features
 from wsi_ats.errors import SettingsError
-from wsi_ats.models.base import DrawLogits, WeightedTiles, draw_seed
-from wsi_ats.models.encoding import TileBatches, embed_features, embed_tiles
+from wsi_ats.geometry import Grid, IntArray
+from wsi_ats.models.base import DrawLogits, draw_seed
+from wsi_ats.models.encoding import Embed, TileBatches, embed_features, embed_tiles
 from wsi_ats.models.kinds import method_for
 from wsi_ats.models.stopping import stop
 from wsi_ats.nn.network import SlideNetwork
 from wsi_ats.overview.masks import TissueMask
 from wsi_ats.overview.overview import count_tiles, explain_exclusion, read_overview
+from wsi_ats.overview.records import Overview
 from wsi_ats.overview.tiles import level_for
-from wsi_ats.results.records import AttentionMap, Prediction, Selection, Status, Stop
+from wsi_ats.results.records import AttentionMap, FloatArray, Prediction, ReadTiles, Selection, Status, Stop
 from wsi_ats.settings import SamplingSettings, Settings
 from wsi_ats.slides import open_slide
-from wsi_ats.slides.base import Slide, SlideRef
+from wsi_ats.slides.base import Pixels, Slide, SlideRef
 from wsi_ats.slides.wrappers import CountingSlide
 from wsi_ats.tasks.targets import Target
 
@@ -42,11 +44,17 @@ class Scored:
         Scores, and the cost of computing them.
     attention, selection
         Attention map and the tiles read; ``None`` without tissue, and for a model without attention or tiles.
+    overview
+        Thumbnail and tissue, if they are kept.
+    tiles
+        Pixels and features of the tiles in ``selection``, if they are kept.
     """
 
     prediction: Prediction
     attention: AttentionMap | None = None
     selection: Selection | None = None
+    overview: Overview | None = None
+    tiles: ReadTiles | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,7 @@ class LoadedModel:
         settings: Settings | None = None,
         seed: int = 0,
         encoder: TileBatches | None = None,
+        keep_tiles: bool = False,
     ) -> Scored:
         """Score a slide.
 
@@ -106,6 +115,9 @@ class LoadedModel:
             Encoder of the model, which several threads may share; see
             :class:`wsi_ats.models.encoding.TileBatches`. By default a new one for this slide, with the same
             result.
+        keep_tiles
+            Whether the result has the overview, and pixels and features of the tiles drawn, for pictures and
+            other programs. They take memory for as long as the result is in use.
 
         Raises
         ------
@@ -129,13 +141,19 @@ class LoadedModel:
             known = slide if isinstance(slide, SlideRef) else SlideRef.from_path(slide)
             known = replace(known, colour=settings.tile.colour, channel=settings.tile.channel)
             with open_slide(known) as opened:
-                return self._score(opened, known, settings, seed, encoder)
+                return self._score(opened, known, settings, seed, encoder, keep_tiles)
         known = ref or SlideRef.from_path(slide.path)
         known.check_pixels(colour=settings.tile.colour, channel=settings.tile.channel)
-        return self._score(slide, known, settings, seed, encoder)
+        return self._score(slide, known, settings, seed, encoder, keep_tiles)
 
     def _score(
-        self, slide: Slide, ref: SlideRef, settings: Settings, seed: int, encoder: TileBatches | None
+        self,
+        slide: Slide,
+        ref: SlideRef,
+        settings: Settings,
+        seed: int,
+        encoder: TileBatches | None,
+        keep_tiles: bool,
     ) -> Scored:
         begin = time.perf_counter()
         counting = CountingSlide(slide)
@@ -145,16 +163,29 @@ class LoadedModel:
         tissue = overview.tissue
         draws: list[DrawLogits] = []
         stopped: Stop | None = None
+        kept = _Kept() if keep_tiles and settings.model.draws else None
         if len(tissue.cells):
             seeds = (draw_seed(seed, ref.id, number) for number in count())
             device = next(self.model.parameters()).device
             method = method_for(self.model, settings, device)
             source = (
-                embed_tiles(self.model, counting, settings, device, shared=encoder)
+                embed_tiles(
+                    self.model,
+                    counting,
+                    settings,
+                    device,
+                    shared=encoder,
+                    keep=kept.add_pixels if kept else None,
+                )
                 if bag is None
                 else nullcontext(embed_features(self.model, bag, device))
             )
-            with source as embed, closing(method.score(counting, overview, seeds, embed)) as scoring:
+            with (
+                source as embed,
+                closing(
+                    method.score(counting, overview, seeds, kept.features_of(embed) if kept else embed)
+                ) as scoring,
+            ):
                 draws, stopped = _enough(scoring, settings.sampling, self.target)
         read = sum(each.new_tiles for each in draws)
         scores = _by_column(draws, self.target)
@@ -183,7 +214,9 @@ class LoadedModel:
         return Scored(
             prediction,
             _attention_map(draws[0].attention, tissue),
-            _selection(ref, counting, [each.tiles for each in draws if each.tiles], scores),
+            _selection(ref, counting, draws, scores, self.target),
+            overview if keep_tiles else None,
+            kept.tiles() if kept else None,
         )
 
 
@@ -213,11 +246,12 @@ def _scores(draws: Sequence[DrawLogits], target: Target) -> Tensor:
 
 
 def _sampling_error(draws: Sequence[DrawLogits], target: Target) -> float | None:
-    """Return the standard error over draws; see :meth:`wsi_ats.tasks.base.Task.outputs_with_error`."""
+    """Return the standard error over draws that ``Prediction.logit_se`` describes."""
     if len(draws) < 2:
         return None
-    logits = torch.stack([each.logits for each in draws])
-    logits = target.definition.outputs_with_error(logits, _scores(draws, target))
+    logits = target.definition.on_link_scale(torch.stack([each.logits for each in draws]))
+    if target.definition.has_classes:  # only the predicted one
+        logits = logits[:, _scores(draws, target).argmax(), None]
     # Relative to the first draw: the mean of equal draws may differ from them in the last bit.
     return ((logits - logits[0]).std(0).max() * target.scale / math.sqrt(len(logits))).item()
 
@@ -233,25 +267,67 @@ def _attention_map(attention: Tensor | None, tissue: TissueMask) -> AttentionMap
 def _selection(
     ref: SlideRef,
     slide: Slide,
-    tiles: Sequence[WeightedTiles],
+    draws: Sequence[DrawLogits],
     scores: dict[str, float],
+    target: Target,
 ) -> Selection | None:
     """Return the tiles of all draws as one record; ``None`` if there are none."""
+    tiles = [each.tiles for each in draws if each.tiles]
     if not tiles:
         return None
     sizes = [len(each.cells) for each in tiles]
-    grid = tiles[0].grid
+    grid, cells = tiles[0].grid, np.concatenate([each.cells for each in tiles])
     return Selection(
         slide_id=ref.id,
         path=ref.path,
         grid=grid,
         level=level_for(slide.levels, grid.cell / grid.tile_size),
         bounds=slide.bounds,
-        cells=np.concatenate([each.cells for each in tiles]),
+        cells=cells,
         attention=torch.cat([each.attention for each in tiles]).double().cpu().numpy(),
         inclusion=torch.cat([each.inclusion for each in tiles]).cpu().numpy(),
         weight=torch.cat([each.weight for each in tiles]).double().cpu().numpy(),
         draw=np.repeat(np.arange(len(tiles)), sizes),
         order=np.concatenate([np.arange(size) for size in sizes]),
         scores=scores,
+        evidence=_evidence(draws[-1], cells, target),
     )
+
+
+def _evidence(last: DrawLogits, cells: IntArray, target: Target) -> dict[str, FloatArray]:
+    """Return the evidence of the tile in each row; see :class:`wsi_ats.results.records.Selection`."""
+    if last.logits_without is None or last.pooled_logits is None:
+        return {}
+    link = target.definition.on_link_scale
+    evidence = link(last.pooled_logits[None].double()) - link(last.logits_without())
+    place = np.unique(cells, return_inverse=True)[1]
+    return dict(zip(target.names, (evidence.T * target.scale).numpy()[:, place], strict=True))
+
+
+@dataclass(eq=False)
+class _Kept:
+    """Pixels and features of the tiles that were read, by cell."""
+
+    pixels: dict[int, Pixels] = field(default_factory=dict)
+    features: dict[int, Tensor] = field(default_factory=dict)
+
+    def add_pixels(self, cells: IntArray, tiles: Pixels) -> None:
+        self.pixels.update(zip(cells.tolist(), tiles, strict=True))
+
+    def features_of(self, embed: Embed) -> Embed:
+        """Return the same source of features, which keeps them."""
+
+        def kept(grid: Grid, cells: IntArray) -> tuple[Tensor, int]:
+            features, empty = embed(grid, cells)
+            self.features.update(zip(cells.tolist(), features, strict=True))
+            return features, empty
+
+        return kept
+
+    def tiles(self) -> ReadTiles:
+        cells = sorted(self.features)
+        return ReadTiles(
+            np.array(cells, dtype=np.int64),
+            np.stack([self.pixels[cell] for cell in cells]) if self.pixels else None,
+            torch.stack([self.features[cell] for cell in cells]).float().cpu().numpy(),
+        )

@@ -103,9 +103,13 @@ def gated(weight: OfTiles, features: TileFeatures, gate: OfTiles) -> Feature:
     """
     # Half precision is not enough for a ratio of sums, nor for the smallest weight.
     wide = torch.promote_types(features.dtype, torch.float32)
-    # Dividing both sums by the largest e^h keeps them finite and their ratio the same.
-    scaled = weight.to(wide).clamp(min=_SMALLEST) * (gate - gate.max().detach()).to(wide).exp()
+    scaled = _gated_share(weight.to(wide), gate)
     return (scaled @ features.to(wide) / scaled.sum()).to(features.dtype)
+
+
+def _gated_share(weight: OfTiles, gate: OfTiles) -> OfTiles:
+    # Dividing both sums of the ratio by the largest e^h keeps them finite and their ratio the same.
+    return weight.clamp(min=_SMALLEST) * (gate - gate.max().detach()).to(weight.dtype).exp()
 
 
 def exact(attention: OfCells, features: CellFeatures, gate: OfCells | None = None) -> Feature:
@@ -173,6 +177,9 @@ class Pooling:
         (D,); see :mod:`wsi_ats.nn.expectation`. Gate logits are zeros where there is no gate.
     divides
         Whether the estimate divides by the weights, so that only differences between tiles count.
+    share
+        Function from weights (m,) and gate logits (m,) to a number (m,) for each tile. The estimate is the
+        sum of the features times these numbers, divided by the sum of the numbers if it divides.
     log_mass
         Function from weights (m,) and gate logits (m,) to the logarithm of the estimate's divisor, shape ():
         the weight of a slide among those of its case.
@@ -181,7 +188,43 @@ class Pooling:
     gated: bool
     estimate: Callable[[Tensor, Tensor, Tensor], Tensor]
     divides: bool
+    share: Callable[[Tensor, Tensor], Tensor]
     log_mass: Callable[[Tensor, Tensor], Tensor]
+
+    def estimate_without(self, weights: Tensor, features: Tensor, gate: Tensor, group: Tensor) -> Tensor:
+        """Estimate the slide's feature without each group of tiles in turn.
+
+        Parameters
+        ----------
+        weights, features, gate
+            Weights (m,), features (m, D) and gate logits (m,) of drawn tiles.
+        group
+            Number of each tile's group, from 0 to G - 1, int64, shape (m,); each group has a tile.
+
+        Returns
+        -------
+        Tensor, shape (G, D), float64
+            NaN where no tile remains and the estimate divides.
+
+        Examples
+        --------
+        >>> weights, features = torch.tensor([0.5, 0.5, 1.0]), torch.tensor([[1.0], [2.0], [4.0]])
+        >>> without = POOLINGS["linear"].estimate_without
+        >>> without(weights, features, torch.zeros(3), torch.tensor([0, 0, 1])).tolist()
+        [[4.0], [1.5]]
+        """
+        share = self.share(weights.double(), gate.double())
+        groups = int(group.max()) + 1
+        sums = share.new_zeros(groups, features.shape[1] + 1)
+        sums.index_add_(
+            0, group, torch.cat([features.double(), torch.ones_like(share)[:, None]], 1) * share[:, None]
+        )
+        # Sums of the groups before and after each: a difference would lose the digits of a small rest.
+        none = torch.zeros_like(sums[:1])
+        before = torch.cat([none, sums[:-1].cumsum(0)])
+        after = torch.cat([sums[1:].flip(0).cumsum(0).flip(0), none])
+        rest = before + after
+        return rest[:, :-1] / rest[:, -1:] if self.divides else rest[:, :-1]
 
 
 def _log_divisor(weights: Tensor, gate_logits: Tensor) -> Tensor:
@@ -194,8 +237,9 @@ POOLINGS: Mapping[str, Pooling] = {
         gated=False,
         estimate=lambda weights, features, _: linear(weights, features),
         divides=False,
+        share=lambda weights, _: weights,
         log_mass=lambda weights, _: weights.new_zeros(()),
     ),
-    "gated": Pooling(gated=True, estimate=gated, divides=True, log_mass=_log_divisor),
+    "gated": Pooling(gated=True, estimate=gated, divides=True, share=_gated_share, log_mass=_log_divisor),
 }
 """Poolings by their name in ``model.pool``."""

@@ -144,6 +144,14 @@ class AttentionSampler(SlideNetwork):
         """Estimate the slide's feature (D,) from the weights (m,) and features (m, D) of drawn tiles."""
         return self.pooling.estimate(weights, features, self.gate_logits(features))
 
+    def pool_without(self, weights: Tensor, features: Tensor, group: Tensor) -> Tensor:
+        """Estimate the slide's feature without each group of tiles in turn, shape (G, D), float64.
+
+        Weights (m,), features (m, D) and group (m,) are those of
+        :meth:`wsi_ats.nn.expectation.Pooling.estimate_without`.
+        """
+        return self.pooling.estimate_without(weights, features, self.gate_logits(features), group)
+
     def gate_logits(self, features: Tensor) -> Tensor:
         """Return the gate's logits (m,) of tiles with features (m, D); 0 without a gate."""
         if self.gate is None:

@@ -13,7 +13,11 @@ import numpy.typing as npt
 from wsi_ats.errors import SettingsError
 from wsi_ats.geometry import Grid, IntArray, Region
 
-_FloatArray = npt.NDArray[np.float64]
+FloatArray = npt.NDArray[np.float64]
+
+
+RUN_FILE = "run.json"
+"""Record of a run in its output folder."""
 
 
 class Status(StrEnum):
@@ -52,7 +56,7 @@ class AttentionMap:
     """
 
     grid: Grid
-    attention: _FloatArray
+    attention: FloatArray
     tissue: npt.NDArray[np.bool_]
 
     def __post_init__(self) -> None:
@@ -91,6 +95,14 @@ class Selection:
         Position of the tile within its draw, from 0, shape (M,).
     scores
         The slide's scores by column of ``predictions.csv``; see :attr:`wsi_ats.tasks.targets.Target.columns`.
+    evidence
+        Contribution of each tile, by name of a class, a label, ``value`` or ``risk``, shape (M,): the score
+        of all tiles less the score without this tile, in log-odds for classes and labels, else in the
+        score's units. Positive evidence speaks for the class. Rows of one tile share one number. With
+        ``linear`` pooling, the evidence of all tiles and the classifier's bias add up to the log-odds of two
+        classes, to those of a label, or to the value. With ``gated`` pooling they need not, because the
+        other tiles take the place of one that is left out. NaN if no other tile was read; empty for a model
+        that reads all tiles.
     """
 
     slide_id: str
@@ -99,16 +111,18 @@ class Selection:
     level: int
     bounds: Region
     cells: IntArray
-    attention: _FloatArray
-    inclusion: _FloatArray
-    weight: _FloatArray
+    attention: FloatArray
+    inclusion: FloatArray
+    weight: FloatArray
     draw: IntArray
     order: IntArray
     scores: dict[str, float]
+    evidence: dict[str, FloatArray]
 
     def __post_init__(self) -> None:
         columns = ("cells", "attention", "inclusion", "weight", "draw", "order")
         shapes = {name: getattr(self, name).shape for name in columns}
+        shapes |= {f"evidence of {name}": values.shape for name, values in self.evidence.items()}
         if set(shapes.values()) != {(len(self.cells),)}:
             raise SettingsError(f"{self.slide_id}: columns of one length are needed, not {shapes}")
 
@@ -131,7 +145,30 @@ class Selection:
             "weight": self.weight.tolist(),
             "draw": self.draw.tolist(),
             "order": self.order.tolist(),
+            **{
+                f"evidence_{name}": [None if np.isnan(value) else value for value in values.tolist()]
+                for name, values in self.evidence.items()
+            },
         }
+
+
+@dataclass(frozen=True)
+class ReadTiles:
+    """The distinct tiles that a slide's score is based on.
+
+    Parameters
+    ----------
+    cells
+        Flat cell numbers, ascending, shape (m,).
+    pixels
+        RGB, uint8, shape (m, s, s, 3); ``None`` for tiles whose features were given.
+    features
+        Float32, shape (m, D).
+    """
+
+    cells: IntArray
+    pixels: npt.NDArray[np.uint8] | None
+    features: npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,23 +22,32 @@ def slide_digest(path: str) -> str:
     would cost more than scoring it. A missing file also has a fingerprint, so that its absence can be
     recorded.
     """
+    return _digest(path, dated=True)
+
+
+def contents_digest(path: str) -> str:
+    """Return a fingerprint like :func:`slide_digest` without the time, so that copies of a slide share it."""
+    return _digest(path, dated=False)
+
+
+def _digest(path: str, *, dated: bool) -> str:
     if is_remote(path):
-        return _remote_digest(path)
+        return _remote_digest(path, dated=dated)
     try:
         facts = Path(path).stat()
         if not Path(path).is_file():
             metadata = sorted(file for name in _ZARR_METADATA for file in Path(path).glob(name))
             if metadata:
-                return digest_of("zarr", *(slide_digest(str(file)) for file in metadata))
-            return digest_of("folder", str(facts.st_mtime_ns))
+                return digest_of("zarr", *(_digest(str(file), dated=dated) for file in metadata))
+            return digest_of("folder", *([str(facts.st_mtime_ns)] if dated else []))
         with Path(path).open("rb") as file:
             header = file.read(_HEADER_BYTES)
     except OSError as error:
         return digest_of("unreadable", type(error).__name__)
-    return digest_of(str(facts.st_size), str(facts.st_mtime_ns), header)
+    return digest_of(str(facts.st_size), *([str(facts.st_mtime_ns)] if dated else []), header)
 
 
-def _remote_digest(url: str) -> str:
+def _remote_digest(url: str, *, dated: bool) -> str:
     """Return a fingerprint of a slide in a store, from its size, ETag or time of change, and first bytes."""
     from wsi_ats.slides.remote import RemoteFile
 
@@ -53,5 +62,5 @@ def _remote_digest(url: str) -> str:
         except SlideOpenError as error:
             reason = type(error).__name__
         else:
-            return digest_of(str(file.size), file.mark, header)
+            return digest_of(str(file.size), *([file.mark] if dated else []), header)
     return digest_of("unreadable", reason)

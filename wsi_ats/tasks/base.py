@@ -226,16 +226,8 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def outputs_with_error(self, outputs: Tensor, scores: Tensor) -> Tensor:
-        """Return the numbers (D, K) whose standard error over draws is computed; the largest is reported.
-
-        Parameters
-        ----------
-        outputs
-            Outputs of one slide from each draw, shape (D, C).
-        scores
-            Scores of the slide from all draws, shape (C,).
-        """
+    def on_link_scale(self, outputs: Tensor) -> Tensor:
+        """Return the log-odds (N, C) of probabilities; other scores as they are."""
 
     # --- evaluation ---
 
@@ -294,6 +286,6 @@ class NumberTask(Task):
         """Return 0: values are normalised, and only differences of risks matter."""
         return targets.new_zeros(outputs).float()
 
-    def outputs_with_error(self, outputs: Tensor, scores: Tensor) -> Tensor:
+    def on_link_scale(self, outputs: Tensor) -> Tensor:
         """Return the numbers."""
         return outputs

@@ -105,11 +105,20 @@ class Classification(ProbabilityTask):
         counts = torch.bincount(targets[:, 0].long(), minlength=outputs).float()
         return counts.clamp(min=torch.finfo(counts.dtype).tiny).div(counts.sum()).log()
 
-    def outputs_with_error(self, outputs: Tensor, scores: Tensor) -> Tensor:
-        """Return the log-odds of the predicted class."""
-        best = int(scores.argmax())
-        others = [place for place in range(outputs.shape[1]) if place != best]
-        return (outputs[:, best] - outputs[:, others].logsumexp(1))[:, None]
+    def on_link_scale(self, outputs: Tensor) -> Tensor:
+        """Return the log-odds of each class against all others.
+
+        Examples
+        --------
+        >>> import torch
+        >>> Classification().on_link_scale(torch.tensor([[0.0, 0.0, 0.0]])).exp()  # 1/3 to 2/3
+        tensor([[0.5000, 0.5000, 0.5000]])
+        """
+        import torch
+
+        classes = range(outputs.shape[1])
+        others = [outputs[:, [other for other in classes if other != each]] for each in classes]
+        return torch.stack([outputs[:, each] - others[each].logsumexp(1) for each in classes], 1)
 
     def undefined(self, targets: Floats, names: Names) -> str:
         """Name the classes without slides."""

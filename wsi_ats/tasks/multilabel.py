@@ -126,8 +126,8 @@ class Multilabel(ProbabilityTask):
         """Return the log-odds of the labels' shares."""
         return targets.nanmean(0).float().nan_to_num(0.5).logit(eps=1e-6)
 
-    def outputs_with_error(self, outputs: Tensor, scores: Tensor) -> Tensor:
-        """Return all log-odds."""
+    def on_link_scale(self, outputs: Tensor) -> Tensor:
+        """Return the outputs, which are log-odds."""
         return outputs
 
     def undefined(self, targets: Floats, names: Names) -> str:

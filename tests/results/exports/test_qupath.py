@@ -32,6 +32,7 @@ def selection():
         draw=np.array([0, 0, 1, 1]),
         order=np.array([0, 1, 1, 0]),
         scores={"prob_tumour": 0.9, "prob_normal": 0.1},
+        evidence={"tumour": np.array([1.5, np.nan, 1.5, -0.5])},
     )
 
 
@@ -83,7 +84,10 @@ def test_measurements_say_why_the_tile_was_read(selection):
         "order": 0,
         "probability tumour": 0.9,
         "probability normal": 0.1,
+        "evidence tumour": -0.5,
     }
+    without = by_corner(qupath_features(selection))[0, 0]["properties"]["measurements"]
+    assert "evidence tumour" not in without  # it is NaN, which JSON lacks
 
 
 def test_a_tile_of_several_draws_is_one_object_with_their_number_and_mean_weight(selection):
@@ -118,5 +122,5 @@ def test_no_tiles_are_an_empty_collection(selection, tmp_path):
         name: getattr(selection, name)[:0]
         for name in ("cells", "attention", "inclusion", "weight", "draw", "order")
     }
-    write_qupath(tmp_path / "s.geojson", replace(selection, **none))
+    write_qupath(tmp_path / "s.geojson", replace(selection, **none, evidence={}))
     assert json.loads((tmp_path / "s.geojson").read_text()) == {"type": "FeatureCollection", "features": []}

@@ -20,6 +20,8 @@ from wsi_ats.results.exports.tables import (
 from wsi_ats.results.records import Selection
 from wsi_ats.tables.files import read_csv, read_parquet, write_parquet
 
+NAMES = ("tumour", "normal ü")
+
 
 def selection(count=7, seed=0, slide_id="s1", grid=None):
     rng = np.random.default_rng(seed)
@@ -37,13 +39,18 @@ def selection(count=7, seed=0, slide_id="s1", grid=None):
         draw=np.sort(rng.integers(0, 3, count)),
         order=np.arange(count),
         scores={"prob_tumour": 1 / 3, "prob_normal ü": 2 / 3},
+        evidence={name: np.where(rng.random(count) < 0.9, rng.normal(size=count), np.nan) for name in NAMES},
     )
 
 
 def assert_equal(one, other):
     for field in fields(Selection):
         a, b = getattr(one, field.name), getattr(other, field.name)
-        if isinstance(a, np.ndarray):
+        if isinstance(a, dict):
+            assert list(a) == list(b)
+            for name, values in a.items():
+                np.testing.assert_array_equal(values, b[name], strict=field.name == "evidence")
+        elif isinstance(a, np.ndarray):
             np.testing.assert_array_equal(a, b, strict=True)
         else:
             assert a == b
@@ -68,7 +75,7 @@ def test_the_columns_are_those_of_the_documentation(tmp_path):
     write_selection(tmp_path / "s.parquet", selection())
     columns, metadata = read_parquet(tmp_path / "s.parquet")
     names = "slide_id x y width height level row col attention inclusion weight draw order"
-    assert list(columns) == names.split()
+    assert list(columns) == [*names.split(), "evidence_tumour", "evidence_normal ü"]
     assert metadata["bounds"] == [10, 20, 9000, 5000]
 
 
@@ -77,7 +84,7 @@ def test_a_file_that_is_not_a_selection_is_refused(tmp_path):
     with pytest.raises(ArtifactError, match="no such file"):
         read_selection(path)
     write_parquet(path, {"a": [1]})
-    with pytest.raises(ArtifactError, match="is not a selection of version 2"):
+    with pytest.raises(ArtifactError, match="is not a selection of version 3"):
         read_selection(path)
     good = selection()
     write_selection(path, good)

@@ -63,6 +63,7 @@ def qupath_features(selection: Selection) -> dict[str, Any]:
             "draws": int(count),
             "draw": int(selection.draw[one]),
             "order": int(selection.order[one]),
+            **_evidence(selection, int(one)),
         }
         name = json.dumps([selection.slide_id, int(selection.draw[one]), int(cell)])
         features.append(
@@ -79,6 +80,11 @@ def qupath_features(selection: Selection) -> dict[str, Any]:
             }
         )
     return {"type": "FeatureCollection", "features": features}
+
+
+def _evidence(selection: Selection, row: int) -> dict[str, float]:
+    each = {f"evidence {name}": float(values[row]) for name, values in selection.evidence.items()}
+    return {name: value for name, value in each.items() if np.isfinite(value)}
 
 
 def _ring(x: int, y: int, width: int, height: int) -> list[list[int]]:

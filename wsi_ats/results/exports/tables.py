@@ -14,7 +14,8 @@ from wsi_ats.geometry import Grid, Region
 from wsi_ats.results.records import Selection
 from wsi_ats.tables.files import read_parquet, write_csv, write_parquet
 
-_VERSION = 2  # incremented when stored selections can no longer be read as before
+_VERSION = 3  # incremented when stored selections can no longer be read as before
+_EVIDENCE = "evidence_"
 _TYPES = {
     "slide_id": "string",
     **dict.fromkeys(("x", "y", "width", "height", "level", "row", "col", "draw", "order"), "int64"),
@@ -36,7 +37,12 @@ def write_selection(path: str | Path, selection: Selection) -> None:
         "bounds": selection.bounds,
         "scores": selection.scores,
     }
-    write_parquet(path, selection.columns(), types=_TYPES, metadata=metadata)
+    columns = selection.columns()
+    write_parquet(path, columns, types=_types(columns), metadata=metadata)
+
+
+def _types(columns: Iterable[str]) -> dict[str, str]:
+    return _TYPES | {name: "double" for name in columns if name.startswith(_EVIDENCE)}
 
 
 def read_selection(path: str | Path) -> Selection:
@@ -69,6 +75,11 @@ def read_selection(path: str | Path) -> Selection:
             draw=np.asarray(columns["draw"], dtype=np.int64),
             order=np.asarray(columns["order"], dtype=np.int64),
             scores=metadata["scores"],
+            evidence={
+                name.removeprefix(_EVIDENCE): np.asarray(values, dtype=np.float64)
+                for name, values in columns.items()
+                if name.startswith(_EVIDENCE)
+            },
         )
     except (KeyError, TypeError, SettingsError) as error:
         raise ArtifactError(f"{path}: its metadata is damaged: {error!r}; score the slide again") from error
@@ -81,12 +92,13 @@ def write_selections_csv(path: str | Path, selections: Iterable[Selection]) -> N
 
 def write_selections_parquet(path: str | Path, selections: Iterable[Selection]) -> None:
     """Write the selections of all slides as one Parquet table."""
-    write_parquet(path, _joined(selections), types=_TYPES)
+    table = _joined(selections)
+    write_parquet(path, table, types=_types(table))
 
 
 def _joined(selections: Iterable[Selection]) -> dict[str, list[Any]]:
     table: dict[str, list[Any]] = {name: [] for name in _TYPES}
     for selection in selections:
         for name, values in selection.columns().items():
-            table[name] += values
+            table.setdefault(name, []).extend(values)
     return table
