@@ -340,6 +340,59 @@ def export(
 
 
 @_stage
+def view(
+    scores: Scores,
+    common: CommonOptions,
+    slides: Annotated[
+        str | None,
+        text(
+            "--slides",
+            "FOLDER",
+            "Where the slides are now, if they were moved: a folder, glob or table.",
+            panel=INPUT,
+        ),
+    ] = None,
+    annotations: Annotated[
+        Path | None,
+        text("--annotations", "FOLDER", "Outlines to show: <slide_id>.geojson from QuPath.", panel=INPUT),
+    ] = None,
+    port: Annotated[
+        int | None,
+        number(
+            "--port",
+            "Port of 127.0.0.1. Default: a free one.",
+            least=0,
+            most=65535,
+            panel=OUTPUT,
+        ),
+    ] = None,
+    export: Annotated[
+        Path | None,
+        text(
+            "--export",
+            "FOLDER",
+            "Serve nothing, but write the page with all tiles as files for any web server.",
+            panel=OUTPUT,
+        ),
+    ] = None,
+    overwrite: Annotated[bool, flag("--overwrite", "Replace an earlier --export.", OUTPUT)] = False,
+) -> Result:
+    """Look at scored slides in a web page: attention, drawn tiles and annotations over all pixels."""
+    from pipelines._console import reporter
+    from pipelines.view import view
+
+    return view(
+        scores,
+        slides=slides,
+        annotations=annotations,
+        port=port,
+        export=export,
+        overwrite=overwrite,
+        reporter=reporter(debug=common.debug),
+    )
+
+
+@_stage
 def settings(
     write: Annotated[
         Path | None,
