@@ -62,7 +62,7 @@ def read_outlines(path: Path, bounds: Region) -> list[Outline]:
             name = str(kind.get("name") or "")
             colour = names.setdefault(name, _colour(kind, len(names)))
             outlines += [Outline(name, colour, rings) for rings in _polygons(feature["geometry"], bounds)]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
         raise ArtifactError(
             f"{path} cannot be read: {type(error).__name__}: {error}; expected GeoJSON with polygons, as "
             "QuPath exports it"

@@ -12,7 +12,7 @@ import numpy as np
 
 from wsi_ats.errors import ArtifactError, MppError, WsiAtsError
 from wsi_ats.results.exports.qupath import qupath_features
-from wsi_ats.results.records import AttentionMap, Selection
+from wsi_ats.results.records import AttentionMap, Selection, Status
 from wsi_ats.results.scores import ScoredSlide, Scores
 from wsi_ats.slides import open_slide
 from wsi_ats.slides.base import Slide
@@ -68,14 +68,19 @@ class Collection:
     def slide(self, number: int) -> dict[str, Any]:
         """Return the page of a slide: facts, overlays and plot, or the reason why it cannot be shown."""
         scored = self.scores.slides[number]
-        page = {"id": scored.id, "facts": self._facts(scored), "error": scored.row.get("error")}
+        page: dict[str, Any] = {
+            "id": scored.id,
+            "facts": self._facts(scored),
+            "error": scored.row.get("error"),
+        }
         page |= {"notes": [], "plot": None, "overlays": []}
+        if scored.status == Status.FAILED:
+            return page  # how it was opened is not recorded
         try:
             with self.slides.use(number) as slide:
                 page |= self._shown(number, slide)
         except WsiAtsError as error:
-            reasons = [page["error"], f"it cannot be shown: {error}"]
-            page["error"] = "; ".join(filter(None, reasons))
+            page["error"] = f"it cannot be shown: {error}"
         return page
 
     def tile(self, number: int, zoom: int, column: int, row: int) -> bytes:

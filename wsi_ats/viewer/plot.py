@@ -19,7 +19,6 @@ try:
     import bokeh
     from bokeh.embed import json_item
     from bokeh.models import (
-        ColorBar,
         ColumnDataSource,
         Image,
         LinearColorMapper,
@@ -32,6 +31,7 @@ try:
         WheelZoomTool,
         WMTSTileSource,
     )
+    from bokeh.models.annotations.legends import ColorBar  # its stubs lack it in bokeh.models
     from bokeh.palettes import Viridis256
 except ModuleNotFoundError as error:
     raise not_installed("bokeh", "view", "`wsi-ats view`") from error
@@ -103,8 +103,10 @@ def plot_of_slide(
         border_fill_color=background,
     )
     wheel = WheelZoomTool(zoom_on_axis=False, speed=1 / 400)
-    plot.add_tools(PanTool(), wheel, TapTool())
+    pan = PanTool()
+    plot.add_tools(pan, wheel)
     plot.toolbar.active_scroll = wheel
+    plot.toolbar.active_drag = pan
     side = SIZE * pyramid.scale(0)
     source = WMTSTileSource(
         url=url,
@@ -155,7 +157,8 @@ def _add_image(plot: Plot, name: str, values: Any, grid: Grid, colours: LinearCo
     """Draw a value for each cell; cells that overlap are drawn as large as the step between them."""
     rows, columns = grid.shape
     edge = (grid.cell - grid.pitch) / 2
-    place = {"x": edge, "y": -edge - rows * grid.pitch, "dw": columns * grid.pitch, "dh": rows * grid.pitch}
+    place: dict[str, Any] = {"x": edge, "y": -edge - rows * grid.pitch}
+    place |= {"dw": columns * grid.pitch, "dh": rows * grid.pitch}
     source = ColumnDataSource({"image": [np.ascontiguousarray(values[::-1])]})
     plot.add_glyph(source, Image(image="image", color_mapper=colours, **place), name=name)
 
@@ -174,11 +177,11 @@ def _add_outlines(plot: Plot, outlines: Sequence[Outline]) -> None:
 def _add_tiles(plot: Plot, tiles: DrawnTiles) -> None:
     x, y, width, height = (tiles.boxes[:, i] for i in range(4))
     sides = {"left": x, "right": x + width, "top": -y, "bottom": -y - height}
-    box = {name: name for name in sides}
+    box: dict[str, Any] = {name: name for name in sides}
     numbers = {name: np.array(values, dtype=np.float64) for name, values in tiles.numbers.items()}
     plain = Quad(**box, line_color=_TILE, line_width=2, fill_alpha=0)
     chosen = Quad(**box, line_color=_CHOSEN, line_width=5, fill_alpha=0)
-    plot.add_glyph(
+    renderer = plot.add_glyph(
         # Names of numbers may be those of sides: a class may be called `left`.
         ColumnDataSource(sides | {f"={name}": values for name, values in numbers.items()}),
         plain,
@@ -186,3 +189,4 @@ def _add_tiles(plot: Plot, tiles: DrawnTiles) -> None:
         nonselection_glyph=plain,
         name="tiles",
     )
+    plot.add_tools(TapTool(renderers=[renderer]))
