@@ -40,6 +40,7 @@ from pipelines._options import (
     StageOptions,
     execution,
 )
+from pipelines._process import quick
 from pipelines._stage_options import (
     DrawOptions,
     FeatureOptions,
@@ -386,4 +387,5 @@ def demo(
 
 def main() -> None:
     """Run the command line."""
-    app(prog_name="wsi-ats")
+    with quick():
+        app(prog_name="wsi-ats")
