@@ -248,6 +248,10 @@ HEAVY = {
             "from wsi_ats.overview.overview import read_overview",
             {"torch", "timm", "dask", "distributed", "sklearn", "matplotlib"},
         ),
+        (
+            "from wsi_ats.nn.backbone import create_backbone as c; c('features:8', pretrained=False)",
+            {"timm", "torchvision"},
+        ),
     ],
 )
 def test_an_import_loads_no_heavy_library_that_it_does_not_need(statement, not_loaded):
