@@ -51,11 +51,7 @@ DOORS = {
         "wsi_ats.testing.synthetic",
         "wsi_ats.testing.textures",
     ],
-    "sklearn": [
-        "wsi_ats.tasks.curves",
-        "wsi_ats.tasks.evaluation",
-        "wsi_ats.tables.splits",
-    ],  # of each what the name says
+    "sklearn": ["wsi_ats.tasks.curves", "wsi_ats.tables.splits"],  # of each what the name says
     "lifelines": ["wsi_ats.tasks.concordance"],
     "matplotlib": ["wsi_ats.results.plots"],
     "timm": ["wsi_ats.nn.backbone"],
