@@ -189,6 +189,7 @@ def _local(
         "silence_logs": logging.CRITICAL,
         # Dask would pause a worker for ever once its model and thumbnail fill its share of memory.
         "memory_limit": 0,
+        "preload": [*dask.config.get("distributed.worker.preload"), "pipelines._process"],
     }
     environment = dict.fromkeys(_THREADS, str(max(1, CPU_COUNT // whole)))
     own: list[dict[str, Any]] = [{"env": environment}] * count

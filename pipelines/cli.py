@@ -41,6 +41,7 @@ from pipelines._options import (
     StageOptions,
     execution,
 )
+from pipelines._process import quick
 from pipelines._stage_options import (
     DrawOptions,
     FeatureOptions,
@@ -376,11 +377,12 @@ def settings(
         text("--write", "FILE", "Write them to a settings file (TOML) with comments.", panel=OUTPUT),
     ] = None,
     overwrite: Annotated[bool, flag("--overwrite", "Replace the file of --write.", OUTPUT)] = False,
+    schema: Annotated[bool, flag("--schema", "Print a JSON Schema of settings files.", OUTPUT)] = False,
 ) -> Result:
     """List all settings with type, default and reason, or write a commented settings file."""
     from pipelines.settings import settings
 
-    return settings(write, overwrite=overwrite)
+    return settings(write, overwrite=overwrite, schema=schema)
 
 
 @_stage
@@ -416,4 +418,5 @@ def demo(
 
 def main() -> None:
     """Run the command line."""
-    app(prog_name="wsi-ats")
+    with quick():
+        app(prog_name="wsi-ats")

@@ -47,8 +47,13 @@ def collection(tmp_path_factory):
 
 
 def plan(collection, out, *options, address):
-    """Run the command with few epochs of attention; all is tissue, because the slides have no glass."""
-    quick = ("training.attention_epochs=2", "training.attention_tiles=32", "training.slides_per_step=2")
+    """Run the command with few epochs; all is tissue, because the slides have no glass."""
+    quick = (
+        "training.epochs=8",
+        "training.attention_epochs=2",
+        "training.attention_tiles=32",
+        "training.slides_per_step=2",
+    )
     fixed = ("thumbnail.tissue=none", "training.tiles=16", *quick)
     words = [
         *("plan", collection / "slides.csv", "--labels", collection / "slides.csv"),
