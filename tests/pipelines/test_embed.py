@@ -441,3 +441,15 @@ def test_an_unknown_encoder_is_an_error_before_any_work(slides, run, tmp_path):
 def test_the_task_is_small_enough_to_send(settings, tmp_path):
     task = EmbedTask(tmp_path, "run", settings, "digest", None, 0, "float32")
     assert len(pickle.dumps(task)) < 10_000
+@pytest.mark.parametrize("other", ["uni", "resnet18"])
+@pytest.mark.parametrize("in_file", [False, True])
+def test_another_backbone_beside_the_encoder_is_refused(slides, run, tmp_path, other, in_file):
+    given = ["--set", f"model.backbone={other}"]
+    if in_file:
+        (tmp_path / "ats.toml").write_text(f'[model]\nbackbone = "{other}"\n')
+        given = ["--config", tmp_path / "ats.toml"]
+    ran = run("embed", slides, "--encoder", "test_vit", *given, "--out", tmp_path / "out", code=2)
+    said = f"--encoder is test_vit, but model.backbone is {other} in --config or --set"
+    assert said in " ".join(ran.stderr.split())
+
+
