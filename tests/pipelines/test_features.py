@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import h5py
+import numpy as np
 import pytest
 import torch
 from conftest import SETTINGS, table
@@ -242,15 +243,39 @@ def without_seconds(out):
     return [{**row, "seconds": ""} for row in table(out / "metrics.csv")]
 
 
-def test_compressed_features_are_copied_and_learned_from_alike(trained, slides, features, address, tmp_path):
-    folder = tmp_path / "features"
+def compressed(features, folder, dtype="float32"):
     folder.mkdir()
     for path in features.glob("slide_*.h5"):
         with h5py.File(path) as plain, h5py.File(folder / path.name, "w") as packed:
             packed.attrs.update(plain.attrs)
             for name in ("coords", "features"):
-                made = packed.create_dataset(name, data=plain[name][:], compression="gzip", chunks=True)
+                values = plain[name][:].astype(dtype if name == "features" else np.int64)
+                made = packed.create_dataset(name, data=values, compression="gzip", chunks=True)
                 made.attrs.update(plain[name].attrs)
+    return folder
+
+
+def test_folds_share_one_copy_of_compressed_features_in_their_own_type(slides, backbone, address, tmp_path):
+    (tmp_path / "plain").mkdir()
+    for path in slides.glob("*.tif"):
+        write_features(tmp_path / "plain", path, backbone)
+    folder, out = compressed(tmp_path / "plain", tmp_path / "features", "float16"), tmp_path / "cv"
+    code, text = wsi_ats(
+        *("crossval", slides, "--labels", slides / "labels.csv", "--features", folder, *SET),
+        *("--set", "training.epochs=1", "--set", "training.attention_epochs=0"),
+        *("--set", "training.validation=0.5", "--folds", 3),
+        *("--resamples", 20, "--out", out, "--scheduler", address),
+    )
+    assert code == 0, text
+    copies = sorted(out.rglob("copied/*.h5"))
+    assert copies == sorted(out / "copied" / path.name for path in folder.glob("*.h5"))
+    for path in copies:
+        with h5py.File(path) as copy:
+            assert copy["features"].dtype == "float16"
+
+
+def test_compressed_features_are_copied_and_learned_from_alike(trained, slides, features, address, tmp_path):
+    folder = compressed(features, tmp_path / "features")
     out = tmp_path / "out"
     code, text = wsi_ats(
         *("train", slides, "--labels", slides / "labels.csv", "--features", folder, *SET),

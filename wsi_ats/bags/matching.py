@@ -28,8 +28,8 @@ _CROWDED = 2
 # Ratios of resolutions that are often confused, such as 40x and 20x.
 _RATIOS = (0.5, 2.0, 0.25, 4.0)
 
-# Usual downsamples, because a slide that was converted, or of which a thumbnail is left, has other levels than
-# its file had. A factor of 2 is left out: overlapping tiles crowd as much.
+# Usual downsamples: a slide that was converted, or of which a thumbnail is left, has other levels than its
+# file had. A factor of 2 is left out, because overlapping tiles crowd as much.
 _DOWNSAMPLES = (4.0, 8.0, 16.0, 32.0)
 
 Points = npt.NDArray[np.float64]
