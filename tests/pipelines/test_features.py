@@ -329,6 +329,34 @@ def test_other_weights_of_the_encoder_are_refused(slides, weights, address, tmp_
     assert code == 0, text
 
 
+def test_weights_of_a_frozen_backbone_are_compared_with_those_of_features(slides, weights, address, tmp_path):
+    """The model was trained on pixels; its own digest is that of `embed` with the same weights."""
+    from safetensors.torch import save_file
+
+    one, file = slides / "slide_000.tif", f"model.checkpoint={weights}"
+    other = {name: each.contiguous() + 0.01 for name, each in torch_state(weights).items()}
+    save_file(other, tmp_path / "other.safetensors")
+    same = ("--set", "tile.size=64", "--set", "scoring.precision=float32")
+    for name, own in (("own", file), ("other", f"model.checkpoint={tmp_path / 'other.safetensors'}")):
+        words = ("embed", one, "--encoder", "test_vit", "--set", own, *same)
+        code, text = wsi_ats(*words, "--out", tmp_path / name, "--scheduler", address)
+        assert code == 0, text
+    frozen = ("model.backbone=test_vit", file, "training.fine_tuning=frozen")
+    code, text = wsi_ats(
+        *("train", slides, "--labels", slides / "labels.csv", *SET),
+        *(word for each in frozen for word in ("--set", each)),
+        *("--out", tmp_path / "run", "--scheduler", address),
+    )
+    assert code == 0, text
+    score = ("score", one, "--model", tmp_path / "run", "--scheduler", address)
+    code, text = wsi_ats(*score, "--features", tmp_path / "own", "--out", tmp_path / "a")
+    assert code == 0, text
+    code, text = wsi_ats(*score, "--features", tmp_path / "other", "--out", tmp_path / "b")
+    assert code == 1
+    [row] = table(tmp_path / "b" / "predictions.csv")
+    assert "features of other weights of test_vit" in row["error"]
+
+
 def torch_state(path):
     from safetensors.torch import load_file
 
