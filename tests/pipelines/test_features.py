@@ -10,6 +10,7 @@ from conftest import SETTINGS, table
 from typer.testing import CliRunner
 
 from pipelines.cli import app
+from wsi_ats.bags.matched import open_features
 from wsi_ats.bags.writing import BagWriter
 from wsi_ats.files import read_json
 from wsi_ats.models.checkpoints import load_model
@@ -187,6 +188,36 @@ def test_settings_that_cannot_use_features_are_refused(slides, features, tmp_pat
     )
     assert code == 2
     assert message in " ".join(text.split())
+
+
+def test_slides_are_opened_once_to_find_the_settings(slides, features, tmp_path, monkeypatch):
+    opened = []
+
+    def counted(ref, mpp):
+        opened.append(ref.id)
+        return open_features(ref, mpp)
+
+    monkeypatch.setattr("pipelines._features.open_features", counted)
+    code, text = wsi_ats(
+        *("train", slides, "--labels", slides / "labels.csv", "--features", features, *SET),
+        *("--set", "tile.size=32", "--out", tmp_path / "out", "--dry-run"),
+    )
+    assert code == 0, text
+    assert sorted(opened) == [f"slide_{number:03d}" for number in range(6)]
+
+
+def test_a_model_of_enlarged_tiles_scores_features_but_no_pixels(trained, slides, tmp_path):
+    import shutil
+
+    from wsi_ats.models.checkpoints import save_model
+
+    loaded = load_model(trained[0], encoder=False)
+    folder = shutil.copytree(trained[0], tmp_path / "model")
+    save_model(folder, loaded.model, loaded.settings.with_values(["model.encoder=conch_v1"]), loaded.target)
+    code, text = wsi_ats("score", slides, "--model", folder, "--out", tmp_path / "out")
+    assert code == 2
+    said = "features of conch_v1, which takes tiles of 448 pixels, but the tiles have only 64"
+    assert said in " ".join(text.split())
 
 
 def test_dask_readers_of_tiles_are_refused_with_features(slides, features, tmp_path):

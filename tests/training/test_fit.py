@@ -118,7 +118,8 @@ def test_validating_only_the_last_epoch_of_a_phase_changes_nothing_else(tmp_path
     model = run(tmp_path / "every", *changes)
     assert_same_weights(run(tmp_path / "last", *changes, every_epoch=False), model)
     every, last = metrics_in(tmp_path / "every"), metrics_in(tmp_path / "last")
-    ends = [number for number, phase in enumerate(every["phase"]) if phase not in every["phase"][number + 1 :]]
+    phases = every["phase"]
+    ends = [number for number, phase in enumerate(phases) if phase not in phases[number + 1 :]]
     for name, column in every.items():
         if name.startswith(("validation_", "uniform_")):
             column = [each if number in ends else "" for number, each in enumerate(column)]
