@@ -52,6 +52,13 @@ class Results:
     notes: Mapping[str, Any] = field(default_factory=dict)
     left: int = 0
 
+    def of(self, refs: Sequence[SlideRef]) -> Results:
+        """Return the results of some of the slides."""
+        names = {ref.id for ref in refs}
+        rows = [row for row in self.rows if row["slide_id"] in names]
+        failed = {name: why for name, why in self.failed.items() if name in names}
+        return Results(rows, failed, len(rows) - len(failed), stopped=len(rows) < len(names))
+
 
 def complete(task: SlideTask, refs: Sequence[SlideRef], execution: Execution) -> Results:
     """Work on the slides that are not finished yet.

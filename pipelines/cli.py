@@ -186,6 +186,7 @@ def embed(
     """Encode the tissue tiles of slides, and keep their features."""
     from pipelines.embed import embed
 
+    chosen.check_backbone("--encoder", encoder)
     settings = chosen.settings(changes={"model.backbone": encoder})
     refs = source.refs(slides)
     carried_out = execution(common, stage)
