@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines._records import Row, SlideTask, pending
 from pipelines._reports import Finished
 from pipelines._runs import Execution
-from wsi_ats.errors import without_secrets
+from wsi_ats.errors import ManifestError, without_secrets
 from wsi_ats.results.records import Status
 from wsi_ats.slides.base import SlideRef
 
@@ -69,7 +69,13 @@ def complete(task: SlideTask, refs: Sequence[SlideRef], execution: Execution) ->
     -------
     Results
         Rows sorted by slide; ``stopped`` if a failure ended the run early.
+
+    Raises
+    ------
+    ManifestError
+        When two slides have one id, and would write the same files.
     """
+    _check_ids(refs)
     task.clear()
     rows, todo = pending(task, refs)
     reused, report = len(rows), execution.reporter
@@ -194,6 +200,18 @@ def workers_for(
             execution.reporter.message(dashboard(client))
         on_each_worker(task.start, client, resources=resources, wait=execution.wait)
         yield client, limits
+
+
+def _check_ids(refs: Sequence[SlideRef]) -> None:
+    """Refuse two slides with one id, which :func:`wsi_ats.tables.manifest.read_manifest` never returns."""
+    first: dict[str, SlideRef] = {}
+    for ref in refs:
+        if ref.id in first:
+            paths = without_secrets(f"{first[ref.id].path} and {ref.path}")
+            raise ManifestError(
+                f"two slides are called {ref.id!r}: {paths}; give each an id of its own, and name each once"
+            )
+        first[ref.id] = ref
 
 
 def _finished(row: Row, outcome: Outcome[Row]) -> Finished:

@@ -17,7 +17,7 @@ from pipelines._runs import Execution
 from pipelines._tasks import Limits, for_each_slide
 from pipelines._work import Outcome
 from pipelines.score import ScoreTask
-from wsi_ats.errors import ModelError, SettingsError
+from wsi_ats.errors import ManifestError, ModelError, SettingsError
 from wsi_ats.settings import Settings
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.tasks.targets import Target
@@ -159,6 +159,17 @@ def test_notes_are_of_this_run_alone(client, tmp_path):
     assert first.notes == {"seconds": 30.0, "slides_per_minute": 4.0}
     assert complete(task, refs[:2], execution).notes == {}
     assert complete(task, refs, execution).notes == {"seconds": 10.0, "slides_per_minute": 6.0}
+
+
+def test_two_slides_with_one_id_are_refused_before_any_work(client, tmp_path):
+    refs = [SlideRef("a", str(tmp_path / folder / "a.svs"), case="a") for folder in ("one", "two")]
+    task = slide_jobs.TextTask(tmp_path / "out", "digest")
+    said = "two slides are called 'a': .*one/a.svs and .*two/a.svs; give each an id of its own"
+    with pytest.raises(ManifestError, match=said):
+        complete(task, refs, Execution(scheduler=client))
+    with pytest.raises(ManifestError, match="two slides are called 'a'"):
+        complete(task, refs[:1] * 2, Execution(scheduler=client))
+    assert task.recorded() == set()
 
 
 def test_an_unforeseen_error_tells_no_secret(client, tmp_path):
