@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # Dask takes a while to import, and a command that finds noth
     from pipelines._work import Outcome
 
 # Slides that a process works on at once unless the user sets a number. One is read while another is
-# computed; a GPU computes fast enough for several.
+# computed; a GPU computes fast enough for several. A process with several cores has a slide for each.
 _AT_ONCE, _AT_ONCE_ON_GPU = 2, 4
 
 
@@ -184,12 +184,15 @@ def workers_for(
 
     local = execution.scheduler == "local"
     gpus = visible_gpus() if task.on_gpu and local else []
-    at_once = execution.slides_at_once or task.at_once or (_AT_ONCE_ON_GPU if gpus else _AT_ONCE)
+    cores = 1 if execution.workers else task.cores
+    usual = _AT_ONCE_ON_GPU if gpus else max(_AT_ONCE, cores)
+    at_once = execution.slides_at_once or task.at_once or usual
     resources = execution.resources or ({"GPU": 1 / at_once} if gpus else {})
     limits = Limits(execution.timeout, resources, execution.wait, execution.stop)
     with connect(
         execution.scheduler,
         workers=execution.workers,
+        cores=cores,
         tasks=tasks,
         pending=pending,
         at_once=at_once,

@@ -8,7 +8,6 @@ import torch
 
 from benchmarks import embedding, scoring
 from benchmarks.synthetic import slide_of
-from pipelines._cluster import connect
 from wsi_ats.models.embedding import load_encoder
 from wsi_ats.models.encoding import TileBatches
 from wsi_ats.slides import open_slide
@@ -47,8 +46,8 @@ def test_sides_that_encode_other_numbers_of_tiles_are_not_compared(slide, tmp_pa
     real = scoring.all_tissue
     monkeypatch.setattr(embedding, "all_tissue", lambda *each: (real(*each)[0][1:], 0))
     settings = embedding.settings_of("test_resnet", 256, tmp_path, [])
-    with connect("local", workers=1) as client, pytest.raises(ValueError, match="tiles were encoded, not"):
-        embedding.measured([slide], settings, client, tmp_path, rounds=1)
+    with pytest.raises(ValueError, match="tiles were encoded, not"):
+        embedding.measured([slide], settings, tmp_path, rounds=1)
 
 
 def test_the_loop_computes_the_features_that_we_compute(slide, tmp_path):

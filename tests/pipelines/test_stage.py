@@ -16,6 +16,7 @@ from pipelines._reports import Silent
 from pipelines._runs import Execution
 from pipelines._tasks import Limits, for_each_slide
 from pipelines._work import Outcome
+from pipelines.embed import EmbedTask
 from pipelines.score import ScoreTask
 from wsi_ats.errors import ManifestError, ModelError, SettingsError
 from wsi_ats.settings import Settings
@@ -209,6 +210,26 @@ def test_whole_images_are_in_memory_one_at_a_time(tmp_path, monkeypatch, kind, g
     monkeypatch.setattr(_workers, "on_each_worker", lambda *arguments, **named: None)
     with workers_for(task, Execution(scheduler="none", slides_at_once=given)):
         assert asked == [slides]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [({}, (4, 4)), ({"workers": 3}, (1, 2)), ({"slides_at_once": 1}, (4, 1))],
+)
+def test_embed_has_a_slide_for_each_of_four_cores_unless_workers_are_counted(
+    tmp_path, monkeypatch, chosen, expected
+):
+    @contextmanager
+    def connect(scheduler, *, cores, at_once, **others):
+        asked.append((cores, at_once))
+        yield scheduler
+
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(_cluster, "connect", connect)
+    monkeypatch.setattr(_workers, "on_each_worker", lambda *arguments, **named: None)
+    task = EmbedTask(tmp_path, "digest", Settings(), "digest", None, 0, "float32")
+    with workers_for(task, Execution(scheduler="none", **chosen)):
+        assert asked == [expected]
 
 
 def test_a_worker_that_cannot_start_ends_the_run(client, tmp_path):
