@@ -210,7 +210,7 @@ class ClusterOptions:
         int | None,
         number(
             "--workers",
-            "Processes on this machine. Default: one for each GPU, or for each core.",
+            "Processes on this machine. Default: one for each GPU, or for each core (`embed`: four cores).",
             panel=EXECUTION,
         ),
     ] = None
@@ -253,7 +253,7 @@ class TaskOptions:
         int | None,
         number(
             "--slides-at-once",
-            "Slides that each process on this machine works on at once. Default: 2, or 4 with a GPU.",
+            "Slides that each process on this machine works on at once. Default: 2; 4 with a GPU or `embed`.",
             panel=EXECUTION,
         ),
     ] = None
