@@ -38,6 +38,7 @@ DOORS = {
     "openslide": ["wsi_ats.slides.openslide"],
     "tifffile": ["wsi_ats.slides.tiff_index", "wsi_ats.testing.synthetic"],  # the second writes files
     "imagecodecs": ["wsi_ats.slides.codecs", "wsi_ats.testing.bank"],  # the second makes slides of JPEG
+    "shapely": ["wsi_ats.results.exports.outlines"],
     "simplejpeg": ["wsi_ats.slides.jpeg"],
     "fsspec": ["wsi_ats.slides.remote"],
     "h5py": ["wsi_ats.bags.hdf5", "wsi_ats.bags.writing"],  # the second writes files
@@ -196,9 +197,8 @@ def test_networks_import_only_torch_timm_errors_and_data_of_encoders(module):
         assert allowed or ours_too, f"{module}: {name}"
 
 
-# Names of tasks that mean something else: a key of GeoJSON, an extra of the package.
+# Names of tasks that mean something else: an extra of the package.
 NO_TASKS = {
-    "wsi_ats.results.exports.qupath": ["classification"],
     "wsi_ats.testing.synthetic": ["classification"],
     "pipelines.doctor": ["survival", "survival"],
 }
