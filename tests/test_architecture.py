@@ -22,6 +22,7 @@ LAYERS = {
     "slides, each format in one file": ["slides"],
     "what is predicted": ["tasks"],
     "which slides, and their labels": ["tables"],
+    "areas of slides that people drew": ["annotations"],
     "the first view of a slide: thumbnail, tissue, artefacts": ["overview"],
     "features of all tiles of a slide, as labs have them": ["bags"],
     "what is kept of a slide that was scored; files for other programs": ["results"],
@@ -55,6 +56,8 @@ DOORS = {
         "wsi_ats.tasks.evaluation",
         "wsi_ats.tables.splits",
     ],  # of each what the name says
+    "shapely": ["wsi_ats.annotations.shapes"],
+    "defusedxml": ["wsi_ats.annotations.opening"],
     "lifelines": ["wsi_ats.tasks.concordance"],
     "matplotlib": ["wsi_ats.results.plots"],
     "timm": ["wsi_ats.nn.backbone"],
@@ -198,6 +201,7 @@ def test_networks_import_only_torch_timm_errors_and_data_of_encoders(module):
 
 # Names of tasks that mean something else: a key of GeoJSON, an extra of the package.
 NO_TASKS = {
+    "wsi_ats.annotations.qupath": ["classification"],
     "wsi_ats.results.exports.qupath": ["classification"],
     "wsi_ats.testing.synthetic": ["classification"],
     "pipelines.doctor": ["survival", "survival"],
@@ -225,7 +229,7 @@ def test_the_library_imports_neither_stages_nor_test_helpers():
 
 HEAVY = {
     *("torch", "timm", "dask", "distributed", "openslide", "skimage", "scipy", "matplotlib", "sklearn"),
-    *("lifelines", "pandas", "pyarrow", "zarr"),
+    *("lifelines", "pandas", "pyarrow", "zarr", "shapely"),
 }
 
 
