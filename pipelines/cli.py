@@ -18,6 +18,7 @@ from pipelines._arguments import (
     By,
     LabelColumn,
     Labels,
+    MovedSlides,
     Out,
     Overwrite,
     Resamples,
@@ -71,6 +72,14 @@ def _show_version(wanted: bool) -> None:
         from pipelines._runs import versions
 
         typer.echo(f"wsi-ats {versions()['wsi-ats']}")
+        raise typer.Exit
+
+
+def _list_formats(wanted: bool) -> None:
+    if wanted:
+        from pipelines.export import list_formats
+
+        typer.echo(list_formats())
         raise typer.Exit
 
 
@@ -220,6 +229,14 @@ def score(
     stage: StageOptions,
     common: CommonOptions,
     seed: Seed = 0,
+    keep_features: Annotated[
+        bool,
+        flag(
+            "--keep-features",
+            "Keep the features of the drawn tiles, for `export` to programs that use features.",
+            OUTPUT,
+        ),
+    ] = False,
 ) -> Result:
     """Score slides with a model: predictions, and the tiles they are based on."""
     from pipelines._watch import stop_on_signals
@@ -235,7 +252,7 @@ def score(
         raise SettingsError("--watch scores slides as they arrive, without annotations; leave out --regions")
     refs = None if arriving.watch else source.refs(slides)
     settings = chosen.settings(read_card(model).settings, changes=drawing.changes())
-    scored = partial(score, model=model, out=out, settings=settings, seed=seed)
+    scored = partial(score, model=model, out=out, settings=settings, seed=seed, keep_features=keep_features)
     carried_out = execution(common, stage)
     if refs is not None:
         refs = areas.named(stored.named(refs, carried_out.reporter), carried_out.reporter)
@@ -333,17 +350,30 @@ def plan(
 @_stage
 def export(
     scores: Scores,
-    to: Annotated[str, text("--to", "csv|parquet|qupath", "Format.", panel=OUTPUT)],
+    to: Annotated[
+        list[str], text("--to", "FORMAT", "A format that --list shows; may be repeated.", panel=OUTPUT)
+    ],
     out: Out,
     folder: FolderOptions,
     common: CommonOptions,
+    slides: MovedSlides = None,
     strict: Strict = False,
+    formats: Annotated[  # noqa: ARG001  (it ends the command)
+        bool,
+        typer.Option(
+            "--list",
+            callback=_list_formats,
+            is_eager=True,
+            help="List the formats and the programs that open them.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False,
 ) -> Result:
     """Export predictions and selected tiles for other programs."""
     from pipelines.export import export
 
     carried_out = replace(execution(common, folder), strict=strict)
-    return export(scores, out, to=to, execution=carried_out)
+    return export(scores, out, to=to, slides=slides, execution=carried_out)
 
 
 @_stage

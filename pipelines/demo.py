@@ -18,8 +18,8 @@ from pipelines.score import score
 from wsi_ats.overview.overview import read_overview
 from wsi_ats.overview.tiles import read_tiles
 from wsi_ats.results.attention import load_attention
-from wsi_ats.results.exports.tables import read_selection
 from wsi_ats.results.plots import figure_of_slide
+from wsi_ats.results.selections import read_selection
 from wsi_ats.settings import Settings
 from wsi_ats.slides import open_slide
 from wsi_ats.slides.base import SlideRef

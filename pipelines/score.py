@@ -20,8 +20,9 @@ from wsi_ats.files import atomic
 from wsi_ats.models.card import read_card
 from wsi_ats.overview.annotated import check_regions
 from wsi_ats.results.attention import save_attention
-from wsi_ats.results.exports.tables import write_selection
+from wsi_ats.results.features import save_features
 from wsi_ats.results.records import Status, Stop
+from wsi_ats.results.selections import write_selection
 from wsi_ats.settings import Fixes, ScoringSettings, Settings
 from wsi_ats.slides import open_slide
 from wsi_ats.slides.base import SlideRef
@@ -40,6 +41,7 @@ def score(
     *,
     settings: Settings | None = None,
     seed: int = 0,
+    keep_features: bool = False,
     execution: Execution | None = None,
 ) -> Summary:
     """Score slides, and write scores, attention and selected tiles of each.
@@ -60,6 +62,9 @@ def score(
         them; settings that the network depends on may not.
     seed
         Random seed, which decides, together with a slide's id, which tiles are drawn.
+    keep_features
+        Whether to write the features of the drawn tiles to ``features/``, for export to programs that use
+        features.
     execution
         Where and how; on all cores of this machine by default.
 
@@ -88,7 +93,14 @@ def score(
     settings = settings or card.settings
     settings.check_scoring(card.settings)
     known = [ref for each in refs.sources for ref in refs.find(each)] if isinstance(refs, Arrivals) else refs
-    identity = Identity.of("score", settings, Fixes.THUMBNAILS | Fixes.SCORING, seed=seed, model=card.digest)
+    if keep_features and not settings.model.draws:
+        raise SettingsError(
+            "--keep-features keeps the features of drawn tiles, but a model of kind "
+            f"{settings.model.kind} draws none; leave it out"
+        )
+    kept = {"kept": "features"} if keep_features else {}  # scores without them are not enough
+    fixed = Fixes.THUMBNAILS | Fixes.SCORING
+    identity = Identity.of("score", settings, fixed, seed=seed, model=card.digest, **kept)
     if card.settings.model.cases != "separate" and all(ref.case == ref.id for ref in known):
         execution.reporter.message(
             "warning: the model pools the slides of a case, but each of these slides is its own case; "
@@ -98,7 +110,11 @@ def score(
         check_regions(settings)
     by_features = bool(known) and all(ref.features for ref in known)
     _check_source(card.settings, settings.scoring.encoder_checkpoint, by_features=by_features)
-    task = ScoreTask(out, identity.digest, model, card.digest, card.target, settings, seed, not by_features)
+    task = ScoreTask(
+        *(out, identity.digest, model, card.digest, card.target, settings, seed),
+        by_pixels=not by_features,
+        keep_features=keep_features,
+    )
     return run_stage(
         task,
         refs,
@@ -169,6 +185,8 @@ class ScoreTask(SlideTask):
         See :func:`score`.
     by_pixels
         Whether slides are scored by their pixels; otherwise each names its features.
+    keep_features
+        See :func:`score`.
     """
 
     model: Path
@@ -177,6 +195,7 @@ class ScoreTask(SlideTask):
     settings: Settings
     seed: int
     by_pixels: bool = True
+    keep_features: bool = False
 
     stage: ClassVar[str] = "score"
     tables: ClassVar[Sequence[str]] = ("predictions", "cases")
@@ -212,10 +231,11 @@ class ScoreTask(SlideTask):
         return {**counts, "model_digest": self.model_digest, "seed": self.seed}
 
     def files(self, slide_id: str) -> tuple[Path, ...]:
-        """Return the files of selected tiles and of attention; some kinds of models have none."""
+        """Return the files of selected tiles, attention and features; some slides lack some."""
         return (
             self.out / "selections" / f"{slide_id}.parquet",
             self.out / "attention" / f"{slide_id}.npz",
+            self.out / "features" / f"{slide_id}.h5",
         )
 
     def other_tables(self, rows: Sequence[Row]) -> Mapping[str, tuple[Sequence[Row], Mapping[str, str]]]:
@@ -244,9 +264,16 @@ class ScoreTask(SlideTask):
         set_num_threads(1)
         loaded, encoder = self._loaded()
         with open_slide(ref, threads=own_cores()) as slide:
-            scored = loaded.score(slide, ref=ref, settings=self.settings, seed=self.seed, encoder=encoder)
+            scored = loaded.score(
+                slide,
+                ref=ref,
+                settings=self.settings,
+                seed=self.seed,
+                encoder=encoder,
+                keep_tiles=self.keep_features,
+            )
             read = slide.bytes_read
-        selections, attention = self.files(ref.id)
+        selections, attention, features = self.files(ref.id)
         written = []
         if scored.selection is not None:
             written.append(selections)
@@ -255,6 +282,9 @@ class ScoreTask(SlideTask):
         if scored.attention is not None:
             written.append(attention)
             save_attention(attention, scored.attention)
+        if scored.selection is not None and scored.tiles is not None:
+            written.append(features)
+            save_features(features, scored.selection, scored.tiles, model_digest=self.model_digest)
         prediction = scored.prediction if read is None else replace(scored.prediction, bytes_read=read)
         # Reported when the run ends; the table has no such column.
         warning = {"warning": scored.warning} if scored.warning else {}

@@ -13,7 +13,7 @@ from wsi_ats.annotations.opening import read_annotations
 from wsi_ats.annotations.record import Frame
 from wsi_ats.errors import AnnotationError
 from wsi_ats.geometry import Grid, Region
-from wsi_ats.results.exports import qupath
+from wsi_ats.results.exports.qupath import qupath_features
 from wsi_ats.results.records import Selection
 
 WHOLE = Frame(2000, 1000, Region(0, 0, 2000, 1000))
@@ -98,6 +98,7 @@ def test_our_own_export_for_qupath_comes_back_to_the_same_place(tmp_path, frame)
         path="a.svs",
         grid=Grid(2000, 1000, 256, 256),
         level=0,
+        mpp=0.5,
         bounds=frame.bounds,
         cells=np.array([18, 10, 10, 12]),
         **dict.fromkeys(("attention", "inclusion", "weight"), np.full(4, 0.5)),
@@ -106,8 +107,8 @@ def test_our_own_export_for_qupath_comes_back_to_the_same_place(tmp_path, frame)
         scores={},
         evidence={},
     )
-    qupath.write_qupath(tmp_path / "a.geojson", selection)
-    found = read_annotations(tmp_path / "a.geojson", frame)
+    path = write(tmp_path / "a.geojson", json.dumps(qupath_features(selection)))
+    found = read_annotations(path, frame)
     boxes = [(x, y, x + w, y + h) for x, y, w, h in selection.grid.boxes(sorted({*selection.cells})).tolist()]
     assert bounds_of(found) == boxes
     assert set(found.classes) == {"Sampled tile"}

@@ -69,6 +69,8 @@ OTHER = {
     "--codec": ("jpeg",),
     "--quality": ("50",),
     "--to": ("qupath",),
+    "--slides": ("moved",),
+    **dict.fromkeys(("--list", "--keep-features"), ()),
     "--write": ("written.toml",),
 }
 

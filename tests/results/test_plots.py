@@ -36,6 +36,7 @@ def slide(shape, drawn, seed):
         path="a.svs",
         grid=grid,
         level=0,
+        mpp=0.25,
         bounds=Region(0, 0, grid.width, grid.height),
         cells=cells,
         attention=values,

@@ -1,4 +1,4 @@
-"""Geometry of annotations: outlines, and the cells of a grid that lie in them; the only use of shapely.
+"""Geometry of annotations: outlines, and the cells of a grid that lie in them.
 
 Coordinates are level-0 pixels, (x, y). A *shape* is a polygon or several, with or without holes.
 """

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from wsi_ats.bags.record import Rows, Stamp
 from wsi_ats.errors import FeatureError
+from wsi_ats.files import atomic
 from wsi_ats.geometry import IntArray
 
 
@@ -31,6 +32,15 @@ def read_tensor(path: Path) -> Rows:
     """
     count, width = _load(path).shape
     return TensorRows(path, count, width, Stamp.of(path))
+
+
+def write_tensor(path: Path, features: npt.NDArray[Any]) -> Path:
+    """Write features (N, D) as CLAM does, atomically, and return the path."""
+    import torch
+
+    with atomic(path) as temporary:
+        torch.save(torch.from_numpy(features), temporary)
+    return path
 
 
 def _load(path: Path) -> npt.NDArray[Any]:

@@ -289,6 +289,7 @@ def _selection(
         path=ref.path,
         grid=grid,
         level=level_for(slide.levels, grid.cell / grid.tile_size),
+        mpp=slide.mpp.value,
         bounds=slide.bounds,
         cells=cells,
         attention=torch.cat([each.attention for each in tiles]).double().cpu().numpy(),

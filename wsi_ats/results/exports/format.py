@@ -1,0 +1,63 @@
+"""A format of other programs, as each file of this folder declares it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from wsi_ats.errors import not_installed
+from wsi_ats.results.scores import ScoredSlide, Scores
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format that scores can be exported to.
+
+    Parameters
+    ----------
+    name
+        Name in ``--to``, and of the folder that the files are written to.
+    programs
+        Programs that open the files.
+    contents
+        The files, for a list of formats.
+    slide
+        Function that writes the files of one slide into a folder, and returns them; ``None`` if there are
+        none. Slides without tiles are not given.
+    collection
+        Function that writes files about all slides that were exported, after those of each slide.
+    packages
+        Packages that the format needs, and that an extra installs.
+    extra
+        Name of this extra.
+
+    Examples
+    --------
+    >>> def write(folder, slide):
+    ...     (folder / f"{slide.id}.txt").write_text(str(len(slide.selection().cells)))
+    ...     return [folder / f"{slide.id}.txt"]
+    >>> Format("txt", programs="an editor", contents="number of tiles", slide=write).name
+    'txt'
+    """
+
+    name: str
+    programs: str
+    contents: str
+    slide: Callable[[Path, ScoredSlide], Sequence[Path]] | None = None
+    collection: Callable[[Path, Scores, Sequence[ScoredSlide]], Sequence[Path]] | None = None
+    packages: tuple[str, ...] = ()
+    extra: str = ""
+
+    def check_installed(self) -> None:
+        """Refuse the format if a package is missing.
+
+        Raises
+        ------
+        SettingsError
+            When one is missing; the message has the command that installs it.
+        """
+        for package in self.packages:
+            if find_spec(package) is None:
+                raise not_installed(package, self.extra, f"export --to {self.name}")
