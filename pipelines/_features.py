@@ -16,6 +16,7 @@ from wsi_ats.bags.matched import open_features
 from wsi_ats.bags.record import Bag
 from wsi_ats.encoders import find_encoder
 from wsi_ats.errors import FeatureError, ManifestError, SettingsError, SlideError
+from wsi_ats.overview.annotated import check_regions
 from wsi_ats.settings import ModelSettings, Settings
 from wsi_ats.settings.fields import require
 from wsi_ats.slides import open_slide
@@ -222,14 +223,16 @@ def check_chosen(model: ModelSettings, found: ModelSettings) -> None:
 
 
 def check_source(refs: Sequence[SlideRef], settings: Settings) -> None:
-    """Refuse a training whose slides and settings disagree about the source of features.
+    """Refuse a training whose slides and settings disagree about the source of features, or about regions.
 
     Raises
     ------
     SettingsError
-        When slides name features that the settings cannot use, or the settings need features and a slide
-        names none.
+        When slides name features or regions that the settings cannot use, or the settings need features and
+        a slide names none.
     """
+    if any(ref.regions for ref in refs):
+        check_regions(settings)
     without = [ref.id for ref in refs if not ref.features]
     if len(without) < len(refs):
         check_features(settings)

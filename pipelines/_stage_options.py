@@ -129,11 +129,54 @@ class FeatureOptions:
 
 
 @dataclass(frozen=True)
+class RegionOptions:
+    """Options of commands that can keep to annotated regions."""
+
+    regions: Annotated[
+        Path | None,
+        text(
+            "--regions",
+            "FOLDER",
+            "Annotations of QuPath, ASAP or ImageScope, named after the slides: use only tiles whose centre "
+            "lies in one.",
+            panel=INPUT,
+        ),
+    ] = None
+    region_class: Annotated[
+        list[str] | None,
+        text(
+            "--region-class",
+            "NAME",
+            "With --regions: only annotations of this class; may be repeated. '!NAME' cuts a class out.",
+            panel=INPUT,
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        from wsi_ats.errors import SettingsError
+
+        if self.region_class and self.regions is None:
+            raise SettingsError(
+                f"--region-class is {self.region_class[0]!r}, which has no effect without --regions; give "
+                "both or none"
+            )
+
+    def named(self, refs: list[SlideRef], reporter: Reporter) -> list[SlideRef]:
+        """Return slides that name their regions, if there is a folder of them."""
+        if self.regions is None:
+            return refs
+        from pipelines._regions import with_regions
+
+        return with_regions(refs, self.regions, self.region_class or (), reporter)
+
+
+@dataclass(frozen=True)
 class LearningOptions:
     """Options of commands that learn from slides and labels."""
 
     source: SlideOptions
     stored: FeatureOptions
+    areas: RegionOptions
     chosen: SettingsOptions
     label_column: LabelColumn = None
     seed: TrainingSeed = None
@@ -148,17 +191,17 @@ class LearningOptions:
         slides, labels, splits
             The sources and tables as given to the command.
         reporter
-            Reports features that belong to none of the slides.
+            Reports features and regions that belong to none of the slides.
 
         Raises
         ------
         WsiAtsError
-            When slides, labels, features or settings cannot be used.
+            When slides, labels, features, regions or settings cannot be used.
         """
         choose = partial(self.chosen.settings, changes={"training.seed": self.seed})
         tables = {"labels": labels, "label_column": self.label_column, "splits": splits}
         refs = self.source.refs(slides, task=choose().model.task, **tables)
-        refs = self.stored.named(refs, reporter)
+        refs = self.areas.named(self.stored.named(refs, reporter), reporter)
         return refs, self.stored.settings(refs, choose)
 
 

@@ -48,6 +48,7 @@ from pipelines._stage_options import (
     FitOptions,
     FoldOptions,
     LearningOptions,
+    RegionOptions,
     WatchOptions,
 )
 
@@ -104,6 +105,7 @@ def info(slides: Slides, source: SlideOptions, chosen: SettingsOptions) -> Resul
 def prepare(
     slides: Slides,
     source: SlideOptions,
+    areas: RegionOptions,
     chosen: SettingsOptions,
     out: Out,
     stage: StageOptions,
@@ -112,9 +114,9 @@ def prepare(
     """Read thumbnails, and find tissue and artefacts."""
     from pipelines.prepare import prepare
 
-    settings = chosen.settings()
-    refs = source.refs(slides)
-    return prepare(refs, out, settings=settings, execution=execution(common, stage))
+    settings, carried_out = chosen.settings(), execution(common, stage)
+    refs = areas.named(source.refs(slides), carried_out.reporter)
+    return prepare(refs, out, settings=settings, execution=carried_out)
 
 
 @_stage
@@ -153,6 +155,7 @@ def convert(
 def embed(
     slides: Slides,
     source: SlideOptions,
+    areas: RegionOptions,
     encoder: Annotated[
         str,
         text(
@@ -188,8 +191,8 @@ def embed(
 
     chosen.check_backbone("--encoder", encoder)
     settings = chosen.settings(changes={"model.backbone": encoder})
-    refs = source.refs(slides)
     carried_out = execution(common, stage)
+    refs = areas.named(source.refs(slides), carried_out.reporter)
     return embed(refs, out, settings=settings, tiles=tiles, seed=seed, dtype=dtype, execution=carried_out)
 
 
@@ -217,6 +220,7 @@ def score(
     slides: Slides,
     source: SlideOptions,
     stored: FeatureOptions,
+    areas: RegionOptions,
     arriving: WatchOptions,
     model: Annotated[
         Path, text("--model", "FOLDER", "A trained model: the output folder of `train`.", panel=MODEL)
@@ -246,12 +250,15 @@ def score(
         raise SettingsError(
             "--watch scores slides that have no features yet; leave out --features or --watch"
         )
+    if arriving.watch and areas.regions is not None:
+        raise SettingsError("--watch scores slides as they arrive, without annotations; leave out --regions")
     refs = None if arriving.watch else source.refs(slides)
     settings = chosen.settings(read_card(model).settings, changes=drawing.changes())
     scored = partial(score, model=model, out=out, settings=settings, seed=seed, keep_features=keep_features)
     carried_out = execution(common, stage)
     if refs is not None:
-        return scored(stored.named(refs, carried_out.reporter), execution=carried_out)
+        refs = areas.named(stored.named(refs, carried_out.reporter), carried_out.reporter)
+        return scored(refs, execution=carried_out)
     with stop_on_signals() as stop:
         arrivals = arriving.arrivals(slides, source, stop.wait)
         return scored(arrivals, execution=replace(carried_out, stop=stop))

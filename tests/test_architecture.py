@@ -23,6 +23,7 @@ LAYERS = {
     "slides, each format in one file": ["slides"],
     "what is predicted": ["tasks"],
     "which slides, and their labels": ["tables"],
+    "areas of slides that people drew": ["annotations"],
     "the first view of a slide: thumbnail, tissue, artefacts": ["overview"],
     "features of all tiles of a slide, as labs have them": ["bags"],
     "what is kept of a slide that was scored; files for other programs": ["results"],
@@ -39,7 +40,6 @@ DOORS = {
     "openslide": ["wsi_ats.slides.openslide"],
     "tifffile": ["wsi_ats.slides.tiff_index", "wsi_ats.testing.synthetic"],  # the second writes files
     "imagecodecs": ["wsi_ats.slides.codecs", "wsi_ats.testing.bank"],  # the second makes slides of JPEG
-    "shapely": ["wsi_ats.results.exports.outlines"],
     "simplejpeg": ["wsi_ats.slides.jpeg"],
     "fsspec": ["wsi_ats.slides.remote"],
     "h5py": ["wsi_ats.bags.hdf5", "wsi_ats.bags.writing"],  # the second writes files
@@ -53,6 +53,9 @@ DOORS = {
         "wsi_ats.testing.textures",
     ],
     "sklearn": ["wsi_ats.tasks.curves", "wsi_ats.tables.splits"],  # of each what the name says
+    # Areas that people drew, and outlines of tissue.
+    "shapely": ["wsi_ats.annotations.shapes", "wsi_ats.results.exports.outlines"],
+    "defusedxml": ["wsi_ats.annotations.opening"],
     "lifelines": ["wsi_ats.tasks.concordance"],
     "matplotlib": ["wsi_ats.results.plots"],
     "timm": ["wsi_ats.nn.backbone"],
@@ -201,6 +204,7 @@ def test_networks_import_only_torch_timm_errors_and_data_of_encoders(module):
 
 # Names of tasks that mean something else: an extra of the package.
 NO_TASKS = {
+    "wsi_ats.annotations.qupath": ["classification"],
     "wsi_ats.testing.synthetic": ["classification"],
     "pipelines.doctor": ["survival", "survival"],
 }
@@ -227,7 +231,7 @@ def test_the_library_imports_neither_stages_nor_test_helpers():
 
 HEAVY = {
     *("torch", "timm", "dask", "distributed", "openslide", "skimage", "scipy", "matplotlib", "sklearn"),
-    *("lifelines", "pandas", "pyarrow", "zarr"),
+    *("lifelines", "pandas", "pyarrow", "zarr", "shapely"),
 }
 
 

@@ -62,6 +62,8 @@ OTHER = {
     **dict.fromkeys(("--every", "--settle"), ("9",)),
     "--marker": (".done",),
     "--features": ("missing",),
+    "--regions": ("missing",),
+    "--region-class": ("Tumor",),
     "--encoder": ("resnet18",),
     "--dtype": ("float16",),
     "--codec": ("jpeg",),

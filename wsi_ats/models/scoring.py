@@ -24,6 +24,7 @@ from wsi_ats.models.frozen import published_fingerprint
 from wsi_ats.models.kinds import method_for
 from wsi_ats.models.stopping import stop
 from wsi_ats.nn.network import SlideNetwork
+from wsi_ats.overview.annotated import within_regions
 from wsi_ats.overview.masks import TissueMask
 from wsi_ats.overview.overview import count_tiles, explain_exclusion, read_overview
 from wsi_ats.overview.records import Overview
@@ -50,6 +51,8 @@ class Scored:
         Thumbnail and tissue, if they are kept.
     tiles
         Pixels and features of the tiles in ``selection``, if they are kept.
+    warning
+        What was repaired or left out in the regions of the slide; empty if nothing was.
     """
 
     prediction: Prediction
@@ -57,6 +60,7 @@ class Scored:
     selection: Selection | None = None
     overview: Overview | None = None
     tiles: ReadTiles | None = None
+    warning: str = ""
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,7 @@ class LoadedModel:
         ------
         SlideError
             When the slide cannot be opened, its resolution is unknown, a pixel that is needed cannot be
-            read, or its features cannot be used.
+            read, or its features or regions cannot be used.
         SettingsError
             When the model is in training mode, where scores depend on dropout; when it cannot score with the
             settings; when an open slide has other colours or another channel than ``tile.colour`` and
@@ -173,6 +177,7 @@ class LoadedModel:
         if ref.features:
             own = replace(settings.model, encoder_digest=self.encoder_digest)
             overview, bag = match_features(ref, slide, overview, own)
+        overview = within_regions(overview, ref, slide, settings)
         tissue = overview.tissue
         draws: list[DrawLogits] = []
         stopped: Stop | None = None
@@ -222,14 +227,16 @@ class LoadedModel:
             error=explain_exclusion(overview, settings),
             log_weight=draws[-1].log_weight if draws else None,
         )
+        warning = overview.outside.warning if overview.outside else ""
         if not draws:
-            return Scored(prediction)
+            return Scored(prediction, warning=warning)
         return Scored(
             prediction,
             _attention_map(draws[0].attention, tissue),
             _selection(ref, counting, draws, scores, self.target),
             overview if keep_tiles else None,
             kept.tiles() if kept else None,
+            warning,
         )
 
 

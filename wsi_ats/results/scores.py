@@ -119,7 +119,9 @@ class ScoredSlide:
                 f"{self.folder} does not record how {self.id} was opened; score it again with this version"
             )
         digest = recorded.pop("digest")
-        ref = SlideRef(**recorded | {"features": tuple(recorded["features"])})
+        # JSON has no tuples, and older records no regions.
+        sequences = {name: tuple(recorded.get(name, ())) for name in ("features", "region_classes")}
+        ref = SlideRef(**recorded | sequences)
         ref = replace(ref, path=self.place or ref.path)
         if contents_digest(ref.path) != digest:
             missing = not is_remote(ref.path) and not Path(ref.path).exists()
