@@ -13,7 +13,7 @@ from wsi_ats.annotations.opening import read_annotations
 from wsi_ats.annotations.record import CUT_OUT, NO_CLASS, Annotations, Frame
 from wsi_ats.errors import AnnotationError, ManifestError
 from wsi_ats.files import digest_of
-from wsi_ats.results.localisation import Localisation, curve, locate, metrics_of
+from wsi_ats.results.localisation import APART, Localisation, curve, locate, metrics_of
 from wsi_ats.results.scores import ScoredSlide
 from wsi_ats.slides.base import composed
 from wsi_ats.slides.fingerprint import slide_digest
@@ -108,7 +108,9 @@ def localise(
         attention = slide.attention() if own else None
         if own is None or attention is None:
             continue
-        located[name] = locate(slide.selection(), attention, own.only(classes), seed=seed)
+        selection = slide.selection()
+        areas = own.only(classes, apart=APART / selection.mpp)
+        located[name] = locate(selection, attention, areas, seed=seed)
         row.update(_facts(located[name], own))
         if own.notes:
             reporter.message(f"warning: {name}: {row['note']}")

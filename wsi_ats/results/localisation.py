@@ -23,6 +23,9 @@ LEAST_COVERED = 0.5
 FALSE_POSITIVES = (0.25, 0.5, 1, 2, 4, 8)
 """False-positive tiles a slide at which sensitivities are averaged, as in the Camelyon16 challenge."""
 
+APART = 75.0
+"""Annotated areas less than so many micrometres apart are one, as in the Camelyon16 challenge."""
+
 _POINTS = 200  # most points of a curve
 
 
@@ -81,7 +84,7 @@ def locate(
         Attention over the tissue. With two levels, its cells are regions, and all but the hits are counted in
         regions.
     annotations
-        Connected areas; see :meth:`wsi_ats.annotations.record.Annotations.only`.
+        Areas to find, see :data:`APART` and :meth:`wsi_ats.annotations.record.Annotations.only`.
     seed
         Seed of the order of cells that have the same attention.
 
