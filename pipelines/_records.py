@@ -53,6 +53,8 @@ class SlideTask(ABC):
     tables: ClassVar[Sequence[str]]
     # Whether the work uses a GPU if there is one.
     on_gpu: ClassVar[bool] = False
+    # Cores for each process on this machine, unless the user sets a number of processes.
+    cores: ClassVar[int] = 1
 
     @property
     @abstractmethod

@@ -118,12 +118,13 @@ class FeatureOptions:
         """
         if self.features is None:
             return choose(None)
-        from pipelines._features import check_chosen, check_features, starting_settings
+        from pipelines._features import KnownFeatures, check_chosen, check_features
 
-        start = starting_settings(refs)
+        known = KnownFeatures.of(refs)
+        start = known.settings()
         settings = choose(start)
         if settings.tile.size != start.tile.size:  # the resolution follows from it
-            settings = choose(starting_settings(refs, settings.tile.size))
+            settings = choose(known.settings(settings.tile.size))
         check_features(settings)
         check_chosen(settings.model, start.model)
         return settings

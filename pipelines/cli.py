@@ -38,6 +38,7 @@ from pipelines._options import (
     StageOptions,
     execution,
 )
+from pipelines._process import quick
 from pipelines._stage_options import (
     DrawOptions,
     EvaluationOptions,
@@ -186,6 +187,7 @@ def embed(
     """Encode the tissue tiles of slides, and keep their features."""
     from pipelines.embed import embed
 
+    chosen.check_backbone("--encoder", encoder)
     settings = chosen.settings(changes={"model.backbone": encoder})
     carried_out = execution(common, stage)
     refs = areas.named(source.refs(slides), carried_out.reporter)
@@ -355,11 +357,12 @@ def settings(
         text("--write", "FILE", "Write them to a settings file (TOML) with comments.", panel=OUTPUT),
     ] = None,
     overwrite: Annotated[bool, flag("--overwrite", "Replace the file of --write.", OUTPUT)] = False,
+    schema: Annotated[bool, flag("--schema", "Print a JSON Schema of settings files.", OUTPUT)] = False,
 ) -> Result:
     """List all settings with type, default and reason, or write a commented settings file."""
     from pipelines.settings import settings
 
-    return settings(write, overwrite=overwrite)
+    return settings(write, overwrite=overwrite, schema=schema)
 
 
 @_stage
@@ -395,4 +398,5 @@ def demo(
 
 def main() -> None:
     """Run the command line."""
-    app(prog_name="wsi-ats")
+    with quick():
+        app(prog_name="wsi-ats")

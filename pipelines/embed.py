@@ -192,6 +192,9 @@ class EmbedTask(SlideTask):
     stage: ClassVar[str] = "embed"
     tables: ClassVar[Sequence[str]] = ("embedded",)
     on_gpu: ClassVar[bool] = True
+    # They share one copy of the encoder, and a single slide keeps them busy. Many more would wait for each
+    # other's Python code.
+    cores: ClassVar[int] = 4
 
     @property
     def columns(self) -> Mapping[str, str]:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
+from pipelines._carry_out import Results
 from pipelines._records import Row, SlideTask, own_cores, settled
 from pipelines._runs import Execution, Identity, Summary, rooted
 from pipelines._stage import run_stage
@@ -101,6 +102,22 @@ def prepare(
     identity = Identity.of("prepare", settings, Fixes.THUMBNAILS)
     refer = partial(settled, settings=settings)
     return run_stage(PrepareTask.of(out, settings), refs, identity, execution, refer=refer)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Slides that are prepared already.
+
+    Parameters
+    ----------
+    out
+        Folder of :func:`prepare`, with the settings of the run that uses them.
+    results
+        Its results.
+    """
+
+    out: Path
+    results: Results
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -51,11 +52,7 @@ DOORS = {
         "wsi_ats.testing.synthetic",
         "wsi_ats.testing.textures",
     ],
-    "sklearn": [
-        "wsi_ats.tasks.curves",
-        "wsi_ats.tasks.evaluation",
-        "wsi_ats.tables.splits",
-    ],  # of each what the name says
+    "sklearn": ["wsi_ats.tasks.curves", "wsi_ats.tables.splits"],  # of each what the name says
     # Areas that people drew, and outlines of tissue.
     "shapely": ["wsi_ats.annotations.shapes", "wsi_ats.results.exports.outlines"],
     "defusedxml": ["wsi_ats.annotations.opening"],
@@ -122,9 +119,14 @@ def is_typing(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
 
 
-def imports(module: str, *, types: bool = True) -> Iterator[str]:
+@cache
+def imports(module: str, *, types: bool = True) -> tuple[str, ...]:
     """Modules that a module imports, also inside functions; for types alone too, if ``types``."""
-    todo: list[ast.AST] = [ast.parse(MODULES[module].read_text(encoding="utf-8"))]
+    return tuple(imports_in(ast.parse(MODULES[module].read_text(encoding="utf-8")), module, types))
+
+
+def imports_in(tree: ast.AST, module: str, types: bool) -> Iterator[str]:
+    todo = [tree]
     while todo:
         node = todo.pop()
         if isinstance(node, ast.Import):
@@ -245,6 +247,10 @@ HEAVY = {
         (
             "from wsi_ats.overview.overview import read_overview",
             {"torch", "timm", "dask", "distributed", "sklearn", "matplotlib"},
+        ),
+        (
+            "from wsi_ats.nn.backbone import create_backbone as c; c('features:8', pretrained=False)",
+            {"timm", "torchvision"},
         ),
     ],
 )

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from wsi_ats.errors import SettingsError
 from wsi_ats.geometry import Grid, IntArray
 from wsi_ats.models.base import DrawLogits, draw_seed
 from wsi_ats.models.encoding import Embed, TileBatches, embed_features, embed_tiles
+from wsi_ats.models.frozen import published_fingerprint
 from wsi_ats.models.kinds import method_for
 from wsi_ats.models.stopping import stop
 from wsi_ats.nn.network import SlideNetwork
@@ -81,6 +83,16 @@ class LoadedModel:
     settings: Settings
     target: Target
     digest: str
+
+    @cached_property
+    def encoder_digest(self) -> str:
+        """Fingerprint of the weights whose features it takes, as files of features name it; empty if unknown.
+
+        A model that was trained on pixels takes features if its backbone is frozen.
+        """
+        if self.settings.model.takes_features or self.settings.training.fine_tuning != "frozen":
+            return self.settings.model.encoder_digest
+        return published_fingerprint(self.model.encoder)
 
     def score(
         self,
@@ -163,7 +175,8 @@ class LoadedModel:
         counting = CountingSlide(slide)
         overview, bag = read_overview(counting, settings), None
         if ref.features:
-            overview, bag = match_features(ref, slide, overview, settings.model)
+            own = replace(settings.model, encoder_digest=self.encoder_digest)
+            overview, bag = match_features(ref, slide, overview, own)
         overview = within_regions(overview, ref, slide, settings)
         tissue = overview.tissue
         draws: list[DrawLogits] = []
