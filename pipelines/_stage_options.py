@@ -1,4 +1,4 @@
-"""Options of single stages: ``train`` and ``score``."""
+"""Options of single stages: ``train``, ``score``, ``evaluate``."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from pipelines._arguments import (
     INPUT,
     MODEL,
     OUTPUT,
+    By,
     LabelColumn,
     Resamples,
+    Seed,
     TrainingSeed,
     flag,
     number,
@@ -203,6 +205,51 @@ class LearningOptions:
         refs = self.source.refs(slides, task=choose().model.task, **tables)
         refs = self.areas.named(self.stored.named(refs, reporter), reporter)
         return refs, self.stored.settings(refs, choose)
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """Options of ``evaluate``, under the names of its arguments."""
+
+    label_column: LabelColumn = None
+    splits: Annotated[
+        Path | None,
+        text(
+            "--splits",
+            "FILE",
+            "Table with the columns train, val and test: evaluate its test slides.",
+            panel=INPUT,
+        ),
+    ] = None
+    split: Annotated[
+        str | None, text("--split", "train|val|test", "Evaluate the slides of this split.", panel=INPUT)
+    ] = None
+    annotations: Annotated[
+        Path | None,
+        text(
+            "--annotations",
+            "FOLDER",
+            "Annotations of QuPath, ASAP or ImageScope, named after the slides: whether drawn tiles and "
+            "attention fall on them.",
+            panel=INPUT,
+        ),
+    ] = None
+    annotation_class: Annotated[
+        list[str] | None,
+        text(
+            "--annotation-class",
+            "NAME",
+            "With --annotations: only annotations of this class; may be repeated. '!NAME' cuts a class out.",
+            panel=INPUT,
+        ),
+    ] = None
+    by: By = "slide"
+    resamples: Resamples = 1000
+    seed: Seed = 0
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of :func:`pipelines.evaluate.evaluate`."""
+        return vars(self) | {"annotation_class": self.annotation_class or ()}
 
 
 @dataclass(frozen=True)

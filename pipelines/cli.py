@@ -12,16 +12,13 @@ import typer
 
 from pipelines._arguments import (
     EXECUTION,
-    INPUT,
     MODEL,
     OUTPUT,
     By,
-    LabelColumn,
     Labels,
     MovedSlides,
     Out,
     Overwrite,
-    Resamples,
     Scores,
     Seed,
     Slides,
@@ -44,6 +41,7 @@ from pipelines._options import (
 from pipelines._process import quick
 from pipelines._stage_options import (
     DrawOptions,
+    EvaluationOptions,
     FeatureOptions,
     FitOptions,
     FoldOptions,
@@ -271,38 +269,12 @@ def evaluate(
     out: Out,
     folder: FolderOptions,
     common: CommonOptions,
-    label_column: LabelColumn = None,
-    splits: Annotated[
-        Path | None,
-        text(
-            "--splits",
-            "FILE",
-            "Table with the columns train, val and test: evaluate its test slides.",
-            panel=INPUT,
-        ),
-    ] = None,
-    split: Annotated[
-        str | None, text("--split", "train|val|test", "Evaluate the slides of this split.", panel=INPUT)
-    ] = None,
-    by: By = "slide",
-    resamples: Resamples = 1000,
-    seed: Seed = 0,
+    chosen: EvaluationOptions,
 ) -> Result:
     """Compare scores with labels: metrics with confidence intervals, curves, calibration."""
     from pipelines.evaluate import evaluate
 
-    return evaluate(
-        scores,
-        labels,
-        out,
-        by=by,
-        label_column=label_column,
-        splits=splits,
-        split=split,
-        resamples=resamples,
-        seed=seed,
-        execution=execution(common, folder),
-    )
+    return evaluate(scores, labels, out, execution=execution(common, folder), **chosen.arguments())
 
 
 @_stage

@@ -63,6 +63,8 @@ OTHER = {
     "--marker": (".done",),
     "--features": ("missing",),
     "--regions": ("missing",),
+    "--annotations": ("missing",),
+    "--annotation-class": ("Tumor",),
     "--region-class": ("Tumor",),
     "--encoder": ("resnet18",),
     "--dtype": ("float16",),

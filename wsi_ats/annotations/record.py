@@ -154,9 +154,18 @@ class Annotations:
         area = shapes.joined([s for name, s in each if name not in cut and (name in kept or not kept)])
         return shapes.without(area, shapes.joined([s for name, s in each if name in cut])) if cut else area
 
-    def only(self, classes: Sequence[str]) -> Annotations:
-        """Return the connected areas of some classes, without their classes; see :meth:`area`."""
-        found = tuple(shapes.parts(self.area(classes)))
+    def only(self, classes: Sequence[str], *, apart: float = 2.0) -> Annotations:
+        """Return the connected areas of some classes, without their classes.
+
+        Parameters
+        ----------
+        classes
+            See :meth:`area`.
+        apart
+            Pieces less than so many level-0 pixels apart are one area. Where an outline crosses itself or a
+            class is cut out, specks remain beside the rest.
+        """
+        found = tuple(shapes.parts(self.area(classes), apart))
         return replace(self, shapes=found, classes=("",) * len(found))
 
     def inside(self, grid: Grid, cells: IntArray) -> npt.NDArray[np.bool_]:

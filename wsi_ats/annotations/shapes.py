@@ -83,9 +83,15 @@ def without(shape: Shape, other: Shape) -> Shape:
     return _areas(shapely.difference(shape, other))
 
 
-def parts(shape: Shape) -> list[Shape]:
-    """Return the connected parts of a shape; those that only touch in a point are two."""
-    return [part for part in shapely.get_parts(shape) if part.area > 0]
+def parts(shape: Shape, apart: float) -> list[Shape]:
+    """Return the parts of a shape that are at least ``apart`` pixels from one another, in any order."""
+    pieces = [piece for piece in shapely.get_parts(shape) if piece.area > 0]
+    around = shapely.get_parts(shapely.buffer(shape, apart / 2))
+    inside, of = shapely.STRtree(around).query(shapely.point_on_surface(pieces), predicate="within")
+    groups: dict[int, list[Shape]] = {}
+    for piece, group in zip(inside.tolist(), of.tolist(), strict=True):
+        groups.setdefault(group, []).append(pieces[piece])
+    return [joined(group) for group in groups.values()]
 
 
 def outside(shapes: Sequence[Shape], frame: Region) -> tuple[int, float]:

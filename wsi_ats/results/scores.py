@@ -84,8 +84,12 @@ class ScoredSlide:
         ArtifactError
             When the file is damaged.
         """
-        file = self._file("attention", "npz")
-        return load_attention(file) if file.exists() else None
+        return load_attention(self._file("attention", "npz")) if self.has_attention else None
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether there is an attention map."""
+        return self._file("attention", "npz").exists()
 
     def features(self) -> Bag | None:
         """Open the features of the tiles that were drawn, in the order of their cells.

@@ -247,19 +247,41 @@ def metrics_table(
     def compute(sample: Indices) -> Metrics:
         return metrics_of(task, targets[sample], scores[sample], names=names)
 
-    found = compute(np.arange(len(targets)))
-    intervals = bootstrap(compute, cases, resamples=resamples, seed=seed)
     why = task.undefined(targets, names) if len(targets) else "there are no slides to evaluate"
+    return with_intervals(
+        compute, cases, resamples=resamples, seed=seed, undefined=why or "no pair can be compared"
+    )
+
+
+def with_intervals(
+    compute: Callable[[Indices], Metrics],
+    cases: Sequence[str],
+    *,
+    resamples: int,
+    seed: int,
+    undefined: str,
+) -> list[dict[str, Any]]:
+    """Make rows of metrics with their intervals, in the columns of :func:`metrics_table`.
+
+    Parameters
+    ----------
+    compute, cases, resamples, seed
+        As in :func:`bootstrap`.
+    undefined
+        Reason why a metric may be undefined.
+    """
+    found = compute(np.arange(len(cases)))
+    intervals = bootstrap(compute, cases, resamples=resamples, seed=seed)
     return [
         {
             "metric": name,
             "value": value,
             "low": intervals[name].low if value is not None else None,
             "high": intervals[name].high if value is not None else None,
-            "n": len(targets),
+            "n": len(cases),
             "cases": len(set(cases)),
             "undefined_resamples": intervals[name].undefined,
-            "note": f"not defined: {why or 'no pair can be compared'}" if value is None else None,
+            "note": f"not defined: {undefined}" if value is None else None,
         }
         for name, value in found.items()
     ]
