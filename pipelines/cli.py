@@ -370,6 +370,48 @@ def export(
 
 
 @_stage
+def report(
+    scores: Scores,
+    out: Annotated[Path, text("--out", "FILE", "The report: an HTML file.", panel=OUTPUT)],
+    folder: FolderOptions,
+    common: CommonOptions,
+    labels: Annotated[
+        Path | None,
+        text("--labels", "FILE", "Table of labels (CSV) to compare the scores with.", panel=INPUT),
+    ] = None,
+    label_column: LabelColumn = None,
+    by: By = "slide",
+    slides: MovedSlides = None,
+    pictures: Annotated[
+        bool,
+        typer.Option(
+            "--pictures/--no-pictures",
+            help="Show slides and tiles; drawn now, if `score --pictures` did not keep them.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = True,
+) -> Result:
+    """Write a report of scores: one HTML file to read, print and hand on."""
+    from pipelines.report import report
+    from wsi_ats.errors import SettingsError
+
+    if labels is None and (label_column is not None or by != "slide"):
+        raise SettingsError(
+            "--label-column and --by have no effect without --labels; give it, or leave them out"
+        )
+    return report(
+        scores,
+        out,
+        labels=labels,
+        label_column=label_column,
+        by=by,
+        slides=slides,
+        pictures=pictures,
+        execution=execution(common, folder),
+    )
+
+
+@_stage
 def settings(
     write: Annotated[
         Path | None,
