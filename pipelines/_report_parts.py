@@ -1,4 +1,4 @@
-"""The parts of a report, made from scores: facts of the run, the table of slides, and a part on each slide."""
+"""The parts of a report, made from scores: facts of the run, table of slides, and a part on each slide."""
 
 from __future__ import annotations
 
@@ -80,12 +80,11 @@ def counts(scores: Scores) -> list[tuple[str, str]]:
 def columns(target: Target, *, labelled: bool) -> list[Column]:
     """Return the columns of the table of slides."""
     return [
-        *(Column("Slide"), Column("Case"), Column("Status")),
+        *(Column(name) for name in ("Slide", "Case", "Status")),
         *([Column("Label")] if labelled else []),
         Column("Predicted"),
         *(Column(name, numeric=True) for name in target.columns),
         *(Column(name, numeric=True) for name in ("Sampling error", "Tiles read", "Tissue tiles", "Seconds")),
-        Column("Note"),
     ]
 
 
@@ -98,8 +97,10 @@ def cells(slide: ScoredSlide, target: Target, labels: Mapping[str, str | None] |
         *(Cell(slide.id), Cell(str(row["case_id"])), Cell(row["status"].replace("_", " "))),
         *([] if labels is None else [Cell(labels.get(slide.id) or "")]),
         Cell(row["predicted"] or ""),
-        *(Cell("") if value is None else Cell(f"{value:{form}}", value) for value, form in (*numbers, *costs)),
-        Cell(without_secrets(row["error"] or "")),
+        *(
+            Cell("") if value is None else Cell(f"{value:{form}}", value)
+            for value, form in (*numbers, *costs)
+        ),
     ]
 
 

@@ -10,12 +10,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment
+from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from wsi_ats.files import atomic
 
 _FOLDER = files(__package__)
+
+_STATUS = 2  # column of the table of slides that can be filtered
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ class Report:
     run, settings
         Names and values that describe the run.
     columns, rows
-        The table of slides.
+        The table of slides; the first three columns are slide, case and status.
     metrics
         Rows of ``metrics.csv``; empty without labels.
     compared, resamples
@@ -121,8 +123,10 @@ class Report:
     plots: Picture | None = None
 
 
-def write_report(path: Path, report: Report, slides: Iterable[SlidePart], *, slides_a_page: int) -> list[Path]:
-    """Write a report, a page for each so many slides; each page is one file.
+def write_report(
+    path: Path, report: Report, slides: Iterable[SlidePart], *, slides_a_page: int
+) -> list[Path]:
+    """Write a report on pages of so many slides; each page is one file.
 
     Parts on slides are taken one at a time, so memory does not grow with their number.
 
@@ -148,7 +152,9 @@ def write_report(path: Path, report: Report, slides: Iterable[SlidePart], *, sli
     ArtifactError
         When a file cannot be written.
     """
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters["number"] = _number
     template = environment.from_string((_FOLDER / "report.html.jinja").read_text(encoding="utf-8"))
     script = (_FOLDER / "report.js").read_text(encoding="utf-8")
@@ -168,19 +174,22 @@ def write_report(path: Path, report: Report, slides: Iterable[SlidePart], *, sli
                 template.generate(
                     report=report,
                     page=page,
-                    rows=_rows(report, paths, slides_a_page),
-                    script=Markup(script),  # noqa: S704  (ours)
+                    rows=_rows(report, paths, slides_a_page) if number == 1 else (),
+                    statuses=list(dict.fromkeys(row[_STATUS].text for row in report.rows)),
+                    script=Markup(script),
                     script_digest=digest,
                 )
             )
     return paths
 
 
-def _rows(report: Report, paths: Sequence[Path], slides_a_page: int) -> Iterable[dict[str, Any]]:
+def _rows(report: Report, paths: Sequence[Path], slides_a_page: int) -> list[dict[str, Any]]:
+    rows = []
     for place, cells in enumerate(report.rows):
         page = paths[place // slides_a_page]
         link = f"{page.name if page != paths[0] else ''}#slide-{place + 1}"
-        yield {"link": link, "cells": list(zip(cells, report.columns, strict=True))}
+        rows.append({"link": link, "cells": list(zip(cells, report.columns, strict=True))})
+    return rows
 
 
 def _number(value: float | None) -> str:

@@ -118,6 +118,16 @@ def compressed(path: Path, out: BinaryIO, *, widest: int, quality: int) -> None:
         small.save(out, format="WEBP", quality=quality, method=4)
 
 
-def write_png(path: Path, pixels: Pixels) -> None:
-    """Write an RGB image, shape (h, w, 3), as PNG."""
-    Image.fromarray(pixels).save(path, format="PNG")
+def write_png(path: Path, pixels: Pixels, *, dpi: float = 72, level: int = 6) -> None:
+    """Write an RGB image, shape (h, w, 3), as PNG.
+
+    Parameters
+    ----------
+    path, pixels
+        The file and the image.
+    dpi
+        Pixels per inch, for programs that print it.
+    level
+        How hard to compress, 1 to 9; 1 takes a third of the time of 6.
+    """
+    Image.fromarray(pixels).save(path, format="PNG", dpi=(dpi, dpi), compress_level=level)
