@@ -120,7 +120,7 @@ class ScoredSlide:
             )
         digest = recorded.pop("digest")
         ref = SlideRef(**recorded | {"features": tuple(recorded["features"])})
-        ref = replace(ref, path=self.path)
+        ref = replace(ref, path=self.place or ref.path)
         if contents_digest(ref.path) != digest:
             missing = not is_remote(ref.path) and not Path(ref.path).exists()
             raise ArtifactError(
