@@ -20,6 +20,7 @@ from pipelines._arguments import (
     Labels,
     MovedSlides,
     Out,
+    OutFile,
     Overwrite,
     Resamples,
     Scores,
@@ -372,7 +373,7 @@ def export(
 @_stage
 def report(
     scores: Scores,
-    out: Annotated[Path, text("--out", "FILE", "The report: an HTML file.", panel=OUTPUT)],
+    out: OutFile,
     folder: FolderOptions,
     common: CommonOptions,
     labels: Annotated[
@@ -382,14 +383,14 @@ def report(
     label_column: LabelColumn = None,
     by: By = "slide",
     slides: MovedSlides = None,
-    pictures: Annotated[
+    no_pictures: Annotated[
         bool,
-        typer.Option(
-            "--pictures/--no-pictures",
-            help="Show slides and tiles; drawn now, if `score --pictures` did not keep them.",
-            rich_help_panel=OUTPUT,
+        flag(
+            "--no-pictures",
+            "Show no slides and tiles. Otherwise those that `score --pictures` kept, or drawn now.",
+            OUTPUT,
         ),
-    ] = True,
+    ] = False,
 ) -> Result:
     """Write a report of scores: one HTML file to read, print and hand on."""
     from pipelines.report import report
@@ -406,7 +407,7 @@ def report(
         label_column=label_column,
         by=by,
         slides=slides,
-        pictures=pictures,
+        pictures=not no_pictures,
         execution=execution(common, folder),
     )
 
