@@ -18,6 +18,7 @@ from pipelines._arguments import (
     Labels,
     MovedSlides,
     Out,
+    OutFile,
     Overwrite,
     Scores,
     Seed,
@@ -348,6 +349,48 @@ def export(
 
     carried_out = replace(execution(common, folder), strict=strict)
     return export(scores, out, to=to, slides=slides, execution=carried_out)
+
+
+@_stage
+def report(
+    scores: Scores,
+    out: OutFile,
+    folder: FolderOptions,
+    common: CommonOptions,
+    labels: Annotated[
+        Path | None,
+        text("--labels", "FILE", "Table of labels (CSV) to compare the scores with.", panel=INPUT),
+    ] = None,
+    label_column: LabelColumn = None,
+    by: By = "slide",
+    slides: MovedSlides = None,
+    no_pictures: Annotated[
+        bool,
+        flag(
+            "--no-pictures",
+            "Show no slides and tiles. Otherwise those that `score --pictures` kept, or drawn now.",
+            OUTPUT,
+        ),
+    ] = False,
+) -> Result:
+    """Write a report of scores: one HTML file to read, print and hand on."""
+    from pipelines.report import report
+    from wsi_ats.errors import SettingsError
+
+    if labels is None and (label_column is not None or by != "slide"):
+        raise SettingsError(
+            "--label-column and --by have no effect without --labels; give it, or leave them out"
+        )
+    return report(
+        scores,
+        out,
+        labels=labels,
+        label_column=label_column,
+        by=by,
+        slides=slides,
+        pictures=not no_pictures,
+        execution=execution(common, folder),
+    )
 
 
 @_stage

@@ -72,7 +72,7 @@ OTHER = {
     "--quality": ("50",),
     "--to": ("qupath",),
     "--slides": ("moved",),
-    **dict.fromkeys(("--list", "--keep-features"), ()),
+    **dict.fromkeys(("--list", "--keep-features", "--no-pictures"), ()),
     "--write": ("written.toml",),
 }
 
@@ -126,6 +126,7 @@ def words(slides, model, weights) -> dict[str, list[str]]:
         "score": [str(slides), "--model", str(model), *out],
         "evaluate": ["scores", *labels, *out],
         "export": ["scores", "--to", "csv", *out],
+        "report": ["scores", "--labels", "labels.csv", "--out", "report.html"],
     }
     return {name: [name, *shown.get(name, [])] for name in COMMANDS}
 
