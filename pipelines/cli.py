@@ -12,9 +12,11 @@ import typer
 
 from pipelines._arguments import (
     EXECUTION,
+    INPUT,
     MODEL,
     OUTPUT,
     By,
+    LabelColumn,
     Labels,
     MovedSlides,
     Out,
