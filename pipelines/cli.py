@@ -46,7 +46,9 @@ from pipelines._stage_options import (
     FeatureOptions,
     FitOptions,
     FoldOptions,
+    KeptOptions,
     LearningOptions,
+    PictureOptions,
     WatchOptions,
 )
 
@@ -221,18 +223,11 @@ def score(
     ],
     chosen: SettingsOptions,
     drawing: DrawOptions,
+    kept: KeptOptions,
     out: Out,
     stage: StageOptions,
     common: CommonOptions,
     seed: Seed = 0,
-    keep_features: Annotated[
-        bool,
-        flag(
-            "--keep-features",
-            "Keep the features of the drawn tiles, for `export` to programs that use features.",
-            OUTPUT,
-        ),
-    ] = False,
 ) -> Result:
     """Score slides with a model: predictions, and the tiles they are based on."""
     from pipelines._watch import stop_on_signals
@@ -246,7 +241,15 @@ def score(
         )
     refs = None if arriving.watch else source.refs(slides)
     settings = chosen.settings(read_card(model).settings, changes=drawing.changes())
-    scored = partial(score, model=model, out=out, settings=settings, seed=seed, keep_features=keep_features)
+    scored = partial(
+        score,
+        model=model,
+        out=out,
+        settings=settings,
+        seed=seed,
+        keep_features=kept.keep_features,
+        pictures=kept.pictures,
+    )
     carried_out = execution(common, stage)
     if refs is not None:
         return scored(stored.named(refs, carried_out.reporter), execution=carried_out)
@@ -349,6 +352,7 @@ def export(
     out: Out,
     folder: FolderOptions,
     common: CommonOptions,
+    drawn: PictureOptions,
     slides: MovedSlides = None,
     strict: Strict = False,
     formats: Annotated[  # noqa: ARG001  (it ends the command)
@@ -366,7 +370,7 @@ def export(
     from pipelines.export import export
 
     carried_out = replace(execution(common, folder), strict=strict)
-    return export(scores, out, to=to, slides=slides, execution=carried_out)
+    return export(scores, out, to=to, slides=slides, options=drawn.given(), execution=carried_out)
 
 
 @_stage

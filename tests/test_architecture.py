@@ -57,7 +57,7 @@ DOORS = {
         "wsi_ats.tables.splits",
     ],  # of each what the name says
     "lifelines": ["wsi_ats.tasks.concordance"],
-    "matplotlib": ["wsi_ats.results.plots"],
+    "matplotlib": ["wsi_ats.results.plots", "wsi_ats.results.pictures"],  # of numbers, and of slides
     "timm": ["wsi_ats.nn.backbone"],
     # A model on disk, and the error of a backbone's weights file.
     "safetensors": ["wsi_ats.models.checkpoints", "wsi_ats.nn.backbone"],

@@ -68,7 +68,9 @@ OTHER = {
     "--quality": ("50",),
     "--to": ("qupath",),
     "--slides": ("moved",),
-    **dict.fromkeys(("--list", "--keep-features"), ()),
+    **dict.fromkeys(("--list", "--keep-features", "--pictures"), ()),
+    "--picture-type": ("svg",),
+    "--dpi": ("300",),
     "--write": ("written.toml",),
 }
 

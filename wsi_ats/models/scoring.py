@@ -210,7 +210,7 @@ class LoadedModel:
             log_weight=draws[-1].log_weight if draws else None,
         )
         if not draws:
-            return Scored(prediction)
+            return Scored(prediction, overview=overview if keep_tiles else None)
         return Scored(
             prediction,
             _attention_map(draws[0].attention, tissue),
