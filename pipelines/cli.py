@@ -48,7 +48,9 @@ from pipelines._stage_options import (
     FeatureOptions,
     FitOptions,
     FoldOptions,
+    KeptOptions,
     LearningOptions,
+    PictureOptions,
     RegionOptions,
     WatchOptions,
 )
@@ -228,18 +230,11 @@ def score(
     ],
     chosen: SettingsOptions,
     drawing: DrawOptions,
+    kept: KeptOptions,
     out: Out,
     stage: StageOptions,
     common: CommonOptions,
     seed: Seed = 0,
-    keep_features: Annotated[
-        bool,
-        flag(
-            "--keep-features",
-            "Keep the features of the drawn tiles, for `export` to programs that use features.",
-            OUTPUT,
-        ),
-    ] = False,
 ) -> Result:
     """Score slides with a model: predictions, and the tiles they are based on."""
     from pipelines._watch import stop_on_signals
@@ -255,7 +250,15 @@ def score(
         raise SettingsError("--watch scores slides as they arrive, without annotations; leave out --regions")
     refs = None if arriving.watch else source.refs(slides)
     settings = chosen.settings(read_card(model).settings, changes=drawing.changes())
-    scored = partial(score, model=model, out=out, settings=settings, seed=seed, keep_features=keep_features)
+    scored = partial(
+        score,
+        model=model,
+        out=out,
+        settings=settings,
+        seed=seed,
+        keep_features=kept.keep_features,
+        pictures=kept.pictures,
+    )
     carried_out = execution(common, stage)
     if refs is not None:
         refs = areas.named(stored.named(refs, carried_out.reporter), carried_out.reporter)
@@ -333,6 +336,7 @@ def export(
     out: Out,
     folder: FolderOptions,
     common: CommonOptions,
+    drawn: PictureOptions,
     slides: MovedSlides = None,
     strict: Strict = False,
     formats: Annotated[  # noqa: ARG001  (it ends the command)
@@ -350,7 +354,7 @@ def export(
     from pipelines.export import export
 
     carried_out = replace(execution(common, folder), strict=strict)
-    return export(scores, out, to=to, slides=slides, execution=carried_out)
+    return export(scores, out, to=to, slides=slides, options=drawn.given(), execution=carried_out)
 
 
 @_stage

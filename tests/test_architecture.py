@@ -59,7 +59,7 @@ DOORS = {
     "shapely": ["wsi_ats.annotations.shapes", "wsi_ats.results.exports.outlines"],
     "defusedxml": ["wsi_ats.annotations.opening"],
     "lifelines": ["wsi_ats.tasks.concordance"],
-    "matplotlib": ["wsi_ats.results.plots"],
+    "matplotlib": ["wsi_ats.results.plots", "wsi_ats.results.pictures"],  # of numbers, and of slides
     "timm": ["wsi_ats.nn.backbone"],
     # A model on disk, and the error of a backbone's weights file.
     "safetensors": ["wsi_ats.models.checkpoints", "wsi_ats.nn.backbone"],

@@ -72,7 +72,9 @@ OTHER = {
     "--quality": ("50",),
     "--to": ("qupath",),
     "--slides": ("moved",),
-    **dict.fromkeys(("--list", "--keep-features", "--no-pictures"), ()),
+    **dict.fromkeys(("--list", "--keep-features", "--pictures", "--no-pictures"), ()),
+    "--picture-type": ("svg",),
+    "--dpi": ("300",),
     "--write": ("written.toml",),
 }
 
