@@ -72,7 +72,7 @@ OTHER = {
     "--quality": ("50",),
     "--to": ("qupath",),
     "--slides": ("moved",),
-    **dict.fromkeys(("--list", "--keep-features", "--pictures", "--no-pictures"), ()),
+    **dict.fromkeys(("--list", "--keep-features", "--pictures", "--no-pictures", "--schema"), ()),
     "--picture-type": ("svg",),
     "--dpi": ("300",),
     "--write": ("written.toml",),
