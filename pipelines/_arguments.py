@@ -35,6 +35,15 @@ Slides = Annotated[
     typer.Argument(metavar="SLIDES", help="Slides, folders, globs, URLs or tables of slides (CSV)."),
 ]
 Scores = Annotated[Path, typer.Argument(metavar="SCORES", help="Output folder of `score`.")]
+MovedSlides = Annotated[
+    Path | None,
+    text(
+        "--slides",
+        "FOLDER",
+        "Where the slides are now, if they were moved after they were scored.",
+        panel=INPUT,
+    ),
+]
 Labels = Annotated[
     Path,
     text("--labels", "FILE", "Table of labels (CSV): a column slide_id or case_id, and label.", panel=INPUT),
@@ -77,6 +86,10 @@ Out = Annotated[
     typer.Option(
         "--out", metavar="FOLDER", help="Output folder.", callback=_no_store, rich_help_panel=OUTPUT
     ),
+]
+OutFile = Annotated[
+    Path,
+    typer.Option("--out", metavar="FILE", help="Output file.", callback=_no_store, rich_help_panel=OUTPUT),
 ]
 Overwrite = Annotated[bool, flag("--overwrite", "Delete the results of an earlier run first.", OUTPUT)]
 Strict = Annotated[bool, flag("--strict", "Stop at the first slide that fails.", EXECUTION)]

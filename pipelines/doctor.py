@@ -120,7 +120,7 @@ def _readers() -> list[Check]:
 
 def _optional() -> list[Check]:
     return [
-        Check(purpose, module)
+        Check(purpose, module, needed=False)
         if importlib.util.find_spec(module) is not None
         else Check(purpose, f"{module} is not installed", f'pip install "wsi-ats[{extra}]"', needed=False)
         for purpose, module, extra in _OPTIONAL

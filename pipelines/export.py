@@ -2,39 +2,47 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pipelines._runs import Execution, Identity, Summary, open_run, rooted
-from wsi_ats.errors import ArtifactError, SettingsError
-from wsi_ats.files import atomic
-from wsi_ats.results.exports.qupath import write_qupath
-from wsi_ats.results.exports.tables import write_selections_csv, write_selections_parquet
-from wsi_ats.results.records import Selection
-from wsi_ats.results.scores import ScoredSlide, read_scores
-
-# Formats by name: those with one table for all slides, and those with a file of this ending for each slide.
-_TABLE_FORMATS = {"csv": write_selections_csv, "parquet": write_selections_parquet}
-_SLIDE_FORMATS = {"qupath": (".geojson", write_qupath)}
-
-FORMATS = (*_TABLE_FORMATS, *_SLIDE_FORMATS)
+from wsi_ats.errors import ArtifactError, SettingsError, SlideError
+from wsi_ats.files import read_json
+from wsi_ats.results.exports.format import Format
+from wsi_ats.results.exports.registry import FORMATS
+from wsi_ats.results.records import RUN_FILE
+from wsi_ats.results.scores import ScoredSlide, Scores, read_scores
 
 
-def export(scores: str | Path, out: str | Path, *, to: str, execution: Execution | None = None) -> Summary:
-    """Write scores in another program's format.
+def export(
+    scores: str | Path,
+    out: str | Path,
+    *,
+    to: Sequence[str],
+    slides: str | Path | None = None,
+    options: Mapping[str, Any] | None = None,
+    execution: Execution | None = None,
+) -> Summary:
+    """Write scores in the formats of other programs.
 
-    This runs in the calling process: a slide takes milliseconds, less than sending it to a worker.
+    This runs in the calling process: most formats take milliseconds a slide, less than sending it to a
+    worker.
 
     Parameters
     ----------
     scores
         Output folder of :func:`pipelines.score.score`.
     out
-        Folder for the export.
+        Folder for the export; each format has a folder of its name in it.
     to
-        ``"csv"`` and ``"parquet"`` give the tables ``selections`` (a row for each tile of each slide) and
-        ``predictions``; ``"qupath"`` gives ``<slide_id>.geojson`` for each slide.
+        Names of formats; see :data:`wsi_ats.results.exports.registry.FORMATS`.
+    slides
+        Folder, glob or table of the slides, if they were moved after they were scored. Only formats with
+        pixels read them.
+    options
+        Options of formats by name, such as ``{"dpi": 300}`` for ``pictures``; see
+        :attr:`wsi_ats.results.exports.format.Format.options`.
     execution
         Scheduler and workers are not used.
 
@@ -46,62 +54,108 @@ def export(scores: str | Path, out: str | Path, *, to: str, execution: Execution
     Raises
     ------
     SettingsError
-        For an unknown format.
+        For an unknown format, or one that needs a package which is missing; for an option with a wrong value,
+        or that none of the formats has.
+    ManifestError
+        When ``slides`` cannot be read.
     ArtifactError
         When the scores are missing or incomplete, or the output folder cannot be used.
 
     Examples
     --------
-    >>> export("scores", "for_qupath", to="qupath").counts  # doctest: +SKIP
+    >>> export("scores", "exported", to=["qupath", "clam"]).counts  # doctest: +SKIP
     {'exported': 120, 'without_tiles': 1}
     """
-    if to not in FORMATS:
-        raise SettingsError(f"cannot export to {to!r}; choose one of {', '.join(FORMATS)}")
+    formats = _with_options([_known(name) for name in dict.fromkeys(to)], options or {})
     execution, scores, out = execution or Execution(), rooted(scores), rooted(out)
     found = read_scores(scores)
-    scored = [slide for slide in found.slides if slide.reads_tiles]
-    results = [f"{slide.id}{ending}" for slide in found.slides for ending, _ in _SLIDE_FORMATS.values()]
-    results += [f"{table}.{kind}" for table in ("selections", "predictions") for kind in _TABLE_FORMATS]
+    if slides is not None:
+        found = found.moved_to(slides)
+    usable = [slide for slide in found.slides if any(each.exports(slide) for each in formats)]
+    before = _files_of(out)
+    results = [name for names in before.values() for name in names]
     identity = Identity("export", digests={"scores": found.digest})
     with open_run(out, identity, execution, results=results) as run:
         if execution.dry_run:
-            return Summary.of_dry_run("export", out, 0, len(scored))
+            return Summary.of_dry_run("export", out, 0, len(usable))
         run.begin()
-        selections, failed = _read(scored, execution)
-        counts = {"exported": len(selections), "without_tiles": len(found.slides) - len(scored)}
-        if not (failed and execution.strict):
-            _write(scores, out, to, selections)
-            for name in found.by_id.keys() - {selection.slide_id for selection in selections}:
-                for ending, _ in _SLIDE_FORMATS.values():  # of earlier scores
-                    (out / f"{name}{ending}").unlink(missing_ok=True)
-            run.finish(counts, format=to)
-    return Summary("export", out, counts, failed)
+        failed: dict[str, str] = {}
+        files: dict[str, list[str]] = {}
+        for each in formats:
+            written, failures = _write(each, out, found, execution)
+            failed |= failures
+            files[each.name] = [str(path.relative_to(out)) for path in written]
+            if failures and execution.strict:
+                return Summary("export", out, {"exported": 0}, failed)
+            # Of slides that earlier scores had, or that have no tiles any more.
+            for name in set(before.get(each.name, ())) - set(files[each.name]):
+                (out / name).unlink(missing_ok=True)
+        counts = {
+            "exported": len(usable) - len(failed),
+            "without_tiles": sum(not slide.reads_tiles for slide in found.slides),
+        }
+        run.finish(counts, files=before | files)
+    notes = {each.name: _note(each, out, found, files[each.name]) for each in formats}
+    return Summary("export", out, counts, failed, notes=notes)
 
 
-def _read(slides: Sequence[ScoredSlide], execution: Execution) -> tuple[list[Selection], dict[str, str]]:
-    selections: list[Selection] = []
+def list_formats() -> str:
+    """Return a table of the formats, as text."""
+    rows = [
+        ("format", "for", "files"),
+        *((each.name, each.programs, each.contents) for each in FORMATS.values()),
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(2)]
+    return "\n".join("  ".join([row[0].ljust(widths[0]), row[1].ljust(widths[1]), row[2]]) for row in rows)
+
+
+def _known(name: str) -> Format:
+    if name not in FORMATS:
+        raise SettingsError(f"cannot export to {name!r}; choose one of {', '.join(FORMATS)}")
+    FORMATS[name].check_installed()
+    return FORMATS[name]
+
+
+def _with_options(formats: Sequence[Format], options: Mapping[str, Any]) -> list[Format]:
+    for name in options:
+        if not any(name in each.options for each in formats):
+            able = ", ".join(each.name for each in FORMATS.values() if name in each.options)
+            raise SettingsError(
+                f"--{name.replace('_', '-')} has no effect on {', '.join(each.name for each in formats)}; "
+                f"{'leave it out, or add --to ' + able if able else 'no format has it'}"
+            )
+    return [each.with_options(options) for each in formats]
+
+
+def _note(to: Format, out: Path, scores: Scores, files: Sequence[str]) -> str:
+    written = [out / name for name in files]
+    missing = to.note([slide for slide in scores.slides if to.exports(slide)], written) if to.note else ""
+    return f"{len(files)} files for {to.programs}" + (f"; {missing}" if missing else "")
+
+
+def _files_of(out: Path) -> dict[str, list[str]]:
+    """Return the files that earlier exports wrote into a folder, by format."""
+    return dict(read_json(out / RUN_FILE).get("files") or {}) if (out / RUN_FILE).exists() else {}
+
+
+def _write(to: Format, out: Path, scores: Scores, execution: Execution) -> tuple[list[Path], dict[str, str]]:
+    """Write one format, and return its files and the reasons why slides failed."""
+    folder, written, done = out / to.name, list[Path](), list[ScoredSlide]()
     failed: dict[str, str] = {}
-    with execution.reporter.progress("export", len(slides)) as advance:
+    slides = [slide for slide in scores.slides if to.exports(slide)]
+    with execution.reporter.progress(f"export {to.name}", len(slides)) as advance:
         for slide in slides:
             try:
-                selections.append(slide.selection())
-            except ArtifactError as error:
+                if slide.reads_tiles:
+                    slide.selection()  # damaged files fail here for the formats of all slides, too
+                written += to.slide(folder, slide) if to.slide else ()
+                done.append(slide)
+            except (ArtifactError, SlideError) as error:
                 failed[slide.id] = str(error)
                 execution.reporter.message(f"{slide.id} failed: {error}")
                 if execution.strict:
-                    break
+                    return written, failed
             advance(slide.id)
-    return selections, failed
-
-
-def _write(scores: Path, out: Path, to: str, selections: Sequence[Selection]) -> None:
-    if to in _SLIDE_FORMATS:
-        ending, write = _SLIDE_FORMATS[to]
-        for selection in selections:
-            with atomic(out / f"{selection.slide_id}{ending}") as path:
-                write(path, selection)
-        return
-    with atomic(out / f"selections.{to}") as path:
-        _TABLE_FORMATS[to](path, selections)
-    with atomic(out / f"predictions.{to}") as path:
-        shutil.copyfile(scores / f"predictions.{to}", path)
+    if to.collection:
+        written += to.collection(folder, scores, done)
+    return written, failed

@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ LAYERS = {
     "slides, each format in one file": ["slides"],
     "what is predicted": ["tasks"],
     "which slides, and their labels": ["tables"],
+    "areas of slides that people drew": ["annotations"],
     "the first view of a slide: thumbnail, tissue, artefacts": ["overview"],
     "features of all tiles of a slide, as labs have them": ["bags"],
     "what is kept of a slide that was scored; files for other programs": ["results"],
@@ -38,6 +40,8 @@ DOORS = {
     "openslide": ["wsi_ats.slides.openslide"],
     "tifffile": ["wsi_ats.slides.tiff_index", "wsi_ats.testing.synthetic"],  # the second writes files
     "imagecodecs": ["wsi_ats.slides.codecs", "wsi_ats.testing.bank"],  # the second makes slides of JPEG
+    "jinja2": ["wsi_ats.results.report"],
+    "markupsafe": ["wsi_ats.results.report"],
     "simplejpeg": ["wsi_ats.slides.jpeg"],
     "fsspec": ["wsi_ats.slides.remote"],
     "h5py": ["wsi_ats.bags.hdf5", "wsi_ats.bags.writing"],  # the second writes files
@@ -50,13 +54,12 @@ DOORS = {
         "wsi_ats.testing.synthetic",
         "wsi_ats.testing.textures",
     ],
-    "sklearn": [
-        "wsi_ats.tasks.curves",
-        "wsi_ats.tasks.evaluation",
-        "wsi_ats.tables.splits",
-    ],  # of each what the name says
+    "sklearn": ["wsi_ats.tasks.curves", "wsi_ats.tables.splits"],  # of each what the name says
+    # Areas that people drew, and outlines of tissue.
+    "shapely": ["wsi_ats.annotations.shapes", "wsi_ats.results.exports.outlines"],
+    "defusedxml": ["wsi_ats.annotations.opening"],
     "lifelines": ["wsi_ats.tasks.concordance"],
-    "matplotlib": ["wsi_ats.results.plots"],
+    "matplotlib": ["wsi_ats.results.plots", "wsi_ats.results.pictures"],  # of numbers, and of slides
     "timm": ["wsi_ats.nn.backbone"],
     # A model on disk, and the error of a backbone's weights file.
     "safetensors": ["wsi_ats.models.checkpoints", "wsi_ats.nn.backbone"],
@@ -118,9 +121,14 @@ def is_typing(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
 
 
-def imports(module: str, *, types: bool = True) -> Iterator[str]:
+@cache
+def imports(module: str, *, types: bool = True) -> tuple[str, ...]:
     """Modules that a module imports, also inside functions; for types alone too, if ``types``."""
-    todo: list[ast.AST] = [ast.parse(MODULES[module].read_text(encoding="utf-8"))]
+    return tuple(imports_in(ast.parse(MODULES[module].read_text(encoding="utf-8")), module, types))
+
+
+def imports_in(tree: ast.AST, module: str, types: bool) -> Iterator[str]:
+    todo = [tree]
     while todo:
         node = todo.pop()
         if isinstance(node, ast.Import):
@@ -196,9 +204,9 @@ def test_networks_import_only_torch_timm_errors_and_data_of_encoders(module):
         assert allowed or ours_too, f"{module}: {name}"
 
 
-# Names of tasks that mean something else: a key of GeoJSON, an extra of the package.
+# Names of tasks that mean something else: an extra of the package.
 NO_TASKS = {
-    "wsi_ats.results.exports.qupath": ["classification"],
+    "wsi_ats.annotations.qupath": ["classification"],
     "wsi_ats.testing.synthetic": ["classification"],
     "pipelines.doctor": ["survival", "survival"],
 }
@@ -225,7 +233,7 @@ def test_the_library_imports_neither_stages_nor_test_helpers():
 
 HEAVY = {
     *("torch", "timm", "dask", "distributed", "openslide", "skimage", "scipy", "matplotlib", "sklearn"),
-    *("lifelines", "pandas", "pyarrow", "zarr"),
+    *("lifelines", "pandas", "pyarrow", "zarr", "shapely"),
 }
 
 
@@ -241,6 +249,10 @@ HEAVY = {
         (
             "from wsi_ats.overview.overview import read_overview",
             {"torch", "timm", "dask", "distributed", "sklearn", "matplotlib"},
+        ),
+        (
+            "from wsi_ats.nn.backbone import create_backbone as c; c('features:8', pretrained=False)",
+            {"timm", "torchvision"},
         ),
     ],
 )

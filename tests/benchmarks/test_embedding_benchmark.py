@@ -36,6 +36,20 @@ def test_the_table_is_written_and_its_ratios_are_of_the_numbers_beside_them(slid
     assert float(row["by_floor"]) == pytest.approx(seconds["embed"] / floor)
 
 
+def test_one_side_named_twice_is_refused_because_it_would_be_one_slide(slide, capsys):
+    with pytest.raises(SystemExit):
+        embedding.main(["--sides", "4096", "4096", "--slides", str(slide.parent)])
+    assert "--sides must be different numbers, not [4096, 4096]" in capsys.readouterr().err
+
+
+def test_sides_that_encode_other_numbers_of_tiles_are_not_compared(slide, tmp_path, monkeypatch):
+    real = scoring.all_tissue
+    monkeypatch.setattr(embedding, "all_tissue", lambda *each: (real(*each)[0][1:], 0))
+    settings = embedding.settings_of("test_resnet", 256, tmp_path, [])
+    with pytest.raises(ValueError, match="tiles were encoded, not"):
+        embedding.measured([slide], settings, tmp_path, rounds=1)
+
+
 def test_the_loop_computes_the_features_that_we_compute(slide, tmp_path):
     settings = embedding.settings_of("test_resnet", 256, tmp_path, ["scoring.precision=float32"])
     corners, _ = scoring.all_tissue(slide, settings)

@@ -236,3 +236,24 @@ def test_features(desk, run, weights):
     assert [each["model"]["encoder"] for each in used.values()] == ["test_vit", "", "uni", "uni2-h"]
     assert done("scores")
     assert done("scores_on_trident")
+
+
+def test_annotations(desk, run, weights, slides):
+    """Of lesions and look-alikes, under the names of classes that the page has."""
+    Path("annotations").mkdir()
+    for path in sorted((desk / "slides").iterdir()):
+        text = (slides / "truth" / f"{path.resolve().stem}.geojson").read_text()
+        text = text.replace("Look-alike", "Stroma").replace("Lesion", "Tumor")
+        (Path("annotations") / f"{path.stem}.geojson").write_text(text)
+    for command in typed("annotations"):
+        here = Command(tuple("test_vit" if word == "uni" else word for word in command.words))
+        if command.words[1] == "embed":
+            changes = ("tile.size=64", f"model.checkpoint={weights}")
+            here = Command((*here.words, *(word for each in changes for word in ("--set", each))))
+        carry_out(here, run)
+    rows = {row["slide_id"]: row for row in table(Path("work/slides.csv"))}
+    assert {row["status"] for row in rows.values()} == {"done", "no_tissue"}
+    located = {row["slide_id"]: row for row in table(Path("evaluation/localisation.csv"))}
+    assert {name for name, row in located.items() if row["areas"] == "0"} == {
+        row["slide_id"] for row in table(Path("labels.csv")) if row["label"] == "negative"
+    }

@@ -6,7 +6,7 @@ import pytest
 from conftest import files, table
 
 from wsi_ats.results.attention import load_attention
-from wsi_ats.results.exports.tables import read_selection
+from wsi_ats.results.selections import read_selection
 
 FOLDERS = ["predictions.csv", "predictions.parquet", "records", "run.json"]
 

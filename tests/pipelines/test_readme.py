@@ -69,7 +69,7 @@ def test_scored_slides_can_be_exported(run):
     run("score", "slides/slide_002.tif", "--model", "run", "--out", "scores")
     (export,) = (line for line in COMMANDS if line.split()[1] == "export")
     run(*shlex.split(export)[1:])
-    assert Path("qupath/slide_002.geojson").stat().st_size > 0
+    assert Path("exported/qupath/slide_002.geojson").stat().st_size > 0
 
 
 def test_the_tests_are_run_with_the_command_that_ci_runs():

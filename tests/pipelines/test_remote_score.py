@@ -10,7 +10,7 @@ import pytest
 from conftest import files, table, without_times
 
 from wsi_ats.overview.prepared import load_overview
-from wsi_ats.results.exports.tables import read_selection
+from wsi_ats.results.selections import read_selection
 
 BLOCK = 64 << 10
 

@@ -24,7 +24,7 @@ from pipelines.cli import app
 from pipelines.score import ScoreTask, score
 from wsi_ats.errors import MppError, SettingsError, WsiAtsError
 from wsi_ats.files import read_json
-from wsi_ats.results.exports.tables import read_selection
+from wsi_ats.results.selections import read_selection
 from wsi_ats.tables.manifest import read_manifest
 
 

@@ -23,6 +23,7 @@ def selection(**changes) -> Selection:
         "path": "case7.svs",
         "grid": GRID,
         "level": 1,
+        "mpp": 0.25,
         "bounds": Region(0, 0, 1000, 600),
         "cells": np.array([5, 0, 11, 5]),
         "attention": np.array([0.5, 0.1, 0.2, 0.5]),

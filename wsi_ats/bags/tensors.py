@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from wsi_ats.bags.record import Rows, Stamp
 from wsi_ats.errors import FeatureError
+from wsi_ats.files import atomic
 from wsi_ats.geometry import IntArray
 
 
@@ -29,8 +30,18 @@ def read_tensor(path: Path) -> Rows:
     FeatureError
         When the file is missing or damaged, or holds something else.
     """
-    count, width = _load(path).shape
-    return TensorRows(path, count, width, Stamp.of(path))
+    values = _load(path)
+    count, width = values.shape
+    return TensorRows(path, values.dtype.str, count, width, Stamp.of(path))
+
+
+def write_tensor(path: Path, features: npt.NDArray[Any]) -> Path:
+    """Write features (N, D) as CLAM does, atomically, and return the path."""
+    import torch
+
+    with atomic(path) as temporary:
+        torch.save(torch.from_numpy(features), temporary)
+    return path
 
 
 def _load(path: Path) -> npt.NDArray[Any]:
@@ -63,6 +74,8 @@ class TensorRows:
     ----------
     path
         The file.
+    dtype
+        Type of a value in NumPy's notation, for example ``<f4``.
     count
         Number of rows.
     width
@@ -72,6 +85,7 @@ class TensorRows:
     """
 
     path: Path
+    dtype: str
     count: int
     width: int
     stamp: Stamp

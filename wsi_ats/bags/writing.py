@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from io import FileIO
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from wsi_ats.bags.record import Bag
 from wsi_ats.errors import ArtifactError, FeatureError, SettingsError
 from wsi_ats.files import atomic
-from wsi_ats.geometry import IntArray
+from wsi_ats.geometry import Grid, IntArray
 
 # Bytes of a chunk. Rows are not compressed, so a reader finds each row by itself; larger chunks only shorten
 # the index.
@@ -126,28 +127,11 @@ class BagWriter:
             )
         self.path = path
         self._width, self._dtype = width, np.dtype(dtype)
-        pixels, magnification = round(side), round(10 / mpp)
         ours = {"encoder": encoder, "encoder_digest": digest, "precision": precision}
         ours["wsi_ats_version"] = version("wsi-ats")
-        self._attributes: dict[str, Any] = {
-            "name": name,
-            "savetodir": str(path.parent),
-            "save_path": str(path.parent),
-            "patch_size": pixels,
-            "patch_level": 0,
-            "downsample": (1.0, 1.0),
-            "level_dim": size,
-            "downsampled_level_dim": size,
-            "patch_size_level0": pixels,
-            "level0_magnification": magnification,
-            "target_magnification": magnification,
-            "overlap": round(overlap),
-            "level0_width": size[0],
-            "level0_height": size[1],
-            "side": float(side),
-            "mpp": float(mpp),
-            **({} if tile_size is None else {"tile_size": tile_size, "tile_mpp": side * mpp / tile_size}),
-        }
+        self._attributes = _attributes(
+            path, name=name, size=size, mpp=mpp, side=side, overlap=overlap, tile_size=tile_size
+        )
         self._encoder = ours
         self._stack = ExitStack()
         self._file: Any = None
@@ -215,10 +199,7 @@ class BagWriter:
         self._check()
 
     def _check(self) -> None:
-        if self._disk.error is not None:
-            raise ArtifactError(
-                f"{self.path} cannot be written: {self._disk.error.strerror}; check the disk's free space"
-            ) from self._disk.error
+        _check(self._disk, self.path)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -226,13 +207,137 @@ class BagWriter:
         self._stack.__exit__(kind, error, trace)
 
 
-def copy_bag(
-    bag: Bag, path: Path, *, name: str, size: tuple[int, int], mpp: float, dtype: Precision = "float32"
+def _attributes(
+    path: Path,
+    *,
+    name: str,
+    size: tuple[int, int],
+    mpp: float,
+    side: float,
+    overlap: float,
+    tile_size: int | None,
+) -> dict[str, Any]:
+    """Return the attributes of coordinates that :class:`BagWriter` describes."""
+    pixels, magnification = round(side), round(10 / mpp)
+    return {
+        "name": name,
+        "savetodir": str(path.parent),
+        "save_path": str(path.parent),
+        "patch_size": pixels,
+        "patch_level": 0,
+        "downsample": (1.0, 1.0),
+        "level_dim": size,
+        "downsampled_level_dim": size,
+        "patch_size_level0": pixels,
+        "level0_magnification": magnification,
+        "target_magnification": magnification,
+        "overlap": round(overlap),
+        "level0_width": size[0],
+        "level0_height": size[1],
+        "side": float(side),
+        "mpp": float(mpp),
+        **({} if tile_size is None else {"tile_size": tile_size, "tile_mpp": side * mpp / tile_size}),
+    }
+
+
+def write_coordinates(path: Path, corners: IntArray, *, name: str, grid: Grid, mpp: float) -> None:
+    """Write the places of tiles without features, as CLAM and TRIDENT keep them in their folders ``patches``.
+
+    Parameters
+    ----------
+    path
+        The file.
+    corners
+        Top-left corner of each tile, level-0 pixels (x, y), shape (n, 2).
+    name
+        The slide's id.
+    grid
+        The slide's grid, which has the size of a tile.
+    mpp
+        Micrometres per level-0 pixel.
+
+    Raises
+    ------
+    ArtifactError
+        When the file cannot be written.
+    """
+    attributes = _attributes(
+        path,
+        name=name,
+        size=(grid.width, grid.height),
+        mpp=mpp,
+        side=grid.cell,
+        overlap=grid.cell - grid.pitch,
+        tile_size=grid.tile_size,
+    )
+    with _new_file(path) as file:
+        file.create_dataset("coords", data=np.asarray(corners, np.int64)).attrs.update(attributes)
+
+
+def write_micrometres(
+    path: Path,
+    corners: npt.NDArray[np.float64],
+    features: npt.NDArray[np.float32],
+    *,
+    extractor: str,
+    side: float,
+    tile_size: int,
 ) -> None:
+    """Write features as STAMP does, with coordinates in micrometres.
+
+    Parameters
+    ----------
+    path
+        The file.
+    corners
+        Top-left corner of each tile, micrometres (x, y) from the slide's corner, shape (n, 2).
+    features
+        Features of the tiles, shape (n, D).
+    extractor
+        Name of the encoder.
+    side
+        Side of a tile in micrometres.
+    tile_size
+        Side of a tile in pixels.
+
+    Raises
+    ------
+    ArtifactError
+        When the file cannot be written.
+    """
+    with _new_file(path) as file:
+        file["coords"], file["feats"] = corners, features
+        file.attrs.update(
+            {
+                "extractor": extractor,
+                "unit": "um",
+                "tile_size_um": side,
+                "tile_size_px": tile_size,
+                "feat_type": "tile",
+            }
+        )
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[Any]:
+    with atomic(path) as temporary, _Disk(temporary, "w+") as disk:
+        with h5py.File(disk, "w") as file:
+            yield file
+        _check(disk, path)
+
+
+def _check(disk: _Disk, path: Path) -> None:
+    if disk.error is not None:
+        raise ArtifactError(
+            f"{path} cannot be written: {disk.error.strerror}; check the disk's free space"
+        ) from disk.error
+
+
+def copy_bag(bag: Bag, path: Path, *, name: str, size: tuple[int, int], mpp: float) -> None:
     """Write the features of any tool as an uncompressed file of this library.
 
     Reading random rows of a compressed file takes a thousand times longer than of the copy, because each row
-    needs a whole chunk to be decoded.
+    needs a whole chunk to be decoded. Features of float16 stay so; others are stored as float32.
 
     Parameters
     ----------
@@ -246,13 +351,11 @@ def copy_bag(
         Width and height of the slide in level-0 pixels.
     mpp
         Micrometres per level-0 pixel.
-    dtype
-        Type of the stored features.
 
     Raises
     ------
     FeatureError
-        When a row cannot be read, or is NaN, infinite or too large for ``dtype``.
+        When a row cannot be read, or is NaN or infinite.
     ArtifactError
         When the file cannot be written.
 
@@ -268,7 +371,7 @@ def copy_bag(
         side=bag.side,
         width=bag.width,
         encoder=bag.encoder,
-        dtype=dtype,
+        dtype="float16" if np.dtype(bag.stored.dtype) == np.float16 else "float32",
     ) as writer:
         for start in range(0, len(bag.corners), _BATCH):
             rows = np.arange(start, min(start + _BATCH, len(bag.corners)))

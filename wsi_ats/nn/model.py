@@ -147,8 +147,10 @@ class AttentionSampler(SlideNetwork):
     def pool_without(self, weights: Tensor, features: Tensor, group: Tensor) -> Tensor:
         """Estimate the slide's feature without each group of tiles in turn, shape (G, D), float64.
 
-        Weights (m,), features (m, D) and group (m,) are those of
-        :meth:`wsi_ats.nn.expectation.Pooling.estimate_without`.
+        Parameters
+        ----------
+        weights, features, group
+            See :meth:`wsi_ats.nn.expectation.Pooling.estimate_without`.
         """
         return self.pooling.estimate_without(weights, features, self.gate_logits(features), group)
 

@@ -79,6 +79,8 @@ class Selection:
         Its grid.
     level
         Pyramid level that the tiles were read from.
+    mpp
+        Micrometres per level-0 pixel.
     bounds
         Scanned part of level 0; viewers that show only this part, such as QuPath, count from its corner.
     cells
@@ -109,6 +111,7 @@ class Selection:
     path: str
     grid: Grid
     level: int
+    mpp: float
     bounds: Region
     cells: IntArray
     attention: FloatArray
@@ -125,6 +128,18 @@ class Selection:
         shapes |= {f"evidence of {name}": values.shape for name, values in self.evidence.items()}
         if set(shapes.values()) != {(len(self.cells),)}:
             raise SettingsError(f"{self.slide_id}: columns of one length are needed, not {shapes}")
+
+    def distinct(self) -> DistinctTiles:
+        """Return each tile once, however many draws drew it."""
+        rows = np.lexsort((self.draw, self.cells))
+        cells, first, draws = np.unique(self.cells[rows], return_index=True, return_counts=True)
+        total = np.add.reduceat(self.weight[rows], first) if len(cells) else self.weight
+        return DistinctTiles(rows[first], cells, draws, total / max(1, len(np.unique(self.draw))))
+
+    def evidence_of(self, name: str, rows: IntArray | None = None) -> list[float | None]:
+        """Return the evidence for a class as plain numbers, of all rows by default; ``None`` for NaN."""
+        values = self.evidence[name] if rows is None else self.evidence[name][rows]
+        return [None if np.isnan(value) else value for value in values.tolist()]
 
     def columns(self) -> dict[str, list[Any]]:
         """Return the table ``selections/<slide_id>.parquet``; coordinates are level-0 pixels."""
@@ -145,11 +160,31 @@ class Selection:
             "weight": self.weight.tolist(),
             "draw": self.draw.tolist(),
             "order": self.order.tolist(),
-            **{
-                f"evidence_{name}": [None if np.isnan(value) else value for value in values.tolist()]
-                for name, values in self.evidence.items()
-            },
+            **{f"evidence_{name}": self.evidence_of(name) for name in self.evidence},
         }
+
+
+@dataclass(frozen=True)
+class DistinctTiles:
+    """The distinct tiles of a selection, in the order of their cells.
+
+    Parameters
+    ----------
+    row
+        Row of the selection in which the tile was drawn first, shape (m,).
+    cells
+        Flat cell numbers, ascending, shape (m,).
+    draws
+        Number of independent draws with the tile, shape (m,).
+    weight
+        Mean weight over all draws, 0 for a draw without the tile, shape (m,): the weights of all tiles add up
+        to those of the estimate.
+    """
+
+    row: IntArray
+    cells: IntArray
+    draws: IntArray
+    weight: FloatArray
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
+from wsi_ats.bags.opening import open_bag
+from wsi_ats.bags.record import Bag
 from wsi_ats.errors import ArtifactError
 from wsi_ats.files import digest_of, read_json
 from wsi_ats.results.attention import load_attention
-from wsi_ats.results.exports.tables import read_selection
 from wsi_ats.results.records import RUN_FILE, AttentionMap, Selection, Status
+from wsi_ats.results.selections import read_selection
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.fingerprint import contents_digest
 from wsi_ats.slides.storage import is_remote
@@ -45,6 +47,16 @@ class ScoredSlide:
         return str(self.row["slide_id"])
 
     @property
+    def path(self) -> str:
+        """Path or URL where the slide is now."""
+        return self.place or str(self.row["path"])
+
+    @property
+    def features_file(self) -> Path:
+        """The file of features of drawn tiles, which is there if they were kept."""
+        return self._file("features", "h5")
+
+    @property
     def status(self) -> Status:
         """Outcome of scoring."""
         return Status(self.row["status"])
@@ -72,8 +84,30 @@ class ScoredSlide:
         ArtifactError
             When the file is damaged.
         """
-        file = self._file("attention", "npz")
-        return load_attention(file) if file.exists() else None
+        return load_attention(self._file("attention", "npz")) if self.has_attention else None
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether there is an attention map."""
+        return self._file("attention", "npz").exists()
+
+    def features(self) -> Bag | None:
+        """Open the features of the tiles that were drawn, in the order of their cells.
+
+        Returns
+        -------
+        Bag or None
+            ``None`` if they were not kept.
+
+        Raises
+        ------
+        ArtifactError
+            When the selection is damaged.
+        FeatureError
+            When the file is damaged.
+        """
+        file = self.features_file
+        return open_bag(file, mpp=self.selection().mpp) if file.exists() else None
 
     def ref(self) -> SlideRef:
         """Return the reference by which the slide was scored, at the place where it is now.
@@ -89,7 +123,9 @@ class ScoredSlide:
                 f"{self.folder} does not record how {self.id} was opened; score it again with this version"
             )
         digest = recorded.pop("digest")
-        ref = SlideRef(**recorded | {"features": tuple(recorded["features"])})
+        # JSON has no tuples, and older records no regions.
+        sequences = {name: tuple(recorded.get(name, ())) for name in ("features", "region_classes")}
+        ref = SlideRef(**recorded | sequences)
         ref = replace(ref, path=self.place or ref.path)
         if contents_digest(ref.path) != digest:
             missing = not is_remote(ref.path) and not Path(ref.path).exists()

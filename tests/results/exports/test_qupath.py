@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import uuid
 from dataclasses import replace
 
@@ -12,7 +11,7 @@ import shapely
 from shapely.geometry import shape
 
 from wsi_ats.geometry import Grid, Region
-from wsi_ats.results.exports.qupath import qupath_features, write_qupath
+from wsi_ats.results.exports.qupath import qupath_features
 from wsi_ats.results.records import Selection
 
 
@@ -24,6 +23,7 @@ def selection():
         path="s1.svs",
         grid=Grid(1000, 600, 256, 256),
         level=0,
+        mpp=0.25,
         bounds=Region(0, 0, 1000, 600),
         cells=np.array([5, 0, 5, 7]),
         attention=np.array([0.4, 0.1, 0.4, 0.2]),
@@ -112,15 +112,10 @@ def test_ids_stay_the_same_and_differ_between_tiles_and_slides(selection):
     assert len(set(first + other)) == 6
 
 
-def test_the_file_is_the_collection(selection, tmp_path):
-    write_qupath(tmp_path / "s.geojson", selection)
-    assert json.loads((tmp_path / "s.geojson").read_text(encoding="utf-8")) == qupath_features(selection)
-
-
-def test_no_tiles_are_an_empty_collection(selection, tmp_path):
+def test_no_tiles_are_an_empty_collection(selection):
     none = {
         name: getattr(selection, name)[:0]
         for name in ("cells", "attention", "inclusion", "weight", "draw", "order")
     }
-    write_qupath(tmp_path / "s.geojson", replace(selection, **none, evidence={}))
-    assert json.loads((tmp_path / "s.geojson").read_text()) == {"type": "FeatureCollection", "features": []}
+    empty = replace(selection, **none, evidence={})
+    assert qupath_features(empty) == {"type": "FeatureCollection", "features": []}

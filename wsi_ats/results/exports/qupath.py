@@ -1,8 +1,9 @@
-"""Selections for QuPath (0.4 and later): GeoJSON with one tile object for each tile that was read.
+"""Scores for QuPath (0.4 and later): drawn tiles, attention and tissue as GeoJSON objects.
 
-In QuPath drop the file on the open slide, or use *File > Import objects from file*, then *Measure > Show
-measurement maps* to colour the tiles. QuPath shows only the scanned part of a slide, so coordinates are
-level-0 pixels counted from the corner of the bounds, which is (0, 0) for most formats.
+In QuPath run ``open_in_qupath.groovy`` to make a project of all slides, or drop a file on the open slide, or
+use *File > Import objects from file*; then *Measure > Show measurement maps* colours the objects. QuPath
+shows only the scanned part of a slide, so coordinates are level-0 pixels counted from the corner of the
+bounds, which is (0, 0) for most formats.
 """
 
 from __future__ import annotations
@@ -10,23 +11,60 @@ from __future__ import annotations
 import json
 import re
 import uuid
+from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from wsi_ats.results.records import Selection
+from wsi_ats.files import atomic, write_json
+from wsi_ats.results.exports.format import Format
+from wsi_ats.results.exports.outlines import outline, ring
+from wsi_ats.results.records import AttentionMap, Selection
+from wsi_ats.results.scores import ScoredSlide, Scores
 
 # Names that identify the same tile of the same slide in every export; never change it.
 _NAMESPACE = uuid.UUID("6f0f2a3e-6c1b-5c0e-9d39-0b6a3c1f7d52")
 
-_COLOUR = (255, 128, 0)
+_TILE, _CELL, _TISSUE = (255, 128, 0), (68, 1, 84), (0, 158, 115)
+
+_SCRIPT = files(__package__) / "open_in_qupath.groovy"
 
 
-def write_qupath(path: str | Path, selection: Selection) -> None:
-    """Write :func:`qupath_features` to a ``.geojson`` file."""
-    text = json.dumps(qupath_features(selection), ensure_ascii=False, allow_nan=False)
-    Path(path).write_text(text + "\n", encoding="utf-8")
+def write_qupath(folder: Path, slide: ScoredSlide) -> list[Path]:
+    """Write ``<slide_id>.geojson`` with the tiles and, for a model with attention, two more files.
+
+    ``<slide_id>.attention.geojson`` has a detection for each tissue cell, and
+    ``<slide_id>.tissue.geojson`` an annotation of the tissue.
+    """
+    selection, attention = slide.selection(), slide.attention()
+    collections = {"": qupath_features(selection)}
+    if attention is not None:
+        corner = selection.bounds[:2]
+        collections[".attention"] = _collection(_cells(attention, slide.id, corner))
+        collections[".tissue"] = _collection([_tissue(attention, slide.id, corner)])
+    written = [folder / f"{slide.id}{kind}.geojson" for kind in collections]
+    for path, collection in zip(written, collections.values(), strict=True):
+        with atomic(path) as temporary:
+            text = json.dumps(collection, ensure_ascii=False, allow_nan=False)
+            temporary.write_text(text + "\n", encoding="utf-8")
+    return written
+
+
+def write_project(folder: Path, scores: Scores, slides: Sequence[ScoredSlide]) -> list[Path]:  # noqa: ARG001
+    """Write a script that makes a QuPath project of all slides, and the list of slides that it reads.
+
+    See :class:`wsi_ats.results.exports.format.Format` for ``folder``, ``scores`` and ``slides``.
+    """
+    listed = folder / "slides.json"
+    write_json(listed, {"slides": [{"name": each.id, "path": each.path} for each in slides]})
+    script = folder / _SCRIPT.name
+    here = json.dumps(str(folder), ensure_ascii=False).replace("$", r"\$")  # Groovy's text with escapes
+    with atomic(script) as temporary:
+        text = _SCRIPT.read_text(encoding="utf-8").replace("@FOLDER@", here)
+        temporary.write_text(text, encoding="utf-8")
+    return [listed, script]
 
 
 def qupath_features(selection: Selection) -> dict[str, Any]:
@@ -47,47 +85,84 @@ def qupath_features(selection: Selection) -> dict[str, Any]:
         The collection, in the order of cells; ids are UUIDs that do not change when the export is repeated.
     """
     shared = {re.sub("^prob_", "probability ", name): value for name, value in selection.scores.items()}
-    draws = len(np.unique(selection.draw))
-    # By cell, then by draw: the first row of each cell is from the first draw with the tile.
-    rows = np.lexsort((selection.draw, selection.cells))
-    cells, first, counts = np.unique(selection.cells[rows], return_index=True, return_counts=True)
-    boxes = selection.grid.boxes(cells)
+    tiles = selection.distinct()
+    boxes = selection.grid.boxes(tiles.cells)
     boxes[:, :2] -= selection.bounds[:2]
     features = []
-    for cell, start, count, box in zip(cells, first, counts, boxes.tolist(), strict=True):
-        one, every = rows[start], rows[start : start + count]
+    for row, cell, draws, weight, box in zip(
+        *(each.tolist() for each in (tiles.row, tiles.cells, tiles.draws, tiles.weight, boxes)), strict=True
+    ):
         measurements = {
-            "attention": float(selection.attention[one]),
-            "weight": float(selection.weight[every].sum() / draws),
-            "inclusion": float(selection.inclusion[one]),
-            "draws": int(count),
-            "draw": int(selection.draw[one]),
-            "order": int(selection.order[one]),
-            **_evidence(selection, int(one)),
+            "attention": float(selection.attention[row]),
+            "weight": weight,
+            "inclusion": float(selection.inclusion[row]),
+            "draws": draws,
+            "draw": int(selection.draw[row]),
+            "order": int(selection.order[row]),
+            **{
+                f"evidence {name}": float(values[row])
+                for name, values in selection.evidence.items()
+                if np.isfinite(values[row])  # JSON has no NaN
+            },
         }
-        name = json.dumps([selection.slide_id, int(selection.draw[one]), int(cell)])
+        name = json.dumps([selection.slide_id, int(selection.draw[row]), cell])
         features.append(
-            {
-                "type": "Feature",
-                "id": str(uuid.uuid5(_NAMESPACE, name)),
-                "geometry": {"type": "Polygon", "coordinates": [_ring(*box)]},
-                "properties": {
-                    "objectType": "tile",
-                    "classification": {"name": "Sampled tile", "color": list(_COLOUR)},
-                    "isLocked": True,
-                    "measurements": measurements | shared,
-                },
-            }
+            _feature(
+                name,
+                {"type": "Polygon", "coordinates": [ring(*box)]},
+                objectType="tile",
+                classification={"name": "Sampled tile", "color": list(_TILE)},
+                measurements=measurements | shared,
+            )
         )
+    return _collection(features)
+
+
+def _cells(attention: AttentionMap, slide_id: str, corner: Sequence[int]) -> list[dict[str, Any]]:
+    """Return a detection for each tissue cell, with its attention relative to uniform attention."""
+    cells = np.flatnonzero(attention.tissue)
+    boxes = attention.grid.boxes(cells)
+    boxes[:, :2] -= corner
+    relative = (attention.attention.flat[cells] * len(cells)).tolist()
+    return [
+        _feature(
+            json.dumps([slide_id, "cell", cell]),
+            {"type": "Polygon", "coordinates": [ring(*box)]},
+            objectType="detection",
+            classification={"name": "Attention", "color": list(_CELL)},
+            measurements={"attention (times uniform)": value},
+        )
+        for cell, box, value in zip(cells.tolist(), boxes.tolist(), relative, strict=True)
+    ]
+
+
+def _tissue(attention: AttentionMap, slide_id: str, corner: Sequence[int]) -> dict[str, Any]:
+    return _feature(
+        json.dumps([slide_id, "tissue"]),
+        outline(attention.tissue, attention.grid, corner=(corner[0], corner[1])),
+        objectType="annotation",
+        classification={"name": "Tissue", "color": list(_TISSUE)},
+        measurements={},
+    )
+
+
+def _feature(name: str, geometry: dict[str, Any], **properties: Any) -> dict[str, Any]:
+    return {
+        "type": "Feature",
+        "id": str(uuid.uuid5(_NAMESPACE, name)),
+        "geometry": geometry,
+        "properties": properties | {"isLocked": True},
+    }
+
+
+def _collection(features: list[dict[str, Any]]) -> dict[str, Any]:
     return {"type": "FeatureCollection", "features": features}
 
 
-def _evidence(selection: Selection, row: int) -> dict[str, float]:
-    each = {f"evidence {name}": float(values[row]) for name, values in selection.evidence.items()}
-    return {name: value for name, value in each.items() if np.isfinite(value)}
-
-
-def _ring(x: int, y: int, width: int, height: int) -> list[list[int]]:
-    """Return a closed outline, counter-clockwise with y upwards, as GeoJSON requires of outer rings."""
-    right, bottom = x + width, y + height
-    return [[x, y], [right, y], [right, bottom], [x, bottom], [x, y]]
+FORMAT = Format(
+    "qupath",
+    programs="QuPath 0.4 and later",
+    contents="*.geojson of tiles, attention and tissue; open_in_qupath.groovy makes a project",
+    slide=write_qupath,
+    collection=write_project,
+)

@@ -1,0 +1,87 @@
+"""Selections on disk: a Parquet file for each slide."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from wsi_ats.errors import ArtifactError, SettingsError
+from wsi_ats.geometry import Grid, Region
+from wsi_ats.results.records import Selection
+from wsi_ats.tables.files import read_parquet, write_parquet
+
+_VERSION = 3  # incremented when stored selections can no longer be read as before
+_EVIDENCE = "evidence_"
+_TYPES = {
+    "slide_id": "string",
+    **dict.fromkeys(("x", "y", "width", "height", "level", "row", "col", "draw", "order"), "int64"),
+    **dict.fromkeys(("attention", "inclusion", "weight"), "double"),
+}
+
+
+def write_selection(path: str | Path, selection: Selection) -> None:
+    """Write one slide's selection for :func:`read_selection`.
+
+    The columns are those of :meth:`wsi_ats.results.records.Selection.columns`; the rest is in the metadata.
+    """
+    metadata = {
+        "version": _VERSION,
+        "slide_id": selection.slide_id,
+        "path": selection.path,
+        "grid": asdict(selection.grid),
+        "level": selection.level,
+        "mpp": selection.mpp,
+        "bounds": selection.bounds,
+        "scores": selection.scores,
+    }
+    columns = selection.columns()
+    write_parquet(path, columns, types=selection_types(columns), metadata=metadata)
+
+
+def selection_types(columns: Iterable[str]) -> dict[str, str]:
+    """Return the types of the columns of selections, for tables that may be empty."""
+    return _TYPES | {name: "double" for name in columns if name.startswith(_EVIDENCE)}
+
+
+def read_selection(path: str | Path) -> Selection:
+    """Read a selection.
+
+    Raises
+    ------
+    ArtifactError
+        When the file is missing, damaged or not a selection.
+    """
+    columns, metadata = read_parquet(path)
+    if metadata.get("version") != _VERSION or not _TYPES.keys() <= columns.keys():
+        raise ArtifactError(
+            f"{path} is not a selection of version {_VERSION} (version {metadata.get('version')}, columns "
+            f"{', '.join(columns)}); score the slide again"
+        )
+    try:
+        grid = Grid(**metadata["grid"])
+        rows, cols = (np.asarray(columns[name], dtype=np.int64) for name in ("row", "col"))
+        return Selection(
+            slide_id=metadata["slide_id"],
+            path=metadata["path"],
+            grid=grid,
+            level=metadata["level"],
+            mpp=metadata["mpp"],
+            bounds=Region(*metadata["bounds"]),
+            cells=rows * grid.shape[1] + cols,
+            attention=np.asarray(columns["attention"], dtype=np.float64),
+            inclusion=np.asarray(columns["inclusion"], dtype=np.float64),
+            weight=np.asarray(columns["weight"], dtype=np.float64),
+            draw=np.asarray(columns["draw"], dtype=np.int64),
+            order=np.asarray(columns["order"], dtype=np.int64),
+            scores=metadata["scores"],
+            evidence={
+                name.removeprefix(_EVIDENCE): np.asarray(values, dtype=np.float64)
+                for name, values in columns.items()
+                if name.startswith(_EVIDENCE)
+            },
+        )
+    except (KeyError, TypeError, SettingsError) as error:
+        raise ArtifactError(f"{path}: its metadata is damaged: {error!r}; score the slide again") from error
