@@ -7,9 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines._regions import report_unmatched
 from pipelines._reports import Reporter, Silent
 from pipelines._runs import rooted
-from wsi_ats.errors import ManifestError, SettingsError
+from wsi_ats.annotations.folder import AnnotationFolder
+from wsi_ats.errors import SettingsError
 from wsi_ats.results.scores import Scores, read_scores
 
 
@@ -67,7 +69,7 @@ def view(
     slides
         Where the slides are now, if they were moved: a folder, glob or table.
     annotations
-        Folder of ``<slide_id>.geojson``.
+        Folder of annotations; see :meth:`wsi_ats.annotations.folder.AnnotationFolder.find`.
     port
         Port of 127.0.0.1; 0, the default, takes a free one.
     export
@@ -83,6 +85,8 @@ def view(
         When Bokeh is missing, the port is in use, or options exclude one another.
     ManifestError
         When there are no slides in ``slides``, or no annotations of these slides.
+    AnnotationError
+        When a slide has several files of annotations.
     ArtifactError
         When the scores are missing or incomplete, or the folder of ``export`` cannot be used.
 
@@ -116,12 +120,7 @@ def view(
 
 
 def _find_annotations(folder: Path, scores: Scores, reporter: Reporter) -> dict[str, Path]:
-    files = {path.stem: path for path in sorted(folder.glob("*.geojson"))}
-    found = {name: path for name, path in files.items() if name in scores.by_id}
-    if not found:
-        raise ManifestError(
-            f"{folder} has {len(files)} files of GeoJSON, but none of these slides; name them "
-            "<slide_id>.geojson"
-        )
-    reporter.message(f"annotations of {len(found)} of {len(scores.slides)} slides")
-    return found
+    found = AnnotationFolder.find(folder)
+    names = list(scores.by_id)
+    missing = set(report_unmatched(found, names, reporter))
+    return {name: found.file_for(name) for name in names if name not in missing}

@@ -27,6 +27,7 @@ LAYERS = {
     "the first view of a slide: thumbnail, tissue, artefacts": ["overview"],
     "features of all tiles of a slide, as labs have them": ["bags"],
     "what is kept of a slide that was scored; files for other programs": ["results"],
+    "scored slides in a web page": ["viewer"],
     "torch, without slides": ["nn"],
     "networks meet slides: each kind of model in one file, and models on disk": ["models"],
     "learning from labels": ["training"],
@@ -40,6 +41,8 @@ DOORS = {
     "openslide": ["wsi_ats.slides.openslide"],
     "tifffile": ["wsi_ats.slides.tiff_index", "wsi_ats.testing.synthetic"],  # the second writes files
     "imagecodecs": ["wsi_ats.slides.codecs", "wsi_ats.testing.bank"],  # the second makes slides of JPEG
+    "bokeh": ["wsi_ats.viewer.plot"],
+    "tornado": ["wsi_ats.viewer.server"],
     "jinja2": ["wsi_ats.results.report"],
     "markupsafe": ["wsi_ats.results.report"],
     "simplejpeg": ["wsi_ats.slides.jpeg"],

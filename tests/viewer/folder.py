@@ -13,8 +13,8 @@ import tifffile
 from wsi_ats.files import write_json
 from wsi_ats.geometry import Grid, Region
 from wsi_ats.results.attention import save_attention
-from wsi_ats.results.exports.tables import write_selection
 from wsi_ats.results.records import AttentionMap, Selection
+from wsi_ats.results.selections import write_selection
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.fingerprint import contents_digest
 from wsi_ats.tables.files import write_parquet
@@ -74,6 +74,7 @@ def selection(name: str, path: Path) -> Selection:
         path=str(path),
         grid=GRID,
         level=0,
+        mpp=0.5,
         bounds=Region(0, 0, WIDTH, HEIGHT),
         cells=DRAWN,
         attention=np.array([0.1, 0.2, 0.3, 0.05]),

@@ -1,21 +1,24 @@
-"""Outlines from QuPath: shapes, holes, classes, frame, and files that are not GeoJSON."""
+"""Annotations become outlines with a colour for each class; what they cannot be is an error."""
 
 from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
-from wsi_ats.errors import ArtifactError
+from wsi_ats.errors import AnnotationError
 from wsi_ats.geometry import Region
-from wsi_ats.viewer.annotations import Outline, read_outlines
+from wsi_ats.slides.base import SlideInfo
+from wsi_ats.slides.memory import MemorySlide
+from wsi_ats.viewer.annotations import read_outlines
 
-SQUARE = [[0, 0], [10, 0], [10, 10], [0, 0]]
-HOLE = [[2, 1], [4, 1], [4, 2], [2, 1]]
-WHOLE = Region(0, 0, 100, 100)
+SQUARE = [[0, 0], [30, 0], [30, 30], [0, 30], [0, 0]]
+HOLE = [[5, 5], [10, 5], [10, 10], [5, 10], [5, 5]]
 
 
-def feature(kind, coordinates, **properties):
+def feature(kind, coordinates, name=""):
+    properties = {"classification": {"name": name}} if name else {}
     return {
         "type": "Feature",
         "geometry": {"type": kind, "coordinates": coordinates},
@@ -23,60 +26,44 @@ def feature(kind, coordinates, **properties):
     }
 
 
+class Scanned(MemorySlide):
+    """A slide of which a part was scanned."""
+
+    def __init__(self):
+        super().__init__([np.zeros((300, 400, 3), np.uint8)], mpp=0.5)
+        values = {name: getattr(self.info, name) for name in SlideInfo.__slots__}
+        self.info = SlideInfo(**values | {"scan": Region(100, 50, 200, 200)})
+
+
 @pytest.fixture
 def read(tmp_path):
-    def read(content, bounds=WHOLE):
+    def read(content):
         path = tmp_path / "a.geojson"
-        path.write_text(content if isinstance(content, str) else json.dumps(content))
-        return read_outlines(path, bounds)
+        path.write_text(json.dumps(content))
+        with Scanned() as slide:
+            return read_outlines(path, slide)
 
     return read
 
 
-def test_polygons_with_holes_and_several_parts_are_read_with_their_class_and_colour(read):
-    kind = {"name": "Tumour", "color": [1, 171, 255]}
+def test_polygons_with_holes_and_several_parts_are_drawn_where_qupath_shows_them(read):
     found = read(
         [
-            feature("Polygon", [SQUARE, HOLE], classification=kind),
-            feature("MultiPolygon", [[SQUARE], [HOLE]], classification={"name": "Stroma"}),
-            feature("Point", [3, 4]),
+            feature("Polygon", [SQUARE, HOLE], "Tumour"),
+            feature("MultiPolygon", [[SQUARE], [[[x + 60, y] for x, y in SQUARE]]], "Stroma"),
         ]
     )
-    tuples = [tuple(map(float, point)) for point in SQUARE], [tuple(map(float, point)) for point in HOLE]
-    assert found[0] == Outline("Tumour", "#01abff", list(tuples))
     assert [each.name for each in found] == ["Tumour", "Stroma", "Stroma"]
     assert found[1].colour == found[2].colour != found[0].colour
-    assert [each.rings for each in found[1:]] == [[tuples[0]], [tuples[1]]]
+    assert [len(each.rings) for each in found] == [2, 1, 1]
+    assert set(found[0].rings[0]) == {(x + 100, y + 50) for x, y in SQUARE}
+    assert set(found[0].rings[1]) == {(x + 100, y + 50) for x, y in HOLE}
 
 
-def test_a_collection_and_a_single_feature_are_the_same_as_a_list(read):
-    one = feature("Polygon", [SQUARE])
-    assert read([one]) == read({"type": "FeatureCollection", "features": [one]}) == read(one)
-    assert read([one])[0].name == ""
+def test_a_slide_without_annotations_has_none(read):
     assert read([]) == []
 
 
-def test_qupath_counts_from_the_corner_of_the_scan(read):
-    [outline] = read([feature("Polygon", [SQUARE])], Region(1000, 200, 50, 50))
-    assert outline.rings[0][:2] == [(1000, 200), (1010, 200)]
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        *("", "{", "null", "3", '{"features": 3}', '[{"type": "Feature"}]', "[[]]", '{"features": [null]}'),
-        *('[{"geometry": {"type": "Polygon", "coordinates": [[[1]]]}}]',),
-        *('[{"geometry": {"type": "Polygon", "coordinates": [[[1, NaN]]]}}]',),
-        *('[{"geometry": {"type": "Polygon", "coordinates": [[["x", 1]]]}}]',),
-        *(json.dumps([feature("Polygon", [SQUARE], classification={"name": "a", "color": "red"})]),),
-        *(json.dumps([feature("Polygon", [SQUARE], classification="a")]),),
-    ],
-)
-def test_other_contents_are_an_error_that_names_the_file(read, content):
-    with pytest.raises(ArtifactError, match=r"a\.geojson cannot be read: .* expected GeoJSON"):
-        read(content)
-
-
-def test_a_missing_file_is_an_error(tmp_path):
-    with pytest.raises(ArtifactError, match="cannot be read"):
-        read_outlines(tmp_path / "missing.geojson", WHOLE)
+def test_annotations_of_another_slide_are_refused(read):
+    with pytest.raises(AnnotationError, match="lie outside"):
+        read([feature("Polygon", [[[x + 5000, y] for x, y in SQUARE]])])

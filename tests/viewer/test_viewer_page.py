@@ -129,7 +129,7 @@ def test_a_slide_is_shown_where_it_is_and_overlays_have_opacities(tab):
     np.testing.assert_allclose(tab.colour(*inside), (0, 160, 160), atol=3)
     np.testing.assert_allclose(tab.colour(*glass), GLASS, atol=8)
     tab.opacity("tissue", 0)
-    np.testing.assert_allclose(tab.colour(301, 600), (255, 0, 0), atol=90)  # the annotation
+    np.testing.assert_allclose(tab.colour(301, 600), (86, 180, 233), atol=90)  # the annotation
     tab.opacity("annotations", 0)
     np.testing.assert_allclose(tab.colour(301, 600), TISSUE, atol=12)
 
@@ -143,13 +143,14 @@ def test_wheel_and_drag_lead_to_pixels_of_level_0_and_the_address_restores_the_p
     tab.settle()
     assert tab.place[2] < 0.5
     x, y = tab.at(*tab.place[:2])
-    before = tab.place
+    before, address = tab.place, tab.page.url.partition("#")[2]
     tab.page.mouse.move(x, y)
     tab.page.mouse.down()
     for step in range(1, 6):
         tab.page.mouse.move(x + 20 * step, y + 10 * step)
         tab.page.wait_for_timeout(30)
     tab.page.mouse.up()
+    tab.wait(f"location.hash !== {json.dumps('#' + address)}")
     tab.settle()
     moved = tab.place
     np.testing.assert_allclose(np.subtract(before, moved)[:2], [100 * moved[2], 50 * moved[2]], atol=1)
@@ -179,6 +180,7 @@ def test_a_click_on_a_drawn_tile_shows_its_numbers(tab):
         f"evidence {CLASS}": "-2.500",
         "evidence benign": "2.500",
     }
+    tab.page.wait_for_timeout(1000)  # else it would be a double click
     tab.page.mouse.click(*tab.at(750, 550))  # no drawn tile
     tab.page.wait_for_selector("#tile table", state="detached")
 

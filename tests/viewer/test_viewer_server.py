@@ -154,7 +154,7 @@ def test_a_slide_has_its_facts_overlays_and_the_numbers_of_its_tiles(url):
     assert facts[f"prob_{CLASS}"] == 0.75
     assert facts["tiles read"] == "4 of 96"
     assert [each["name"] for each in slide["overlays"]] == ["attention", "tissue", "tiles", "annotations"]
-    assert slide["overlays"][3]["classes"] == {CLASS: "#ff0000"}
+    assert slide["overlays"][3]["classes"] == {CLASS: "#56b4e9"}
 
 
 def test_the_plot_has_each_drawn_tile_at_its_place(collection):
@@ -201,7 +201,7 @@ def test_a_damaged_file_of_annotations_is_a_note_and_the_slide_is_shown(url, col
     path.write_text('{"features": [{"geometry": ')
     collection.annotations[HOSTILE] = path
     slide = json.loads(page(url, "slides/0.json")[2])
-    assert "damaged.geojson cannot be read" in slide["notes"][0]
+    assert "damaged.geojson: is truncated or damaged JSON" in slide["notes"][0]
     assert slide["plot"] is not None
 
 

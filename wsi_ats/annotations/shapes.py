@@ -94,6 +94,14 @@ def parts(shape: Shape, apart: float) -> list[Shape]:
     return [joined(group) for group in groups.values()]
 
 
+def rings(shape: Shape) -> list[list[list[tuple[float, float]]]]:
+    """Return the polygons of a shape as closed rings of points (x, y): the outer ring, then holes."""
+    return [
+        [[(float(x), float(y)) for x, y in ring.coords] for ring in (part.exterior, *part.interiors)]
+        for part in shapely.get_parts(shape).tolist()
+    ]
+
+
 def outside(shapes: Sequence[Shape], frame: Region) -> tuple[int, float]:
     """Return the number of shapes that lie outside a frame as a whole, and the share of all area outside."""
     box = shapely.box(frame.x, frame.y, frame.x + frame.width, frame.y + frame.height)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from wsi_ats.errors import ArtifactError, MppError, WsiAtsError
+from wsi_ats.errors import AnnotationError, MppError, WsiAtsError
 from wsi_ats.results.exports.qupath import qupath_features
 from wsi_ats.results.records import AttentionMap, Selection, Status
 from wsi_ats.results.scores import ScoredSlide, Scores
@@ -40,7 +40,7 @@ class Collection:
     scores
         The scores.
     annotations
-        Files of GeoJSON, by slide.
+        Files of annotations, by slide.
     """
 
     def __init__(self, scores: Scores, annotations: Mapping[str, Path]) -> None:
@@ -117,8 +117,8 @@ class Collection:
         outlines: Sequence[Outline] = []
         if scored.id in self.annotations:
             try:
-                outlines = read_outlines(self.annotations[scored.id], slide.bounds)
-            except ArtifactError as error:
+                outlines = read_outlines(self.annotations[scored.id], slide)
+            except AnnotationError as error:
                 notes.append(str(error))
         if len(outlines) > _MOST_OUTLINES:
             notes.append(f"only the first {_MOST_OUTLINES:,} of {len(outlines):,} annotations are shown")

@@ -109,7 +109,7 @@ async function draw(page, mine, place) {
   const tiles = plot.document.get_model_by_name("tiles")?.data_source;
   tiles?.selected.properties.indices.change.connect(() => showTiles(tiles));
   go(place || [page.size[0] / 2, page.size[1] / 2, 1.05 * Math.max(page.size[0] / plot.inner_width, page.size[1] / plot.inner_height)]);
-  const settled = () => { showScale(page.mpp); remember(page.id); };
+  const settled = () => { leaveLimit(); showScale(page.mpp); remember(page.id); };
   plot.x_range.change.connect(() => { clearTimeout(timer); timer = setTimeout(settled, 100); });
   settled();
 }
@@ -152,6 +152,14 @@ function go([x, y, zoom]) {
   plot.y_range.setv({ start: -y - height, end: -y + height });
 }
 
+const middle = ({ start, end }) => (start + end) / 2;
+
+// At the closest zoom, Bokeh would not move the plot: by rounding, its sides may be less than the least.
+function leaveLimit() {
+  const tight = ({ start, end, min_interval }) => end - start < 1.0005 * min_interval;
+  if ([plot.x_range, plot.y_range].some(tight)) go([middle(plot.x_range), -middle(plot.y_range), 1.001 * zoomed()]);
+}
+
 const zoomed = () => (plot.x_range.end - plot.x_range.start) / plot.inner_width;
 
 function showScale(mpp) {
@@ -165,7 +173,6 @@ function showScale(mpp) {
 function remember(id) {
   const parts = [encodeURIComponent(id)];
   if (plot) {
-    const middle = ({ start, end }) => (start + end) / 2;
     parts.push(middle(plot.x_range).toFixed(1), (-middle(plot.y_range)).toFixed(1), zoomed().toPrecision(6));
   }
   history.replaceState(null, "", `#${parts.join("/")}`);
