@@ -69,6 +69,10 @@ DOORS = {
     "psutil": ["wsi_ats.nn.memory"],
     "pyarrow": ["wsi_ats.tables.files"],
     "pydicom": ["wsi_ats.slides.dicom", "wsi_ats.testing.dicom"],  # the second writes files
+    "highdicom": ["wsi_ats.results.exports.dicom"],
+    "anndata": ["wsi_ats.results.exports.anndata"],
+    "spatialdata": ["wsi_ats.results.exports.spatialdata"],
+    "geopandas": ["wsi_ats.results.exports.spatialdata"],  # whose shapes are its tables
     "filelock": ["wsi_ats.files"],
     # Settings as they are, and with comments.
     "tomli_w": ["wsi_ats.settings.description", "wsi_ats.settings.settings"],

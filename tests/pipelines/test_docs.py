@@ -27,6 +27,7 @@ from documented import DASK, PAGES, TEXTS, Command, blocks, carry_out, container
 from pipelines.cli import app
 from wsi_ats.files import read_json
 from wsi_ats.overview.overview import read_overview
+from wsi_ats.results.exports.registry import FORMATS
 from wsi_ats.settings import Settings
 from wsi_ats.slides import open_slide
 
@@ -192,6 +193,18 @@ def test_storage(desk, run, s3, client, address):
     assert {row["path"] for row in table(Path("scores_of_pyramids/predictions.csv"))} == {
         f"{bucket}/pyramids/{path.stem}.ome.zarr" for path in (desk / "slides").iterdir()
     }
+
+
+def test_exports(desk, run):
+    for command in typed("exports"):
+        carry_out(command.replaced({"/archive/slides": "slides"}), run)
+    assert files(Path("exported")) == ["anndata", "asap", "png", "qupath", "run.json"]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_page_of_exports_has_files_and_coordinates_of_every_format(name):
+    first = [line.split("|")[1] for line in TEXTS["exports"].splitlines() if line.startswith("| `")]
+    assert [f"`{name}`" in cell for cell in first].count(True) == 2
 
 
 def write_features_of_others(path: Path) -> None:

@@ -72,6 +72,8 @@ OTHER = {
     "--quality": ("50",),
     "--to": ("qupath",),
     "--slides": ("moved",),
+    "--port": ("8801",),
+    "--export": ("pages",),
     **dict.fromkeys(("--list", "--keep-features", "--pictures", "--no-pictures", "--schema"), ()),
     "--picture-type": ("svg",),
     "--dpi": ("300",),
@@ -128,6 +130,7 @@ def words(slides, model, weights) -> dict[str, list[str]]:
         "score": [str(slides), "--model", str(model), *out],
         "evaluate": ["scores", *labels, *out],
         "export": ["scores", "--to", "csv", *out],
+        "view": ["scores"],
         "report": ["scores", "--labels", "labels.csv", "--out", "report.html"],
     }
     return {name: [name, *shown.get(name, [])] for name in COMMANDS}
