@@ -403,18 +403,15 @@ def report(
 def view(
     scores: Scores,
     common: CommonOptions,
-    slides: Annotated[
-        str | None,
-        text(
-            "--slides",
-            "FOLDER",
-            "Where the slides are now, if they were moved: a folder, glob or table.",
-            panel=INPUT,
-        ),
-    ] = None,
+    slides: MovedSlides = None,
     annotations: Annotated[
         Path | None,
-        text("--annotations", "FOLDER", "Outlines to show: <slide_id>.geojson from QuPath.", panel=INPUT),
+        text(
+            "--annotations",
+            "FOLDER",
+            "Outlines to show, a file for each slide: GeoJSON of QuPath, XML of ASAP or Aperio ImageScope.",
+            panel=INPUT,
+        ),
     ] = None,
     port: Annotated[
         int | None,

@@ -44,7 +44,6 @@ DOORS = {
     "bokeh": ["wsi_ats.viewer.plot"],
     "tornado": ["wsi_ats.viewer.server"],
     "jinja2": ["wsi_ats.results.report"],
-    "markupsafe": ["wsi_ats.results.report"],
     "simplejpeg": ["wsi_ats.slides.jpeg"],
     "fsspec": ["wsi_ats.slides.remote"],
     "h5py": ["wsi_ats.bags.hdf5", "wsi_ats.bags.writing"],  # the second writes files

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 
 from wsi_ats.files import atomic
 
@@ -176,7 +175,7 @@ def write_report(
                     page=page,
                     rows=_rows(report, paths, slides_a_page) if number == 1 else (),
                     statuses=list(dict.fromkeys(row[_STATUS].text for row in report.rows)),
-                    script=Markup(script),
+                    script=script,
                     script_digest=digest,
                 )
             )

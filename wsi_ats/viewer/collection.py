@@ -86,6 +86,13 @@ class Collection:
     def tile(self, number: int, zoom: int, column: int, row: int) -> bytes:
         """Return a tile as JPEG.
 
+        Parameters
+        ----------
+        number
+            Number of the slide.
+        zoom, column, row
+            Its place; see :class:`wsi_ats.viewer.tiles.Pyramid`.
+
         Raises
         ------
         LookupError
