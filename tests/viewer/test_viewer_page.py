@@ -110,6 +110,18 @@ class Tab:
         self.page.locator(f"#opacity-{name}").fill(str(value))
         self.page.wait_for_timeout(300)
 
+    def drag(self) -> None:
+        """Move the plot by 100 pixels to the right and 50 down."""
+        address = self.page.evaluate("location.hash")
+        x, y = self.at(*self.place[:2])
+        self.page.mouse.move(x, y)
+        self.page.mouse.down()
+        for step in range(1, 6):
+            self.page.mouse.move(x + 20 * step, y + 10 * step)
+            self.page.wait_for_timeout(30)
+        self.page.mouse.up()
+        self.wait(f"location.hash !== {json.dumps(address)}")
+
     def texts(self, selector: str) -> list[str]:
         return [text.strip() for text in self.page.locator(selector).all_inner_texts()]
 
@@ -137,20 +149,13 @@ def test_a_slide_is_shown_where_it_is_and_overlays_have_opacities(tab):
 def test_wheel_and_drag_lead_to_pixels_of_level_0_and_the_address_restores_the_place(tab):
     tab.show()
     tab.page.mouse.move(*tab.at(1000, 600))
-    for _ in range(20):
+    for _ in range(8):
         tab.page.mouse.wheel(0, -120)
         tab.page.wait_for_timeout(20)
     tab.settle()
-    assert tab.place[2] < 0.5
-    x, y = tab.at(*tab.place[:2])
-    before, address = tab.place, tab.page.url.partition("#")[2]
-    tab.page.mouse.move(x, y)
-    tab.page.mouse.down()
-    for step in range(1, 6):
-        tab.page.mouse.move(x + 20 * step, y + 10 * step)
-        tab.page.wait_for_timeout(30)
-    tab.page.mouse.up()
-    tab.wait(f"location.hash !== {json.dumps('#' + address)}")
+    assert tab.place[2] < 0.7  # tiles of level 0
+    before = tab.place
+    tab.drag()
     tab.settle()
     moved = tab.place
     np.testing.assert_allclose(np.subtract(before, moved)[:2], [100 * moved[2], 50 * moved[2]], atol=1)
@@ -159,6 +164,20 @@ def test_wheel_and_drag_lead_to_pixels_of_level_0_and_the_address_restores_the_p
     tab.show("#" + tab.page.url.partition("#")[2])
     np.testing.assert_allclose(tab.place, moved, rtol=1e-3)
     assert any(f"/0/4/{int(moved[0]) // 256}_{int(moved[1]) // 256}.jpg" in url for url in asked)
+
+
+def test_the_slide_can_be_moved_at_the_closest_zoom(tab):
+    tab.show("#plain/1000/600/0.2")
+    tab.page.mouse.move(*tab.at(1000, 600))
+    for _ in range(8):  # as far as it goes
+        tab.page.mouse.wheel(0, -120)
+        tab.page.wait_for_timeout(50)
+    tab.wait("zoomed() < 0.134")
+    tab.page.wait_for_timeout(500)
+    before = tab.place
+    tab.drag()
+    tab.page.wait_for_timeout(500)
+    np.testing.assert_allclose(np.subtract(before, tab.place)[:2], [13.3, 6.7], atol=1)
 
 
 def test_a_click_on_a_drawn_tile_shows_its_numbers(tab):
