@@ -292,6 +292,53 @@ class DrawOptions:
 
 
 @dataclass(frozen=True)
+class KeptOptions:
+    """Options of ``score`` for results beside the scores, under the names of its arguments."""
+
+    keep_features: Annotated[
+        bool,
+        flag(
+            "--keep-features",
+            "Keep the features of the drawn tiles, for `export` to programs that use features.",
+            OUTPUT,
+        ),
+    ] = False
+    pictures: Annotated[
+        bool,
+        flag("--pictures", "Draw each slide, with attention and drawn tiles, and its drawn tiles.", OUTPUT),
+    ] = False
+
+
+@dataclass(frozen=True)
+class PictureOptions:
+    """Options of ``export`` for pictures."""
+
+    picture_type: Annotated[
+        str | None,
+        text(
+            "--picture-type",
+            "png|svg|pdf",
+            "With --to pictures: type of the files. Default: png.",
+            panel=OUTPUT,
+        ),
+    ] = None
+    dpi: Annotated[
+        int | None,
+        number(
+            "--dpi",
+            "With --to pictures: pixels per inch of a PNG, and of the images in other files. Default: 150.",
+            least=50,
+            most=1200,
+            panel=OUTPUT,
+        ),
+    ] = None
+
+    def given(self) -> dict[str, Any]:
+        """Return the options that are given."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
 class WatchOptions:
     """Options of ``score`` for slides that arrive while it runs."""
 

@@ -12,12 +12,15 @@ import typer
 
 from pipelines._arguments import (
     EXECUTION,
+    INPUT,
     MODEL,
     OUTPUT,
     By,
+    LabelColumn,
     Labels,
     MovedSlides,
     Out,
+    OutFile,
     Overwrite,
     Scores,
     Seed,
@@ -45,7 +48,9 @@ from pipelines._stage_options import (
     FeatureOptions,
     FitOptions,
     FoldOptions,
+    KeptOptions,
     LearningOptions,
+    PictureOptions,
     RegionOptions,
     WatchOptions,
 )
@@ -225,18 +230,11 @@ def score(
     ],
     chosen: SettingsOptions,
     drawing: DrawOptions,
+    kept: KeptOptions,
     out: Out,
     stage: StageOptions,
     common: CommonOptions,
     seed: Seed = 0,
-    keep_features: Annotated[
-        bool,
-        flag(
-            "--keep-features",
-            "Keep the features of the drawn tiles, for `export` to programs that use features.",
-            OUTPUT,
-        ),
-    ] = False,
 ) -> Result:
     """Score slides with a model: predictions, and the tiles they are based on."""
     from pipelines._watch import stop_on_signals
@@ -249,7 +247,15 @@ def score(
         raise SettingsError(f"--watch scores slides that have no {given} yet; leave out --{given} or --watch")
     refs = None if arriving.watch else source.refs(slides)
     settings = chosen.settings(read_card(model).settings, changes=drawing.changes())
-    scored = partial(score, model=model, out=out, settings=settings, seed=seed, keep_features=keep_features)
+    scored = partial(
+        score,
+        model=model,
+        out=out,
+        settings=settings,
+        seed=seed,
+        keep_features=kept.keep_features,
+        pictures=kept.pictures,
+    )
     carried_out = execution(common, stage)
     if refs is not None:
         refs = areas.named(stored.named(refs, carried_out.reporter), carried_out.reporter)
@@ -327,6 +333,7 @@ def export(
     out: Out,
     folder: FolderOptions,
     common: CommonOptions,
+    drawn: PictureOptions,
     slides: MovedSlides = None,
     strict: Strict = False,
     formats: Annotated[  # noqa: ARG001  (it ends the command)
@@ -344,7 +351,49 @@ def export(
     from pipelines.export import export
 
     carried_out = replace(execution(common, folder), strict=strict)
-    return export(scores, out, to=to, slides=slides, execution=carried_out)
+    return export(scores, out, to=to, slides=slides, options=drawn.given(), execution=carried_out)
+
+
+@_stage
+def report(
+    scores: Scores,
+    out: OutFile,
+    folder: FolderOptions,
+    common: CommonOptions,
+    labels: Annotated[
+        Path | None,
+        text("--labels", "FILE", "Table of labels (CSV) to compare the scores with.", panel=INPUT),
+    ] = None,
+    label_column: LabelColumn = None,
+    by: By = "slide",
+    slides: MovedSlides = None,
+    no_pictures: Annotated[
+        bool,
+        flag(
+            "--no-pictures",
+            "Show no slides and tiles. Otherwise those that `score --pictures` kept, or drawn now.",
+            OUTPUT,
+        ),
+    ] = False,
+) -> Result:
+    """Write a report of scores: one HTML file to read, print and hand on."""
+    from pipelines.report import report
+    from wsi_ats.errors import SettingsError
+
+    if labels is None and (label_column is not None or by != "slide"):
+        raise SettingsError(
+            "--label-column and --by have no effect without --labels; give it, or leave them out"
+        )
+    return report(
+        scores,
+        out,
+        labels=labels,
+        label_column=label_column,
+        by=by,
+        slides=slides,
+        pictures=not no_pictures,
+        execution=execution(common, folder),
+    )
 
 
 @_stage

@@ -132,7 +132,7 @@ def crossval(
         run.begin()
         used = {ref.id: ref for fold in plan.values() for ref in fold}
         prepared = Prepared(out, complete(task, settled(list(used.values()), settings), execution))
-        if prepared.results.stopped:
+        if prepared.results.stopped or (prepared.results.failed and execution.strict):
             return Summary("crossval", out, {"folds": 0}, prepared.results.failed)
         task.write_tables(prepared.results.rows)
         parts, failed = _run_folds(plan, prepared, by, settings, execution)

@@ -15,15 +15,10 @@ from pipelines._demo_arms import Arm, Stopwatch, ceiling, check_complete, compar
 from pipelines._demo_slides import Scale, claim, make_slides, write_gigapixel
 from pipelines._runs import Execution, rooted
 from pipelines.score import score
-from wsi_ats.overview.overview import read_overview
-from wsi_ats.overview.tiles import read_tiles
-from wsi_ats.results.attention import load_attention
-from wsi_ats.results.plots import figure_of_slide
-from wsi_ats.results.selections import read_selection
+from wsi_ats.results.exports.pictures import read_shown
+from wsi_ats.results.pictures import write_pictures_of
+from wsi_ats.results.scores import read_scores
 from wsi_ats.settings import Settings
-from wsi_ats.slides import open_slide
-from wsi_ats.slides.base import SlideRef
-from wsi_ats.tables.files import read_parquet
 from wsi_ats.testing.layout import Kind
 
 # Small enough for a few minutes on two cores. The backbone is one of the smallest in timm and starts from
@@ -53,7 +48,7 @@ class Demonstration:
     seconds
         Seconds of each part.
     figure
-        PNG of the large slide.
+        Picture of the large slide; that of its tiles is beside it.
     """
 
     arms: Mapping[str, Arm]
@@ -138,10 +133,9 @@ def demo(
         with clock("gigapixel slide: score and draw"):
             scores = out / "scores" / "gigapixel"
             check_complete(score([slide], model, scores, seed=seed, execution=execution))
-            figure = out / "gigapixel.png"
-            gigapixel = _draw_gigapixel(figure, slide, scores, truth, settings)
+            gigapixel = _draw_gigapixel(out, scores, truth)
     best = ceiling(held_out, out / "held-out" / "truth", settings.sampling.tiles, seed)
-    return Demonstration(arms, best, gigapixel, clock.seconds, figure)
+    return Demonstration(arms, best, gigapixel, clock.seconds, out / "gigapixel.png")
 
 
 def _cells(arm: Arm) -> tuple[str, ...]:
@@ -152,19 +146,14 @@ def _cells(arm: Arm) -> tuple[str, ...]:
     return (f"{arm.auc:.3f}", share(arm.tiles), share(arm.bytes), share(arm.in_lesion), seconds)
 
 
-def _draw_gigapixel(
-    figure: Path, ref: SlideRef, scores: Path, truth: npt.NDArray[np.uint8], settings: Settings
-) -> dict[str, str]:
-    """Draw the large slide and return facts about it."""
-    rows, _ = read_parquet(scores / "predictions.parquet")
-    row = {name: column[0] for name, column in rows.items()}
-    selection = read_selection(scores / "selections" / f"{ref.id}.parquet")
-    attention = load_attention(scores / "attention" / f"{ref.id}.npz")
-    with open_slide(ref) as slide:
-        thumbnail = read_overview(slide, settings).thumbnail
-        tiles = read_tiles(slide, selection.grid, selection.cells)
-    size = Path(ref.path).stat().st_size
-    facts = {
+def _draw_gigapixel(out: Path, scores: Path, truth: npt.NDArray[np.uint8]) -> dict[str, str]:
+    """Draw the large slide, with the true outlines, and return facts about it."""
+    (slide,) = read_scores(scores).slides
+    selection, row = slide.selection(), slide.row
+    size = Path(slide.path).stat().st_size
+    outlines = {"lesion": truth == Kind.LESION, "look-alike": truth == Kind.LOOKALIKE}
+    write_pictures_of(out, replace(read_shown(slide), outlines=outlines))
+    return {
         "size": f"{selection.grid.width:,} x {selection.grid.height:,} pixels, {size / 1e6:,.0f} MB",
         "tiles read": f"{row['tiles_read']} of {row['tiles_total']:,} tissue tiles",
         "bytes read": f"{row['bytes_read'] / 1e6:.2f} MB ({row['bytes_read'] / size:.2%})",
@@ -172,13 +161,3 @@ def _draw_gigapixel(
         "probability of positive": f"{row['prob_positive']:.3f} (it is positive)",
         "seconds": f"{row['seconds']:.2f}",
     }
-    figure_of_slide(
-        figure,
-        thumbnail=thumbnail,
-        attention=attention,
-        selection=selection,
-        tiles=tiles,
-        title=f"{facts['size']}: {facts['tiles read']}, probability {facts['probability of positive']}",
-        truth=truth,
-    )
-    return facts

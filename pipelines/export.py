@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pipelines._runs import Execution, Identity, Summary, open_run, rooted
 from wsi_ats.errors import ArtifactError, SettingsError, SlideError
@@ -20,6 +21,7 @@ def export(
     *,
     to: Sequence[str],
     slides: str | Path | None = None,
+    options: Mapping[str, Any] | None = None,
     execution: Execution | None = None,
 ) -> Summary:
     """Write scores in the formats of other programs.
@@ -38,6 +40,9 @@ def export(
     slides
         Folder, glob or table of the slides, if they were moved after they were scored. Only formats with
         pixels read them.
+    options
+        Options of formats by name, such as ``{"dpi": 300}`` for ``pictures``; see
+        :attr:`wsi_ats.results.exports.format.Format.options`.
     execution
         Scheduler and workers are not used.
 
@@ -49,7 +54,8 @@ def export(
     Raises
     ------
     SettingsError
-        For an unknown format, or one that needs a package which is missing.
+        For an unknown format, or one that needs a package which is missing; for an option with a wrong value,
+        or that none of the formats has.
     ManifestError
         When ``slides`` cannot be read.
     ArtifactError
@@ -60,23 +66,23 @@ def export(
     >>> export("scores", "exported", to=["qupath", "clam"]).counts  # doctest: +SKIP
     {'exported': 120, 'without_tiles': 1}
     """
-    formats = [_known(name) for name in dict.fromkeys(to)]
+    formats = _with_options([_known(name) for name in dict.fromkeys(to)], options or {})
     execution, scores, out = execution or Execution(), rooted(scores), rooted(out)
     found = read_scores(scores)
     if slides is not None:
         found = found.moved_to(slides)
-    with_tiles = [slide for slide in found.slides if slide.reads_tiles]
+    usable = [slide for slide in found.slides if any(each.exports(slide) for each in formats)]
     before = _files_of(out)
     results = [name for names in before.values() for name in names]
     identity = Identity("export", digests={"scores": found.digest})
     with open_run(out, identity, execution, results=results) as run:
         if execution.dry_run:
-            return Summary.of_dry_run("export", out, 0, len(with_tiles))
+            return Summary.of_dry_run("export", out, 0, len(usable))
         run.begin()
         failed: dict[str, str] = {}
         files: dict[str, list[str]] = {}
         for each in formats:
-            written, failures = _write(each, out, found, with_tiles, execution)
+            written, failures = _write(each, out, found, execution)
             failed |= failures
             files[each.name] = [str(path.relative_to(out)) for path in written]
             if failures and execution.strict:
@@ -85,11 +91,11 @@ def export(
             for name in set(before.get(each.name, ())) - set(files[each.name]):
                 (out / name).unlink(missing_ok=True)
         counts = {
-            "exported": len(with_tiles) - len(failed),
-            "without_tiles": len(found.slides) - len(with_tiles),
+            "exported": len(usable) - len(failed),
+            "without_tiles": sum(not slide.reads_tiles for slide in found.slides),
         }
         run.finish(counts, files=before | files)
-    notes = {each.name: f"{len(files[each.name])} files for {each.programs}" for each in formats}
+    notes = {each.name: _note(each, out, found, files[each.name]) for each in formats}
     return Summary("export", out, counts, failed, notes=notes)
 
 
@@ -110,21 +116,38 @@ def _known(name: str) -> Format:
     return FORMATS[name]
 
 
+def _with_options(formats: Sequence[Format], options: Mapping[str, Any]) -> list[Format]:
+    for name in options:
+        if not any(name in each.options for each in formats):
+            able = ", ".join(each.name for each in FORMATS.values() if name in each.options)
+            raise SettingsError(
+                f"--{name.replace('_', '-')} has no effect on {', '.join(each.name for each in formats)}; "
+                f"{'leave it out, or add --to ' + able if able else 'no format has it'}"
+            )
+    return [each.with_options(options) for each in formats]
+
+
+def _note(to: Format, out: Path, scores: Scores, files: Sequence[str]) -> str:
+    written = [out / name for name in files]
+    missing = to.note([slide for slide in scores.slides if to.exports(slide)], written) if to.note else ""
+    return f"{len(files)} files for {to.programs}" + (f"; {missing}" if missing else "")
+
+
 def _files_of(out: Path) -> dict[str, list[str]]:
     """Return the files that earlier exports wrote into a folder, by format."""
     return dict(read_json(out / RUN_FILE).get("files") or {}) if (out / RUN_FILE).exists() else {}
 
 
-def _write(
-    to: Format, out: Path, scores: Scores, slides: Sequence[ScoredSlide], execution: Execution
-) -> tuple[list[Path], dict[str, str]]:
+def _write(to: Format, out: Path, scores: Scores, execution: Execution) -> tuple[list[Path], dict[str, str]]:
     """Write one format, and return its files and the reasons why slides failed."""
     folder, written, done = out / to.name, list[Path](), list[ScoredSlide]()
     failed: dict[str, str] = {}
+    slides = [slide for slide in scores.slides if to.exports(slide)]
     with execution.reporter.progress(f"export {to.name}", len(slides)) as advance:
         for slide in slides:
             try:
-                slide.selection()  # damaged files fail here for the formats of all slides, too
+                if slide.reads_tiles:
+                    slide.selection()  # damaged files fail here for the formats of all slides, too
                 written += to.slide(folder, slide) if to.slide else ()
                 done.append(slide)
             except (ArtifactError, SlideError) as error:

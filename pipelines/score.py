@@ -23,15 +23,16 @@ from wsi_ats.results.attention import save_attention
 from wsi_ats.results.features import save_features
 from wsi_ats.results.records import Status, Stop
 from wsi_ats.results.selections import write_selection
+from wsi_ats.results.shown import ShownSlide
 from wsi_ats.settings import Fixes, ScoringSettings, Settings
 from wsi_ats.slides import open_slide
-from wsi_ats.slides.base import SlideRef
+from wsi_ats.slides.base import Slide, SlideRef
 from wsi_ats.tasks.cases import case_scores
 from wsi_ats.tasks.targets import Target
 
 if TYPE_CHECKING:  # torch takes seconds to import, and a worker needs it, not a command line
     from wsi_ats.models.encoding import TileBatches
-    from wsi_ats.models.scoring import LoadedModel
+    from wsi_ats.models.scoring import LoadedModel, Scored
 
 
 def score(
@@ -42,6 +43,7 @@ def score(
     settings: Settings | None = None,
     seed: int = 0,
     keep_features: bool = False,
+    pictures: bool = False,
     execution: Execution | None = None,
 ) -> Summary:
     """Score slides, and write scores, attention and selected tiles of each.
@@ -65,6 +67,9 @@ def score(
     keep_features
         Whether to write the features of the drawn tiles to ``features/``, for export to programs that use
         features.
+    pictures
+        Whether to draw each slide, ``pictures/<slide_id>.png``, and a contact sheet of the tiles that were
+        drawn, ``pictures/<slide_id>_tiles.png``. Slides that an earlier run scored without are scored again.
     execution
         Where and how; on all cores of this machine by default.
 
@@ -75,7 +80,8 @@ def score(
     Raises
     ------
     SettingsError
-        When settings do not suit the model, no scheduler answers, or for a dry run of arrivals.
+        When settings do not suit the model, no scheduler answers, for a dry run of arrivals, or when
+        matplotlib, which pictures need, is not installed.
     ManifestError
         When a source of arrivals does not exist.
     ModelError, ArtifactError
@@ -98,6 +104,8 @@ def score(
             "--keep-features keeps the features of drawn tiles, but a model of kind "
             f"{settings.model.kind} draws none; leave it out"
         )
+    if pictures:
+        _check_pictures()
     kept = {"kept": "features"} if keep_features else {}  # scores without them are not enough
     fixed = Fixes.THUMBNAILS | Fixes.SCORING
     identity = Identity.of("score", settings, fixed, seed=seed, model=card.digest, **kept)
@@ -114,6 +122,7 @@ def score(
         *(out, identity.digest, model, card.digest, card.target, settings, seed),
         by_pixels=not by_features,
         keep_features=keep_features,
+        pictures=pictures,
     )
     return run_stage(
         task,
@@ -123,6 +132,11 @@ def score(
         refer=partial(settled, settings=settings),
         record={"target": asdict(card.target)},
     )
+
+
+def _check_pictures() -> None:
+    """Refuse pictures where matplotlib is missing."""
+    from wsi_ats.results import pictures  # noqa: F401
 
 
 def _check_source(trained: Settings, encoder_checkpoint: str, *, by_features: bool) -> None:
@@ -185,7 +199,7 @@ class ScoreTask(SlideTask):
         See :func:`score`.
     by_pixels
         Whether slides are scored by their pixels; otherwise each names its features.
-    keep_features
+    keep_features, pictures
         See :func:`score`.
     """
 
@@ -196,6 +210,7 @@ class ScoreTask(SlideTask):
     seed: int
     by_pixels: bool = True
     keep_features: bool = False
+    pictures: bool = False
 
     stage: ClassVar[str] = "score"
     tables: ClassVar[Sequence[str]] = ("predictions", "cases")
@@ -231,11 +246,13 @@ class ScoreTask(SlideTask):
         return {**counts, "model_digest": self.model_digest, "seed": self.seed}
 
     def files(self, slide_id: str) -> tuple[Path, ...]:
-        """Return the files of selected tiles, attention and features; some slides lack some."""
+        """Return the files of selected tiles, attention, features and pictures; some slides lack some."""
         return (
             self.out / "selections" / f"{slide_id}.parquet",
             self.out / "attention" / f"{slide_id}.npz",
             self.out / "features" / f"{slide_id}.h5",
+            self.out / "pictures" / f"{slide_id}.png",
+            self.out / "pictures" / f"{slide_id}_tiles.png",
         )
 
     def other_tables(self, rows: Sequence[Row]) -> Mapping[str, tuple[Sequence[Row], Mapping[str, str]]]:
@@ -245,14 +262,35 @@ class ScoreTask(SlideTask):
         return {"cases": (_cases(rows, self.target), _columns_of_cases(self.target))}
 
     def notes(self, rows: Sequence[Row]) -> Mapping[str, Any]:
-        """Count the slides whose standard error is above the tolerance, if there is one."""
-        if self.settings.sampling.tolerance == 0:
-            return {}
-        above = (row["status"] == Status.DONE and row["stopped_by"] != Stop.TOLERANCE for row in rows)
-        return {"above_tolerance": sum(above)}
+        """Count slides above the tolerance, if there is one, and slides without a picture of their tiles."""
+        notes: dict[str, Any] = {}
+        done = [row for row in rows if row["status"] == Status.DONE]
+        if self.settings.sampling.tolerance:
+            notes["above_tolerance"] = sum(row["stopped_by"] != Stop.TOLERANCE for row in done)
+        bare = sum(not self.files(row["slide_id"])[-1].exists() for row in done) if self.pictures else 0
+        if bare:
+            notes["without_pictures_of_tiles"] = f"{bare}, because {self._reason}"
+        return notes
+
+    @property
+    def _reason(self) -> str:
+        """Reason why there are no pictures of tiles."""
+        kind = self.settings.model.kind
+        if not self.settings.model.reads_tiles:
+            return f"a model of kind {kind} reads no tiles"
+        again = "`wsi-ats export --to pictures` reads them again"
+        if not self.settings.model.draws:
+            return f"a model of kind {kind} does not keep all tiles in memory; {again}"
+        return f"these were scored by features, without the pixels of tiles; {again} if the slides are there"
+
+    def is_whole(self, ref: SlideRef) -> bool:
+        """Return whether there is a picture, if there should be one."""
+        return not self.pictures or self.files(ref.id)[-2].exists()
 
     def start(self) -> None:
         """Load the model."""
+        if self.pictures:
+            _check_pictures()
         self._loaded()
 
     def work(self, ref: SlideRef) -> tuple[Row, Sequence[Path]]:
@@ -270,10 +308,13 @@ class ScoreTask(SlideTask):
                 settings=self.settings,
                 seed=self.seed,
                 encoder=encoder,
-                keep_tiles=self.keep_features,
+                keep_tiles=self.keep_features or self.pictures,
             )
             read = slide.bytes_read
-        selections, attention, features = self.files(ref.id)
+            prediction = scored.prediction if read is None else replace(scored.prediction, bytes_read=read)
+            row = prediction.row(self.target.columns)
+            shown = self._shown(row, slide, scored) if self.pictures else None
+        selections, attention, features, *_ = self.files(ref.id)
         written = []
         if scored.selection is not None:
             written.append(selections)
@@ -282,13 +323,24 @@ class ScoreTask(SlideTask):
         if scored.attention is not None:
             written.append(attention)
             save_attention(attention, scored.attention)
-        if scored.selection is not None and scored.tiles is not None:
+        if self.keep_features and scored.selection is not None and scored.tiles is not None:
             written.append(features)
             save_features(features, scored.selection, scored.tiles, model_digest=self.model_digest)
-        prediction = scored.prediction if read is None else replace(scored.prediction, bytes_read=read)
+        if shown is not None:
+            from wsi_ats.results.pictures import write_pictures_of
+
+            written += write_pictures_of(self.out / "pictures", shown)
         # Reported when the run ends; the table has no such column.
         warning = {"warning": scored.warning} if scored.warning else {}
-        return prediction.row(self.target.columns) | warning, written
+        return row | warning, written
+
+    def _shown(self, row: Row, slide: Slide, scored: Scored) -> ShownSlide:
+        """Return what pictures of the slide show; nothing is read for them."""
+        assert scored.overview is not None
+        shown = ShownSlide.of(row, self.target, slide, scored.overview, scored.attention, scored.selection)
+        if scored.tiles is None or scored.tiles.pixels is None:
+            return shown
+        return shown.with_tiles(scored.tiles.cells, scored.tiles.pixels)
 
     def _loaded(self) -> tuple[LoadedModel, TileBatches]:
         with _LOADING:

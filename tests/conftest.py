@@ -124,7 +124,10 @@ def awkward_tiff(awkward_pyramid, tmp_path_factory) -> Path:
 # The optional libraries, and our modules that import them.
 OPTIONAL = {
     "lifelines": ["wsi_ats.tasks.concordance"],
-    "matplotlib": ["wsi_ats.results.plots", "pipelines._evaluation", "pipelines.demo"],
+    "matplotlib": [
+        *("wsi_ats.results.plots", "wsi_ats.results.pictures"),
+        *("pipelines._evaluation", "pipelines.demo"),
+    ],
     "prometheus_client": ["pipelines._metrics"],
 }
 

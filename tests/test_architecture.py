@@ -40,6 +40,8 @@ DOORS = {
     "openslide": ["wsi_ats.slides.openslide"],
     "tifffile": ["wsi_ats.slides.tiff_index", "wsi_ats.testing.synthetic"],  # the second writes files
     "imagecodecs": ["wsi_ats.slides.codecs", "wsi_ats.testing.bank"],  # the second makes slides of JPEG
+    "jinja2": ["wsi_ats.results.report"],
+    "markupsafe": ["wsi_ats.results.report"],
     "simplejpeg": ["wsi_ats.slides.jpeg"],
     "fsspec": ["wsi_ats.slides.remote"],
     "h5py": ["wsi_ats.bags.hdf5", "wsi_ats.bags.writing"],  # the second writes files
@@ -57,7 +59,7 @@ DOORS = {
     "shapely": ["wsi_ats.annotations.shapes", "wsi_ats.results.exports.outlines"],
     "defusedxml": ["wsi_ats.annotations.opening"],
     "lifelines": ["wsi_ats.tasks.concordance"],
-    "matplotlib": ["wsi_ats.results.plots"],
+    "matplotlib": ["wsi_ats.results.plots", "wsi_ats.results.pictures"],  # of numbers, and of slides
     "timm": ["wsi_ats.nn.backbone"],
     # A model on disk, and the error of a backbone's weights file.
     "safetensors": ["wsi_ats.models.checkpoints", "wsi_ats.nn.backbone"],

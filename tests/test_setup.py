@@ -127,6 +127,7 @@ def test_make_demo_and_make_test_install_what_they_need(name):
     [
         ("lifelines", "wsi_ats.tasks.concordance"),
         ("matplotlib", "wsi_ats.results.plots"),
+        ("matplotlib", "wsi_ats.results.pictures"),
         ("matplotlib", "pipelines.demo"),  # before it makes slides
         ("prometheus_client", "pipelines._metrics"),
     ],

@@ -255,15 +255,15 @@ def test_killed_with_all_its_processes_and_run_again_it_leaves_the_same_files(
 ):
     whole, out = tmp_path / "whole", tmp_path / "killed"
     embed(read_manifest(some), whole, settings=settings, execution=Execution(scheduler=client))
-    command = ("embed", some, *words, "--out", out, "--workers", 2)
-    process = start(*command)
+    command = ("embed", some, *words, "--out", out, "--workers")
+    process = start(*command, 2)
     while process.poll() is None and len(recorded(out)) < 5:
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     done = {name: (out / f"{name}.h5").stat().st_mtime_ns for name in recorded(out)}
     assert 5 <= len(done) < 24
-    again = start(*command)
+    again = start(*command, 1)
     _, complaints = again.communicate(timeout=LIMIT)
     assert again.returncode == 0, complaints
     assert {name: (out / f"{name}.h5").stat().st_mtime_ns for name in done} == done

@@ -229,7 +229,7 @@ class LoadedModel:
         )
         warning = overview.outside.warning if overview.outside else ""
         if not draws:
-            return Scored(prediction, warning=warning)
+            return Scored(prediction, overview=overview if keep_tiles else None, warning=warning)
         return Scored(
             prediction,
             _attention_map(draws[0].attention, tissue),

@@ -65,5 +65,5 @@ def place_labels(
 def _meet(boxes: FloatArray, others: FloatArray) -> npt.NDArray[np.bool_]:
     """Return which of the boxes (k, 4) meet any of the others (m, 4)."""
     apart = (boxes[:, None, :2] >= others[None, :, 2:]) | (others[None, :, :2] >= boxes[:, None, 2:])
-    met: npt.NDArray[np.bool_] = (~apart.any(-1)).any(-1)
+    met: npt.NDArray[np.bool_] = np.any(~np.any(apart, axis=-1), axis=-1)
     return met

@@ -1,4 +1,4 @@
-"""Draw plots of results; the only module that imports matplotlib."""
+"""Draw plots of results; pictures of slides are in :mod:`wsi_ats.results.pictures`."""
 
 from __future__ import annotations
 
@@ -12,102 +12,16 @@ import numpy.typing as npt
 
 from wsi_ats.errors import not_installed
 from wsi_ats.files import atomic
-from wsi_ats.results.records import AttentionMap, Selection
-from wsi_ats.slides.base import Pixels
 from wsi_ats.tasks.panels import Calibration, Confusion, Lines, Panel, Scatter
 
 try:
     from matplotlib.axes import Axes
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.colors import ListedColormap
     from matplotlib.figure import Figure
-    from matplotlib.image import AxesImage
 except ModuleNotFoundError as error:
     raise not_installed("matplotlib", "plots", "drawing figures") from error
 
-_TRUTH = ListedColormap(["white", "#f3d9e3", "#8796c9", "#c02942"])
 _UNIT_SQUARE: dict[str, Any] = {"xlim": (-0.02, 1.02), "ylim": (-0.02, 1.02), "aspect": "equal"}
-_TRUTH_NAMES = ("glass", "tissue", "look-alike", "lesion")
-
-
-def figure_of_slide(
-    path: Path,
-    *,
-    thumbnail: Pixels,
-    attention: AttentionMap,
-    selection: Selection,
-    tiles: Pixels,
-    title: str,
-    truth: npt.NDArray[np.uint8] | None = None,
-) -> None:
-    """Draw a scored slide: thumbnail, tissue, attention, drawn tiles and, if known, the truth.
-
-    Parameters
-    ----------
-    path
-        PNG to write.
-    thumbnail
-        RGB, uint8, shape (rows * p, columns * p, 3).
-    attention
-        Attention over the slide's cells, with its tissue.
-    selection
-        The tiles that were drawn.
-    tiles
-        Pixels of the first of these tiles, shape (M, s, s, 3); shown below.
-    title
-        Title above the figure.
-    truth
-        Kind of each cell, shape (rows, columns): 0 glass, 1 tissue, 2 look-alike, 3 lesion.
-    """
-    rows, columns = attention.grid.shape
-    extent = (0.0, float(columns), float(rows), 0.0)
-    panels = 4 if truth is None else 5
-    shown = min(len(tiles), 16)
-    figure = Figure(figsize=(3.2 * panels, 5.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title)
-    halves = figure.subfigures(2, 1, height_ratios=(3.2, 1.2), squeeze=False)
-    upper, lower = halves[0, 0], halves[1, 0]
-    axes = upper.subplots(1, panels)
-    axes[0].imshow(thumbnail, extent=extent)
-    axes[0].set_title("thumbnail")
-    axes[1].imshow(attention.tissue, extent=extent, cmap="gray_r", vmin=0, vmax=2)
-    axes[1].set_title(f"tissue: {attention.tissue.sum():,} cells")
-    image = _draw_attention(axes[2], attention)
-    axes[2].set_title("attention (1 = uniform)")
-    upper.colorbar(image, ax=axes[2], fraction=0.05, extend="max")
-    row, column = np.divmod(selection.cells, columns)
-    axes[3].imshow(thumbnail, extent=extent, alpha=0.5)
-    axes[3].scatter(column + 0.5, row + 0.5, s=30, facecolors="none", edgecolors="black", linewidths=1.2)
-    axes[3].set_title(f"{len(np.unique(selection.cells))} tiles read")
-    if truth is not None:
-        _draw_truth(axes[4], truth)
-        axes[4].set_title("truth: red lesion, blue look-alike")
-        marks = truth.flat[selection.cells[:shown]]
-    for axis in axes:
-        axis.set_axis_off()
-    for i, axis in enumerate(np.atleast_1d(lower.subplots(1, max(1, shown)))):
-        axis.set_axis_off()
-        if i < shown:
-            axis.imshow(tiles[i])
-            if truth is not None:
-                axis.set_title(_TRUTH_NAMES[marks[i]], fontsize=7)
-    _save(figure, path)
-
-
-def _draw_attention(axes: Axes, attention: AttentionMap) -> AxesImage:
-    rows, columns = attention.grid.shape
-    relative = np.where(attention.tissue, attention.attention * attention.tissue.sum(), np.nan)
-    # A few cells may have far more attention than the rest, which would then all be black.
-    top = max(1.0, float(np.nanpercentile(relative, 99)))
-    extent = (0.0, float(columns), float(rows), 0.0)
-    return axes.imshow(relative, extent=extent, cmap="magma", vmin=0, vmax=top)
-
-
-def _draw_truth(axes: Axes, truth: npt.NDArray[np.uint8]) -> None:
-    rows, columns = truth.shape
-    extent = (0.0, float(columns), float(rows), 0.0)
-    axes.imshow(truth, extent=extent, cmap=_TRUTH, vmin=-0.5, vmax=3.5, interpolation="nearest")
 
 
 def figure_of_panels(path: Path, panels: Sequence[Panel], *, title: str) -> None:

@@ -19,7 +19,27 @@ from wsi_ats.tasks.targets import Target
 MOST_TILES = 25
 """Tiles on a contact sheet: five rows of five fit on a page, and the rest has little part in the score."""
 
+KINDS = ("png", "svg", "pdf")
+"""Types of files that pictures can be."""
+
+DPI = 150
+"""Pixels per inch of a PNG, and of the images in other files: legible on a screen. Journals ask for 300."""
+
+_DPI = (50, 1200)
+
 _MOST_SCORES = 4
+
+
+def check_kind(kind: str) -> None:
+    """Refuse a type of files that is not one of :data:`KINDS`."""
+    if kind not in KINDS:
+        raise SettingsError(f"a picture is one of {', '.join(KINDS)}, not {kind!r}")
+
+
+def check_dpi(dpi: int) -> None:
+    """Refuse a resolution at which text cannot be read, or at which pictures fill the memory."""
+    if not _DPI[0] <= dpi <= _DPI[1]:
+        raise SettingsError(f"pictures have {_DPI[0]} to {_DPI[1]} pixels per inch, not {dpi}")
 
 
 @dataclass(frozen=True)
@@ -49,17 +69,14 @@ class DrawnTiles:
     @classmethod
     def of(cls, selection: Selection, *, tissue_tiles: int) -> Self:
         """Return the tiles of a selection from a slide with so many tissue tiles."""
-        sequence = np.lexsort((selection.order, selection.draw))
-        ordered = selection.cells[sequence]
-        cells, first, place = np.unique(ordered, return_index=True, return_inverse=True)
-        weight = np.bincount(place, selection.weight[sequence], minlength=len(cells))
-        by_draw = np.argsort(first)
-        rows = sequence[first[by_draw]]
+        tiles = selection.distinct()
+        order = np.lexsort((selection.order[tiles.row], selection.draw[tiles.row]))
+        rows = tiles.row[order]
         return cls(
             selection.grid,
-            cells[by_draw],
+            tiles.cells[order],
             selection.attention[rows] * tissue_tiles,
-            weight[by_draw] / max(1, len(np.unique(selection.draw))),
+            tiles.weight[order],
             {name: values[rows] for name, values in selection.evidence.items()},
         )
 
@@ -135,7 +152,9 @@ class ShownSlide:
 
         ``slide`` gives resolution and bounds, and ``selection`` has the tiles that were read.
         """
-        drawn = selection and DrawnTiles.of(selection, tissue_tiles=row["tiles_total"])
+        drawn = None
+        if selection is not None:
+            drawn = DrawnTiles.of(selection, tissue_tiles=row["tiles_total"])
         return cls(row, target, overview, slide.mpp.value, slide.bounds, attention, drawn)
 
     @property
@@ -150,9 +169,9 @@ class ShownSlide:
 
     @property
     def relative_attention(self) -> FloatArray | None:
-        """Attention relative to uniform attention, NaN off the tissue; ``None`` if there is none to learn from.
+        """Attention relative to uniform attention, NaN off the tissue.
 
-        There is none without an attention map, and where all cells have the same attention.
+        ``None`` without an attention map, and where all cells have the same attention.
         """
         if self.attention is None:
             return None
@@ -176,8 +195,9 @@ class ShownSlide:
         if self.drawn is None:
             return np.zeros(0)
         evidence = self.drawn.evidence.get(self.target.names[self.best])
-        known = evidence is not None and np.isfinite(evidence).all()
-        return np.abs(evidence) if known else self.drawn.weight
+        if evidence is None or not np.isfinite(evidence).all():
+            return self.drawn.weight
+        return np.abs(evidence)
 
     @property
     def sheet(self) -> IntArray:
@@ -190,7 +210,7 @@ class ShownSlide:
         return np.zeros(0, np.int64) if self.drawn is None else self.drawn.cells[self.sheet]
 
     def with_tiles(self, cells: IntArray, pixels: Pixels) -> Self:
-        """Return this with the pixels of its contact sheet, from tiles (m, s, s, 3) of ascending ``cells``."""
+        """Return this with the pixels of its contact sheet; tiles are (m, s, s, 3), ``cells`` ascending."""
         return replace(self, pixels=pixels[np.searchsorted(cells, self.cells_on_sheet)])
 
     @property

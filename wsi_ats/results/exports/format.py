@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, Self
 
 from wsi_ats.errors import not_installed
+from wsi_ats.results.records import Status
 from wsi_ats.results.scores import ScoredSlide, Scores
 
 
@@ -25,13 +28,19 @@ class Format:
         The files, for a list of formats.
     slide
         Function that writes the files of one slide into a folder, and returns them; ``None`` if there are
-        none. Slides without tiles are not given.
+        none. Slides without tiles are not given, unless ``without_tiles``.
     collection
         Function that writes files about all slides that were exported, after those of each slide.
     packages
         Packages that the format needs, and that an extra installs.
     extra
         Name of this extra.
+    without_tiles
+        Whether scored slides of which no tiles were read are exported, too.
+    options
+        Options of ``slide`` by name, each with a function that refuses a wrong value.
+    note
+        Function that says, from the slides and the files written, what is missing; empty if nothing is.
 
     Examples
     --------
@@ -49,6 +58,26 @@ class Format:
     collection: Callable[[Path, Scores, Sequence[ScoredSlide]], Sequence[Path]] | None = None
     packages: tuple[str, ...] = ()
     extra: str = ""
+    without_tiles: bool = False
+    options: Mapping[str, Callable[[Any], None]] = field(default_factory=dict)
+    note: Callable[[Sequence[ScoredSlide], Sequence[Path]], str] | None = None
+
+    def exports(self, slide: ScoredSlide) -> bool:
+        """Return whether there is something to export of a slide."""
+        return slide.reads_tiles or (self.without_tiles and slide.status != Status.FAILED)
+
+    def with_options(self, given: Mapping[str, Any]) -> Self:
+        """Return the format with those of the given options that it has.
+
+        Raises
+        ------
+        SettingsError
+            For a wrong value.
+        """
+        own = {name: value for name, value in given.items() if name in self.options}
+        for name, value in own.items():
+            self.options[name](value)
+        return replace(self, slide=partial(self.slide, **own)) if self.slide and own else self
 
     def check_installed(self) -> None:
         """Refuse the format if a package is missing.

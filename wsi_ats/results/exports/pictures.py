@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from wsi_ats.files import read_json
 from wsi_ats.overview.overview import read_overview
 from wsi_ats.overview.tiles import read_tiles
-from wsi_ats.results.pictures import DPI, write_pictures_of
+from wsi_ats.results.exports.format import Format
 from wsi_ats.results.records import RUN_FILE, Status
 from wsi_ats.results.scores import ScoredSlide
-from wsi_ats.results.shown import ShownSlide
+from wsi_ats.results.shown import DPI, KINDS, ShownSlide, check_dpi, check_kind
 from wsi_ats.settings import Settings
 from wsi_ats.slides import open_slide
 from wsi_ats.tasks.targets import Target
 
 
-def write_pictures(folder: Path, slide: ScoredSlide, *, kind: str = "png", dpi: int = DPI) -> list[Path]:
-    """Draw a scored slide, and, if its tiles can be read, a contact sheet of them.
+def write_pictures(
+    folder: Path, slide: ScoredSlide, *, picture_type: str = KINDS[0], dpi: int = DPI
+) -> list[Path]:
+    """Draw a scored slide and, if it has tiles that can be read, a contact sheet of them.
 
     Parameters
     ----------
     folder
-        Folder for ``<slide_id>.<kind>`` and ``<slide_id>_tiles.<kind>``.
+        Folder for ``<slide_id>.png`` and ``<slide_id>_tiles.png``.
     slide
         The slide, which has the status ``done`` or ``no_tissue``.
-    kind
-        One of :data:`wsi_ats.results.pictures.KINDS`.
+    picture_type
+        Type and ending of the files, one of :data:`wsi_ats.results.shown.KINDS`.
     dpi
         Pixels per inch of a PNG, and of the images in other files.
 
@@ -42,13 +47,15 @@ def write_pictures(folder: Path, slide: ScoredSlide, *, kind: str = "png", dpi: 
     SlideError
         When the slide cannot be read.
     """
-    return write_pictures_of(folder, read_shown(slide), kind=kind, dpi=dpi)
+    from wsi_ats.results.pictures import write_pictures_of  # matplotlib may be missing
+
+    return write_pictures_of(folder, read_shown(slide), kind=picture_type, dpi=dpi)
 
 
 def read_shown(slide: ScoredSlide) -> ShownSlide:
     """Read again what pictures of a scored slide show.
 
-    Of a slide of which only a thumbnail is left, there are no pixels of tiles.
+    If only a thumbnail is left of a slide, the result has no pixels of tiles.
 
     Raises
     ------
@@ -60,14 +67,38 @@ def read_shown(slide: ScoredSlide) -> ShownSlide:
     record = read_json(slide.folder / RUN_FILE)
     target = Target(**record["target"] | {"names": tuple(record["target"]["names"])})
     settings = Settings.from_mapping({name: record["settings"][name] for name in ("tile", "thumbnail")})
-    ref, done = slide.ref(), slide.status == Status.DONE
+    ref = slide.ref()
+    attention = slide.attention() if slide.status == Status.DONE else None
+    selection = slide.selection() if slide.reads_tiles else None
     with open_slide(ref) as opened:
         overview = read_overview(opened, settings)
-        selection = slide.selection() if slide.reads_tiles else None
-        shown = ShownSlide.of(
-            slide.row, target, opened, overview, slide.attention() if done else None, selection
-        )
+        shown = ShownSlide.of(slide.row, target, opened, overview, attention, selection)
         if shown.drawn is None or ref.downsample > 1:
             return shown
-        cells = sorted(shown.cells_on_sheet.tolist())
+        cells = np.sort(shown.cells_on_sheet)
         return shown.with_tiles(cells, read_tiles(opened, shown.drawn.grid, cells))
+
+
+def _missing(slides: Sequence[ScoredSlide], written: Sequence[Path]) -> str:
+    """Say how many slides have no picture of their tiles, and why."""
+    names = {path.stem for path in written}
+    bare = [each for each in slides if each.id in names and f"{each.id}_tiles" not in names]
+    reasons = {
+        "have no tissue": sum(each.status == Status.NO_TISSUE for each in bare),
+        "were scored as one image": sum(each.status == Status.DONE and not each.reads_tiles for each in bare),
+        "are only thumbnails": sum(each.reads_tiles for each in bare),
+    }
+    return "; ".join(f"no tiles of {count} slides, which {why}" for why, count in reasons.items() if count)
+
+
+FORMAT = Format(
+    "pictures",
+    programs="people",
+    contents="a picture of each slide, and one of its drawn tiles; also SVG or PDF",
+    slide=write_pictures,
+    packages=("matplotlib",),
+    extra="plots",
+    without_tiles=True,
+    options={"picture_type": check_kind, "dpi": check_dpi},
+    note=_missing,
+)

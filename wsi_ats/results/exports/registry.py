@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wsi_ats.results.exports import clam, geojson, qupath, stamp, tables, torchmil, trident
+from wsi_ats.results.exports import clam, geojson, pictures, qupath, stamp, tables, torchmil, trident
 from wsi_ats.results.exports.format import Format
 
 FORMATS: dict[str, Format] = {
@@ -10,6 +10,7 @@ FORMATS: dict[str, Format] = {
     for each in (
         *(tables.CSV, tables.PARQUET),
         *(qupath.FORMAT, geojson.FORMAT),
+        pictures.FORMAT,
         *(clam.FORMAT, trident.FORMAT, torchmil.FORMAT, stamp.FORMAT),
     )
 }
