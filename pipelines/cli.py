@@ -242,12 +242,9 @@ def score(
     from wsi_ats.errors import SettingsError
     from wsi_ats.models.card import read_card
 
-    if arriving.watch and stored.features is not None:
-        raise SettingsError(
-            "--watch scores slides that have no features yet; leave out --features or --watch"
-        )
-    if arriving.watch and areas.regions is not None:
-        raise SettingsError("--watch scores slides as they arrive, without annotations; leave out --regions")
+    if arriving.watch and (stored.features or areas.regions):
+        given = "features" if stored.features else "regions"
+        raise SettingsError(f"--watch scores slides that have no {given} yet; leave out --{given} or --watch")
     refs = None if arriving.watch else source.refs(slides)
     settings = chosen.settings(read_card(model).settings, changes=drawing.changes())
     scored = partial(

@@ -223,7 +223,10 @@ def test_training_learns_from_regions_alone_and_keeps_to_them(train, slides, tmp
     [
         (("--region-class", "Tumor"), "--region-class is 'Tumor', which has no effect without --regions"),
         (("--regions", "missing"), "no such folder; expected a folder with a file of annotations"),
-        (("--regions", "{truth}", "--watch"), "--watch scores slides as they arrive, without annotations"),
+        (
+            ("--regions", "{truth}", "--watch"),
+            "--watch scores slides that have no regions yet; leave out --regions",
+        ),
         (("--regions", "{empty}"), "no annotations found"),
         (("--regions", "{other}"), "but none of the 6 slides slide_000"),
     ],

@@ -168,7 +168,7 @@ class Annotations:
         found = tuple(shapes.parts(self.area(classes), apart))
         return replace(self, shapes=found, classes=("",) * len(found))
 
-    def inside(self, grid: Grid, cells: IntArray) -> npt.NDArray[np.bool_]:
+    def inside(self, grid: Grid, cells: IntArray, classes: Sequence[str] = ()) -> npt.NDArray[np.bool_]:
         """Tell which cells have their centre in an annotation.
 
         Parameters
@@ -177,12 +177,14 @@ class Annotations:
             A grid of the slide.
         cells
             Flat numbers of its cells, shape (n,).
+        classes
+            Classes of the annotations, see :meth:`area`; all if none are named.
 
         Returns
         -------
         ndarray of bool, shape (n,)
         """
-        return shapes.cells_inside(self.area(), grid, cells)
+        return shapes.cells_inside(self.area(classes), grid, cells)
 
     def shares(self, grid: Grid) -> FloatArray:
         """Return the share of each cell that is annotated, in [0, 1], shape (rows, columns)."""

@@ -84,7 +84,7 @@ def within_regions(overview: Overview, ref: SlideRef, slide: Slide, settings: Se
     tissue, everything = overview.tissue, overview.all_tissue
     inside = np.zeros(tissue.grid.size, dtype=np.bool_)
     cells = everything.cells
-    inside[cells] = found.only(ref.region_classes).inside(tissue.grid, cells)
+    inside[cells] = found.inside(tissue.grid, cells, ref.region_classes)
     inside = inside.reshape(tissue.grid.shape)
     return replace(
         overview,
