@@ -337,12 +337,12 @@ def _outline(shown: ShownSlide, mask: npt.NDArray[np.bool_]) -> tuple[FloatArray
         row, start = np.nonzero(change == 1)
         _, end = np.nonzero(change == -1)
         lines.append(np.stack([start, row, end, row], axis=1)[:, :: 1 if across is mask else -1])
-    x, y = np.concatenate(lines).reshape(-1, 2, 2).transpose(2, 0, 1)
     grid = shown.overview.tissue.grid
     # Where tiles overlap, an edge is halfway between the middles of two.
-    x, y = (np.pad(each * grid.pitch, ((0, 0), (0, 1)), constant_values=np.nan).ravel() for each in (x, y))
-    half = (grid.cell - grid.pitch) / 2
-    return x.astype(np.float64) + half, y.astype(np.float64) + half
+    places = np.concatenate(lines).reshape(-1, 2, 2) * grid.pitch + (grid.cell - grid.pitch) / 2
+    gaps = np.full((len(places), 1, 2), np.nan)
+    x, y = np.concatenate([places, gaps], axis=1).reshape(-1, 2).T
+    return x, y
 
 
 def _draw_attention(axes: Axes, bar: Axes, shown: ShownSlide, attention: FloatArray) -> None:
