@@ -147,7 +147,7 @@ def test_a_large_selection_is_shown_in_part_and_the_rest_is_counted(tmp_path):
     assert captions.about_sheet(shown) == (
         "25 of 90 tiles, by evidence for tumour; 65 more are in the table of selected tiles"
     )
-    assert "dots: other drawn tiles" in " ".join(captions.legend(shown, 8))
+    assert "dots: other tiles read" in " ".join(captions.legend(shown, 8))
     assert len(write_pictures_of(tmp_path, shown)) == 2
 
 
@@ -213,7 +213,7 @@ def test_further_outlines_have_colours_that_the_legend_names(tmp_path):
         ({}, "sampling error not known from a single draw"),
         ({"draws": 2}, "sampling standard error of the log-odds of tumour: 0.12 (2 draws)"),
         ({"draws": 2, "target": RISK}, "sampling standard error of risk: 0.12 (2 draws)"),
-        ({"drawn": 99}, "no sampling error: all tissue tiles were read"),
+        ({"drawn": 99}, "tissue tiles were read, so there is no sampling error"),
     ],
 )
 def test_the_heading_says_what_the_sampling_error_is(changes, said):
@@ -221,7 +221,8 @@ def test_the_heading_says_what_the_sampling_error_is(changes, said):
     text = " ".join(captions.heading(shown, 9, shown.counts))
     assert said in text
     assert ("risk 1.5" if "target" in changes else "tumour 0.750, normal 0.250") in text
-    assert f"{len(shown.drawn.cells)} of {shown.row['tiles_total']} tissue tiles read" in text
+    read = f"{len(shown.drawn.cells)} of {shown.row['tiles_total']} tissue tiles read"
+    assert (read in text) != shown.reads_all
 
 
 def test_captions_have_evidence_for_each_class_and_no_line_is_longer_than_its_tile():
