@@ -101,11 +101,17 @@ def captions_of(shown: ShownSlide, width: int) -> list[list[str]]:
     fits = all(len(", ".join(each)) <= width for each in texts)
     return [
         [
-            f"attention {drawn.attention[position]:.3g}{_TIMES}, weight {drawn.weight[position]:.2g}",
+            f"attention {_times(drawn.attention[position])}, weight {drawn.weight[position]:.2g}",
             *([", ".join(each)] if fits and each else each),
         ]
         for position, each in zip(shown.sheet.tolist(), texts, strict=True)
     ]
+
+
+def _times(value: float) -> str:
+    if value < 0.01:
+        return f"<0.01{_TIMES}"
+    return f"{value:.2f}{_TIMES}" if value < 10 else f"{value:,.0f}{_TIMES}"
 
 
 def round_length(most: float) -> float:
