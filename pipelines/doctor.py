@@ -15,7 +15,7 @@ from pipelines._runs import versions
 # Optional packages: purpose, module, extra.
 _OPTIONAL = (
     ("survival", "lifelines", "survival"),
-    ("plots of evaluate, crossval and demo", "matplotlib", "plots"),
+    ("plots of evaluate, crossval and demo, and pictures of slides", "matplotlib", "plots"),
     ("--metrics", "prometheus_client", "metrics"),
     ("slides at s3://", "s3fs", "remote"),
     ("slides at https://", "aiohttp", "remote"),

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import tifffile
 
 from wsi_ats.files import write_json
 from wsi_ats.geometry import Grid, Region
@@ -14,6 +15,8 @@ from wsi_ats.results.features import save_features
 from wsi_ats.results.records import AttentionMap, Prediction, ReadTiles, Selection, Status, Stop
 from wsi_ats.results.scores import Scores, read_scores
 from wsi_ats.results.selections import write_selection
+from wsi_ats.slides.base import SlideRef
+from wsi_ats.slides.fingerprint import contents_digest
 from wsi_ats.tables.files import write_csv, write_parquet
 from wsi_ats.tasks.targets import Target
 
@@ -58,6 +61,23 @@ def attention() -> AttentionMap:
     return AttentionMap(GRID, values / values.sum(), tissue)
 
 
+def write_slide(folder: Path, name: str) -> None:
+    """Write the pixels of a slide, and the record of how it was opened."""
+    path = folder / "slides" / f"{name}.tif"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(ord(name[0])).integers(100, 200, (GRID.height, GRID.width, 3), np.uint8)
+    tifffile.imwrite(
+        path,
+        noise,
+        tile=(64, 64),
+        photometric="rgb",
+        resolution=(40_000, 40_000),
+        resolutionunit="CENTIMETER",
+    )
+    slide = asdict(SlideRef(name, str(path), name)) | {"digest": contents_digest(str(path))}
+    write_json(folder / "records" / f"{name}.json", {"slide": slide})
+
+
 def write_scores(folder: Path, *names: str, kept: bool = True) -> Scores:
     """Write scores of slides by name, and one that failed."""
     rows = []
@@ -87,6 +107,7 @@ def write_scores(folder: Path, *names: str, kept: bool = True) -> Scores:
             own = selection(name, seed=number)
             (folder / "selections").mkdir(parents=True, exist_ok=True)
             write_selection(folder / "selections" / f"{name}.parquet", own)
+            write_slide(folder, name)
             save_attention(folder / "attention" / f"{name}.npz", attention())
             if kept:
                 tiles = ReadTiles(np.array([0, 5, 7]), None, features(name))
@@ -95,6 +116,13 @@ def write_scores(folder: Path, *names: str, kept: bool = True) -> Scores:
     columns = {column: [row.get(column) for row in rows] for column in rows[0]}
     write_parquet(folder / "predictions.parquet", columns, types={"logit_se": "double", "error": "string"})
     write_csv(folder / "predictions.csv", columns)
-    record = {"stage": "score", "end": "2026-01-01T00:00:00+00:00", "target": asdict(TARGET), "seed": 0}
+    tables = {"tile": {"size": GRID.tile_size}, "thumbnail": {"tissue": "none"}}
+    record = {
+        "settings": tables,
+        "stage": "score",
+        "end": "2026-01-01T00:00:00+00:00",
+        "target": asdict(TARGET),
+        "seed": 0,
+    }
     write_json(folder / "run.json", record | {"digests": {"model": "feedc0de"}})
     return read_scores(folder)

@@ -46,9 +46,9 @@ def legend(shown: ShownSlide, width: float) -> list[str]:
     if shown.drawn is not None:
         some = len(shown.sheet) < len(shown.drawn.cells)
         most = f", the {len(shown.sheet)} of most {shown.order_of_sheet}" if some else ""
-        words.append(f"circles: drawn tiles{most}, with an area that grows with their weight")
-        words.append("numbers: order in which tiles were drawn")
-        words += ["dots: other drawn tiles"] if some and not shown.reads_all else []
+        words.append(f"circles: tiles read{most}, with an area that grows with their weight")
+        words.append("numbers: " + ("of the tiles" if shown.reads_all else "order in which tiles were drawn"))
+        words += ["dots: other tiles read"] if some and not shown.reads_all else []
     return textwrap.wrap("; ".join(words), int(16.5 * width))
 
 
@@ -94,18 +94,24 @@ def captions_of(shown: ShownSlide, width: int) -> list[list[str]]:
         evidence = []
         for name in names:
             value = drawn.evidence[name][position]
-            short = name if len(name) < width - 8 else f"{name[: width - 9]}…"
+            short = name if len(name) <= width - 10 else f"{name[: width - 11]}…"
             number = f"{value:+.2g}".replace("-", _MINUS) if np.isfinite(value) else "unknown"
             evidence.append(f"{short} {number}")
         texts.append(evidence)
     fits = all(len(", ".join(each)) <= width for each in texts)
     return [
         [
-            f"attention {drawn.attention[position]:.3g}{_TIMES}, weight {drawn.weight[position]:.2g}",
+            f"attention {_times(drawn.attention[position])}, weight {drawn.weight[position]:.2g}",
             *([", ".join(each)] if fits and each else each),
         ]
         for position, each in zip(shown.sheet.tolist(), texts, strict=True)
     ]
+
+
+def _times(value: float) -> str:
+    if value < 0.01:
+        return f"<0.01{_TIMES}"
+    return f"{value:.2f}{_TIMES}" if value < 10 else f"{value:,.0f}{_TIMES}"
 
 
 def round_length(most: float) -> float:

@@ -55,6 +55,7 @@ _DRAWING = Lock()
 _MARGIN, _GAP, _LINE = 0.15, 0.25, 0.16
 _SIDE, _LENGTH, _HEIGHT = 4.4, 9.0, 7.0  # longest side of a panel: nearly square, wide, tall
 _NARROWEST = 6.5  # figure, for its title
+_TITLE = 0.9  # from the middle of a panel to that of the next, for their titles
 _TILE = 240  # pixels of a tile's side at DPI, about, if it has fewer
 
 _FOR, _AGAINST = "#d55e00", "#0072b2"  # can be told apart with any colour vision (Okabe and Ito)
@@ -177,7 +178,7 @@ def figure_of_slide(path: Path, shown: ShownSlide, *, dpi: int = DPI) -> None:
     longest = _LENGTH if ratio > 1.8 else _SIDE if ratio > 0.6 else _HEIGHT
     width, height = (longest, longest / ratio) if ratio > 1 else (longest * ratio, longest)
     # Panels of a wide slide are below each other; to the right of attention is its scale.
-    right, below = (0.0, height + _GAP + _LINE) if ratio > 1.8 else (width + _GAP, 0.0)
+    right, below = (0.0, height + _GAP + _LINE) if ratio > 1.8 else (max(width + _GAP, _TITLE), 0.0)
     scale = 0.0 if attention is None else 0.75
     if attention is None:
         right = below = 0.0
@@ -189,12 +190,12 @@ def figure_of_slide(path: Path, shown: ShownSlide, *, dpi: int = DPI) -> None:
     with _page(path, page_width, end + _LINE * (len(notes) + 1.2) + _MARGIN, dpi) as (figure, page):
         _write_heading(page, titles)
         image = _thumbnail(shown, round(longest * dpi))
-        title = "thumbnail" if shown.drawn is None else "thumbnail and drawn tiles"
+        title = "slide" if shown.drawn is None else "tiles read"
         _draw_thumbnail(first.axes(figure), shown, *image, title)
         if attention is not None:
             grey = (image[0].mean(-1, keepdims=True).astype(np.uint8).repeat(3, axis=-1), image[1])
             axes = last.axes(figure)
-            _draw_thumbnail(axes, shown, *grey, "attention")
+            _draw_thumbnail(axes, shown, *grey, shown.title_of_attention)
             bar = _Panel(last.left + width + 0.08, last.top, 0.12, height).axes(figure)
             _draw_attention(axes, bar, shown, attention)
         _draw_tiles(page, first, shown)
@@ -337,12 +338,12 @@ def _outline(shown: ShownSlide, mask: npt.NDArray[np.bool_]) -> tuple[FloatArray
         row, start = np.nonzero(change == 1)
         _, end = np.nonzero(change == -1)
         lines.append(np.stack([start, row, end, row], axis=1)[:, :: 1 if across is mask else -1])
-    x, y = np.concatenate(lines).reshape(-1, 2, 2).transpose(2, 0, 1)
     grid = shown.overview.tissue.grid
     # Where tiles overlap, an edge is halfway between the middles of two.
-    x, y = (np.pad(each * grid.pitch, ((0, 0), (0, 1)), constant_values=np.nan).ravel() for each in (x, y))
-    half = (grid.cell - grid.pitch) / 2
-    return x.astype(np.float64) + half, y.astype(np.float64) + half
+    places = np.concatenate(lines).reshape(-1, 2, 2) * grid.pitch + (grid.cell - grid.pitch) / 2
+    gaps = np.full((len(places), 1, 2), np.nan)
+    x, y = np.concatenate([places, gaps], axis=1).reshape(-1, 2).T
+    return x, y
 
 
 def _draw_attention(axes: Axes, bar: Axes, shown: ShownSlide, attention: FloatArray) -> None:
@@ -364,7 +365,7 @@ def _draw_attention(axes: Axes, bar: Axes, shown: ShownSlide, attention: FloatAr
     bar.set_yticks(ticks, [f"{each:g}" for each in ticks])
     bar.minorticks_off()
     bar.tick_params(labelsize=7, length=2)
-    bar.set_ylabel("attention (times uniform)", fontsize=7.5, labelpad=2)
+    bar.set_ylabel("times uniform", fontsize=7.5, labelpad=2)
 
 
 def _draw_tiles(page: Axes, panel: _Panel, shown: ShownSlide) -> None:

@@ -181,6 +181,12 @@ class ShownSlide:
         return np.where(self.tissue, self.attention.attention * len(inside), np.nan)
 
     @property
+    def title_of_attention(self) -> str:
+        """What attention is to: cells, or regions of several tiles."""
+        regions = self.drawn is not None and self.drawn.grid.cell < self.overview.tissue.grid.cell
+        return "attention to regions" if regions else "attention"
+
+    @property
     def best(self) -> int:
         """Position of the largest score: of the predicted class, the most probable label, or the number."""
         return int(np.argmax([self.row[column] for column in self.target.columns]))
@@ -240,21 +246,21 @@ class ShownSlide:
         """The standard error over draws as text, with what it is the error of."""
         error, draws = self.row["logit_se"], self.row["draws"]
         if error is not None:
-            name = self.target.names[self.best]
-            of = f"the log-odds of {name}" if self.target.definition.has_classes else name
-            if self._probabilities and not self.target.definition.has_classes:
-                of = "the log-odds of the label with the largest"
+            of = self.target.names[self.best]
+            if self._probabilities:
+                classes = self.target.definition.has_classes
+                of = f"the log-odds of {of}" if classes else "log-odds, the largest of all labels"
             return f"sampling standard error of {of}: {error:.2g} ({draws} draws)"
         if not self.row["tiles_read"]:
             return ""
         if self.reads_all:
-            return "no sampling error: all tissue tiles were read"
+            return f"all {self.row['tiles_total']:,} tissue tiles were read, so there is no sampling error"
         return "sampling error not known from a single draw"
 
     @property
     def counts(self) -> str:
         """The numbers of tiles read and of tissue tiles as text."""
-        if not self.scored:
+        if not self.scored or (self.drawn and self.reads_all):
             return ""
         total = f"{self.row['tiles_total']:,} tissue tiles"
         return f"{self.row['tiles_read']:,} of {total} read" if self.drawn else f"{total}, read as one image"
