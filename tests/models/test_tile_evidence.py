@@ -13,6 +13,7 @@ from models.scored import SETTINGS, TARGET, score, tissue_slide
 from wsi_ats.models.kinds import model_for
 from wsi_ats.models.scoring import LoadedModel
 from wsi_ats.overview.tiles import read_tiles
+from wsi_ats.slides.base import SlideRef
 from wsi_ats.tasks.targets import Target
 
 torch.set_num_threads(1)  # tiny networks: on busy cores, threads would only wait for one another
@@ -94,3 +95,14 @@ def test_kept_tiles_are_those_of_the_selection_and_nothing_is_read_for_them(mode
         features = model.embed(torch.from_numpy(tiles.pixels))
     np.testing.assert_allclose(tiles.features, features, atol=1e-5)
     assert kept.overview.thumbnail.shape[:2] == tuple(4 * side for side in kept.attention.grid.shape)
+
+
+def test_a_notebook_shows_numbers_and_pictures_of_kept_tiles(model):
+    loaded = LoadedModel(model, SETTINGS, TARGET, "abc")
+    ref = SlideRef("<b>&", "memory.svs", "patient")
+    plain, kept = (loaded.score(tissue_slide(), ref=ref, keep_tiles=keep) for keep in (False, True))
+    assert "&lt;b&gt;&amp;" in plain._repr_html_()
+    assert "<b>" not in plain._repr_html_()
+    assert f"{plain.prediction.scores['prob_benign']:.4g}" in plain._repr_html_()
+    assert "keep_tiles=True" in plain._repr_html_()
+    assert kept._repr_html_().count("src='data:image/png;base64,") == 2

@@ -39,12 +39,14 @@ from wsi_ats.tasks.targets import Target
 
 @dataclass(frozen=True)
 class Scored:
-    """Result of scoring a slide.
+    """Result of scoring a slide; a notebook shows its numbers, and pictures if tiles are kept.
 
     Parameters
     ----------
     prediction
         Scores, and the cost of computing them.
+    target
+        Target of the model.
     attention, selection
         Attention map and the tiles read; ``None`` without tissue, and for a model without attention or tiles.
     overview
@@ -56,11 +58,32 @@ class Scored:
     """
 
     prediction: Prediction
+    target: Target
     attention: AttentionMap | None = None
     selection: Selection | None = None
     overview: Overview | None = None
     tiles: ReadTiles | None = None
     warning: str = ""
+
+    def _repr_html_(self) -> str:
+        from wsi_ats.results.notebook import html_of
+        from wsi_ats.results.shown import DrawnTiles, ShownSlide
+
+        selection, tiles = self.selection, self.tiles
+        if self.overview is None or selection is None or tiles is None:
+            return html_of(self.prediction, None)
+        shown = ShownSlide(
+            row=self.prediction.row(self.target.columns),
+            target=self.target,
+            overview=self.overview,
+            mpp=selection.mpp,
+            bounds=selection.bounds,
+            attention=self.attention,
+            drawn=DrawnTiles.of(selection, tissue_tiles=self.prediction.tiles_total),
+        )
+        if tiles.pixels is not None:
+            shown = shown.with_tiles(tiles.cells, tiles.pixels)
+        return html_of(self.prediction, shown)
 
 
 @dataclass(frozen=True)
@@ -229,9 +252,10 @@ class LoadedModel:
         )
         warning = overview.outside.warning if overview.outside else ""
         if not draws:
-            return Scored(prediction, overview=overview if keep_tiles else None, warning=warning)
+            return Scored(prediction, self.target, overview=overview if keep_tiles else None, warning=warning)
         return Scored(
             prediction,
+            self.target,
             _attention_map(draws[0].attention, tissue),
             _selection(ref, counting, draws, scores, self.target),
             overview if keep_tiles else None,
