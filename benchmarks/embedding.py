@@ -2,12 +2,13 @@
 
 Run ``python -m benchmarks.embedding`` on a machine without other load, with ``OMP_NUM_THREADS`` unset.
 
-``embed`` is our stage on a local cluster of one process for each core. ``loop`` is the usual recipe: a
+``embed`` is our stage on a local cluster as the command starts it. ``loop`` is the usual recipe: a
 PyTorch data set of coordinates, OpenSlide's ``read_region(...).convert("RGB")``, normalisation, batches of
 64, and one loader process for each core but one, which exist before the clock starts, as our workers do.
-Tissue is found before the clock starts for the loop, and after it for ``embed``, which also writes its
-files; the loop keeps its features in memory. Both encode the same tiles with the same weights, in the same
-precision, and with one torch thread for each core in total. On a GPU, our stage has one process.
+Tissue is found before the clock starts for the loop, and after it for ``embed``, which also schedules slides
+and writes files and records; the loop keeps its features in memory. The network is loaded before the clock
+starts for both. Both encode the same tiles, which is checked, with the same weights, in the same precision,
+and with one torch thread for each core in total. On a GPU, our stage has one process.
 
 The floors encode the same number of tiles that are in memory already: ``embed_floor`` in our batches,
 ``loop_floor`` in batches of 64 with all threads. ``times`` is the time of the loop by that of ``embed``,
@@ -35,9 +36,9 @@ from benchmarks.report import Rows, command, report
 from benchmarks.scoring import all_tissue
 from benchmarks.synthetic import slide_of
 from benchmarks.timing import interleaved
-from pipelines._cluster import connect, visible_gpus
+from pipelines._carry_out import complete, workers_for
 from pipelines._runs import Execution
-from pipelines.embed import embed
+from pipelines.embed import EmbedTask
 from wsi_ats.models.embedding import NamedEncoder, load_encoder
 from wsi_ats.models.encoding import TileBatches
 from wsi_ats.nn.backbone import create_backbone
@@ -150,7 +151,7 @@ def settings_of(backbone: str, side: int, folder: Path, changes: Sequence[str]) 
     return Settings().with_values([*own, *changes])
 
 
-def measured(paths: Sequence[Path], settings: Settings, client: Any, folder: Path, rounds: int) -> Rows:
+def measured(paths: Sequence[Path], settings: Settings, folder: Path, rounds: int) -> Rows:
     """Compare the four sides on some slides."""
     side, precision = settings.tile.size, settings.scoring.precision
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -166,15 +167,24 @@ def measured(paths: Sequence[Path], settings: Settings, client: Any, folder: Pat
     number, lanes = count(), 1 if device.type == "cuda" else _cores()
     loader = loader_of(tiles, side, theirs)
 
-    def stage() -> None:
-        out = folder / f"{settings.model.backbone}_{next(number)}"
-        summary = embed(refs, out, settings=settings, execution=Execution(scheduler=client))
-        assert summary.exit_code == 0, summary.failed
+    def task_in(out: Path) -> EmbedTask:
+        return EmbedTask(out, "benchmark", settings, ours.digest, None, 0, "float32")
 
-    with TileBatches(ours.network.raw, device=device, precision=precision, lanes=lanes, threads=1) as batches:
+    def stage(client: Any) -> None:
+        task = task_in(folder / f"{settings.model.backbone}_{next(number)}")
+        results = complete(task, refs, Execution(scheduler=client))
+        task.write_tables(results.rows)
+        encoded = sum(row["tiles"] for row in results.rows if row["tiles"] is not None)
+        if encoded != len(tiles):
+            raise ValueError(f"{encoded} tiles were encoded, not {len(tiles)}; {dict(results.failed)}")
+
+    with (
+        TileBatches(ours.network.raw, device=device, precision=precision, lanes=lanes, threads=1) as batches,
+        workers_for(task_in(folder), Execution(), tasks=len(refs)) as (client, _),
+    ):
         times = interleaved(
             {
-                "embed": stage,
+                "embed": partial(stage, client),
                 "loop": partial(loop, loader, theirs, precision, device),
                 "embed_floor": partial(embed_floor, pixels, len(tiles), batches),
                 "loop_floor": partial(loop_floor, images, len(tiles), theirs, precision, device),
@@ -196,20 +206,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table and write it to ``embedding.csv``."""
     parser = command(__doc__, settings=True, slides=True)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--sides", type=int, nargs="+", default=SIDES, help="of slides, pixels")
+    parser.add_argument(
+        "--sides", type=int, nargs="+", default=SIDES, help="of slides, all different, pixels"
+    )
     parser.add_argument("--networks", nargs="+", default=NETWORKS, metavar="NAME:SIDE")
     options = parser.parse_args(arguments)
+    if len(set(options.sides)) < len(options.sides):  # there is one slide of each side
+        parser.error(f"--sides must be different numbers, not {options.sides}")
     paths = [slide_of(options.slides, side) for side in options.sides]
-    gpus = visible_gpus()
-    local = connect("local", gpus=gpus, at_once=4 if gpus else 2)  # as the command itself
-    with tempfile.TemporaryDirectory() as folder, local as client:
+    with tempfile.TemporaryDirectory() as folder:
         rows = [
             row
             for name, _, side in (each.partition(":") for each in options.networks)
             for row in measured(
                 paths,
                 settings_of(name, int(side), Path(folder), options.changes),
-                client,
                 Path(folder),
                 options.rounds,
             )

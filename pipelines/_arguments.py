@@ -87,6 +87,10 @@ Out = Annotated[
         "--out", metavar="FOLDER", help="Output folder.", callback=_no_store, rich_help_panel=OUTPUT
     ),
 ]
+OutFile = Annotated[
+    Path,
+    typer.Option("--out", metavar="FILE", help="Output file.", callback=_no_store, rich_help_panel=OUTPUT),
+]
 Overwrite = Annotated[bool, flag("--overwrite", "Delete the results of an earlier run first.", OUTPUT)]
 Strict = Annotated[bool, flag("--strict", "Stop at the first slide that fails.", EXECUTION)]
 Seed = Annotated[int, number("--seed", "Random seed.", least=0, panel=EXECUTION)]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines._records import Row, SlideTask, pending
 from pipelines._reports import Finished
 from pipelines._runs import Execution
-from wsi_ats.errors import without_secrets
+from wsi_ats.errors import ManifestError, without_secrets
 from wsi_ats.results.records import Status
 from wsi_ats.slides.base import SlideRef
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # Dask takes a while to import, and a command that finds noth
     from pipelines._work import Outcome
 
 # Slides that a process works on at once unless the user sets a number. One is read while another is
-# computed; a GPU computes fast enough for several.
+# computed; a GPU computes fast enough for several. A process with several cores has a slide for each.
 _AT_ONCE, _AT_ONCE_ON_GPU = 2, 4
 
 
@@ -52,6 +52,13 @@ class Results:
     notes: Mapping[str, Any] = field(default_factory=dict)
     left: int = 0
 
+    def of(self, refs: Sequence[SlideRef]) -> Results:
+        """Return the results of some of the slides."""
+        names = {ref.id for ref in refs}
+        rows = [row for row in self.rows if row["slide_id"] in names]
+        failed = {name: why for name, why in self.failed.items() if name in names}
+        return Results(rows, failed, len(rows) - len(failed), stopped=len(rows) < len(names))
+
 
 def complete(task: SlideTask, refs: Sequence[SlideRef], execution: Execution) -> Results:
     """Work on the slides that are not finished yet.
@@ -69,7 +76,13 @@ def complete(task: SlideTask, refs: Sequence[SlideRef], execution: Execution) ->
     -------
     Results
         Rows sorted by slide; ``stopped`` if a failure ended the run early.
+
+    Raises
+    ------
+    ManifestError
+        When two slides have one id, and would write the same files.
     """
+    _check_ids(refs)
     task.clear()
     rows, todo = pending(task, refs)
     reused, report = len(rows), execution.reporter
@@ -178,12 +191,15 @@ def workers_for(
 
     local = execution.scheduler == "local"
     gpus = visible_gpus() if task.on_gpu and local else []
-    at_once = execution.slides_at_once or task.at_once or (_AT_ONCE_ON_GPU if gpus else _AT_ONCE)
+    cores = 1 if execution.workers else task.cores
+    usual = _AT_ONCE_ON_GPU if gpus else max(_AT_ONCE, cores)
+    at_once = execution.slides_at_once or task.at_once or usual
     resources = execution.resources or ({"GPU": 1 / at_once} if gpus else {})
     limits = Limits(execution.timeout, resources, execution.wait, execution.stop)
     with connect(
         execution.scheduler,
         workers=execution.workers,
+        cores=cores,
         tasks=tasks,
         pending=pending,
         at_once=at_once,
@@ -194,6 +210,18 @@ def workers_for(
             execution.reporter.message(dashboard(client))
         on_each_worker(task.start, client, resources=resources, wait=execution.wait)
         yield client, limits
+
+
+def _check_ids(refs: Sequence[SlideRef]) -> None:
+    """Refuse two slides with one id, which :func:`wsi_ats.tables.manifest.read_manifest` never returns."""
+    first: dict[str, SlideRef] = {}
+    for ref in refs:
+        if ref.id in first:
+            paths = without_secrets(f"{first[ref.id].path} and {ref.path}")
+            raise ManifestError(
+                f"two slides are called {ref.id!r}: {paths}; give each an id of its own, and name each once"
+            )
+        first[ref.id] = ref
 
 
 def _finished(row: Row, outcome: Outcome[Row]) -> Finished:

@@ -84,6 +84,7 @@ def connect(
     scheduler: Any = "local",
     *,
     workers: int | None = None,
+    cores: int = 1,
     tasks: int | None = None,
     pending: int | None = None,
     at_once: int = 1,
@@ -99,6 +100,8 @@ def connect(
         ``*.json`` in which a scheduler writes its address, or a client of the caller, which is left open.
     workers
         Processes of a local cluster; one for each core by default.
+    cores
+        Cores for each process if ``workers`` is not given; there is at least one process.
     tasks
         Number of tasks of the whole run: there are never more workers than tasks, and the cores are divided
         among the threads of those workers.
@@ -120,7 +123,7 @@ def connect(
     if isinstance(scheduler, Client):
         yield scheduler
     elif scheduler == "local":
-        with _local(workers, tasks, pending, at_once, gpus) as client:
+        with _local(workers, cores, tasks, pending, at_once, gpus) as client:
             yield client
     else:
         named, until = str(scheduler), _Deadline(wait, time.monotonic() + wait)
@@ -169,7 +172,12 @@ def visible_gpus() -> list[str]:
 
 @contextmanager
 def _local(
-    workers: int | None, tasks: int | None, pending: int | None, at_once: int, gpus: Sequence[str]
+    workers: int | None,
+    cores: int,
+    tasks: int | None,
+    pending: int | None,
+    at_once: int,
+    gpus: Sequence[str],
 ) -> Iterator[Client]:
     for name, value in (("--workers", workers), ("--slides-at-once", at_once)):
         if value is not None and value < 1:
@@ -179,7 +187,7 @@ def _local(
             f"--workers is {workers}, but a GPU holds one model and there are {len(gpus)}; leave it out, "
             "or set CUDA_VISIBLE_DEVICES= to compute without GPUs"
         )
-    most = len(gpus) or CPU_COUNT
+    most = len(gpus) or max(1, CPU_COUNT // cores)
     whole = max(1, min(workers or most, tasks or workers or most))
     count = max(1, min(whole, pending or whole))
     options = {
@@ -189,6 +197,7 @@ def _local(
         "silence_logs": logging.CRITICAL,
         # Dask would pause a worker for ever once its model and thumbnail fill its share of memory.
         "memory_limit": 0,
+        "preload": [*dask.config.get("distributed.worker.preload"), "pipelines._process"],
     }
     environment = dict.fromkeys(_THREADS, str(max(1, CPU_COUNT // whole)))
     own: list[dict[str, Any]] = [{"env": environment}] * count

@@ -172,9 +172,9 @@ def complain(text: str, *, trace: bool) -> None:
 
 
 def show(result: Result, *, as_json: bool) -> None:
-    """Print a result on stdout."""
+    """Print a result on stdout: as JSON, also if there is nothing in it for people."""
     console = Console()
-    if as_json:
+    if as_json or not result.sections():
         console.out(json.dumps(result.to_json(), indent=2), highlight=False)
         return
     for title, rows in result.sections():

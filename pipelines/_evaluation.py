@@ -23,7 +23,7 @@ from wsi_ats.results.scores import Scores
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.tables.files import write_csv
 from wsi_ats.tables.folders import listed
-from wsi_ats.tasks.base import Floats
+from wsi_ats.tasks.base import Details, Floats
 from wsi_ats.tasks.registry import TASKS
 from wsi_ats.tasks.targets import Target
 
@@ -31,9 +31,11 @@ BY = ("slide", "case")
 
 # All files that an evaluation may write, whatever the task.
 RESULTS = (
-    *("metrics.csv", "evaluated.csv", "left_out.csv", "evaluation.png"),
+    *("metrics.csv", "evaluated.csv", "left_out.csv", "evaluation.png", "localisation.csv", "froc.csv"),
     *sorted({name for task in TASKS.values() for name in task.tables}),
 )
+
+_NO_MORE = Details({}, [])
 
 _METRICS = ("metric", "value", "low", "high", "n", "cases", "undefined_resamples", "note")
 
@@ -230,10 +232,21 @@ def write_metrics(out: Path, rows: Sequence[Row], *before: str) -> None:
     _write(out / "metrics.csv", {name: [row.get(name) for row in rows] for name in (*before, *_METRICS)})
 
 
-def write_details(out: Path, joined: LabelledScores, *, title: str) -> None:
+def write_details(out: Path, joined: LabelledScores, *, title: str, more: Details = _NO_MORE) -> None:
     """Write all files but ``metrics.csv``: slides that were evaluated and left out, curves and plots.
 
     Files that an earlier evaluation wrote and this one does not are deleted.
+
+    Parameters
+    ----------
+    out
+        The output folder.
+    joined
+        The scores.
+    title
+        Title of the picture.
+    more
+        More tables and plots.
     """
     for name in RESULTS:
         if name != "metrics.csv":
@@ -246,9 +259,9 @@ def write_details(out: Path, joined: LabelledScores, *, title: str) -> None:
     left = joined.left_out
     _write(out / "left_out.csv", {"slide_id": list(left), "reason": list(left.values())})
     details = target.definition.details(joined.targets, joined.scores, target.names, joined.folds)
-    for name, table in details.tables.items():
+    for name, table in {**details.tables, **more.tables}.items():
         _write(out / name, table)
-    figure_of_panels(out / "evaluation.png", details.panels, title=title)
+    figure_of_panels(out / "evaluation.png", [*details.panels, *more.panels], title=title)
 
 
 def _write(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:

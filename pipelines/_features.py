@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -16,6 +16,7 @@ from wsi_ats.bags.matched import open_features
 from wsi_ats.bags.record import Bag
 from wsi_ats.encoders import find_encoder
 from wsi_ats.errors import FeatureError, ManifestError, SettingsError, SlideError
+from wsi_ats.overview.annotated import check_regions
 from wsi_ats.settings import ModelSettings, Settings
 from wsi_ats.settings.fields import require
 from wsi_ats.slides import open_slide
@@ -62,54 +63,85 @@ def with_features(refs: Sequence[SlideRef], folder: str | Path, reporter: Report
     return [replace(ref, features=_files(ref, found)) for ref in refs]
 
 
-def starting_settings(refs: Sequence[SlideRef], size: int | None = None) -> Settings:
-    """Return the defaults for models that learn from the features of some slides.
-
-    The number of features and the encoder are those of the files. Tiles have the resolution at which they are
-    as wide as those of the features, so that slides can be scored by their pixels later.
+@dataclass(frozen=True)
+class KnownFeatures:
+    """The features of some slides, which decide about the defaults of models that learn from them.
 
     Parameters
     ----------
-    refs
-        Slides that name their features; the first few that can be opened decide.
-    size
-        Side of a tile in pixels; by default the one that the encoder saw. If neither file nor encoder tells
-        it, it is 256 pixels, or those of level 0 if there are fewer.
-
-    Raises
-    ------
-    FeatureError, SlideError
-        When none of them can be opened; the error is that of the first.
+    bags
+        Features, at least those of one slide, each with the micrometres per level-0 pixel of its slide.
     """
-    errors: list[SlideError] = []
-    bags: list[tuple[Bag, float]] = []
-    for ref in refs[:_TRIED]:
-        try:
-            with open_slide(ref) as slide:
-                mpp = slide.mpp.value
-            bag = open_features(ref, mpp)
-        except SlideError as error:
-            errors.append(error)
-            continue
-        if len(bag.corners):
-            bags.append((bag, mpp))
-    if not bags:
-        raise errors[0] if errors else ManifestError("no slide has features; check the folder of --features")
-    bag = bags[0][0]
-    known = find_encoder(bag.encoder)
-    width = median(each.side * mpp for each, mpp in bags)
-    if size is None:
-        size = bag.pixels or (known.tile if known else min(_UNKNOWN_TILE, round(bag.side)))
-    return Settings().with_tables(
-        {
-            "model": {
-                "backbone": f"features:{bag.width}",
-                "encoder": bag.encoder,
-                "encoder_digest": bag.digest,
-            },
-            "tile": {"size": size, "mpp": float(f"{width / size:.4g}")},
-        }
-    )
+
+    bags: Sequence[tuple[Bag, float]]
+
+    @classmethod
+    def of(cls, refs: Sequence[SlideRef]) -> KnownFeatures:
+        """Open the first few slides that can be opened.
+
+        Parameters
+        ----------
+        refs
+            Slides that name their features.
+
+        Raises
+        ------
+        FeatureError, SlideError
+            When none of them can be opened; the error is that of the first.
+        ManifestError
+            When none of them has features of a tile.
+        """
+        errors: list[SlideError] = []
+        bags: list[tuple[Bag, float]] = []
+        for ref in refs[:_TRIED]:
+            try:
+                with open_slide(ref) as slide:
+                    mpp = slide.mpp.value
+                bag = open_features(ref, mpp)
+            except SlideError as error:
+                errors.append(error)
+                continue
+            if len(bag.corners):
+                bags.append((bag, mpp))
+        if not bags:
+            none = ManifestError("no slide has features; check the folder of --features")
+            raise errors[0] if errors else none
+        return cls(bags)
+
+    def settings(self, size: int | None = None) -> Settings:
+        """Return the defaults.
+
+        The number of features and the encoder are those of the files. Tiles have the resolution at which they
+        are as wide as those of the features, so that slides can be scored by their pixels later.
+
+        Parameters
+        ----------
+        size
+            Side of a tile in pixels; by default the one that the encoder saw. If neither file nor encoder
+            tells it, it is 256 pixels, or those of level 0 if there are fewer. Tiles that were enlarged for
+            the encoder have their pixels of level 0, too.
+        """
+        bag, known = self.bags[0][0], find_encoder(self.bags[0][0].encoder)
+        width = median(each.side * mpp for each, mpp in self.bags)
+        if size is None:
+            size = bag.pixels or (known.tile if known else min(_UNKNOWN_TILE, round(bag.side)))
+            coarsest = max(mpp for _, mpp in self.bags)
+            # A slide that is coarser than tiles, by more than the tolerance, would be refused.
+            if coarsest > width / size * (1 + Settings().tile.tolerance):
+                size = round(width / coarsest)
+        model = {"backbone": f"features:{bag.width}", "encoder": bag.encoder, "encoder_digest": bag.digest}
+        tile = {"size": size, "mpp": float(f"{width / size:.4g}")}
+        return Settings().with_tables({"model": model, "tile": tile})
+
+
+def starting_settings(refs: Sequence[SlideRef]) -> Settings:
+    """Return the defaults for models that learn from the features of some slides; see :class:`KnownFeatures`.
+
+    Examples
+    --------
+    See :func:`pipelines.plan.plan`.
+    """
+    return KnownFeatures.of(refs).settings()
 
 
 def check_features(settings: Settings) -> None:
@@ -171,7 +203,7 @@ def check_chosen(model: ModelSettings, found: ModelSettings) -> None:
     model
         The user's choice.
     found
-        What the files say; see :func:`starting_settings`.
+        What the files say; see :class:`KnownFeatures`.
 
     Raises
     ------
@@ -191,14 +223,16 @@ def check_chosen(model: ModelSettings, found: ModelSettings) -> None:
 
 
 def check_source(refs: Sequence[SlideRef], settings: Settings) -> None:
-    """Refuse a training whose slides and settings disagree about the source of features.
+    """Refuse a training whose slides and settings disagree about the source of features, or about regions.
 
     Raises
     ------
     SettingsError
-        When slides name features that the settings cannot use, or the settings need features and a slide
-        names none.
+        When slides name features or regions that the settings cannot use, or the settings need features and
+        a slide names none.
     """
+    if any(ref.regions for ref in refs):
+        check_regions(settings)
     without = [ref.id for ref in refs if not ref.features]
     if len(without) < len(refs):
         check_features(settings)

@@ -72,6 +72,8 @@ class Fitting:
         See :func:`pipelines.train.train`.
     prepared
         Folder in which the slides are prepared; ``out`` by default.
+    every_epoch
+        See :func:`wsi_ats.training.fit.fit`.
     """
 
     out: Path
@@ -84,6 +86,7 @@ class Fitting:
     retries: int = 1
     feature_cache: Path | None = None
     prepared: Path | None = None
+    every_epoch: bool = True
 
     def plan(self, refs: Sequence[SlideRef], target: Target) -> tuple[list[SlideRef], list[SlideRef], Target]:
         """Return the training slides, the validation slides, and the target in units of the training slides.
@@ -235,6 +238,7 @@ class Fitting:
                 on_bad=on_bad,
                 processes=processes,
                 features=self.feature_cache or self.out / "features",
+                every_epoch=self.every_epoch,
             )
 
     @contextmanager

@@ -116,6 +116,10 @@ def split_file(name: str) -> str:
     return f"{name.replace('fold_', 'splits_')}.csv"
 
 
+def _files(ref: SlideRef) -> tuple[str, ...]:
+    return (*ref.features, *((ref.regions, *ref.region_classes) if ref.regions else ()))
+
+
 def digest_of_folds(plan: Folds) -> str:
     """Return a fingerprint of the slides of each fold, with their labels, splits and options.
 
@@ -123,7 +127,7 @@ def digest_of_folds(plan: Folds) -> str:
     """
     return digest_of(
         *(
-            f"{name}:{(r.id, r.case, r.label, r.split, r.mpp, r.reader, r.downsample, *r.features)}"
+            f"{name}:{(r.id, r.case, r.label, r.split, r.mpp, r.reader, r.downsample, *_files(r))}"
             for name, fold in plan.items()
             for r in fold
         )

@@ -147,13 +147,8 @@ class SettingsOptions:
         """
         from wsi_ats.settings import Settings
 
-        artefacts = [] if self.qc is None else [f"thumbnail.exclude={self.qc}"]
         own = [f"{name}={value}" for name, value in (changes or {}).items() if value is not None]
-        single = [*artefacts, *(self.set or []), *own]
-        start = base or Settings()
-        settings = (
-            start.with_values(single) if self.config is None else Settings.read(self.config, start, single)
-        )
+        settings = self._applied(base or Settings(), own)
         # A trained model has the tiles that it was trained with.
         if base is None and (unsuited := settings.unsuited_tiles):
             from pipelines._console import reporter
@@ -164,6 +159,22 @@ class SettingsOptions:
                     f"warning: model.backbone is {settings.model.backbone}, and {unsuited}"
                 )
         return settings
+
+    def _applied(self, start: Settings, own: Sequence[str] = ()) -> Settings:
+        artefacts = [] if self.qc is None else [f"thumbnail.exclude={self.qc}"]
+        single = [*artefacts, *(self.set or []), *own]
+        return start.with_values(single) if self.config is None else start.read(self.config, start, single)
+
+    def check_backbone(self, option: str, name: str) -> None:
+        """Raise a ``SettingsError`` if ``--config`` or ``--set`` give another backbone than an ``option``."""
+        from wsi_ats.errors import SettingsError
+        from wsi_ats.settings import Settings
+
+        found = self._applied(Settings().with_tables({"model": {"backbone": name}})).model.backbone
+        if found != name:
+            raise SettingsError(
+                f"{option} is {name}, but model.backbone is {found} in --config or --set; leave one out"
+            )
 
 
 @dataclass(frozen=True)
@@ -199,7 +210,7 @@ class ClusterOptions:
         int | None,
         number(
             "--workers",
-            "Processes on this machine. Default: one for each GPU, or for each core.",
+            "Processes on this machine. Default: one for each GPU, or for each core (`embed`: four cores).",
             panel=EXECUTION,
         ),
     ] = None
@@ -242,7 +253,7 @@ class TaskOptions:
         int | None,
         number(
             "--slides-at-once",
-            "Slides that each process on this machine works on at once. Default: 2, or 4 with a GPU.",
+            "Slides that each process on this machine works on at once. Default: 2; 4 with a GPU or `embed`.",
             panel=EXECUTION,
         ),
     ] = None

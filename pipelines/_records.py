@@ -53,6 +53,8 @@ class SlideTask(ABC):
     tables: ClassVar[Sequence[str]]
     # Whether the work uses a GPU if there is one.
     on_gpu: ClassVar[bool] = False
+    # Cores for each process on this machine, unless the user sets a number of processes.
+    cores: ClassVar[int] = 1
 
     @property
     @abstractmethod
@@ -115,7 +117,9 @@ class SlideTask(ABC):
         """Return the fingerprint of everything that the row depends on."""
         facts = (ref.id, ref.case, ref.path, str(ref.mpp), ref.reader, str(ref.downsample))
         files = (ref.path, *ref.features)
-        return digest_of(self.identity, *map(slide_digest, files), *facts, *ref.features)
+        return digest_of(
+            self.identity, *map(slide_digest, files), *facts, *ref.features, *_digest_of_regions(ref)
+        )
 
     def failed(self, ref: SlideRef, error: str, seconds: float) -> Row:
         """Return the row of a slide that failed: the known columns and the reason."""
@@ -196,11 +200,17 @@ def digest_of_slides(refs: Sequence[SlideRef]) -> str:
                 (
                     *(ref.id, ref.case, ref.label, ref.split, ref.mpp, ref.reader, ref.downsample),
                     *map(slide_digest, (ref.path, *ref.features)),
+                    *_digest_of_regions(ref),
                 )
             )
             for ref in sorted(refs, key=lambda ref: ref.id)
         )
     )
+
+
+def _digest_of_regions(ref: SlideRef) -> tuple[str, ...]:
+    """Return fingerprints of the regions of a slide; empty without, as records of older runs have it."""
+    return (slide_digest(ref.regions), ref.regions, *ref.region_classes) if ref.regions else ()
 
 
 def pending(task: SlideTask, refs: Sequence[SlideRef]) -> tuple[dict[str, Row], list[SlideRef]]:

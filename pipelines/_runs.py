@@ -46,11 +46,11 @@ class Execution:
         ``"local"``, the address of a Dask scheduler, the file to which it writes its address (``*.json``), or
         a ``distributed.Client``.
     workers
-        Processes of a local cluster; one for each core by default, or for each GPU where the stage computes
-        on GPUs.
+        Processes of a local cluster; one for each core by default, for each four cores in ``embed``, or for
+        each GPU where the stage computes on GPUs.
     slides_at_once
         Number of slides that a process works on: one is read while another is computed. 2 by default, 4 with
-        GPUs, 1 for scoring with a model of kind ``image``.
+        GPUs or in ``embed`` unless ``workers`` is set, 1 for scoring with a model of kind ``image``.
     timeout
         Seconds after which the worker of a slide is stopped and the slide fails; ``None`` for no limit.
     resources

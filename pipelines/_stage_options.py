@@ -1,4 +1,4 @@
-"""Options of single stages: ``train`` and ``score``."""
+"""Options of single stages: ``train``, ``score``, ``evaluate``."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from pipelines._arguments import (
     INPUT,
     MODEL,
     OUTPUT,
+    By,
     LabelColumn,
     Resamples,
+    Seed,
     TrainingSeed,
     flag,
     number,
@@ -116,15 +118,58 @@ class FeatureOptions:
         """
         if self.features is None:
             return choose(None)
-        from pipelines._features import check_chosen, check_features, starting_settings
+        from pipelines._features import KnownFeatures, check_chosen, check_features
 
-        start = starting_settings(refs)
+        known = KnownFeatures.of(refs)
+        start = known.settings()
         settings = choose(start)
         if settings.tile.size != start.tile.size:  # the resolution follows from it
-            settings = choose(starting_settings(refs, settings.tile.size))
+            settings = choose(known.settings(settings.tile.size))
         check_features(settings)
         check_chosen(settings.model, start.model)
         return settings
+
+
+@dataclass(frozen=True)
+class RegionOptions:
+    """Options of commands that can keep to annotated regions."""
+
+    regions: Annotated[
+        Path | None,
+        text(
+            "--regions",
+            "FOLDER",
+            "Annotations of QuPath, ASAP or ImageScope, named after the slides: use only tiles whose centre "
+            "lies in one.",
+            panel=INPUT,
+        ),
+    ] = None
+    region_class: Annotated[
+        list[str] | None,
+        text(
+            "--region-class",
+            "NAME",
+            "With --regions: only annotations of this class; may be repeated. '!NAME' cuts a class out.",
+            panel=INPUT,
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        from wsi_ats.errors import SettingsError
+
+        if self.region_class and self.regions is None:
+            raise SettingsError(
+                f"--region-class is {self.region_class[0]!r}, which has no effect without --regions; give "
+                "both or none"
+            )
+
+    def named(self, refs: list[SlideRef], reporter: Reporter) -> list[SlideRef]:
+        """Return slides that name their regions, if there is a folder of them."""
+        if self.regions is None:
+            return refs
+        from pipelines._regions import with_regions
+
+        return with_regions(refs, self.regions, self.region_class or (), reporter)
 
 
 @dataclass(frozen=True)
@@ -133,6 +178,7 @@ class LearningOptions:
 
     source: SlideOptions
     stored: FeatureOptions
+    areas: RegionOptions
     chosen: SettingsOptions
     label_column: LabelColumn = None
     seed: TrainingSeed = None
@@ -147,18 +193,63 @@ class LearningOptions:
         slides, labels, splits
             The sources and tables as given to the command.
         reporter
-            Reports features that belong to none of the slides.
+            Reports features and regions that belong to none of the slides.
 
         Raises
         ------
         WsiAtsError
-            When slides, labels, features or settings cannot be used.
+            When slides, labels, features, regions or settings cannot be used.
         """
         choose = partial(self.chosen.settings, changes={"training.seed": self.seed})
         tables = {"labels": labels, "label_column": self.label_column, "splits": splits}
         refs = self.source.refs(slides, task=choose().model.task, **tables)
-        refs = self.stored.named(refs, reporter)
+        refs = self.areas.named(self.stored.named(refs, reporter), reporter)
         return refs, self.stored.settings(refs, choose)
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """Options of ``evaluate``, under the names of its arguments."""
+
+    label_column: LabelColumn = None
+    splits: Annotated[
+        Path | None,
+        text(
+            "--splits",
+            "FILE",
+            "Table with the columns train, val and test: evaluate its test slides.",
+            panel=INPUT,
+        ),
+    ] = None
+    split: Annotated[
+        str | None, text("--split", "train|val|test", "Evaluate the slides of this split.", panel=INPUT)
+    ] = None
+    annotations: Annotated[
+        Path | None,
+        text(
+            "--annotations",
+            "FOLDER",
+            "Annotations of QuPath, ASAP or ImageScope, named after the slides: whether drawn tiles and "
+            "attention fall on them.",
+            panel=INPUT,
+        ),
+    ] = None
+    annotation_class: Annotated[
+        list[str] | None,
+        text(
+            "--annotation-class",
+            "NAME",
+            "With --annotations: only annotations of this class; may be repeated. '!NAME' cuts a class out.",
+            panel=INPUT,
+        ),
+    ] = None
+    by: By = "slide"
+    resamples: Resamples = 1000
+    seed: Seed = 0
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of :func:`pipelines.evaluate.evaluate`."""
+        return vars(self) | {"annotation_class": self.annotation_class or ()}
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,9 @@ def score_fold(
     tested = [ref for ref in fold if ref.split == "test"]
     found: dict[Way, list[dict[str, Floats]]] = {}
     failed: dict[str, str] = {}
-    for part in (_named(fitting, "attention"), _named(fitting, "mil", _mil(fitting.settings))):
+    # To validate on all tiles of a slide takes many times as long as a step on a few.
+    mil = replace(fitting, out=fitting.out / "mil", settings=_mil(fitting.settings), every_epoch=False)
+    for part in (replace(fitting, out=fitting.out / "attention"), mil):
         fitted = part.fit(learned, target)
         failed |= fitted.unreadable
         for way in ways(budgets):
@@ -136,10 +138,6 @@ def score_fold(
         for way, each in found.items()
     }
     return FoldScores(ids, scores, failed)
-
-
-def _named(fitting: Fitting, name: str, settings: Settings | None = None) -> Fitting:
-    return replace(fitting, out=fitting.out / name, settings=settings or fitting.settings)
 
 
 def _mil(settings: Settings) -> Settings:

@@ -20,8 +20,8 @@ from pipelines._arguments import (
     Labels,
     MovedSlides,
     Out,
+    OutFile,
     Overwrite,
-    Resamples,
     Scores,
     Seed,
     Slides,
@@ -41,14 +41,17 @@ from pipelines._options import (
     StageOptions,
     execution,
 )
+from pipelines._process import quick
 from pipelines._stage_options import (
     DrawOptions,
+    EvaluationOptions,
     FeatureOptions,
     FitOptions,
     FoldOptions,
     KeptOptions,
     LearningOptions,
     PictureOptions,
+    RegionOptions,
     WatchOptions,
 )
 
@@ -105,6 +108,7 @@ def info(slides: Slides, source: SlideOptions, chosen: SettingsOptions) -> Resul
 def prepare(
     slides: Slides,
     source: SlideOptions,
+    areas: RegionOptions,
     chosen: SettingsOptions,
     out: Out,
     stage: StageOptions,
@@ -113,9 +117,9 @@ def prepare(
     """Read thumbnails, and find tissue and artefacts."""
     from pipelines.prepare import prepare
 
-    settings = chosen.settings()
-    refs = source.refs(slides)
-    return prepare(refs, out, settings=settings, execution=execution(common, stage))
+    settings, carried_out = chosen.settings(), execution(common, stage)
+    refs = areas.named(source.refs(slides), carried_out.reporter)
+    return prepare(refs, out, settings=settings, execution=carried_out)
 
 
 @_stage
@@ -154,6 +158,7 @@ def convert(
 def embed(
     slides: Slides,
     source: SlideOptions,
+    areas: RegionOptions,
     encoder: Annotated[
         str,
         text(
@@ -187,9 +192,10 @@ def embed(
     """Encode the tissue tiles of slides, and keep their features."""
     from pipelines.embed import embed
 
+    chosen.check_backbone("--encoder", encoder)
     settings = chosen.settings(changes={"model.backbone": encoder})
-    refs = source.refs(slides)
     carried_out = execution(common, stage)
+    refs = areas.named(source.refs(slides), carried_out.reporter)
     return embed(refs, out, settings=settings, tiles=tiles, seed=seed, dtype=dtype, execution=carried_out)
 
 
@@ -217,6 +223,7 @@ def score(
     slides: Slides,
     source: SlideOptions,
     stored: FeatureOptions,
+    areas: RegionOptions,
     arriving: WatchOptions,
     model: Annotated[
         Path, text("--model", "FOLDER", "A trained model: the output folder of `train`.", panel=MODEL)
@@ -239,6 +246,8 @@ def score(
         raise SettingsError(
             "--watch scores slides that have no features yet; leave out --features or --watch"
         )
+    if arriving.watch and areas.regions is not None:
+        raise SettingsError("--watch scores slides as they arrive, without annotations; leave out --regions")
     refs = None if arriving.watch else source.refs(slides)
     settings = chosen.settings(read_card(model).settings, changes=drawing.changes())
     scored = partial(
@@ -252,7 +261,8 @@ def score(
     )
     carried_out = execution(common, stage)
     if refs is not None:
-        return scored(stored.named(refs, carried_out.reporter), execution=carried_out)
+        refs = areas.named(stored.named(refs, carried_out.reporter), carried_out.reporter)
+        return scored(refs, execution=carried_out)
     with stop_on_signals() as stop:
         arrivals = arriving.arrivals(slides, source, stop.wait)
         return scored(arrivals, execution=replace(carried_out, stop=stop))
@@ -265,38 +275,12 @@ def evaluate(
     out: Out,
     folder: FolderOptions,
     common: CommonOptions,
-    label_column: LabelColumn = None,
-    splits: Annotated[
-        Path | None,
-        text(
-            "--splits",
-            "FILE",
-            "Table with the columns train, val and test: evaluate its test slides.",
-            panel=INPUT,
-        ),
-    ] = None,
-    split: Annotated[
-        str | None, text("--split", "train|val|test", "Evaluate the slides of this split.", panel=INPUT)
-    ] = None,
-    by: By = "slide",
-    resamples: Resamples = 1000,
-    seed: Seed = 0,
+    chosen: EvaluationOptions,
 ) -> Result:
     """Compare scores with labels: metrics with confidence intervals, curves, calibration."""
     from pipelines.evaluate import evaluate
 
-    return evaluate(
-        scores,
-        labels,
-        out,
-        by=by,
-        label_column=label_column,
-        splits=splits,
-        split=split,
-        resamples=resamples,
-        seed=seed,
-        execution=execution(common, folder),
-    )
+    return evaluate(scores, labels, out, execution=execution(common, folder), **chosen.arguments())
 
 
 @_stage
@@ -374,17 +358,60 @@ def export(
 
 
 @_stage
+def report(
+    scores: Scores,
+    out: OutFile,
+    folder: FolderOptions,
+    common: CommonOptions,
+    labels: Annotated[
+        Path | None,
+        text("--labels", "FILE", "Table of labels (CSV) to compare the scores with.", panel=INPUT),
+    ] = None,
+    label_column: LabelColumn = None,
+    by: By = "slide",
+    slides: MovedSlides = None,
+    no_pictures: Annotated[
+        bool,
+        flag(
+            "--no-pictures",
+            "Show no slides and tiles. Otherwise those that `score --pictures` kept, or drawn now.",
+            OUTPUT,
+        ),
+    ] = False,
+) -> Result:
+    """Write a report of scores: one HTML file to read, print and hand on."""
+    from pipelines.report import report
+    from wsi_ats.errors import SettingsError
+
+    if labels is None and (label_column is not None or by != "slide"):
+        raise SettingsError(
+            "--label-column and --by have no effect without --labels; give it, or leave them out"
+        )
+    return report(
+        scores,
+        out,
+        labels=labels,
+        label_column=label_column,
+        by=by,
+        slides=slides,
+        pictures=not no_pictures,
+        execution=execution(common, folder),
+    )
+
+
+@_stage
 def settings(
     write: Annotated[
         Path | None,
         text("--write", "FILE", "Write them to a settings file (TOML) with comments.", panel=OUTPUT),
     ] = None,
     overwrite: Annotated[bool, flag("--overwrite", "Replace the file of --write.", OUTPUT)] = False,
+    schema: Annotated[bool, flag("--schema", "Print a JSON Schema of settings files.", OUTPUT)] = False,
 ) -> Result:
     """List all settings with type, default and reason, or write a commented settings file."""
     from pipelines.settings import settings
 
-    return settings(write, overwrite=overwrite)
+    return settings(write, overwrite=overwrite, schema=schema)
 
 
 @_stage
@@ -420,4 +447,5 @@ def demo(
 
 def main() -> None:
     """Run the command line."""
-    app(prog_name="wsi-ats")
+    with quick():
+        app(prog_name="wsi-ats")

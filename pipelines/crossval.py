@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
+from pipelines._carry_out import complete
 from pipelines._features import check_source
 from pipelines._fitting import check_network
 from pipelines._folds import (
@@ -22,7 +23,7 @@ from pipelines._folds import (
     split_file,
     with_labels,
 )
-from pipelines._records import Row
+from pipelines._records import Row, settled
 from pipelines._runs import (
     Execution,
     Identity,
@@ -33,6 +34,7 @@ from pipelines._runs import (
     together,
 )
 from pipelines.evaluate import RESAMPLES
+from pipelines.prepare import Prepared, PrepareTask
 from pipelines.score import score
 from pipelines.train import train
 from wsi_ats.errors import SettingsError
@@ -66,9 +68,9 @@ def crossval(
         Slides with labels; their splits are replaced. Slides without a label are left out.
     out
         Folder for ``fold_k/model`` and ``fold_k/scores``, as ``train`` and ``score`` write them;
-        ``splits/splits_k.csv``, in CLAM's format; ``features/`` of all folds, if the backbone is frozen;
-        ``metrics.csv`` of each fold, pooled and mean; and the files of :func:`pipelines.evaluate.evaluate`,
-        for all folds together.
+        ``splits/splits_k.csv``, in CLAM's format; the slides of all folds, as ``prepare`` writes them, and
+        ``features/`` of all folds, if the backbone is frozen; ``metrics.csv`` of each fold, pooled and mean;
+        and the files of :func:`pipelines.evaluate.evaluate`, for all folds together.
     folds
         Number of folds, 5 by default; cases are divided with stratification, and a share
         ``training.validation`` of the training cases is for validation.
@@ -118,14 +120,22 @@ def crossval(
     plan = plan_folds(labelled, settings, folds, splits, execution, known=[ref.id for ref in refs])
     seed = settings.training.seed
     identity = Identity.of("crossval", settings, Fixes.EVERYTHING, seed=seed, splits=digest_of_folds(plan))
-    results = [*shared.RESULTS, "splits", "features", *(path.name for path in out.glob("fold_*"))]
+    task = PrepareTask.of(out, settings)
+    folders = ("splits", "features", *task.results, *(path.name for path in out.glob("fold_*")))
+    results = [*shared.RESULTS, *folders]
     with open_run(out, identity, execution, results=results) as run:
-        if execution.dry_run:
+        finished = sum(_is_finished(out / name / "scores") for name in plan if not execution.overwrite)
+        if execution.dry_run or finished < len(plan):
             check_network(settings, target)
-            finished = sum(_is_finished(out / name / "scores") for name in plan if not execution.overwrite)
+        if execution.dry_run:
             return Summary.of_dry_run("crossval", out, finished, len(plan) - finished, notes=sizes(plan))
         run.begin()
-        parts, failed = _run_folds(plan, out, by, settings, execution)
+        used = {ref.id: ref for fold in plan.values() for ref in fold}
+        prepared = Prepared(out, complete(task, settled(list(used.values()), settings), execution))
+        if prepared.results.stopped or (prepared.results.failed and execution.strict):
+            return Summary("crossval", out, {"folds": 0}, prepared.results.failed)
+        task.write_tables(prepared.results.rows)
+        parts, failed = _run_folds(plan, prepared, by, settings, execution)
         if failed and execution.strict:
             return Summary("crossval", out, {"folds": len(parts)}, failed)
         pooled = shared.pool(list(parts.values()))
@@ -155,7 +165,7 @@ def _check_alone() -> None:
 
 
 def _run_folds(
-    plan: Folds, out: Path, by: str, settings: Settings, execution: Execution
+    plan: Folds, prepared: Prepared, by: str, settings: Settings, execution: Execution
 ) -> tuple[dict[str, LabelledScores], dict[str, str]]:
     """Train and score fold after fold; return the scores of each fold, and why slides failed.
 
@@ -166,10 +176,11 @@ def _run_folds(
 
     parts: dict[str, LabelledScores] = {}
     failed: dict[str, str] = {}
+    out = prepared.out
     for number, (name, fold) in enumerate(plan.items(), 1):
         sizes = ", ".join(f"{n} {split}" for split, n in count_splits(fold).items())
         execution.reporter.message(f"{name} ({number} of {len(plan)}): {sizes}")
-        done = _run_fold(fold, out / name, out / "splits" / split_file(name), settings, execution)
+        done = _run_fold(fold, name, prepared, settings, execution)
         failed |= {slide: why for summary in done for slide, why in summary.failed.items()}
         if failed and execution.strict:
             break
@@ -181,18 +192,27 @@ def _run_folds(
 
 
 def _run_fold(
-    fold: Sequence[SlideRef], folder: Path, splits: Path, settings: Settings, execution: Execution
+    fold: Sequence[SlideRef], name: str, prepared: Prepared, settings: Settings, execution: Execution
 ) -> list[Summary]:
     from wsi_ats.tables.splits import write_splits
 
+    folder = prepared.out / name
     # Results of an earlier run were deleted already if the user asked for that.
     execution = replace(execution, overwrite=False)
-    with atomic(splits) as path:
+    with atomic(prepared.out / "splits" / split_file(name)) as path:
         write_splits(path, fold)
     training = [ref for ref in fold if ref.split != "test"]
-    features = folder.parent / "features"  # shared: most slides are in several folds
     model = folder / "model"
-    done = [train(training, model, settings=settings, execution=execution, feature_cache=features)]
+    # Shared, because most slides are in several folds.
+    features = prepared.out / "features"
+    fitted = train(
+        *(training, model),
+        settings=settings,
+        execution=execution,
+        feature_cache=features,
+        prepared=prepared,
+    )
+    done = [fitted]
     if not (done[0].failed and execution.strict):
         tested = [ref for ref in fold if ref.split == "test"]
         seed = settings.training.seed

@@ -22,6 +22,9 @@ _OPTIONAL = (
     ("Dask's dashboard", "bokeh", "dashboard"),
     ("Dask on SLURM", "dask_jobqueue", "slurm"),
     ("--tensorboard", "tensorboard", "tensorboard"),
+    ("export --to anndata", "anndata", "anndata"),
+    ("export --to dicom", "highdicom", "dicom"),
+    ("export --to spatialdata", "spatialdata", "spatialdata"),
 )
 
 _STORES = {"s3://": "s3fs", "https://": "aiohttp", "gs://": "gcsfs", "az://": "adlfs"}

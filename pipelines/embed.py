@@ -16,6 +16,7 @@ from pipelines._runs import Execution, Identity, Summary, rooted
 from pipelines._stage import run_stage
 from wsi_ats.errors import ModelError, SettingsError
 from wsi_ats.files import digest_of
+from wsi_ats.overview.annotated import within_regions
 from wsi_ats.overview.overview import explain_exclusion, read_overview
 from wsi_ats.results.records import Status
 from wsi_ats.settings import Fixes, Settings
@@ -64,7 +65,7 @@ def embed(
     Parameters
     ----------
     refs
-        The slides.
+        The slides; of those that name regions, only tiles in them are encoded.
     out
         Folder for ``<slide_id>.h5``, which :class:`wsi_ats.bags.writing.BagWriter` describes,
         ``embedded.parquet`` and ``.csv``, ``run.json``. In the table, ``tiles`` is the number of rows in the
@@ -191,6 +192,9 @@ class EmbedTask(SlideTask):
     stage: ClassVar[str] = "embed"
     tables: ClassVar[Sequence[str]] = ("embedded",)
     on_gpu: ClassVar[bool] = True
+    # They share one copy of the encoder, and a single slide keeps them busy. Many more would wait for each
+    # other's Python code.
+    cores: ClassVar[int] = 4
 
     @property
     def columns(self) -> Mapping[str, str]:
@@ -229,8 +233,9 @@ class EmbedTask(SlideTask):
         (path,) = self.files(ref.id)
         encoder, batches = self._loaded()
         with open_slide(ref, threads=own_cores()) as slide:
-            overview = read_overview(slide, self.settings)
+            overview = within_regions(read_overview(slide, self.settings), ref, slide, self.settings)
             tissue, excluded = overview.tissue, explain_exclusion(overview, self.settings)
+            warning = overview.outside.warning if overview.outside else ""
             del overview  # its thumbnail is large
             cells = choose_tiles(tissue, self.tiles, seed=self.seed, slide_id=ref.id)
             embed_cells(
@@ -252,6 +257,7 @@ class EmbedTask(SlideTask):
             "precision": encoder.precision,
             "bytes": path.stat().st_size,
             "seconds": time.perf_counter() - begin,
+            "warning": warning,  # reported when the run ends; not in the table
             "error": excluded,
         }
         return row, [path]

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines._runs import Execution, Identity, Summary, open_run, rooted
-from wsi_ats.errors import ManifestError
+from wsi_ats.annotations.folder import AnnotationFolder
+from wsi_ats.errors import ManifestError, SettingsError
 from wsi_ats.files import digest_of
 from wsi_ats.results.scores import read_scores
 from wsi_ats.slides.base import SlideRef
@@ -28,6 +29,8 @@ def evaluate(
     label_column: str | None = None,
     splits: str | Path | None = None,
     split: str | None = None,
+    annotations: str | Path | None = None,
+    annotation_class: Sequence[str] = (),
     resamples: int = RESAMPLES,
     seed: int = 0,
     execution: Execution | None = None,
@@ -55,6 +58,11 @@ def evaluate(
         CLAM's ``splits_k.csv``; only its test slides are evaluated, unless ``split`` names another.
     split
         Evaluate only slides of this split, which ``splits`` or the table of labels must give.
+    annotations
+        Folder of annotations, with which drawn tiles and attention are compared; adds ``localisation.csv``,
+        ``froc.csv``, metrics and a plot. See :mod:`wsi_ats.results.localisation`.
+    annotation_class
+        Classes of these annotations; all by default.
     resamples, seed
         Number of bootstrap samples of cases, and their random seed.
     execution
@@ -67,10 +75,10 @@ def evaluate(
     Raises
     ------
     ManifestError
-        When labels do not match the scores or the model's classes, a case is in two splits, or nothing is
-        left to evaluate.
+        When labels do not match the scores or the model's classes, a case is in two splits, nothing is left
+        to evaluate, or annotations are of other slides or classes.
     SettingsError
-        When ``by`` is neither slide nor case.
+        When ``by`` is neither slide nor case, or classes of annotations have no effect.
     ArtifactError
         When the scores are missing or incomplete, or the output folder cannot be used.
 
@@ -80,6 +88,7 @@ def evaluate(
     0.93
     """
     from pipelines import _evaluation as shared
+    from pipelines._localisation import NOTHING, digest_of_annotations, localise
 
     shared.check_by(by)
     execution, scores, out = execution or Execution(), rooted(scores), rooted(out)
@@ -93,8 +102,14 @@ def evaluate(
     _check_splits(refs, split, source=str(splits or labels))
     joined = shared.join(found, refs, by=by, split=split)
     shared.check_some(joined)
-    options = {"by": by, "split": split or "all", "resamples": resamples}
+    folder, classes = _folder(annotations, annotation_class), list(annotation_class)
+    options: dict[str, object] = {"by": by, "split": split or "all", "resamples": resamples}
+    options |= {"annotation_class": classes} if folder else {}
     digests = {"settings": digest_of(str(options)), "scores": found.digest, "labels": _digest(refs)}
+    pairs = zip(refs, found.slides, strict=True)
+    used = {ref.id: (slide, ref.case) for ref, slide in pairs if ref.id not in joined.left_out}
+    if folder:
+        digests["annotations"] = digest_of_annotations(folder, used)
     identity = Identity("evaluate", {"evaluate": options}, digests, seed)
     counts = {"evaluated": len(joined.names), "left_out": len(joined.left_out)}
     notes = {"by": by, "task": task} | shared.reasons(joined)
@@ -103,10 +118,29 @@ def evaluate(
             return Summary.of_dry_run("evaluate", out, 0, len(joined.names), notes=notes)
         run.begin()
         rows = shared.metrics_of(joined, resamples=resamples, seed=seed)
+        localised = NOTHING
+        if folder:
+            localised = localise(
+                used, folder, classes, resamples=resamples, seed=seed, reporter=execution.reporter
+            )
+        rows += localised.metrics
+        title = f"{scores.name}: {len(joined.names)} {by}s"
         shared.write_metrics(out, rows)
-        shared.write_details(out, joined, title=f"{scores.name}: {len(joined.names)} {by}s")
+        shared.write_details(out, joined, title=title, more=localised.details)
         run.finish(counts)
-    return shared.Evaluation("evaluate", out, counts, notes=notes, metrics=rows)
+    notes |= localised.notes
+    return shared.Evaluation("evaluate", out, counts, localised.failed, notes=notes, metrics=rows)
+
+
+def _folder(annotations: str | Path | None, classes: Sequence[str]) -> AnnotationFolder | None:
+    if annotations is not None:
+        return AnnotationFolder.find(rooted(annotations))
+    if classes:
+        raise SettingsError(
+            f"--annotation-class is {classes[0]!r}, which has no effect without --annotations; give both or "
+            "none"
+        )
+    return None
 
 
 def _check_splits(refs: Sequence[SlideRef], split: str | None, *, source: str) -> None:

@@ -9,12 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
+from pipelines._carry_out import Results
 from pipelines._records import Row, SlideTask, own_cores, settled
 from pipelines._runs import Execution, Identity, Summary, rooted
 from pipelines._stage import run_stage
 from wsi_ats.bags.matched import match_features, save_matched
 from wsi_ats.bags.writing import copy_bag
 from wsi_ats.files import atomic
+from wsi_ats.overview.annotated import check_regions, within_regions
 from wsi_ats.overview.overview import count_tiles, explain_exclusion, read_overview
 from wsi_ats.overview.prepared import save_overview
 from wsi_ats.overview.quality import mark
@@ -37,7 +39,11 @@ _COLUMNS = {
     **dict.fromkeys(("tissue_method", "tissue_reason"), "string"),
     **dict.fromkeys(ARTEFACTS, "double"),
     **dict.fromkeys(
-        ("excluded_tiles", "feature_tiles", "matched_tiles", "unmatched_cells", "bytes_read"), "int64"
+        (
+            *("excluded_tiles", "outside_tiles", "feature_tiles", "matched_tiles", "unmatched_cells"),
+            "bytes_read",
+        ),
+        "int64",
     ),
     "seconds": "double",
     **dict.fromkeys(("warning", "error"), "string"),
@@ -56,7 +62,7 @@ def prepare(
     Parameters
     ----------
     refs
-        The slides.
+        The slides; of those that name regions, only the cells in them are tissue.
     out
         Folder for ``prepared/<slide_id>.npz`` (see :func:`wsi_ats.overview.prepared.load_overview`),
         ``thumbnails/<slide_id>.png``, ``quality/<slide_id>.png`` (the thumbnail with frames around tissue
@@ -64,7 +70,8 @@ def prepare(
         ``slides.parquet`` and ``.csv``, ``run.json``. In the table, ``tissue_method`` and ``tissue_reason``
         give the method that found tissue and the reason for it, and ``warning`` the doubts about its result;
         ``pen`` and ``blur`` are the shares of the tissue cells with these artefacts, left out or not, empty
-        if unknown; ``excluded_tiles`` is the number of tiles left out; and for slides with features,
+        if unknown; ``excluded_tiles`` is the number of tiles left out; for slides with regions,
+        ``outside_tiles`` is that of tissue tiles outside them; and for slides with features,
         ``feature_tiles`` and ``matched_tiles`` are the tiles in the file, and those that are used, and
         ``unmatched_cells`` are tissue cells without a tile.
     settings
@@ -90,9 +97,27 @@ def prepare(
     {'done': 120, 'failed': 1, 'no_tissue': 0}
     """
     execution, out, settings = execution or Execution(), rooted(out), settings or Settings()
+    if any(ref.regions for ref in refs):
+        check_regions(settings)
     identity = Identity.of("prepare", settings, Fixes.THUMBNAILS)
     refer = partial(settled, settings=settings)
     return run_stage(PrepareTask.of(out, settings), refs, identity, execution, refer=refer)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Slides that are prepared already.
+
+    Parameters
+    ----------
+    out
+        Folder of :func:`prepare`, with the settings of the run that uses them.
+    results
+        Its results.
+    """
+
+    out: Path
+    results: Results
 
 
 @dataclass(frozen=True)
@@ -153,6 +178,7 @@ class PrepareTask(SlideTask):
             overview, bag = read_overview(counting, self.settings, measure_quality=True), None
             if ref.features:
                 overview, bag = match_features(ref, slide, overview, self.settings.model)
+            overview = within_regions(overview, ref, slide, self.settings)
             levels, mpp, grid = slide.levels, slide.mpp, overview.tissue.grid
             read = slide.bytes_read
         prepared, picture, quality, matched, copied = self.files(ref.id)
@@ -171,7 +197,8 @@ class PrepareTask(SlideTask):
             written.append(quality)
             with atomic(quality) as path:
                 write_png(path, mark(overview.thumbnail, overview.artefacts))
-        tiles = count_tiles(overview.tissue, self.settings)
+        tiles, outside = count_tiles(overview.tissue, self.settings), overview.outside
+        doubts = [overview.background.doubt, outside.warning if outside else ""]
         row = {
             "slide_id": ref.id,
             "case_id": ref.case,
@@ -191,12 +218,13 @@ class PrepareTask(SlideTask):
             "tissue_reason": overview.background.reason,
             **overview.artefact_shares,
             "excluded_tiles": count_tiles(overview.all_tissue, self.settings) - tiles,
+            "outside_tiles": outside and int(outside.mask.sum()),
             "feature_tiles": bag and bag.matched.tiles,
             "matched_tiles": bag and bag.matched.used,
             "unmatched_cells": bag and bag.matched.without_tile,
             "bytes_read": counting.stored_bytes_read if read is None else read,
             "seconds": time.perf_counter() - begin,
-            "warning": overview.background.doubt or None,
+            "warning": "; ".join(filter(None, doubts)) or None,
             "error": explain_exclusion(overview, self.settings),
         }
         return row, written

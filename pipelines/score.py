@@ -18,6 +18,7 @@ from pipelines._watch import Arrivals
 from wsi_ats.errors import ModelError, SettingsError
 from wsi_ats.files import atomic
 from wsi_ats.models.card import read_card
+from wsi_ats.overview.annotated import check_regions
 from wsi_ats.results.attention import save_attention
 from wsi_ats.results.features import save_features
 from wsi_ats.results.records import Status, Stop
@@ -51,7 +52,8 @@ def score(
     ----------
     refs
         The slides; or arrivals, which are scored as they are completed until ``execution.stop`` returns true.
-        Slides that name features are scored by these.
+        Slides that name features are scored by these; of slides that name regions, only tiles in them are
+        drawn.
     model
         Folder of a trained model.
     out
@@ -112,6 +114,8 @@ def score(
             "warning: the model pools the slides of a case, but each of these slides is its own case; "
             "give a table of slides with the column case_id to score cases"
         )
+    if any(ref.regions for ref in known):
+        check_regions(settings)
     by_features = bool(known) and all(ref.features for ref in known)
     _check_source(card.settings, settings.scoring.encoder_checkpoint, by_features=by_features)
     task = ScoreTask(
@@ -326,7 +330,9 @@ class ScoreTask(SlideTask):
             from wsi_ats.results.pictures import write_pictures_of
 
             written += write_pictures_of(self.out / "pictures", shown)
-        return row, written
+        # Reported when the run ends; the table has no such column.
+        warning = {"warning": scored.warning} if scored.warning else {}
+        return row | warning, written
 
     def _shown(self, row: Row, slide: Slide, scored: Scored) -> ShownSlide:
         """Return what pictures of the slide show; nothing is read for them."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from wsi_ats.errors import SettingsError
 from wsi_ats.files import atomic
-from wsi_ats.settings import Described, commented_toml, describe
+from wsi_ats.settings import Described, commented_toml, describe, json_schema
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,25 @@ class SettingsList:
         ]
 
 
-def settings(write: Path | None = None, *, overwrite: bool = False) -> SettingsList:
-    """List all settings, or write them to a file.
+@dataclass(frozen=True)
+class SettingsSchema:
+    """The JSON Schema of settings files, which is for programs only."""
+
+    exit_code: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the schema."""
+        return json_schema()
+
+    def sections(self) -> list[tuple[str, list[tuple[str, ...]]]]:
+        """Return nothing, so that the schema is printed as it is."""
+        return []
+
+
+def settings(
+    write: Path | None = None, *, overwrite: bool = False, schema: bool = False
+) -> SettingsList | SettingsSchema:
+    """List all settings, write them to a file, or return the schema of such files.
 
     Parameters
     ----------
@@ -53,11 +70,13 @@ def settings(write: Path | None = None, *, overwrite: bool = False) -> SettingsL
         TOML file with all defaults, each below a comment with its reason.
     overwrite
         Whether to replace a file that exists.
+    schema
+        Whether to return the schema, for editors, and to write nothing.
 
     Raises
     ------
     SettingsError
-        When the file exists, or ``overwrite`` is given without a file.
+        When the file exists, ``overwrite`` is given without a file, or ``schema`` with any of them.
     ArtifactError
         When the file cannot be written.
 
@@ -66,6 +85,10 @@ def settings(write: Path | None = None, *, overwrite: bool = False) -> SettingsL
     >>> [each.default for each in settings().settings if each.name == "tile.size"]
     [256]
     """
+    if schema:
+        if write is not None or overwrite:
+            raise SettingsError("--schema prints a schema and writes no settings; give it without --write")
+        return SettingsSchema()
     if write is None:
         if overwrite:
             raise SettingsError("--overwrite has no effect without --write; name a file to write")

@@ -72,6 +72,7 @@ def train(
     restarts: int = 1,
     retries: int = 1,
     feature_cache: str | Path | None = None,
+    prepared: prepare.Prepared | None = None,
 ) -> Summary:
     """Train a model.
 
@@ -107,6 +108,9 @@ def train(
     feature_cache
         Folder for the features of a frozen backbone; by default ``features/`` in the output folder. All
         restarts share it, and so may runs of the same settings, whatever their seeds and splits.
+    prepared
+        The slides, if they are prepared elsewhere, such as for all folds of a cross-validation; by default
+        they are prepared in the output folder.
 
     Returns
     -------
@@ -135,10 +139,12 @@ def train(
         restarts,
         retries,
         None if feature_cache is None else rooted(feature_cache),
+        None if prepared is None else prepared.out,
     )
+    known = None if prepared is None else prepared.results
     check_together()
     if not together():
-        return _train(refs, fitting, _Others(None))
+        return _train(refs, fitting, _Others(None), known)
     from wsi_ats.training.processes import started_by_torchrun
 
     with started_by_torchrun(dict(os.environ), device()) as processes:
@@ -149,7 +155,7 @@ def train(
                 fitting.fit(*told, processes)
             return Summary("train", fitting.out, {})
         try:
-            return _train(refs, fitting, others)
+            return _train(refs, fitting, others, known)
         finally:
             others.tell(None)  # if there was nothing to train
 
@@ -173,7 +179,7 @@ class _Others:
         return None if self.processes is None else self.processes.gather(waiting)[0]
 
 
-def _train(refs: Sequence[SlideRef], fitting: Fitting, others: _Others) -> Summary:
+def _train(refs: Sequence[SlideRef], fitting: Fitting, others: _Others, prepared: Results | None) -> Summary:
     out, settings, execution = fitting.out, fitting.settings, fitting.execution
     _check(refs, fitting, others)
     differences = _differences(fitting)
@@ -205,7 +211,7 @@ def _train(refs: Sequence[SlideRef], fitting: Fitting, others: _Others) -> Summa
             return summary
         check_network(settings, target)
         run.begin()
-        results = complete(task, refs, execution)
+        results = complete(task, refs, execution) if prepared is None else prepared.of(refs)
         if results.stopped:
             return _summary(out, results)
         task.write_tables(results.rows)

@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ LAYERS = {
     "slides, each format in one file": ["slides"],
     "what is predicted": ["tasks"],
     "which slides, and their labels": ["tables"],
+    "areas of slides that people drew": ["annotations"],
     "the first view of a slide: thumbnail, tissue, artefacts": ["overview"],
     "features of all tiles of a slide, as labs have them": ["bags"],
     "what is kept of a slide that was scored; files for other programs": ["results"],
@@ -38,7 +40,8 @@ DOORS = {
     "openslide": ["wsi_ats.slides.openslide"],
     "tifffile": ["wsi_ats.slides.tiff_index", "wsi_ats.testing.synthetic"],  # the second writes files
     "imagecodecs": ["wsi_ats.slides.codecs", "wsi_ats.testing.bank"],  # the second makes slides of JPEG
-    "shapely": ["wsi_ats.results.exports.outlines"],
+    "jinja2": ["wsi_ats.results.report"],
+    "markupsafe": ["wsi_ats.results.report"],
     "simplejpeg": ["wsi_ats.slides.jpeg"],
     "fsspec": ["wsi_ats.slides.remote"],
     "h5py": ["wsi_ats.bags.hdf5", "wsi_ats.bags.writing"],  # the second writes files
@@ -51,11 +54,10 @@ DOORS = {
         "wsi_ats.testing.synthetic",
         "wsi_ats.testing.textures",
     ],
-    "sklearn": [
-        "wsi_ats.tasks.curves",
-        "wsi_ats.tasks.evaluation",
-        "wsi_ats.tables.splits",
-    ],  # of each what the name says
+    "sklearn": ["wsi_ats.tasks.curves", "wsi_ats.tables.splits"],  # of each what the name says
+    # Areas that people drew, and outlines of tissue.
+    "shapely": ["wsi_ats.annotations.shapes", "wsi_ats.results.exports.outlines"],
+    "defusedxml": ["wsi_ats.annotations.opening"],
     "lifelines": ["wsi_ats.tasks.concordance"],
     "matplotlib": ["wsi_ats.results.plots", "wsi_ats.results.pictures"],  # of numbers, and of slides
     "timm": ["wsi_ats.nn.backbone"],
@@ -64,6 +66,10 @@ DOORS = {
     "psutil": ["wsi_ats.nn.memory"],
     "pyarrow": ["wsi_ats.tables.files"],
     "pydicom": ["wsi_ats.slides.dicom", "wsi_ats.testing.dicom"],  # the second writes files
+    "highdicom": ["wsi_ats.results.exports.dicom"],
+    "anndata": ["wsi_ats.results.exports.anndata"],
+    "spatialdata": ["wsi_ats.results.exports.spatialdata"],
+    "geopandas": ["wsi_ats.results.exports.spatialdata"],  # whose shapes are its tables
     "filelock": ["wsi_ats.files"],
     # Settings as they are, and with comments.
     "tomli_w": ["wsi_ats.settings.description", "wsi_ats.settings.settings"],
@@ -119,9 +125,14 @@ def is_typing(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
 
 
-def imports(module: str, *, types: bool = True) -> Iterator[str]:
+@cache
+def imports(module: str, *, types: bool = True) -> tuple[str, ...]:
     """Modules that a module imports, also inside functions; for types alone too, if ``types``."""
-    todo: list[ast.AST] = [ast.parse(MODULES[module].read_text(encoding="utf-8"))]
+    return tuple(imports_in(ast.parse(MODULES[module].read_text(encoding="utf-8")), module, types))
+
+
+def imports_in(tree: ast.AST, module: str, types: bool) -> Iterator[str]:
+    todo = [tree]
     while todo:
         node = todo.pop()
         if isinstance(node, ast.Import):
@@ -199,6 +210,7 @@ def test_networks_import_only_torch_timm_errors_and_data_of_encoders(module):
 
 # Names of tasks that mean something else: an extra of the package.
 NO_TASKS = {
+    "wsi_ats.annotations.qupath": ["classification"],
     "wsi_ats.testing.synthetic": ["classification"],
     "pipelines.doctor": ["survival", "survival"],
 }
@@ -225,7 +237,7 @@ def test_the_library_imports_neither_stages_nor_test_helpers():
 
 HEAVY = {
     *("torch", "timm", "dask", "distributed", "openslide", "skimage", "scipy", "matplotlib", "sklearn"),
-    *("lifelines", "pandas", "pyarrow", "zarr"),
+    *("lifelines", "pandas", "pyarrow", "zarr", "shapely"),
 }
 
 
@@ -241,6 +253,10 @@ HEAVY = {
         (
             "from wsi_ats.overview.overview import read_overview",
             {"torch", "timm", "dask", "distributed", "sklearn", "matplotlib"},
+        ),
+        (
+            "from wsi_ats.nn.backbone import create_backbone as c; c('features:8', pretrained=False)",
+            {"timm", "torchvision"},
         ),
     ],
 )

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from wsi_ats.errors import SettingsError
+from wsi_ats.results.exports.registry import FORMATS
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -49,8 +50,12 @@ def test_every_requirement_is_pinned_in_the_constraints():
     assert extra("dev") | extra("all") <= fixed
 
 
+# It needs an older Dask than the constraints, so it is in an environment of its own; geopandas comes with it.
+APART = {"spatialdata": {"spatialdata", "geopandas"}}
+
+
 def test_all_extras_are_in_all_and_none_of_them_is_always_installed():
-    names = PROJECT["optional-dependencies"].keys() - {"all", "dev"}
+    names = PROJECT["optional-dependencies"].keys() - {"all", "dev", *APART}
     assert set().union(*map(extra, names)) == extra("all")
     assert not extra("all") & required()
 
@@ -108,13 +113,18 @@ def imported(folder: str) -> dict[str, str]:
 def test_every_imported_package_is_a_direct_requirement(folder):
     homes = packages_distributions()
     for name, path in imported(folder).items():
-        if name in sys.stdlib_module_names or name in {"wsi_ats", "pipelines"}:
+        if name in {*sys.stdlib_module_names, "wsi_ats", "pipelines"}.union(*APART.values()):
             continue
         asked = required() | extra("all") | ({"pytest"} if "testing" in path else set())
         assert {name_of(each) for each in homes[name]} & asked, f"{path} imports {name}"
 
 
 OPTIONAL = {"lifelines": "survival", "matplotlib": "plots", "prometheus_client": "metrics"}
+
+
+@pytest.mark.parametrize("name", [each.name for each in FORMATS.values() if each.packages])
+def test_packages_of_a_format_are_in_the_extra_that_its_error_names(name):
+    assert set(map(name_of, FORMATS[name].packages)) == extra(FORMATS[name].extra)
 
 
 @pytest.mark.parametrize("name", OPTIONAL)
@@ -142,6 +152,7 @@ def test_a_missing_extra_is_an_error_that_says_how_to_install_it(without, missin
 
 def test_the_library_and_the_other_commands_need_no_extra():
     names = [*OPTIONAL, "s3fs", "aiohttp", "bokeh", "tensorboard", "dask_jobqueue"]
+    names += [package for each in FORMATS.values() for package in each.packages]
     stages = ("convert", "doctor", "export", "info", "prepare", "score", "settings", "train")
     code = (
         "import sys\n"

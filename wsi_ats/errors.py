@@ -9,7 +9,8 @@
     │   ├── SlideOpenError   ... it cannot be opened
     │   ├── SlideReadError   ... some of its pixels cannot be read
     │   ├── MppError         ... its resolution is unknown or implausible
-    │   └── FeatureError     ... the features of its tiles cannot be used; carries their file
+    │   ├── FeatureError     ... the features of its tiles cannot be used; carries their file
+    │   └── AnnotationError  ... its annotations cannot be used; carries their file
     ├── ModelError           a network that cannot be built, loaded or trained
     └── ArtifactError        a stored file that is missing, damaged or from another run
         └── LockedError      ... an output folder that another run holds
@@ -92,6 +93,10 @@ class MppError(SlideError):
 
 class FeatureError(SlideError):
     """Features of a slide's tiles that cannot be used; ``path`` is their file."""
+
+
+class AnnotationError(SlideError):
+    """Annotations of a slide that cannot be used; ``path`` is their file."""
 
 
 class ModelError(WsiAtsError):

@@ -216,6 +216,29 @@ def test_coordinates_of_another_level_are_noticed_where_all_is_tissue(downsample
         match(bag_of(corners), GRID, tissue_of(), mpp=MPP, downsamples=(1, downsample))
 
 
+@pytest.mark.parametrize("downsample", [4, 16])
+def test_of_several_levels_that_may_explain_crowded_tiles_the_one_that_fits_is_named(downsample):
+    corners = corners_of(np.ones(GRID.shape, bool)) // downsample
+    with pytest.raises(FeatureError, match=f"are pixels of the level with downsample {downsample};"):
+        match(bag_of(corners), GRID, tissue_of(), mpp=MPP, downsamples=(1, 2, 4, 8, 16))
+
+
+@pytest.mark.parametrize("downsample", [4, 16])
+@pytest.mark.parametrize("edge", [0, 2])
+def test_a_level_that_the_slide_no_longer_has_is_named(downsample, edge):
+    """Twice as large coordinates, too, would lie on tissue, but in a quarter of the slide."""
+    mask = np.zeros(GRID.shape, bool)
+    mask[edge:, edge:] = True
+    corners = corners_of(mask) // downsample
+    with pytest.raises(FeatureError, match=f"pixels of a level with downsample {downsample}[; ]"):
+        match(bag_of(corners), GRID, tissue_of(mask), mpp=MPP, downsamples=(1, 64))
+
+
+def test_overlapping_tiles_in_one_corner_of_a_slide_full_of_tissue_are_accepted():
+    corners = np.stack(np.divmod(np.arange(256), 16), axis=1) * 256
+    assert match(bag_of(corners), GRID, tissue_of(), mpp=MPP, downsamples=(1, 4, 16)).tiles == 256
+
+
 def test_tiles_in_one_corner_of_a_slide_full_of_tissue_are_accepted():
     mask = np.zeros(GRID.shape, bool)
     mask[:4, :8] = True

@@ -100,22 +100,24 @@ def test_without_our_attributes_it_reads_as_a_file_of_trident_and_of_clam(tmp_pa
     assert (bag.side, bag.corners.tolist()) == (512, CORNERS.tolist())
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
 @pytest.mark.parametrize("count", [0, 1, 3000])
-def test_a_compressed_file_is_copied_to_one_that_is_read_directly(tmp_path, count):
-    corners, values = np.arange(2 * count).reshape(-1, 2), numbers(count)
+def test_a_compressed_file_is_copied_to_one_of_the_same_type_that_is_read_directly(tmp_path, count, dtype):
+    corners, values = np.arange(2 * count).reshape(-1, 2), numbers(count).astype(dtype)
     source = plain(
         tmp_path / "source.h5", corners, values, chunks=(512, 6), maxshape=(None, 6), compression="gzip"
     )
     copy_bag(open_bag(source, mpp=MPP), tmp_path / "a.h5", name="a", size=SLIDE, mpp=MPP)
     bag = open_bag(tmp_path / "a.h5", mpp=MPP)
     assert isinstance(bag.stored, PlainRows)
+    assert np.dtype(bag.stored.dtype) == dtype
     np.testing.assert_array_equal(bag.corners, corners)
     np.testing.assert_array_equal(bag.read(np.arange(count)), values)
 
 
 def test_a_copy_keeps_the_encoder_and_the_exact_side(tmp_path):
     source = open_bag(stamp(tmp_path / "source.h5", CORNERS, VALUES), mpp=0.2527)
-    copy_bag(source, tmp_path / "a.h5", name="a", size=SLIDE, mpp=0.2527, dtype="float16")
+    copy_bag(source, tmp_path / "a.h5", name="a", size=SLIDE, mpp=0.2527)
     copy = open_bag(tmp_path / "a.h5", mpp=0.2527)
     assert source.encoder
     assert (copy.encoder, copy.side) == (source.encoder, source.side)

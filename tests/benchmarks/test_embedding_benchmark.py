@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -19,7 +21,9 @@ def slide(tmp_path_factory):
     return slide_of(tmp_path_factory.mktemp("slides"), 4096)
 
 
-def test_the_table_is_written_and_its_ratios_are_of_the_numbers_beside_them(slide, tmp_path):
+def test_the_table_is_written_and_its_ratios_are_of_the_numbers_beside_them(slide, tmp_path, monkeypatch):
+    # Each worker imports torch and timm.
+    monkeypatch.setattr(embedding, "connect", partial(embedding.connect, workers=1))
     embedding.main(
         [
             *("--sides", "4096", "--slides", str(slide.parent), "--out", str(tmp_path)),
@@ -34,6 +38,20 @@ def test_the_table_is_written_and_its_ratios_are_of_the_numbers_beside_them(slid
     assert float(row["times"]) == pytest.approx(seconds["loop"] / seconds["embed"])
     floor = min(seconds["embed_floor"], seconds["loop_floor"])
     assert float(row["by_floor"]) == pytest.approx(seconds["embed"] / floor)
+
+
+def test_one_side_named_twice_is_refused_because_it_would_be_one_slide(slide, capsys):
+    with pytest.raises(SystemExit):
+        embedding.main(["--sides", "4096", "4096", "--slides", str(slide.parent)])
+    assert "--sides must be different numbers, not [4096, 4096]" in capsys.readouterr().err
+
+
+def test_sides_that_encode_other_numbers_of_tiles_are_not_compared(slide, tmp_path, monkeypatch):
+    real = scoring.all_tissue
+    monkeypatch.setattr(embedding, "all_tissue", lambda *each: (real(*each)[0][1:], 0))
+    settings = embedding.settings_of("test_resnet", 256, tmp_path, [])
+    with pytest.raises(ValueError, match="tiles were encoded, not"):
+        embedding.measured([slide], settings, tmp_path, rounds=1)
 
 
 def test_the_loop_computes_the_features_that_we_compute(slide, tmp_path):

@@ -13,7 +13,10 @@ import yaml
 from conftest import ROOT, table
 from distributed.cli import dask_scheduler, dask_worker
 
-PAGES = ("laptop", "workstation", "slurm", "kubernetes", "storage", "features")
+PAGES = (
+    *("laptop", "workstation", "slurm", "kubernetes", "storage", "features"),
+    *("annotations", "exports"),
+)
 TEXTS = {name: (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in PAGES}
 
 # Programs of others that the pages name; they are not run here, or only by a stand-in.

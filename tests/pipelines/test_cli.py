@@ -12,7 +12,7 @@ import tifffile
 from pipelines import doctor as doctor_module
 from pipelines._options import SettingsOptions
 from pipelines.info import info
-from wsi_ats.settings import Settings
+from wsi_ats.settings import Settings, json_schema
 from wsi_ats.slides.base import SlideRef
 
 
@@ -178,6 +178,12 @@ def test_settings_are_written_to_a_file_that_is_read_again(run, tmp_path):
     assert run("settings", "--write", path, "--overwrite", "--json").json["written"] == str(path)
     assert Settings.read(path) == Settings()
     run("settings", "--overwrite", code=2)
+
+
+def test_the_schema_of_settings_is_printed_alone(run, tmp_path):
+    assert json.loads(run("settings", "--schema").stdout) == json.loads(json.dumps(json_schema()))
+    assert "without --write" in run("settings", "--schema", "--write", tmp_path / "a.toml", code=2).stderr
+    assert not (tmp_path / "a.toml").exists()
 
 
 def test_a_settings_file_changes_what_it_names_and_leaves_the_model_s_other_settings(tmp_path):

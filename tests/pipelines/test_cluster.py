@@ -92,6 +92,28 @@ def test_a_local_cluster_leaves_our_environment_alone():
     assert not {name for name in changed if "THREADS" in name}
 
 
+@pytest.mark.parametrize(
+    ("options", "workers", "cores"),
+    [({}, 2, 4), ({"tasks": 1}, 1, 8), ({"workers": 3}, 3, 2), ({"tasks": 2, "pending": 1}, 1, 4)],
+)
+def test_a_worker_has_as_many_cores_as_a_stage_wants_unless_workers_are_counted(
+    monkeypatch, options, workers, cores
+):
+    monkeypatch.setattr(_cluster, "CPU_COUNT", 8)
+    with connect("local", cores=4, **options) as client:
+        client.wait_for_workers(workers, timeout=LIMIT)
+        assert len(client.nthreads()) == workers
+        found: list[Outcome[str]] = []
+        for_each_slide(slide_jobs.threads, [SlideRef.from_path("a")], client, on_result=found.append)
+        assert found[0].result == str(cores)
+
+
+def test_fewer_cores_than_a_stage_wants_are_one_worker(monkeypatch):
+    monkeypatch.setattr(_cluster, "CPU_COUNT", 2)
+    with connect("local", cores=4) as client:
+        assert len(client.nthreads()) == 1
+
+
 @pytest.mark.parametrize("installed", [True, False])
 def test_the_dashboard_address_is_one_that_dask_serves(client, monkeypatch, installed):
     monkeypatch.setattr(_cluster, "find_spec", lambda name: object() if installed else None)

@@ -41,7 +41,8 @@ def done(slides, client, tmp_path_factory):
 def test_output_files(done, slides):
     assert files(done) == [
         *("confusion.csv", "evaluated.csv", "evaluation.png", "fold_0", "fold_1", "fold_2", "left_out.csv"),
-        *("metrics.csv", "precision_recall.csv", "reliability.csv", "roc.csv", "run.json", "splits"),
+        *("metrics.csv", "precision_recall.csv", "prepared", "records", "reliability.csv", "roc.csv"),
+        *("run.json", "slides.csv", "slides.parquet", "splits", "thumbnails"),
     ]
     folds = read_folds(done / "splits")
     assert list(folds) == ["splits_0.csv", "splits_1.csv", "splits_2.csv"]
@@ -61,6 +62,14 @@ def test_output_files(done, slides):
             assert evaluated[row["slide_id"]]["fold"] == f"fold_{number}"
     labels = {row["slide_id"]: row["label"] for row in table(slides / "labels.csv")}
     assert {name: row["label"] for name, row in evaluated.items()} == labels
+
+
+def test_folds_share_the_slides_which_are_prepared_once(done):
+    assert [row["slide_id"] for row in table(done / "slides.csv")] == [f"slide_{i:03d}" for i in range(6)]
+    for number in range(3):
+        model = done / f"fold_{number}" / "model"
+        assert not {"prepared", "thumbnails", "records"} & set(files(model))
+        assert len(table(model / "slides.csv")) == 4
 
 
 def test_metrics_of_each_fold_and_of_all(done):
@@ -144,7 +153,7 @@ def test_a_class_absent_from_a_fold_and_a_slide_that_cannot_be_read(crossval, sl
     )
     options = ("--splits", splits, "--set", "training.validation=0", "--by", "case")
     strict = crossval(*options, "--strict", source=folder, labels=folder / "labels.csv", code=1)
-    assert (strict.exit_code, strict.json["counts"]) == (1, {"folds": 1})
+    assert (strict.exit_code, strict.json["counts"]) == (1, {"folds": 0})
     assert not (tmp_path / "cv" / "metrics.csv").exists()
     ran = crossval(*options, source=folder, labels=folder / "labels.csv", code=1)
     assert ran.json["failed"].keys() == {"slide_006"}
@@ -171,8 +180,8 @@ def test_regression_is_cross_validated_and_overwrites_earlier_results(crossval, 
     assert (tmp_path / "cv" / "fold_2").exists()
     crossval(*options, "--overwrite", labels=tmp_path / "labels.csv")
     assert files(tmp_path / "cv") == [
-        *("evaluated.csv", "evaluation.png", "fold_0", "fold_1", "left_out.csv", "metrics.csv", "run.json"),
-        "splits",
+        *("evaluated.csv", "evaluation.png", "fold_0", "fold_1", "left_out.csv", "metrics.csv", "prepared"),
+        *("records", "run.json", "slides.csv", "slides.parquet", "splits", "thumbnails"),
     ]
     assert files(tmp_path / "cv" / "splits") == ["splits_0.csv", "splits_1.csv"]
     assert {row["metric"] for row in table(tmp_path / "cv" / "metrics.csv")} == {"r2", "mae", "rmse"}

@@ -27,6 +27,7 @@ from documented import DASK, PAGES, TEXTS, Command, blocks, carry_out, container
 from pipelines.cli import app
 from wsi_ats.files import read_json
 from wsi_ats.overview.overview import read_overview
+from wsi_ats.results.exports.registry import FORMATS
 from wsi_ats.settings import Settings
 from wsi_ats.slides import open_slide
 
@@ -194,6 +195,18 @@ def test_storage(desk, run, s3, client, address):
     }
 
 
+def test_exports(desk, run):
+    for command in typed("exports"):
+        carry_out(command.replaced({"/archive/slides": "slides"}), run)
+    assert files(Path("exported")) == ["anndata", "asap", "png", "qupath", "run.json"]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_page_of_exports_has_files_and_coordinates_of_every_format(name):
+    first = [line.split("|")[1] for line in TEXTS["exports"].splitlines() if line.startswith("| `")]
+    assert [f"`{name}`" in cell for cell in first].count(True) == 2
+
+
 def write_features_of_others(path: Path) -> None:
     """Write features of a slide as CLAM, TRIDENT and STAMP lay them out, in the current folder."""
     with open_slide(path) as slide:
@@ -236,3 +249,24 @@ def test_features(desk, run, weights):
     assert [each["model"]["encoder"] for each in used.values()] == ["test_vit", "", "uni", "uni2-h"]
     assert done("scores")
     assert done("scores_on_trident")
+
+
+def test_annotations(desk, run, weights, slides):
+    """Of lesions and look-alikes, under the names of classes that the page has."""
+    Path("annotations").mkdir()
+    for path in sorted((desk / "slides").iterdir()):
+        text = (slides / "truth" / f"{path.resolve().stem}.geojson").read_text()
+        text = text.replace("Look-alike", "Stroma").replace("Lesion", "Tumor")
+        (Path("annotations") / f"{path.stem}.geojson").write_text(text)
+    for command in typed("annotations"):
+        here = Command(tuple("test_vit" if word == "uni" else word for word in command.words))
+        if command.words[1] == "embed":
+            changes = ("tile.size=64", f"model.checkpoint={weights}")
+            here = Command((*here.words, *(word for each in changes for word in ("--set", each))))
+        carry_out(here, run)
+    rows = {row["slide_id"]: row for row in table(Path("work/slides.csv"))}
+    assert {row["status"] for row in rows.values()} == {"done", "no_tissue"}
+    located = {row["slide_id"]: row for row in table(Path("evaluation/localisation.csv"))}
+    assert {name for name, row in located.items() if row["areas"] == "0"} == {
+        row["slide_id"] for row in table(Path("labels.csv")) if row["label"] == "negative"
+    }

@@ -20,11 +20,12 @@ from bad_slides import glass
 from conftest import LIMIT, files, start, table, without_times
 from interruptions import recorded
 
-from pipelines._features import starting_settings
+from pipelines._features import KnownFeatures, starting_settings
 from pipelines._runs import Execution
 from pipelines.embed import EmbedTask, embed
 from pipelines.embed import _once as loaded_once
 from pipelines.embed import _used as used
+from wsi_ats.bags.matched import match_features
 from wsi_ats.bags.opening import open_bag
 from wsi_ats.bags.writing import BagWriter
 from wsi_ats.errors import ArtifactError, ModelError, SettingsError
@@ -168,6 +169,25 @@ def test_tiles_of_a_training_have_the_size_that_the_encoder_saw_or_one_that_the_
     assert (tile.size, tile.mpp) == (size, float(f"{side * 0.5 / size:.4g}"))
 
 
+@pytest.mark.parametrize(
+    ("side", "chosen", "size", "mpp"), [(256, None, 256, 0.5), (512, None, 448, 0.5714), (256, 128, 128, 1.0)]
+)
+def test_tiles_that_were_enlarged_for_their_encoder_have_their_own_pixels(
+    refs, tmp_path, side, chosen, size, mpp
+):
+    """Those of conch_v1 have 448, and slides 0.5 um; finer pixels would be made up."""
+    path = tmp_path / f"{refs[0].id}.h5"
+    about = {"size": (1536, 1024), "mpp": 0.5, "side": side, "width": 3, "encoder": "conch_v1"}
+    with BagWriter(path, name="a", **about) as writer:
+        writer.append(np.zeros((1, 2), int), np.zeros((1, 3)))
+    ref = replace(refs[0], features=(str(path),))
+    settings = KnownFeatures.of([ref]).settings(chosen)
+    assert (settings.tile.size, settings.tile.mpp) == (size, mpp)
+    with open_slide(ref) as slide:
+        overview, _ = match_features(ref, slide, read_overview(slide, settings), settings.model)
+    assert len(overview.tissue.cells) == 1
+
+
 def test_a_draw_has_the_same_tiles_again_and_others_with_another_seed(refs, settings, client, tmp_path):
     def drawn(name: str, seed: int | None) -> list[dict[str, np.ndarray]]:
         out = tmp_path / name
@@ -235,15 +255,15 @@ def test_killed_with_all_its_processes_and_run_again_it_leaves_the_same_files(
 ):
     whole, out = tmp_path / "whole", tmp_path / "killed"
     embed(read_manifest(some), whole, settings=settings, execution=Execution(scheduler=client))
-    command = ("embed", some, *words, "--out", out, "--workers", 2)
-    process = start(*command)
+    command = ("embed", some, *words, "--out", out, "--workers")
+    process = start(*command, 2)
     while process.poll() is None and len(recorded(out)) < 5:
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     done = {name: (out / f"{name}.h5").stat().st_mtime_ns for name in recorded(out)}
     assert 5 <= len(done) < 24
-    again = start(*command)
+    again = start(*command, 1)
     _, complaints = again.communicate(timeout=LIMIT)
     assert again.returncode == 0, complaints
     assert {name: (out / f"{name}.h5").stat().st_mtime_ns for name in done} == done
@@ -436,6 +456,18 @@ def test_an_unknown_encoder_is_an_error_before_any_work(slides, run, tmp_path):
     ran = run("embed", slides, "--encoder", "resnet81", "--out", tmp_path / "out", code=2)
     assert "resnet81" in ran.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("other", ["uni", "resnet18"])
+@pytest.mark.parametrize("in_file", [False, True])
+def test_another_backbone_beside_the_encoder_is_refused(slides, run, tmp_path, other, in_file):
+    given = ["--set", f"model.backbone={other}"]
+    if in_file:
+        (tmp_path / "ats.toml").write_text(f'[model]\nbackbone = "{other}"\n')
+        given = ["--config", tmp_path / "ats.toml"]
+    ran = run("embed", slides, "--encoder", "test_vit", *given, "--out", tmp_path / "out", code=2)
+    said = f"--encoder is test_vit, but model.backbone is {other} in --config or --set"
+    assert said in " ".join(ran.stderr.split())
 
 
 def test_the_task_is_small_enough_to_send(settings, tmp_path):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import h5py
+import numpy as np
 import pytest
 import torch
 from conftest import SETTINGS, table
 from typer.testing import CliRunner
 
 from pipelines.cli import app
+from wsi_ats.bags.matched import open_features
 from wsi_ats.bags.writing import BagWriter
 from wsi_ats.files import read_json
 from wsi_ats.models.checkpoints import load_model
@@ -188,6 +190,36 @@ def test_settings_that_cannot_use_features_are_refused(slides, features, tmp_pat
     assert message in " ".join(text.split())
 
 
+def test_slides_are_opened_once_to_find_the_settings(slides, features, tmp_path, monkeypatch):
+    opened = []
+
+    def counted(ref, mpp):
+        opened.append(ref.id)
+        return open_features(ref, mpp)
+
+    monkeypatch.setattr("pipelines._features.open_features", counted)
+    code, text = wsi_ats(
+        *("train", slides, "--labels", slides / "labels.csv", "--features", features, *SET),
+        *("--set", "tile.size=32", "--out", tmp_path / "out", "--dry-run"),
+    )
+    assert code == 0, text
+    assert sorted(opened) == [f"slide_{number:03d}" for number in range(6)]
+
+
+def test_a_model_of_enlarged_tiles_scores_features_but_no_pixels(trained, slides, tmp_path):
+    import shutil
+
+    from wsi_ats.models.checkpoints import save_model
+
+    loaded = load_model(trained[0], encoder=False)
+    folder = shutil.copytree(trained[0], tmp_path / "model")
+    save_model(folder, loaded.model, loaded.settings.with_values(["model.encoder=conch_v1"]), loaded.target)
+    code, text = wsi_ats("score", slides, "--model", folder, "--out", tmp_path / "out")
+    assert code == 2
+    said = "features of conch_v1, which takes tiles of 448 pixels, but the tiles have only 64"
+    assert said in " ".join(text.split())
+
+
 def test_dask_readers_of_tiles_are_refused_with_features(slides, features, tmp_path):
     code, text = wsi_ats(
         *("train", slides, "--labels", slides / "labels.csv", "--features", features, *SET),
@@ -242,15 +274,39 @@ def without_seconds(out):
     return [{**row, "seconds": ""} for row in table(out / "metrics.csv")]
 
 
-def test_compressed_features_are_copied_and_learned_from_alike(trained, slides, features, address, tmp_path):
-    folder = tmp_path / "features"
+def compressed(features, folder, dtype="float32"):
     folder.mkdir()
     for path in features.glob("slide_*.h5"):
         with h5py.File(path) as plain, h5py.File(folder / path.name, "w") as packed:
             packed.attrs.update(plain.attrs)
             for name in ("coords", "features"):
-                made = packed.create_dataset(name, data=plain[name][:], compression="gzip", chunks=True)
+                values = plain[name][:].astype(dtype if name == "features" else np.int64)
+                made = packed.create_dataset(name, data=values, compression="gzip", chunks=True)
                 made.attrs.update(plain[name].attrs)
+    return folder
+
+
+def test_folds_share_one_copy_of_compressed_features_in_their_own_type(slides, backbone, address, tmp_path):
+    (tmp_path / "plain").mkdir()
+    for path in slides.glob("*.tif"):
+        write_features(tmp_path / "plain", path, backbone)
+    folder, out = compressed(tmp_path / "plain", tmp_path / "features", "float16"), tmp_path / "cv"
+    code, text = wsi_ats(
+        *("crossval", slides, "--labels", slides / "labels.csv", "--features", folder, *SET),
+        *("--set", "training.epochs=1", "--set", "training.attention_epochs=0"),
+        *("--set", "training.validation=0.5", "--folds", 3),
+        *("--resamples", 20, "--out", out, "--scheduler", address),
+    )
+    assert code == 0, text
+    copies = sorted(out.rglob("copied/*.h5"))
+    assert copies == sorted(out / "copied" / path.name for path in folder.glob("*.h5"))
+    for path in copies:
+        with h5py.File(path) as copy:
+            assert copy["features"].dtype == "float16"
+
+
+def test_compressed_features_are_copied_and_learned_from_alike(trained, slides, features, address, tmp_path):
+    folder = compressed(features, tmp_path / "features")
     out = tmp_path / "out"
     code, text = wsi_ats(
         *("train", slides, "--labels", slides / "labels.csv", "--features", folder, *SET),
@@ -302,6 +358,34 @@ def test_other_weights_of_the_encoder_are_refused(slides, weights, address, tmp_
     file = f"scoring.encoder_checkpoint={weights}"
     code, text = wsi_ats(*score, "--set", file, "--out", tmp_path / "c")
     assert code == 0, text
+
+
+def test_weights_of_a_frozen_backbone_are_compared_with_those_of_features(slides, weights, address, tmp_path):
+    """The model was trained on pixels; its own digest is that of `embed` with the same weights."""
+    from safetensors.torch import save_file
+
+    one, file = slides / "slide_000.tif", f"model.checkpoint={weights}"
+    other = {name: each.contiguous() + 0.01 for name, each in torch_state(weights).items()}
+    save_file(other, tmp_path / "other.safetensors")
+    same = ("--set", "tile.size=64", "--set", "scoring.precision=float32")
+    for name, own in (("own", file), ("other", f"model.checkpoint={tmp_path / 'other.safetensors'}")):
+        words = ("embed", one, "--encoder", "test_vit", "--set", own, *same)
+        code, text = wsi_ats(*words, "--out", tmp_path / name, "--scheduler", address)
+        assert code == 0, text
+    frozen = ("model.backbone=test_vit", file, "training.fine_tuning=frozen")
+    code, text = wsi_ats(
+        *("train", slides, "--labels", slides / "labels.csv", *SET),
+        *(word for each in frozen for word in ("--set", each)),
+        *("--out", tmp_path / "run", "--scheduler", address),
+    )
+    assert code == 0, text
+    score = ("score", one, "--model", tmp_path / "run", "--scheduler", address)
+    code, text = wsi_ats(*score, "--features", tmp_path / "own", "--out", tmp_path / "a")
+    assert code == 0, text
+    code, text = wsi_ats(*score, "--features", tmp_path / "other", "--out", tmp_path / "b")
+    assert code == 1
+    [row] = table(tmp_path / "b" / "predictions.csv")
+    assert "features of other weights of test_vit" in row["error"]
 
 
 def torch_state(path):

@@ -62,13 +62,17 @@ OTHER = {
     **dict.fromkeys(("--every", "--settle"), ("9",)),
     "--marker": (".done",),
     "--features": ("missing",),
+    "--regions": ("missing",),
+    "--annotations": ("missing",),
+    "--annotation-class": ("Tumor",),
+    "--region-class": ("Tumor",),
     "--encoder": ("resnet18",),
     "--dtype": ("float16",),
     "--codec": ("jpeg",),
     "--quality": ("50",),
     "--to": ("qupath",),
     "--slides": ("moved",),
-    **dict.fromkeys(("--list", "--keep-features", "--pictures"), ()),
+    **dict.fromkeys(("--list", "--keep-features", "--pictures", "--no-pictures", "--schema"), ()),
     "--picture-type": ("svg",),
     "--dpi": ("300",),
     "--write": ("written.toml",),
@@ -124,6 +128,7 @@ def words(slides, model, weights) -> dict[str, list[str]]:
         "score": [str(slides), "--model", str(model), *out],
         "evaluate": ["scores", *labels, *out],
         "export": ["scores", "--to", "csv", *out],
+        "report": ["scores", "--labels", "labels.csv", "--out", "report.html"],
     }
     return {name: [name, *shown.get(name, [])] for name in COMMANDS}
 

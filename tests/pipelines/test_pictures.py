@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from conftest import SETTINGS, files, table
+from conftest import ROOT, SETTINGS, files, table
 from PIL import Image
 
 from pipelines._runs import Execution
@@ -197,3 +197,32 @@ def test_without_matplotlib_pictures_are_refused_before_any_work(
     ran = run(name, source, *more, *rest, "--out", tmp_path / "out", scheduler=None, code=2)
     assert ran.stderr.endswith('is not installed; pip install "wsi-ats[plots]"\n')
     assert not (tmp_path / "out").exists()
+
+
+def test_the_page_shows_what_the_code_draws(refs, client, tmp_path):
+    """If pictures look different now, copy those that the message names to ``docs``."""
+    settings = SETTINGS.with_values(["sampling.draws=2"])
+    target = Target("classification", ("negative", "positive"))
+    torch.manual_seed(0)
+    network = model_for(settings, target)
+    for part in (network.attention.logit, network.head):
+        torch.nn.init.normal_(part.weight, std=0.7)
+    save_model(tmp_path / "model", network, settings, target)
+    score(refs[1:2], tmp_path / "model", tmp_path, pictures=True, execution=Execution(scheduler=client))
+    for kind, name in (("slide", refs[1].id), ("tiles", f"{refs[1].id}_tiles")):
+        new = tmp_path / f"pictures_{kind}.png"
+        with Image.open(tmp_path / "pictures" / f"{name}.png") as drawn:
+            small = drawn.convert("RGB")
+        if kind == "tiles":  # few colours make small files, but steps in a scale of colours
+            small = small.quantize(256, dither=Image.Dither.NONE)
+        small.save(new, optimize=True)
+        with Image.open(ROOT / "docs" / new.name) as kept:
+            assert kept.size == small.size, new
+            # Another processor may draw some other tiles, as it rounds attention.
+            unlike = np.abs(np.asarray(kept.convert("RGB"), int) - np.asarray(small.convert("RGB"), int)).max(
+                -1
+            )
+        assert (unlike > 64).mean() < {"slide": 0.05, "tiles": 0.4}[kind], new
+    assert (
+        sum((ROOT / "docs" / f"pictures_{kind}.png").stat().st_size for kind in ("slide", "tiles")) < 300_000
+    )

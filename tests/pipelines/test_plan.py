@@ -13,6 +13,7 @@ from pipelines._verdict import verdict
 from pipelines._ways import ALL, ATTENTION, UNIFORM, FoldScores, Way
 from pipelines.cli import app
 from wsi_ats.bags.writing import BagWriter
+from wsi_ats.tables.files import read_csv
 from wsi_ats.tasks.registry import task_named
 
 CELLS = 12  # a side of a slide
@@ -47,8 +48,13 @@ def collection(tmp_path_factory):
 
 
 def plan(collection, out, *options, address):
-    """Run the command with few epochs of attention; all is tissue, because the slides have no glass."""
-    quick = ("training.attention_epochs=2", "training.attention_tiles=32", "training.slides_per_step=2")
+    """Run the command with few epochs; all is tissue, because the slides have no glass."""
+    quick = (
+        "training.epochs=8",
+        "training.attention_epochs=2",
+        "training.attention_tiles=32",
+        "training.slides_per_step=2",
+    )
     fixed = ("thumbnail.tissue=none", "training.tiles=16", *quick)
     words = [
         *("plan", collection / "slides.csv", "--labels", collection / "slides.csv"),
@@ -84,6 +90,13 @@ def test_the_table_has_a_row_for_each_method_and_number_of_tiles(done):
     with Image.open(out / "plan.png") as picture:
         assert picture.size[0] > 300
     assert "verdict" in stdout
+
+
+def test_mil_which_reads_all_tiles_is_validated_after_its_last_epoch_alone(done):
+    for fold in ("fold_0", "fold_1", "fold_2"):
+        losses = read_csv(done[0] / "folds" / fold / "mil" / "metrics.csv")["validation_loss"]
+        assert set(losses[:-1]) == {""}
+        assert float(losses[-1]) > 0
 
 
 def test_a_finished_plan_is_taken_up_without_training(done, collection, address):

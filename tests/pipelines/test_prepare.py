@@ -20,6 +20,7 @@ COLUMNS = [
     *("tile_size", "rows", "cols", "tissue_tiles", "tissue_method", "tissue_reason", "pen", "blur"),
     *(
         "excluded_tiles",
+        "outside_tiles",
         "feature_tiles",
         "matched_tiles",
         "unmatched_cells",

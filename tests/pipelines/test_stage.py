@@ -16,8 +16,9 @@ from pipelines._reports import Silent
 from pipelines._runs import Execution
 from pipelines._tasks import Limits, for_each_slide
 from pipelines._work import Outcome
+from pipelines.embed import EmbedTask
 from pipelines.score import ScoreTask
-from wsi_ats.errors import ModelError, SettingsError
+from wsi_ats.errors import ManifestError, ModelError, SettingsError
 from wsi_ats.settings import Settings
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.tasks.targets import Target
@@ -161,6 +162,17 @@ def test_notes_are_of_this_run_alone(client, tmp_path):
     assert complete(task, refs, execution).notes == {"seconds": 10.0, "slides_per_minute": 6.0}
 
 
+def test_two_slides_with_one_id_are_refused_before_any_work(client, tmp_path):
+    refs = [SlideRef("a", str(tmp_path / folder / "a.svs"), case="a") for folder in ("one", "two")]
+    task = slide_jobs.TextTask(tmp_path / "out", "digest")
+    said = "two slides are called 'a': .*one/a.svs and .*two/a.svs; give each an id of its own"
+    with pytest.raises(ManifestError, match=said):
+        complete(task, refs, Execution(scheduler=client))
+    with pytest.raises(ManifestError, match="two slides are called 'a'"):
+        complete(task, refs[:1] * 2, Execution(scheduler=client))
+    assert task.recorded() == set()
+
+
 def test_an_unforeseen_error_tells_no_secret(client, tmp_path):
     ref = SlideRef("bug", "https://127.0.0.1:1/bug.svs?X-Amz-Signature=abcd", case="bug")
     task = slide_jobs.TextTask(tmp_path / "out", "digest")
@@ -198,6 +210,26 @@ def test_whole_images_are_in_memory_one_at_a_time(tmp_path, monkeypatch, kind, g
     monkeypatch.setattr(_workers, "on_each_worker", lambda *arguments, **named: None)
     with workers_for(task, Execution(scheduler="none", slides_at_once=given)):
         assert asked == [slides]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [({}, (4, 4)), ({"workers": 3}, (1, 2)), ({"slides_at_once": 1}, (4, 1))],
+)
+def test_embed_has_a_slide_for_each_of_four_cores_unless_workers_are_counted(
+    tmp_path, monkeypatch, chosen, expected
+):
+    @contextmanager
+    def connect(scheduler, *, cores, at_once, **others):
+        asked.append((cores, at_once))
+        yield scheduler
+
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(_cluster, "connect", connect)
+    monkeypatch.setattr(_workers, "on_each_worker", lambda *arguments, **named: None)
+    task = EmbedTask(tmp_path, "digest", Settings(), "digest", None, 0, "float32")
+    with workers_for(task, Execution(scheduler="none", **chosen)):
+        assert asked == [expected]
 
 
 def test_a_worker_that_cannot_start_ends_the_run(client, tmp_path):

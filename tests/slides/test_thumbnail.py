@@ -49,6 +49,15 @@ def test_coordinates_are_those_of_the_whole_slide(ref):
         assert slide.mpp.value == 0.25
 
 
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_an_image_without_a_downsample_is_refused_with_what_it_needs(pixels, tmp_path, kind):
+    path = tmp_path / f"case7.{kind.lower()}"
+    Image.fromarray(pixels).save(path)
+    said = f"it is a {kind} image, not a slide; .* columns path, mpp and downsample, which is the number"
+    with pytest.raises(SlideOpenError, match=said):
+        open_slide(SlideRef("case7", str(path), "case7", mpp=0.25))
+
+
 def test_its_overview_is_that_of_the_slide(tmp_path):
     """Of a slide with the same level; a finer level is not needed."""
     settings = Settings().with_values(["tile.size=128", "tile.mpp=0.5", "thumbnail.tissue=none"])

@@ -25,6 +25,17 @@ def test_area_is_the_chance_that_a_positive_outranks_a_negative(pairs):
     assert auc(true, probabilities) == pytest.approx(np.mean(wins))
 
 
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 5)), min_size=1, max_size=30))
+def test_precision_and_f1_are_those_of_scikit_learn_also_of_equal_probabilities(pairs):
+    happened, score = (np.array(each) for each in zip(*pairs, strict=True))
+    if not happened.any():
+        return
+    precision = metrics.average_precision_score(happened, score / 5)
+    assert evaluation.average_precision([(happened, score / 5)]) == pytest.approx(precision, rel=1e-12)
+    expected = metrics.f1_score(happened, score > 2, zero_division=0.0)
+    assert evaluation.f1([(happened, score > 2)]) == pytest.approx(expected, rel=1e-12)
+
+
 def test_area_of_several_classes_is_the_mean_of_each_against_the_rest():
     true = np.array([0, 0, 1, 1, 2, 2])
     probabilities = np.random.default_rng(0).dirichlet((1, 1, 1), 6)
@@ -70,8 +81,9 @@ def test_classification_metrics_match_scikit_learn(classes):
     one = np.eye(classes)[true]
     if classes == 2:
         assert found["auc"] == pytest.approx(metrics.roc_auc_score(true, scores[:, 1]), rel=1e-12)
-        assert found["average_precision"] == metrics.average_precision_score(true, scores[:, 1])
-        assert found["f1"] == metrics.f1_score(true, scores.argmax(1))
+        precision = metrics.average_precision_score(true, scores[:, 1])
+        assert found["average_precision"] == pytest.approx(precision, rel=1e-12)
+        assert found["f1"] == pytest.approx(metrics.f1_score(true, scores.argmax(1)), rel=1e-12)
         assert found["brier"] == pytest.approx(metrics.brier_score_loss(true, scores[:, 1]))
         assert not any(name.startswith("auc_") for name in found)
     else:

@@ -111,6 +111,28 @@ def test_number_of_reading_threads_and_their_order_change_nothing(tmp_path, thre
 # Every kind of model
 
 
+@pytest.mark.parametrize("kind", ["mil", "sampling"])
+def test_validating_only_the_last_epoch_of_a_phase_changes_nothing_else(tmp_path, kind):
+    changes = ["training.epochs=3", "training.joint_epochs=0", f"model.kind={kind}"]
+    changes += ["training.attention_epochs=2", "training.attention_tiles=4"] * (kind == "sampling")
+    model = run(tmp_path / "every", *changes)
+    assert_same_weights(run(tmp_path / "last", *changes, every_epoch=False), model)
+    every, last = metrics_in(tmp_path / "every"), metrics_in(tmp_path / "last")
+    phases = every["phase"]
+    ends = [number for number, phase in enumerate(phases) if phase not in phases[number + 1 :]]
+    for name, column in every.items():
+        if name.startswith(("validation_", "uniform_")):
+            column = [each if number in ends else "" for number, each in enumerate(column)]
+        assert last[name] == column, name
+    assert every["validation_loss"][0] != "" == last["validation_loss"][0]
+
+
+@pytest.mark.parametrize("change", ["training.patience=1", "training.epochs=1"])
+def test_epochs_that_may_be_kept_as_the_best_are_always_validated(tmp_path, change):
+    run(tmp_path, change, every_epoch=False)
+    assert "" not in metrics_in(tmp_path)["validation_loss"]
+
+
 def test_mil_learns_a_class_that_shows_in_half_of_the_cells(tmp_path):
     rows = []
     run(

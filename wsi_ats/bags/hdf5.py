@@ -116,7 +116,7 @@ def _rows(path: Path, features: Any, tiles: int | None) -> Rows:
     stamp = Stamp.of(path)
     offsets = _offsets(features, count, width) if count else np.empty(0, np.int64)
     if offsets is None:
-        return DecodedRows(path, features.name, count, width, stamp)
+        return DecodedRows(path, features.name, features.dtype.str, count, width, stamp)
     return PlainRows(path, features.dtype.str, width, offsets, stamp)
 
 
@@ -156,6 +156,8 @@ class DecodedRows:
         The file.
     name
         Name of the dataset.
+    dtype
+        Type of a value in NumPy's notation, for example ``<f4``.
     count
         Number of rows.
     width
@@ -166,6 +168,7 @@ class DecodedRows:
 
     path: Path
     name: str
+    dtype: str
     count: int
     width: int
     stamp: Stamp

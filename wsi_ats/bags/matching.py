@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -26,6 +27,10 @@ _CROWDED = 2
 
 # Ratios of resolutions that are often confused, such as 40x and 20x.
 _RATIOS = (0.5, 2.0, 0.25, 4.0)
+
+# Usual downsamples: a slide that was converted, or of which a thumbnail is left, has other levels than its
+# file had. A factor of 2 is left out, because overlapping tiles crowd as much.
+_DOWNSAMPLES = (4.0, 8.0, 16.0, 32.0)
 
 Points = npt.NDArray[np.float64]
 
@@ -298,24 +303,50 @@ class _Causes:
             tried.append(
                 (self._moved(1, (-x, -y)), f"the corner of the scan, ({x}, {y}), was added to them twice")
             )
-        for downsample in self.downsamples:
-            if downsample > 1:
-                cause = f"they are pixels of the level with downsample {downsample:g} instead of level 0"
-                tried.append((self._moved(downsample), cause))
+        own, usual = (
+            [(self._moved(each), f"they are pixels of {level} instead of level 0") for each, level in levels]
+            for levels in self._levels()
+        )
         for ratio in _RATIOS:
             cause = f"their places are multiplied by {ratio:g}, as if this slide had another resolution"
             tried.append((self._moved(ratio) + (ratio - 1) * self.bag.side / 2, cause))
-        shares = [float(self.beside(points).mean()) for points, _ in tried]
-        best = int(np.argmax(shares))
-        if shares[best] < _INSIDE:
+        best = self._best([*own, *tried, *usual])  # of equal ones the first
+        if best is None:
             return (
                 "neither a shift by the scanned bounds nor another level or resolution explains it; check "
                 "that the features and the slide belong together"
             )
+        share, _, cause = best
         return (
-            f"it would be {shares[best]:.0%} if {tried[best][1]}; extract the features again with level-0 "
-            f"coordinates, or check the slide's mpp of {self.mpp:g}"
+            f"it would be {share:.0%} if {cause}; extract the features again with level-0 coordinates, or "
+            f"check the slide's mpp of {self.mpp:g}"
         )
+
+    def _levels(self) -> tuple[list[tuple[float, str]], list[tuple[float, str]]]:
+        """Return downsample and description of the slide's levels but the first, and of usual ones."""
+        own = [each for each in self.downsamples if each > 1]
+        usual = [each for each in _DOWNSAMPLES if not any(abs(each / other - 1) < _SIDE for other in own)]
+        return (
+            [(each, f"the level with downsample {each:g}") for each in own],
+            [(each, f"a level with downsample {each:g}") for each in usual],
+        )
+
+    def _best(self, tried: Sequence[tuple[Points, str]]) -> tuple[float, int, str] | None:
+        """Return the cause whose undoing spreads the tiles over most cells, if it puts them on tissue.
+
+        Undoing too little may put them on tissue as well, but in fewer cells.
+
+        Returns
+        -------
+        float, int and str, or None
+            Share of the tiles on tissue or next to it, number of cells in which they lie, and the cause.
+        """
+        found = []
+        for points, cause in tried:
+            share = float(self.beside(points).mean())
+            if share >= _INSIDE:
+                found.append((share, len(np.unique(_cells_at(points, self.grid))), cause))
+        return max(found, key=lambda each: (each[1], each[0]), default=None)
 
     def of_crowding(self, cells: int) -> str | None:
         """Return the cause of tiles that crowd in few cells, which may all be tissue; ``None`` if they fit.
@@ -323,15 +354,15 @@ class _Causes:
         Tiles of another level lie closer together than they are wide. Undoing it spreads them over tissue in
         many more cells, which it does not for tiles that only overlap.
         """
-        for downsample in self.downsamples:
-            if downsample < _CROWDED or not cells:
-                continue
-            moved = self._moved(downsample)
-            spread = len(np.unique(_cells_at(moved, self.grid)))
-            if self.beside(moved).mean() >= _INSIDE and spread >= _CROWDED * cells:
-                return (
-                    f"its {len(moved)} tiles lie in only {cells} cells, but in {spread} if their coordinates "
-                    f"are pixels of the level with downsample {downsample:g}; extract the features again "
-                    "with level-0 coordinates"
-                )
-        return None
+        tried = [
+            (self._moved(downsample), f"pixels of {level}")
+            for downsample, level in itertools.chain(*self._levels())
+            if downsample >= _CROWDED
+        ]
+        best = self._best(tried) if cells else None
+        if best is None or best[1] < _CROWDED * cells:
+            return None
+        return (
+            f"its {len(self.bag.corners)} tiles lie in only {cells} cells, but in {best[1]} if their "
+            f"coordinates are {best[2]}; extract the features again with level-0 coordinates"
+        )

@@ -31,6 +31,10 @@ class Rows(Protocol):
     def width(self) -> int:
         """Values in a row."""
 
+    @property
+    def dtype(self) -> str:
+        """Type of a value in NumPy's notation, for example ``<f4``."""
+
     def read(self, rows: IntArray) -> npt.NDArray[Any]:
         """Read rows that are sorted and unique; several threads may read at once.
 

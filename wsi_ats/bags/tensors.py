@@ -30,8 +30,9 @@ def read_tensor(path: Path) -> Rows:
     FeatureError
         When the file is missing or damaged, or holds something else.
     """
-    count, width = _load(path).shape
-    return TensorRows(path, count, width, Stamp.of(path))
+    values = _load(path)
+    count, width = values.shape
+    return TensorRows(path, values.dtype.str, count, width, Stamp.of(path))
 
 
 def write_tensor(path: Path, features: npt.NDArray[Any]) -> Path:
@@ -73,6 +74,8 @@ class TensorRows:
     ----------
     path
         The file.
+    dtype
+        Type of a value in NumPy's notation, for example ``<f4``.
     count
         Number of rows.
     width
@@ -82,6 +85,7 @@ class TensorRows:
     """
 
     path: Path
+    dtype: str
     count: int
     width: int
     stamp: Stamp

@@ -333,13 +333,11 @@ def _check(disk: _Disk, path: Path) -> None:
         ) from disk.error
 
 
-def copy_bag(
-    bag: Bag, path: Path, *, name: str, size: tuple[int, int], mpp: float, dtype: Precision = "float32"
-) -> None:
+def copy_bag(bag: Bag, path: Path, *, name: str, size: tuple[int, int], mpp: float) -> None:
     """Write the features of any tool as an uncompressed file of this library.
 
     Reading random rows of a compressed file takes a thousand times longer than of the copy, because each row
-    needs a whole chunk to be decoded.
+    needs a whole chunk to be decoded. Features of float16 stay so; others are stored as float32.
 
     Parameters
     ----------
@@ -353,13 +351,11 @@ def copy_bag(
         Width and height of the slide in level-0 pixels.
     mpp
         Micrometres per level-0 pixel.
-    dtype
-        Type of the stored features.
 
     Raises
     ------
     FeatureError
-        When a row cannot be read, or is NaN, infinite or too large for ``dtype``.
+        When a row cannot be read, or is NaN or infinite.
     ArtifactError
         When the file cannot be written.
 
@@ -375,7 +371,7 @@ def copy_bag(
         side=bag.side,
         width=bag.width,
         encoder=bag.encoder,
-        dtype=dtype,
+        dtype="float16" if np.dtype(bag.stored.dtype) == np.float16 else "float32",
     ) as writer:
         for start in range(0, len(bag.corners), _BATCH):
             rows = np.arange(start, min(start + _BATCH, len(bag.corners)))

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from wsi_ats.encoders import find_encoder
 from wsi_ats.errors import ArtifactError, ModelError
 from wsi_ats.files import atomic
 from wsi_ats.models.card import ModelCard, read_card, write_card
@@ -96,7 +97,7 @@ def load_model(
     ArtifactError
         When a file is missing, damaged or of another version.
     ModelError
-        When the encoder cannot be built, or its weights cannot be loaded.
+        When the encoder cannot be built, its weights cannot be loaded, or it saw enlarged tiles.
 
     Examples
     --------
@@ -119,6 +120,7 @@ def load_model(
         raise ArtifactError(f"{weights} does not fit model.json: {error}") from error
     settings = card.settings
     if encoder and settings.model.encoder:
+        _refuse_enlarged(settings)
         try:
             made = create_backbone(
                 settings.model.encoder,
@@ -140,6 +142,18 @@ def load_model(
             )
         model.encoder.adopt(made)
     return LoadedModel(model.to(device).eval(), card.settings, card.target, digest)
+
+
+def _refuse_enlarged(settings: Settings) -> None:
+    """Refuse an encoder whose features are of tiles that were enlarged for it: no pixel is invented here."""
+    name, known = settings.model.encoder, find_encoder(settings.model.encoder)
+    # Our own files of features, which have a digest, are of tiles of exactly this size.
+    if known is not None and settings.tile.size < known.tile and not settings.model.encoder_digest:
+        raise ModelError(
+            f"the model was trained on features of {name}, which takes tiles of {known.tile} pixels, but the "
+            f"tiles have only {settings.tile.size}: they were enlarged for the encoder, so slides cannot be "
+            "scored by their pixels; give their features with --features"
+        )
 
 
 class StateFolder:

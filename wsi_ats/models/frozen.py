@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -124,8 +124,21 @@ class _Awaited:
 
 def fingerprint(network: torch.nn.Module) -> str:
     """Return a digest of a network's weights and statistics, on which its outputs depend."""
+    return _digest(chain(network.named_parameters(), network.named_buffers()))
+
+
+def published_fingerprint(encoder: TileEncoder) -> str:
+    """Return the :func:`fingerprint` that an encoder had before its constants were measured.
+
+    Files of features name this one: their features are those of the backbone, before standardisation.
+    """
+    before = {"centre": torch.zeros_like(encoder.centre), "scale": torch.ones_like(encoder.scale)}
+    named = chain(encoder.named_parameters(), encoder.named_buffers())
+    return _digest((name, before.get(name, value)) for name, value in named)
+
+
+def _digest(named: Iterable[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256()
-    named: chain[tuple[str, Tensor]] = chain(network.named_parameters(), network.named_buffers())
     for name, value in named:
         digest.update(f"{name}{tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 
@@ -19,9 +20,11 @@ from wsi_ats.errors import SettingsError
 from wsi_ats.geometry import Grid, IntArray
 from wsi_ats.models.base import DrawLogits, draw_seed
 from wsi_ats.models.encoding import Embed, TileBatches, embed_features, embed_tiles
+from wsi_ats.models.frozen import published_fingerprint
 from wsi_ats.models.kinds import method_for
 from wsi_ats.models.stopping import stop
 from wsi_ats.nn.network import SlideNetwork
+from wsi_ats.overview.annotated import within_regions
 from wsi_ats.overview.masks import TissueMask
 from wsi_ats.overview.overview import count_tiles, explain_exclusion, read_overview
 from wsi_ats.overview.records import Overview
@@ -48,6 +51,8 @@ class Scored:
         Thumbnail and tissue, if they are kept.
     tiles
         Pixels and features of the tiles in ``selection``, if they are kept.
+    warning
+        What was repaired or left out in the regions of the slide; empty if nothing was.
     """
 
     prediction: Prediction
@@ -55,6 +60,7 @@ class Scored:
     selection: Selection | None = None
     overview: Overview | None = None
     tiles: ReadTiles | None = None
+    warning: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,16 @@ class LoadedModel:
     settings: Settings
     target: Target
     digest: str
+
+    @cached_property
+    def encoder_digest(self) -> str:
+        """Fingerprint of the weights whose features it takes, as files of features name it; empty if unknown.
+
+        A model that was trained on pixels takes features if its backbone is frozen.
+        """
+        if self.settings.model.takes_features or self.settings.training.fine_tuning != "frozen":
+            return self.settings.model.encoder_digest
+        return published_fingerprint(self.model.encoder)
 
     def score(
         self,
@@ -123,7 +139,7 @@ class LoadedModel:
         ------
         SlideError
             When the slide cannot be opened, its resolution is unknown, a pixel that is needed cannot be
-            read, or its features cannot be used.
+            read, or its features or regions cannot be used.
         SettingsError
             When the model is in training mode, where scores depend on dropout; when it cannot score with the
             settings; when an open slide has other colours or another channel than ``tile.colour`` and
@@ -159,7 +175,9 @@ class LoadedModel:
         counting = CountingSlide(slide)
         overview, bag = read_overview(counting, settings), None
         if ref.features:
-            overview, bag = match_features(ref, slide, overview, settings.model)
+            own = replace(settings.model, encoder_digest=self.encoder_digest)
+            overview, bag = match_features(ref, slide, overview, own)
+        overview = within_regions(overview, ref, slide, settings)
         tissue = overview.tissue
         draws: list[DrawLogits] = []
         stopped: Stop | None = None
@@ -209,14 +227,16 @@ class LoadedModel:
             error=explain_exclusion(overview, settings),
             log_weight=draws[-1].log_weight if draws else None,
         )
+        warning = overview.outside.warning if overview.outside else ""
         if not draws:
-            return Scored(prediction, overview=overview if keep_tiles else None)
+            return Scored(prediction, overview=overview if keep_tiles else None, warning=warning)
         return Scored(
             prediction,
             _attention_map(draws[0].attention, tissue),
             _selection(ref, counting, draws, scores, self.target),
             overview if keep_tiles else None,
             kept.tiles() if kept else None,
+            warning,
         )
 
 

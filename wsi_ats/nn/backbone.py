@@ -1,4 +1,8 @@
-"""Backbones by name; the only module that imports timm."""
+"""Backbones by name; the only module that imports timm.
+
+It does so when a network is built: timm and what it imports take longer to load than torch, and models of
+precomputed features need none of it.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,6 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-import timm
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -161,6 +164,8 @@ def last_blocks(network: nn.Module, count: int) -> list[nn.Parameter]:
             f"timm does not know the blocks of {type(network).__name__}; train all of it or none: "
             "--set training.fine_tuning=full, or frozen"
         )
+    import timm
+
     matcher = known.group_matcher(coarse=False)
     groups = timm.models.group_parameters(network, matcher)
     parts = [[(each,)] if isinstance(each, str) else each for each in matcher.values() if each]
@@ -192,6 +197,8 @@ def _build(name: str, pretrained: bool, options: dict[str, Any], size: int | Non
 
 
 def _create(name: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
+    import timm
+
     network: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
     return network
 
@@ -224,13 +231,6 @@ def _weights_file(path: str, encoder: Encoder | None, setting: str) -> str:
     return str(found[0])
 
 
-# Classes that encoders name.
-_LAYERS: dict[str, Any] = {
-    "SwiGLUPacked": timm.layers.SwiGLUPacked,  # type: ignore[attr-defined]  # not in its list of names
-    "ConvStem": ConvStem,
-}
-
-
 def _known(encoder: Encoder, pretrained: bool, checkpoint: str, maps: bool, size: int | None) -> Backbone:
     """Build the network of a known encoder."""
     if maps:
@@ -238,8 +238,11 @@ def _known(encoder: Encoder, pretrained: bool, checkpoint: str, maps: bool, size
             f"model.attention is {encoder.name!r}, an encoder of tiles that returns no maps; set "
             "model.attention=small, or name a timm network"
         )
+    from timm.layers import SwiGLUPacked  # type: ignore[attr-defined]  # not in its list of names
+
+    layers = {"SwiGLUPacked": SwiGLUPacked, "ConvStem": ConvStem}  # classes that encoders name
     arguments: dict[str, Any] = {
-        name: _LAYERS.get(value, value) if isinstance(value, str) else value
+        name: layers.get(value, value) if isinstance(value, str) else value
         for name, value in encoder.arguments.items()
     }
     arguments |= {"num_classes": 0, "img_size": size or encoder.tile}
@@ -259,6 +262,8 @@ def _known(encoder: Encoder, pretrained: bool, checkpoint: str, maps: bool, size
 
 def _published(encoder: Encoder) -> dict[str, Any]:
     """Read the published weights from the hub's cache, where they are downloaded at first use."""
+    import timm
+
     try:
         state: dict[str, Any] = timm.models.load_state_dict_from_hf(
             encoder.hub, encoder.file, weights_only=True
@@ -279,6 +284,8 @@ def _published(encoder: Encoder) -> dict[str, Any]:
 
 def _load(network: nn.Module, name: str, checkpoint: str, keys: str = "timm") -> None:
     """Load all weights from a file, except those of the classifier, which the network lacks."""
+    import timm
+
     try:
         state: dict[str, Any] = timm.models.load_state_dict(checkpoint, weights_only=True)
     except _UNREADABLE as error:
@@ -331,6 +338,8 @@ def _setting(maps: bool) -> str:
 def _advice(name: str, pretrained: bool, error: Exception, setting: str) -> str:
     first = _first_line(error)
     if not pretrained or "Unknown model" in first:
+        import timm
+
         near = nearest_name(name, timm.list_models()) if "Unknown model" in first else ""
         return (
             f"backbone {name!r} cannot be built: {first}{near}; `wsi-ats encoders` lists foundation "

@@ -132,7 +132,12 @@ def read_region_overview(
 
 def explain_exclusion(overview: Overview, settings: Settings) -> str | None:
     """Return the reason if all tissue is excluded; ``None`` if some may be read, or if there is no tissue."""
-    count = len(overview.all_tissue.cells)
+    count, outside = len(overview.all_tissue.cells), overview.outside
+    if not count and outside is not None and outside.mask.any():
+        return (
+            f"none of {np.count_nonzero(outside.mask)} tissue cells has its centre in the regions of "
+            f"{outside.regions}"
+        )
     if len(overview.tissue.cells) or not count:
         return None
     each = ", ".join(

@@ -36,6 +36,25 @@ class Background:
 
 
 @dataclass(frozen=True)
+class Outside:
+    """The tissue outside the regions that a slide names.
+
+    Parameters
+    ----------
+    mask
+        Tissue cells whose centre lies in no region, bool, shape (rows, columns).
+    regions
+        The regions, for messages.
+    warning
+        What was repaired or left out in their file; empty if nothing was.
+    """
+
+    mask: npt.NDArray[np.bool_]
+    regions: str
+    warning: str = ""
+
+
+@dataclass(frozen=True)
 class Overview:
     """The thumbnail of a slide or of one of its regions, and the maps computed from it.
 
@@ -54,6 +73,9 @@ class Overview:
         not they are excluded; with two levels, regions in which all parts with tissue have too much.
     excluded
         Tissue cells excluded by ``thumbnail.exclude``, bool, shape (rows, columns); ``None`` for none.
+    outside
+        Tissue outside the regions that the slide names, which none of the other maps has; ``None`` for a
+        slide without regions, and for an overview from disk.
     """
 
     thumbnail: Pixels
@@ -62,10 +84,11 @@ class Overview:
     background: Background = field(default_factory=Background)
     artefacts: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
     excluded: npt.NDArray[np.bool_] | None = None
+    outside: Outside | None = None
 
     @property
     def all_tissue(self) -> TissueMask:
-        """All tissue, including the excluded cells."""
+        """All tissue in the regions of the slide, including the excluded cells."""
         if self.excluded is None:
             return self.tissue
         return replace(self.tissue, mask=self.tissue.mask | self.excluded)

@@ -84,8 +84,12 @@ class ScoredSlide:
         ArtifactError
             When the file is damaged.
         """
-        file = self._file("attention", "npz")
-        return load_attention(file) if file.exists() else None
+        return load_attention(self._file("attention", "npz")) if self.has_attention else None
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether there is an attention map."""
+        return self._file("attention", "npz").exists()
 
     def features(self) -> Bag | None:
         """Open the features of the tiles that were drawn, in the order of their cells.
@@ -119,7 +123,9 @@ class ScoredSlide:
                 f"{self.folder} does not record how {self.id} was opened; score it again with this version"
             )
         digest = recorded.pop("digest")
-        ref = SlideRef(**recorded | {"features": tuple(recorded["features"])})
+        # JSON has no tuples, and older records no regions.
+        sequences = {name: tuple(recorded.get(name, ())) for name in ("features", "region_classes")}
+        ref = SlideRef(**recorded | sequences)
         ref = replace(ref, path=self.place or ref.path)
         if contents_digest(ref.path) != digest:
             missing = not is_remote(ref.path) and not Path(ref.path).exists()

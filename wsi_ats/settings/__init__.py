@@ -5,7 +5,7 @@ default, the allowed values and the results that depend on it (``fields.py``); t
 the reason. Other rooms import the names listed here.
 """
 
-from wsi_ats.settings.description import Described, commented_toml, describe
+from wsi_ats.settings.description import Described, commented_toml, describe, json_schema
 from wsi_ats.settings.fields import Fixes
 from wsi_ats.settings.model import (
     KINDS,
@@ -51,4 +51,5 @@ __all__ = [
     "UniformModel",
     "commented_toml",
     "describe",
+    "json_schema",
 ]

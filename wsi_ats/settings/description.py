@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping
 from dataclasses import Field, dataclass, fields
 from typing import Any
 
 import tomli_w
 
-from wsi_ats.settings.fields import reasons, rule_of
+from wsi_ats.settings.fields import Rule, reasons, rule_of
 from wsi_ats.settings.model import KINDS, ModelSettings
 from wsi_ats.settings.settings import Settings
+from wsi_ats.settings.tables import NAMES_OR_NUMBERS
 
 _WIDTH = 100
 
@@ -35,6 +37,8 @@ class Described:
         Whether a change requires new training; otherwise a trained model can be scored with the new value.
     kinds
         Kinds of models that have or use it; empty for all.
+    allowed
+        Its allowed values in the words of JSON Schema, such as ``{"minimum": 1}``, as far as it has any.
     """
 
     name: str
@@ -44,6 +48,7 @@ class Described:
     fixes: tuple[str, ...]
     needs_training: bool
     kinds: tuple[str, ...]
+    allowed: Mapping[str, Any]
 
 
 def describe() -> list[Described]:
@@ -85,7 +90,47 @@ def _described(name: str, each: Field[Any], reason: str) -> Described:
         fixes=rule.fixes.words,
         needs_training=not rule.fixes.changeable_at_scoring,
         kinds=() if len(kinds) == len(KINDS) else tuple(kinds),
+        allowed=_allowed(name, rule),
     )
+
+
+def _allowed(name: str, rule: Rule) -> Mapping[str, Any]:
+    if name == "model.kind":  # the record of each kind allows its own name only
+        return {"enum": tuple(KINDS)}
+    return {} if rule.must is None else rule.must.schema
+
+
+# JSON Schema's names of types; an integer is a number, too.
+_TYPES = {"bool": "boolean", "int": "integer", "float": "number", "str": "string"}
+
+
+def json_schema() -> dict[str, Any]:
+    """Return a JSON Schema (draft 2020-12) of settings files, with which editors complete and check them.
+
+    It cannot express rules that concern several settings; these are checked when a command reads the file.
+
+    Examples
+    --------
+    >>> json_schema()["properties"]["sampling"]["properties"]["tiles"]["minimum"]
+    1
+    """
+    sections: dict[str, dict[str, Any]] = {}
+    for each in describe():
+        section, _, name = each.name.partition(".")
+        kinds = f" Only with model.kind {', '.join(each.kinds)}." if each.kinds else ""
+        sections.setdefault(section, {})[name] = {
+            "type": ["string", "integer"] if each.name in NAMES_OR_NUMBERS else _TYPES[each.type],
+            "default": each.default,
+            "description": each.reason + kinds,
+            **each.allowed,
+        }
+    closed = {"type": "object", "additionalProperties": False}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Settings of wsi-ats",
+        **closed,
+        "properties": {name: {**closed, "properties": own} for name, own in sections.items()},
+    }
 
 
 def commented_toml() -> str:

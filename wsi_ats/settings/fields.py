@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from enum import Flag, auto
 from typing import Any, TypeVar
@@ -51,28 +51,31 @@ class Must:
         Returns whether a value is allowed.
     words
         Completes "must ..." in errors.
+    schema
+        The same in the words of JSON Schema, as far as it has any.
     """
 
     test: Callable[[Any], bool]
     words: str
+    schema: Mapping[str, Any] = field(default_factory=dict)
 
 
 def one_of(*choices: object) -> Must:
     """Allow a few values."""
     *others, last = map(str, choices)
-    return Must(
-        lambda value: value in choices, f"be {', '.join(others)} or {last}" if others else f"be {last}"
-    )
+    words = f"be {', '.join(others)} or {last}" if others else f"be {last}"
+    return Must(lambda value: value in choices, words, {"enum": choices})
 
 
 def at_least(least: int) -> Must:
     """Allow ``least`` and larger values."""
-    return Must(lambda value: value >= least, f"be at least {least}" if least else "not be negative")
+    words = f"be at least {least}" if least else "not be negative"
+    return Must(lambda value: value >= least, words, {"minimum": least})
 
 
 def positive() -> Must:
     """Allow numbers above 0."""
-    return Must(lambda value: value > 0, "be positive")
+    return Must(lambda value: value > 0, "be positive", {"exclusiveMinimum": 0})
 
 
 def within(interval: str) -> Must:
@@ -85,6 +88,10 @@ def within(interval: str) -> Must:
             and (interval[-1] == "]" or value != high)
         ),
         f"be in {interval}",
+        {
+            "minimum" if interval[0] == "[" else "exclusiveMinimum": low,
+            "maximum" if interval[-1] == "]" else "exclusiveMaximum": high,
+        },
     )
 
 

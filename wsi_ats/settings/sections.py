@@ -87,7 +87,9 @@ class ThumbnailSettings:
     pixels_per_region: int = setting(
         16,
         fixes=_BUILT_IN,
-        must=Must(lambda value: value >= 4 and value % 4 == 0, "be a multiple of 4"),
+        must=Must(
+            lambda value: value >= 4 and value % 4 == 0, "be a multiple of 4", {"minimum": 4, "multipleOf": 4}
+        ),
         needs="attends",
     )
     """Side of a region in pixels of the coarse thumbnail. A region of 4096 pixels at 0.5 um then has 128 um
@@ -210,6 +212,7 @@ class ScoringSettings:
 _FINE_TUNING = Must(
     lambda value: re.fullmatch(r"full|frozen|last-[1-9]\d*", value) is not None,
     "be full, frozen, or last-1, last-2, ...",
+    {"pattern": r"^(full|frozen|last-[1-9]\d*)$"},
 )
 
 

@@ -15,7 +15,7 @@ from wsi_ats.settings.model import KINDS, ModelSettings
 _Record = TypeVar("_Record")
 
 # Settings whose value is a name or a number.
-_NAMES_OR_NUMBERS = frozenset({"tile.channel"})
+NAMES_OR_NUMBERS = frozenset({"tile.channel"})
 
 
 def parse(text: str) -> Any:
@@ -78,7 +78,7 @@ def build(kind: type[_Record], values: Mapping[str, Any], section: str) -> _Reco
         wanted = hints[name]
         if wanted is float and type(value) is int:
             value = float(value)
-        if f"{section}.{name}" in _NAMES_OR_NUMBERS and type(value) is int:
+        if f"{section}.{name}" in NAMES_OR_NUMBERS and type(value) is int:
             value = str(value)
         if type(value) is not wanted:
             raise SettingsError(f"{section}.{name} must be of type {wanted.__name__}, not {value!r}")

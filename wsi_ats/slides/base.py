@@ -68,6 +68,12 @@ class SlideRef:
     features
         Files of features of the slide's tiles, which are used in place of their pixels: the features, and
         their coordinates if these are separate. Empty for pixels.
+    regions
+        File of annotations, or a folder in which it is found by the slide's id; only tiles whose centre lies
+        in one of them are used. Empty for the whole slide.
+    region_classes
+        Classes of these annotations; all if none are named. See
+        :meth:`wsi_ats.annotations.record.Annotations.area`.
     downsample
         Level-0 pixels per pixel of the file, for an image that is only a thumbnail of the slide.
 
@@ -89,6 +95,8 @@ class SlideRef:
     colour: str = "stored"
     channel: str = ""
     features: tuple[str, ...] = ()
+    regions: str = ""
+    region_classes: tuple[str, ...] = ()
     downsample: float = 1.0
 
     def __post_init__(self) -> None:

@@ -29,6 +29,7 @@ _WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 _SOP_CLASS, _IMAGE_TYPE, _SERIES = 0x00080016, 0x00080008, 0x0020000E
 _MEDIA_SOP_CLASS = 0x00020002
 _EXTENDED_OFFSETS = 0x7FE00001
+_WIDTH = 0x00480006  # TotalPixelMatrixColumns
 
 SUFFIXES = frozenset({".dcm", ".dicom"})
 """Extensions of DICOM files; many have none."""
@@ -222,6 +223,30 @@ def files_of_series(path: Path) -> list[Path]:
         return [path]
     beside = (read_instance(file) for file in path.parent.iterdir() if not file.name.startswith("."))
     return sorted(each.path for each in beside if each is not None and each.series == own.series)
+
+
+def finest_level(path: Path) -> Dataset:
+    """Read the header of the finest level of a DICOM file's slide, without its pixels.
+
+    Raises
+    ------
+    SlideOpenError
+        When a header of the slide cannot be read.
+    """
+    from pydicom import dcmread
+
+    problems: tuple[type[Exception], ...] = (OSError, *_damaged())
+    try:
+        widths = {
+            file: int(dcmread(file, specific_tags=[_WIDTH]).TotalPixelMatrixColumns)
+            for file in files_of_series(path)
+            if (instance := read_instance(file)) is not None and instance.is_level
+        }
+        return dcmread(max(widths, key=widths.__getitem__), stop_before_pixels=True)
+    except problems as error:
+        raise SlideOpenError(
+            str(path), f"the DICOM headers of its slide cannot be read: {error}; {advice_on(str(error))}"
+        ) from error
 
 
 def check_offsets(path: Path) -> None:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from wsi_ats.slides.storage import Storage
     from wsi_ats.slides.tiff_index import TiffIndex
 
+# First bytes of images that no reader of slides knows.
+_IMAGES = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG"}
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -199,7 +202,9 @@ def _choose_by_content(ref: SlideRef, storage: Storage) -> tuple[Choice, TiffInd
     if storage.size == 0 and not ref.path.lower().endswith(".mrxs"):
         raise SlideOpenError(ref.path, "it is an empty file; copy it again")
     whole = index = TiffIndex.of(storage)
-    if index is not None:
+    if index is None:
+        _refuse_image(ref.path, storage)
+    else:
         _check_shows_slide(ref.path, index)
     if index is not None and ref.channel:
         index = index.of_channel(ref.path, ref.channel)
@@ -232,6 +237,21 @@ def _choose_by_content(ref: SlideRef, storage: Storage) -> tuple[Choice, TiffInd
             "machine, or convert it with `wsi-ats convert`",
         )
     return Choice("direct", f"OpenSlide cannot read from a store, although {reason}"), whole
+
+
+def _refuse_image(path: str, storage: Storage) -> None:
+    """Refuse an image that is no slide, but may stand for one."""
+    with storage.open() as file:
+        begin = file.read(8)
+    kind = next((name for mark, name in _IMAGES.items() if begin.startswith(mark)), "")
+    # The .mrxs file of a MIRAX slide may be a small image.
+    if kind and not path.lower().endswith(".mrxs"):
+        raise SlideOpenError(
+            path,
+            f"it is a {kind} image, not a slide; if it is the thumbnail of a slide whose features you have, "
+            "give a table with the columns path, mpp and downsample, which is the number of level-0 pixels "
+            "of the slide in a pixel of the image",
+        )
 
 
 def _check_shows_slide(path: str, index: TiffIndex) -> None:

@@ -7,7 +7,7 @@ of 1.5, some results would average one pixel and some two, and edges would move 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -95,6 +95,27 @@ def _average(pixels: npt.NDArray[Any], start: float, stop: float, count: int) ->
         share = np.clip(np.minimum(pixel + 1, upper) - np.maximum(pixel, lower), 0, None) / (upper - lower)
         averages += share.astype(np.float32)[:, None] * flat[np.minimum(pixel, len(flat) - 1)]
     return averages.reshape(count, *pixels.shape[1:])
+
+
+def compressed(path: Path, out: BinaryIO, *, widest: int, quality: int) -> None:
+    """Write an image file as WebP, reduced to a width.
+
+    Parameters
+    ----------
+    path
+        The image.
+    out
+        Receives the result.
+    widest
+        Largest width in pixels; smaller images keep their size.
+    quality
+        From 0 to 100.
+    """
+    with Image.open(path) as image:
+        small = image.convert("RGB")
+        if small.width > widest:
+            small = small.resize((widest, max(1, round(small.height * widest / small.width))))
+        small.save(out, format="WEBP", quality=quality, method=4)
 
 
 def write_png(path: Path, pixels: Pixels, *, dpi: float = 72, level: int = 6) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn import config_context, metrics
 
 from wsi_ats.tasks.base import Floats, Metrics, Names, Task
 
@@ -62,8 +61,8 @@ def area(event: Event) -> float | None:
     """Compute the area under the ROC curve of one event; ``None`` if it always or never happened.
 
     It is the share of the pairs of a slide with the event and one without that the probabilities put in the
-    right order; ties count half. Intervals need thousands of areas, and scikit-learn takes milliseconds for
-    each.
+    right order; ties count half. Intervals need thousands of areas, precisions and F1, and scikit-learn takes
+    milliseconds for each.
     """
     happened, probability = event
     others = np.sort(probability[~happened])
@@ -79,13 +78,25 @@ def mean_area(events: Sequence[Event]) -> float | None:
 
 
 def average_precision(events: Sequence[Event]) -> float:
-    """Compute the mean average precision of several events that each happened at least once."""
-    return float(np.mean([metrics.average_precision_score(*event) for event in events]))
+    """Compute the mean average precision of several events that each happened at least once.
+
+    It is the mean, over the slides with the event, of the precision when every slide at least as probable
+    is predicted to have it.
+    """
+    return float(np.mean([_average_precision(*event) for event in events]))
+
+
+def _average_precision(happened: Bools, probability: Floats) -> float:
+    order = np.argsort(-probability)
+    # Equal probabilities are predicted together: only the last of them counts.
+    last = np.flatnonzero(np.diff(probability[order], append=-np.inf))
+    right = np.cumsum(happened[order])[last]
+    return float(np.sum(np.diff(right, prepend=0) * right / (last + 1)) / right[-1])
 
 
 def f1(events: Sequence[tuple[Bools, Bools]]) -> float:
-    """Compute the mean F1 of pairs (happened, predicted), one per event; 0 for an event never predicted."""
-    return float(np.mean([metrics.f1_score(*event, zero_division=0.0) for event in events]))
+    """Compute the mean F1 of pairs (happened, predicted), one per event that happened at least once."""
+    return float(np.mean([2 * np.sum(both[0] & both[1]) / np.sum(both) for both in events]))
 
 
 def metrics_of(task: Task, targets: npt.ArrayLike, scores: npt.ArrayLike, *, names: Names) -> Metrics:
@@ -114,9 +125,7 @@ def metrics_of(task: Task, targets: npt.ArrayLike, scores: npt.ArrayLike, *, nam
     >>> metrics_of(task_named("regression"), true, scores, names=["value"])["mae"]
     0.16666666666666666
     """
-    # The arrays are valid, and scikit-learn's checks would cost ten times as much as the metrics.
-    with config_context(skip_parameter_validation=True):
-        return task.metrics(_rows(targets), _rows(scores), names)
+    return task.metrics(_rows(targets), _rows(scores), names)
 
 
 def main_metric(task: Task, targets: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[str, float | None]:
@@ -238,19 +247,41 @@ def metrics_table(
     def compute(sample: Indices) -> Metrics:
         return metrics_of(task, targets[sample], scores[sample], names=names)
 
-    found = compute(np.arange(len(targets)))
-    intervals = bootstrap(compute, cases, resamples=resamples, seed=seed)
     why = task.undefined(targets, names) if len(targets) else "there are no slides to evaluate"
+    return with_intervals(
+        compute, cases, resamples=resamples, seed=seed, undefined=why or "no pair can be compared"
+    )
+
+
+def with_intervals(
+    compute: Callable[[Indices], Metrics],
+    cases: Sequence[str],
+    *,
+    resamples: int,
+    seed: int,
+    undefined: str,
+) -> list[dict[str, Any]]:
+    """Make rows of metrics with their intervals, in the columns of :func:`metrics_table`.
+
+    Parameters
+    ----------
+    compute, cases, resamples, seed
+        As in :func:`bootstrap`.
+    undefined
+        Reason why a metric may be undefined.
+    """
+    found = compute(np.arange(len(cases)))
+    intervals = bootstrap(compute, cases, resamples=resamples, seed=seed)
     return [
         {
             "metric": name,
             "value": value,
             "low": intervals[name].low if value is not None else None,
             "high": intervals[name].high if value is not None else None,
-            "n": len(targets),
+            "n": len(cases),
             "cases": len(set(cases)),
             "undefined_resamples": intervals[name].undefined,
-            "note": f"not defined: {why or 'no pair can be compared'}" if value is None else None,
+            "note": f"not defined: {undefined}" if value is None else None,
         }
         for name, value in found.items()
     ]

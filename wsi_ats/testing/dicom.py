@@ -57,6 +57,9 @@ def write_dicom(
     image.SeriesInstanceUID = series
     image.StudyInstanceUID = image.FrameOfReferenceUID = series + ".1"
     image.Modality, image.ContainerIdentifier = "SM", "glass"
+    for name in ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber"):
+        setattr(image, name, "")
+    image.StudyID = image.StudyDate = image.StudyTime = ""
     image.ImageType = ["ORIGINAL", "PRIMARY", *([] if flavour is None else [flavour, "NONE"])]
     image.SamplesPerPixel, image.PlanarConfiguration = 3, 0
     image.PhotometricInterpretation = "YBR_FULL_422"

@@ -15,6 +15,7 @@ from wsi_ats.models.batches import Example
 from wsi_ats.models.evidence import Evidence
 from wsi_ats.models.sampling import AttentionSampling
 from wsi_ats.nn.model import AttentionSampler
+from wsi_ats.nn.seeding import seed_layers
 from wsi_ats.training.distillation import HeldOut, Trust, loss, recall, survey, trust
 from wsi_ats.training.learner import Learner
 from wsi_ats.training.progress import Journal
@@ -64,7 +65,8 @@ class AttentionPhase:
     def take(self, step: int, batch: Batch, begun: None) -> None:  # noqa: ARG002  (nothing is read)
         """Take a ``step`` of attention alone, on the slides of its ``batch``; nothing is ``begun``."""
         setup, journal = self._setup, self._journal
-        torch.manual_seed(draw_seed(setup.learning.seed, "step", step))  # dropout, if attention has any
+        # Dropout, if attention has any.
+        seed_layers(draw_seed(setup.learning.seed, "step", step), setup.device)
         self._learner.optimizer.zero_grad(set_to_none=True)
         count = 0
         check = partial(journal.check_finite, step=step, batch=batch)

@@ -59,6 +59,7 @@ def fit(
     processes: Processes | None = None,
     network: Callable[[], SlideNetwork] | None = None,
     features: Path | None = None,
+    every_epoch: bool = True,
 ) -> Trained:
     """Train a model, or resume an interrupted run of the same settings and slides.
 
@@ -94,6 +95,9 @@ def fit(
     features
         Folder for the features of a frozen backbone; ``features/`` in the folder by default. Runs with
         the same settings may share it, even at the same time, whatever their seeds and splits.
+    every_epoch
+        Whether to validate after every epoch. Otherwise only the epochs that decide about weights are
+        validated, and the last of each phase; the model is the same.
 
     Returns
     -------
@@ -132,6 +136,7 @@ def fit(
         features=features or folder / "features",
         max_bad=max_bad,
         on_bad=on_bad,
+        every_epoch=every_epoch,
     )
     # The state of other GPUs does not change, and reading it takes memory there.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -277,8 +282,7 @@ class _Run:
     def _keep_if_best(self, row: Row) -> None:
         """Keep the weights if the validation metric is the phase's best, and the best epoch is to be kept."""
         setup, progress = self.setup, self.journal.progress
-        joint = self.journal.phase.name == "joint" and progress.phase > 0
-        if not (setup.learning.patience or joint) or not setup.validation:
+        if not self.journal.keeps_best:
             return
         name, merit = monitored_metric(row, setup.learning)
         if merit is None:

@@ -75,6 +75,12 @@ class Journal:
         """Metrics of the current phase's epochs."""
         return [row for row in self.progress.rows if row["phase"] == self.phase.name]
 
+    @property
+    def keeps_best(self) -> bool:
+        """True if the current phase ends with its best epoch by the validation slides, else with its last."""
+        joint = self.phase.name == "joint" and self.progress.phase > 0
+        return bool(self._setup.validation) and (joint or self._setup.learning.patience > 0)
+
     def add(self, **numbers: float) -> None:
         """Add to the sums of the epoch."""
         for name, number in numbers.items():

@@ -40,6 +40,7 @@ class Setup:
     features: Path
     max_bad: int | None
     on_bad: OnBad
+    every_epoch: bool
 
     def __post_init__(self) -> None:
         # Refuse slides of a case with different labels before anything is stored.

@@ -21,6 +21,7 @@ from wsi_ats.nn.cases import pool_slides
 from wsi_ats.nn.expectation import effective_size
 from wsi_ats.nn.model import AttentionSampler
 from wsi_ats.nn.optimisation import set_rates
+from wsi_ats.nn.seeding import seed_layers
 from wsi_ats.nn.supervision import attention_supervision
 from wsi_ats.training.learner import Learner
 from wsi_ats.training.progress import Journal
@@ -48,7 +49,7 @@ class Steps:
     def begin(self, step: int, batch: Batch) -> list[_Pass]:
         """Draw the tiles of this process's share of a step's slides, and begin to read them."""
         setup, seed = self.setup, self.setup.learning.seed
-        torch.manual_seed(draw_seed(seed, "begin", step))  # dropout, if attention has any
+        seed_layers(draw_seed(seed, "begin", step), setup.device)  # dropout, if attention has any
         own = setup.processes.share(batch)
         slides = sum(len(setup.units[unit]) for unit, _ in own)
         passes = 1 if setup.target.definition.relative else min(len(own), self.learner.method.passes(slides))
@@ -71,7 +72,7 @@ class Steps:
     def take(self, step: int, batch: Batch, begun: Sequence[_Pass]) -> None:
         """Compute the loss of a ``step`` of a ``batch`` from the passes ``begun``, and update the weights."""
         # Dropout, if the backbone has any.
-        torch.manual_seed(draw_seed(self.setup.learning.seed, "step", step))
+        seed_layers(draw_seed(self.setup.learning.seed, "step", step), self.setup.device)
         self.learner.optimizer.zero_grad(set_to_none=True)
         read = 0
         for each in begun:

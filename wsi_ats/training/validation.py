@@ -327,16 +327,26 @@ class Metrics:
             self.learner.model, self.learner.source, range(draws), self.journal.note_bad
         )
 
+    def _is_due(self) -> bool:
+        """Return whether the epoch that ends now is validated."""
+        journal = self.journal
+        is_last = len(journal.phase_rows) + 1 == journal.phase.epochs
+        return self.slides.setup.every_epoch or journal.keeps_best or is_last
+
     def _by_attention_and_uniform(self) -> dict[str, float | None]:
-        """Compute the metrics of the validation slides by attention and by as many uniform draws."""
-        metrics = self.validate()
+        """Compute the metrics of the validation slides by attention and by as many uniform draws.
+
+        They are ``None`` after an epoch that need not be validated.
+        """
+        due, setup = self._is_due(), self.slides.setup
+        metrics = self.validate() if due else self.slides.metrics({}, "validation_")
         names = {name: name.replace("validation_", "uniform_") for name in metrics}
         model, progress = self.learner.final, self.journal.progress
-        if not isinstance(model, AttentionSampler):
+        if not due or not isinstance(model, AttentionSampler):
             return metrics | dict.fromkeys(names.values())
         if not model.attention_scale or model.attention is None:
             return metrics | {names[name]: value for name, value in metrics.items()}
-        before = progress.rows[-1] if progress.rows else None
+        before = progress.rows[-1] if progress.rows and setup.every_epoch else None
         if self.journal.phase.name == "attention" and before and before["phase"] == "attention":
             # The classifier has not changed.
             return metrics | {name: cast(float | None, before[name]) for name in names.values()}

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
-from wsi_ats.geometry import Grid
+from wsi_ats.geometry import Grid, IntArray
 
 
 def ring(x: int, y: int, width: int, height: int) -> list[list[int]]:
@@ -23,6 +23,19 @@ def ring(x: int, y: int, width: int, height: int) -> list[list[int]]:
     """
     right, bottom = x + width, y + height
     return [[x, y], [right, y], [right, bottom], [x, bottom], [x, y]]
+
+
+def polygons(boxes: IntArray) -> npt.NDArray[Any]:
+    """Return boxes as polygons of shapely, shape (n,).
+
+    Parameters
+    ----------
+    boxes
+        ``x, y, width, height``, shape (n, 4).
+    """
+    x, y, width, height = boxes.T
+    made: npt.NDArray[Any] = shapely.box(x, y, x + width, y + height)
+    return made
 
 
 def outline(mask: npt.NDArray[np.bool_], grid: Grid, *, corner: tuple[int, int] = (0, 0)) -> dict[str, Any]:
@@ -48,8 +61,7 @@ def outline(mask: npt.NDArray[np.bool_], grid: Grid, *, corner: tuple[int, int] 
     'Polygon'
     """
     boxes = grid.boxes(np.flatnonzero(mask))
-    left, top = boxes[:, 0] - corner[0], boxes[:, 1] - corner[1]
-    cells = shapely.box(left, top, left + boxes[:, 2], top + boxes[:, 3])
-    whole = shapely.simplify(shapely.union_all(cells), 0)
+    boxes[:, :2] -= corner
+    whole = shapely.simplify(shapely.union_all(polygons(boxes)), 0)
     geometry: dict[str, Any] = shapely.geometry.mapping(whole)
     return geometry

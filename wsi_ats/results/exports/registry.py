@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
-from wsi_ats.results.exports import clam, geojson, pictures, qupath, stamp, tables, torchmil, trident
+from wsi_ats.results.exports import (
+    anndata,
+    asap,
+    clam,
+    dicom,
+    geojson,
+    omero,
+    pictures,
+    png,
+    qupath,
+    spatialdata,
+    stamp,
+    tables,
+    torchmil,
+    trident,
+)
 from wsi_ats.results.exports.format import Format
 
 FORMATS: dict[str, Format] = {
     each.name: each
     for each in (
         *(tables.CSV, tables.PARQUET),
-        *(qupath.FORMAT, geojson.FORMAT),
+        *(qupath.FORMAT, asap.FORMAT, omero.FORMAT, dicom.FORMAT, geojson.FORMAT, png.FORMAT),
         pictures.FORMAT,
         *(clam.FORMAT, trident.FORMAT, torchmil.FORMAT, stamp.FORMAT),
+        *(anndata.FORMAT, spatialdata.FORMAT),
     )
 }
 """The formats, in the order of the list that users see."""
