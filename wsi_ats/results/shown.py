@@ -148,9 +148,16 @@ class ShownSlide:
         attention: AttentionMap | None,
         selection: Selection | None,
     ) -> Self:
-        """Return what is shown of an open slide; parameters are those of the class.
+        """Return what is shown of an open slide.
 
-        ``slide`` gives resolution and bounds, and ``selection`` has the tiles that were read.
+        Parameters
+        ----------
+        row, target, overview, attention
+            As in the class.
+        slide
+            The slide, for resolution and bounds.
+        selection
+            The tiles that were read; ``None`` if none were.
         """
         drawn = None
         if selection is not None:
