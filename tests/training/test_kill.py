@@ -27,6 +27,7 @@ from training.runs import SETTINGS, metrics_in, slide_of, trained, trusting
 from wsi_ats.errors import ArtifactError
 from wsi_ats.models import checkpoints
 from wsi_ats.models.batches import TileReader
+from wsi_ats.nn.backbone import create_backbone
 from wsi_ats.slides.memory import MemorySlide
 from wsi_ats.training import attention, progress
 from wsi_ats.training.learner import Learner
@@ -241,6 +242,7 @@ def copy_of_this_process(folder: Path, changes: list[str], place: str | None, wa
 
 
 def main(root: Path) -> None:
+    create_backbone("test_resnet", pretrained=False)  # imports timm, so that no copy has to
     torch.set_num_threads(1)
     chance = random.Random(0)
     for name, changes in KINDS.items():
