@@ -125,7 +125,7 @@ def awkward_tiff(awkward_pyramid, tmp_path_factory) -> Path:
 OPTIONAL = {
     "lifelines": ["wsi_ats.tasks.concordance"],
     "matplotlib": [
-        *("wsi_ats.results.plots", "wsi_ats.results.pictures"),
+        *("wsi_ats.results.plots", "wsi_ats.results.pictures", "wsi_ats.results.page"),
         *("pipelines._evaluation", "pipelines.demo"),
     ],
     "prometheus_client": ["pipelines._metrics"],

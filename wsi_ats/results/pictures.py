@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from threading import Lock
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from wsi_ats.errors import SettingsError, not_installed
-from wsi_ats.files import atomic
-from wsi_ats.geometry import Region
 from wsi_ats.results.captions import (
     OUTLINES,
     about_sheet,
@@ -23,33 +17,21 @@ from wsi_ats.results.captions import (
     ink,
     legend,
     legend_of_sheet,
-    round_length,
 )
 from wsi_ats.results.labels import place_labels
+from wsi_ats.results.page import Image, Panel, draw_scale, opaque, open_page, write
 from wsi_ats.results.records import FloatArray
-from wsi_ats.results.shown import DPI, ShownSlide, check_dpi, check_kind
+from wsi_ats.results.shown import DPI, ShownSlide
 from wsi_ats.slides.base import Pixels
-from wsi_ats.slides.resample import resample, write_png
+from wsi_ats.slides.resample import resample
 
 try:
-    from matplotlib import rc_context
-    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
-    from matplotlib.backend_bases import RendererBase
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LogNorm
-    from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 except ModuleNotFoundError as error:
     raise not_installed("matplotlib", "plots", "drawing pictures") from error
-
-# Text stays text in PDF, as journals ask; the ids in SVG do not change when a picture is drawn again.
-_STYLE: Any = {"font.family": "DejaVu Sans", "font.size": 8.0, "pdf.fonttype": 42, "svg.hashsalt": "wsi_ats"}
-# Without the time: the same slide gives the same file.
-_METADATA: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
-# matplotlib's caches and settings are shared by all figures of a process, which may score in several threads.
-_DRAWING = Lock()
 
 # Lengths in inches.
 _MARGIN, _GAP, _LINE = 0.15, 0.25, 0.16
@@ -63,58 +45,6 @@ _TICKS = (*(0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500), *(10.0**po
 _LEAST_ATTENTION = 0.05
 _LARGEST_RING, _SMALLEST_RING = 11.0, 4.0  # diameters in points
 _NUMBER = 7.0  # size of type in points
-
-
-class _Image(Artist):
-    """An image at a place, drawn as it is: several times faster than with matplotlib's own resampling."""
-
-    def __init__(self, pixels: Pixels, place: _Panel) -> None:
-        super().__init__()
-        self.set(zorder=0)
-        self._pixels, self._place = pixels, place
-
-    def draw(self, renderer: RendererBase) -> None:
-        """Repeat each pixel as often as the resolution asks."""
-        figure, place = self.get_figure(root=True), self._place
-        assert figure is not None
-        inch = float(renderer.points_to_pixels(72))  # type: ignore[arg-type]
-        dots = inch * renderer.get_image_magnification()  # pixels of an image in an inch
-        left, right = (round(each * dots) for each in (place.left, place.left + place.width))
-        top, bottom = (round(each * dots) for each in (place.top, place.top + place.height))
-        rows, columns = (
-            np.arange(count) * side // count
-            for count, side in zip((bottom - top, right - left), self._pixels.shape[:2], strict=True)
-        )
-        image = _opaque(self._pixels[rows[:, None], columns])
-        up = figure.get_size_inches()[1] - bottom / dots
-        settings = renderer.new_gc()
-        renderer.draw_image(settings, left / dots * inch, up * inch, image[::-1])
-        settings.restore()
-
-
-@dataclass(frozen=True)
-class _Panel:
-    """A place on the page: left, top, width and height in inches, from the top left corner."""
-
-    left: float
-    top: float
-    width: float
-    height: float
-
-    def axes(self, figure: Figure) -> Axes:
-        across, down = figure.get_size_inches()
-        place = (self.left / across, 1 - (self.top + self.height) / down, self.width / across)
-        axes = figure.add_axes((*place, self.height / down))
-        axes.set(xticks=(), yticks=())
-        for spine in axes.spines.values():
-            spine.set(color="0.7", linewidth=0.5)
-        return axes
-
-    def points(self, positions: FloatArray, bounds: Region) -> FloatArray:
-        """Return positions in level-0 pixels (m, 2), in points on the page."""
-        part = (positions - bounds[:2]) / bounds[2:]
-        placed: FloatArray = 72 * (part * (self.width, self.height) + (self.left, self.top))
-        return placed
 
 
 def write_pictures_of(folder: Path, shown: ShownSlide, *, kind: str = "png", dpi: int = DPI) -> list[Path]:
@@ -184,10 +114,10 @@ def figure_of_slide(path: Path, shown: ShownSlide, *, dpi: int = DPI) -> None:
         right = below = 0.0
     page_width = max(_NARROWEST, width + right + scale + 2 * _MARGIN)
     titles, notes = heading(shown, page_width, shown.counts), legend(shown, page_width)
-    first = _Panel((page_width - width - right - scale) / 2, _top(titles) + _LINE, width, height)
-    last = _Panel(first.left + right, first.top + below, width, height)
+    first = Panel((page_width - width - right - scale) / 2, _top(titles) + _LINE, width, height)
+    last = Panel(first.left + right, first.top + below, width, height)
     end = last.top + height + 0.12
-    with _page(path, page_width, end + _LINE * (len(notes) + 1.2) + _MARGIN, dpi) as (figure, page):
+    with open_page(path, page_width, end + _LINE * (len(notes) + 1.2) + _MARGIN, dpi) as (figure, page):
         _write_heading(page, titles)
         image = _thumbnail(shown, round(longest * dpi))
         title = "slide" if shown.drawn is None else "tiles read"
@@ -196,12 +126,12 @@ def figure_of_slide(path: Path, shown: ShownSlide, *, dpi: int = DPI) -> None:
             grey = (image[0].mean(-1, keepdims=True).astype(np.uint8).repeat(3, axis=-1), image[1])
             axes = last.axes(figure)
             _draw_thumbnail(axes, shown, *grey, shown.title_of_attention)
-            bar = _Panel(last.left + width + 0.08, last.top, 0.12, height).axes(figure)
+            bar = Panel(last.left + width + 0.08, last.top, 0.12, height).axes(figure)
             _draw_attention(axes, bar, shown, attention)
         _draw_tiles(page, first, shown)
-        _draw_scale(page, first.left, end, width, shown.mpp * shown.bounds.width, millimetres=True)
+        draw_scale(page, first.left, end, width, shown.mpp * shown.bounds.width, millimetres=True)
         for i, line in enumerate(notes):
-            _write(page, _MARGIN, end + (i + 1.4) * _LINE, line)
+            write(page, _MARGIN, end + (i + 1.4) * _LINE, line)
 
 
 def figure_of_tiles(path: Path, shown: ShownSlide, *, dpi: int = DPI) -> None:
@@ -234,49 +164,22 @@ def figure_of_tiles(path: Path, shown: ShownSlide, *, dpi: int = DPI) -> None:
     titles, notes = heading(shown, page_width, about_sheet(shown)), legend_of_sheet(shown, page_width)
     top = _top(titles) + 0.08
     end = top + rows * down
-    with _page(path, page_width, end + _LINE * (len(notes) + 1.2) + _MARGIN, dpi) as (_, page):
+    with open_page(path, page_width, end + _LINE * (len(notes) + 1.2) + _MARGIN, dpi) as (_, page):
         _write_heading(page, titles)
         corners = [(_MARGIN + i % columns * across, top + i // columns * down) for i in range(count)]
         for (left, above), pixels in zip(corners, shown.pixels, strict=True):
-            page.add_artist(_Image(pixels, _Panel(left, above, tile, tile)))
+            page.add_artist(Image(pixels, Panel(left, above, tile, tile)))
         for (left, above), position, lines in zip(corners, shown.sheet.tolist(), captions, strict=True):
             colour = _colour(shown, position)
             page.add_patch(Rectangle((left, above), tile, tile, fill=False, edgecolor=colour, linewidth=2))
             below = above + tile + 0.06
-            _write(page, left, below, f"{position + 1}", weight="bold")
+            write(page, left, below, f"{position + 1}", weight="bold")
             for i, line in enumerate(lines, start=1):
-                _write(page, left, below + i * _LINE, line)
+                write(page, left, below + i * _LINE, line)
         pixel = shown.mpp * shown.drawn.grid.cell / side if shown.drawn else shown.mpp
-        _draw_scale(page, _MARGIN, end, tile, pixel * side, millimetres=False)
+        draw_scale(page, _MARGIN, end, tile, pixel * side, millimetres=False)
         for i, line in enumerate(notes):
-            _write(page, _MARGIN, end + (i + 1.4) * _LINE, line)
-
-
-@contextmanager
-def _page(path: Path, width: float, height: float, dpi: int) -> Iterator[tuple[Figure, Axes]]:
-    """Give a figure and axes over it, in inches from its top left corner; write the figure at the end."""
-    kind = path.suffix.removeprefix(".")
-    check_kind(kind)
-    check_dpi(dpi)
-    with _DRAWING, rc_context(_STYLE):
-        figure = Figure(figsize=(width, height), dpi=dpi)
-        canvas = FigureCanvasAgg(figure)
-        page = figure.add_axes((0, 0, 1, 1), zorder=2)
-        page.set(xlim=(0, width), ylim=(height, 0), autoscale_on=False)
-        page.set_axis_off()
-        yield figure, page
-        with atomic(path) as temporary:
-            if kind == "png":
-                canvas.draw()  # type: ignore[no-untyped-call]
-                image = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
-                write_png(temporary, image[..., :3], dpi=dpi, level=1)
-            else:
-                figure.savefig(temporary, format=kind, dpi=dpi, metadata=_METADATA[kind])
-
-
-def _write(page: Axes, left: float, top: float, words: str, **style: Any) -> None:
-    # Names of slides and classes may hold a dollar sign, which is no mathematics.
-    page.text(left, top, words, va="top", parse_math=False, **{"fontsize": 7.5, **style})
+            write(page, _MARGIN, end + (i + 1.4) * _LINE, line)
 
 
 def _top(titles: Sequence[str]) -> float:
@@ -285,9 +188,9 @@ def _top(titles: Sequence[str]) -> float:
 
 
 def _write_heading(page: Axes, lines: Sequence[str]) -> None:
-    _write(page, _MARGIN, _MARGIN, lines[0], fontsize=10.5, weight="bold")
+    write(page, _MARGIN, _MARGIN, lines[0], fontsize=10.5, weight="bold")
     for i, line in enumerate(lines[1:], start=1):
-        _write(page, _MARGIN, _MARGIN + 0.07 + i * _LINE, line, fontsize=8.5)
+        write(page, _MARGIN, _MARGIN + 0.07 + i * _LINE, line, fontsize=8.5)
 
 
 def _thumbnail(shown: ShownSlide, most: int) -> tuple[Pixels, tuple[float, float, float, float]]:
@@ -311,7 +214,7 @@ def _draw_thumbnail(
 ) -> None:
     """Draw a thumbnail with the outlines of tissue and of others."""
     bounds = shown.bounds
-    axes.imshow(_opaque(image), extent=edges, aspect="auto", interpolation="bilinear")
+    axes.imshow(opaque(image), extent=edges, aspect="auto", interpolation="bilinear")
     axes.set(
         xlim=(bounds.x, bounds.x + bounds.width),
         ylim=(bounds.y + bounds.height, bounds.y),
@@ -321,11 +224,6 @@ def _draw_thumbnail(
     axes.plot(*_outline(shown, shown.tissue), color=ink(shown), linewidth=0.6)
     for mask, colour in zip(shown.outlines.values(), OUTLINES, strict=False):
         axes.plot(*_outline(shown, mask), color=colour, linewidth=1.2)
-
-
-def _opaque(image: Pixels) -> Pixels:
-    """Return an image as RGBA, which is drawn in single precision and therefore faster than RGB."""
-    return np.concatenate([image, np.full_like(image[..., :1], 255)], axis=-1)
 
 
 def _outline(shown: ShownSlide, mask: npt.NDArray[np.bool_]) -> tuple[FloatArray, FloatArray]:
@@ -368,7 +266,7 @@ def _draw_attention(axes: Axes, bar: Axes, shown: ShownSlide, attention: FloatAr
     bar.set_ylabel("times uniform", fontsize=7.5, labelpad=2)
 
 
-def _draw_tiles(page: Axes, panel: _Panel, shown: ShownSlide) -> None:
+def _draw_tiles(page: Axes, panel: Panel, shown: ShownSlide) -> None:
     """Mark the drawn tiles, and number those of the contact sheet."""
     if shown.drawn is None:
         return
@@ -401,16 +299,6 @@ def _draw_tiles(page: Axes, panel: _Panel, shown: ShownSlide) -> None:
         page.text(
             place[0] / 72, place[1] / 72, words, fontsize=_NUMBER, ha="center", va="center_baseline", bbox=box
         )
-
-
-def _draw_scale(
-    page: Axes, left: float, top: float, inches: float, micrometres: float, *, millimetres: bool
-) -> None:
-    """Draw a bar of round length, where so many inches are so many micrometres."""
-    length = round_length(micrometres / (3 if millimetres else 1.5))
-    end = left + inches * length / micrometres
-    page.add_patch(Rectangle((left, top + 0.04), end - left, 0.035, color="black", linewidth=0))
-    _write(page, end + 0.06, top, f"{length / 1000:g} mm" if millimetres else f"{length:g} µm", fontsize=8)
 
 
 def _colour(shown: ShownSlide, position: int) -> str:
