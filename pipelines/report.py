@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -78,15 +79,19 @@ def report(
         raise SettingsError(f"--out is {out}, expected an HTML file such as report.html")
     found = read_scores(scores)
     found = found if slides is None else found.moved_to(slides)
-    if out.exists() and not execution.overwrite:
-        raise ArtifactError(f"{out} exists; choose another --out, or replace it with --overwrite")
+    pages = [out, *(out.parent.glob(f"{glob.escape(out.stem)}-[0-9]*{out.suffix}"))]
+    for page in pages:
+        if page.exists() and not execution.overwrite:
+            raise ArtifactError(f"{page} exists; choose another --out, or replace it with --overwrite")
     summary, known = _summary(found, labels, label_column, by=by)
     if execution.dry_run:
         return Summary.of_dry_run("report", out, 0, len(found.slides))
     parts = _parts(found, known, pictures=pictures, execution=execution)
-    pages = write_report(out, summary, parts, slides_a_page=SLIDES_A_PAGE)
-    size = sum(page.stat().st_size for page in pages)
-    counts = {"slides": len(found.slides), "pages": len(pages)}
+    written = write_report(out, summary, parts, slides_a_page=SLIDES_A_PAGE)
+    for page in set(pages) - set(written):  # of an earlier report of more slides
+        page.unlink(missing_ok=True)
+    size = sum(page.stat().st_size for page in written)
+    counts = {"slides": len(found.slides), "pages": len(written)}
     return Summary("report", out, counts, notes={"size": f"{size / 1e6:.2f} MB"})
 
 

@@ -36,7 +36,8 @@ def public(module_name: str):
             yield name, value
             for method_name, method in vars(value).items():
                 method = getattr(method, "fget", None) or getattr(method, "__func__", method)
-                if inspect.isfunction(method) and not method_name.startswith("_"):
+                own = getattr(method, "__module__", None) == module_name  # not one that a base class adds
+                if inspect.isfunction(method) and own and not method_name.startswith("_"):
                     yield f"{name}.{method_name}", method
 
 

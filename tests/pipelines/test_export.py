@@ -108,11 +108,10 @@ def test_slides_that_are_gone_or_have_changed_fail_alone(run, scores, slides, tm
     assert list(ran.json["failed"]) == ["slide_001"]
     assert "has changed since it was scored; score it again, or name" in ran.json["failed"]["slide_001"]
     assert len(files(tmp_path / "out" / "png")) == 5
-    columns, _ = read_parquet(scores / "predictions.parquet")
     gone = tmp_path / "gone"
     shutil.copytree(scores, gone)
-    columns["path"] = [path.replace("slide_002", "nowhere") for path in columns["path"]]
-    write_parquet(gone / "predictions.parquet", columns)
+    record = gone / "records" / "slide_002.json"
+    record.write_text(record.read_text().replace("slide_002.tif", "nowhere.tif"))
     ran = run("export", gone, "--to", "png", "--out", tmp_path / "out", "--json", code=1)
     assert list(ran.json["failed"]) == ["slide_002"]
     assert "is not there; score it again, or name the folder" in ran.json["failed"]["slide_002"]

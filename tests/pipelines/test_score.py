@@ -31,7 +31,7 @@ COLUMNS = [
 ]
 SELECTION_COLUMNS = [
     *("slide_id", "x", "y", "width", "height", "level", "row", "col", "attention", "inclusion", "weight"),
-    *("draw", "order"),
+    *("draw", "order", "evidence_negative", "evidence_positive"),
 ]
 
 

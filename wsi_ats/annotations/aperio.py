@@ -54,7 +54,7 @@ def _name(layer: Element) -> str:
 def _corners(region: Element) -> FloatArray:
     points = [(float(each.attrib["X"]), float(each.attrib["Y"])) for each in region.iter("Vertex")]
     corners = np.array(points).reshape(-1, 2)
-    if len(corners) != 2:
+    if len(corners) != 2 or region.get("Type", "0") == "0":  # drawn by hand
         return corners
     (left, top), (right, bottom) = corners.min(axis=0), corners.max(axis=0)
     if region.get("Type") != _ELLIPSE:  # opposite corners of a rectangle

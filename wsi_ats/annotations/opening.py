@@ -61,7 +61,7 @@ def read_annotations(path: Path, frame: Frame, *, may_be_empty: bool = False) ->
     """
     try:
         drawn = _parse(path, _content(path))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise AnnotationError(
             str(path), f"does not have the form that its program writes ({error!r}); export it again"
         ) from error
@@ -95,7 +95,7 @@ def _parse(path: Path, content: bytes) -> Drawn:
     if content[:1] in (b"{", b"["):
         try:
             return read_qupath(json.loads(content))
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise AnnotationError(
                 str(path), f"is truncated or damaged JSON ({error}); export it again"
             ) from error
@@ -113,7 +113,7 @@ def _parse_xml(path: Path, content: bytes) -> Drawn:
             f"defines entities or a document type ({type(error).__name__}), which no program for slides does "
             "and which can fill the memory; export it again",
         ) from error
-    except ParseError as error:
+    except (ParseError, LookupError) as error:  # the second for an unknown encoding
         raise AnnotationError(str(path), f"is truncated or damaged XML ({error}); export it again") from error
     if root.tag == "ASAP_Annotations":
         return read_asap(root)

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from wsi_ats.bags.opening import open_bag
 from wsi_ats.bags.record import Bag
-from wsi_ats.errors import ArtifactError
+from wsi_ats.errors import ArtifactError, ManifestError
 from wsi_ats.files import digest_of, read_json
 from wsi_ats.results.attention import load_attention
 from wsi_ats.results.records import RUN_FILE, AttentionMap, Selection, Status
@@ -190,9 +190,14 @@ class Scores:
         Raises
         ------
         ManifestError
-            When the source has no slides.
+            When the source cannot be read, or has none of these slides.
         """
         places = {ref.id: ref.path for ref in find_slides(source)}
+        if not places.keys() & self.by_id.keys():
+            raise ManifestError(
+                f"{source} has {len(places)} slides, but none of those that were scored; slides are found by "
+                "the names of their files"
+            )
         return replace(self, slides=[replace(each, place=places.get(each.id)) for each in self.slides])
 
 

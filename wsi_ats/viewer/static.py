@@ -18,6 +18,9 @@ from wsi_ats.viewer.tiles import Pyramid
 # Tiles that are read to foresee the size of all: of so many slides, so many each.
 _SLIDES_TRIED, _TILES_TRIED = 8, 16
 
+# Only a folder with this file is an export, which may be replaced: other folders have `slides`, too.
+_MARK = ".wsi-ats-view"
+
 Place = tuple[int, int, int]
 
 
@@ -89,13 +92,14 @@ def _prepare(out: Path, own: set[str], *, overwrite: bool) -> None:
         raise ArtifactError(
             f"{out} is not empty; choose another folder, or replace an earlier export with --overwrite"
         )
-    if there - own:
+    if there and (_MARK not in there or there - own - {_MARK}):
         raise ArtifactError(
-            f"{out} has other files than those of an export ({', '.join(sorted(there - own)[:5])}); choose "
-            "another folder"
+            f"{out} has other files than those of an export ({', '.join(sorted(there)[:5])}); choose another "
+            "folder"
         )
     for name in there:
         shutil.rmtree(out / name) if (out / name).is_dir() else (out / name).unlink()
+    (out / _MARK).touch()
 
 
 def _announce(collection: Collection, out: Path, say: Callable[[str], None]) -> None:

@@ -180,7 +180,7 @@ function remember(id) {
 
 function follow() {
   const [id, ...place] = location.hash.slice(1).split("/"), numbers = place.map(Number);
-  const number = table.rows.findIndex((row) => row[0] === decodeURIComponent(id));
+  const number = table.rows.findIndex((row) => encodeURIComponent(row[0]) === id);
   const valid = numbers.length === 3 && numbers.every(Number.isFinite) && numbers[2] > 0;
   show(number < 0 ? order[0] : number, valid && number >= 0 ? numbers : null);
 }
