@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
@@ -21,9 +19,7 @@ def slide(tmp_path_factory):
     return slide_of(tmp_path_factory.mktemp("slides"), 4096)
 
 
-def test_the_table_is_written_and_its_ratios_are_of_the_numbers_beside_them(slide, tmp_path, monkeypatch):
-    # Each worker imports torch and timm.
-    monkeypatch.setattr(embedding, "connect", partial(embedding.connect, workers=1))
+def test_the_table_is_written_and_its_ratios_are_of_the_numbers_beside_them(slide, tmp_path):
     embedding.main(
         [
             *("--sides", "4096", "--slides", str(slide.parent), "--out", str(tmp_path)),

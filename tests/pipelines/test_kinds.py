@@ -64,8 +64,8 @@ def test_image(train_and_score, run, tmp_path):
     for kind in ("csv", "qupath"):
         ran = run("export", scores, "--to", kind, "--out", tmp_path / kind, "--json")
         assert ran.json["counts"] == {"exported": 0, "without_tiles": 6}
-    assert len(table(tmp_path / "csv" / "predictions.csv")) == 6
-    assert table(tmp_path / "csv" / "selections.csv") == []
+    assert len(table(tmp_path / "csv" / "csv" / "predictions.csv")) == 6
+    assert table(tmp_path / "csv" / "csv" / "selections.csv") == []
 
 
 @pytest.mark.parametrize(

@@ -36,4 +36,6 @@ def test_prepare_score_export(real, run, model, config, tmp_path, mpp):
     assert done == rows.keys() - failed
 
     run("export", scores, "--to", "qupath", "--out", exported)
-    assert files(exported) == sorted([*(f"{name}.geojson" for name in done), "run.json"])
+    kinds = ("", ".attention", ".tissue")
+    expected = [f"{name}{kind}.geojson" for name in done for kind in kinds]
+    assert files(exported / "qupath") == sorted([*expected, "open_in_qupath.groovy", "slides.json"])

@@ -76,7 +76,7 @@ def test_a_column_of_labels_becomes_columns_of_scores(scores, run, tmp_path, tar
     found = [{name: float(row[name]) for name in target.columns} for row in rows]
     assert [row["predicted"] for row in rows] == [target.decide(each) or "" for each in found]
     assert len({*map(tuple, map(dict.values, found))}) == 6
-    run("export", tmp_path / "scores", "--to", "qupath", "--out", tmp_path / "qupath")
+    run("export", tmp_path / "scores", "--to", "qupath", "--out", tmp_path)
     tile = json.loads((tmp_path / "qupath" / "slide_000.geojson").read_text())["features"][0]
     measured = {name.removeprefix("probability ") for name in tile["properties"]["measurements"]}
     assert {name.removeprefix("prob_") for name in target.columns} <= measured
