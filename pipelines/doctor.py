@@ -19,6 +19,7 @@ _OPTIONAL = (
     ("--metrics", "prometheus_client", "metrics"),
     ("slides at s3://", "s3fs", "remote"),
     ("slides at https://", "aiohttp", "remote"),
+    ("view", "bokeh", "view"),
     ("Dask's dashboard", "bokeh", "dashboard"),
     ("Dask on SLURM", "dask_jobqueue", "slurm"),
     ("--tensorboard", "tensorboard", "tensorboard"),

@@ -123,6 +123,7 @@ def awkward_tiff(awkward_pyramid, tmp_path_factory) -> Path:
 
 # The optional libraries, and our modules that import them.
 OPTIONAL = {
+    "bokeh": [f"wsi_ats.viewer.{name}" for name in ("plot", "collection", "server", "static")],
     "lifelines": ["wsi_ats.tasks.concordance"],
     "matplotlib": [
         *("wsi_ats.results.plots", "wsi_ats.results.pictures", "wsi_ats.results.page"),

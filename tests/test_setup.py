@@ -92,7 +92,9 @@ def test_continuous_integration_runs_the_test_command_of_the_readme():
     commands = [
         line for line in script.read_text().splitlines() if line and not line.startswith(("#", "set", "cd"))
     ]
-    assert commands == ["make test"]
+    *browser, tests = commands
+    assert tests == "make test"
+    assert all("chromium" in line for line in browser)
     assert script.stat().st_mode & 0o100
     assert re.search(r"^make test\b", (ROOT / "README.md").read_text(), re.MULTILINE)
 
@@ -119,7 +121,7 @@ def test_every_imported_package_is_a_direct_requirement(folder):
         assert {name_of(each) for each in homes[name]} & asked, f"{path} imports {name}"
 
 
-OPTIONAL = {"lifelines": "survival", "matplotlib": "plots", "prometheus_client": "metrics"}
+OPTIONAL = {"bokeh": "view", "lifelines": "survival", "matplotlib": "plots", "prometheus_client": "metrics"}
 
 
 @pytest.mark.parametrize("name", [each.name for each in FORMATS.values() if each.packages])
@@ -135,6 +137,7 @@ def test_make_demo_and_make_test_install_what_they_need(name):
 @pytest.mark.parametrize(
     ("missing", "module"),
     [
+        ("bokeh", "wsi_ats.viewer.collection"),
         ("lifelines", "wsi_ats.tasks.concordance"),
         ("matplotlib", "wsi_ats.results.plots"),
         ("matplotlib", "wsi_ats.results.pictures"),
@@ -151,9 +154,9 @@ def test_a_missing_extra_is_an_error_that_says_how_to_install_it(without, missin
 
 
 def test_the_library_and_the_other_commands_need_no_extra():
-    names = [*OPTIONAL, "s3fs", "aiohttp", "bokeh", "tensorboard", "dask_jobqueue"]
+    names = [*OPTIONAL, "s3fs", "aiohttp", "tensorboard", "dask_jobqueue"]
     names += [package for each in FORMATS.values() for package in each.packages]
-    stages = ("convert", "doctor", "export", "info", "prepare", "score", "settings", "train")
+    stages = ("convert", "doctor", "export", "info", "prepare", "score", "settings", "train", "view")
     code = (
         "import sys\n"
         f"sys.modules |= dict.fromkeys({names})\n"

@@ -83,7 +83,8 @@ class Tab:
         self.wait("plot?.document.is_idle && location.hash.split('/').length === 4")
         # Bokeh asks for tiles a moment after it has painted.
         self.page.wait_for_timeout(150)
-        self.wait("[...views.roots[0].renderer_views.values()].every((each) => each.has_finished())")
+        tiles = "[...plot.document.get_model_by_name('source').tiles.values()]"
+        self.wait(f"{tiles}.every((each) => each.loaded || each.finished)")
         self.page.wait_for_timeout(300)  # the page remembers its place, and Bokeh paints
 
     @property
@@ -182,7 +183,7 @@ def test_the_slide_can_be_moved_at_the_closest_zoom(tab):
 
 def test_a_click_on_a_drawn_tile_shows_its_numbers(tab):
     tab.show(f"#{quote(HOSTILE, safe='')}/650/450/0.7")
-    assert tab.texts("#tile") == ["click one to see its numbers"]
+    assert tab.texts("#tile") == ["click one to see its numbers, or press t for the next"]
     tab.page.mouse.click(*tab.at(650, 450))
     tab.page.wait_for_selector("#tile table")
     assert DRAWN[1] % 30 == 6
@@ -202,6 +203,11 @@ def test_a_click_on_a_drawn_tile_shows_its_numbers(tab):
     tab.page.wait_for_timeout(1000)  # else it would be a double click
     tab.page.mouse.click(*tab.at(750, 550))  # no drawn tile
     tab.page.wait_for_selector("#tile table", state="detached")
+    tab.page.keyboard.press("t")
+    tab.page.keyboard.press("t")
+    tab.settle()
+    assert tab.texts("#tile td")[0] == "600, 400"
+    np.testing.assert_allclose(tab.place, [650, 450, 0.5], rtol=1e-3)  # a third of the window is the tile
 
 
 def test_the_list_sorts_finds_and_is_walked_by_keys_and_a_failed_slide_says_why(tab):

@@ -92,10 +92,11 @@ def _prepare(out: Path, own: set[str], *, overwrite: bool) -> None:
         raise ArtifactError(
             f"{out} is not empty; choose another folder, or replace an earlier export with --overwrite"
         )
-    if there and (_MARK not in there or there - own - {_MARK}):
+    strange = there - own - {_MARK} or (there if _MARK not in there else set())
+    if strange:
         raise ArtifactError(
-            f"{out} has other files than those of an export ({', '.join(sorted(there)[:5])}); choose another "
-            "folder"
+            f"{out} has other files than those of an export ({', '.join(sorted(strange)[:5])}); choose "
+            "another folder"
         )
     for name in there:
         shutil.rmtree(out / name) if (out / name).is_dir() else (out / name).unlink()

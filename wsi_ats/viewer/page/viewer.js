@@ -90,7 +90,7 @@ async function show(number, place = null) {
   $("#error").textContent = page.error || "";
   $("#notes").textContent = page.notes.join("; ");
   fill($("#facts"), page.facts);
-  $("#tile").replaceChildren(make("p", "click one to see its numbers"));
+  $("#tile").replaceChildren(make("p", "click one to see its numbers, or press t for the next"));
   views?.clear();
   views = plot = null;
   $("#plot").replaceChildren();
@@ -106,10 +106,10 @@ async function draw(page, mine, place) {
   views = made;
   plot = made.roots[0].model;
   for (const overlay of page.overlays) addOverlay(overlay);
-  const tiles = plot.document.get_model_by_name("tiles")?.data_source;
+  const tiles = tilesOf()?.data_source;
   tiles?.selected.properties.indices.change.connect(() => showTiles(tiles));
   go(place || [page.size[0] / 2, page.size[1] / 2, 1.05 * Math.max(page.size[0] / plot.inner_width, page.size[1] / plot.inner_height)]);
-  const settled = () => { leaveLimit(); showScale(page.mpp); remember(page.id); };
+  const settled = () => { leaveLimit(); showScale(page.mpp); thicken(); remember(page.id); };
   plot.x_range.change.connect(() => { clearTimeout(timer); timer = setTimeout(settled, 100); });
   settled();
 }
@@ -143,6 +143,24 @@ function showTiles(source) {
     fill(numbers, [["x, y (level 0)", at.join(", ")], ...names.map((name) => [name.slice(1), source.data[name][i]])]);
     return numbers;
   }));
+}
+
+const tilesOf = () => plot?.document.get_model_by_name("tiles");
+
+// From afar a tile is smaller than a pixel: its frame is then thicker.
+function thicken() {
+  const renderer = tilesOf(), data = renderer?.data_source.data;
+  if (!data?.left.length) return;
+  const width = Math.max(2, Math.min(7, 9 - (data.right[0] - data.left[0]) / zoomed()));
+  renderer.glyph.line_width = renderer.nonselection_glyph.line_width = width;
+}
+
+function nextTile() {
+  const source = tilesOf()?.data_source, count = source?.data.left.length;
+  if (!count) return;
+  const i = ((source.selected.indices[0] ?? -1) + 1) % count, at = (side) => source.data[side][i];
+  source.selected.indices = [i];
+  go([(at("left") + at("right")) / 2, -(at("top") + at("bottom")) / 2, (3 * (at("right") - at("left"))) / plot.inner_height]);
 }
 
 // A place is x, y of the middle in level-0 pixels, and level-0 pixels per pixel of the page.
@@ -189,6 +207,7 @@ onkeydown = (event) => {
   if (event.target.type === "search" || event.ctrlKey || event.metaKey || event.altKey) return;
   if (event.key === "n") move(1);
   if (event.key === "p") move(-1);
+  if (event.key === "t") nextTile();
 };
 onhashchange = follow;
 $("#find").oninput = listSlides;
