@@ -44,7 +44,7 @@ def serve(slide: Path) -> None:
     recorded = asdict(ref) | {"digest": contents_digest(ref.path)}
     write_json(folder / "records" / f"{ref.id}.json", {"slide": recorded})
     row = {"slide_id": ref.id, "case_id": ref.case, "path": ref.path, "status": "done"}
-    collection = Collection(Scores(folder, TARGET, [ScoredSlide(folder, row)], None, {}), {})
+    collection = Collection(Scores(folder, TARGET, [ScoredSlide(folder, row, TARGET, {})], None, {}), {})
 
     async def until_the_input_ends() -> None:
         async with served(collection) as url:

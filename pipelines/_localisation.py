@@ -62,16 +62,38 @@ def digest_of_annotations(found: AnnotationFolder, ids: Collection[str]) -> str:
     return digest_of(*(text for name, file in each for text in (name, slide_digest(str(file)))))
 
 
-def localise(
+@dataclass(frozen=True)
+class Annotated:
+    """Slides with their annotations, before they are compared.
+
+    Parameters
+    ----------
+    slides
+        Scored slides with their cases, by name.
+    rows
+        Rows of ``localisation.csv`` so far, one for each slide.
+    drawn
+        Annotations of the slides that can be compared.
+    failed
+        Reasons why annotations could not be used, by slide.
+    classes
+        Classes of annotations; all if there are none.
+    """
+
+    slides: Mapping[str, tuple[ScoredSlide, str]]
+    rows: Sequence[Row]
+    drawn: Mapping[str, Annotations]
+    failed: Mapping[str, str]
+    classes: Sequence[str]
+
+
+def read_annotated(
     slides: Mapping[str, tuple[ScoredSlide, str]],
     found: AnnotationFolder,
     classes: Sequence[str],
-    *,
-    resamples: int,
-    seed: int,
     reporter: Reporter,
-) -> Localised:
-    """Compare drawn tiles and attention of slides with their annotations.
+) -> Annotated:
+    """Read the annotations of slides, and check that something can be compared with them.
 
     Slides without a file of annotations are left out, because nobody looked at them; a file without polygons,
     or without any of the classes, says that nothing is there.
@@ -85,8 +107,6 @@ def localise(
     classes
         Classes of annotations, see :meth:`wsi_ats.annotations.record.Annotations.area`; all if there are
         none.
-    resamples, seed
-        Number of bootstrap samples of cases, and their random seed.
     reporter
         Reports annotations of other slides, and repaired ones.
 
@@ -101,19 +121,39 @@ def localise(
     rows: list[Row] = [{"slide_id": name, "case_id": case} for name, (_, case) in slides.items()]
     drawn, failed = _read(rows, slides, found)
     _check_some(rows, drawn.values(), classes, failed)
-    located = {}
+    for name, own in drawn.items():
+        if own.notes:
+            reporter.message(f"warning: {name}: {'; '.join(own.notes)}")
+    return Annotated(slides, rows, drawn, failed, classes)
+
+
+def localise(annotated: Annotated, *, resamples: int, seed: int) -> Localised:
+    """Compare drawn tiles and attention of slides with their annotations.
+
+    Parameters
+    ----------
+    annotated
+        The slides and their annotations.
+    resamples, seed
+        Number of bootstrap samples of cases, and their random seed.
+
+    Raises
+    ------
+    ArtifactError
+        When a file of the scores is damaged.
+    """
+    slides, failed, located = annotated.slides, annotated.failed, {}
+    rows = [dict(row) for row in annotated.rows]
     for row in rows:
         name = str(row["slide_id"])
-        slide, own = slides[name][0], drawn.get(name)
-        attention = slide.attention() if own else None
+        own = annotated.drawn.get(name)
+        attention = slides[name][0].attention() if own else None
         if own is None or attention is None:
             continue
-        selection = slide.selection()
-        areas = own.only(classes, apart=APART / selection.mpp)
+        selection = slides[name][0].selection()
+        areas = own.only(annotated.classes, apart=APART / selection.mpp)
         located[name] = locate(selection, attention, areas, seed=seed)
         row.update(_facts(located[name], own))
-        if own.notes:
-            reporter.message(f"warning: {name}: {row['note']}")
     each = list(located.values())
     metrics = with_intervals(
         lambda sample: metrics_of([each[i] for i in sample]),

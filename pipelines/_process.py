@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -43,6 +44,7 @@ def _prepare(codes: list[int]) -> None:
 
 def _end(codes: list[int]) -> None:
     for code in codes:
+        logging.shutdown()  # registered before us, so it would be called after us
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -106,7 +106,7 @@ class SlideTask(ABC):
         row, written = self.work(ref)
         # List what was written, not what exists: a worker whose client was killed may still work on the same
         # slide, and either may delete what the other wrote.
-        names = [path.name for path in written]
+        names = [_name(path) for path in written]
         # For programs that read the slide again.
         slide = asdict(ref) | {"digest": contents_digest(ref.path)}
         record = {"key": key, "identity": self.identity, "files": names, "row": row, "slide": slide}
@@ -174,11 +174,19 @@ class SlideTask(ABC):
             return None
         try:
             record = read_json(self._record(slide_id))
-            names = {path.name for path in self.files(slide_id) if path.exists()}
+            there = [path for path in self.files(slide_id) if path.exists()]
+            names = {
+                name for path in there for name in (path.name, _name(path))
+            }  # the first in older records
             valid = record[field] == expected() and names.issuperset(record["files"])
             return dict(record["row"]) if valid else None
         except (ArtifactError, KeyError, TypeError):
             return None  # damaged: the slide is done again
+
+
+def _name(path: Path) -> str:
+    """Return the name of a slide's file in its record; files in two folders may be called the same."""
+    return f"{path.parent.name}/{path.name}"
 
 
 def absolute(refs: Sequence[SlideRef]) -> list[SlideRef]:

@@ -16,6 +16,7 @@ from wsi_ats.errors import ArtifactError, SlideError, without_secrets
 from wsi_ats.results.exports.pictures import write_pictures
 from wsi_ats.results.report import Cell, Column, Picture, SlidePart
 from wsi_ats.results.scores import ScoredSlide, Scores
+from wsi_ats.results.shown import SHEETS
 from wsi_ats.slides.resample import compressed
 from wsi_ats.tasks.targets import Target
 
@@ -149,10 +150,11 @@ def _pictures(slide: ScoredSlide) -> tuple[list[Picture], str]:
     """Return the pictures that scoring kept, or draw them now; or the reason why there are none."""
     if slide.status == "failed":
         return [], ""
-    kept = [slide.folder / "pictures" / f"{slide.id}{part}.png" for part in ("", "_tiles")]
-    if kept[0].exists():
-        return [_picture(slide, path) for path in kept if path.exists()], ""
+    pictures = slide.folder / "pictures"
+    kept = [folder / f"{slide.id}.png" for folder in (pictures, pictures / SHEETS)]
     try:
+        if kept[0].exists():
+            return [_picture(slide, path) for path in kept if path.exists()], ""
         with tempfile.TemporaryDirectory() as folder:
             return [_picture(slide, path) for path in write_pictures(Path(folder), slide, dpi=_DPI)], ""
     except (ArtifactError, SlideError) as error:
@@ -161,7 +163,7 @@ def _pictures(slide: ScoredSlide) -> tuple[list[Picture], str]:
 
 def _picture(slide: ScoredSlide, path: Path) -> Picture:
     text = f"{slide.id}: tissue with attention and the drawn tiles, numbered in the order drawn"
-    if path.stem.endswith("_tiles"):
+    if path.parent.name == SHEETS:
         text = f"{slide.id}: drawn tiles at full resolution, those with the largest part in the score first"
     return Picture(data_url(path), text)
 

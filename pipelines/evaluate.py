@@ -88,7 +88,7 @@ def evaluate(
     0.93
     """
     from pipelines import _evaluation as shared
-    from pipelines._localisation import NOTHING, digest_of_annotations, localise
+    from pipelines._localisation import NOTHING, digest_of_annotations, localise, read_annotated
 
     shared.check_by(by)
     execution, scores, out = execution or Execution(), rooted(scores), rooted(out)
@@ -108,7 +108,9 @@ def evaluate(
     digests = {"settings": digest_of(str(options)), "scores": found.digest, "labels": _digest(refs)}
     pairs = zip(refs, found.slides, strict=True)
     used = {ref.id: (slide, ref.case) for ref, slide in pairs if ref.id not in joined.left_out}
-    if folder:
+    annotated = None
+    if folder:  # read before an earlier evaluation is deleted
+        annotated = read_annotated(used, folder, classes, execution.reporter)
         digests["annotations"] = digest_of_annotations(folder, used)
     identity = Identity("evaluate", {"evaluate": options}, digests, seed)
     counts = {"evaluated": len(joined.names), "left_out": len(joined.left_out)}
@@ -118,11 +120,7 @@ def evaluate(
             return Summary.of_dry_run("evaluate", out, 0, len(joined.names), notes=notes)
         run.begin()
         rows = shared.metrics_of(joined, resamples=resamples, seed=seed)
-        localised = NOTHING
-        if folder:
-            localised = localise(
-                used, folder, classes, resamples=resamples, seed=seed, reporter=execution.reporter
-            )
+        localised = localise(annotated, resamples=resamples, seed=seed) if annotated else NOTHING
         rows += localised.metrics
         title = f"{scores.name}: {len(joined.names)} {by}s"
         shared.write_metrics(out, rows)

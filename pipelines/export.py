@@ -49,7 +49,7 @@ def export(
     Returns
     -------
     Summary
-        Numbers of slides that were exported and that had nothing to export.
+        Number of slides in files of one format or more, and of those without tiles.
 
     Raises
     ------
@@ -80,18 +80,21 @@ def export(
             return Summary.of_dry_run("export", out, 0, len(usable))
         run.begin()
         failed: dict[str, str] = {}
+        exported: set[str] = set()
         files: dict[str, list[str]] = {}
         for each in formats:
-            written, failures = _write(each, out, found, execution)
-            failed |= failures
+            written, done, failures = _write(each, out, found, execution)
+            exported |= done
+            for name, why in failures.items():
+                failed[name] = "; ".join(filter(None, (failed.get(name), f"{each.name}: {why}")))
             files[each.name] = [str(path.relative_to(out)) for path in written]
             if failures and execution.strict:
-                return Summary("export", out, {"exported": 0}, failed)
+                return Summary("export", out, {"exported": len(exported)}, failed)
             # Of slides that earlier scores had, or that have no tiles any more.
             for name in set(before.get(each.name, ())) - set(files[each.name]):
                 (out / name).unlink(missing_ok=True)
         counts = {
-            "exported": len(usable) - len(failed),
+            "exported": len(exported),
             "without_tiles": sum(not slide.reads_tiles for slide in found.slides),
         }
         run.finish(counts, files=before | files)
@@ -138,8 +141,10 @@ def _files_of(out: Path) -> dict[str, list[str]]:
     return dict(read_json(out / RUN_FILE).get("files") or {}) if (out / RUN_FILE).exists() else {}
 
 
-def _write(to: Format, out: Path, scores: Scores, execution: Execution) -> tuple[list[Path], dict[str, str]]:
-    """Write one format, and return its files and the reasons why slides failed."""
+def _write(
+    to: Format, out: Path, scores: Scores, execution: Execution
+) -> tuple[list[Path], set[str], dict[str, str]]:
+    """Write one format; return its files, the slides in them, and the reasons why others failed."""
     folder, written, done = out / to.name, list[Path](), list[ScoredSlide]()
     failed: dict[str, str] = {}
     slides = [slide for slide in scores.slides if to.exports(slide)]
@@ -154,8 +159,8 @@ def _write(to: Format, out: Path, scores: Scores, execution: Execution) -> tuple
                 failed[slide.id] = str(error)
                 execution.reporter.message(f"{slide.id} failed: {error}")
                 if execution.strict:
-                    return written, failed
+                    return written, {each.id for each in done}, failed
             advance(slide.id)
     if to.collection:
         written += to.collection(folder, scores, done)
-    return written, failed
+    return written, {each.id for each in done}, failed

@@ -22,8 +22,9 @@ from wsi_ats.overview.annotated import check_regions
 from wsi_ats.results.attention import save_attention
 from wsi_ats.results.features import save_features
 from wsi_ats.results.records import Status, Stop
+from wsi_ats.results.selections import VERSION as SELECTIONS
 from wsi_ats.results.selections import write_selection
-from wsi_ats.results.shown import ShownSlide
+from wsi_ats.results.shown import SHEETS, ShownSlide
 from wsi_ats.settings import Fixes, ScoringSettings, Settings
 from wsi_ats.slides import open_slide
 from wsi_ats.slides.base import Slide, SlideRef
@@ -69,7 +70,7 @@ def score(
         features.
     pictures
         Whether to draw each slide, ``pictures/<slide_id>.png``, and a contact sheet of the tiles that were
-        drawn, ``pictures/<slide_id>_tiles.png``. Slides that an earlier run scored without are scored again.
+        drawn, ``pictures/tiles/<slide_id>.png``. Slides that an earlier run scored without are scored again.
     execution
         Where and how; on all cores of this machine by default.
 
@@ -106,7 +107,8 @@ def score(
         )
     if pictures:
         _check_pictures()
-    kept = {"kept": "features"} if keep_features else {}  # scores without them are not enough
+    # Scores of an older version of selections, or without features, are not enough.
+    kept = {"selections": str(SELECTIONS)} | ({"kept": "features"} if keep_features else {})
     fixed = Fixes.THUMBNAILS | Fixes.SCORING
     identity = Identity.of("score", settings, fixed, seed=seed, model=card.digest, **kept)
     if card.settings.model.cases != "separate" and all(ref.case == ref.id for ref in known):
@@ -252,7 +254,7 @@ class ScoreTask(SlideTask):
             self.out / "attention" / f"{slide_id}.npz",
             self.out / "features" / f"{slide_id}.h5",
             self.out / "pictures" / f"{slide_id}.png",
-            self.out / "pictures" / f"{slide_id}_tiles.png",
+            self.out / "pictures" / SHEETS / f"{slide_id}.png",
         )
 
     def other_tables(self, rows: Sequence[Row]) -> Mapping[str, tuple[Sequence[Row], Mapping[str, str]]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines._regions import report_unmatched
-from pipelines._reports import Reporter, Silent
+from pipelines._reports import Reporter
 from pipelines._runs import rooted
 from wsi_ats.annotations.folder import AnnotationFolder
 from wsi_ats.errors import SettingsError
@@ -77,7 +77,7 @@ def view(
     overwrite
         Whether to replace an earlier export.
     reporter
-        Receives the address of the page.
+        Receives the address of the page; by default it is shown on the console.
 
     Raises
     ------
@@ -101,7 +101,11 @@ def view(
         raise SettingsError("--overwrite is for --export; leave it out")
     from wsi_ats.viewer.collection import Collection
 
-    reporter, found = reporter or Silent(), read_scores(rooted(scores))
+    if reporter is None:  # the address has a random token, so somebody must be told
+        from pipelines._console import reporter as on_console
+
+        reporter = on_console(debug=False)
+    found = read_scores(rooted(scores))
     if slides is not None:
         found = found.moved_to(slides)
     outlines = _find_annotations(rooted(annotations), found, reporter) if annotations else {}

@@ -267,6 +267,11 @@ def files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
 
 
+def all_files(folder: Path) -> list[str]:
+    """Return the names of visible files in a folder and below."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("[!.]*") if path.is_file())
+
+
 @pytest.fixture
 def desk(slides, model, config, tmp_path, monkeypatch) -> Path:
     """A current folder as the pages assume: ``slides/``, ``labels.csv``, a model in ``run/``."""

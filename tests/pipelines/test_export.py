@@ -12,7 +12,7 @@ import highdicom as hd
 import numpy as np
 import pydicom
 import pytest
-from conftest import files, table
+from conftest import all_files, files, table
 
 from pipelines._runs import Execution
 from pipelines.score import score
@@ -24,10 +24,6 @@ from wsi_ats.slides.resample import read_image
 from wsi_ats.tables.files import read_parquet, write_parquet
 from wsi_ats.tables.manifest import read_manifest
 from wsi_ats.testing.dicom import write_dicom
-
-
-def all_files(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("[!.]*") if path.is_file())
 
 
 @pytest.fixture(scope="module")

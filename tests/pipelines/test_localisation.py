@@ -112,6 +112,9 @@ def test_classes_of_annotations(evaluate, three, tmp_path):
     assert table(tmp_path / "out" / "localisation.csv")[0]["annotated_cells"] == "1"
     ran = evaluate("--annotations", three, "--annotation-class", "Tumour", code=2)
     assert "is of class Tumour; there are Stroma, Tumor" in " ".join(ran.stderr.split())
+    # The earlier evaluation is still there, and a dry run finds the mistake, too.
+    assert table(tmp_path / "out" / "localisation.csv")
+    evaluate("--annotations", three, "--annotation-class", "Tumour", "--dry-run", code=2)
 
 
 def test_what_cannot_be_compared_is_refused(evaluate, three, tmp_path):

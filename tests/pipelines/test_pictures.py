@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from conftest import ROOT, SETTINGS, files, table
+from conftest import ROOT, SETTINGS, all_files, files, table
 from PIL import Image
 
 from pipelines._runs import Execution
@@ -22,7 +22,7 @@ from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.wrappers import CountingSlide
 from wsi_ats.tasks.targets import Target
 
-NAMES = [f"slide_{i:03d}{part}" for i in range(6) for part in ("", "_tiles")]
+NAMES = [f"{folder}slide_{i:03d}" for i in range(6) for folder in ("", "tiles/")]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_each_slide_has_a_picture_and_a_contact_sheet_and_the_scores_are_those_w
     out, summary = drawn
     assert summary.exit_code == 0
     assert "without_pictures_of_tiles" not in summary.notes
-    assert files(out / "pictures") == [f"{name}.png" for name in sorted(NAMES)]
+    assert all_files(out / "pictures") == sorted(f"{name}.png" for name in NAMES)
     score(refs, model, tmp_path, execution=Execution(scheduler=client))
     rows, plain = (
         [{**row, "seconds": ""} for row in table(each / "predictions.csv")] for each in (out, tmp_path)
@@ -75,7 +75,8 @@ def test_pictures_need_no_read_beyond_those_of_scoring(refs, model, drawn, tmp_p
         task(refs[0])
         numbers.append(len(reads))
     assert numbers[0] == numbers[1] > 0
-    assert files(tmp_path / "1" / "pictures") == ["slide_000.png", "slide_000_tiles.png"]
+    assert files(tmp_path / "1" / "pictures") == ["slide_000.png", "tiles"]
+    assert files(tmp_path / "1" / "pictures" / "tiles") == ["slide_000.png"]
 
 
 def test_pictures_made_afterwards_are_the_same_to_the_pixel(run, drawn, tmp_path):
@@ -101,7 +102,8 @@ def test_type_and_resolution_can_be_chosen_and_the_slides_may_have_moved(run, dr
         write_json(path, record | {"slide": record["slide"] | {"path": f"/nowhere/{path.stem}.tif"}})
     words = ["export", scores, "--to", "pictures", "--picture-type", "pdf", "--dpi", "80", "--json"]
     ran = run(*words, "--slides", tmp_path / "elsewhere", "--out", tmp_path / "out", code=1)
-    assert files(tmp_path / "out" / "pictures") == ["slide_000.pdf", "slide_000_tiles.pdf"]
+    assert files(tmp_path / "out" / "pictures") == ["slide_000.pdf", "tiles"]
+    assert files(tmp_path / "out" / "pictures" / "tiles") == ["slide_000.pdf"]
     assert ran.json["failed"].keys() == {f"slide_{i:03d}" for i in range(1, 6)}
     assert "is not there; score it again, or name the folder" in ran.json["failed"]["slide_001"]
 
@@ -131,11 +133,11 @@ def test_kinds_without_tiles_in_memory_say_so(run, refs, client, tmp_path, kind,
     summary = score(refs[:2], model, out, pictures=True, execution=Execution(scheduler=client))
     assert summary.exit_code == 0
     assert summary.notes["without_pictures_of_tiles"].startswith(f"2, because a model of kind {kind} {why}")
-    assert files(out / "pictures") == ["slide_000.png", "slide_001.png"]
+    assert all_files(out / "pictures") == ["slide_000.png", "slide_001.png"]
     ran = run("export", out, "--to", "pictures", "--out", tmp_path / "out", "--json")
-    drawn = files(tmp_path / "out" / "pictures")
+    drawn = all_files(tmp_path / "out" / "pictures")
     if kind == "mil":
-        assert drawn == [f"{name}.png" for name in NAMES[:4]]
+        assert drawn == sorted(f"{name}.png" for name in NAMES[:4])
     else:
         assert drawn == ["slide_000.png", "slide_001.png"]
         assert ran.json["notes"]["pictures"].endswith("no tiles of 2 slides, which were scored as one image")
@@ -144,7 +146,8 @@ def test_kinds_without_tiles_in_memory_say_so(run, refs, client, tmp_path, kind,
 def test_uniform_draws_have_both_pictures(refs, client, tmp_path):
     model = model_of_kind(tmp_path / "model", "uniform")
     score(refs[:1], model, tmp_path / "out", pictures=True, execution=Execution(scheduler=client))
-    assert files(tmp_path / "out" / "pictures") == ["slide_000.png", "slide_000_tiles.png"]
+    assert files(tmp_path / "out" / "pictures") == ["slide_000.png", "tiles"]
+    assert files(tmp_path / "out" / "pictures" / "tiles") == ["slide_000.png"]
 
 
 def test_a_slide_without_tissue_has_a_picture_that_shows_why(run, model, client, no_tissue, tmp_path):
@@ -209,7 +212,7 @@ def test_the_page_shows_what_the_code_draws(refs, client, tmp_path):
         torch.nn.init.normal_(part.weight, std=0.7)
     save_model(tmp_path / "model", network, settings, target)
     score(refs[1:2], tmp_path / "model", tmp_path, pictures=True, execution=Execution(scheduler=client))
-    for kind, name in (("slide", refs[1].id), ("tiles", f"{refs[1].id}_tiles")):
+    for kind, name in (("slide", refs[1].id), ("tiles", f"tiles/{refs[1].id}")):
         new = tmp_path / f"pictures_{kind}.png"
         with Image.open(tmp_path / "pictures" / f"{name}.png") as drawn:
             small = drawn.convert("RGB")

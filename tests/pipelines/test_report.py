@@ -8,11 +8,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from conftest import table
+from conftest import all_files, table
 
 from pipelines import report as report_module
 from pipelines._runs import Execution
 from pipelines.score import score
+from wsi_ats.errors import ArtifactError
 from wsi_ats.slides.base import SlideRef
 
 NASTY = '<script>alert(1)<&"quoted"'
@@ -126,6 +127,32 @@ def test_many_slides_are_on_several_pages(scores, tmp_path, monkeypatch):
         name, _, place = link.partition("#")
         assert not place or name == "" or place in pages[name].ids
     assert "r-3.html#slide-5" in links
+
+
+def test_further_pages_are_replaced_only_if_asked_and_surplus_ones_go(scores, tmp_path, monkeypatch):
+    (tmp_path / "r-2.html").write_text("mine")
+    with pytest.raises(ArtifactError, match=r"r-2\.html exists"):
+        report_module.report(scores, tmp_path / "r.html", pictures=False)
+    assert not (tmp_path / "r.html").exists()
+    monkeypatch.setattr(report_module, "SLIDES_A_PAGE", 2)
+    again = Execution(overwrite=True)
+    report_module.report(scores, tmp_path / "r.html", pictures=False, execution=again)
+    assert all_files(tmp_path) == ["r-2.html", "r-3.html", "r.html"]
+    monkeypatch.setattr(report_module, "SLIDES_A_PAGE", 200)
+    report_module.report(scores, tmp_path / "r.html", pictures=False, execution=again)
+    assert all_files(tmp_path) == ["r.html"]
+
+
+def test_what_is_damaged_in_scores_is_said_where_it_is_missed(scores, tmp_path):
+    shutil.copytree(scores, tmp_path / "scores")
+    (tmp_path / "scores" / "selections" / "slide_000.parquet").write_bytes(b"no table")
+    (tmp_path / "scores" / "pictures").mkdir()
+    (tmp_path / "scores" / "pictures" / "slide_001.png").write_bytes(b"no picture")
+    report_module.report(tmp_path / "scores", tmp_path / "r.html")
+    text = Page(tmp_path / "r.html").text
+    assert "The drawn tiles cannot be read: " in text
+    assert "There is no picture: " in text
+    assert "cannot be read as an image" in text
 
 
 def test_pictures_that_scoring_kept_are_used_and_a_missing_slide_is_said(scores, tmp_path):

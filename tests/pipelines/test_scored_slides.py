@@ -9,11 +9,12 @@ import pytest
 
 from pipelines._runs import Execution
 from pipelines.score import score
-from wsi_ats.errors import ArtifactError
+from wsi_ats.errors import ArtifactError, ManifestError
 from wsi_ats.files import read_json, write_json
 from wsi_ats.results.records import Status
 from wsi_ats.results.scores import read_scores
 from wsi_ats.slides import open_slide
+from wsi_ats.tables.files import read_parquet, write_parquet
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +77,29 @@ def test_the_record_of_a_run_is_there_for_reports(moved):
     assert scores.record["counts"]["done"] == 2
     assert asdict(scores.target)["task"] == "classification"
     assert scores.by_id.keys() == {each.id for each in scores.refs}
+
+
+def test_a_folder_without_any_of_the_slides_is_refused(moved, tmp_path):
+    shutil.copy(moved / "before" / "slide_000.tif", tmp_path / "other.tif")
+    with pytest.raises(ManifestError, match="has 1 slides, but none of those that were scored"):
+        read_scores(moved / "scores").moved_to(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["target", "settings", "names", "more", "column"])
+def test_damaged_scores_are_an_error_with_advice(moved, tmp_path, damage):
+    shutil.copytree(moved / "scores", tmp_path / "scores")
+    path = tmp_path / "scores" / "run.json"
+    record = read_json(path)
+    if damage in record:
+        del record[damage]
+    elif damage == "names":
+        del record["target"]["names"]
+    elif damage == "more":
+        record["target"]["unit"] = "mm"
+    else:
+        columns, _ = read_parquet(tmp_path / "scores" / "predictions.parquet")
+        del columns["logit_se"]
+        write_parquet(tmp_path / "scores" / "predictions.parquet", columns)
+    write_json(path, record)
+    with pytest.raises(ArtifactError, match="score again with this version"):
+        read_scores(tmp_path / "scores")

@@ -15,6 +15,7 @@ from wsi_ats.results.features import save_features
 from wsi_ats.results.records import AttentionMap, Prediction, ReadTiles, Selection, Status, Stop
 from wsi_ats.results.scores import Scores, read_scores
 from wsi_ats.results.selections import write_selection
+from wsi_ats.settings import Settings
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.fingerprint import contents_digest
 from wsi_ats.tables.files import write_csv, write_parquet
@@ -124,5 +125,6 @@ def write_scores(folder: Path, *names: str, kept: bool = True) -> Scores:
         "target": asdict(TARGET),
         "seed": 0,
     }
-    write_json(folder / "run.json", record | {"digests": {"model": "feedc0de"}})
+    settings = Settings().tables()
+    write_json(folder / "run.json", record | {"digests": {"model": "feedc0de"}, "settings": settings})
     return read_scores(folder)

@@ -254,9 +254,15 @@ def test_an_old_contact_sheet_goes_with_its_tiles(tmp_path):
     shown = slide()
     write_pictures_of(tmp_path, shown)
     write_pictures_of(tmp_path, replace(shown, pixels=None))
-    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+    assert [path.name for path in tmp_path.rglob("*.png")] == ["a.png"]
     with pytest.raises(SettingsError, match="no tiles to draw"):
         figure_of_tiles(tmp_path / "b.png", replace(shown, pixels=None))
+
+
+def test_no_slide_has_the_name_of_a_contact_sheet(tmp_path):
+    shown = [slide(slide_id=name) for name in ("a", "a_tiles", "tiles")]
+    written = [path for each in shown for path in write_pictures_of(tmp_path, each)]
+    assert len(set(written)) == 6
 
 
 @pytest.mark.parametrize("kind", KINDS)

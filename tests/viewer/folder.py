@@ -15,6 +15,7 @@ from wsi_ats.geometry import Grid, Region
 from wsi_ats.results.attention import save_attention
 from wsi_ats.results.records import AttentionMap, Selection
 from wsi_ats.results.selections import write_selection
+from wsi_ats.settings import Settings
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.fingerprint import contents_digest
 from wsi_ats.tables.files import write_parquet
@@ -127,6 +128,7 @@ def write_scores(root: Path) -> Path:
     names = list(dict.fromkeys(name for row in rows for name in row))
     write_parquet(folder / "predictions.parquet", {name: [row.get(name) for row in rows] for name in names})
     record = {"stage": "score", "end": "2026-01-01", "target": asdict(TARGET), "seed": 0}
+    record["settings"] = Settings().tables()
     write_json(folder / "run.json", record)
     (root / "annotations").mkdir()
     (root / "annotations" / f"{HOSTILE}.geojson").write_text(json.dumps(outlines()))
@@ -142,7 +144,13 @@ def _row(
     return row | {
         "predicted": predicted,
         "logit_se": None,
+        **dict.fromkeys(("stopped_by", "bytes_read")),
+        "draws": 1,
         "tiles_read": tiles,
         "tiles_total": 96,
+        "tiles_empty": 0,
+        "seconds": 0.5,
+        "model_digest": "feedc0de",
+        "seed": 0,
         "error": error,
     }

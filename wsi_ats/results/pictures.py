@@ -21,7 +21,7 @@ from wsi_ats.results.captions import (
 from wsi_ats.results.labels import place_labels
 from wsi_ats.results.page import Image, Panel, draw_scale, opaque, open_page, write
 from wsi_ats.results.records import FloatArray
-from wsi_ats.results.shown import DPI, ShownSlide
+from wsi_ats.results.shown import DPI, SHEETS, ShownSlide
 from wsi_ats.slides.base import Pixels
 from wsi_ats.slides.resample import resample
 
@@ -53,7 +53,7 @@ def write_pictures_of(folder: Path, shown: ShownSlide, *, kind: str = "png", dpi
     Parameters
     ----------
     folder
-        Folder for ``<slide_id>.<kind>`` and ``<slide_id>_tiles.<kind>``; an old contact sheet is deleted if
+        Folder for ``<slide_id>.<kind>`` and ``tiles/<slide_id>.<kind>``; an old contact sheet is deleted if
         there is no new one.
     shown, dpi
         As in :func:`figure_of_slide`.
@@ -72,7 +72,7 @@ def write_pictures_of(folder: Path, shown: ShownSlide, *, kind: str = "png", dpi
     ArtifactError
         When a file cannot be written.
     """
-    slide, tiles = (folder / f"{shown.id}{part}.{kind}" for part in ("", "_tiles"))
+    slide, tiles = (each / f"{shown.id}.{kind}" for each in (folder, folder / SHEETS))
     figure_of_slide(slide, shown, dpi=dpi)
     if shown.pixels is None:
         tiles.unlink(missing_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -13,7 +13,7 @@ from wsi_ats.bags.record import Bag
 from wsi_ats.errors import ArtifactError, ManifestError
 from wsi_ats.files import digest_of, read_json
 from wsi_ats.results.attention import load_attention
-from wsi_ats.results.records import RUN_FILE, AttentionMap, Selection, Status
+from wsi_ats.results.records import RUN_FILE, AttentionMap, Prediction, Selection, Status
 from wsi_ats.results.selections import read_selection
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.fingerprint import contents_digest
@@ -21,6 +21,8 @@ from wsi_ats.slides.storage import is_remote
 from wsi_ats.tables.files import read_csv, read_parquet
 from wsi_ats.tables.manifest import find_slides
 from wsi_ats.tasks.targets import Target
+
+_COLUMNS = frozenset(each.name for each in fields(Prediction)) - {"scores", "log_weight"}
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,16 @@ class ScoredSlide:
         The folder of scores.
     row
         The slide's row of ``predictions.parquet``; see :class:`wsi_ats.results.records.Prediction`.
+    target, settings
+        Target of the model, and sections ``tile`` and ``thumbnail`` of the run's settings.
     place
         Where the slide is now, if it was moved after it was scored.
     """
 
     folder: Path
     row: Mapping[str, Any]
+    target: Target
+    settings: Mapping[str, Any]
     place: str | None = None
 
     @property
@@ -117,15 +123,18 @@ class ScoredSlide:
         ArtifactError
             When the slide has changed since it was scored, or the scores do not record it.
         """
-        recorded = read_json(self._file("records", "json")).get("slide")
-        if not isinstance(recorded, dict):
+        record = read_json(self._file("records", "json"))
+        try:
+            recorded = record["slide"]
+            digest, facts = recorded["digest"], {k: v for k, v in recorded.items() if k != "digest"}
+            # JSON has no tuples, and older records no regions.
+            sequences = {name: tuple(facts.get(name, ())) for name in ("features", "region_classes")}
+            ref = SlideRef(**facts | sequences)
+        except (KeyError, TypeError, AttributeError) as error:
             raise ArtifactError(
-                f"{self.folder} does not record how {self.id} was opened; score it again with this version"
-            )
-        digest = recorded.pop("digest")
-        # JSON has no tuples, and older records no regions.
-        sequences = {name: tuple(recorded.get(name, ())) for name in ("features", "region_classes")}
-        ref = SlideRef(**recorded | sequences)
+                f"{self.folder} does not record how {self.id} was opened ({error!r}); score it again with "
+                "this version"
+            ) from error
         ref = replace(ref, path=self.place or ref.path)
         if contents_digest(ref.path) != digest:
             missing = not is_remote(ref.path) and not Path(ref.path).exists()
@@ -215,15 +224,24 @@ def read_scores(folder: Path) -> Scores:
             f"{folder} holds no finished scores (stage {record.get('stage')}, end {record.get('end')}); give "
             "the output folder of `wsi-ats score`, or run that command again to finish it"
         )
-    found = record.get("target")
-    if not isinstance(found, dict):
+    try:
+        found = record["target"]
+        target = Target(**found | {"names": tuple(found["names"])})
+        settings = {name: record["settings"][name] for name in ("tile", "thumbnail")}
+    except (KeyError, TypeError) as error:
         raise ArtifactError(
-            f"{folder / RUN_FILE} does not record what was predicted; score again with this version"
-        )
+            f"{folder / RUN_FILE} does not record what was predicted, and how ({error!r}); score again with "
+            "this version"
+        ) from error
     table, _ = read_parquet(folder / "predictions.parquet")
+    missing = {*_COLUMNS, *target.columns} - table.keys()
+    if missing:
+        raise ArtifactError(
+            f"{folder / 'predictions.parquet'} has no column {', '.join(sorted(missing))}; score again with "
+            "this version"
+        )
     rows = [dict(zip(table, values, strict=True)) for values in zip(*table.values(), strict=True)]
-    target = Target(**found | {"names": tuple(found["names"])})
-    slides = [ScoredSlide(folder, row) for row in rows]
+    slides = [ScoredSlide(folder, row, target, settings) for row in rows]
     return Scores(folder, target, slides, _read_cases(folder / "cases.csv", target), record)
 
 

@@ -13,7 +13,9 @@ from wsi_ats.geometry import Grid, Region
 from wsi_ats.results.records import Selection
 from wsi_ats.tables.files import read_parquet, write_parquet
 
-_VERSION = 3  # incremented when stored selections can no longer be read as before
+VERSION = 3
+"""Incremented when stored selections can no longer be read as before; such slides are scored again."""
+
 _EVIDENCE = "evidence_"
 _TYPES = {
     "slide_id": "string",
@@ -28,7 +30,7 @@ def write_selection(path: str | Path, selection: Selection) -> None:
     The columns are those of :meth:`wsi_ats.results.records.Selection.columns`; the rest is in the metadata.
     """
     metadata = {
-        "version": _VERSION,
+        "version": VERSION,
         "slide_id": selection.slide_id,
         "path": selection.path,
         "grid": asdict(selection.grid),
@@ -55,9 +57,9 @@ def read_selection(path: str | Path) -> Selection:
         When the file is missing, damaged or not a selection.
     """
     columns, metadata = read_parquet(path)
-    if metadata.get("version") != _VERSION or not _TYPES.keys() <= columns.keys():
+    if metadata.get("version") != VERSION or not _TYPES.keys() <= columns.keys():
         raise ArtifactError(
-            f"{path} is not a selection of version {_VERSION} (version {metadata.get('version')}, columns "
+            f"{path} is not a selection of version {VERSION} (version {metadata.get('version')}, columns "
             f"{', '.join(columns)}); score the slide again"
         )
     try:

@@ -16,6 +16,9 @@ from wsi_ats.results.records import AttentionMap, FloatArray, Selection, Status
 from wsi_ats.slides.base import Pixels, Slide
 from wsi_ats.tasks.targets import Target
 
+SHEETS = "tiles"
+"""Folder of contact sheets beside the pictures of slides, so that no slide's name is that of a sheet."""
+
 MOST_TILES = 25
 """Tiles on a contact sheet: five rows of five fit on a page, and the rest has little part in the score."""
 

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from wsi_ats.errors import ArtifactError
+
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
@@ -110,12 +112,22 @@ def compressed(path: Path, out: BinaryIO, *, widest: int, quality: int) -> None:
         Largest width in pixels; smaller images keep their size.
     quality
         From 0 to 100.
+
+    Raises
+    ------
+    ArtifactError
+        When the image cannot be read.
     """
-    with Image.open(path) as image:
-        small = image.convert("RGB")
-        if small.width > widest:
-            small = small.resize((widest, max(1, round(small.height * widest / small.width))))
-        small.save(out, format="WEBP", quality=quality, method=4)
+    try:
+        with Image.open(path) as image:
+            small = image.convert("RGB")
+    except OSError as error:
+        raise ArtifactError(
+            f"{path} cannot be read as an image: {error}; delete it to draw it again"
+        ) from error
+    if small.width > widest:
+        small = small.resize((widest, max(1, round(small.height * widest / small.width))))
+    small.save(out, format="WEBP", quality=quality, method=4)
 
 
 def write_png(path: Path, pixels: Pixels, *, dpi: float = 72, level: int = 6) -> None:

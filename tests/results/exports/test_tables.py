@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from results.scored_folder import selection, write_scores
 from wsi_ats.results.exports.registry import FORMATS
+from wsi_ats.results.selections import write_selection
 from wsi_ats.tables.files import read_csv, read_parquet
 
 
@@ -25,3 +28,15 @@ def test_all_selections_make_one_table_in_both_formats(tmp_path, names):
     np.testing.assert_array_equal(columns["attention"], expected)
     np.testing.assert_array_equal([float(value) for value in text["attention"]], expected)
     assert text["x"] == [str(value) for value in columns["x"]]
+
+
+def test_slides_without_evidence_have_empty_cells_beside_others(tmp_path):
+    scores = write_scores(tmp_path / "scores", "a", "b")
+    plain = replace(selection("b"), evidence={})
+    write_selection(tmp_path / "scores" / "selections" / "b.parquet", plain)
+    slides = [each for each in scores.slides if each.reads_tiles]
+    for kind in ("csv", "parquet"):
+        FORMATS[kind].collection(tmp_path, scores, slides)
+    columns, _ = read_parquet(tmp_path / "selections.parquet")
+    assert columns["evidence_tumour"] == [*selection("a").evidence_of("tumour"), *[None] * 4]
+    assert read_csv(tmp_path / "selections.csv")["evidence_tumour"][4:] == [""] * 4

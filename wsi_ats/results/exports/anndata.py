@@ -86,7 +86,7 @@ def write_anndata(folder: Path, scores: Scores, slides: Sequence[ScoredSlide]) -
         )
     path = folder / "tiles.h5ad"
     with atomic(path) as temporary:
-        concat(list(tables.values())).write_h5ad(temporary)
+        concat(list(tables.values()), join="outer").write_h5ad(temporary)
     return [path]
 
 

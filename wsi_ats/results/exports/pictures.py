@@ -7,16 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from wsi_ats.files import read_json
 from wsi_ats.overview.overview import read_overview
 from wsi_ats.overview.tiles import read_tiles
 from wsi_ats.results.exports.format import Format
-from wsi_ats.results.records import RUN_FILE, Status
+from wsi_ats.results.records import Status
 from wsi_ats.results.scores import ScoredSlide
-from wsi_ats.results.shown import DPI, KINDS, ShownSlide, check_dpi, check_kind
+from wsi_ats.results.shown import DPI, KINDS, SHEETS, ShownSlide, check_dpi, check_kind
 from wsi_ats.settings import Settings
 from wsi_ats.slides import open_slide
-from wsi_ats.tasks.targets import Target
 
 
 def write_pictures(
@@ -27,7 +25,7 @@ def write_pictures(
     Parameters
     ----------
     folder
-        Folder for ``<slide_id>.png`` and ``<slide_id>_tiles.png``.
+        Folder for ``<slide_id>.png`` and ``tiles/<slide_id>.png``.
     slide
         The slide, which has the status ``done`` or ``no_tissue``.
     picture_type
@@ -64,15 +62,13 @@ def read_shown(slide: ScoredSlide) -> ShownSlide:
     SlideError
         When the slide cannot be read.
     """
-    record = read_json(slide.folder / RUN_FILE)
-    target = Target(**record["target"] | {"names": tuple(record["target"]["names"])})
-    settings = Settings.from_mapping({name: record["settings"][name] for name in ("tile", "thumbnail")})
+    settings = Settings.from_mapping(slide.settings)
     ref = slide.ref()
     attention = slide.attention() if slide.status == Status.DONE else None
     selection = slide.selection() if slide.reads_tiles else None
     with open_slide(ref) as opened:
         overview = read_overview(opened, settings)
-        shown = ShownSlide.of(slide.row, target, opened, overview, attention, selection)
+        shown = ShownSlide.of(slide.row, slide.target, opened, overview, attention, selection)
         if shown.drawn is None or ref.downsample > 1:
             return shown
         cells = np.sort(shown.cells_on_sheet)
@@ -81,8 +77,10 @@ def read_shown(slide: ScoredSlide) -> ShownSlide:
 
 def _missing(slides: Sequence[ScoredSlide], written: Sequence[Path]) -> str:
     """Say how many slides have no picture of their tiles, and why."""
-    names = {path.stem for path in written}
-    bare = [each for each in slides if each.id in names and f"{each.id}_tiles" not in names]
+    sheets, drawn = set[str](), set[str]()
+    for path in written:
+        (sheets if path.parent.name == SHEETS else drawn).add(path.stem)
+    bare = [each for each in slides if each.id in drawn - sheets]
     reasons = {
         "have no tissue": sum(each.status == Status.NO_TISSUE for each in bare),
         "were scored as one image": sum(each.status == Status.DONE and not each.reads_tiles for each in bare),

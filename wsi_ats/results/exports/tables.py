@@ -52,8 +52,9 @@ PARQUET = Format(
 
 
 def _joined(selections: Iterable[Selection]) -> dict[str, list[Any]]:
-    table: dict[str, list[Any]] = {name: [] for name in selection_types(())}
-    for selection in selections:
-        for name, values in selection.columns().items():
-            table.setdefault(name, []).extend(values)
-    return table
+    parts = [selection.columns() for selection in selections]
+    names = dict.fromkeys([*selection_types(()), *(name for part in parts for name in part)])
+    # A slide of which all tiles were read has no evidence.
+    return {
+        name: [value for part in parts for value in part.get(name, [None] * len(part["x"]))] for name in names
+    }
