@@ -90,7 +90,12 @@ DOORS = {
         *("pipelines._work", "pipelines._workers"),
     ],
     # The commands, the options they share, and the frame that they run in.
-    "typer": ["pipelines.cli", "pipelines._arguments", "pipelines._command"],
+    "typer": [
+        "pipelines._app",
+        "pipelines._arguments",
+        "pipelines._command",
+        "pipelines._commands_with_scores",
+    ],
     "rich": ["pipelines._console"],
     "prometheus_client": ["pipelines._metrics"],
 }

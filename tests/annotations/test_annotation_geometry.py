@@ -67,7 +67,7 @@ def test_an_outline_that_crosses_itself_encloses_both_loops_and_is_reported():
     grid = Grid(100, 100, 10, 10)
     bow = drawn_on(grid, ("Tumor", [(0, 0), (20, 20), (20, 0), (0, 20)]))
     assert bow.shapes[0].area == 200
-    assert bow.notes == ("1 outlines cross themselves and were repaired",)
+    assert bow.notes == ("outlines that cross themselves, and were repaired: 1",)
     # A loop that runs over its own beginning stays filled there.
     twice = drawn_on(
         grid, ("Tumor", [(0, 0), (40, 0), (40, 40), (10, 40), (10, -0.0), (30, 0), (30, 30), (0, 30)])

@@ -196,7 +196,7 @@ def test_slides_without_a_usable_file_fail_with_the_reason_and_the_others_are_do
     assert "has no annotations of slide slide_000" in rows["slide_000"]["error"]
     assert "is one of 2 files of slide slide_001" in rows["slide_001"]["error"]
     assert "of another slide, or of another level or scan" in rows["slide_002"]["error"]
-    assert rows["slide_004"]["warning"].endswith("1 outlines cross themselves and were repaired")
+    assert rows["slide_004"]["warning"].endswith("outlines that cross themselves, and were repaired: 1")
     assert "slide_004: " in said
 
 

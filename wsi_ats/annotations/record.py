@@ -119,7 +119,7 @@ class Annotations:
         found = [(outline.name, *shapes.shape_of(outline)) for outline in drawn.outlines]
         own = [(name, shape) for name, shape, _ in found if shape.area > 0]
         repaired, flat = sum(each for *_, each in found), len(found) - len(own) + drawn.others
-        notes = [f"{repaired} outlines cross themselves and were repaired"] if repaired else []
+        notes = [f"outlines that cross themselves, and were repaired: {repaired}"] if repaired else []
         notes += [f"{flat} annotations have no area and were left out"] if flat else []
         here = tuple(shape for _, shape in own)
         if here and (beyond := _check_frame(path, drawn, here, frame)) > _WORTH_A_NOTE:
