@@ -20,8 +20,8 @@ from wsi_ats.results.shown import SHEETS
 from wsi_ats.slides.resample import compressed
 from wsi_ats.tasks.targets import Target
 
-# 200 slides of two pictures stay below 20 MB: a picture has about 45 kB, a third more as text.
-_WIDEST, _QUALITY = 1000, 60
+# Widths and qualities with which 200 slides stay below 20 MB; type on a contact sheet is still legible.
+_SLIDE, _SHEET = (900, 50), (750, 25)
 _TILES_SHOWN = 10
 
 _DPI = 110  # pictures that are drawn for the report are a little wider than they are shown
@@ -165,13 +165,13 @@ def _picture(slide: ScoredSlide, path: Path) -> Picture:
     text = f"{slide.id}: tissue with attention and the drawn tiles, numbered in the order drawn"
     if path.parent.name == SHEETS:
         text = f"{slide.id}: drawn tiles at full resolution, those with the largest part in the score first"
-    return Picture(data_url(path), text)
+    return Picture(data_url(path, *(_SHEET if path.parent.name == SHEETS else _SLIDE)), text)
 
 
-def data_url(path: Path) -> str:
-    """Return a PNG as the URL of a smaller WebP."""
+def data_url(path: Path, widest: int = 1600, quality: int = 60) -> str:
+    """Return a PNG as the URL of a WebP, at most so wide, in a quality from 0 to 100."""
     small = BytesIO()
-    compressed(path, small, widest=_WIDEST, quality=_QUALITY)
+    compressed(path, small, widest=widest, quality=quality)
     return f"data:image/webp;base64,{base64.b64encode(small.getvalue()).decode()}"
 
 

@@ -262,6 +262,16 @@ def without_times(rows: Sequence[dict[str, str]]) -> list[dict[str, str]]:
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
+def embed_settings(weights: Path) -> Settings:
+    """Return settings of a small encoder with weights from a file."""
+    return Settings().with_values(
+        [
+            *("tile.size=64", "thumbnail.pixels_per_cell=4", "scoring.precision=float32"),
+            *("model.backbone=test_vit", f"model.checkpoint={weights}"),
+        ]
+    )
+
+
 def files(folder: Path) -> list[str]:
     """Return the names of visible files in a folder."""
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
