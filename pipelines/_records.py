@@ -12,7 +12,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,7 +22,7 @@ from wsi_ats.files import atomic, digest_of, read_json, remove_partial, write_js
 from wsi_ats.results.records import Status
 from wsi_ats.settings import Settings
 from wsi_ats.slides.base import SlideRef
-from wsi_ats.slides.fingerprint import contents_digest, slide_digest
+from wsi_ats.slides.fingerprint import slide_digest
 from wsi_ats.tables.files import write_csv, write_parquet
 
 Row = dict[str, Any]
@@ -79,6 +79,10 @@ class SlideTask(ABC):
         """Columns that are known for every slide, even one that failed."""
         return {}
 
+    def facts(self, ref: SlideRef) -> Row:  # noqa: ARG002
+        """Return further entries of a slide's record."""
+        return {}
+
     def start(self) -> None:  # noqa: B027  (most stages need nothing)
         """Prepare a worker for its first slide; an error ends the run."""
 
@@ -107,9 +111,7 @@ class SlideTask(ABC):
         # List what was written, not what exists: a worker whose client was killed may still work on the same
         # slide, and either may delete what the other wrote.
         names = [_name(path) for path in written]
-        # For programs that read the slide again.
-        slide = asdict(ref) | {"digest": contents_digest(ref.path)}
-        record = {"key": key, "identity": self.identity, "files": names, "row": row, "slide": slide}
+        record = {"key": key, "identity": self.identity, "files": names, "row": row, **self.facts(ref)}
         write_json(self._record(ref.id), record)
         return row
 

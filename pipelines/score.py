@@ -28,6 +28,7 @@ from wsi_ats.results.shown import SHEETS, ShownSlide
 from wsi_ats.settings import Fixes, ScoringSettings, Settings
 from wsi_ats.slides import open_slide
 from wsi_ats.slides.base import Slide, SlideRef
+from wsi_ats.slides.fingerprint import contents_digest
 from wsi_ats.tasks.cases import case_scores
 from wsi_ats.tasks.targets import Target
 
@@ -284,6 +285,10 @@ class ScoreTask(SlideTask):
         if not self.settings.model.draws:
             return f"a model of kind {kind} does not keep all tiles in memory; {again}"
         return f"these were scored by features, without the pixels of tiles; {again} if the slides are there"
+
+    def facts(self, ref: SlideRef) -> Row:
+        """Return how the slide was opened, for programs that read it again."""
+        return {"slide": asdict(ref) | {"digest": contents_digest(ref.path)}}
 
     def is_whole(self, ref: SlideRef) -> bool:
         """Return whether there is a picture, if there should be one."""
