@@ -37,6 +37,7 @@ def write_scores(folder, target, rows):
         "end": "now",
         "digests": {"model": "m"},
         "seed": 0,
+        "settings": {"tile": {}, "thumbnail": {}},
         "target": {"task": target.task, "names": target.names, "centre": 0.0, "scale": 1.0},
     }
     (folder / "run.json").write_text(json.dumps(record))

@@ -15,7 +15,6 @@ from wsi_ats.results.features import save_features
 from wsi_ats.results.records import AttentionMap, Prediction, ReadTiles, Selection, Status, Stop
 from wsi_ats.results.scores import Scores, read_scores
 from wsi_ats.results.selections import write_selection
-from wsi_ats.settings import Settings
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.fingerprint import contents_digest
 from wsi_ats.tables.files import write_csv, write_parquet
@@ -125,6 +124,5 @@ def write_scores(folder: Path, *names: str, kept: bool = True) -> Scores:
         "target": asdict(TARGET),
         "seed": 0,
     }
-    settings = Settings().tables()
-    write_json(folder / "run.json", record | {"digests": {"model": "feedc0de"}, "settings": settings})
+    write_json(folder / "run.json", record | {"digests": {"model": "feedc0de"}})
     return read_scores(folder)
