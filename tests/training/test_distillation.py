@@ -191,6 +191,28 @@ def test_slides_of_too_few_cases_judge_nothing():
     assert trust(model, judges, figure, **DRAWS) == Trust(USUAL, None, None, None, FEWEST_TO_JUDGE - 1)
 
 
+@pytest.mark.parametrize(("size", "scale"), [(1.6, USUAL), (0.2, 0.0)])
+def test_attention_that_finds_the_lesions_of_few_slides_is_used_if_labels_show_it(size, scale):
+    """Where one slide in eight has a lesion, the mean over slides is small however good attention is."""
+    model, judges, labels = Attention(), [], []
+    for number in range(1, 129):
+        positive = number % 8 == 1
+        logits = size * lesion(number) if positive else 0 * UNIFORM
+        judges.append(judge(model, logits, said_of(number if positive else 0)))
+        labels.append(positive)
+
+    def auc(outputs: torch.Tensor, places) -> float | None:
+        truth = torch.tensor(labels)[list(places)]
+        score = outputs[:, 1] - outputs[:, 0]
+        pairs = score[truth][:, None] - score[~truth]
+        return ((pairs > 0).double() + 0.5 * (pairs == 0)).mean().item() if truth.any() else None
+
+    found = trust(model, judges, auc, **DRAWS)
+    assert 0 < found.foresight < 0.1
+    assert found.foresight > 2 * found.error
+    assert (found.scale, found.foretells) == (scale, scale > 0)
+
+
 def narrow(outputs: torch.Tensor, places) -> float:
     """Best where all outputs are alike, which they are by uniform draws."""
     del places

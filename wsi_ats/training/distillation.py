@@ -36,7 +36,8 @@ _RESAMPLES = 200
 # attention is nearly flat, and the metric is checked too.
 _ERROR_RATE = 0.05
 
-# With less foresight, draws by attention are practically uniform.
+# With less foresight, draws by attention are close to uniform, or differ from it on few slides: the metric
+# decides.
 _LEAST_FORESIGHT = 0.1
 
 # Number of simulated draws of each slide.
@@ -55,8 +56,9 @@ class Trust:
     scale
         Factor of the attention logits; 0 for uniform draws.
     foretells
-        Whether attention predicts which tiles of other slides are informative, by more than chance and more
-        than a little; ``None`` with fewer than :data:`FEWEST_TO_JUDGE` cases, and attention is then used.
+        Whether attention predicts which tiles of other slides are informative: by more than chance, and
+        either by more than a little or with a clearly better metric; ``None`` with fewer than
+        :data:`FEWEST_TO_JUDGE` cases, and attention is then used.
     foresight
         Difference of attention logits between informative tiles and the average tile, in nats, mean over
         cases; ``None`` if it was not evaluated.
@@ -210,9 +212,10 @@ def trust(
 ) -> Trust:
     """Choose the scale of the attention logits on slides that neither it nor the classifier learned from.
 
-    The surveyed tiles first show whether attention predicts which tiles are informative, by more than chance
-    and more than a little; this needs no labels. If not, tiles are drawn uniformly. If so, the labels decide
-    whether another scale than the usual one, such as 0 for uniform draws, is clearly better. With too few
+    The surveyed tiles first show whether attention predicts which tiles are informative, by more than
+    chance; this needs no labels. If not, tiles are drawn uniformly. If it predicts more than a little, the
+    usual scale is taken unless the metric of another one, such as 0 for uniform draws, is clearly better; if
+    it predicts little, tiles are drawn uniformly unless the metric of a scale is clearly better. With too few
     cases, attention is used without these checks.
 
     Parameters
@@ -241,10 +244,8 @@ def trust(
     # Slides of a case are not independent.
     foresight = [fmean(each[number] for number in case) for case in cases]
     mean, error = fmean(foresight), stdev(foresight) / math.sqrt(len(cases))
-    certain = mean > float(stdtrit(len(cases) - 1, 1 - _ERROR_RATE)) * error
-    foretells = certain and mean > _LEAST_FORESIGHT
-    scale = 0.0
-    if foretells:
+    scale, foretells = 0.0, False
+    if mean > float(stdtrit(len(cases) - 1, 1 - _ERROR_RATE)) * error:
         outputs = {}
         for candidate in (USUAL, *_SCALES):
             model.attention_scale.fill_(candidate)
@@ -255,7 +256,10 @@ def trust(
                 ],
                 1,
             )
-        scale = _best(outputs, cases, metric, torch.Generator().manual_seed(draw_seed(seed, "trust", -1)))
+        predicts = mean > _LEAST_FORESIGHT
+        generator = torch.Generator().manual_seed(draw_seed(seed, "trust", -1))
+        scale = _best(outputs, cases, metric, USUAL if predicts else 0.0, generator)
+        foretells = predicts or scale > 0
     model.attention_scale.fill_(scale)
     return Trust(scale, foretells, mean, error, len(cases))
 
@@ -264,9 +268,10 @@ def _best(
     outputs: Mapping[float, Tensor],
     cases: Sequence[Sequence[int]],
     metric: Callable[[Tensor, Sequence[int]], float | None],
+    default: float,
     generator: torch.Generator,
 ) -> float:
-    """Return the scale that is clearly best on resampled cases, or the usual scale.
+    """Return the scale that is clearly better than the default on resampled cases, or the default.
 
     Parameters
     ----------
@@ -276,6 +281,8 @@ def _best(
         Numbers of the held-out slides of each case.
     metric
         See :func:`trust`.
+    default
+        Scale with which the others are compared.
     generator
         Source of randomness.
     """
@@ -285,13 +292,13 @@ def _best(
         places = [number for case in chosen for number in cases[case]]
         draw = resample % _SIMULATED
         metrics = {scale: metric(each[draw, places], places) for scale, each in outputs.items()}
-        usual = metrics[USUAL]
+        by_default = metrics[default]
         for scale, value in metrics.items():
-            if value is not None and usual is not None:
-                better[scale].append(value - usual)
+            if value is not None and by_default is not None:
+                better[scale].append(value - by_default)
     clear = {
         scale: fmean(each)
         for scale, each in better.items()
         if len(each) > 1 and fmean(each) > _BETTER * stdev(each)
     }
-    return max(clear, key=lambda scale: clear[scale]) if clear else USUAL
+    return max(clear, key=lambda scale: clear[scale]) if clear else default
