@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 from pipelines._runs import Execution
 from pipelines.score import score
+from wsi_ats.results.records import Prediction
 from wsi_ats.tables.files import write_csv, write_parquet
 from wsi_ats.tasks.targets import Target
 
@@ -23,7 +25,9 @@ OF_CLASSES = [*ALWAYS, "precision_recall.csv", "reliability.csv", "roc.csv", "ru
 def write_scores(folder, target, rows):
     """Write a table as the stage does: rows of slide, case, status and scores."""
     folder.mkdir()
+    unused = {each.name for each in fields(Prediction)} - {"scores"}
     table = {
+        **{name: [None] * len(rows) for name in unused},
         "slide_id": [slide for slide, *_ in rows],
         "case_id": [case for _, case, *_ in rows],
         "path": [f"/slides/{slide}.svs" for slide, *_ in rows],
