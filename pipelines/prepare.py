@@ -13,13 +13,14 @@ from pipelines._carry_out import Results
 from pipelines._records import Row, SlideTask, own_cores, settled
 from pipelines._runs import Execution, Identity, Summary, rooted
 from pipelines._stage import run_stage
-from wsi_ats.bags.matched import match_features, save_matched
+from wsi_ats.bags.matched import MatchedBag, match_features, save_matched
 from wsi_ats.bags.writing import copy_bag
 from wsi_ats.files import atomic
 from wsi_ats.overview.annotated import check_regions, within_regions
 from wsi_ats.overview.overview import count_tiles, explain_exclusion, read_overview
 from wsi_ats.overview.prepared import save_overview
 from wsi_ats.overview.quality import mark
+from wsi_ats.overview.records import Overview
 from wsi_ats.overview.tiles import level_for
 from wsi_ats.results.records import Status
 from wsi_ats.settings import ARTEFACTS, Fixes, Settings
@@ -181,22 +182,7 @@ class PrepareTask(SlideTask):
             overview = within_regions(overview, ref, slide, self.settings)
             levels, mpp, grid = slide.levels, slide.mpp, overview.tissue.grid
             read = slide.bytes_read
-        prepared, picture, quality, matched, copied = self.files(ref.id)
-        save_overview(prepared, overview)
-        with atomic(picture) as path:
-            write_png(path, overview.thumbnail)
-        written = [prepared, picture]
-        if bag is not None:
-            written.append(matched)
-            save_matched(matched, bag, mpp.value)
-            if not bag.bag.is_plain:
-                written.append(copied)
-                size = (levels[0].width, levels[0].height)
-                copy_bag(bag.bag, copied, name=ref.id, size=size, mpp=mpp.value)
-        if any(mask.any() for mask in overview.artefacts.values()):
-            written.append(quality)
-            with atomic(quality) as path:
-                write_png(path, mark(overview.thumbnail, overview.artefacts))
+        written = self._write(ref.id, overview, bag, size=(levels[0].width, levels[0].height), mpp=mpp.value)
         tiles, outside = count_tiles(overview.tissue, self.settings), overview.outside
         doubts = [overview.background.doubt, outside.warning if outside else ""]
         row = {
@@ -228,3 +214,24 @@ class PrepareTask(SlideTask):
             "error": explain_exclusion(overview, self.settings),
         }
         return row, written
+
+    def _write(
+        self, slide_id: str, overview: Overview, bag: MatchedBag | None, *, size: tuple[int, int], mpp: float
+    ) -> list[Path]:
+        """Write the files of a slide of ``size`` level-0 pixels, and return them."""
+        prepared, picture, quality, matched, copied = self.files(slide_id)
+        save_overview(prepared, overview)
+        with atomic(picture) as path:
+            write_png(path, overview.thumbnail)
+        written = [prepared, picture]
+        if bag is not None:
+            written.append(matched)
+            save_matched(matched, bag, mpp)
+            if not bag.bag.is_plain:
+                written.append(copied)
+                copy_bag(bag.bag, copied, name=slide_id, size=size, mpp=mpp)
+        if any(mask.any() for mask in overview.artefacts.values()):
+            written.append(quality)
+            with atomic(quality) as path:
+                write_png(path, mark(overview.thumbnail, overview.artefacts))
+        return written

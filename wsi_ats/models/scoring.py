@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wsi_ats.bags.matched import match_features
+from wsi_ats.bags.matched import MatchedBag, match_features
 from wsi_ats.errors import SettingsError
 from wsi_ats.geometry import Grid, IntArray
 from wsi_ats.models.base import DrawLogits, draw_seed
@@ -207,27 +207,7 @@ class LoadedModel:
         kept = _Kept() if keep_tiles and settings.model.draws else None
         if len(tissue.cells):
             seeds = (draw_seed(seed, ref.id, number) for number in count())
-            device = next(self.model.parameters()).device
-            method = method_for(self.model, settings, device)
-            source = (
-                embed_tiles(
-                    self.model,
-                    counting,
-                    settings,
-                    device,
-                    shared=encoder,
-                    keep=kept.add_pixels if kept else None,
-                )
-                if bag is None
-                else nullcontext(embed_features(self.model, bag, device))
-            )
-            with (
-                source as embed,
-                closing(
-                    method.score(counting, overview, seeds, kept.features_of(embed) if kept else embed)
-                ) as scoring,
-            ):
-                draws, stopped = _enough(scoring, settings.sampling, self.target)
+            draws, stopped = self._draw(counting, overview, bag, settings, seeds, encoder, kept)
         read = sum(each.new_tiles for each in draws)
         scores = _by_column(draws, self.target)
         prediction = Prediction(
@@ -262,6 +242,33 @@ class LoadedModel:
             kept.tiles() if kept else None,
             warning,
         )
+
+    def _draw(
+        self,
+        slide: Slide,
+        overview: Overview,
+        bag: MatchedBag | None,
+        settings: Settings,
+        seeds: Iterator[int],
+        encoder: TileBatches | None,
+        kept: _Kept | None,
+    ) -> tuple[list[DrawLogits], Stop]:
+        """Draw, read and classify tiles until the stopping rule ends it."""
+        device = next(self.model.parameters()).device
+        method = method_for(self.model, settings, device)
+        keep = kept.add_pixels if kept else None
+        source = (
+            embed_tiles(self.model, slide, settings, device, shared=encoder, keep=keep)
+            if bag is None
+            else nullcontext(embed_features(self.model, bag, device))
+        )
+        with (
+            source as embed,
+            closing(
+                method.score(slide, overview, seeds, kept.features_of(embed) if kept else embed)
+            ) as scoring,
+        ):
+            return _enough(scoring, settings.sampling, self.target)
 
 
 def _by_column(draws: Sequence[DrawLogits], target: Target) -> dict[str, float]:

@@ -75,9 +75,10 @@ class AttentionPhase:
             for evidence in self._known(setup.units[unit]):
                 with journal.naming_step(step):
                     own, entropy, top = loss(evidence)
-                check("loss", own.item())
+                value, cells = torch.stack([own.detach(), entropy.exp()]).tolist()
+                check("loss", value)
                 (own / len(batch)).backward()  # type: ignore[no-untyped-call]
-                journal.add(loss=own.item(), units=1, drawn=1, cells=entropy.exp().item(), top=top)
+                journal.add(loss=value, units=1, drawn=1, cells=cells, top=top)
                 count += 1
         self._learner.take_step(count, check)
 

@@ -98,9 +98,11 @@ class Steps:
         total = mean * (count / len(batch))
         if result.drawn and self.journal.phase.name == "joint":
             total = self._with_attention_terms(total, batch, part, result)
-        self.journal.check_finite("loss", total.item(), step, batch)
+        # One transfer: each of its own would wait for the GPU again.
+        loss, own, by_chance = torch.stack([total.detach(), mean.detach(), chance]).tolist()
+        self.journal.check_finite("loss", loss, step, batch)
         total.backward()  # type: ignore[no-untyped-call]
-        self.journal.add(loss=mean.item() * count, chance=chance.item() * count, units=count)
+        self.journal.add(loss=own * count, chance=by_chance * count, units=count)
         self._count_tiles(result)
         return count
 
