@@ -12,7 +12,6 @@ import argparse
 import asyncio
 import http.client
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -25,16 +24,18 @@ from statistics import median
 from urllib.parse import urlsplit
 
 from benchmarks.report import Rows, command, report
-from benchmarks.synthetic import TARGET, slide_of
 from wsi_ats.files import write_json
 from wsi_ats.results.scores import ScoredSlide, Scores
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.fingerprint import contents_digest
+from wsi_ats.tasks.targets import Target
+from wsi_ats.testing.memory import peak_memory
 from wsi_ats.viewer.collection import Collection
 from wsi_ats.viewer.server import served
 from wsi_ats.viewer.tiles import Pyramid
 
 REQUESTS = 100
+TARGET = Target("classification", ("negative", "positive"))
 
 
 def serve(slide: Path) -> None:
@@ -52,7 +53,7 @@ def serve(slide: Path) -> None:
             await asyncio.to_thread(sys.stdin.read)
 
     asyncio.run(until_the_input_ends())
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
+    print(peak_memory() / 1e6)
 
 
 @contextmanager
@@ -112,6 +113,8 @@ def main() -> None:
     if given.serve:
         serve(given.serve)
         return
+    from benchmarks.synthetic import slide_of  # imports torch, of which a viewer needs nothing
+
     rows = measure(slide_of(given.slides, given.side), given.side, given.requests)
     report("tiles of a viewer", "view", rows, given.out, machine=True)
 

@@ -59,7 +59,7 @@ DOORS = {
     "sklearn": ["wsi_ats.tasks.curves", "wsi_ats.tables.splits"],  # of each what the name says
     # Areas that people drew, and outlines of tissue.
     "shapely": ["wsi_ats.annotations.shapes", "wsi_ats.results.exports.outlines"],
-    "defusedxml": ["wsi_ats.annotations.opening"],
+    "defusedxml": ["wsi_ats.annotations.xml"],
     "lifelines": ["wsi_ats.tasks.concordance"],
     # A page, what is drawn on it of slides, and plots of numbers.
     "matplotlib": ["wsi_ats.results.page", "wsi_ats.results.pictures", "wsi_ats.results.plots"],

@@ -91,6 +91,52 @@ def test_objects_without_a_class_points_lines_and_children(tmp_path):
     assert found.notes == ("2 annotations have no area and were left out",)
 
 
+def test_polygons_in_a_collection_of_geometries_are_found(tmp_path):
+    one = feature(rectangle(10, 20, 30, 40))
+    point = {"type": "Point", "coordinates": [3, 4]}
+    inner = {"type": "GeometryCollection", "geometries": [one["geometry"], point]}
+    one["geometry"] = {"type": "GeometryCollection", "geometries": [point, inner]}
+    none = feature(rectangle(0, 0, 1, 1))
+    none["geometry"] = {"type": "GeometryCollection", "geometries": [point]}
+    found = read_annotations(write_qupath(tmp_path / "a.geojson", [one, none]), WHOLE)
+    assert (bounds_of(found), found.classes) == ([(10, 20, 40, 60)], ("Tumor",))
+    assert found.notes == ("1 annotations have no area and were left out",)
+
+
+def test_an_object_of_qupath_0_2_is_read(tmp_path):
+    """Whose id is its kind, and whose measurements are a list."""
+    old = feature(rectangle(10, 20, 30, 40))
+    old["id"] = "PathAnnotationObject"
+    old["properties"] = {
+        "classification": {"name": "Tumor", "colorRGB": -3670016},
+        "isLocked": False,
+        "measurements": [{"name": "Area", "value": 1200.0}],
+    }
+    found = read_annotations(write(tmp_path / "a.json", json.dumps([old])), WHOLE)
+    assert (bounds_of(found), found.classes) == ([(10, 20, 40, 60)], ("Tumor",))
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [
+        {"type": "Polygon", "coordinates": []},
+        {"type": "MultiPolygon", "coordinates": []},
+        {"type": "MultiPolygon", "coordinates": [[]]},
+        {"type": "GeometryCollection", "geometries": []},
+        {"type": "Polygon", "coordinates": [[[0, 0], [9, 9], [0, 0]]]},
+        {"type": "Polygon", "coordinates": [[[5, 5], [5, 5], [5, 5], [5, 5]]]},
+        {"type": "LineString", "coordinates": [[0, 0], [9, 9]]},
+        {},
+    ],
+)
+def test_an_object_without_area_is_left_out_and_the_others_are_read(tmp_path, geometry):
+    flat, other = feature(rectangle(0, 0, 1, 1)), feature(rectangle(10, 20, 30, 40))
+    flat["geometry"] = geometry
+    found = read_annotations(write_qupath(tmp_path / "a.geojson", [flat, other]), WHOLE)
+    assert bounds_of(found) == [(10, 20, 40, 60)]
+    assert found.notes == ("1 annotations have no area and were left out",)
+
+
 @pytest.mark.parametrize("frame", [WHOLE, BOUNDED])
 def test_our_own_export_for_qupath_comes_back_to_the_same_place(tmp_path, frame):
     selection = Selection(
@@ -146,6 +192,14 @@ def test_corners_of_asap_are_in_their_order(tmp_path):
     assert read_annotations(write(tmp_path / "b.xml", swapped), WHOLE).shapes[0].area < 100
 
 
+def test_the_class_of_an_annotation_in_a_group_of_a_group_is_its_own_group(tmp_path):
+    text = asap([("Polygon", "invasive", rectangle(0, 0, 10, 10))])
+    inner = '<Group Name="invasive" PartOfGroup="None"'
+    assert inner in text
+    text = text.replace(inner, f'<Group Name="tumor" PartOfGroup="None" />{inner.replace("None", "tumor")}')
+    assert read_annotations(write(tmp_path / "a.xml", text), WHOLE).classes == ("invasive",)
+
+
 # --- Aperio ImageScope ---
 
 
@@ -167,7 +221,42 @@ def test_layers_of_imagescope_with_holes(tmp_path, frame):
     assert found.notes == ("1 annotations have no area and were left out",)
 
 
-# --- compression, damage, other files ---
+# --- compression, encodings, damage, other files ---
+
+
+SQUARE = rectangle(0, 0, 10, 10)
+TEXTS = {
+    "Aperio ImageScope": aperio([("Tumör", "", [(0, 0, SQUARE)])]),
+    "ASAP": asap([("Polygon", "Tumör", SQUARE)]),
+    "QuPath": json.dumps([feature(SQUARE, "Tumör")], ensure_ascii=False),
+}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "utf-16-le"])
+@pytest.mark.parametrize("declared", ["", "utf-8", "utf-16", "UTF-16LE"])
+@pytest.mark.parametrize("program", TEXTS)
+def test_the_byte_order_mark_says_how_a_file_is_encoded(tmp_path, program, declared, encoding, packed):
+    text = TEXTS[program].removeprefix('<?xml version="1.0"?>\n')
+    if declared and program != "QuPath":
+        text = f'<?xml version="1.0" encoding="{declared}"?>\r\n{text}'
+    mark = "\ufeff" if encoding in {"utf-16-be", "utf-16-le"} else ""
+    content = (mark + text).encode(encoding)
+    path = tmp_path / "a.xml"
+    path.write_bytes(gzip.compress(content) if packed else content)
+    if program != "QuPath" and encoding == "utf-8" and declared.upper().startswith("UTF-16"):
+        with pytest.raises(AnnotationError, match="encoding specified in XML declaration is incorrect"):
+            read_annotations(path, WHOLE)
+        return
+    found = read_annotations(path, WHOLE)
+    assert (found.program, found.classes, bounds_of(found)) == (program, ("Tumör",), [(0, 0, 10, 10)])
+
+
+def test_latin_letters_are_read_as_the_declaration_says(tmp_path):
+    path = tmp_path / "a.xml"
+    text = '<?xml version="1.0" encoding="ISO-8859-1"?>' + TEXTS["Aperio ImageScope"]
+    path.write_bytes(text.encode("latin-1"))
+    assert read_annotations(path, WHOLE).classes == ("Tumör",)
 
 
 def test_the_content_decides_the_format_and_not_the_name(tmp_path):
@@ -194,7 +283,16 @@ DAMAGED = {
         "the root 'annotations'; known are GeoJSON",
     ),
     "text.json": (b"slide_id,label", "is not a file of annotations; known are GeoJSON of QuPath"),
-    "empty.json": (b"", "is not a file of annotations"),
+    "empty.json": (b"", "is empty, which no program writes; export it again"),
+    "blank.xml": (b"\xef\xbb\xbf \r\n", "is empty"),
+    "packed.xml": (gzip.compress(b""), "is empty"),
+    "cut16.xml": ("\ufeff<Annotations/>".encode("utf-16-le")[:-1], "does not have the form"),
+    "no layer.xml": (aperio([]).encode(), "has no polygon (0 annotations are points"),
+    "no region.xml": (aperio([("Tumor", "", [])]).encode(), "has no polygon (0 annotations are points"),
+    "two corners.xml": (aperio([("", "", [(0, 0, [(1, 1), (9, 9)])])]).encode(), "has no polygon"),
+    "no corners.xml": (aperio([("", "", [(1, 0, [])])]).encode(), "has no polygon"),
+    "no group.xml": (asap([("Polygon", "None", [])]).encode(), "has no polygon"),
+    "geometry.json": (b'{"type": "Polygon", "coordinates": []}', "the type 'Polygon', expected Feat"),
     "none.json": (b'{"type": "FeatureCollection", "features": []}', "has no polygon (0 annotations"),
     "dots.xml": (asap([("Dot", "None", [(1, 1)])]).encode(), "has no polygon (1 annotations are points"),
     "line.xml": (asap([("Polygon", "None", [(1, 1), (2, 2), (1, 1)])]).encode(), "has no polygon"),

@@ -1,24 +1,18 @@
-"""A folder of scores as `score` writes it, with known numbers, made without a model."""
+"""A folder of scores for the viewer, whose slides have tissue, drawn tiles and an outline at known places."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tifffile
+from results.scored_folder import Made, write_folder, write_slide
 
-from wsi_ats.files import write_json
 from wsi_ats.geometry import Grid, Region
-from wsi_ats.results.attention import save_attention
 from wsi_ats.results.records import AttentionMap, Selection
-from wsi_ats.results.selections import write_selection
-from wsi_ats.settings import Settings
 from wsi_ats.slides.base import SlideRef
-from wsi_ats.slides.fingerprint import contents_digest
-from wsi_ats.tables.files import write_parquet
 from wsi_ats.tasks.targets import Target
 
 # Names that would do harm if they were HTML.
@@ -40,22 +34,6 @@ def pixels() -> np.ndarray:
     image[200:1000, 200:1400] = TISSUE
     image[..., 1] += (np.arange(WIDTH) % 8).astype(np.uint8)
     return image
-
-
-def write_slide(path: Path, image: np.ndarray, *, levels: int = 3) -> Path:
-    with tifffile.TiffWriter(path) as file:
-        for number in range(levels):
-            file.write(
-                image[:: 4**number, :: 4**number],
-                tile=(128, 128),
-                photometric="rgb",
-                compression="zlib",
-                resolution=(20_000, 20_000),  # 0.5 micrometres per pixel
-                resolutionunit="CENTIMETER",
-                subfiletype=1 if number else 0,
-                metadata=None,
-            )
-    return path
 
 
 def damage(path: Path) -> None:
@@ -104,53 +82,23 @@ def outlines() -> dict[str, Any]:
     return {"type": "FeatureCollection", "features": [feature]}
 
 
+def made(ref: SlideRef, score: float = 0.25) -> Made:
+    """Return what is written of a slide; its results fit any slide of this size."""
+    scores = dict(zip(TARGET.columns, (score, 1 - score), strict=True))
+    return Made(ref, scores, selection(ref.id, Path(ref.path)), attention())
+
+
 def write_scores(root: Path) -> Path:
     """Write ``scores``, ``slides`` and ``annotations``: a hostile, a damaged, a plain and a failed slide."""
-    folder, slides = root / "scores", root / "slides"
-    for each in (slides, folder / "selections", folder / "annotations"):
-        each.mkdir(parents=True)
-    rows = []
-    for name in (HOSTILE, "damaged", "plain"):
-        path = write_slide(slides / f"{name.replace('/', '')}.tif", pixels())
+    slides = []
+    for name, score in ((HOSTILE, 0.75), ("damaged", 0.5), ("plain", 0.25)):
+        path = write_slide(root / "slides" / f"{name}.tif", pixels(), mpp=0.5, levels=3)
         if name == "damaged":
             damage(path)
-        ref = SlideRef(name, str(path), f"case of {name}")
-        write_json(
-            folder / "records" / f"{name}.json",
-            {"slide": asdict(ref) | {"digest": contents_digest(ref.path)}},
-        )
-        write_selection(folder / "selections" / f"{name}.parquet", selection(name, path))
-        save_attention(folder / "attention" / f"{name}.npz", attention())
-        scores = {HOSTILE: 0.75, "damaged": 0.5, "plain": 0.25}[name]
-        rows.append(_row(ref, "done", 4, **dict(zip(TARGET.columns, (scores, 1 - scores), strict=True))))
-    missing = SlideRef("failed", str(slides / "failed.tif"), "failed")
-    rows.append(_row(missing, "failed", 0, error="failed.tif: it is an empty file; copy it again"))
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    write_parquet(folder / "predictions.parquet", {name: [row.get(name) for row in rows] for name in names})
-    record = {"stage": "score", "end": "2026-01-01", "target": asdict(TARGET), "seed": 0}
-    record["settings"] = Settings().tables()
-    write_json(folder / "run.json", record)
+        slides.append(made(SlideRef(name, str(path), f"case of {name}"), score))
+    missing = SlideRef("failed", str(root / "slides" / "failed.tif"), "failed")
+    slides.append(Made(missing, error="failed.tif: it is an empty file; copy it again"))
+    write_folder(root / "scores", TARGET, slides)
     (root / "annotations").mkdir()
     (root / "annotations" / f"{HOSTILE}.geojson").write_text(json.dumps(outlines()))
-    return folder
-
-
-def _row(
-    ref: SlideRef, status: str, tiles: int, *, error: str | None = None, **scores: float
-) -> dict[str, Any]:
-    row = {"slide_id": ref.id, "case_id": ref.case, "path": ref.path, "status": status}
-    row |= dict.fromkeys(TARGET.columns) | scores
-    predicted = max(scores, key=scores.__getitem__).removeprefix("prob_") if scores else None
-    return row | {
-        "predicted": predicted,
-        "logit_se": None,
-        **dict.fromkeys(("stopped_by", "bytes_read")),
-        "draws": 1,
-        "tiles_read": tiles,
-        "tiles_total": 96,
-        "tiles_empty": 0,
-        "seconds": 0.5,
-        "model_digest": "feedc0de",
-        "seed": 0,
-        "error": error,
-    }
+    return root / "scores"

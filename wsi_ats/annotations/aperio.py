@@ -12,6 +12,7 @@ import numpy as np
 
 from wsi_ats.annotations.record import Drawn
 from wsi_ats.annotations.shapes import FloatArray, Outline
+from wsi_ats.annotations.xml import corners
 
 PROGRAM = "Aperio ImageScope"
 
@@ -52,13 +53,12 @@ def _name(layer: Element) -> str:
 
 
 def _corners(region: Element) -> FloatArray:
-    points = [(float(each.attrib["X"]), float(each.attrib["Y"])) for each in region.iter("Vertex")]
-    corners = np.array(points).reshape(-1, 2)
-    if len(corners) != 2 or region.get("Type", "0") == "0":  # drawn by hand
-        return corners
-    (left, top), (right, bottom) = corners.min(axis=0), corners.max(axis=0)
+    drawn = corners(region.iter("Vertex"))
+    if len(drawn) != 2 or region.get("Type", "0") == "0":  # drawn by hand
+        return drawn
+    (left, top), (right, bottom) = drawn.min(axis=0), drawn.max(axis=0)
     if region.get("Type") != _ELLIPSE:  # opposite corners of a rectangle
         return np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
     angle = np.linspace(0, 2 * np.pi, _STEPS, endpoint=False)
-    half = (corners.max(axis=0) - corners.min(axis=0)) / 2
-    return np.asarray(corners.mean(axis=0) + half * np.stack([np.cos(angle), np.sin(angle)], axis=1))
+    half = (drawn.max(axis=0) - drawn.min(axis=0)) / 2
+    return np.asarray(drawn.mean(axis=0) + half * np.stack([np.cos(angle), np.sin(angle)], axis=1))

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from xml.etree.ElementTree import Element
 
-import numpy as np
-
 from wsi_ats.annotations.record import Drawn
 from wsi_ats.annotations.shapes import Outline
+from wsi_ats.annotations.xml import corners
 
 PROGRAM = "ASAP"
 
@@ -37,7 +36,6 @@ def read_asap(root: Element) -> Drawn:
             others += 1
             continue
         points = sorted(each.iter("Coordinate"), key=lambda point: int(point.attrib["Order"]))
-        corners = np.array([(float(p.attrib["X"]), float(p.attrib["Y"])) for p in points]).reshape(-1, 2)
         group = each.attrib.get("PartOfGroup", "None")
-        outlines.append(Outline("" if group == "None" else group, corners))
+        outlines.append(Outline("" if group == "None" else group, corners(points)))
     return Drawn(PROGRAM, outlines, others)

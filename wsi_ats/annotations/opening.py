@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 import zlib
 from pathlib import Path
-from xml.etree.ElementTree import Element, ParseError
+from xml.etree.ElementTree import Element
 
 import numpy as np
-
-# The standard parser expands entities that a document defines, so that a kilobyte fills the memory.
-from defusedxml import ElementTree
-from defusedxml.common import DefusedXmlException
 
 from wsi_ats.annotations.aperio import read_aperio
 from wsi_ats.annotations.asap import read_asap
 from wsi_ats.annotations.qupath import read_qupath
 from wsi_ats.annotations.record import Annotations, Drawn, Frame
+from wsi_ats.annotations.xml import parse_xml
 from wsi_ats.errors import AnnotationError
 
 _KNOWN = "GeoJSON of QuPath, XML of ASAP, XML of Aperio ImageScope"
 _GZIP, _ZIP = b"\x1f\x8b", b"PK\x03\x04"
+_MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 
 
 def read_annotations(path: Path, frame: Frame, *, may_be_empty: bool = False) -> Annotations:
@@ -79,7 +78,8 @@ def read_annotations(path: Path, frame: Frame, *, may_be_empty: bool = False) ->
     return found
 
 
-def _content(path: Path) -> bytes:
+def _content(path: Path) -> str | bytes:
+    """Return what a file has, as text if a byte order mark says how it is encoded."""
     try:
         content = path.read_bytes()
         if content.startswith(_GZIP):
@@ -88,33 +88,28 @@ def _content(path: Path) -> bytes:
         raise AnnotationError(str(path), f"cannot be read: {error}; copy or export it again") from error
     if content.startswith(_ZIP):
         raise AnnotationError(str(path), "is a ZIP archive; unpack it, or export without compression")
-    return content.removeprefix(b"\xef\xbb\xbf").strip()
+    for mark, encoding in _MARKS.items():
+        if content.startswith(mark):
+            return content.removeprefix(mark).decode(encoding).strip()
+    return content.strip()
 
 
-def _parse(path: Path, content: bytes) -> Drawn:
-    if content[:1] in (b"{", b"["):
+def _parse(path: Path, content: str | bytes) -> Drawn:
+    first = content[:1] if isinstance(content, str) else content[:1].decode("latin-1")
+    if first and first in "{[":
         try:
             return read_qupath(json.loads(content))
         except (json.JSONDecodeError, RecursionError) as error:
             raise AnnotationError(
                 str(path), f"is truncated or damaged JSON ({error}); export it again"
             ) from error
-    if content[:1] == b"<":
-        return _parse_xml(path, content)
-    raise AnnotationError(str(path), f"is not a file of annotations; known are {_KNOWN}")
+    if first == "<":
+        return _read_xml(path, parse_xml(path, content))
+    what = "is not a file of annotations" if content else "is empty, which no program writes; export it again"
+    raise AnnotationError(str(path), f"{what}; known are {_KNOWN}")
 
 
-def _parse_xml(path: Path, content: bytes) -> Drawn:
-    try:
-        root: Element = ElementTree.fromstring(content, forbid_dtd=True)
-    except DefusedXmlException as error:
-        raise AnnotationError(
-            str(path),
-            f"defines entities or a document type ({type(error).__name__}), which no program for slides does "
-            "and which can fill the memory; export it again",
-        ) from error
-    except (ParseError, LookupError) as error:  # the second for an unknown encoding
-        raise AnnotationError(str(path), f"is truncated or damaged XML ({error}); export it again") from error
+def _read_xml(path: Path, root: Element) -> Drawn:
     if root.tag == "ASAP_Annotations":
         return read_asap(root)
     if root.tag == "Annotations":

@@ -33,13 +33,10 @@ def read_qupath(content: Any) -> Drawn:
     features, others = _features(content), 0
     for feature in features:  # which grows
         properties = feature.get("properties") or {}
-        geometry, name = feature["geometry"] or {}, _name(properties.get("classification"))
-        kind, coordinates = geometry.get("type"), geometry.get("coordinates")
-        polygons = {"Polygon": [coordinates], "MultiPolygon": coordinates}.get(str(kind))
-        if polygons is None:
-            others += 1
-        else:
-            outlines += [_outline(name, rings) for rings in polygons]
+        name = _name(properties.get("classification"))
+        polygons = _polygons(feature["geometry"] or {})
+        outlines += [_outline(name, rings) for rings in polygons]
+        others += not polygons
         features += properties.get("childObjects") or []
     return Drawn(PROGRAM, outlines, others, from_bounds=True)
 
@@ -52,6 +49,17 @@ def _features(content: Any) -> list[dict[str, Any]]:
     if content.get("type") != "FeatureCollection":
         raise ValueError(f"it has the type {content.get('type')!r}, expected FeatureCollection")
     return [*content["features"]]
+
+
+def _polygons(geometry: dict[str, Any]) -> list[Any]:
+    """Return the rings of each polygon of a geometry; empty polygons, points and lines have none."""
+    kind = geometry.get("type")
+    if kind == "GeometryCollection":
+        return [polygon for each in geometry["geometries"] for polygon in _polygons(each)]
+    if kind not in {"Polygon", "MultiPolygon"}:
+        return []
+    coordinates = geometry["coordinates"]
+    return [polygon for polygon in ([coordinates] if kind == "Polygon" else coordinates) if polygon]
 
 
 def _name(found: Any) -> str:
