@@ -36,11 +36,11 @@ Slides = Annotated[
 ]
 Scores = Annotated[Path, typer.Argument(metavar="SCORES", help="Output folder of `score`.")]
 MovedSlides = Annotated[
-    Path | None,
+    str | None,  # a path would lose a slash of a URL
     text(
         "--slides",
         "FOLDER",
-        "Where the slides are now, if they were moved after they were scored.",
+        "Where the slides are now, if they were moved after they were scored: a folder, glob, URL or table.",
         panel=INPUT,
     ),
 ]

@@ -2,42 +2,25 @@
 
 from __future__ import annotations
 
-import io
 import json
-import shutil
-import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from urllib.parse import quote
 
 import numpy as np
 import pytest
-from PIL import Image
 
+from viewer.browser import Tab
 from viewer.folder import CLASS, DRAWN, GLASS, HEIGHT, HOSTILE, TISSUE, WIDTH
 from viewer.serving import running
 from wsi_ats.results.scores import read_scores
 from wsi_ats.viewer.collection import Collection
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-# Seconds after which a test has failed that waits for something.
-LIMIT = 60
 
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[object]:
-    if BROWSER is None:
-        pytest.skip("no Chromium: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def tab(browser, collection) -> Iterator[Tab]:
+@contextmanager
+def opened(browser, collection: Collection) -> Iterator[Tab]:
+    """Show a collection in a tab, in which nothing may go wrong."""
     with running(collection) as url:
         tab = Tab(browser, url)
         yield tab
@@ -45,86 +28,10 @@ def tab(browser, collection) -> Iterator[Tab]:
         assert tab.troubles == []
 
 
-class Tab:
-    """A tab of the browser that shows the page."""
-
-    def __init__(self, browser, url: str) -> None:
-        self.url = url
-        self.page = browser.new_page(viewport={"width": 1100, "height": 600})
-        self.page.set_default_timeout(LIMIT * 1000)
-        self.troubles: list[str] = []
-        self.page.on("console", self._hear)
-        self.page.on("pageerror", lambda error: self.troubles.append(str(error)))
-        self.page.on("dialog", lambda dialog: self.troubles.append(dialog.message) or dialog.dismiss())
-        self.page.on("request", self._check)
-
-    def _hear(self, message) -> None:
-        if message.type in {"error", "warning"}:
-            self.troubles.append(message.text)
-
-    def _check(self, request) -> None:
-        if not request.url.startswith((self.url, "data:")):
-            self.troubles.append(f"asks for {request.url}")
-
-    def show(self, place: str = "") -> None:
-        self.page.goto("about:blank")
-        self.page.goto(self.url + place)
-        self.settle()
-
-    def wait(self, expression: str) -> None:
-        """Wait until an expression is true; Playwright's own waiting needs `eval`, which the page forbids."""
-        end = time.monotonic() + LIMIT
-        while not self.page.evaluate(expression):
-            assert time.monotonic() < end, expression
-            self.page.wait_for_timeout(50)
-
-    def settle(self) -> None:
-        """Wait until a slide is shown, and all tiles that it needs are drawn."""
-        self.wait("plot?.document.is_idle && location.hash.split('/').length === 4")
-        # Bokeh asks for tiles a moment after it has painted.
-        self.page.wait_for_timeout(150)
-        tiles = "[...plot.document.get_model_by_name('source').tiles.values()]"
-        self.wait(f"{tiles}.every((each) => each.loaded || each.finished)")
-        self.page.wait_for_timeout(300)  # the page remembers its place, and Bokeh paints
-
-    @property
-    def place(self) -> list[float]:
-        """Middle in level-0 pixels, and level-0 pixels per pixel of the screen."""
-        return [float(each) for each in self.page.url.partition("#")[2].split("/")[1:]]
-
-    def at(self, x: float, y: float) -> tuple[float, float]:
-        """Return where a place of the slide is on the screen."""
-        box = self.page.locator("#plot").bounding_box()
-        middle_x, middle_y, zoom = self.place
-        return (
-            box["x"] + box["width"] / 2 + (x - middle_x) / zoom,
-            box["y"] + box["height"] / 2 + (y - middle_y) / zoom,
-        )
-
-    def colour(self, x: float, y: float) -> np.ndarray:
-        """Return the mean colour of 5 x 5 pixels of the screen at a place of the slide."""
-        screen = np.asarray(Image.open(io.BytesIO(self.page.screenshot())).convert("RGB")).astype(float)
-        column, row = map(round, self.at(x, y))
-        return screen[row - 2 : row + 3, column - 2 : column + 3].mean((0, 1))
-
-    def opacity(self, name: str, value: float) -> None:
-        self.page.locator(f"#opacity-{name}").fill(str(value))
-        self.page.wait_for_timeout(300)
-
-    def drag(self) -> None:
-        """Move the plot by 100 pixels to the right and 50 down."""
-        address = self.page.evaluate("location.hash")
-        x, y = self.at(*self.place[:2])
-        self.page.mouse.move(x, y)
-        self.page.mouse.down()
-        for step in range(1, 6):
-            self.page.mouse.move(x + 20 * step, y + 10 * step)
-            self.page.wait_for_timeout(30)
-        self.page.mouse.up()
-        self.wait(f"location.hash !== {json.dumps(address)}")
-
-    def texts(self, selector: str) -> list[str]:
-        return [text.strip() for text in self.page.locator(selector).all_inner_texts()]
+@pytest.fixture
+def tab(browser, collection) -> Iterator[Tab]:
+    with opened(browser, collection) as tab:
+        yield tab
 
 
 def test_a_slide_is_shown_where_it_is_and_overlays_have_opacities(tab):
@@ -173,12 +80,12 @@ def test_the_slide_can_be_moved_at_the_closest_zoom(tab):
     for _ in range(8):  # as far as it goes
         tab.page.mouse.wheel(0, -120)
         tab.page.wait_for_timeout(50)
-    tab.wait("zoomed() < 0.134")
+    tab.wait("zoomed() < 0.14")
     tab.page.wait_for_timeout(500)
     before = tab.place
     tab.drag()
     tab.page.wait_for_timeout(500)
-    np.testing.assert_allclose(np.subtract(before, tab.place)[:2], [13.3, 6.7], atol=1)
+    np.testing.assert_allclose(np.subtract(before, tab.place)[:2], [13.9, 7.0], atol=1)
 
 
 def test_a_click_on_a_drawn_tile_shows_its_numbers(tab):
@@ -237,18 +144,41 @@ def test_a_tile_that_cannot_be_read_is_grey_and_the_rest_of_the_slide_is_shown(t
     np.testing.assert_allclose(tab.colour(450, 250), TISSUE, atol=12)
 
 
-def test_ten_thousand_slides_are_listed_a_part_at_a_time(tab, collection, scored):
-    [slide] = [each for each in read_scores(scored).slides if each.id == "plain"]
-    many = [replace(slide, row={**slide.row, "slide_id": f"slide {i}"}) for i in range(10_000)]
-    collection.scores = replace(collection.scores, slides=many)
-    tab.page.goto(tab.url)
-    tab.wait("document.title === 'slide 0'")
-    rows = tab.page.locator("#list tbody tr")
+@pytest.fixture
+def many(browser, scored) -> Iterator[Tab]:
+    """A tab with 10,000 slides, of which only the list can be seen."""
+    scores = read_scores(scored)
+    plain = scores.by_id["plain"]
+    slides = [replace(plain, row={**plain.row, "slide_id": f"slide {i}"}) for i in range(10_000)]
+    with opened(browser, Collection(replace(scores, slides=slides), {})) as tab:
+        yield tab
+
+
+def test_ten_thousand_slides_are_listed_a_part_at_a_time(many):
+    many.page.goto(many.url)
+    many.wait("document.title === 'slide 0'")
+    rows = many.page.locator("#list tbody tr")
     assert rows.count() == 200
-    tab.page.locator("#list").evaluate("(list) => list.scrollTo(0, list.scrollHeight)")
-    tab.wait("document.querySelectorAll('#list tbody tr').length >= 400")
+    many.page.locator("#list").evaluate("(list) => list.scrollTo(0, list.scrollHeight)")
+    many.wait("document.querySelectorAll('#list tbody tr').length >= 400")
     assert rows.count() <= 600
-    assert tab.texts("#title") == ["scores: 10000 slides"]
+    assert many.texts("#title") == ["scores: 10000 slides"]
+
+
+def test_a_link_to_one_of_ten_thousand_slides_draws_the_rows_around_it(many):
+    many.page.goto(many.url + "#slide%209000")
+    many.wait("document.title === 'slide 9000'")
+    assert many.texts("#list tr.current td:first-child") == ["slide 9000"]
+    rows = many.page.locator("#list tbody tr")
+    assert rows.count() <= 600
+    many.page.keyboard.press("p")
+    many.wait("document.title === 'slide 8999'")
+    many.page.locator("#list").evaluate("(list) => list.scrollTo(0, 0)")
+    many.wait("+document.querySelector('#list tbody tr').dataset.slide < 8900")
+    names = many.texts("#list tbody td:first-child")
+    start = int(names[0].split()[1])
+    assert names == [f"slide {start + i}" for i in range(len(names))]  # each once, in order
+    assert many.page.locator("#list").evaluate("(list) => list.scrollTop") > 0  # the same rows are seen
 
 
 def test_exported_files_are_the_same_page(browser, scored, tmp_path):

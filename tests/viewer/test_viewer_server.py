@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import re
@@ -18,7 +17,7 @@ import numpy as np
 import pytest
 
 from viewer.folder import CLASS, DRAWN, HOSTILE, TARGET, WIDTH, attention, pixels
-from viewer.serving import running
+from viewer.serving import ask, ask_path, running
 from wsi_ats.slides.jpeg import decode
 from wsi_ats.viewer.server import grey_tile
 
@@ -29,23 +28,6 @@ ROOT = Path(__file__).parents[2]
 def url(collection):
     with running(collection) as url:
         yield url
-
-
-def ask(url: str, path: str, *, host: str | None = None, method: str = "GET"):
-    """Send a path as it is, which may be one that a client would mend; gives status, headers and body."""
-    place = urlsplit(url)
-    connection = http.client.HTTPConnection(place.hostname, place.port, timeout=60)
-    connection.putrequest(method, path, skip_host=True)
-    connection.putheader("Host", host or place.netloc)
-    connection.endheaders()
-    answer = connection.getresponse()
-    body = answer.read()
-    connection.close()
-    return answer.status, answer.headers, body
-
-
-def page(url: str, name: str = "", **options):
-    return ask(url, urlsplit(url).path + name, **options)
 
 
 def test_the_page_and_its_scripts_are_there_and_ask_for_nothing_from_the_network(url):
@@ -59,7 +41,7 @@ def test_the_page_and_its_scripts_are_there_and_ask_for_nothing_from_the_network
         "slides/0.json": "application/json",
         "slides/0/0/0_0.jpg": "image/jpeg",
     }.items():
-        status, headers, body = page(url, name)
+        status, headers, body = ask(url, name)
         assert (status, headers["Content-Type"].partition(";")[0]) == (200, kind), name
         assert headers["X-Content-Type-Options"] == "nosniff"
         policy = headers["Content-Security-Policy"]
@@ -76,21 +58,21 @@ def test_a_wrong_token_is_refused_whatever_is_asked(url, path):
     token = place.path.strip("/")
     assert len(token) >= 32
     for wrong in ("x" * len(token), token[:-1], token + "x", "", "%00", "%C3%A9", ".."):
-        assert ask(url, f"/{wrong}/{path}")[0] == 403, wrong
+        assert ask_path(url, f"/{wrong}/{path}")[0] == 403, wrong
     for short in ("/", "//"):
-        assert ask(url, short)[0] == 403
+        assert ask_path(url, short)[0] == 403
 
 
 @pytest.mark.parametrize(
     "host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "[::1]", "0.0.0.0"]
 )
 def test_another_host_is_refused_which_stops_rebound_names(url, host):
-    assert page(url, "slides.json", host=host)[0] == 403
+    assert ask(url, "slides.json", host=host)[0] == 403
 
 
 @pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "localhost:9999"])
 def test_a_tunnel_from_another_machine_may_have_another_port(url, host):
-    assert page(url, "slides.json", host=host)[0] == 200
+    assert ask(url, "slides.json", host=host)[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -109,7 +91,7 @@ def test_a_tunnel_from_another_machine_may_have_another_port(url, host):
     ],
 )
 def test_what_is_not_part_of_the_page_is_not_found(url, path):
-    status, headers, body = page(url, path)
+    status, headers, body = ask(url, path)
     assert status == 404
     assert headers["Content-Type"].startswith("text/plain")
     assert body == b"404 Not Found"
@@ -117,11 +99,11 @@ def test_what_is_not_part_of_the_page_is_not_found(url, path):
 
 def test_only_reading_is_allowed(url):
     for method in ("POST", "PUT", "DELETE"):
-        assert page(url, "slides.json", method=method)[0] == 405
+        assert ask(url, "slides.json", method=method)[0] == 405
 
 
 def test_the_list_has_a_row_for_each_slide_with_its_scores(url):
-    table = json.loads(page(url, "slides.json")[2])
+    table = json.loads(ask(url, "slides.json")[2])
     assert table["columns"] == [
         *(
             "slide_id",
@@ -140,7 +122,7 @@ def test_the_list_has_a_row_for_each_slide_with_its_scores(url):
 
 
 def test_a_tile_has_the_pixels_of_the_slide(url):
-    body = page(url, "slides/0/4/0_0.jpg")[2]
+    body = ask(url, "slides/0/4/0_0.jpg")[2]
     shown = np.empty((256, 256, 3), np.uint8)
     decode(body, shown)
     difference = np.abs(shown.astype(int) - pixels()[:256, :256])
@@ -148,7 +130,7 @@ def test_a_tile_has_the_pixels_of_the_slide(url):
 
 
 def test_a_slide_has_its_facts_overlays_and_the_numbers_of_its_tiles(url):
-    slide = json.loads(page(url, "slides/0.json")[2])
+    slide = json.loads(ask(url, "slides/0.json")[2])
     assert (slide["id"], slide["error"], slide["mpp"], slide["notes"]) == (HOSTILE, None, 0.5, [])
     facts = dict(slide["facts"])
     assert facts[f"prob_{CLASS}"] == 0.75
@@ -170,37 +152,37 @@ def test_the_plot_has_each_drawn_tile_at_its_place(collection):
 
 
 def test_a_slide_that_failed_says_why_and_the_others_are_shown(url):
-    slide = json.loads(page(url, "slides/3.json")[2])
+    slide = json.loads(ask(url, "slides/3.json")[2])
     assert (slide["plot"], slide["error"]) == (None, "failed.tif: it is an empty file; copy it again")
 
 
 def test_a_tile_that_cannot_be_read_is_grey_and_says_why_and_its_neighbours_are_shown(url):
-    status, headers, body = page(url, "slides/1/4/0_0.jpg")  # half of it is the damaged tile
+    status, headers, body = ask(url, "slides/1/4/0_0.jpg")  # half of it is the damaged tile
     assert (status, headers["Content-Type"], headers["Cache-Control"]) == (200, "image/svg+xml", "no-store")
     text = "".join(ET.fromstring(body).itertext())
     assert "damaged.tif" in text
-    assert page(url, "slides/1/4/1_0.jpg")[1]["Content-Type"] == "image/jpeg"
+    assert ask(url, "slides/1/4/1_0.jpg")[1]["Content-Type"] == "image/jpeg"
 
 
 def test_a_slide_that_has_changed_or_is_gone_says_so(url, collection, tmp_path):
     path = Path(collection.scores.slides[2].row["path"])
     path.rename(tmp_path / "away.tif")
     try:
-        slide = json.loads(page(url, "slides/2.json")[2])
+        slide = json.loads(ask(url, "slides/2.json")[2])
         assert slide["plot"] is None
         assert "it cannot be shown: plain: " in slide["error"]
         assert "--slides FOLDER" in slide["error"]
-        assert page(url, "slides/2/0/0_0.jpg")[1]["Content-Type"] == "image/svg+xml"
+        assert ask(url, "slides/2/0/0_0.jpg")[1]["Content-Type"] == "image/svg+xml"
     finally:
         (tmp_path / "away.tif").rename(path)
-    assert json.loads(page(url, "slides/2.json")[2])["error"] is None  # it was not remembered as bad
+    assert json.loads(ask(url, "slides/2.json")[2])["error"] is None  # it was not remembered as bad
 
 
 def test_a_damaged_file_of_annotations_is_a_note_and_the_slide_is_shown(url, collection, tmp_path):
     path = tmp_path / "damaged.geojson"
     path.write_text('{"features": [{"geometry": ')
     collection.annotations[HOSTILE] = path
-    slide = json.loads(page(url, "slides/0.json")[2])
+    slide = json.loads(ask(url, "slides/0.json")[2])
     assert "damaged.geojson: is truncated or damaged JSON" in slide["notes"][0]
     assert slide["plot"] is not None
 
@@ -209,7 +191,7 @@ def test_many_tiles_at_once_are_all_answered_and_the_cache_stays_in_its_bounds(u
     collection.cache.most_bytes = 30_000
     names = [f"slides/{number}/4/{x}_{y}.jpg" for number in (0, 2) for x in range(10) for y in range(5)]
     with ThreadPoolExecutor(20) as threads:
-        answers = list(threads.map(lambda name: page(url, name), names))
+        answers = list(threads.map(lambda name: ask(url, name), names))
     assert {status for status, _, _ in answers} == {200}
     assert sum(len(body) for _, _, body in answers) > 30_000
     assert 0 < collection.cache.size <= 30_000
@@ -242,7 +224,7 @@ def test_the_command_serves_until_ctrl_c_and_a_second_viewer_on_its_port_is_refu
         try:
             line = first.stderr.readline()
             url = re.search(r"http://127\.0\.0\.1:\d+/\S+/", line)[0]
-            assert page(url, "slides/2.json")[0] == 200
+            assert ask(url, "slides/2.json")[0] == 200
             port = urlsplit(url).port
             with start(scored, "--port", port) as second:
                 stdout, stderr = second.communicate(timeout=120)
@@ -255,10 +237,10 @@ def test_the_command_serves_until_ctrl_c_and_a_second_viewer_on_its_port_is_refu
         finally:
             first.kill()
     with pytest.raises(ConnectionRefusedError):
-        page(url)
+        ask(url)
 
 
 def test_widths_beyond_the_slide_are_glass(url):
     shown = np.empty((256, 256, 3), np.uint8)
-    decode(page(url, f"slides/0/4/{WIDTH // 256}_0.jpg")[2], shown)
+    decode(ask(url, f"slides/0/4/{WIDTH // 256}_0.jpg")[2], shown)
     assert (shown[:, WIDTH % 256 + 8 :] > 250).all()

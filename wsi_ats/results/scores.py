@@ -19,6 +19,7 @@ from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.fingerprint import contents_digest
 from wsi_ats.slides.storage import is_remote
 from wsi_ats.tables.files import read_csv, read_parquet
+from wsi_ats.tables.folders import find_in_store
 from wsi_ats.tables.manifest import find_slides
 from wsi_ats.tasks.targets import Target
 
@@ -137,10 +138,14 @@ class ScoredSlide:
             ) from error
         ref = replace(ref, path=self.place or ref.path)
         if contents_digest(ref.path) != digest:
-            missing = not is_remote(ref.path) and not Path(ref.path).exists()
+            what = "has changed since it was scored"
+            if is_remote(ref.path):
+                what = f"cannot be read now, or {what}"
+            elif not Path(ref.path).exists():
+                what = "is not there"
             raise ArtifactError(
-                f"{self.id}: {ref.path} {'is not there' if missing else 'has changed since it was scored'}; "
-                "score it again, or name the folder where the slides are now with --slides FOLDER"
+                f"{self.id}: {ref.path} {what}; score it again, or name the folder where the slides are now "
+                "with --slides FOLDER"
             )
         return ref
 
@@ -193,15 +198,16 @@ class Scores:
         Parameters
         ----------
         source
-            Folder, glob or table of the slides; slides are found by their names. Those that are not there are
-            looked for where they were.
+            Folder or glob, here or in a store, or table of the slides; slides are found by their names. Those
+            that are not there are looked for where they were.
 
         Raises
         ------
         ManifestError
             When the source cannot be read, or has none of these slides.
         """
-        places = {ref.id: ref.path for ref in find_slides(source)}
+        found = find_in_store(str(source)) if is_remote(str(source)) else find_slides(source)
+        places = {ref.id: ref.path for ref in found}
         if not places.keys() & self.by_id.keys():
             raise ManifestError(
                 f"{source} has {len(places)} slides, but none of those that were scored; slides are found by "

@@ -130,15 +130,25 @@ def test_qupath_gets_tiles_attention_and_tissue_where_it_shows_them(exported):
     assert len({each["id"] for each in (*cells, tissue)}) == 11
 
 
+def test_files_for_qupath_are_ascii_because_it_reads_them_in_the_encoding_of_the_machine(tmp_path):
+    slide = write_scores(tmp_path / "scores", "a").slides[0]
+    umlaut = scored_folder.selection("a")
+    umlaut.evidence["Tumör"] = umlaut.evidence.pop("tumour")
+    scored_folder.write_selection(tmp_path / "scores" / "selections" / "a.parquet", umlaut)
+    FORMATS["qupath"].slide(tmp_path, slide)
+    features = json.loads((tmp_path / "a.geojson").read_text(encoding="ascii"))["features"]
+    assert "evidence Tumör" in features[0]["properties"]["measurements"]
+
+
 def test_the_script_for_qupath_names_the_folder_and_the_slides(exported, scores, tmp_path):
     folder, _ = exported("qupath")
     listed = json.loads((folder / "slides.json").read_text())["slides"]
     assert listed == [{"name": name, "path": f"/scans/{name}.svs"} for name in ("a", "b")]
-    odd = tmp_path / 'a "quoted" $folder'
+    odd = tmp_path / 'é "quoted" $folder'
     odd.mkdir()
     FORMATS["qupath"].collection(odd, scores, [])
-    script = (odd / "open_in_qupath.groovy").read_text()
-    assert f'new File("{tmp_path}/a \\"quoted\\" \\$folder")' in script
+    script = (odd / "open_in_qupath.groovy").read_text(encoding="ascii")
+    assert f'new File("{tmp_path}/\\u00e9 \\"quoted\\" \\$folder")' in script
     assert script.count("{") == script.count("}")
 
 

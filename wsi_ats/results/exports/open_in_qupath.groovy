@@ -21,6 +21,7 @@ folder.mkdirs()
 
 def project = Projects.createProject(folder, BufferedImage.class)
 new JsonSlurper().parse(new File(here, 'slides.json'), 'UTF-8').slides.each { slide ->
+    def entry = null
     try {
         def uri = slide.path.contains('://') ? slide.path : new File(slide.path).toURI().toString()
         def support = ImageServerProvider.getPreferredUriImageSupport(BufferedImage.class, uri)
@@ -28,7 +29,7 @@ new JsonSlurper().parse(new File(here, 'slides.json'), 'UTF-8').slides.each { sl
             println "${slide.name}: no reader of QuPath opens ${slide.path}"
             return
         }
-        def entry = project.addImage(support.getBuilders().get(0))
+        entry = project.addImage(support.getBuilders().get(0))
         entry.setImageName(slide.name)
         def data = entry.readImageData()
         ['.tissue', '.attention', ''].each { kind ->
@@ -38,8 +39,12 @@ new JsonSlurper().parse(new File(here, 'slides.json'), 'UTF-8').slides.each { sl
             }
         }
         entry.saveImageData(data)
+        data.getServer().close()
     } catch (Exception error) {
         println "${slide.name}: ${error}"
+        if (entry != null) {
+            project.removeImage(entry, true)
+        }
     }
 }
 project.syncChanges()

@@ -47,8 +47,8 @@ def write_qupath(folder: Path, slide: ScoredSlide) -> list[Path]:
     written = [folder / f"{slide.id}{kind}.geojson" for kind in collections]
     for path, collection in zip(written, collections.values(), strict=True):
         with atomic(path) as temporary:
-            text = json.dumps(collection, ensure_ascii=False, allow_nan=False)
-            temporary.write_text(text + "\n", encoding="utf-8")
+            # In ASCII, because QuPath reads GeoJSON in the machine's own encoding.
+            temporary.write_text(json.dumps(collection, allow_nan=False) + "\n", encoding="ascii")
     return written
 
 
@@ -60,7 +60,7 @@ def write_project(folder: Path, scores: Scores, slides: Sequence[ScoredSlide]) -
     listed = folder / "slides.json"
     write_json(listed, {"slides": [{"name": each.id, "path": each.path} for each in slides]})
     script = folder / _SCRIPT.name
-    here = json.dumps(str(folder), ensure_ascii=False).replace("$", r"\$")  # Groovy's text with escapes
+    here = json.dumps(str(folder)).replace("$", r"\$")  # Groovy's text with escapes, in ASCII
     with atomic(script) as temporary:
         text = _SCRIPT.read_text(encoding="utf-8").replace("@FOLDER@", here)
         temporary.write_text(text, encoding="utf-8")

@@ -2,16 +2,16 @@
 // All texts of slides reach the page as textContent, never as HTML.
 const $ = (selector) => document.querySelector(selector);
 const make = (tag, text = "", kind = "") => Object.assign(document.createElement(tag), { textContent: text, className: kind });
-const shown = (value) => (value === null || Number.isNaN(value) ? "–" : typeof value !== "number" ? String(value)
-  : Number.isInteger(value) ? String(value) : Math.abs(value) < 1e-3 ? value.toExponential(2) : value.toPrecision(4));
+const shown = (value, digits = 4) => (value === null || Number.isNaN(value) ? "–" : typeof value !== "number" ? String(value)
+  : Number.isInteger(value) ? String(value) : Math.abs(value) < 1e-3 ? value.toExponential(2) : value.toPrecision(digits));
 const get = async (name) => {
   const answer = await fetch(name).catch(() => { throw new Error("the viewer does not answer; was it stopped?"); });
   if (!answer.ok) throw new Error(`${name}: ${answer.status} ${answer.statusText}`);
   return answer.json();
 };
-const STEP = 200; // rows of the list that are drawn at a time
+const STEP = 200; // rows of the list that are drawn at a time, an even number
 const opacity = {}; // of overlays, as chosen; kept from slide to slide
-let table, order = [], drawn = 0, sorted = [-1, 1], current = -1, views = null, plot = null, timer = 0, turn = 0;
+let table, order = [], first = 0, last = 0, sorted = [-1, 1], current = -1, views = null, plot = null, timer = 0, turn = 0;
 
 const cell = (row, name) => table.rows[row][table.columns.indexOf(name)];
 
@@ -43,20 +43,32 @@ function listSlides() {
     head.onclick = () => { sorted = [i, i === column ? -sign : 1]; listSlides(); };
     $("#list thead tr").append(head);
   });
+  listFrom(0);
+}
+
+// Only the rows from `first` to `last` are drawn, because a browser needs seconds for thousands of them.
+function listFrom(place) {
+  first = last = Math.max(0, place - STEP / 2);
   $("#list tbody").replaceChildren();
-  drawn = 0;
   listMore();
 }
 
-function listMore() {
-  for (const i of order.slice(drawn, drawn + STEP)) {
-    const row = make("tr", "", `${i === current ? "current" : ""} ${cell(i, "status")}`);
-    row.append(...table.rows[i].map((value) => make("td", shown(value), typeof value === "number" ? "number" : "")));
-    row.onclick = () => show(i);
-    row.dataset.slide = i;
-    $("#list tbody").append(row);
-  }
-  drawn = Math.min(order.length, drawn + STEP);
+function listMore(above = false) {
+  const list = $("#list"), height = list.scrollHeight, end = above ? first : last + STEP;
+  const rows = order.slice(above ? Math.max(0, first - STEP) : last, end).map(rowOf);
+  $("#list tbody")[above ? "prepend" : "append"](...rows);
+  if (above) {
+    first -= rows.length;
+    list.scrollTop += list.scrollHeight - height; // what is seen stays where it is
+  } else last += rows.length;
+}
+
+function rowOf(i) {
+  const row = make("tr", "", `${i === current ? "current" : ""} ${cell(i, "status")}`);
+  row.append(...table.rows[i].map((value) => make("td", shown(value, 3), typeof value === "number" ? "number" : "")));
+  row.onclick = () => show(i);
+  row.dataset.slide = i;
+  return row;
 }
 
 function move(step) {
@@ -65,8 +77,9 @@ function move(step) {
 }
 
 function mark(number) {
+  const place = order.indexOf(number);
   current = number;
-  while (drawn < order.length && order.indexOf(number) >= drawn) listMore();
+  if (place >= 0 && (place < first || place >= last)) listFrom(place);
   $("#list tr.current")?.classList.remove("current");
   const row = $(`#list tr[data-slide="${number}"]`);
   row?.classList.add("current");
@@ -105,6 +118,7 @@ async function draw(page, mine, place) {
   if (mine !== turn) return made.clear();
   views = made;
   plot = made.roots[0].model;
+  made.roots[0].canvas_view.events_el.style.outline = "none"; // Bokeh would frame the slide after a click
   for (const overlay of page.overlays) addOverlay(overlay);
   const tiles = tilesOf()?.data_source;
   tiles?.selected.properties.indices.change.connect(() => showTiles(tiles));
@@ -211,7 +225,10 @@ onkeydown = (event) => {
 };
 onhashchange = follow;
 $("#find").oninput = listSlides;
-$("#list").onscroll = ({ target }) => { if (target.scrollTop + target.clientHeight > target.scrollHeight - 300) listMore(); };
+$("#list").onscroll = ({ target }) => {
+  if (target.scrollTop + target.clientHeight > target.scrollHeight - 300) listMore();
+  if (target.scrollTop < 300 && first > 0) listMore(true);
+};
 get("slides.json").then((found) => {
   table = found;
   $("#title").textContent = `${found.title}: ${found.rows.length} slides`;
