@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,10 @@ from torch import Tensor
 from wsi_ats.models.batches import Example, Reader
 from wsi_ats.models.outputs import outputs_of
 from wsi_ats.nn.network import SlideNetwork
+from wsi_ats.overview.overview import read_overview
 from wsi_ats.settings import Settings
+from wsi_ats.slides import open_slide
+from wsi_ats.slides.base import Slide, SlideRef
 from wsi_ats.tasks.targets import Target
 from wsi_ats.training.fit import Trained, fit
 from wsi_ats.training.restarts import Outcome, repeat
@@ -31,7 +34,6 @@ def train(
     reader: Reader,
     *,
     target: Target = TARGET,
-    device: torch.device = CPU,
     retries: int = 0,
     on_epoch: Callable[[Any], None] = lambda row: None,  # noqa: ARG005
     network: Callable[[], SlideNetwork] | None = None,
@@ -40,7 +42,7 @@ def train(
 
     Parameters
     ----------
-    training, validation, settings, reader, target, device, on_epoch, network
+    training, validation, settings, reader, target, on_epoch, network
         See :func:`wsi_ats.training.fit.fit`.
     retries
         Further runs, with other seeds, as long as attention has found nothing.
@@ -56,13 +58,24 @@ def train(
                 target=target,
                 folder=Path(folder) / str(number),
                 features=Path(folder) / "features",
-                device=device,
+                device=CPU,
                 on_epoch=on_epoch,
                 reader=reader,
                 network=network,
             )
 
         return repeat(fit_once, restarts=1, retries=retries)
+
+
+def examples_of(
+    refs: Iterable[SlideRef], settings: Settings, opened: Callable[[SlideRef], Slide] = open_slide
+) -> list[Example]:
+    """Return slides with their labels, and the thumbnail and tissue that are found in their files."""
+    examples = []
+    for ref in refs:
+        with opened(ref) as slide:
+            examples.append(Example(ref, read_overview(slide, settings), TARGET.encode(ref.label or "")))
+    return examples
 
 
 def ready(result: Any) -> Future[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from test_tissue_bags import images, table  # noqa: F401  (fixtures)
 
 from benchmarks import end_to_end, learning
+from benchmarks.engine import examples_of
 from benchmarks.learning import Case, Row, read_rows, run, summary
 from benchmarks.report import report
 from benchmarks.tissue import collect, write_slides
@@ -86,9 +88,8 @@ def test_a_slide_as_a_file_shows_training_the_same_as_its_bag(table, tmp_path): 
     collection = collect(table, lesion=0.2, visible=True, slides=(4, 2, 4), seed=3)
     write_slides(collection, tmp_path)
     settings = Settings().with_values(end_to_end.COMMON)
-    for bag, example in zip(
-        collection.train, end_to_end.seen(collection.train, tmp_path, settings), strict=True
-    ):
+    files = [replace(bag.ref, path=str(tmp_path / bag.ref.path)) for bag in collection.train]
+    for bag, example in zip(collection.train, examples_of(files, settings), strict=True):
         both = np.intersect1d(bag.tissue.cells, example.overview.tissue.cells)
         assert len(both) > 0.95 * max(len(bag.tissue.cells), len(example.overview.tissue.cells))
         assert np.abs(bag.thumbnail.astype(float) - example.overview.thumbnail).mean() < 4
