@@ -83,9 +83,7 @@ def _scored(
 
 def main() -> None:
     """Run all arms of all seeds, and print and write the table."""
-    parser = command(__doc__)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of shared data")
-    parser.add_argument("--cache", type=Path, default=Path("results/tissue"), help="for crops and features")
+    parser = command(__doc__, tissue=True)
     parser.add_argument("--material", default="colon")
     parser.add_argument("--lesion", type=float, default=0.2)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
