@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 
 import pytest
@@ -35,6 +36,11 @@ def test_the_floor_reads_the_tiles_that_the_regions_touch(slide):
         assert sum(int(image.sizes[tile]) for tile in tiles) == image.touched(corners, side, side)
         assert corners.min() >= 0
         assert (corners + side <= [image.width, image.height]).all()
+
+
+def test_a_process_that_prepares_a_slide_has_no_torch_in_its_memory():
+    code = "import sys, benchmarks.reading; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_opening_and_peak_memory_are_measured(slide, monkeypatch, capsys):
