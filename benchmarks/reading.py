@@ -208,19 +208,6 @@ def compare(path: Path, copies: Mapping[str, Path], count: int, rounds: int) -> 
     return rows
 
 
-def summary(rows: Rows) -> Rows:
-    """Return the ratios that have an aim, by slide and kind of region."""
-    found: Rows = []
-    for key in dict.fromkeys((row["slide"], row["regions"]) for row in rows):
-        of = {row["reader"]: row for row in rows if (row["slide"], row["regions"]) == key}
-        direct, pillow = of["direct"], of["OpenSlide + Pillow"]
-        row = {"slide": key[0], "regions": key[1], "cpu_by_floor (aim 1.2)": direct["cpu_by_floor"]}
-        row["cpu_by_openslide (aim 0.35)"] = direct["cpu_by_floor"] / pillow["cpu_by_floor"]
-        row["two_threads (aim 1.8)"] = direct["clock_by_floor"] / of["direct, 2 threads"]["clock_by_floor"]
-        found.append({**row, "cold_bytes (aim 1.25)": direct["cold_bytes_by_stored"]})
-    return found
-
-
 def opening(path: Path, rounds: int) -> dict[str, Any]:
     """Time opening and the thumbnail."""
     with open_slide(path) as slide:
@@ -292,7 +279,6 @@ def main() -> None:
     grown = {side: slide_of(options.slides, side) for side in options.growth}
     tables = {
         "reading": rows,
-        "reading_aims": summary(rows),
         "reading_opening": [opening(path, options.rounds) for path in grown.values()],
         "reading_memory": [memory(path, side) for side, path in grown.items()],
     }

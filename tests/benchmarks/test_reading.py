@@ -25,7 +25,6 @@ def test_every_installed_reader_gives_the_same_pixels_and_has_a_row(slide):
         assert row["cpu_ms_a_region"] > 0
         if row["reader"].startswith(("direct", "OpenSlide")):
             assert row["equal"] == 1
-    assert len(reading.summary(rows)) == len(reading.CASES)
 
 
 def test_the_floor_reads_the_tiles_that_the_regions_touch(slide):
