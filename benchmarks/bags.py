@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from benchmarks.engine import TARGET
 from benchmarks.report import command, report
+from benchmarks.synthetic import TARGET
 from benchmarks.timing import interleaved
 from wsi_ats.bags.matched import MatchedBag
 from wsi_ats.bags.matching import match

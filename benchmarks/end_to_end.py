@@ -17,9 +17,10 @@ from statistics import fmean
 
 import torch
 
-from benchmarks.engine import TARGET, examples_of, train
+from benchmarks.engine import examples_of, train
 from benchmarks.learning import areas, probabilities, ways
 from benchmarks.report import Rows, command, report, text
+from benchmarks.synthetic import TARGET
 from benchmarks.tissue import MPP, BagReader, Collection, make_collection, write_slides
 from benchmarks.tissue_features import BACKBONE, SIDE, weights_file
 from wsi_ats.models.batches import Example, Reader, TileReader

@@ -40,10 +40,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from benchmarks.engine import TARGET, outputs, train
+from benchmarks.engine import train
 from benchmarks.report import Row, Rows, command, report
+from benchmarks.synthetic import TARGET
 from benchmarks.tissue import Bag, BagReader, Collection, make_collection, seen_at
 from wsi_ats.models.batches import Example, Reader
+from wsi_ats.models.outputs import outputs_of
 from wsi_ats.nn.model import AttentionSampler
 from wsi_ats.nn.network import SlideNetwork
 from wsi_ats.settings import Settings
@@ -158,8 +160,9 @@ def probabilities(
     model: SlideNetwork, settings: Settings, examples: Sequence[Example], reader: Reader, *, draws: int
 ) -> list[Floats]:
     """Return the probabilities (N, classes) of slides by each of several draws."""
-    each = (outputs(model, settings, examples, reader, draw=draw) for draw in range(draws))
-    return [logits.softmax(1).double().numpy() for logits in each]
+    each = (outputs_of(model, settings, examples, reader, draw=draw)[0] for draw in range(draws))
+    ids = [example.ref.id for example in examples]
+    return [torch.stack([logits[name] for name in ids]).softmax(1).double().numpy() for logits in each]
 
 
 def areas(collection: Collection, found: Sequence[Floats]) -> list[float]:

@@ -23,9 +23,9 @@ from unittest.mock import patch
 import numpy as np
 from torch import Tensor
 
-from benchmarks.engine import TARGET, examples_of, ready, train
+from benchmarks.engine import examples_of, ready, train
 from benchmarks.report import Rows, command, report
-from benchmarks.synthetic import slides_to_train_on
+from benchmarks.synthetic import TARGET, slides_to_train_on
 from wsi_ats.geometry import IntArray
 from wsi_ats.models.batches import Example, Reader, TileReader
 from wsi_ats.nn.model import AttentionSampler

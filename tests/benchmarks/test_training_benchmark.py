@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from benchmarks import training
-from benchmarks.engine import CPU, TARGET, examples_of
+from benchmarks.engine import CPU, examples_of
+from benchmarks.synthetic import TARGET
 from benchmarks.training import FEEDS, Memory, Plan, measure, run
 from wsi_ats.testing.synthetic import write_collection
 
