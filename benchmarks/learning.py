@@ -44,6 +44,7 @@ from benchmarks.engine import train
 from benchmarks.report import Row, Rows, command, report
 from benchmarks.synthetic import TARGET
 from benchmarks.tissue import Bag, BagReader, Collection, make_collection, seen_at
+from benchmarks.tissue_features import SIDE
 from wsi_ats.models.batches import Example, Reader
 from wsi_ats.models.outputs import outputs_of
 from wsi_ats.nn.model import AttentionSampler
@@ -142,7 +143,7 @@ def settings_of(case: Case, collection: Collection) -> Settings:
     """Return the defaults, changed by the case and by what bags need."""
     return Settings().with_values(
         [
-            f"tile.size={collection.tile_size}",
+            f"tile.size={SIDE}",
             f"model.backbone=features:{collection.features.shape[1]}",
             "model.pretrained=false",
             "training.fine_tuning=frozen",

@@ -44,7 +44,7 @@ def slides_to_train_on(folder: Path, count: int, side: int) -> list[Path]:
 
 def untrained(settings: Settings) -> Any:
     """Return an untrained model, with random rather than uniform attention."""
-    import torch  # here, because it would be most of the memory of ``benchmarks.reading --prepare``
+    import torch  # here, because it would be most of the memory of ``benchmarks.reading.prepare``
 
     from wsi_ats.models.kinds import model_for
 

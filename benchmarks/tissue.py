@@ -109,11 +109,6 @@ class Collection:
         """Features of all crops, shape (N, D)."""
         return self.table.features
 
-    @property
-    def tile_size(self) -> int:
-        """Side of a tile in pixels."""
-        return SIDE
-
 
 class BagReader(Reader):
     """A reader of a collection that returns features instead of pixels, and counts the tiles."""
