@@ -16,8 +16,7 @@ from wsi_ats.models.batches import Example, Reader
 from wsi_ats.models.calibration import ExampleTiles
 from wsi_ats.nn.model import AttentionSampler
 from wsi_ats.nn.sampling import Draw, draw, explore
-from wsi_ats.overview.masks import TissueMask
-from wsi_ats.overview.records import Overview
+from wsi_ats.overview.records import Overview, TissueMask
 from wsi_ats.settings import SamplingSettings
 from wsi_ats.slides.base import Slide
 

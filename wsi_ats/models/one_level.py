@@ -15,8 +15,7 @@ from wsi_ats.models.drawing import PlannedTiles, ThumbnailAttention, draw_by, to
 from wsi_ats.models.evidence import TileAttention
 from wsi_ats.nn import expectation
 from wsi_ats.nn.sampling import Draw
-from wsi_ats.overview.masks import TissueMask
-from wsi_ats.overview.records import Overview
+from wsi_ats.overview.records import Overview, TissueMask
 from wsi_ats.settings import SamplingSettings, Settings
 from wsi_ats.slides.base import Slide
 

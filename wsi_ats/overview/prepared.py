@@ -6,8 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from wsi_ats.files import load_arrays, save_arrays
-from wsi_ats.overview.masks import Quality, TissueMask
-from wsi_ats.overview.records import Overview
+from wsi_ats.overview.records import Overview, Quality, TissueMask
 
 
 def save_overview(path: Path, overview: Overview) -> None:
