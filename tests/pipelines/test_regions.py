@@ -16,7 +16,7 @@ from conftest import SETTINGS, table
 from wsi_ats.files import read_json
 from wsi_ats.models.checkpoints import load_model
 from wsi_ats.overview.overview import read_overview
-from wsi_ats.overview.prepared import load_overview
+from wsi_ats.overview.records import load_overview
 from wsi_ats.results.attention import load_attention
 from wsi_ats.results.scores import read_scores
 from wsi_ats.results.selections import read_selection

@@ -1,15 +1,17 @@
-"""The overview of a slide: its thumbnail, and the maps of tissue and artefacts computed from it."""
+"""The overview of a slide: its thumbnail, the maps of tissue and artefacts computed from it, and its file."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from wsi_ats.errors import SettingsError
+from wsi_ats.files import load_arrays, save_arrays
 from wsi_ats.geometry import Grid, IntArray
 from wsi_ats.settings import ARTEFACTS
 from wsi_ats.slides.base import Pixels
@@ -163,3 +165,32 @@ class Overview:
             name: float(self.artefacts[name].sum() / count) if count and name in self.artefacts else None
             for name in ARTEFACTS
         }
+
+
+def save_overview(path: Path, overview: Overview) -> None:
+    """Write the thumbnail, tissue and quality of a slide, atomically."""
+    save_arrays(
+        path,
+        overview.tissue.grid,
+        thumbnail=overview.thumbnail,
+        fraction=overview.tissue.fraction,
+        mask=overview.tissue.mask,
+        **overview.quality.maps,
+    )
+
+
+def load_overview(path: Path) -> Overview:
+    """Read the thumbnail, tissue and quality that :func:`save_overview` wrote.
+
+    Raises
+    ------
+    ArtifactError
+        When the file is missing or damaged.
+    """
+    maps = [each.name for each in fields(Quality)]
+    grid, arrays = load_arrays(path, "thumbnail", "fraction", "mask", optional=maps)
+    return Overview(
+        arrays["thumbnail"],
+        TissueMask(grid, arrays["fraction"], arrays["mask"]),
+        Quality(**{name: arrays[name] for name in maps if name in arrays}),
+    )
