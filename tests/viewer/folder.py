@@ -12,9 +12,8 @@ import tifffile
 
 from wsi_ats.files import write_json
 from wsi_ats.geometry import Grid, Region
-from wsi_ats.results.attention import save_attention
 from wsi_ats.results.records import AttentionMap, Selection
-from wsi_ats.results.selections import write_selection
+from wsi_ats.results.selections import save_attention, write_selection
 from wsi_ats.settings import Settings
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.fingerprint import contents_digest
