@@ -2,5 +2,5 @@
 
 Shared modules: ``report`` has the command line and the tables, ``timing`` the clocks, ``synthetic`` slides
 and untrained models for measurements of speed, ``tissue`` slides of real tissue for experiments on learning,
-and ``engine`` their training and scoring.
+and ``engine`` their training.
 """

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from benchmarks.engine import TARGET
 from benchmarks.report import command, report
+from benchmarks.synthetic import TARGET
 from benchmarks.timing import interleaved
 from wsi_ats.bags.matched import MatchedBag
 from wsi_ats.bags.matching import match
@@ -28,8 +28,7 @@ from wsi_ats.models.base import draw_seed
 from wsi_ats.models.batches import Example, ahead
 from wsi_ats.models.kinds import method_for, model_for
 from wsi_ats.models.stored import StoredFeatures
-from wsi_ats.overview.masks import TissueMask
-from wsi_ats.overview.records import Overview
+from wsi_ats.overview.records import Overview, TissueMask
 from wsi_ats.settings import Settings
 from wsi_ats.slides.base import SlideRef
 

@@ -34,7 +34,7 @@ from pipelines.train import train
 from wsi_ats.models.base import WeightedTiles, draw_seed
 from wsi_ats.models.calibration import embed_in_parts
 from wsi_ats.models.checkpoints import load_model
-from wsi_ats.models.one_level import draw_cells, weigh
+from wsi_ats.models.drawing import draw_cells, weigh
 from wsi_ats.models.stopping import MOST_DRAWS
 from wsi_ats.nn.expectation import POOLINGS
 from wsi_ats.nn.model import AttentionSampler

@@ -12,19 +12,18 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from statistics import fmean
 
 import torch
 
-from benchmarks.engine import TARGET, train
+from benchmarks.engine import examples_of, train
 from benchmarks.learning import areas, probabilities, ways
 from benchmarks.report import Rows, command, report, text
-from benchmarks.tissue import MPP, Bag, BagReader, Collection, make_collection, write_slides
+from benchmarks.synthetic import TARGET
+from benchmarks.tissue import MPP, BagReader, Collection, make_collection, write_slides
 from benchmarks.tissue_features import BACKBONE, SIDE, weights_file
 from wsi_ats.models.batches import Example, Reader, TileReader
-from wsi_ats.overview.overview import read_overview
 from wsi_ats.settings import Settings
 from wsi_ats.slides import open_slide
 from wsi_ats.slides.base import Slide, SlideRef
@@ -49,32 +48,19 @@ ARMS = {
 }
 
 
-def opened(folder: Path, ref: SlideRef) -> Slide:
-    """Open a slide of the folder."""
-    return open_slide(str(folder / ref.path))
-
-
-def seen(bags: Sequence[Bag], folder: Path, settings: Settings) -> list[Example]:
-    """Return slides with the thumbnail and tissue that are found in their files."""
-    examples = []
-    for bag in bags:
-        with opened(folder, bag.ref) as slide:
-            examples.append(
-                Example(bag.ref, read_overview(slide, settings), TARGET.encode(bag.ref.label or ""))
-            )
-    return examples
-
-
 def measured(collection: Collection, arm: str, folder: Path, cache: Path, seed: int) -> Rows:
     """Train one arm, and score the test slides by attention and by uniform draws."""
     settings = Settings().with_values([*COMMON, *ARMS[arm], f"training.seed={seed}"])
     if arm == "bags":
         return _scored(settings, arm, collection, collection.examples(TARGET), BagReader(collection))
     settings = settings.with_values([f"model.checkpoint={weights_file(cache)}"])
-    parts = [
-        seen(bags, folder, settings) for bags in (collection.train, collection.validation, collection.test)
-    ]
-    with TileReader(1, partial(opened, folder)) as reader:
+
+    def opened(ref: SlideRef) -> Slide:
+        return open_slide(str(folder / ref.path))
+
+    splits = (collection.train, collection.validation, collection.test)
+    parts = [examples_of((bag.ref for bag in bags), settings, opened) for bags in splits]
+    with TileReader(1, opened) as reader:
         return _scored(settings, arm, collection, parts, reader)
 
 
@@ -98,9 +84,7 @@ def _scored(
 
 def main() -> None:
     """Run all arms of all seeds, and print and write the table."""
-    parser = command(__doc__)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of shared data")
-    parser.add_argument("--cache", type=Path, default=Path("results/tissue"), help="for crops and features")
+    parser = command(__doc__, tissue=True)
     parser.add_argument("--material", default="colon")
     parser.add_argument("--lesion", type=float, default=0.2)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])

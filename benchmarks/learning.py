@@ -26,10 +26,11 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean, median
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -39,10 +40,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from benchmarks.engine import TARGET, outputs, train
-from benchmarks.report import command, report
+from benchmarks.engine import train
+from benchmarks.report import Row, Rows, command, report
+from benchmarks.synthetic import TARGET
 from benchmarks.tissue import Bag, BagReader, Collection, make_collection, seen_at
+from benchmarks.tissue_features import SIDE
 from wsi_ats.models.batches import Example, Reader
+from wsi_ats.models.outputs import outputs_of
 from wsi_ats.nn.model import AttentionSampler
 from wsi_ats.nn.network import SlideNetwork
 from wsi_ats.settings import Settings
@@ -63,6 +67,12 @@ ARMS: dict[str, tuple[str, ...]] = {
     "mean colour": (),
     "oracle": (),
 }
+_KINDS: dict[str, Callable[[str], Any]] = {
+    **dict.fromkeys(("material", "arm", "variant"), str),
+    **dict.fromkeys(("seed", "tiles", "runs"), int),
+    "visible": lambda text: text == "True",
+}
+"""Types of the columns of the table that are not ``float``."""
 _SHOWN = {"attention": "o-", "uniform": "s--", "mil subset": "^:", "mil": "v:"}
 
 
@@ -83,46 +93,13 @@ class Case:
     tiles: tuple[int, ...] = TILES
 
 
-@dataclass(frozen=True)
-class Row:
-    """The result of one way of scoring one collection; the first six columns are those of :class:`Case`.
+def run(case: Case, cache: Path, data: Path) -> Rows:
+    """Make a collection, train one arm and score the test slides; return a row for each way of scoring.
 
-    Parameters
-    ----------
-    tiles
-        Number drawn from each slide at scoring; 0 for all.
-    auc, deviation, loss
-        Mean and standard deviation of the AUC over draws, and mean cross-entropy, on the test slides.
-    scale
-        Scale of the attention logits that training chose.
-    read, seconds, runs
-        Mean number of tiles read from each slide, time, and runs of the training.
+    ``tiles`` is 0 for all; ``auc``, ``deviation`` and ``loss`` are mean and standard deviation of the AUC
+    over draws, and mean cross-entropy, on the test slides; ``scale`` is that of the attention logits, which
+    training chose; ``read`` the mean number of tiles read from each slide in ``runs`` of the training.
     """
-
-    material: str
-    lesion: float
-    visible: bool
-    seed: int
-    arm: str
-    variant: str
-    tiles: int
-    auc: float
-    deviation: float
-    loss: float
-    scale: float = 1.0
-    read: float = 0.0
-    seconds: float = 0.0
-    runs: int = 1
-
-    @property
-    def kind(self) -> str:
-        """Everything but the seed, as text."""
-        thumbnail = "visible" if self.visible else "hidden"
-        return f"{self.material} {self.lesion} {thumbnail} {self.variant} {self.arm} {self.tiles}"
-
-
-def run(case: Case, cache: Path, data: Path) -> list[Row]:
-    """Make a collection, train one arm and score the test slides."""
     torch.set_num_threads(1)
     where = {"lesion": case.lesion, "visible": case.visible, "seed": case.seed, "cache": cache, "data": data}
     collection = make_collection(case.material, slides=SLIDES[case.lesion], **where)
@@ -139,7 +116,7 @@ def run(case: Case, cache: Path, data: Path) -> list[Row]:
     trained, runs = train(training, validation, settings, reader, retries=1)
     cost = {"seconds": time.perf_counter() - begin, "runs": len(runs)}
     cost["read"] = fmean(reader.tiles_read[each.ref.id] for each in training)
-    rows = []
+    rows: Rows = []
     for arm, tiles, scale, model in ways(trained.model, case.tiles):
         if case.arm == "shuffled" and arm != "attention":
             continue
@@ -166,7 +143,7 @@ def settings_of(case: Case, collection: Collection) -> Settings:
     """Return the defaults, changed by the case and by what bags need."""
     return Settings().with_values(
         [
-            f"tile.size={collection.tile_size}",
+            f"tile.size={SIDE}",
             f"model.backbone=features:{collection.features.shape[1]}",
             "model.pretrained=false",
             "training.fine_tuning=frozen",
@@ -184,8 +161,9 @@ def probabilities(
     model: SlideNetwork, settings: Settings, examples: Sequence[Example], reader: Reader, *, draws: int
 ) -> list[Floats]:
     """Return the probabilities (N, classes) of slides by each of several draws."""
-    each = (outputs(model, settings, examples, reader, draw=draw) for draw in range(draws))
-    return [logits.softmax(1).double().numpy() for logits in each]
+    each = (outputs_of(model, settings, examples, reader, draw=draw)[0] for draw in range(draws))
+    ids = [example.ref.id for example in examples]
+    return [torch.stack([logits[name] for name in ids]).softmax(1).double().numpy() for logits in each]
 
 
 def areas(collection: Collection, found: Sequence[Floats]) -> list[float]:
@@ -229,13 +207,14 @@ def _row(case: Case, tiles: int, found: Sequence[Floats], collection: Collection
     labels = np.array([int(bag.positive) for bag in collection.test])
     known = areas(collection, found)
     loss = fmean(-np.log(np.clip(each[np.arange(len(labels)), labels], 1e-9, 1)).mean() for each in found)
-    where = (case.material, case.lesion, case.visible, case.seed, case.arm, case.variant)
-    return Row(*where, tiles, fmean(known), float(np.std(known)), float(loss), **more)  # type: ignore[arg-type]
+    row = {name: getattr(case, name) for name in ("material", "lesion", "visible", "seed", "arm", "variant")}
+    row |= {"tiles": tiles, "auc": fmean(known), "deviation": float(np.std(known)), "loss": float(loss)}
+    return {**row, "scale": 1.0, "read": 0.0, "seconds": 0.0, "runs": 1, **more}
 
 
-def run_all(cases: Iterable[Case], cache: Path, data: Path, *, processes: int = 2) -> list[Row]:
+def run_all(cases: Iterable[Case], cache: Path, data: Path, *, processes: int = 2) -> Rows:
     """Run cases in processes of one thread each, and print each as it ends."""
-    rows: list[Row] = []
+    rows: Rows = []
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
         for job in [pool.submit(run, case, cache, data) for case in cases]:
             for row in job.result():
@@ -244,21 +223,20 @@ def run_all(cases: Iterable[Case], cache: Path, data: Path, *, processes: int = 
     return rows
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path) -> Rows:
     """Read a table that an earlier run wrote."""
     columns = read_csv(path)
-    kinds = {"str": str, "int": int, "float": float, "bool": lambda text: text == "True"}
-    return [
-        Row(**{each.name: kinds[str(each.type)](columns[each.name][place]) for each in fields(Row)})
-        for place in range(len(columns["seed"]))
-    ]
+    rows = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
+    return [{name: _KINDS.get(name, float)(value) for name, value in row.items()} for row in rows]
 
 
-def summary(rows: Sequence[Row]) -> list[str]:
+def summary(rows: Rows) -> list[str]:
     """Write median, worst and every seed of each arm, the worst first."""
     groups: dict[str, list[float]] = {}
     for row in rows:
-        groups.setdefault(row.kind, []).append(row.auc)
+        thumbnail = "visible" if row["visible"] else "hidden"
+        kind = f"{row['material']} {row['lesion']} {thumbnail} {row['variant']} {row['arm']} {row['tiles']}"
+        groups.setdefault(kind, []).append(row["auc"])
     return [
         f"{kind}: median {median(found):.3f}, worst {min(found):.3f}; "
         + " ".join(f"{each:.3f}" for each in sorted(found))
@@ -266,22 +244,24 @@ def summary(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def figure_of_seeds(rows: Sequence[Row], path: Path, *, tiles: int) -> None:
+def figure_of_seeds(rows: Rows, path: Path, *, tiles: int) -> None:
     """Draw the AUC of every seed, worst first, a panel for each material and kind of slides.
 
     Rows have one lesion fraction; for arms that draw, only rows with this number of tiles are used.
     """
-    wanted = [row for row in rows if row.tiles in {0, tiles} and row.arm in _SHOWN]
-    panels = sorted({(row.material, not row.visible) for row in wanted})
+    found: dict[tuple[str, bool], dict[str, list[float]]] = {}
+    for row in rows:
+        if row["tiles"] in {0, tiles} and row["arm"] in _SHOWN:
+            panel = found.setdefault((row["material"], not row["visible"]), {})
+            panel.setdefault(row["arm"], []).append(row["auc"])
     picture, axes = plt.subplots(
-        1, len(panels), figsize=(3.6 * len(panels), 3.4), sharey=True, squeeze=False, layout="constrained"
+        1, len(found), figsize=(3.6 * len(found), 3.4), sharey=True, squeeze=False, layout="constrained"
     )
-    for panel, axis in zip(panels, axes[0], strict=True):
+    for panel, axis in zip(sorted(found), axes[0], strict=True):
         for arm, style in _SHOWN.items():
-            found = sorted(r.auc for r in wanted if (r.material, not r.visible) == panel and r.arm == arm)
-            if found:
-                worse = (np.arange(len(found)) + 0.5) / len(found)
-                axis.plot(worse, found, style, label=f"{arm}, {len(found)} seeds", markersize=3)
+            if known := sorted(found[panel].get(arm, ())):
+                worse = (np.arange(len(known)) + 0.5) / len(known)
+                axis.plot(worse, known, style, label=f"{arm}, {len(known)} seeds", markersize=3)
         axis.set_title(
             f"{panel[0]}, thumbnail {'shows nothing' if panel[1] else 'shows regions'}", fontsize=9
         )
@@ -294,9 +274,7 @@ def figure_of_seeds(rows: Sequence[Row], path: Path, *, tiles: int) -> None:
 
 def main() -> None:
     """Run the requested cases, and print and write the table."""
-    parser = command(__doc__, settings=True)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of shared data")
-    parser.add_argument("--cache", type=Path, default=Path("results/tissue"), help="for crops and features")
+    parser = command(__doc__, settings=True, tissue=True)
     parser.add_argument("--materials", nargs="+", default=["colon", "oral"])
     parser.add_argument("--lesion", nargs="+", type=float, default=list(SLIDES))
     parser.add_argument(
@@ -324,8 +302,8 @@ def main() -> None:
     report("bags of real tissue", "learning", rows, given.out)
     print("\n".join(summary(rows)))
     if given.figure:
-        shown = [row for row in rows if row.lesion in given.lesion and row.variant == given.variant]
-        shown = [row for row in shown if ("visible" if row.visible else "hidden") in given.thumbnails]
+        shown = [row for row in rows if row["lesion"] in given.lesion and row["variant"] == given.variant]
+        shown = [row for row in shown if ("visible" if row["visible"] else "hidden") in given.thumbnails]
         figure_of_seeds(shown, given.figure, tiles=45)
 
 

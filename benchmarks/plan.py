@@ -52,9 +52,7 @@ def run(material: str, lesion: float, *, visible: bool, seed: int, cache: Path, 
 
 def main() -> None:
     """Print and write ``plan.csv``."""
-    parser = command(__doc__)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of shared data")
-    parser.add_argument("--cache", type=Path, default=Path("results/tissue"), help="for crops and features")
+    parser = command(__doc__, tissue=True)
     parser.add_argument("--materials", nargs="+", default=["colon", "oral"])
     parser.add_argument("--lesion", nargs="+", type=float, default=[0.05], choices=list(SLIDES))
     parser.add_argument("--hidden", action="store_true", help="thumbnails show nothing")

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -208,19 +207,6 @@ def compare(path: Path, copies: Mapping[str, Path], count: int, rounds: int) -> 
     return rows
 
 
-def summary(rows: Rows) -> Rows:
-    """Return the ratios that have an aim, by slide and kind of region."""
-    found: Rows = []
-    for key in dict.fromkeys((row["slide"], row["regions"]) for row in rows):
-        of = {row["reader"]: row for row in rows if (row["slide"], row["regions"]) == key}
-        direct, pillow = of["direct"], of["OpenSlide + Pillow"]
-        row = {"slide": key[0], "regions": key[1], "cpu_by_floor (aim 1.2)": direct["cpu_by_floor"]}
-        row["cpu_by_openslide (aim 0.35)"] = direct["cpu_by_floor"] / pillow["cpu_by_floor"]
-        row["two_threads (aim 1.8)"] = direct["clock_by_floor"] / of["direct, 2 threads"]["clock_by_floor"]
-        found.append({**row, "cold_bytes (aim 1.25)": direct["cold_bytes_by_stored"]})
-    return found
-
-
 def opening(path: Path, rounds: int) -> dict[str, Any]:
     """Time opening and the thumbnail."""
     with open_slide(path) as slide:
@@ -241,7 +227,7 @@ def opening(path: Path, rounds: int) -> dict[str, Any]:
     }
 
 
-def prepare(path: Path, pixels_per_cell: int) -> dict[str, Any]:
+def prepare(path: str, pixels_per_cell: int) -> dict[str, Any]:
     """Prepare a slide in this process; see ``memory``."""
     with open_slide(path) as slide:
         settings = Settings().with_values([f"thumbnail.pixels_per_cell={pixels_per_cell}"])
@@ -252,9 +238,9 @@ def prepare(path: Path, pixels_per_cell: int) -> dict[str, Any]:
 def memory(path: Path, side: int) -> dict[str, Any]:
     """Prepare and score a slide, each in a new process, with 0.4 megapixels of thumbnail."""
     pixels = max(1, 640 * 256 // side)
-    prepared = in_new_process("benchmarks.reading", "--prepare", path, pixels)
+    prepared = in_new_process("benchmarks.reading", "prepare", str(path), pixels)
     change = f"thumbnail.pixels_per_cell={pixels}"
-    scored = in_new_process("benchmarks.slide_size", "--one", path, 1, "--set", change)
+    scored = in_new_process("benchmarks.slide_size", "measure", str(path), 1, [change])
     return {
         "slide": path.stem,
         "thumbnail_megapixels": prepared["pixels"] / 1e6,
@@ -279,11 +265,7 @@ def main() -> None:
     parser.add_argument("--growth", type=int, nargs="+", default=(10_000, 20_000, 40_000, 80_000, 160_000))
     parser.add_argument("--regions", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--prepare", nargs=2, metavar=("PATH", "PIXELS"), help="measure in this process")
     options = parser.parse_args()
-    if options.prepare:
-        print(json.dumps(prepare(Path(options.prepare[0]), int(options.prepare[1]))))
-        return
     rows: Rows = []
     for side in options.sides:
         path = slide_of(options.slides, side)
@@ -292,7 +274,6 @@ def main() -> None:
     grown = {side: slide_of(options.slides, side) for side in options.growth}
     tables = {
         "reading": rows,
-        "reading_aims": summary(rows),
         "reading_opening": [opening(path, options.rounds) for path in grown.values()],
         "reading_memory": [memory(path, side) for side, path in grown.items()],
     }

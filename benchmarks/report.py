@@ -15,14 +15,17 @@ from rich.table import Table
 
 from wsi_ats.tables.files import write_csv
 
-Rows = list[dict[str, Any]]
+Row = dict[str, Any]
+Rows = list[Row]
 
 # Instruction sets that decide how fast a processor multiplies.
 _MULTIPLIES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 
 
-def command(doc: str | None, *, settings: bool = False, slides: bool = False) -> argparse.ArgumentParser:
-    """Return a parser with ``--out`` and, where wanted, ``--set`` and ``--slides``."""
+def command(
+    doc: str | None, *, settings: bool = False, slides: bool = False, tissue: bool = False
+) -> argparse.ArgumentParser:
+    """Return a parser with ``--out`` and, where wanted, ``--set``, ``--slides``, ``--data``, ``--cache``."""
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -38,6 +41,9 @@ def command(doc: str | None, *, settings: bool = False, slides: bool = False) ->
             default=Path("results/slides"),
             help="folder of synthetic slides, made once",
         )
+    if tissue:
+        parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of shared data")
+        parser.add_argument("--cache", type=Path, default=Path("results/tissue"), help="for crops, features")
     return parser
 
 

@@ -1,12 +1,9 @@
-"""Cost of scoring a slide: of each stage, relative to its floor, and relative to encoding all tissue.
+"""Cost of scoring a slide: of each stage, and relative to encoding all tissue.
 
-Run ``python -m benchmarks.scoring``, or single parts with ``--only``. Leave ``OMP_NUM_THREADS`` unset, or set
-it to 1: each side computes with one thread. The model is untrained, which does not change the cost.
+Run ``python -m benchmarks.scoring``. Leave ``OMP_NUM_THREADS`` unset, or set it to 1: each side computes with
+one thread. The model is untrained, which does not change the cost.
 
 ``split``: seconds of each stage alone, and the compressed bytes that it reads.
-``floor``: wall time of scoring relative to the minimum: reading and decoding only the needed tiles of the
-file, one after the other, the attention network on a thumbnail in memory, and the backbone on tiles in
-memory, in the same precision and batches. Aim: 1.3.
 ``exhaustive``: scoring relative to reading every tissue tile with OpenSlide and Pillow and encoding batches
 of 64 with the same backbone, in float32, and in bfloat16 with its fastest layout. Tiles spread over all the
 tissue are measured; ``extrapolated_s`` is ``measured_s * all_tiles / measured_tiles``. Nothing else is
@@ -41,26 +38,9 @@ from wsi_ats.overview.tiles import read_tiles
 from wsi_ats.results.records import Prediction
 from wsi_ats.settings import Settings
 from wsi_ats.slides import open_slide
-from wsi_ats.slides.base import Pixels, Slide
-from wsi_ats.slides.wrappers import WrappedSlide
+from wsi_ats.slides.wrappers import CountingSlide
 
-PARTS = ("split", "exhaustive")
 _OUR_BATCH, _THEIR_BATCH = 8, 64
-
-
-class Noting(WrappedSlide):
-    """A slide that notes the regions of each level that are read, and their compressed bytes."""
-
-    def __init__(self, inner: Slide) -> None:
-        super().__init__(inner)
-        self.regions: list[tuple[int, IntArray, int, int]] = []
-        self.bytes = 0
-
-    def read_regions(self, level: int, corners: IntArray, width: int, height: int) -> Pixels:
-        """Read from the inner slide and note the request."""
-        self.regions.append((level, corners, width, height))
-        self.bytes += self.stored_bytes(level, corners, width, height) or 0
-        return self._inner.read_regions(level, corners, width, height)
 
 
 def scored(path: Path, model: Any, settings: Settings) -> Prediction:
@@ -77,26 +57,20 @@ def encode(model: Any, tiles: torch.Tensor, settings: Settings) -> None:
 
 
 @torch.inference_mode()
-def split(path: Path, model: Any, settings: Settings, rounds: int) -> tuple[Rows, Rows]:
-    """Time the stages of scoring a slide, and the whole relative to the floor."""
-    images = reading.stored_levels(path)
+def split(path: Path, model: Any, settings: Settings, rounds: int) -> Rows:
+    """Time the stages of scoring a slide, and the whole."""
     with open_slide(path) as inner:
-        slide = Noting(inner)
+        slide = CountingSlide(inner)
         overview = read_overview(slide, settings)
-        thumbnail, tissue = overview.thumbnail, overview.tissue
-        overview_bytes = slide.bytes
+        tissue, overview_bytes = overview.tissue, slide.stored_bytes_read
         selection = score(model, inner, settings).selection
         assert selection is not None
         drawn = np.unique(selection.cells)
-        pixels = read_tiles(slide, tissue.grid, drawn)
-        tiles, cells = torch.from_numpy(pixels), torch.from_numpy(tissue.cells)
-        view = torch.from_numpy(thumbnail)
-
-        def floor() -> None:
-            for level, corners, width, height in slide.regions:
-                with reading.floor(path, images[level]) as read:
-                    read(corners, width, height)
-
+        tiles = torch.from_numpy(read_tiles(slide, tissue.grid, drawn))
+        all_bytes = slide.stored_bytes_read
+        assert overview_bytes is not None
+        assert all_bytes is not None
+        view, cells = torch.from_numpy(overview.thumbnail), torch.from_numpy(tissue.cells)
         stages: dict[str, Callable[[], Any]] = {
             "open": lambda: open_slide(path).close(),
             "overview": partial(read_overview, inner, settings),
@@ -104,33 +78,15 @@ def split(path: Path, model: Any, settings: Settings, rounds: int) -> tuple[Rows
             "tiles": partial(read_tiles, inner, tissue.grid, drawn),
             "network": partial(encode, model, tiles, settings),
         }
-        whole = {"predict": partial(scored, path, model, settings), "floor_read": floor}
-        times = {name: each.seconds for name, each in interleaved(stages | whole, rounds).items()}
+        times = interleaved(stages | {"predict": partial(scored, path, model, settings)}, rounds)
     size = {"slide": path.stem, "backbone": settings.model.backbone, "threads": torch.get_num_threads()}
-    read_bytes = {"overview": overview_bytes, "tiles": slide.bytes - overview_bytes}
-    rows = [
-        {**size, "stage": name, "seconds": times[name], "share": times[name] / times["predict"]}
+    read_bytes = {"overview": overview_bytes, "tiles": all_bytes - overview_bytes}
+    return [
+        {**size, "stage": name, "seconds": times[name].seconds}
+        | {"share": times[name].seconds / times["predict"].seconds}
         | {"bytes": read_bytes.get(name), "rounds": rounds}
         for name in stages
     ]
-    least = times["floor_read"] + times["attention"] + times["network"]
-    row = {
-        **size,
-        "precision": _precision(settings),
-        "predict_s": times["predict"],
-        "floor_read_s": times["floor_read"],
-        "floor_attention_s": times["attention"],
-        "floor_network_s": times["network"],
-        "floor_s": least,
-        "predict_by_floor": times["predict"] / least,
-        "rounds": rounds,
-    }
-    return rows, [row]
-
-
-def _precision(settings: Settings) -> str:
-    found = resolve(settings.scoring.precision, torch.device("cpu"), settings.tile.size)
-    return str(found).removeprefix("torch.")
 
 
 def all_tissue(path: Path, settings: Settings) -> tuple[IntArray, int]:
@@ -178,6 +134,7 @@ def exhaustive(path: Path, model: Any, settings: Settings, count: int, rounds: i
     prediction = scored(path, model, settings)
     asked, read = process_io("rchar") - before, prediction.bytes_read
     assert read is not None
+    precision_of_scoring = resolve(settings.scoring.precision, torch.device("cpu"), side)
     rows: Rows = []
     for precision in networks:
         extrapolated = times[precision].seconds * len(corners) / len(chosen)
@@ -191,7 +148,7 @@ def exhaustive(path: Path, model: Any, settings: Settings, count: int, rounds: i
                 "measured_s": times[precision].seconds,
                 "all_tiles": len(corners),
                 "extrapolated_s": extrapolated,
-                "scoring_precision": _precision(settings),
+                "scoring_precision": str(precision_of_scoring).removeprefix("torch."),
                 "scoring_tiles": prediction.tiles_read,
                 "scoring_s": times["scoring"].seconds,
                 "times": extrapolated / times["scoring"].seconds,
@@ -209,7 +166,6 @@ def exhaustive(path: Path, model: Any, settings: Settings, count: int, rounds: i
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables and write them to ``scoring_*.csv``."""
     parser = command(__doc__, settings=True, slides=True)
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
         "--sides", type=int, nargs="+", default=[20_000, 80_000], help="of the slides, pixels"
@@ -221,17 +177,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = Settings().with_values([*common, *options.changes])
     model = untrained(settings)
     paths = [slide_of(options.slides, side) for side in options.sides]
-    if "split" in options.only:
-        parts = [split(path, model, settings, options.rounds) for path in paths]
-        for place, name in enumerate(("scoring_split", "scoring_floor")):
-            rows = [row for part in parts for row in part[place]]
-            report(name.replace("_", ": "), name, rows, options.out, machine=True)
-    if "exhaustive" in options.only:
-        rows = [
-            row for path in paths for row in exhaustive(path, model, settings, options.tiles, options.rounds)
-        ]
-        title = "scoring and encoding all tissue (extrapolated from the measured tiles)"
-        report(title, "scoring_exhaustive", rows, options.out, machine=True)
+    rows = [row for path in paths for row in split(path, model, settings, options.rounds)]
+    report("scoring: split", "scoring_split", rows, options.out, machine=True)
+    rows = [row for path in paths for row in exhaustive(path, model, settings, options.tiles, options.rounds)]
+    title = "scoring and encoding all tissue (extrapolated from the measured tiles)"
+    report(title, "scoring_exhaustive", rows, options.out, machine=True)
 
 
 if __name__ == "__main__":

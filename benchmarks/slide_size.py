@@ -7,7 +7,6 @@ slide; on two, 8 regions are read instead. Peak memory is the whole process's, m
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +31,7 @@ _SETTINGS = (
 )
 
 
-def measure(path: Path, levels: int, changes: Sequence[str]) -> dict[str, Any]:
+def measure(path: str, levels: int, changes: Sequence[str]) -> dict[str, Any]:
     """Score one slide in this process."""
     torch.set_num_threads(1)
     settings = Settings().with_values([*_SETTINGS, f"thumbnail.levels={levels}", *changes])
@@ -43,9 +42,9 @@ def measure(path: Path, levels: int, changes: Sequence[str]) -> dict[str, Any]:
     with open_slide(path) as slide:
         found = score(model, slide, settings).prediction
     return {
-        "side": int(path.stem.split("_")[1]),
+        "side": int(Path(path).stem.split("_")[1]),
         "levels": levels,
-        "file_mb": path.stat().st_size / 1e6,
+        "file_mb": Path(path).stat().st_size / 1e6,
         "tissue_tiles": found.tiles_total,
         "tiles_read": found.tiles_read,
         "read_mb": found.bytes_read / 1e6,
@@ -58,14 +57,9 @@ def main() -> None:
     """Print the table and write it to ``slide_size.csv``."""
     parser = command(__doc__, settings=True, slides=True)
     parser.add_argument("--sides", type=int, nargs="+", default=(10_000, 40_000, 160_000))
-    parser.add_argument("--one", nargs=2, metavar=("PATH", "LEVELS"), help="measure in this process")
     options = parser.parse_args()
-    if options.one:
-        path, levels = options.one
-        print(json.dumps(measure(Path(path), int(levels), options.changes)))
-        return
     rows = [
-        in_new_process("benchmarks.slide_size", "--one", path, levels, "--set", *options.changes)
+        in_new_process("benchmarks.slide_size", "measure", str(path), levels, options.changes)
         for path in (slide_of(options.slides, side) for side in options.sides)
         for levels in (1, 2)
     ]

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from wsi_ats.models.kinds import model_for
-from wsi_ats.models.scoring import LoadedModel, Scored
 from wsi_ats.settings import Settings
 from wsi_ats.slides import SlideRef
 from wsi_ats.slides.base import Slide
 from wsi_ats.tasks.targets import Target
 from wsi_ats.testing.bank import make_tile_bank
 from wsi_ats.testing.synthetic import write_slide
+
+if TYPE_CHECKING:
+    from wsi_ats.models.scoring import Scored
 
 TARGET = Target("classification", ("negative", "positive"))
 
@@ -44,6 +44,10 @@ def slides_to_train_on(folder: Path, count: int, side: int) -> list[Path]:
 
 def untrained(settings: Settings) -> Any:
     """Return an untrained model, with random rather than uniform attention."""
+    import torch  # here, because it would be most of the memory of ``benchmarks.reading.prepare``
+
+    from wsi_ats.models.kinds import model_for
+
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = model_for(settings, TARGET).eval()
@@ -55,5 +59,7 @@ def untrained(settings: Settings) -> Any:
 
 def score(model: Any, slide: Slide, settings: Settings) -> Scored:
     """Score an open slide as the library does."""
+    from wsi_ats.models.scoring import LoadedModel
+
     name = Path(slide.path).stem
     return LoadedModel(model, settings, TARGET, "").score(slide, ref=SlideRef(name, slide.path, name))

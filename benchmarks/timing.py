@@ -30,10 +30,10 @@ def interleaved(sides: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str
     return {name: Times(*map(median, zip(*each[1:], strict=True))) for name, each in found.items()}
 
 
-def in_new_process(module: str, *arguments: object) -> dict[str, Any]:
-    """Run a module that prints JSON in a new process, so that its peak memory is measured alone."""
-    command = [sys.executable, "-m", module, *map(str, arguments)]
-    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+def in_new_process(module: str, function: str, *arguments: object) -> dict[str, Any]:
+    """Call a function in a new process, so that its peak memory is measured alone; values pass as JSON."""
+    call = f"import json, {module}; print(json.dumps({module}.{function}(*{json.dumps(arguments)})))"
+    ran = subprocess.run([sys.executable, "-c", call], capture_output=True, text=True, check=True)
     found: dict[str, Any] = json.loads(ran.stdout)
     return found
 

@@ -29,8 +29,7 @@ from wsi_ats.bags.writing import BagWriter
 from wsi_ats.errors import SettingsError
 from wsi_ats.geometry import Grid, IntArray
 from wsi_ats.models.batches import Example, Reader
-from wsi_ats.overview.masks import TissueMask
-from wsi_ats.overview.records import Overview
+from wsi_ats.overview.records import Overview, TissueMask
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.resample import write_png
 from wsi_ats.tables.files import write_csv
@@ -108,11 +107,6 @@ class Collection:
     def features(self) -> NDArray[np.float32]:
         """Features of all crops, shape (N, D)."""
         return self.table.features
-
-    @property
-    def tile_size(self) -> int:
-        """Side of a tile in pixels."""
-        return SIDE
 
 
 class BagReader(Reader):

@@ -35,6 +35,7 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from wsi_ats.errors import ManifestError, ModelError, SettingsError
+from wsi_ats.files import atomic
 from wsi_ats.nn.backbone import create_backbone
 from wsi_ats.testing.bank import encode
 from wsi_ats.testing.layout import Kind
@@ -148,9 +149,8 @@ def weights_file(cache: Path) -> Path:
     path = cache / f"{BACKBONE}.safetensors"
     with FileLock(path.with_suffix(".lock")):
         if not path.exists():
-            unfinished = path.with_suffix(".unfinished")
-            save_file(_published_weights(), unfinished)
-            unfinished.replace(path)
+            with atomic(path) as unfinished:
+                save_file(_published_weights(), unfinished)
     return path
 
 

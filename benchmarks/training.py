@@ -1,42 +1,34 @@
-"""Speed of training relative to a device that never waits for tiles.
+"""Share of slow reads that is hidden behind computing when tiles are read ahead in training.
 
-Run ``python -m benchmarks.training [SLIDE...]``. The same steps are fed in three ways: from slides with
-reading ahead, from slides without it, and from tiles in host memory, which is the ceiling (tiles are pinned
-and copied to the device in each step, as those of slides are). ``of_ceiling`` is the steps per second of a
-feed divided by those of the ceiling; ``hidden`` is the share of the reading time that is hidden behind
-computing; ``waited_ms`` is the time that a step waits for its tiles. Times are medians; feeds take turns.
-
-Without SLIDES, synthetic slides are written, which are soon in the cache of the system. On a CPU small
-networks are measured, which says nothing about GPUs. With ``--slow-reads`` each tile takes 10 ms to read, as
-from a slow disk, and a device computes without the CPU, as a GPU does (simulated by a pause in the encoder).
+Run ``python -m benchmarks.training``. Each tile takes 10 ms to read, as from a slow disk, and a device
+computes without the CPU, as a GPU does (simulated by a pause in the encoder); in the last case cores do both.
+The same steps are fed in three ways: from slides with reading ahead, from slides without it, and from tiles
+in memory, the ceiling. ``of_ceiling`` is the steps per second of a feed divided by those of the ceiling;
+``hidden`` is the share of the reading time that is hidden behind computing; ``waited_ms`` is the time that a
+step waits for its tiles. Times are medians; feeds take turns.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from benchmarks.engine import TARGET, ready, train
+from benchmarks.engine import examples_of, ready, train
 from benchmarks.report import Rows, command, report
-from benchmarks.synthetic import slides_to_train_on
-from wsi_ats.errors import SettingsError
+from benchmarks.synthetic import TARGET, slides_to_train_on
 from wsi_ats.geometry import IntArray
 from wsi_ats.models.batches import Example, Reader, TileReader
 from wsi_ats.nn.model import AttentionSampler
-from wsi_ats.nn.precision import resolve
-from wsi_ats.overview.overview import read_overview
 from wsi_ats.overview.tiles import read_tiles
 from wsi_ats.settings import Settings
 from wsi_ats.slides import open_slide
@@ -173,11 +165,11 @@ class SlowSlide(WrappedSlide):
 
 
 def measure(
-    examples: Sequence[Example], settings: Settings, reader: Reader, device: torch.device, passes: int
+    examples: Sequence[Example], settings: Settings, reader: Reader, passes: int
 ) -> tuple[list[float], list[float]]:
     """Train for an epoch, and return the seconds of each steady step and the time it waits for tiles."""
     clock = Clock(reader)
-    train(examples, [], settings, clock, device=device)
+    train(examples, [], settings, clock)
     # The first call is calibration. The first steps begin their reads at once, and the last begin none.
     begun = np.array(clock.times[1::passes])
     waits = np.array(clock.waits[1:]).reshape(-1, passes).sum(1)
@@ -185,59 +177,42 @@ def measure(
     return seconds.tolist(), waits[_WARM : _WARM + len(seconds)].tolist()
 
 
-def examples_of(paths: Sequence[Path], settings: Settings) -> list[Example]:
-    """Prepare slides, with alternating labels."""
-    examples = []
-    for number, path in enumerate(paths):
-        ref = SlideRef.from_path(path)
-        with open_slide(ref) as slide:
-            examples.append(
-                Example(ref, read_overview(slide, settings), TARGET.encode(TARGET.names[number % 2]))
-            )
-    return examples
+def slides_of(paths: Sequence[Path]) -> list[SlideRef]:
+    """Return slides with alternating labels."""
+    return [
+        replace(SlideRef.from_path(path), label=TARGET.names[number % 2]) for number, path in enumerate(paths)
+    ]
 
 
-def run(plan: Plan, paths: Sequence[Path], device: torch.device, *, steps: int, rounds: int) -> Rows:
+def run(plan: Plan, paths: Sequence[Path], *, steps: int, rounds: int) -> Rows:
     """Measure steps with all feeds in turn; return a row for each."""
-    settings, cuda = plan.settings, device.type == "cuda"
-    examples, count = examples_of(paths, settings), plan.tiles // _SLIDES_A_STEP
-    least = min(len(example.overview.tissue.cells) for example in examples)
-    if least < count:
-        raise SettingsError(f"a slide has {least} tissue tiles, and {count} of each are wanted; name others")
+    settings, count = plan.settings, plan.tiles // _SLIDES_A_STEP
+    examples = examples_of(slides_of(paths), settings)
     with open_slide(examples[0].ref) as slide:
         tissue = examples[0].overview.tissue
         memory = Memory(read_tiles(slide, tissue.grid, tissue.cells[:count]))
     seconds: dict[str, list[float]] = {feed: [] for feed in FEEDS}
     waits: dict[str, list[float]] = {feed: [] for feed in FEEDS}
-    peak: dict[str, float | None] = dict.fromkeys(FEEDS)
     for _ in range(rounds):
         for feed, ahead in FEEDS.items():
             slides = _SLIDES_A_STEP * (_WARM + 2 * ahead + steps + 1)
             shown = [examples[k % len(examples)] for k in range(slides)]
             changed = settings.with_values([f"training.read_ahead={ahead}"])
-            if cuda:
-                torch.cuda.reset_peak_memory_stats(device)
             with TileReader(plan.threads, plan.open) as reader, plan.computing_elsewhere():
                 feeding = memory if feed == MEMORY else reader
-                taken, waited = measure(shown, changed, feeding, device, plan.passes)
+                taken, waited = measure(shown, changed, feeding, plan.passes)
             seconds[feed] += taken[:steps]
             waits[feed] += waited[:steps]
-            if cuda:
-                peak[feed] = torch.cuda.max_memory_allocated(device) / 1e9
     step = {feed: median(each) for feed, each in seconds.items()}
-    dtype = resolve(settings.training.precision, device, plan.tile_size)
     return [
         {
-            "device": torch.cuda.get_device_name(device) if cuda else "cpu",
             **asdict(plan),
             "passes": plan.passes,
-            "precision": str(dtype).removeprefix("torch."),
             "feed": feed,
             "steps": len(seconds[feed]),
             "steps_per_s": 1 / each,
             "tiles_per_s": plan.tiles / each,
             "waited_ms": 1e3 * median(waits[feed]),
-            "peak_gb": peak[feed],
             "of_ceiling": step[MEMORY] / each,
             "hidden": (step[SLIDES] - each) / (step[SLIDES] - step[MEMORY]),
         }
@@ -246,40 +221,18 @@ def run(plan: Plan, paths: Sequence[Path], device: torch.device, *, steps: int, 
 
 
 def main() -> None:
-    """Print and write ``training_<device>.csv``, or with ``--slow-reads`` ``read_ahead.csv``."""
-    cuda = torch.cuda.is_available()
+    """Print the table and write it to ``read_ahead.csv``."""
     parser = command(__doc__, slides=True)
-    parser.add_argument("files", type=Path, nargs="*", metavar="SLIDE")
-    models = ("resnet50", "vit_small_patch16_224") if cuda else ("test_resnet", "test_vit")
-    parser.add_argument("--models", nargs="+", default=models)
-    parser.add_argument("--tiles", type=int, nargs="+", default=(256, 1024) if cuda else (32, 64))
-    parser.add_argument("--tile-size", type=int, default=256 if cuda else 128)
-    parser.add_argument("--tiles-per-pass", type=int, default=256 if cuda else 64)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="that read")
-    parser.add_argument("--steps", type=int, default=20 if cuda else 10, help="of each feed in a round")
+    parser.add_argument("--steps", type=int, default=10, help="of each feed in a round")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--slow-reads", action="store_true", help="simulate them, and a device")
     options = parser.parse_args()
-    paths = options.files or slides_to_train_on(options.slides, _SLIDES_A_STEP, _SIDE)
-    device = torch.device("cuda" if cuda and not options.slow_reads else "cpu")
-    plans = (
-        SLOW
-        if options.slow_reads
-        else {
-            f"{model}, {tiles}": Plan(
-                model, tiles, options.tile_size, min(options.tiles_per_pass, tiles), options.threads
-            )
-            for model in options.models
-            for tiles in options.tiles
-        }
-    )
+    paths = slides_to_train_on(options.slides, _SLIDES_A_STEP, _SIDE)
     rows = [
         {"case": case, **row}
-        for case, plan in plans.items()
-        for row in run(plan, paths, device, steps=options.steps, rounds=options.rounds)
+        for case, plan in SLOW.items()
+        for row in run(plan, paths, steps=options.steps, rounds=options.rounds)
     ]
-    name = "read_ahead" if options.slow_reads else f"training_{device.type}"
-    report("training fed in three ways", name, rows, options.out, machine=True)
+    report("training fed in three ways", "read_ahead", rows, options.out, machine=True)
 
 
 if __name__ == "__main__":

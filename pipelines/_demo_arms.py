@@ -17,7 +17,7 @@ from pipelines.prepare import PrepareTask
 from pipelines.score import score
 from pipelines.train import train
 from wsi_ats.errors import ArtifactError
-from wsi_ats.overview.prepared import load_overview
+from wsi_ats.overview.records import load_overview
 from wsi_ats.results.selections import read_selection
 from wsi_ats.settings import Settings
 from wsi_ats.slides import open_slide

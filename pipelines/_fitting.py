@@ -17,7 +17,7 @@ from pipelines._tensorboard import writing_events
 from pipelines.prepare import PrepareTask
 from wsi_ats.bags.matched import load_matched
 from wsi_ats.errors import ManifestError, SettingsError
-from wsi_ats.overview.prepared import load_overview
+from wsi_ats.overview.records import load_overview
 from wsi_ats.settings import Settings
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.tables.labels import check_cases, check_labels

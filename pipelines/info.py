@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from wsi_ats.errors import WsiAtsError
-from wsi_ats.overview.masks import TissueMask
 from wsi_ats.overview.overview import count_tiles, read_overview, regions_of
+from wsi_ats.overview.records import TissueMask
 from wsi_ats.overview.tiles import level_for
 from wsi_ats.settings import Settings, TileSettings
 from wsi_ats.slides.base import Slide, SlideRef

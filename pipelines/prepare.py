@@ -18,9 +18,8 @@ from wsi_ats.bags.writing import copy_bag
 from wsi_ats.files import atomic
 from wsi_ats.overview.annotated import check_regions, within_regions
 from wsi_ats.overview.overview import count_tiles, explain_exclusion, read_overview
-from wsi_ats.overview.prepared import save_overview
 from wsi_ats.overview.quality import mark
-from wsi_ats.overview.records import Overview
+from wsi_ats.overview.records import Overview, save_overview
 from wsi_ats.overview.tiles import level_for
 from wsi_ats.results.records import Status
 from wsi_ats.settings import ARTEFACTS, Fixes, Settings
@@ -65,7 +64,7 @@ def prepare(
     refs
         The slides; of those that name regions, only the cells in them are tissue.
     out
-        Folder for ``prepared/<slide_id>.npz`` (see :func:`wsi_ats.overview.prepared.load_overview`),
+        Folder for ``prepared/<slide_id>.npz`` (see :func:`wsi_ats.overview.records.load_overview`),
         ``thumbnails/<slide_id>.png``, ``quality/<slide_id>.png`` (the thumbnail with frames around tissue
         cells with artefacts: cyan for ink, yellow for lack of focus; only if there are any),
         ``slides.parquet`` and ``.csv``, ``run.json``. In the table, ``tissue_method`` and ``tissue_reason``

@@ -19,11 +19,9 @@ from wsi_ats.errors import ModelError, SettingsError
 from wsi_ats.files import atomic
 from wsi_ats.models.card import read_card
 from wsi_ats.overview.annotated import check_regions
-from wsi_ats.results.attention import save_attention
-from wsi_ats.results.features import save_features
 from wsi_ats.results.records import Status, Stop
 from wsi_ats.results.selections import VERSION as SELECTIONS
-from wsi_ats.results.selections import write_selection
+from wsi_ats.results.selections import save_attention, save_features, write_selection
 from wsi_ats.results.shown import SHEETS, ShownSlide
 from wsi_ats.settings import Fixes, ScoringSettings, Settings
 from wsi_ats.slides import open_slide

@@ -12,8 +12,7 @@ import torch
 
 from wsi_ats.geometry import Grid
 from wsi_ats.models.batches import Example, Reader
-from wsi_ats.overview.masks import TissueMask
-from wsi_ats.overview.records import Overview
+from wsi_ats.overview.records import Overview, TissueMask
 from wsi_ats.settings import Settings
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.tasks.targets import Target

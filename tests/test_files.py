@@ -15,11 +15,9 @@ import pytest
 from wsi_ats.errors import ArtifactError, LockedError
 from wsi_ats.files import atomic, digest_of, locked, read_json, write_json
 from wsi_ats.geometry import Grid
-from wsi_ats.overview.masks import TissueMask
-from wsi_ats.overview.prepared import load_overview, save_overview
-from wsi_ats.overview.records import Overview
-from wsi_ats.results.attention import load_attention, save_attention
+from wsi_ats.overview.records import Overview, TissueMask, load_overview, save_overview
 from wsi_ats.results.records import AttentionMap
+from wsi_ats.results.selections import load_attention, save_attention
 from wsi_ats.slides.fingerprint import slide_digest
 
 GRID = Grid(1000, 600, cell=255.9, tile_size=256, stride=127.95)

@@ -79,9 +79,8 @@ if TYPE_CHECKING:
     from wsi_ats.models.scoring import LoadedModel, Scored
     from wsi_ats.nn.model import AttentionSampler, build_model
     from wsi_ats.nn.sampling import Draw, draw
-    from wsi_ats.overview.masks import TissueMask
     from wsi_ats.overview.overview import read_overview
-    from wsi_ats.overview.records import Overview
+    from wsi_ats.overview.records import Overview, TissueMask
     from wsi_ats.overview.tiles import grid_for, read_thumbnail, read_tiles
     from wsi_ats.overview.tissue import find_tissue
     from wsi_ats.results.records import AttentionMap, Prediction, Selection, Status
@@ -136,9 +135,8 @@ _HOMES = {
     "models.scoring": ("LoadedModel", "Scored"),
     "nn.model": ("AttentionSampler", "build_model"),
     "nn.sampling": ("Draw", "draw"),
-    "overview.masks": ("TissueMask",),
     "overview.overview": ("read_overview",),
-    "overview.records": ("Overview",),
+    "overview.records": ("Overview", "TissueMask"),
     "overview.tiles": ("grid_for", "read_thumbnail", "read_tiles"),
     "overview.tissue": ("find_tissue",),
     "results.records": ("AttentionMap", "Prediction", "Selection", "Status"),

@@ -14,8 +14,7 @@ from wsi_ats.bags.matching import match, restrict
 from wsi_ats.bags.record import Bag, PlainRows, Stamp
 from wsi_ats.errors import FeatureError, SettingsError
 from wsi_ats.geometry import Grid, Region
-from wsi_ats.overview.masks import TissueMask
-from wsi_ats.overview.records import Overview
+from wsi_ats.overview.records import Overview, TissueMask
 
 GRID = Grid(width=20_480, height=10_240, cell=512, tile_size=256)  # 20 x 40 cells
 MPP = 0.25

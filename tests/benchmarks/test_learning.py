@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ from PIL import Image
 from test_tissue_bags import images, table  # noqa: F401  (fixtures)
 
 from benchmarks import end_to_end, learning
-from benchmarks.learning import Case, Row, read_rows, run, summary
+from benchmarks.engine import examples_of
+from benchmarks.learning import Case, read_rows, run, summary
 from benchmarks.report import report
 from benchmarks.tissue import collect, write_slides
 from wsi_ats.settings import Settings
@@ -42,30 +44,35 @@ def ran(table, monkeypatch):  # noqa: F811
 
 def test_attention_is_scored_beside_uniform_draws_and_all_tiles_of_the_same_classifier(ran):
     rows = ran("attention", *QUICK)
-    assert [(row.arm, row.tiles) for row in rows] == [("attention", 8), ("uniform", 8), ("all tiles", 0)]
-    assert all(0 <= row.auc <= 1 and np.isfinite(row.loss) for row in rows)
-    assert rows[1].scale == 0
+    assert [(row["arm"], row["tiles"]) for row in rows] == [
+        ("attention", 8),
+        ("uniform", 8),
+        ("all tiles", 0),
+    ]
+    assert all(0 <= row["auc"] <= 1 and np.isfinite(row["loss"]) for row in rows)
+    assert rows[1]["scale"] == 0
     # 64 to measure the features' spread, two epochs of 16 and a survey of 32; some may come twice.
-    assert 64 <= rows[0].read <= 128 * rows[0].runs
+    assert 64 <= rows[0]["read"] <= 128 * rows[0]["runs"]
 
 
 def test_mil_and_colour_have_a_row_each(ran):
     (mil,), (colour,) = ran("mil subset", "training.epochs=2"), ran("mean colour")
-    assert (mil.arm, mil.tiles, colour.arm, colour.tiles) == ("mil subset", 0, "mean colour", 0)
-    assert 64 <= mil.read <= 192
-    assert 0 <= colour.auc <= 1
+    assert (mil["arm"], mil["tiles"], colour["arm"], colour["tiles"]) == ("mil subset", 0, "mean colour", 0)
+    assert 64 <= mil["read"] <= 192
+    assert 0 <= colour["auc"] <= 1
 
 
 def test_controls_have_a_row_each(ran):
     for arm, changes in (("mil", ["training.epochs=2"]), ("shuffled", QUICK), ("oracle", [])):
         (row,) = ran(arm, *changes)
-        assert (row.arm, row.tiles) == (arm, 8 if arm == "shuffled" else 0)
-        assert 0 <= row.auc <= 1
+        assert (row["arm"], row["tiles"]) == (arm, 8 if arm == "shuffled" else 0)
+        assert 0 <= row["auc"] <= 1
 
 
 def test_tables_are_joined_and_drawn_with_every_seed_the_worst_first(tmp_path, monkeypatch, capsys):
     rows = [
-        Row("oral", 0.05, thumbnail, seed, "uniform", "", 45, auc, 0.01, 0.3)
+        {"material": "oral", "lesion": 0.05, "visible": thumbnail, "seed": seed, "arm": "uniform"}
+        | {"variant": "", "tiles": 45, "auc": auc}
         for thumbnail in (True, False)
         for seed, auc in enumerate((0.9, 0.7, 0.8))
     ]
@@ -86,9 +93,8 @@ def test_a_slide_as_a_file_shows_training_the_same_as_its_bag(table, tmp_path): 
     collection = collect(table, lesion=0.2, visible=True, slides=(4, 2, 4), seed=3)
     write_slides(collection, tmp_path)
     settings = Settings().with_values(end_to_end.COMMON)
-    for bag, example in zip(
-        collection.train, end_to_end.seen(collection.train, tmp_path, settings), strict=True
-    ):
+    files = [replace(bag.ref, path=str(tmp_path / bag.ref.path)) for bag in collection.train]
+    for bag, example in zip(collection.train, examples_of(files, settings), strict=True):
         both = np.intersect1d(bag.tissue.cells, example.overview.tissue.cells)
         assert len(both) > 0.95 * max(len(bag.tissue.cells), len(example.overview.tissue.cells))
         assert np.abs(bag.thumbnail.astype(float) - example.overview.thumbnail).mean() < 4

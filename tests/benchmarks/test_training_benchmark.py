@@ -7,13 +7,12 @@ import pytest
 import torch
 
 from benchmarks import training
-from benchmarks.engine import TARGET
+from benchmarks.engine import CPU, examples_of
+from benchmarks.synthetic import TARGET
 from benchmarks.training import FEEDS, Memory, Plan, measure, run
-from wsi_ats.errors import SettingsError
 from wsi_ats.testing.synthetic import write_collection
 
 torch.set_num_threads(1)  # tiny networks
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -36,15 +35,15 @@ def test_a_step_is_cut_as_training_cuts_it(tiles, tiles_per_pass, passes):
 def test_each_steady_step_is_timed_once(slides, ahead):
     plan = Plan("test_resnet", 16, 64, 16)
     settings = plan.settings.with_values([f"training.read_ahead={ahead}"])
-    shown = training.examples_of(slides, settings) * 4 * 8  # eight steps of eight slides
+    shown = examples_of(training.slides_of(slides), settings) * 4 * 8  # eight steps of eight slides
     memory = Memory(np.zeros((2, 64, 64, 3), np.uint8))
-    seconds, waits = measure(shown, settings, memory, CPU, passes=1)
+    seconds, waits = measure(shown, settings, memory, passes=1)
     assert len(seconds) == len(waits) == 8 - 1 - 3 - ahead
     assert min(seconds) > 0
 
 
 def test_each_feed_has_a_row(slides):
-    rows = run(Plan("test_resnet", 16, 64, 8, threads=2), slides, CPU, steps=2, rounds=1)
+    rows = run(Plan("test_resnet", 16, 64, 8, threads=2), slides, steps=2, rounds=1)
     assert [row["feed"] for row in rows] == list(FEEDS)
     for row in rows:
         assert (row["tiles"], row["passes"], row["steps"]) == (16, 2, 2)
@@ -53,11 +52,6 @@ def test_each_feed_has_a_row(slides):
 
 def test_slow_reads_are_waited_for_and_memory_is_not(slides):
     plan = Plan("test_resnet", 16, 64, 16, read_seconds=1e-3, device_seconds=0.01)
-    memory, _, slow = run(plan, slides, CPU, steps=1, rounds=1)
+    memory, _, slow = run(plan, slides, steps=1, rounds=1)
     assert (memory["hidden"], slow["hidden"]) == (1, 0)
     assert memory["waited_ms"] < slow["waited_ms"] > 16
-
-
-def test_slides_with_too_little_tissue_are_refused(slides):
-    with pytest.raises(SettingsError, match="tissue tiles, and 1000 of each are wanted"):
-        run(Plan("test_resnet", 8000, 64, 64), slides, CPU, steps=1, rounds=1)

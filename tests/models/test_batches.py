@@ -14,8 +14,7 @@ from wsi_ats.errors import SettingsError, SlideOpenError, SlideReadError
 from wsi_ats.geometry import Grid
 from wsi_ats.models import batches
 from wsi_ats.models.batches import Example, TileReader, epoch_batches, outcomes
-from wsi_ats.overview.masks import TissueMask
-from wsi_ats.overview.records import Overview
+from wsi_ats.overview.records import Overview, TissueMask
 from wsi_ats.overview.tiles import read_tiles
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.memory import MemorySlide

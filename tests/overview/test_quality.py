@@ -12,9 +12,9 @@ from scipy import ndimage
 
 from wsi_ats.errors import SettingsError
 from wsi_ats.geometry import Grid
-from wsi_ats.overview.masks import Quality
 from wsi_ats.overview.overview import explain_exclusion, read_overview, read_region_overview, regions_of
 from wsi_ats.overview.quality import find_artefacts, mark
+from wsi_ats.overview.records import Quality
 from wsi_ats.overview.tiles import grid_for, read_thumbnail
 from wsi_ats.overview.tissue import find_tissue
 from wsi_ats.settings import ARTEFACTS, Settings

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 from conftest import files, table
 
-from wsi_ats.results.attention import load_attention
-from wsi_ats.results.selections import read_selection
+from wsi_ats.results.selections import load_attention, read_selection
 
 FOLDERS = ["predictions.csv", "predictions.parquet", "records", "run.json"]
 

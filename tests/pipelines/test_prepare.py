@@ -11,7 +11,7 @@ from conftest import SETTINGS, files, table
 from pipelines._runs import Execution
 from pipelines.prepare import prepare
 from wsi_ats.files import locked, read_json
-from wsi_ats.overview.prepared import load_overview
+from wsi_ats.overview.records import load_overview
 from wsi_ats.tables.files import read_parquet
 from wsi_ats.tables.manifest import read_manifest
 

@@ -16,8 +16,7 @@ from pipelines._cluster import connect
 from pipelines._readers import DaskReader, check_readers, open_reader
 from wsi_ats.errors import SettingsError, SlideOpenError, WsiAtsError
 from wsi_ats.models.batches import Example, TileReader, outcomes
-from wsi_ats.overview.masks import TissueMask
-from wsi_ats.overview.records import Overview
+from wsi_ats.overview.records import Overview, TissueMask
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.tasks.targets import Target
 from wsi_ats.training.fit import fit

@@ -16,10 +16,9 @@ from conftest import SETTINGS, table
 from wsi_ats.files import read_json
 from wsi_ats.models.checkpoints import load_model
 from wsi_ats.overview.overview import read_overview
-from wsi_ats.overview.prepared import load_overview
-from wsi_ats.results.attention import load_attention
+from wsi_ats.overview.records import load_overview
 from wsi_ats.results.scores import read_scores
-from wsi_ats.results.selections import read_selection
+from wsi_ats.results.selections import load_attention, read_selection
 from wsi_ats.slides import open_slide
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.tables.manifest import read_manifest

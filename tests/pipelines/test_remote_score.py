@@ -9,7 +9,7 @@ import fsspec
 import pytest
 from conftest import files, table, without_times
 
-from wsi_ats.overview.prepared import load_overview
+from wsi_ats.overview.records import load_overview
 from wsi_ats.results.selections import read_selection
 
 BLOCK = 64 << 10

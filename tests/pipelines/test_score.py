@@ -18,8 +18,7 @@ from pipelines._runs import Execution
 from pipelines.score import ScoreTask, score
 from wsi_ats.files import read_json
 from wsi_ats.models.card import read_card
-from wsi_ats.results.attention import load_attention
-from wsi_ats.results.selections import read_selection
+from wsi_ats.results.selections import load_attention, read_selection
 from wsi_ats.tables.files import read_parquet
 from wsi_ats.tables.manifest import read_manifest
 from wsi_ats.tasks.targets import Target

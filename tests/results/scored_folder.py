@@ -16,11 +16,9 @@ import tifffile
 
 from wsi_ats.files import write_json
 from wsi_ats.geometry import Grid, Region
-from wsi_ats.results.attention import save_attention
-from wsi_ats.results.features import save_features
 from wsi_ats.results.records import AttentionMap, Prediction, ReadTiles, Selection, Status, Stop
 from wsi_ats.results.scores import Scores, read_scores
-from wsi_ats.results.selections import write_selection
+from wsi_ats.results.selections import save_attention, save_features, write_selection
 from wsi_ats.settings import Settings
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.fingerprint import contents_digest

@@ -15,8 +15,7 @@ from PIL import Image
 
 from wsi_ats.errors import ArtifactError, SettingsError
 from wsi_ats.geometry import Grid, Region
-from wsi_ats.overview.masks import TissueMask
-from wsi_ats.overview.records import Overview
+from wsi_ats.overview.records import Overview, TissueMask
 from wsi_ats.results import captions, pictures
 from wsi_ats.results.pictures import figure_of_slide, figure_of_tiles, write_pictures_of
 from wsi_ats.results.records import AttentionMap, Selection, Status

@@ -10,7 +10,7 @@ import pytest
 
 from wsi_ats.errors import SettingsError
 from wsi_ats.geometry import Grid, Region
-from wsi_ats.overview.masks import TissueMask
+from wsi_ats.overview.records import TissueMask
 from wsi_ats.results.records import AttentionMap, Prediction, Selection, Status, Stop
 
 GRID = Grid(1000, 600, cell=256.5, tile_size=128)

@@ -9,7 +9,7 @@ import pytest
 
 from training.phase_runs import PHASES
 from training.runs import run, trained, trusting
-from wsi_ats.models.one_level import CellDraws
+from wsi_ats.models.drawing import CellDraws
 from wsi_ats.training import attention as attention_phase
 
 

@@ -12,8 +12,7 @@ import numpy.typing as npt
 from wsi_ats.bags.record import Bag
 from wsi_ats.errors import FeatureError, SettingsError
 from wsi_ats.geometry import Grid, IntArray, Region
-from wsi_ats.overview.masks import TissueMask
-from wsi_ats.overview.records import Overview
+from wsi_ats.overview.records import Overview, TissueMask
 
 # Largest relative difference between tile and cell. A tile of 10 % more shows about the same tissue.
 _SIDE = 0.1

@@ -17,7 +17,7 @@ from wsi_ats.models.encoding import TileBatches, encode_parts
 from wsi_ats.models.frozen import fingerprint
 from wsi_ats.nn.encoder import TileEncoder, build_encoder
 from wsi_ats.nn.precision import resolve
-from wsi_ats.overview.masks import TissueMask
+from wsi_ats.overview.records import TissueMask
 from wsi_ats.overview.tiles import read_tiles
 from wsi_ats.settings import Settings
 from wsi_ats.slides.base import Slide

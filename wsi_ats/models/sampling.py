@@ -21,11 +21,10 @@ from wsi_ats.geometry import IntArray
 from wsi_ats.models.base import DrawLogits, Estimates, Finish, WeightedTiles, naming
 from wsi_ats.models.batches import Example, Reader, outcomes
 from wsi_ats.models.calibration import calibrate, varied
-from wsi_ats.models.drawing import PlannedTiles, ThumbnailAttention, TileDraws
+from wsi_ats.models.drawing import CellDraws, PlannedTiles, ThumbnailAttention, TileDraws
 from wsi_ats.models.encoding import TILES_AT_A_TIME, Embed, to_device
 from wsi_ats.models.evidence import Evidence
 from wsi_ats.models.features import Features
-from wsi_ats.models.one_level import CellDraws
 from wsi_ats.models.two_level import RegionDraws
 from wsi_ats.nn.model import AttentionSampler
 from wsi_ats.nn.precision import autocast

@@ -25,9 +25,8 @@ from wsi_ats.models.kinds import method_for
 from wsi_ats.models.stopping import stop
 from wsi_ats.nn.network import SlideNetwork
 from wsi_ats.overview.annotated import within_regions
-from wsi_ats.overview.masks import TissueMask
 from wsi_ats.overview.overview import count_tiles, explain_exclusion, read_overview
-from wsi_ats.overview.records import Overview
+from wsi_ats.overview.records import Overview, TissueMask
 from wsi_ats.overview.tiles import level_for
 from wsi_ats.results.records import AttentionMap, FloatArray, Prediction, ReadTiles, Selection, Status, Stop
 from wsi_ats.settings import SamplingSettings, Settings

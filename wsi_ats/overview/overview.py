@@ -13,9 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from wsi_ats.geometry import Grid
-from wsi_ats.overview.masks import Quality, TissueMask
 from wsi_ats.overview.quality import find_artefacts
-from wsi_ats.overview.records import Background, Overview, TissueMethod
+from wsi_ats.overview.records import Background, Overview, Quality, TissueMask, TissueMethod
 from wsi_ats.overview.regions import RegionGrid, Window
 from wsi_ats.overview.tiles import grid_for, read_thumbnail
 from wsi_ats.overview.tissue import find_tissue, tell_background

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from wsi_ats.overview.masks import Quality, TissueMask
+from wsi_ats.overview.records import Quality, TissueMask
 from wsi_ats.overview.tissue import (
     Floats,
     Mask,

@@ -16,8 +16,7 @@ from skimage import filters, measure
 
 from wsi_ats.errors import SettingsError
 from wsi_ats.geometry import Grid, IntArray
-from wsi_ats.overview.masks import TissueMask
-from wsi_ats.overview.records import Background, TissueMethod
+from wsi_ats.overview.records import Background, TissueMask, TissueMethod
 
 Pixels = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]

@@ -12,9 +12,8 @@ from wsi_ats.bags.opening import open_bag
 from wsi_ats.bags.record import Bag
 from wsi_ats.errors import ArtifactError, ManifestError
 from wsi_ats.files import digest_of, read_json
-from wsi_ats.results.attention import load_attention
 from wsi_ats.results.records import RUN_FILE, AttentionMap, Prediction, Selection, Status
-from wsi_ats.results.selections import read_selection
+from wsi_ats.results.selections import load_attention, read_selection
 from wsi_ats.slides.base import SlideRef
 from wsi_ats.slides.fingerprint import contents_digest
 from wsi_ats.slides.storage import is_remote

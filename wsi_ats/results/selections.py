@@ -1,4 +1,4 @@
-"""Selections on disk: a Parquet file for each slide."""
+"""What is kept of a scored slide in files of its own: selected tiles, their features, and attention."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from wsi_ats.bags.writing import BagWriter
 from wsi_ats.errors import ArtifactError, SettingsError
+from wsi_ats.files import load_arrays, save_arrays
 from wsi_ats.geometry import Grid, Region
-from wsi_ats.results.records import Selection
+from wsi_ats.results.records import AttentionMap, ReadTiles, Selection
 from wsi_ats.tables.files import read_parquet, write_parquet
 
 VERSION = 3
@@ -87,3 +89,55 @@ def read_selection(path: str | Path) -> Selection:
         )
     except (KeyError, TypeError, SettingsError) as error:
         raise ArtifactError(f"{path}: its metadata is damaged: {error!r}; score the slide again") from error
+
+
+def save_attention(path: Path, attention: AttentionMap) -> None:
+    """Write an attention map, atomically."""
+    save_arrays(path, attention.grid, attention=attention.attention, tissue=attention.tissue)
+
+
+def load_attention(path: Path) -> AttentionMap:
+    """Read an attention map written by :func:`save_attention`.
+
+    Raises
+    ------
+    ArtifactError
+        When the file is missing or damaged.
+    """
+    grid, arrays = load_arrays(path, "attention", "tissue")
+    return AttentionMap(grid, arrays["attention"], arrays["tissue"])
+
+
+def save_features(path: Path, selection: Selection, tiles: ReadTiles, *, model_digest: str) -> None:
+    """Write the features of the distinct tiles of a selection, atomically.
+
+    Parameters
+    ----------
+    path
+        The file, which :class:`wsi_ats.bags.writing.BagWriter` describes.
+    selection, tiles
+        The tiles, and their features in the order of their cells.
+    model_digest
+        Fingerprint of the model, whose encoder made the features.
+
+    Raises
+    ------
+    FeatureError
+        When a feature is NaN or infinite.
+    ArtifactError
+        When the file cannot be written.
+    """
+    grid = selection.grid
+    with BagWriter(
+        path,
+        name=selection.slide_id,
+        size=(grid.width, grid.height),
+        mpp=selection.mpp,
+        side=grid.cell,
+        width=tiles.features.shape[1],
+        overlap=grid.cell - grid.pitch,
+        tile_size=grid.tile_size,
+        encoder=f"wsi_ats-{model_digest}",
+        digest=model_digest,
+    ) as writer:
+        writer.append(grid.boxes(tiles.cells)[:, :2], tiles.features)

@@ -103,8 +103,9 @@ class ThumbnailSettings:
     """Artefacts to exclude: cells with ``pen`` or ``blur``, or both joined by a comma. None by default: the
     user decides which tissue to skip, and every slide reports the cells that would be excluded."""
     max_artefact: float = setting(0.25, fixes=Fixes.THUMBNAILS, must=within("[0, 1)"), needs="reads_tiles")
-    """Largest fraction of a cell that an artefact may cover (:class:`wsi_ats.overview.masks.Quality`). A line
-    of ink along the edge of a tile does no harm; the same fraction of tissue makes a cell count as tissue."""
+    """Largest fraction of a cell that an artefact may cover (:class:`wsi_ats.overview.records.Quality`). A
+    line of ink along the edge of a tile does no harm; the same fraction of tissue makes a cell count as
+    tissue."""
 
     def __post_init__(self) -> None:
         check(self, "thumbnail")
