@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 READY := $(VENV)/ready
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check docs bench clean
 
 demo: $(READY)
 	$(BIN)/wsi-ats demo --out demo
@@ -19,6 +19,10 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(PYTEST)
+
+# Every warning is an error; the page to open is build/docs/index.html.
+docs: $(READY)
+	$(BIN)/python -m sphinx -W --keep-going -q -d build/doctrees docs build/docs
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks.designs

@@ -25,8 +25,8 @@ ATTENTION = "attention sampling"
 UNIFORM = "uniform sampling"
 ALL = "attention MIL"
 
-# Random subsets, because multiple-instance learning memorises all tiles of few slides (docs/training.md), and
-# so that an epoch takes the same time for slides of any size.
+# Random subsets, because multiple-instance learning memorises all tiles of few slides
+# (docs/explanation/training.md), and so that an epoch takes the same time for slides of any size.
 _MIL = ("model.kind=mil", "model.mil_tiles=64", "training.joint_epochs=0", "training.supervision=0")
 
 

@@ -91,7 +91,7 @@ def test_names_for_type_checkers_and_at_run_time_are_the_same():
 
 def test_documentation_imports_public_names_only():
     modules = {"wsi_ats", "wsi_ats.nn.expectation", "wsi_ats.nn.sampling", "wsi_ats.slides.memory"}
-    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     used = {
         module
         for page in pages

@@ -55,9 +55,13 @@ APART = {"spatialdata": {"spatialdata", "geopandas"}}
 
 
 def test_all_extras_are_in_all_and_none_of_them_is_always_installed():
-    names = PROJECT["optional-dependencies"].keys() - {"all", "dev", *APART}
+    names = PROJECT["optional-dependencies"].keys() - {"all", "dev", "docs", *APART}
     assert set().union(*map(extra, names)) == extra("all")
     assert not extra("all") & required()
+
+
+def test_make_docs_needs_nothing_that_make_test_does_not_install():
+    assert extra("docs") <= extra("dev")
 
 
 def test_fixed_versions_satisfy_the_lower_bounds():

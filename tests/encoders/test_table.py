@@ -10,7 +10,7 @@ import pytest
 from wsi_ats.encoders import ENCODERS, find_encoder, nearest_name
 from wsi_ats.errors import ModelError
 
-PAGE = Path(__file__).parents[2] / "docs" / "encoders.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "encoders.md"
 
 
 @pytest.mark.parametrize("encoder", ENCODERS.values(), ids=ENCODERS)

@@ -15,9 +15,10 @@ from distributed.cli import dask_scheduler, dask_worker
 
 PAGES = (
     *("laptop", "workstation", "slurm", "kubernetes", "storage", "features"),
-    *("annotations", "exports"),
+    *("annotations", "exports", "compare", "get-started"),
 )
-TEXTS = {name: (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in PAGES}
+FILES = {path.stem: path for path in (ROOT / "docs").rglob("*.md")}
+TEXTS = {name: FILES[name].read_text(encoding="utf-8") for name in PAGES}
 
 # Programs of others that the pages name; they are not run here, or only by a stand-in.
 ELSEWHERE = {"aws", "awk", "cd", "cp", "export", "kubectl", "ls", "mapfile", "mkdir", "pip", "sbatch"}

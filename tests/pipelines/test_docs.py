@@ -43,7 +43,7 @@ ALL = [
 @pytest.mark.parametrize("page", PAGES)
 def test_every_page_has_commands_in_checked_blocks(page):
     languages = set(re.findall(r"^```(\w*)\n.*?^```", TEXTS[page], re.M | re.S))
-    assert languages <= {"sh", "bash", "py", "crontab", "ini", "yaml", "dockerfile"}
+    assert languages <= {"sh", "bash", "py", "crontab", "ini", "yaml", "dockerfile", "text"}
     assert {each.words[0] for each in (*typed(page), *written(page))} >= {"wsi-ats"}
     assert not re.search(r"^    (wsi-ats|dask|sbatch) ", TEXTS[page], re.M)
 

@@ -42,11 +42,11 @@ def exported_tiles(scores, name):
         return selection, tiles, read_tiles(opened, selection.grid, tiles.cells)
 
 
-def test_the_list_and_the_readme_name_every_format(run):
+def test_the_list_and_the_page_of_commands_name_every_format(run):
     listed = run("export", "--list").stdout.splitlines()
     assert [line.split()[0] for line in listed] == ["format", *FORMATS]
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    assert ", ".join(f"`{name}`" for name in FORMATS) in readme
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
+    assert ", ".join(f"`{name}`" for name in FORMATS) in page
 
 
 def test_several_formats_at_once_each_have_a_folder(run, scores, tmp_path):

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, table
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCKS = {
-    page.name: re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+    str(page.relative_to(ROOT)): re.findall(
+        r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S
+    )
     for page in PAGES
 }
 PYTHON = [
@@ -43,7 +45,7 @@ def test_python_blocks_run(page, code):
     exec(compile(code, page, "exec"), {})  # the pages are ours
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_to_files_resolve(page):
     links = re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8"))
     for link in links:

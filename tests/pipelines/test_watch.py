@@ -310,7 +310,7 @@ def test_options_that_do_not_go_together(run, slides, model, tmp_path, change, s
     assert not (tmp_path / "scores").exists()
 
 
-PAGE = (ROOT / "docs" / "watching.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "how-to" / "watching.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("line", re.findall(r"(?:^    |^ExecStart=\S*)(wsi-ats .*)", PAGE, re.M))

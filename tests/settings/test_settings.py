@@ -97,7 +97,7 @@ def test_a_digest_depends_on_the_settings_that_decide_its_results_and_on_no_othe
 
 def test_scoring_may_change_only_these_settings():
     """As the documentation lists it."""
-    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[2] / "docs" / "explanation" / "training.md").read_text(encoding="utf-8")
     _, _, after = page.partition("A trained model can be scored with other values of these settings:")
     listed, _, _ = after.partition("All others need a new training")
     changeable = [name for name, each in DESCRIBED.items() if not each.needs_training]

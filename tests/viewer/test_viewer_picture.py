@@ -16,7 +16,7 @@ from wsi_ats.slides.base import SlideRef
 from wsi_ats.testing.synthetic import write_collection
 from wsi_ats.viewer.collection import Collection
 
-KEPT = Path(__file__).parents[2] / "docs" / "view.png"
+KEPT = Path(__file__).parents[2] / "docs" / "images" / "view.png"
 
 
 def test_the_documentation_shows_the_page_as_it_is(browser, tmp_path):

@@ -16,7 +16,7 @@ The attention network learns this target by cross-entropy, from uniformly drawn 
 frozen meanwhile, so attention does not feed back to it, and where the thumbnail carries no information,
 uniform attention has the least loss. The target is the best proposal for the *uniform* pooling that the
 classifier learned with. At scoring, attention enters the pooling as well, and the weight that it removes from
-uninformative tiles is deliberate bias (``docs/training.md``).
+uninformative tiles is deliberate bias (``docs/explanation/training.md``).
 
 For classes only differences between outputs matter, so :math:`z` is relative to its mean over them. Outputs
 of other tasks (log-odds of each label, a value, a log-hazard) are used as they are.

@@ -200,7 +200,7 @@ def sequential_at(proposal: Tensor, indices: Tensor) -> Draw:
     the new one divided by its conditional probability estimate the sum without bias, and so does the mean of
     these estimates (Des Raj 1956), in which the k-th cell of n, k = 0 ... n-1, is divided by
 
-    .. math:: \pi_k = n \Big/ \Big(\frac{m_k}{q_k} + n - 1 - k\Big), \qquad m_k = 1 - \sum_{j<k} q_j.
+    .. math:: \pi_k = \frac{n}{m_k / q_k + n - 1 - k}, \qquad m_k = 1 - \sum_{j<k} q_j.
 
     Parameters
     ----------

@@ -2,7 +2,7 @@
 
 Folds and air bubbles are not detected. A fold absorbs twice as much light as tissue, but so does tissue with
 twice as many nuclei: a threshold that keeps 98 % of real tissue finds only a fifth to three quarters of
-folds, and its false positives are dense tissue, such as tumour. ``docs/quality.md`` has the numbers.
+folds, and its false positives are dense tissue, such as tumour. ``docs/how-to/quality.md`` has the numbers.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ def open_slide(ref: SlideRef | str | Path, *, threads: int = 1) -> Slide:
     """Open a slide without reading its pixels.
 
     TIFF files are read directly if this returns the same pixels as OpenSlide, at a fifth to a half of the
-    cost (``docs/readers.md``); OME-Zarr is read by zarr, and all other formats by OpenSlide.
+    cost (``docs/reference/readers.md``); OME-Zarr is read by zarr, and all other formats by OpenSlide.
 
     Parameters
     ----------

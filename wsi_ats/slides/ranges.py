@@ -23,7 +23,7 @@ _LARGEST = 8 << 20
 
 BLOCK = 64 << 10
 """Bytes of a block. The parts of an index are far apart: blocks four times as large would save one or two of
-seven requests, but read two to three times the bytes (docs/remote.md)."""
+seven requests, but read two to three times the bytes (docs/reference/remote.md)."""
 
 # The index of ten million tiles needs 160 MB. A damaged index may claim more, up to the whole file.
 _LARGEST_INDEX = 256 << 20

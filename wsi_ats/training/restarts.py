@@ -41,7 +41,7 @@ def repeat(
     """Train several times, and keep the best run.
 
     Classifiers that are equally good on all tiles of a slide use different features, and attention learns
-    more from some than from others (``docs/training.md`` has an example).
+    more from some than from others (``docs/explanation/training.md`` has an example).
 
     Parameters
     ----------

@@ -16,7 +16,7 @@ from wsi_ats.overview.tiles import read_tiles
 from wsi_ats.results.exports.registry import FORMATS
 from wsi_ats.slides.opening import open_slide
 
-spatialdata = pytest.importorskip("spatialdata", reason="needs a Dask of its own; see docs/exports.md")
+spatialdata = pytest.importorskip("spatialdata", reason="needs a Dask of its own; see docs/how-to/exports.md")
 pytestmark = pytest.mark.filterwarnings("default")  # of spatialdata and what it imports
 
 CELLS = [0, 5, 7]
