@@ -98,7 +98,9 @@ def export(
             "without_tiles": sum(not slide.reads_tiles for slide in found.slides),
         }
         run.finish(counts, files=before | files)
-    notes = {each.name: _note(each, out, found, files[each.name]) for each in formats}
+    notes = {
+        each.name: each.summary(found.slides, [out / name for name in files[each.name]]) for each in formats
+    }
     return Summary("export", out, counts, failed, notes=notes)
 
 
@@ -128,12 +130,6 @@ def _with_options(formats: Sequence[Format], options: Mapping[str, Any]) -> list
                 f"{'leave it out, or add --to ' + able if able else 'no format has it'}"
             )
     return [each.with_options(options) for each in formats]
-
-
-def _note(to: Format, out: Path, scores: Scores, files: Sequence[str]) -> str:
-    written = [out / name for name in files]
-    missing = to.note([slide for slide in scores.slides if to.exports(slide)], written) if to.note else ""
-    return f"{len(files)} files for {to.programs}" + (f"; {missing}" if missing else "")
 
 
 def _files_of(out: Path) -> dict[str, list[str]]:

@@ -270,7 +270,7 @@ class ScoreTask(SlideTask):
             notes["above_tolerance"] = sum(row["stopped_by"] != Stop.TOLERANCE for row in done)
         bare = sum(not self.files(row["slide_id"])[-1].exists() for row in done) if self.pictures else 0
         if bare:
-            notes["without_pictures_of_tiles"] = f"{bare}, because {self._reason}"
+            notes["without_contact_sheet"] = f"{bare}, because {self._reason}"
         return notes
 
     @property

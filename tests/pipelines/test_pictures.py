@@ -45,7 +45,7 @@ def test_each_slide_has_a_picture_and_a_contact_sheet_and_the_scores_are_those_w
 ):
     out, summary = drawn
     assert summary.exit_code == 0
-    assert "without_pictures_of_tiles" not in summary.notes
+    assert "without_contact_sheet" not in summary.notes
     assert all_files(out / "pictures") == sorted(f"{name}.png" for name in NAMES)
     score(refs, model, tmp_path, execution=Execution(scheduler=client))
     rows, plain = (
@@ -83,7 +83,7 @@ def test_pictures_made_afterwards_are_the_same_to_the_pixel(run, drawn, tmp_path
     out, _ = drawn
     ran = run("export", out, "--to", "pictures", "--out", tmp_path, "--json")
     assert ran.json["counts"] == {"exported": 6, "without_tiles": 0}
-    assert ran.json["notes"] == {"pictures": "12 files for people"}
+    assert ran.json["notes"] == {"pictures": "12 pictures"}
     for name in NAMES:
         with (
             Image.open(out / "pictures" / f"{name}.png") as one,
@@ -133,7 +133,7 @@ def test_kinds_without_tiles_in_memory_say_so(run, refs, client, tmp_path, kind,
     out = tmp_path / "scores"
     summary = score(refs[:2], model, out, pictures=True, execution=Execution(scheduler=client))
     assert summary.exit_code == 0
-    assert summary.notes["without_pictures_of_tiles"].startswith(f"2, because a model of kind {kind} {why}")
+    assert summary.notes["without_contact_sheet"].startswith(f"2, because a model of kind {kind} {why}")
     assert all_files(out / "pictures") == ["slide_000.png", "slide_001.png"]
     ran = run("export", out, "--to", "pictures", "--out", tmp_path / "out", "--json")
     drawn = all_files(tmp_path / "out" / "pictures")
@@ -141,7 +141,7 @@ def test_kinds_without_tiles_in_memory_say_so(run, refs, client, tmp_path, kind,
         assert drawn == sorted(f"{name}.png" for name in NAMES[:4])
     else:
         assert drawn == ["slide_000.png", "slide_001.png"]
-        assert ran.json["notes"]["pictures"].endswith("no tiles of 2 slides, which were scored as one image")
+        assert ran.json["notes"]["pictures"].endswith("no contact sheet for 2 slides scored as one image")
 
 
 def test_uniform_draws_have_both_pictures(refs, client, tmp_path):
@@ -166,7 +166,7 @@ def test_a_slide_without_tissue_has_a_picture_that_shows_why(run, model, client,
     assert summary.counts["no_tissue"] == 1
     assert files(out / "pictures") == ["glass.png"]
     ran = run("export", out, "--to", "pictures", "--out", tmp_path / "exported", "--json")
-    assert ran.json["notes"]["pictures"] == "1 files for people; no tiles of 1 slides, which have no tissue"
+    assert ran.json["notes"]["pictures"] == "1 picture; no contact sheet for 1 slide without tissue"
     assert (tmp_path / "exported" / "pictures" / "glass.png").read_bytes() == (
         out / "pictures" / "glass.png"
     ).read_bytes()

@@ -39,6 +39,8 @@ class Format:
         Whether scored slides of which no tiles were read are exported, too.
     options
         Options of ``slide`` by name, each with a function that refuses a wrong value.
+    each
+        What a file is called in the summary; other than "file" if it needs no program, such as "picture".
     note
         Function that says, from the slides and the files written, what is missing; empty if nothing is.
 
@@ -60,7 +62,14 @@ class Format:
     extra: str = ""
     without_tiles: bool = False
     options: Mapping[str, Callable[[Any], None]] = field(default_factory=dict)
+    each: str = "file"
     note: Callable[[Sequence[ScoredSlide], Sequence[Path]], str] | None = None
+
+    def summary(self, slides: Sequence[ScoredSlide], written: Sequence[Path]) -> str:
+        """Return what was written of scored slides, and what is missing, as text."""
+        missing = self.note([slide for slide in slides if self.exports(slide)], written) if self.note else ""
+        files = f"{len(written)} {self.each}{'s' * (len(written) != 1)}"
+        return files + f" for {self.programs}" * (self.each == "file") + (f"; {missing}" if missing else "")
 
     def exports(self, slide: ScoredSlide) -> bool:
         """Return whether there is something to export of a slide."""

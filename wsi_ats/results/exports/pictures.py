@@ -76,17 +76,21 @@ def read_shown(slide: ScoredSlide) -> ShownSlide:
 
 
 def _missing(slides: Sequence[ScoredSlide], written: Sequence[Path]) -> str:
-    """Say how many slides have no picture of their tiles, and why."""
+    """Say how many slides have no contact sheet, and why."""
     sheets, drawn = set[str](), set[str]()
     for path in written:
         (sheets if path.parent.name == SHEETS else drawn).add(path.stem)
     bare = [each for each in slides if each.id in drawn - sheets]
     reasons = {
-        "have no tissue": sum(each.status == Status.NO_TISSUE for each in bare),
-        "were scored as one image": sum(each.status == Status.DONE and not each.reads_tiles for each in bare),
-        "are only thumbnails": sum(each.reads_tiles for each in bare),
+        "without tissue": sum(each.status == Status.NO_TISSUE for each in bare),
+        "scored as one image": sum(each.status == Status.DONE and not each.reads_tiles for each in bare),
+        "of which only the thumbnail is left": sum(each.reads_tiles for each in bare),
     }
-    return "; ".join(f"no tiles of {count} slides, which {why}" for why, count in reasons.items() if count)
+    return "; ".join(
+        f"no contact sheet for {count} slide{'s' * (count != 1)} {why}"
+        for why, count in reasons.items()
+        if count
+    )
 
 
 FORMAT = Format(
@@ -98,5 +102,6 @@ FORMAT = Format(
     extra="plots",
     without_tiles=True,
     options={"picture_type": check_kind, "dpi": check_dpi},
+    each="picture",
     note=_missing,
 )
