@@ -6,6 +6,7 @@ SIGKILL, which no program can catch, at a given place or at any time; the last i
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -244,6 +245,9 @@ def copy_of_this_process(folder: Path, changes: list[str], place: str | None, wa
 def main(root: Path) -> None:
     create_backbone("test_resnet", pretrained=False)  # imports timm, so that no copy has to
     torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()  # else each copy looks through all that is imported, and so copies its memory
+    gc.set_threshold(10_000)
     chance = random.Random(0)
     for name, changes in KINDS.items():
         assert copy_of_this_process(root / name, changes, None, None) == 0, name
