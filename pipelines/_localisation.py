@@ -19,7 +19,7 @@ from wsi_ats.slides.base import composed
 from wsi_ats.slides.fingerprint import slide_digest
 from wsi_ats.tables.folders import listed
 from wsi_ats.tasks.base import Details
-from wsi_ats.tasks.evaluation import with_intervals
+from wsi_ats.tasks.evaluation import sample_by_sample, with_intervals
 from wsi_ats.tasks.panels import Lines
 
 _COLUMNS = (
@@ -156,7 +156,7 @@ def localise(annotated: Annotated, *, resamples: int, seed: int) -> Localised:
         row.update(_facts(located[name], own))
     each = list(located.values())
     metrics = with_intervals(
-        lambda sample: metrics_of([each[i] for i in sample]),
+        sample_by_sample(lambda sample: metrics_of([each[i] for i in sample])),
         [slides[name][1] for name in located],
         resamples=resamples,
         seed=seed,

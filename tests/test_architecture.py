@@ -56,7 +56,7 @@ DOORS = {
         "wsi_ats.testing.synthetic",
         "wsi_ats.testing.textures",
     ],
-    "sklearn": ["wsi_ats.tasks.curves", "wsi_ats.tables.splits"],  # of each what the name says
+    "sklearn": ["wsi_ats.tables.splits"],
     # Areas that people drew, and outlines of tissue.
     "shapely": ["wsi_ats.annotations.shapes", "wsi_ats.results.exports.outlines"],
     "defusedxml": ["wsi_ats.annotations.xml"],
@@ -258,6 +258,8 @@ HEAVY = {
         ("from wsi_ats import SlideRef, Grid, Settings, Prediction", HEAVY),
         ("from wsi_ats import open_slide, read_tiles, read_manifest", HEAVY - {"pyarrow"}),
         ("from wsi_ats.tasks import registry, targets, trainable", HEAVY),
+        ("from wsi_ats.tasks import evaluation, curves", HEAVY),
+        ("import pipelines.evaluate, pipelines._evaluation", HEAVY - {"matplotlib", "pyarrow"}),
         (
             "from wsi_ats.overview.overview import read_overview",
             {"torch", "timm", "dask", "distributed", "sklearn", "matplotlib"},

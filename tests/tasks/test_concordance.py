@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from lifelines.utils import concordance_index
 
 from wsi_ats.tasks.concordance import concordance, kaplan_meier
+from wsi_ats.tasks.evaluation import alone, once
 
 subjects = st.tuples(st.integers(0, 4), st.integers(0, 1), st.integers(0, 3))
 
@@ -25,10 +27,21 @@ def by_pairs(rows) -> float | None:
 
 @given(st.lists(subjects, min_size=1, max_size=12))
 def test_concordance_is_the_share_of_pairs_in_the_right_order(rows):
-    times, events, risks = zip(*rows, strict=True)
+    times, events, risks = (np.array(each, float) for each in zip(*rows, strict=True))
     expected = by_pairs(rows)
-    found = concordance(times, events, risks)
-    assert found == (None if expected is None else pytest.approx(expected))
+    found = alone(concordance(times, events > 0, risks, once(len(rows))))
+    assert found == (None if expected is None else pytest.approx(expected, rel=1e-12))
+    if expected is not None:
+        assert found == pytest.approx(concordance_index(times, -risks, events), rel=1e-12)
+
+
+def test_concordance_of_many_cases_is_counted_in_parts(monkeypatch):
+    generator = np.random.default_rng(0)
+    times, risks = generator.integers(0, 9, (2, 50)).astype(float)
+    events, counts = generator.random(50) < 0.5, generator.integers(0, 3, (4, 50)).astype(float)
+    whole = concordance(times, events, risks, counts)
+    monkeypatch.setattr("wsi_ats.tasks.concordance._CASES", 7)
+    np.testing.assert_allclose(concordance(times, events, risks, counts), whole, rtol=1e-12)
 
 
 def test_survival_by_hand():

@@ -31,9 +31,10 @@ def test_precision_and_f1_are_those_of_scikit_learn_also_of_equal_probabilities(
     if not happened.any():
         return
     precision = metrics.average_precision_score(happened, score / 5)
-    assert evaluation.average_precision([(happened, score / 5)]) == pytest.approx(precision, rel=1e-12)
+    event, one = evaluation.Event(happened, score / 5, np.arange(len(pairs))), evaluation.once(len(pairs))
+    assert evaluation.average_precision([event], one) == pytest.approx([precision], rel=1e-12)
     expected = metrics.f1_score(happened, score > 2, zero_division=0.0)
-    assert evaluation.f1([(happened, score > 2)]) == pytest.approx(expected, rel=1e-12)
+    assert evaluation.f1(happened[:, None], score[:, None] > 2, one) == pytest.approx([expected], rel=1e-12)
 
 
 def test_area_of_several_classes_is_the_mean_of_each_against_the_rest():
@@ -174,8 +175,49 @@ def test_the_main_metric_alone_is_the_first_of_all(example, cases):
     assert cases < 40 or main_metric(task, targets, scores)[1] is not None
 
 
+@pytest.mark.parametrize("example", [*EXAMPLES.values(), TWO_CLASSES], ids=lambda example: example.columns)
+@given(data=st.data())
+def test_metrics_of_samples_are_those_of_the_slides_in_each(example, data):
+    """Slides may be in a sample never or often; scores have ties, and classes may be absent."""
+    slides = data.draw(st.integers(1, 8))
+    number = st.integers(0, 3)
+    counts = np.array(data.draw(st.lists(st.lists(number, min_size=slides, max_size=slides), min_size=1)))
+    targets, task = example.targets(slides), example.task
+    scores = example.scores(slides)[
+        data.draw(st.lists(st.integers(0, slides - 1), min_size=slides, max_size=slides))
+    ]
+    found = task.metrics(targets, scores, example.target.names, counts.astype(float))
+    for row, each in enumerate(counts):
+        sample = np.repeat(np.arange(slides), each)
+        expected = metrics_of(task.name, targets[sample], scores[sample], names=example.target.names)
+        assert {name: evaluation.alone(values[[row]]) for name, values in found.items()} == {
+            name: None if value is None else pytest.approx(value, rel=1e-12, abs=1e-12)
+            for name, value in expected.items()
+        }
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_intervals_are_those_of_one_sample_after_the_other(name, monkeypatch):
+    """Samples are drawn with one generator, a case after the other, whatever the size of the blocks."""
+    example, slides = EXAMPLES[name], 24
+    targets, scores, names = example.targets(slides), example.scores(slides), example.target.names
+    cases = [f"case {number // 2:02}" for number in range(slides)]
+    generator, found = np.random.default_rng(7), []
+    for _ in range(50):
+        drawn = generator.integers(12, size=12)
+        sample = [slide for case in drawn for slide in (2 * case, 2 * case + 1)]
+        found.append(metrics_of(name, targets[sample], scores[sample], names=names))
+    for counts in (24 * 7, 2**20):
+        monkeypatch.setattr(evaluation, "_COUNTS", counts)
+        rows = metrics_table(example.task, names, targets, scores, cases, resamples=50, seed=7)
+        for row in rows:
+            values = [each[row["metric"]] for each in found if each[row["metric"]] is not None]
+            assert (row["low"], row["high"]) == pytest.approx(np.percentile(values, (2.5, 97.5)), rel=1e-12)
+            assert row["undefined_resamples"] == 50 - len(values)
+
+
 def mean_of(values):
-    return lambda sample: {"mean": float(values[sample].mean())}
+    return lambda counts: {"mean": counts @ values / counts.sum(axis=1)}
 
 
 def test_resamples_follow_their_seed():

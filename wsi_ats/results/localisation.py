@@ -15,7 +15,7 @@ from wsi_ats.annotations.shapes import FloatArray, shares
 from wsi_ats.geometry import IntArray
 from wsi_ats.results.records import AttentionMap, Selection
 from wsi_ats.tasks.base import Metrics
-from wsi_ats.tasks.evaluation import area
+from wsi_ats.tasks.evaluation import Event, alone, area, once
 
 LEAST_COVERED = 0.5
 """Share of a cell that annotations must cover, so that it counts as annotated."""
@@ -112,7 +112,7 @@ def locate(
         annotated=int(positive.sum()),
         tiles=len(selection.cells),
         hits=int((drawn.flat[selection.cells] >= LEAST_COVERED).sum()),
-        auc=area((positive, weight)),
+        auc=alone(area(Event(positive, weight, np.arange(len(tissue))), once(len(tissue)))),
         mass=float(weight[positive].sum()),
         found=np.array(found, dtype=np.int64),
         false=np.sort(rank[~true]),

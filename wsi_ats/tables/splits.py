@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from sklearn.model_selection import StratifiedGroupKFold
 
 from wsi_ats.errors import ManifestError
 from wsi_ats.slides.base import SlideRef
@@ -72,12 +71,23 @@ def split_by_case(
             f"a class has only {folds} cases, too few to set {share:.0%} of each class aside; give more "
             "cases, a split column in the manifest, or --set training.validation=0"
         )
-    splitter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
     aside: set[int] = set()
-    for _, fold in list(splitter.split(np.zeros(len(refs)), stratum, cases))[:folds_aside]:
-        aside |= set(fold.tolist())
+    for _, fold in _parts(folds, stratum, cases, seed)[:folds_aside]:
+        aside |= set(fold)
     kept = [ref for i, ref in enumerate(refs) if i not in aside]
     return kept, [ref for i, ref in enumerate(refs) if i in aside]
+
+
+def _parts(
+    folds: int, stratum: Sequence[str], cases: Sequence[str], seed: int
+) -> list[tuple[list[int], list[int]]]:
+    """Return the numbers of the slides outside and inside each fold."""
+    # Evaluation imports this module for its checks, and scikit-learn takes longer to import than it computes.
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    splitter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
+    parts = splitter.split(np.zeros(len(stratum)), stratum, cases)
+    return [(outside.tolist(), inside.tolist()) for outside, inside in parts]
 
 
 def folds_by_case(
@@ -121,11 +131,10 @@ def folds_by_case(
             f"{folds} folds were requested, but only 2 to {most} are possible: there are "
             f"{len(set(cases))} cases, and {largest} slides of the most frequent class"
         )
-    splitter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         # The table of metrics shows which classes are absent from a test set.
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)
-        parts = list(splitter.split(np.zeros(len(refs)), stratum, cases))
+        parts = _parts(folds, stratum, cases, seed)
     made = []
     for training, held_out in parts:
         missing = untrained(refs, [refs[i] for i in training], task=task)
@@ -134,7 +143,7 @@ def folds_by_case(
                 f"one of {folds} folds has {len(held_out)} test slides and leaves none to train on of "
                 f"{', '.join(map(repr, missing)) or 'no class'}; use fewer folds"
             )
-        aside = set(held_out.tolist())
+        aside = set(held_out)
         made.append([replace(ref, split="test" if i in aside else "train") for i, ref in enumerate(refs)])
     return made
 

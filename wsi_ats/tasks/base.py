@@ -232,8 +232,8 @@ class Task(ABC):
     # --- evaluation ---
 
     @abstractmethod
-    def metrics(self, targets: Floats, scores: Floats, names: Names) -> Metrics:
-        """Compute all metrics, the main one first; undefined metrics are ``None``.
+    def metrics(self, targets: Floats, scores: Floats, names: Names, counts: Floats) -> dict[str, Floats]:
+        """Compute all metrics of R samples of the slides, the main one first.
 
         Parameters
         ----------
@@ -241,11 +241,18 @@ class Task(ABC):
             Targets and scores of the slides; there may be none.
         names
             Names of the target.
+        counts
+            How often each slide is in each sample, whole numbers of shape (R, N).
+
+        Returns
+        -------
+        dict of array
+            Metrics by name, shape (R,); NaN where they are undefined.
         """
 
     @abstractmethod
-    def main(self, targets: Floats, scores: Floats) -> float | None:
-        """Compute the main metric alone."""
+    def main(self, targets: Floats, scores: Floats, counts: Floats) -> Floats:
+        """Compute the main metric alone, shape (R,)."""
 
     @abstractmethod
     def undefined(self, targets: Floats, names: Names) -> str:

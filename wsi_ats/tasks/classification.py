@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wsi_ats.errors import ManifestError
-from wsi_ats.tasks.base import FEWEST_CASES, Details, Floats, Metrics, Names
+from wsi_ats.tasks.base import FEWEST_CASES, Details, Floats, Names
 from wsi_ats.tasks.labels import check_known, refuse_columns
 from wsi_ats.tasks.panels import Confusion
 from wsi_ats.tasks.probabilities import ProbabilityTask
@@ -21,7 +21,7 @@ from wsi_ats.tasks.probabilities import ProbabilityTask
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from wsi_ats.tasks.evaluation import Event
+    from wsi_ats.tasks.evaluation import Bools, Event
 
 
 class Classification(ProbabilityTask):
@@ -142,27 +142,24 @@ class Classification(ProbabilityTask):
 
     def _forecasts(self, targets: Floats, scores: Floats) -> Event:
         """Return the event of the second of two classes; of more, the event that the prediction is right."""
+        from wsi_ats.tasks.evaluation import Event
+
         if scores.shape[1] == 2:
             [event] = self._events(targets, scores)
             return event
-        return targets[:, 0] == scores.argmax(axis=1), scores.max(axis=1)
+        return Event(targets[:, 0] == scores.argmax(axis=1), scores.max(axis=1), np.arange(len(targets)))
 
-    def _decisions(self, targets: Floats, scores: Floats, whole: bool) -> Metrics:
+    def _decisions(self, targets: Floats, scores: Floats, counts: Floats, whole: Bools) -> dict[str, Floats]:
         """Compute accuracy, balanced_accuracy, f1 and brier."""
-        from wsi_ats.tasks.evaluation import class_events, f1
+        from wsi_ats.tasks.evaluation import f1, ratio
 
-        if not len(targets):
-            return dict.fromkeys(("accuracy", "balanced_accuracy", "f1", "brier"))
-        true, predicted = targets[:, 0], scores.argmax(axis=1)
-        recalls = [np.mean(predicted[true == k] == k) for k in np.unique(true)]
-        pairs = [
-            (right[0], found[0])
-            for right, found in zip(class_events(true, scores), class_events(predicted, scores), strict=True)
-        ]
-        one = true[:, None] == np.arange(scores.shape[1])
+        classes, slides = np.arange(scores.shape[1]), counts.sum(axis=1)
+        true, predicted = targets == classes, scores.argmax(axis=1)[:, None] == classes
+        recalls = ratio(counts @ (true & predicted), counts @ true)
+        judged = slice(1 if len(classes) == 2 else 0, None)  # of two classes, the second
         return {
-            "accuracy": float(np.mean(true == predicted)),
-            "balanced_accuracy": float(np.mean(recalls)) if whole else None,
-            "f1": f1(pairs) if whole else None,
-            "brier": float(np.square(scores - one).sum(axis=1).mean() / 2),
+            "accuracy": ratio(counts @ (true & predicted).any(axis=1), slides),
+            "balanced_accuracy": np.where(whole, recalls.mean(axis=1), np.nan),
+            "f1": np.where(whole, f1(true[:, judged], predicted[:, judged], counts), np.nan),
+            "brier": ratio(counts @ np.square(scores - true).sum(axis=1), slides) / 2,
         }

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wsi_ats.tasks.base import Floats, Metrics, Task
-from wsi_ats.tasks.evaluation import Indices, bootstrap, main_metric
+from wsi_ats.tasks.base import Floats, Task
+from wsi_ats.tasks.evaluation import alone, bootstrap, once, ratio
 
 
 @dataclass(frozen=True)
@@ -75,26 +75,21 @@ def compare(
     """
     names = np.asarray(models if task.relative else [""] * len(models), dtype=str)
 
-    def metric(way: str, sample: Indices) -> float | None:
-        values = [
-            main_metric(task, targets[part], draw[part])[1]
-            for draw in scores[way]
-            for part in (sample[names[sample] == name] for name in np.unique(names))
-        ]
-        known = [value for value in values if value is not None]
+    parts = [names == name for name in np.unique(names)]
+
+    def metric(way: str, counts: Floats) -> Floats:
+        values = np.stack(
+            [task.main(targets[part], draw[part], counts[:, part]) for draw in scores[way] for part in parts]
+        )
         # In a sample, a model may have no pair of slides to compare.
-        return float(np.mean(known)) if known and (task.relative or len(known) == len(values)) else None
+        known = ~np.isnan(values) if task.relative else np.ones(values.shape, bool)
+        return ratio(values.sum(axis=0, where=known), known.sum(axis=0))
 
-    def compute(sample: Indices) -> Metrics:
-        found = {way: metric(way, sample) for way in scores}
-        best = found[reference]
-        losses = {
-            f"loss of {way}": None if best is None or value is None else best - value
-            for way, value in found.items()
-        }
-        return {**found, **losses}
+    def compute(counts: Floats) -> dict[str, Floats]:
+        found = {way: metric(way, counts) for way in scores}
+        return found | {f"loss of {way}": found[reference] - values for way, values in found.items()}
 
-    whole = compute(np.arange(len(targets)))
+    whole = {name: alone(values) for name, values in compute(once(len(targets))).items()}
     intervals = bootstrap(compute, cases, resamples=resamples, seed=seed)
     return {
         way: Compared(

@@ -6,17 +6,19 @@ import numpy as np
 import numpy.typing as npt
 
 from wsi_ats.errors import not_installed
+from wsi_ats.tasks.base import Floats
+from wsi_ats.tasks.evaluation import Bools, ratio
 
 try:
     from lifelines import KaplanMeierFitter
-    from lifelines.utils import concordance_index
 except ModuleNotFoundError as error:
     raise not_installed("lifelines", "survival", "model.task survival") from error
 
-Floats = npt.NDArray[np.float64]
+# Cases that are compared with all others at once, which bounds the memory.
+_CASES = 1000
 
 
-def concordance(times: npt.ArrayLike, events: npt.ArrayLike, risks: npt.ArrayLike) -> float | None:
+def concordance(times: Floats, events: Bools, risks: Floats, counts: Floats) -> Floats:
     """Compute Harrell's concordance index: how often the case at greater risk in a pair has its event first.
 
     Equal risks count half. Only pairs whose order of events is known count (Harrell et al. 1982,
@@ -27,27 +29,33 @@ def concordance(times: npt.ArrayLike, events: npt.ArrayLike, risks: npt.ArrayLik
     times
         Time to the event, or to the last follow-up without it; shape (N,).
     events
-        1 if the event was observed, 0 if the case is censored; shape (N,).
+        Whether the event was observed, else the case is censored; shape (N,).
     risks
         Risk of each case, shape (N,); larger means an earlier event.
+    counts
+        How often each case is in each of R samples, shape (R, N).
 
     Returns
     -------
-    float or None
-        ``None`` if no pair can be compared.
+    array, shape (R,)
+        NaN if no pair can be compared.
 
     Examples
     --------
-    >>> concordance([1, 2, 3], [1, 1, 0], [0.9, 0.5, 0.1])
-    1.0
-    >>> concordance([1, 2, 3], [0, 0, 0], [0.9, 0.5, 0.1]) is None
-    True
+    >>> times, risks = np.array([1.0, 2, 3]), np.array([0.9, 0.5, 0.1])
+    >>> concordance(times, np.array([True, True, False]), risks, np.array([[1.0, 1, 1], [3, 0, 0]]))
+    array([ 1., nan])
     """
-    risk = np.asarray(risks, dtype=np.float64)
-    try:
-        return float(concordance_index(np.asarray(times, np.float64), -risk, np.asarray(events, np.float64)))
-    except ZeroDivisionError:  # raised if there is no pair
-        return None
+    right, pairs = np.zeros((2, len(counts)))
+    for first in range(0, len(times), _CASES):
+        own = slice(first, first + _CASES)
+        time, event, risk = times[own, None], events[own, None], risks[own, None]
+        # Censored at the time of an event means that the event of this case came later.
+        earlier = event & ((time < times) | ((time == times) & ~events))
+        ordered = earlier * ((risk > risks) + 0.5 * (risk == risks))
+        pairs += (counts[:, own] * (counts @ earlier.T)).sum(axis=1)
+        right += (counts[:, own] * (counts @ ordered.T)).sum(axis=1)
+    return ratio(right, pairs)
 
 
 def kaplan_meier(times: npt.ArrayLike, events: npt.ArrayLike) -> tuple[Floats, Floats]:
@@ -56,7 +64,7 @@ def kaplan_meier(times: npt.ArrayLike, events: npt.ArrayLike) -> tuple[Floats, F
     Parameters
     ----------
     times, events
-        As in :func:`concordance`; at least one.
+        As in :func:`concordance`; at least one, and any numbers or flags.
 
     Returns
     -------

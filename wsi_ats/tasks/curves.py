@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn import metrics
 
 from wsi_ats.tasks.base import Details, Floats
+from wsi_ats.tasks.evaluation import Bools, Event, Indices, ratio
 from wsi_ats.tasks.panels import Calibration, Lines
 
-Bools = npt.NDArray[np.bool_]
 Curve = dict[str, list[float]]
 
 BINS = 10
@@ -43,8 +42,7 @@ def reliability(happened: Bools, probability: Floats, *, bins: int = BINS) -> di
     >>> table["n"], table["frequency"]
     ([0, 2], [None, 0.5])
     """
-    edges = np.linspace(0, 1, bins + 1)
-    of = np.clip(np.searchsorted(edges, probability, side="left") - 1, 0, bins - 1)
+    edges, of = np.linspace(0, 1, bins + 1), _bins(probability, bins)
     n = np.bincount(of, minlength=bins)
 
     def mean(values: npt.NDArray[np.generic]) -> list[float | None]:
@@ -60,40 +58,61 @@ def reliability(happened: Bools, probability: Floats, *, bins: int = BINS) -> di
     }
 
 
-def expected_calibration_error(happened: Bools, probability: Floats, *, bins: int = BINS) -> float | None:
+def expected_calibration_error(event: Event, counts: Floats, *, bins: int = BINS) -> Floats:
     """Compute the mean distance between probability and frequency over bins, weighted by their counts.
 
     It is biased upwards for small numbers (Guo et al. 2017, arXiv:1706.04599).
 
     Parameters
     ----------
-    happened, probability, bins
+    event
+        Outcomes and probabilities.
+    counts
+        How often each slide is in each of R samples, shape (R, N).
+    bins
         As in :func:`reliability`.
 
     Returns
     -------
-    float or None
-        ``None`` without predictions.
+    array, shape (R,)
+        NaN without predictions.
 
     Examples
     --------
-    >>> round(expected_calibration_error(np.array([True, False]), np.array([0.9, 0.8]), bins=2), 3)
-    0.35
+    >>> event = Event(np.array([True, False]), np.array([0.9, 0.8]), np.arange(2))
+    >>> expected_calibration_error(event, np.array([[1.0, 1.0]]), bins=2).round(3)
+    array([0.35])
     """
-    if not len(happened):
-        return None
-    table = reliability(happened, probability, bins=bins)
-    rows = zip(table["n"], table["probability"], table["frequency"], strict=True)
-    return sum(n * abs(p - f) for n, p, f in rows if n and p is not None and f is not None) / len(happened)
+    distance, number = np.zeros((counts.shape[1], bins)), np.zeros(counts.shape[1])
+    np.add.at(distance, (event.slides, _bins(event.probability, bins)), event.probability - event.happened)
+    np.add.at(number, event.slides, 1)
+    return ratio(np.abs(counts @ distance).sum(axis=1), counts @ number)
 
 
-def roc(happened: Bools, probability: Floats) -> Curve:
+def _bins(probability: Floats, bins: int) -> Indices:
+    """Return the bin of each probability; an upper edge is within its bin."""
+    edges = np.linspace(0, 1, bins + 1)
+    return np.clip(np.searchsorted(edges, probability, side="left") - 1, 0, bins - 1)
+
+
+def _thresholds(event: Event) -> tuple[Floats, npt.NDArray[Any], npt.NDArray[Any]]:
+    """Return all thresholds, descending, and how many true and false positives each has."""
+    order = np.argsort(-event.probability, kind="stable")
+    happened, probability = event.happened[order], event.probability[order]
+    last = np.flatnonzero(np.diff(probability, append=-np.inf))
+    true = np.cumsum(happened)[last]
+    return probability[last], true, last + 1 - true
+
+
+def roc(event: Event) -> Curve:
     """Compute the ROC curve: true and false positive rate above each threshold.
+
+    Points on a straight line between others are left out.
 
     Parameters
     ----------
-    happened, probability
-        As in :func:`reliability`; both outcomes must occur.
+    event
+        Outcomes and probabilities; both outcomes must occur.
 
     Returns
     -------
@@ -101,21 +120,23 @@ def roc(happened: Bools, probability: Floats) -> Curve:
         ``threshold`` (the first is infinite: nothing is above it), ``false_positive_rate``,
         ``true_positive_rate``.
     """
-    false, true, thresholds = metrics.roc_curve(happened, probability)
+    thresholds, true, false = _thresholds(event)
+    bends = (np.diff(true, n=2) != 0) | (np.diff(false, n=2) != 0)
+    kept = np.flatnonzero([True, *bends, True][-len(true) :])
     return {
-        "threshold": thresholds.tolist(),
-        "false_positive_rate": false.tolist(),
-        "true_positive_rate": true.tolist(),
+        "threshold": [float("inf"), *thresholds[kept].tolist()],
+        "false_positive_rate": [0.0, *(false[kept] / false[-1]).tolist()],
+        "true_positive_rate": [0.0, *(true[kept] / true[-1]).tolist()],
     }
 
 
-def precision_recall(happened: Bools, probability: Floats) -> Curve:
+def precision_recall(event: Event) -> Curve:
     """Compute the precision-recall curve.
 
     Parameters
     ----------
-    happened, probability
-        As in :func:`reliability`; both outcomes must occur.
+    event
+        Outcomes and probabilities; both outcomes must occur.
 
     Returns
     -------
@@ -123,11 +144,11 @@ def precision_recall(happened: Bools, probability: Floats) -> Curve:
         ``threshold`` (the last is infinite: nothing is above it, and precision is 1 by convention),
         ``precision``, ``recall``.
     """
-    precision, recall, thresholds = metrics.precision_recall_curve(happened, probability)
+    thresholds, true, false = (each[::-1] for each in _thresholds(event))
     return {
         "threshold": [*thresholds.tolist(), float("inf")],
-        "precision": precision.tolist(),
-        "recall": recall.tolist(),
+        "precision": [*(true / (true + false)).tolist(), 1.0],
+        "recall": [*(true / true[0]).tolist(), 0.0],
     }
 
 
@@ -146,20 +167,19 @@ def confusion(true: npt.ArrayLike, predicted: npt.ArrayLike, classes: int) -> np
     array of int
         Shape (classes, classes): rows are true, columns predicted.
     """
-    counts: npt.NDArray[np.int64] = metrics.confusion_matrix(true, predicted, labels=np.arange(classes))
+    counts = np.zeros((classes, classes), dtype=np.int64)
+    np.add.at(counts, (np.asarray(true, np.int64), np.asarray(predicted, np.int64)), 1)
     return counts
 
 
-def details_of_events(
-    events: Mapping[str, tuple[Bools, Floats]], happened: Bools, probability: Floats
-) -> Details:
+def details_of_events(events: Mapping[str, Event], forecasts: Event) -> Details:
     """Make tables and plots of events with predicted probabilities.
 
     Parameters
     ----------
     events
         Outcome and probability of each event, by name; events that always or never happened are left out.
-    happened, probability
+    forecasts
         Outcome and probability of the predictions whose calibration is shown.
 
     Returns
@@ -167,10 +187,10 @@ def details_of_events(
     Details
         ``roc.csv``, ``precision_recall.csv``, ``reliability.csv``, and a plot of each.
     """
-    defined = {name: event for name, event in events.items() if len(set(event[0].tolist())) == 2}
-    rocs = {name: roc(*event) for name, event in defined.items()}
-    precisions = {name: precision_recall(*event) for name, event in defined.items()}
-    table = reliability(happened, probability)
+    defined = {name: event for name, event in events.items() if len(set(event.happened.tolist())) == 2}
+    rocs = {name: roc(event) for name, event in defined.items()}
+    precisions = {name: precision_recall(event) for name, event in defined.items()}
+    table = reliability(forecasts.happened, forecasts.probability)
     x, y, recall, precision = "false_positive_rate", "true_positive_rate", "recall", "precision"
     return Details(
         {

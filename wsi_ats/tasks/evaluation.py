@@ -1,13 +1,15 @@
 """Metrics shared by tasks, their confidence intervals, and the table of metrics.
 
-A metric that is undefined, because a class is absent, is ``None``; no other value replaces it.
+Metrics are computed for many samples of the slides at once: ``counts``, shape (R, N), has how often each of N
+slides is in each of R samples, which may be never. The metrics have shape (R,). A metric that is undefined in
+a sample, because a class is absent, is NaN there, and ``None`` in tables; no other value replaces it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +18,25 @@ from wsi_ats.tasks.base import Floats, Metrics, Names, Task
 
 Bools = npt.NDArray[np.bool_]
 Indices = npt.NDArray[np.int64]
-Event = tuple[Bools, Floats]
-"""Outcome and predicted probability of an event for each of M slides; both of shape (M,)."""
+
+# Most counts at once: they and what is computed from them take some 50 MB.
+_COUNTS = 2**20
+
+
+class Event(NamedTuple):
+    """Outcome and predicted probability of an event for M of N slides; all have shape (M,).
+
+    Parameters
+    ----------
+    happened, probability
+        Whether it happened, and its probability.
+    slides
+        Numbers of the slides, in the columns of ``counts``.
+    """
+
+    happened: Bools
+    probability: Floats
+    slides: Indices
 
 
 def auc(targets: npt.ArrayLike, probabilities: npt.ArrayLike) -> float | None:
@@ -40,7 +59,23 @@ def auc(targets: npt.ArrayLike, probabilities: npt.ArrayLike) -> float | None:
     >>> auc([0, 1, 1], [[0.9, 0.1], [0.4, 0.6], [0.2, 0.8]])
     1.0
     """
-    return mean_area(class_events(np.asarray(targets), np.asarray(probabilities, dtype=np.float64)))
+    events = class_events(np.asarray(targets), np.asarray(probabilities, dtype=np.float64))
+    return alone(mean_area(events, once(len(events[0].slides))))
+
+
+def once(slides: int) -> Floats:
+    """Return the counts of one sample with each slide once, shape (1, slides)."""
+    return np.ones((1, slides))
+
+
+def alone(values: Floats) -> float | None:
+    """Return a metric of one sample, shape (1,), as a number; ``None`` if it is undefined."""
+    return None if np.isnan(values[0]) else float(values[0])
+
+
+def ratio(above: Floats, below: Floats) -> Floats:
+    """Divide arrays of one shape; NaN where the divisor is 0."""
+    return np.asarray(np.divide(above, below, out=np.full(above.shape, np.nan), where=below != 0))
 
 
 def class_events(number: npt.NDArray[Any], scores: Floats) -> list[Event]:
@@ -53,50 +88,90 @@ def class_events(number: npt.NDArray[Any], scores: Floats) -> list[Event]:
     scores
         Probabilities, shape (M, classes).
     """
-    classes = scores.shape[1]
-    return [(number == k, scores[:, k]) for k in ([1] if classes == 2 else range(classes))]
+    classes, slides = scores.shape[1], np.arange(len(number))
+    return [Event(number == k, scores[:, k], slides) for k in ([1] if classes == 2 else range(classes))]
 
 
-def area(event: Event) -> float | None:
-    """Compute the area under the ROC curve of one event; ``None`` if it always or never happened.
+def area(event: Event, counts: Floats) -> Floats:
+    """Compute the area under the ROC curve of one event; NaN if it always or never happened.
 
     It is the share of the pairs of a slide with the event and one without that the probabilities put in the
-    right order; ties count half. Intervals need thousands of areas, precisions and F1, and scikit-learn takes
-    milliseconds for each.
+    right order; ties count half.
+
+    Parameters
+    ----------
+    event
+        The event.
+    counts
+        Samples of the slides, shape (R, N).
+
+    Returns
+    -------
+    array, shape (R,)
+
+    Examples
+    --------
+    >>> event = Event(np.array([False, True, True]), np.array([0.3, 0.1, 0.6]), np.arange(3))
+    >>> area(event, np.array([[1.0, 1, 1], [1, 0, 2], [0, 1, 1]]))
+    array([0.5, 1. , nan])
     """
-    happened, probability = event
-    others = np.sort(probability[~happened])
-    pairs = len(others) * (len(happened) - len(others))
-    each = (np.searchsorted(others, probability[happened], side).sum() for side in ("left", "right"))
-    return float(sum(each) / (2 * pairs)) if pairs else None
+    order = np.argsort(event.probability)
+    happened, probability = event.happened[order], event.probability[order]
+    counts = counts[:, event.slides[order]]
+    # How many slides without the event are before each place.
+    before = np.pad(np.cumsum(counts * ~happened, axis=1), ((0, 0), (1, 0)))
+    left, right = (np.searchsorted(probability, probability[happened], side) for side in ("left", "right"))
+    with_event = counts[:, happened]
+    wins = (with_event * (before[:, left] + before[:, right])).sum(axis=1)
+    return ratio(wins, 2 * with_event.sum(axis=1) * before[:, -1])
 
 
-def mean_area(events: Sequence[Event]) -> float | None:
-    """Compute the mean of :func:`area`; ``None`` if an area is undefined."""
-    areas = [each for each in map(area, events) if each is not None]
-    return float(np.mean(areas)) if len(areas) == len(events) else None
+def mean_area(events: Sequence[Event], counts: Floats) -> Floats:
+    """Compute the mean of :func:`area`, shape (R,); NaN if an area is undefined."""
+    return _mean([area(event, counts) for event in events])
 
 
-def average_precision(events: Sequence[Event]) -> float:
-    """Compute the mean average precision of several events that each happened at least once.
+def average_precision(events: Sequence[Event], counts: Floats) -> Floats:
+    """Compute the mean average precision of several events, shape (R,); NaN if one never happened.
 
     It is the mean, over the slides with the event, of the precision when every slide at least as probable
     is predicted to have it.
     """
-    return float(np.mean([_average_precision(*event) for event in events]))
+    return _mean([_average_precision(event, counts) for event in events])
 
 
-def _average_precision(happened: Bools, probability: Floats) -> float:
-    order = np.argsort(-probability)
+def _average_precision(event: Event, counts: Floats) -> Floats:
+    order = np.argsort(-event.probability)
     # Equal probabilities are predicted together: only the last of them counts.
-    last = np.flatnonzero(np.diff(probability[order], append=-np.inf))
-    right = np.cumsum(happened[order])[last]
-    return float(np.sum(np.diff(right, prepend=0) * right / (last + 1)) / right[-1])
+    last = np.flatnonzero(np.diff(event.probability[order], append=-np.inf))
+    counts = counts[:, event.slides[order]]
+    with_event = counts * event.happened[order]
+    right, predicted = (np.cumsum(each, axis=1)[:, last] for each in (with_event, counts))
+    # Before the first slide of a sample, nothing is right.
+    precision = right / np.maximum(predicted, 1)
+    return ratio((np.diff(right, prepend=0) * precision).sum(axis=1), with_event.sum(axis=1))
 
 
-def f1(events: Sequence[tuple[Bools, Bools]]) -> float:
-    """Compute the mean F1 of pairs (happened, predicted), one per event that happened at least once."""
-    return float(np.mean([2 * np.sum(both[0] & both[1]) / np.sum(both) for both in events]))
+def f1(happened: Bools, predicted: Bools, counts: Floats) -> Floats:
+    """Compute the mean F1 of K events; NaN if one never happened and was never predicted.
+
+    Parameters
+    ----------
+    happened, predicted
+        Whether each event happened, and whether it was predicted to, shape (N, K).
+    counts
+        Samples of the slides, shape (R, N).
+
+    Returns
+    -------
+    array, shape (R,)
+    """
+    both = ratio(2 * counts @ (happened & predicted), counts @ happened + counts @ predicted)
+    return np.asarray(both.mean(axis=1))
+
+
+def _mean(metrics: Sequence[Floats]) -> Floats:
+    return np.asarray(np.mean(metrics, axis=0))
 
 
 def metrics_of(task: Task, targets: npt.ArrayLike, scores: npt.ArrayLike, *, names: Names) -> Metrics:
@@ -116,7 +191,7 @@ def metrics_of(task: Task, targets: npt.ArrayLike, scores: npt.ArrayLike, *, nam
     Returns
     -------
     dict
-        See :meth:`wsi_ats.tasks.base.Task.metrics`.
+        Numbers by name, ``None`` where they are undefined; see :meth:`wsi_ats.tasks.base.Task.metrics`.
 
     Examples
     --------
@@ -125,7 +200,9 @@ def metrics_of(task: Task, targets: npt.ArrayLike, scores: npt.ArrayLike, *, nam
     >>> metrics_of(task_named("regression"), true, scores, names=["value"])["mae"]
     0.16666666666666666
     """
-    return task.metrics(_rows(targets), _rows(scores), names)
+    targets, scores = _rows(targets), _rows(scores)
+    found = task.metrics(targets, scores, names, once(len(targets)))
+    return {name: alone(values) for name, values in found.items()}
 
 
 def main_metric(task: Task, targets: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[str, float | None]:
@@ -142,7 +219,8 @@ def main_metric(task: Task, targets: npt.ArrayLike, scores: npt.ArrayLike) -> tu
     >>> main_metric(task_named("regression"), [[1.0], [2.0], [3.0]], [[1.0], [2.0], [2.5]])
     ('r2', 0.875)
     """
-    return task.main_metric, task.main(_rows(targets), _rows(scores))
+    targets, scores = _rows(targets), _rows(scores)
+    return task.main_metric, alone(task.main(targets, scores, once(len(targets))))
 
 
 def _rows(values: npt.ArrayLike) -> Floats:
@@ -168,7 +246,7 @@ class Interval:
 
 
 def bootstrap(
-    compute: Callable[[Indices], Metrics], cases: Sequence[str], *, resamples: int, seed: int
+    compute: Callable[[Floats], Mapping[str, Floats]], cases: Sequence[str], *, resamples: int, seed: int
 ) -> dict[str, Interval]:
     """Resample cases with replacement: percentile intervals of 95 % (Efron & Tibshirani 1993, chapter 13).
 
@@ -177,7 +255,8 @@ def bootstrap(
     Parameters
     ----------
     compute
-        Computes the metrics of a sample from the numbers of its slides, shape (M,), which may repeat.
+        Computes metrics, shape (R,), of samples from the counts of their slides, shape (R, N). It is called
+        with blocks of samples, and their results are joined.
     cases
         Case of each slide, length N.
     resamples
@@ -193,26 +272,56 @@ def bootstrap(
     Examples
     --------
     >>> values = np.arange(100.0)
-    >>> def mean(sample):
-    ...     return {"mean": float(values[sample].mean())}
+    >>> def mean(counts):
+    ...     return {"mean": counts @ values / counts.sum(axis=1)}
     >>> interval = bootstrap(mean, [str(i) for i in range(100)], resamples=200, seed=0)["mean"]
     >>> interval.low < 49.5 < interval.high
     True
     """
     names, of = np.unique(np.asarray(cases, dtype=str), return_inverse=True)
-    slides = [np.flatnonzero(of == number) for number in range(len(names))]
-    generator = np.random.default_rng(seed)
-    found: dict[str, list[float | None]] = {name: [] for name in compute(np.arange(len(cases)))}
-    for _ in range(resamples if len(names) > 1 else 0):
-        sample = np.concatenate([slides[i] for i in generator.integers(len(names), size=len(names))])
-        for name, value in compute(sample).items():
-            found[name].append(value)
-    return {name: _interval(values) for name, values in found.items()}
+    generator, block = np.random.default_rng(seed), max(1, _COUNTS // max(1, len(cases)))
+    found = {name: [values[:0]] for name, values in compute(once(len(cases))).items()}
+    for first in range(0, resamples if len(names) > 1 else 0, block):
+        size = min(block, resamples - first)
+        drawn = generator.integers(len(names), size=(size, len(names)))
+        drawn += len(names) * np.arange(size)[:, None]  # each sample counts its own cases
+        times = np.bincount(drawn.ravel(), minlength=size * len(names)).reshape(size, -1)
+        for name, values in compute(times[:, of].astype(np.float64)).items():
+            found[name].append(values)
+    return {name: _interval(np.concatenate(each)) for name, each in found.items()}
 
 
-def _interval(values: Sequence[float | None]) -> Interval:
-    known = [value for value in values if value is not None]
-    low, high = np.percentile(known, (2.5, 97.5)).tolist() if known else (None, None)
+def sample_by_sample(compute: Callable[[Indices], Metrics]) -> Callable[[Floats], dict[str, Floats]]:
+    """Let metrics of one sample be computed for many, one after the other.
+
+    Parameters
+    ----------
+    compute
+        Computes the metrics of a sample from the numbers of its slides, shape (M,), which may repeat.
+
+    Returns
+    -------
+    callable
+        For :func:`bootstrap`.
+
+    Examples
+    --------
+    >>> values = np.array([1.0, 2.0, 6.0])
+    >>> sample_by_sample(lambda sample: {"largest": values[sample].max()})(np.array([[1, 1, 0], [2, 0, 1]]))
+    {'largest': array([2., 6.])}
+    """
+
+    def of_all(counts: Floats) -> dict[str, Floats]:
+        rows = [compute(np.repeat(np.arange(len(row)), row.astype(np.int64))) for row in counts]
+        # None, which is undefined, becomes NaN.
+        return {name: np.array([row[name] for row in rows], dtype=np.float64) for name in rows[0]}
+
+    return of_all
+
+
+def _interval(values: Floats) -> Interval:
+    known = values[~np.isnan(values)]
+    low, high = np.percentile(known, (2.5, 97.5)).tolist() if len(known) else (None, None)
     return Interval(low, high, len(values) - len(known))
 
 
@@ -244,8 +353,8 @@ def metrics_table(
         one), ``cases``, ``undefined_resamples`` and ``note``, the reason for a missing value.
     """
 
-    def compute(sample: Indices) -> Metrics:
-        return metrics_of(task, targets[sample], scores[sample], names=names)
+    def compute(counts: Floats) -> Mapping[str, Floats]:
+        return task.metrics(targets, scores, names, counts)
 
     why = task.undefined(targets, names) if len(targets) else "there are no slides to evaluate"
     return with_intervals(
@@ -254,7 +363,7 @@ def metrics_table(
 
 
 def with_intervals(
-    compute: Callable[[Indices], Metrics],
+    compute: Callable[[Floats], Mapping[str, Floats]],
     cases: Sequence[str],
     *,
     resamples: int,
@@ -270,7 +379,7 @@ def with_intervals(
     undefined
         Reason why a metric may be undefined.
     """
-    found = compute(np.arange(len(cases)))
+    found = {name: alone(values) for name, values in compute(once(len(cases))).items()}
     intervals = bootstrap(compute, cases, resamples=resamples, seed=seed)
     return [
         {

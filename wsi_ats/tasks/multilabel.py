@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wsi_ats.errors import ManifestError
-from wsi_ats.tasks.base import Details, Floats, Metrics, Names
+from wsi_ats.tasks.base import Details, Floats, Names
 from wsi_ats.tasks.labels import check_known, column_flag, join_rows
 from wsi_ats.tasks.probabilities import ProbabilityTask
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from wsi_ats.tasks.evaluation import Event
+    from wsi_ats.tasks.evaluation import Bools, Event
 
 _NONE = "-"  # no labels; an empty text means that nothing is known
 _UNKNOWN = "?"
@@ -141,25 +141,26 @@ class Multilabel(ProbabilityTask):
 
     def _events(self, targets: Floats, scores: Floats) -> list[Event]:
         """Return the event of each label, for the slides in which it is known."""
-        return [self._forecasts(true, score) for true, score in zip(targets.T, scores.T, strict=True)]
+        return [self._forecasts(targets[:, [k]], scores[:, [k]]) for k in range(scores.shape[1])]
 
     def _forecasts(self, targets: Floats, scores: Floats) -> Event:
         """Return all known labels as one event."""
+        from wsi_ats.tasks.evaluation import Event
+
         known = ~np.isnan(targets)
-        return targets[known] == 1, scores[known]
+        return Event(targets[known] == 1, scores[known], known.nonzero()[0])
 
-    def _decisions(self, targets: Floats, scores: Floats, whole: bool) -> Metrics:
+    def _decisions(self, targets: Floats, scores: Floats, counts: Floats, whole: Bools) -> dict[str, Floats]:
         """Compute accuracy, f1 and brier."""
-        from wsi_ats.tasks.evaluation import f1
+        from wsi_ats.tasks.evaluation import f1, ratio
 
-        happened, probability = self._forecasts(targets, scores)
-        if not len(happened):
-            return dict.fromkeys(("accuracy", "f1", "brier"))
-        pairs = [(true, score >= 0.5) for true, score in self._events(targets, scores)]
+        known = ~np.isnan(targets)
+        true, predicted = targets == 1, known & (scores >= 0.5)
+        labels = counts @ known.sum(axis=1)
         return {
-            "accuracy": float(np.mean(happened == (probability >= 0.5))),
-            "f1": f1(pairs) if whole else None,
-            "brier": float(np.square(happened - probability).mean()),
+            "accuracy": ratio(counts @ (known & (true == predicted)).sum(axis=1), labels),
+            "f1": np.where(whole, f1(true, predicted, counts), np.nan),
+            "brier": ratio(counts @ np.square(scores - true).sum(axis=1, where=known), labels),
         }
 
 

@@ -7,10 +7,12 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from wsi_ats.tasks.base import Details, Floats, Metrics, Names, Task
+import numpy as np
+
+from wsi_ats.tasks.base import Details, Floats, Names, Task
 
 if TYPE_CHECKING:
-    from wsi_ats.tasks.evaluation import Event
+    from wsi_ats.tasks.evaluation import Bools, Event
 
 
 class ProbabilityTask(Task):
@@ -31,7 +33,7 @@ class ProbabilityTask(Task):
         """Return a probability for each name."""
         return tuple(f"prob_{name}" for name in names)
 
-    def metrics(self, targets: Floats, scores: Floats, names: Names) -> Metrics:
+    def metrics(self, targets: Floats, scores: Floats, names: Names, counts: Floats) -> dict[str, Floats]:
         """Compute auc, average_precision, metrics of decisions, and calibration_error.
 
         Areas and precisions are means over the events. With several classes or labels, each also has its own
@@ -40,21 +42,24 @@ class ProbabilityTask(Task):
         from wsi_ats.tasks.curves import expected_calibration_error
         from wsi_ats.tasks.evaluation import area, average_precision
 
-        events, mean = self._events(targets, scores), self.main(targets, scores)
-        found: Metrics = {
+        events = self._events(targets, scores)
+        areas = [area(event, counts) for event in events]
+        mean = np.mean(areas, axis=0)
+        whole = ~np.isnan(mean)
+        found = {
             "auc": mean,
-            "average_precision": None if mean is None else average_precision(events),
-            **self._decisions(targets, scores, mean is not None),
-            "calibration_error": expected_calibration_error(*self._forecasts(targets, scores)),
+            "average_precision": np.where(whole, average_precision(events, counts), np.nan),
+            **self._decisions(targets, scores, counts, whole),
+            "calibration_error": expected_calibration_error(self._forecasts(targets, scores), counts),
         }
-        each = zip(names, events, strict=True) if len(names) == len(events) else ()
-        return found | {f"auc_{name}": area(event) for name, event in each}
+        each = zip(names, areas, strict=True) if len(names) == len(events) else ()
+        return found | {f"auc_{name}": values for name, values in each}
 
-    def main(self, targets: Floats, scores: Floats) -> float | None:
+    def main(self, targets: Floats, scores: Floats, counts: Floats) -> Floats:
         """Compute the mean area under the ROC curves of all events."""
         from wsi_ats.tasks.evaluation import mean_area
 
-        return mean_area(self._events(targets, scores))
+        return mean_area(self._events(targets, scores), counts)
 
     def _curves(self, targets: Floats, scores: Floats, names: Names) -> Details:
         """Make ROC and precision-recall curves and calibration."""
@@ -62,7 +67,7 @@ class ProbabilityTask(Task):
 
         events = self._events(targets, scores)
         named = dict(zip(names[len(names) - len(events) :], events, strict=True))
-        return details_of_events(named, *self._forecasts(targets, scores))
+        return details_of_events(named, self._forecasts(targets, scores))
 
     @abstractmethod
     def _events(self, targets: Floats, scores: Floats) -> list[Event]:
@@ -73,5 +78,5 @@ class ProbabilityTask(Task):
         """Return the events whose calibration is assessed, as one."""
 
     @abstractmethod
-    def _decisions(self, targets: Floats, scores: Floats, whole: bool) -> Metrics:
-        """Compute metrics of decisions; ``whole`` means that every event has both outcomes."""
+    def _decisions(self, targets: Floats, scores: Floats, counts: Floats, whole: Bools) -> dict[str, Floats]:
+        """Compute metrics of decisions; ``whole`` tells in which samples every event has both outcomes."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wsi_ats.errors import ManifestError
-from wsi_ats.tasks.base import Details, Floats, Metrics, Names, NumberTask
+from wsi_ats.tasks.base import Details, Floats, Names, NumberTask
 from wsi_ats.tasks.labels import number_of, refuse_columns
 from wsi_ats.tasks.panels import Scatter
 
@@ -82,21 +82,28 @@ class Regression(NumberTask):
         """Compute squared errors."""
         return (outputs - targets.to(outputs.dtype)).square().mean(1)
 
-    def metrics(self, targets: Floats, scores: Floats, names: Names) -> Metrics:
+    def metrics(self, targets: Floats, scores: Floats, names: Names, counts: Floats) -> dict[str, Floats]:
         """Compute r2, mae and rmse; the last two have the unit of the values."""
-        error = scores[:, 0] - targets[:, 0]
+        from wsi_ats.tasks.evaluation import ratio
+
+        error, slides = scores[:, 0] - targets[:, 0], counts.sum(axis=1)
         return {
-            "r2": self.main(targets, scores),
-            "mae": float(np.abs(error).mean()) if len(error) else None,
-            "rmse": float(np.sqrt(np.square(error).mean())) if len(error) else None,
+            "r2": self.main(targets, scores, counts),
+            "mae": ratio(counts @ np.abs(error), slides),
+            "rmse": np.sqrt(ratio(counts @ np.square(error), slides)),
         }
 
-    def main(self, targets: Floats, scores: Floats) -> float | None:
-        """Compute the coefficient of determination; ``None`` for equal values."""
-        value = targets[:, 0]
-        if not len(value) or np.ptp(value) == 0:
-            return None
-        return float(1 - np.square(value - scores[:, 0]).sum() / np.square(value - value.mean()).sum())
+    def main(self, targets: Floats, scores: Floats, counts: Floats) -> Floats:
+        """Compute the coefficient of determination; NaN for equal values."""
+        from wsi_ats.tasks.evaluation import ratio
+
+        value, drawn = targets[:, 0], counts > 0
+        most = np.where(drawn, value, -np.inf).max(axis=1, initial=-np.inf)
+        least = np.where(drawn, value, np.inf).min(axis=1, initial=np.inf)
+        mean = ratio(counts @ value, counts.sum(axis=1))
+        spread = (counts * np.square(value - mean[:, None])).sum(axis=1)
+        # Rounding would leave a spread of equal values that is not quite 0.
+        return 1 - ratio(counts @ np.square(value - scores[:, 0]), np.where(most > least, spread, 0))
 
     def undefined(self, targets: Floats, names: Names) -> str:
         """Return a reason if all values are equal."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wsi_ats.errors import ManifestError
-from wsi_ats.tasks.base import Details, Floats, Metrics, Names, NumberTask
+from wsi_ats.tasks.base import Details, Floats, Names, NumberTask
 from wsi_ats.tasks.labels import column_flag, flag_of, join_rows, number_of
 from wsi_ats.tasks.panels import Lines
 
@@ -80,15 +80,15 @@ class Survival(NumberTask):
         """Compute each slide's share in Cox's partial likelihood; see :func:`cox`."""
         return cox(outputs[:, 0], targets[:, 0], targets[:, 1] > 0)
 
-    def metrics(self, targets: Floats, scores: Floats, names: Names) -> Metrics:
+    def metrics(self, targets: Floats, scores: Floats, names: Names, counts: Floats) -> dict[str, Floats]:
         """Compute the concordance."""
-        return {"concordance": self.main(targets, scores)}
+        return {"concordance": self.main(targets, scores, counts)}
 
-    def main(self, targets: Floats, scores: Floats) -> float | None:
+    def main(self, targets: Floats, scores: Floats, counts: Floats) -> Floats:
         """Compute the concordance."""
         from wsi_ats.tasks.concordance import concordance
 
-        return concordance(targets[:, 0], targets[:, 1], scores[:, 0]) if len(targets) else None
+        return concordance(targets[:, 0], targets[:, 1] > 0, scores[:, 0], counts)
 
     def undefined(self, targets: Floats, names: Names) -> str:
         """Return a reason if there is no event."""
