@@ -252,7 +252,10 @@ class Task(ABC):
 
     @abstractmethod
     def main(self, targets: Floats, scores: Floats, counts: Floats) -> Floats:
-        """Compute the main metric alone, shape (R,)."""
+        """Compute the main metric alone, shape (R,).
+
+        ``targets``, ``scores`` and ``counts`` are those of :meth:`metrics`.
+        """
 
     @abstractmethod
     def undefined(self, targets: Floats, names: Names) -> str:
