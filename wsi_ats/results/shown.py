@@ -192,9 +192,9 @@ class ShownSlide:
 
     @property
     def title_of_attention(self) -> str:
-        """What attention is to: cells, or regions of several tiles."""
+        """What attention is to, cells or regions of several tiles, and its unit."""
         regions = self.drawn is not None and self.drawn.grid.cell < self.overview.tissue.grid.cell
-        return "attention to regions" if regions else "attention"
+        return f"attention{' to regions' if regions else ''} (1 = uniform)"
 
     @property
     def best(self) -> int:
