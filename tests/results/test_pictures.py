@@ -345,7 +345,7 @@ def test_wrong_values_are_refused(tmp_path):
             figure_of_slide(path, shown, dpi=dpi)
     with pytest.raises(SettingsError, match="tiles are shown, not"):
         replace(shown, pixels=shown.pixels[:2])
-    with pytest.raises(SettingsError, match="read it again"):
+    with pytest.raises(SettingsError, match="but lesion 2 x 2; score the slide again"):
         replace(shown, outlines={"lesion": np.ones((2, 2), bool)})
     (tmp_path / "file").write_text("")
     with pytest.raises(ArtifactError, match=r"a\.png"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,21 +18,8 @@ from viewer.serving import running
 from wsi_ats.results.scores import read_scores
 from wsi_ats.viewer.collection import Collection
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 # Seconds after which a test has failed that waits for something.
 LIMIT = 60
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[object]:
-    if BROWSER is None:
-        pytest.skip("no Chromium: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
