@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pipelines._reports import duration
-from wsi_ats.errors import ArtifactError, SlideError, without_secrets
+from wsi_ats.errors import ArtifactError, SettingsError, SlideError, without_secrets
 from wsi_ats.results.exports.pictures import write_pictures
 from wsi_ats.results.report import Cell, Column, Picture, SlidePart
 from wsi_ats.results.scores import ScoredSlide, Scores
@@ -74,7 +74,7 @@ def counts(scores: Scores) -> list[tuple[str, str]]:
     if known:
         found.append(("MB read", f"{sum(known) / 1e6:,.1f}"))
     if seconds:
-        found.append(("for a slide (median)", duration(float(np.median(seconds)))))
+        found.append(("per slide (median)", duration(float(np.median(seconds)))))
     return found
 
 
@@ -84,9 +84,15 @@ def columns(target: Target, *, labelled: bool) -> list[Column]:
         *(Column(name) for name in ("Slide", "Case", "Status")),
         *([Column("Label")] if labelled else []),
         Column("Predicted"),
-        *(Column(name, numeric=True) for name in target.columns),
+        *(Column(_title(name), numeric=True) for name in target.columns),
         *(Column(name, numeric=True) for name in ("Sampling error", "Tiles read", "Tissue tiles", "Seconds")),
     ]
+
+
+def _title(column: str) -> str:
+    """Return what people call a column of scores."""
+    name = column.removeprefix("prob_")
+    return column if name == column else f"P({name})"
 
 
 def cells(slide: ScoredSlide, target: Target, labels: Mapping[str, str | None] | None) -> list[Cell]:
@@ -135,7 +141,7 @@ def _facts(
         found.append(("label", labels.get(slide.id) or "not known"))
     if row["predicted"] is not None:
         found.append(("predicted", row["predicted"]))
-    found += [(name, f"{row[name]:.3f}") for name in target.columns if row[name] is not None]
+    found += [(_title(name), f"{row[name]:.3f}") for name in target.columns if row[name] is not None]
     if row["logit_se"] is not None:
         found.append(("sampling standard error", f"{row['logit_se']:.2g}, from {row['draws']} draws"))
     if row["tiles_total"]:
@@ -157,14 +163,14 @@ def _pictures(slide: ScoredSlide) -> tuple[list[Picture], str]:
             return [_picture(slide, path) for path in kept if path.exists()], ""
         with tempfile.TemporaryDirectory() as folder:
             return [_picture(slide, path) for path in write_pictures(Path(folder), slide, dpi=_DPI)], ""
-    except (ArtifactError, SlideError) as error:
+    except (ArtifactError, SettingsError, SlideError) as error:
         return [], f"There is no picture: {without_secrets(str(error))}."
 
 
 def _picture(slide: ScoredSlide, path: Path) -> Picture:
-    text = f"{slide.id}: tissue with attention and the drawn tiles, numbered in the order drawn"
+    text = f"{slide.id}: its tissue, the tiles read with their order, and attention"
     if path.parent.name == SHEETS:
-        text = f"{slide.id}: drawn tiles at full resolution, those with the largest part in the score first"
+        text = f"{slide.id}: tiles at full resolution, those with the largest part in the score first"
     return Picture(data_url(path, *(_SHEET if path.parent.name == SHEETS else _SLIDE)), text)
 
 

@@ -111,16 +111,17 @@ def _summary(
 ) -> tuple[Report, Mapping[str, str | None] | None]:
     """Return the summary, and the label of each slide if there are labels."""
     from pipelines import _report_parts as parts
-    from wsi_ats.results.report import Report
+    from wsi_ats.results.report import Report, count_of
 
     compared: dict[str, Any] = {}
     known: dict[str, str | None] | None = None
     if labels is not None:
         known, compared = _compared(scores, labels, label_column, by=by)
     versions = scores.record.get("versions") or {}
+    end = scores.record["end"][:16].replace("T", " ")
     return Report(
-        title=f"Scores of {scores.folder.name}",
-        subtitle=f"{len(scores.slides):,} slides, scored {scores.record['end'][:16].replace('T', ' ')} UTC",
+        title=f"Scored slides in {scores.folder.name}",
+        subtitle=f"{count_of(len(scores.slides), 'slide')}, scored {end} UTC",
         footer=f"Made with wsi_ats {versions.get('wsi-ats', '')}. For research, not for diagnosis.",
         counts=parts.counts(scores),
         not_done=[
@@ -143,7 +144,7 @@ def _compared(
     from pipelines import _evaluation as shared
     from pipelines._report_parts import data_url
     from wsi_ats.results.plots import figure_of_panels
-    from wsi_ats.results.report import Picture
+    from wsi_ats.results.report import Picture, count_of
 
     shared.check_by(by)
     target = scores.target
@@ -159,7 +160,7 @@ def _compared(
     return {ref.id: ref.label for ref in refs}, {
         "metrics": shared.metrics_of(joined, resamples=RESAMPLES, seed=0),
         "resamples": RESAMPLES,
-        "compared": f"{len(joined.names):,} {by}s were compared with labels"
-        + (f"; {left:,} slides without label or score were left out." if left else "."),
-        "plots": Picture(drawn, "Curves of the comparison; the tables of `evaluate` have their numbers"),
+        "compared": f"{count_of(len(joined.names), by)} compared with labels"
+        + (f"; {count_of(left, 'slide')} without label or score left out." if left else "."),
+        "plots": Picture(drawn, "Curves of the comparison; `evaluate` writes their numbers as tables"),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib
 import logging
+import shutil
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -119,6 +120,21 @@ def awkward_tiff(awkward_pyramid, tmp_path_factory) -> Path:
     """The same as a file with a resolution of 0.5 micrometres per pixel."""
     path = tmp_path_factory.mktemp("awkward") / "awkward.tif"
     return _write_tiff(path, awkward_pyramid, resolution=(20_000, 20_000), unit="CENTIMETER")
+
+
+@pytest.fixture(scope="module")  # its event loop would be in the way of that of other modules
+def browser() -> Iterator[object]:
+    """A real browser, which shows our pages."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        pytest.skip("no Chromium: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 # The optional libraries, and our modules that import them.

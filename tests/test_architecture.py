@@ -61,8 +61,7 @@ DOORS = {
     "shapely": ["wsi_ats.annotations.shapes", "wsi_ats.results.exports.outlines"],
     "defusedxml": ["wsi_ats.annotations.xml"],
     "lifelines": ["wsi_ats.tasks.concordance"],
-    # A page, what is drawn on it of slides, and plots of numbers.
-    "matplotlib": ["wsi_ats.results.page", "wsi_ats.results.pictures", "wsi_ats.results.plots"],
+    "matplotlib": ["wsi_ats.results.page", "wsi_ats.results.plots"],  # pages of pictures, plots of numbers
     "timm": ["wsi_ats.nn.backbone"],
     # A model on disk, and the error of a backbone's weights file.
     "safetensors": ["wsi_ats.models.checkpoints", "wsi_ats.nn.backbone"],

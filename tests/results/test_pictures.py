@@ -11,12 +11,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from defusedxml.ElementTree import parse
 from PIL import Image
 
 from wsi_ats.errors import ArtifactError, SettingsError
 from wsi_ats.geometry import Grid, Region
 from wsi_ats.overview.records import Overview, TissueMask
-from wsi_ats.results import captions, pictures
+from wsi_ats.results import captions, page, pictures
 from wsi_ats.results.pictures import figure_of_slide, figure_of_tiles, write_pictures_of
 from wsi_ats.results.records import AttentionMap, Selection, Status
 from wsi_ats.results.shown import KINDS, MOST_TILES, DrawnTiles, ShownSlide
@@ -181,8 +182,7 @@ def test_the_thumbnail_is_in_the_picture_and_attention_beside_it_has_its_own_col
 def test_outlines_are_drawn_along_the_edges_of_cells():
     shown = slide((2, 3))
     mask = np.array([[True, True, False], [False, False, False]])
-    x, y = pictures._outline(shown, mask)
-    points = np.stack([x, y], axis=1).reshape(-1, 3, 2)
+    points = pictures._outline(shown, mask).reshape(-1, 3, 2)
     assert np.isnan(points[:, 2]).all(), "a gap after each edge"
     edges = {tuple(sorted(map(tuple, each[:2].tolist()))) for each in points}
     assert edges == {
@@ -191,6 +191,24 @@ def test_outlines_are_drawn_along_the_edges_of_cells():
         ((0.0, 0.0), (0.0, 64.0)),
         ((128.0, 0.0), (128.0, 64.0)),
     }
+
+
+@pytest.mark.parametrize("bounds", [None, Region(64, 128, 256, 192)])
+def test_attention_has_the_colour_of_its_cell_in_the_part_that_is_shown(bounds):
+    shown = slide((6, 8))
+    grid = shown.overview.tissue.grid
+    shown = replace(shown, bounds=bounds or Region(0, 0, grid.width, grid.height))
+    attention = shown.relative_attention
+    colours = pictures._Colours.of(attention)
+    x, y, width, height = shown.bounds
+    picture = colours.over(np.full((height, width, 3), 100, np.uint8), shown, attention)
+    number = np.minimum(255, 256 * colours.place(np.nan_to_num(attention))).astype(int)
+    shade = (0.85 * page.COLOURS[number] + 15).astype(np.uint8)
+    expected = np.where(shown.tissue[..., None], shade, 100)
+    for row, column in np.ndindex(grid.shape):
+        inside = picture[max(0, row * 64 - y) : max(0, row * 64 + 64 - y)]
+        inside = inside[:, max(0, column * 64 - x) : max(0, column * 64 + 64 - x)]
+        assert (np.abs(inside.astype(int) - expected[row, column]) <= 1).all(), (row, column)
 
 
 def test_further_outlines_have_colours_that_the_legend_names(tmp_path):
@@ -289,6 +307,20 @@ def test_an_svg_holds_the_tiles_to_the_pixel(tmp_path):
         np.testing.assert_array_equal(image[::-1][picked[:, None], picked], tile)
 
 
+def test_words_in_an_svg_are_text_and_stand_where_those_of_a_png_do(tmp_path):
+    shown = slide(slide_id="case $7$ & <b>")
+    for kind in ("svg", "png"):
+        figure_of_slide(tmp_path / f"a.{kind}", shown, dpi=288)
+    svg = parse(tmp_path / "a.svg")
+    words = {each.text: each for each in svg.iter("{http://www.w3.org/2000/svg}text")}
+    assert {"case $7$ & <b>", "tiles read", "attention (1 = uniform)"} <= words.keys()
+    dark = (pixels_of(tmp_path / "a.png") < 128).all(-1)
+    heading = words["case $7$ & <b>"]
+    x, baseline = (round(4 * float(heading.get(name))) for name in ("x", "y"))
+    assert dark[baseline - 20 : baseline, x : x + 200].mean() > 0.1
+    assert not dark[baseline + 14 : baseline + 20, x : x + 200].any()
+
+
 def test_a_pdf_has_fonts_that_stay_text(tmp_path):
     figure_of_slide(tmp_path / "a.pdf", slide())
     data = (tmp_path / "a.pdf").read_bytes()
@@ -312,7 +344,7 @@ def test_wrong_values_are_refused(tmp_path):
             figure_of_slide(path, shown, dpi=dpi)
     with pytest.raises(SettingsError, match="tiles are shown, not"):
         replace(shown, pixels=shown.pixels[:2])
-    with pytest.raises(SettingsError, match="read it again"):
+    with pytest.raises(SettingsError, match="but lesion 2 x 2; score the slide again"):
         replace(shown, outlines={"lesion": np.ones((2, 2), bool)})
     (tmp_path / "file").write_text("")
     with pytest.raises(ArtifactError, match=r"a\.png"):

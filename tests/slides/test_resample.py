@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsi_ats.slides import resample as module
-from wsi_ats.slides.resample import resample
+from wsi_ats.slides.resample import fitted, resample, write_words
 
 
 @given(
@@ -46,3 +46,31 @@ def test_a_large_image_is_averaged_in_parts(monkeypatch):
     whole = resample(pixels, 20, 35)
     monkeypatch.setattr(module, "_PIXELS_AT_A_TIME", 200)
     np.testing.assert_array_equal(resample(pixels, 20, 35), whole)
+
+
+@pytest.mark.parametrize("size", [(7, 5), (40, 30), (211, 158), (900, 700)])
+def test_an_image_is_fitted_where_it_is(size):
+    """A slope keeps its values at every size, also in a part that starts between two pixels."""
+    slope = np.arange(400, dtype=np.float32) / 2
+    pixels = np.broadcast_to(slope[None, :, None], (300, 400, 3)).astype(np.uint8)
+    left, right = 20.5, 380.25
+    found = fitted(pixels, *size, (left, 10.25, right, 290.5))
+    assert found.shape == (size[1], size[0], 3)
+    middles = left + (np.arange(size[0]) + 0.5) * (right - left) / size[0]
+    inner = slice(1, -1)  # at the border, the slope ends
+    np.testing.assert_allclose(found[0, inner, 0], ((middles - 0.5) / 2)[inner], atol=1.5)
+
+
+def test_words_are_written_where_they_begin_or_around_their_middle():
+    findfont = pytest.importorskip("matplotlib.font_manager").findfont
+    font, white = findfont("DejaVu Sans"), np.full((60, 200, 3), 255, np.uint8)
+    for centred in (False, True):
+        written = write_words(white, [(100, 40, "HHH", font, 20.0, centred)])
+        rows, columns = np.nonzero((written < 128).any(-1))
+        assert rows.max() == 39, "they stand on the line"
+        assert rows.min() == pytest.approx(40 - 0.73 * 20, abs=1)
+        if centred:
+            assert (columns.min() + columns.max()) / 2 == pytest.approx(100, abs=2)
+        else:
+            assert columns.min() == pytest.approx(102, abs=2)
+    assert (white == 255).all()

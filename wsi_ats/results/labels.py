@@ -49,16 +49,23 @@ def place_labels(
     places = np.full(anchors.shape, np.nan)
     taken = np.zeros((0, 4))
     for i, (anchor, radius, size) in enumerate(zip(anchors, radii, sizes, strict=True)):
-        rings = radius + _STEP * np.arange(_RINGS)[:, None, None]
-        middles = (anchor + towards * (rings + size / 2)).reshape(-1, 2)
-        boxes = np.concatenate([middles - size / 2, middles + size / 2], axis=1)
-        free = (boxes[:, :2] >= room[:2]).all(1) & (boxes[:, 2:] <= room[2:]).all(1) & ~_meet(boxes, taken)
-        for allowed in (free & ~_meet(boxes, marks), free):
-            if allowed.any():
-                chosen = int(np.argmax(allowed))
-                places[i] = middles[chosen]
-                taken = np.concatenate([taken, boxes[chosen : chosen + 1]])
+        spare = None
+        for ring in range(_RINGS):
+            middles = anchor + towards * (radius + _STEP * ring + size / 2)
+            boxes = np.concatenate([middles - size / 2, middles + size / 2], axis=1)
+            inside = (boxes[:, :2] >= room[:2]).all(1) & (boxes[:, 2:] <= room[2:]).all(1)
+            free = inside & ~_meet(boxes, taken)
+            best = free & ~_meet(boxes, marks)
+            if spare is None and free.any():
+                spare = middles[np.argmax(free)]
+            if best.any():
+                places[i] = middles[np.argmax(best)]
                 break
+        else:
+            if spare is not None:
+                places[i] = spare
+        if not np.isnan(places[i]).any():
+            taken = np.concatenate([taken, [[*(places[i] - size / 2), *(places[i] + size / 2)]]])
     return places
 
 

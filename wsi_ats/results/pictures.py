@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
-from wsi_ats.errors import SettingsError, not_installed
+from wsi_ats.errors import SettingsError
 from wsi_ats.results.captions import (
     OUTLINES,
     about_sheet,
@@ -19,19 +21,11 @@ from wsi_ats.results.captions import (
     legend_of_sheet,
 )
 from wsi_ats.results.labels import place_labels
-from wsi_ats.results.page import Image, Panel, draw_scale, opaque, open_page, write
+from wsi_ats.results.page import COLOURS, Page, Panel, open_page
 from wsi_ats.results.records import FloatArray
 from wsi_ats.results.shown import DPI, SHEETS, ShownSlide
 from wsi_ats.slides.base import Pixels
-from wsi_ats.slides.resample import resample
-
-try:
-    from matplotlib.axes import Axes
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import LogNorm
-    from matplotlib.patches import Rectangle
-except ModuleNotFoundError as error:
-    raise not_installed("matplotlib", "plots", "drawing pictures") from error
+from wsi_ats.slides.resample import fitted
 
 # Lengths in inches.
 _MARGIN, _GAP, _LINE = 0.15, 0.25, 0.16
@@ -43,7 +37,8 @@ _TILE = 240  # pixels of a tile's side at DPI, about, if it has fewer
 _FOR, _AGAINST = "#d55e00", "#0072b2"  # can be told apart with any colour vision (Okabe and Ito)
 _TICKS = (*(0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500), *(10.0**power for power in range(3, 9)))
 _LEAST_ATTENTION = 0.05
-_LARGEST_RING, _SMALLEST_RING = 11.0, 4.0  # diameters in points
+_COLOUR = 0.85  # part of the colour of attention in a pixel; the rest is the slide in grey
+_LARGEST_RING, _SMALLEST_RING, _DOT = 11.0, 4.0, 2.2  # diameters in points
 _NUMBER = 7.0  # size of type in points
 
 
@@ -109,7 +104,7 @@ def figure_of_slide(path: Path, shown: ShownSlide, *, dpi: int = DPI) -> None:
     width, height = (longest, longest / ratio) if ratio > 1 else (longest * ratio, longest)
     # Panels of a wide slide are below each other; to the right of attention is its scale.
     right, below = (0.0, height + _GAP + _LINE) if ratio > 1.8 else (max(width + _GAP, _TITLE), 0.0)
-    scale = 0.0 if attention is None else 0.75
+    scale = 0.0 if attention is None else 0.5
     if attention is None:
         right = below = 0.0
     page_width = max(_NARROWEST, width + right + scale + 2 * _MARGIN)
@@ -117,21 +112,18 @@ def figure_of_slide(path: Path, shown: ShownSlide, *, dpi: int = DPI) -> None:
     first = Panel((page_width - width - right - scale) / 2, _top(titles) + _LINE, width, height)
     last = Panel(first.left + right, first.top + below, width, height)
     end = last.top + height + 0.12
-    with open_page(path, page_width, end + _LINE * (len(notes) + 1.2) + _MARGIN, dpi) as (figure, page):
+    with open_page(path, page_width, end + _LINE * (len(notes) + 1.2) + _MARGIN, dpi) as page:
         _write_heading(page, titles)
-        image = _thumbnail(shown, round(longest * dpi))
-        title = "slide" if shown.drawn is None else "tiles read"
-        _draw_thumbnail(first.axes(figure), shown, *image, title)
+        image = _thumbnail(shown, first, dpi)
+        _draw_panel(page, first, shown, image, "slide" if shown.drawn is None else "tiles read")
         if attention is not None:
-            grey = (image[0].mean(-1, keepdims=True).astype(np.uint8).repeat(3, axis=-1), image[1])
-            axes = last.axes(figure)
-            _draw_thumbnail(axes, shown, *grey, shown.title_of_attention)
-            bar = Panel(last.left + width + 0.08, last.top, 0.12, height).axes(figure)
-            _draw_attention(axes, bar, shown, attention)
+            colours = _Colours.of(attention)
+            _draw_panel(page, last, shown, colours.over(image, shown, attention), shown.title_of_attention)
+            colours.draw_scale(page, Panel(last.left + width + 0.08, last.top, 0.12, height))
         _draw_tiles(page, first, shown)
-        draw_scale(page, first.left, end, width, shown.mpp * shown.bounds.width, millimetres=True)
+        page.scale(first.left, end, width, shown.mpp * shown.bounds.width, millimetres=True)
         for i, line in enumerate(notes):
-            write(page, _MARGIN, end + (i + 1.4) * _LINE, line)
+            page.write(_MARGIN, end + (i + 1.4) * _LINE, line)
 
 
 def figure_of_tiles(path: Path, shown: ShownSlide, *, dpi: int = DPI) -> None:
@@ -164,22 +156,22 @@ def figure_of_tiles(path: Path, shown: ShownSlide, *, dpi: int = DPI) -> None:
     titles, notes = heading(shown, page_width, about_sheet(shown)), legend_of_sheet(shown, page_width)
     top = _top(titles) + 0.08
     end = top + rows * down
-    with open_page(path, page_width, end + _LINE * (len(notes) + 1.2) + _MARGIN, dpi) as (_, page):
+    with open_page(path, page_width, end + _LINE * (len(notes) + 1.2) + _MARGIN, dpi) as page:
         _write_heading(page, titles)
         corners = [(_MARGIN + i % columns * across, top + i // columns * down) for i in range(count)]
         for (left, above), pixels in zip(corners, shown.pixels, strict=True):
-            page.add_artist(Image(pixels, Panel(left, above, tile, tile)))
+            page.image(Panel(left, above, tile, tile), pixels)
         for (left, above), position, lines in zip(corners, shown.sheet.tolist(), captions, strict=True):
             colour = _colour(shown, position)
-            page.add_patch(Rectangle((left, above), tile, tile, fill=False, edgecolor=colour, linewidth=2))
+            page.rectangle(Panel(left, above, tile, tile), edge=colour, width=2)
             below = above + tile + 0.06
-            write(page, left, below, f"{position + 1}", weight="bold")
+            page.write(left, below, f"{position + 1}", bold=True)
             for i, line in enumerate(lines, start=1):
-                write(page, left, below + i * _LINE, line)
+                page.write(left, below + i * _LINE, line)
         pixel = shown.mpp * shown.drawn.grid.cell / side if shown.drawn else shown.mpp
-        draw_scale(page, _MARGIN, end, tile, pixel * side, millimetres=False)
+        page.scale(_MARGIN, end, tile, pixel * side, millimetres=False)
         for i, line in enumerate(notes):
-            write(page, _MARGIN, end + (i + 1.4) * _LINE, line)
+            page.write(_MARGIN, end + (i + 1.4) * _LINE, line)
 
 
 def _top(titles: Sequence[str]) -> float:
@@ -187,47 +179,40 @@ def _top(titles: Sequence[str]) -> float:
     return _MARGIN + 0.1 + _LINE * len(titles)
 
 
-def _write_heading(page: Axes, lines: Sequence[str]) -> None:
-    write(page, _MARGIN, _MARGIN, lines[0], fontsize=10.5, weight="bold")
+def _write_heading(page: Page, lines: Sequence[str]) -> None:
+    page.write(_MARGIN, _MARGIN, lines[0], size=10.5, bold=True)
     for i, line in enumerate(lines[1:], start=1):
-        write(page, _MARGIN, _MARGIN + 0.07 + i * _LINE, line, fontsize=8.5)
+        page.write(_MARGIN, _MARGIN + 0.07 + i * _LINE, line, size=8.5)
 
 
-def _thumbnail(shown: ShownSlide, most: int) -> tuple[Pixels, tuple[float, float, float, float]]:
-    """Return the scanned part of the thumbnail, of about ``most`` pixels, and its edges in level-0 pixels."""
+def _thumbnail(shown: ShownSlide, panel: Panel, dpi: int) -> Pixels:
+    """Return the scanned part of the thumbnail, with the pixels that the panel has on the page."""
     thumbnail, bounds, grid = shown.overview.thumbnail, shown.bounds, shown.overview.tissue.grid
     step = grid.pitch * grid.shape[0] / len(thumbnail)
-    left, top = int(bounds.x / step), int(bounds.y / step)
-    right, bottom = (-int(-end // step) for end in (bounds.x + bounds.width, bounds.y + bounds.height))
-    part = thumbnail[top:bottom, left:right]
-    factor = 1
-    while max(part.shape) // (2 * factor) >= most and min(part.shape[:2]) >= 2 * factor:
-        factor *= 2
-    height, width = (length // factor for length in part.shape[:2])
-    part = resample(part, width, height, (0, 0, width * factor, height * factor))
-    right, bottom = left + width * factor, top + height * factor
-    return part, (left * step, right * step, bottom * step, top * step)
+    edges = np.array([bounds.x, bounds.y, bounds.x + bounds.width, bounds.y + bounds.height]) / step
+    most = thumbnail.shape[1::-1] * 2
+    left, top, right, bottom = panel.pixels(dpi)
+    return fitted(thumbnail, right - left, bottom - top, tuple(np.clip(edges, 0, most).tolist()))
 
 
-def _draw_thumbnail(
-    axes: Axes, shown: ShownSlide, image: Pixels, edges: tuple[float, float, float, float], title: str
-) -> None:
-    """Draw a thumbnail with the outlines of tissue and of others."""
-    bounds = shown.bounds
-    axes.imshow(opaque(image), extent=edges, aspect="auto", interpolation="bilinear")
-    axes.set(
-        xlim=(bounds.x, bounds.x + bounds.width),
-        ylim=(bounds.y + bounds.height, bounds.y),
-        autoscale_on=False,
-    )
-    axes.set_title(title, fontsize=8, pad=3)
-    axes.plot(*_outline(shown, shown.tissue), color=ink(shown), linewidth=0.6)
-    for mask, colour in zip(shown.outlines.values(), OUTLINES, strict=False):
-        axes.plot(*_outline(shown, mask), color=colour, linewidth=1.2)
+def _draw_panel(page: Page, panel: Panel, shown: ShownSlide, image: Pixels, title: str) -> None:
+    """Draw an image of the slide with the outlines of tissue and of others."""
+    page.image(panel, image)
+    page.rectangle(panel, edge="0.7", width=0.5)
+    page.write(panel.left + panel.width / 2, panel.top - 0.095, title, size=8, centred=True)
+    outlines = [(shown.tissue, ink(shown), 0.6)]
+    outlines += [(mask, colour, 1.2) for mask, colour in zip(shown.outlines.values(), OUTLINES, strict=False)]
+    for mask, colour, width in outlines:
+        x, y = panel.points(_outline(shown, mask), shown.bounds).T / 72
+        right, bottom = panel.left + panel.width, panel.top + panel.height
+        page.line(x.clip(panel.left, right), y.clip(panel.top, bottom), colour=colour, width=width)
 
 
-def _outline(shown: ShownSlide, mask: npt.NDArray[np.bool_]) -> tuple[FloatArray, FloatArray]:
-    """Return the edges between cells inside and outside a mask, as a line with gaps, in level-0 pixels."""
+def _outline(shown: ShownSlide, mask: npt.NDArray[np.bool_]) -> FloatArray:
+    """Return the edges between cells inside and outside a mask, as a line with gaps at NaN.
+
+    Points are in level-0 pixels, shape (m, 2).
+    """
     lines = []
     for across in (mask, mask.T):
         padded = np.pad(across, 1)
@@ -240,33 +225,63 @@ def _outline(shown: ShownSlide, mask: npt.NDArray[np.bool_]) -> tuple[FloatArray
     # Where tiles overlap, an edge is halfway between the middles of two.
     places = np.concatenate(lines).reshape(-1, 2, 2) * grid.pitch + (grid.cell - grid.pitch) / 2
     gaps = np.full((len(places), 1, 2), np.nan)
-    x, y = np.concatenate([places, gaps], axis=1).reshape(-1, 2).T
-    return x, y
+    return np.concatenate([places, gaps], axis=1).reshape(-1, 2)
 
 
-def _draw_attention(axes: Axes, bar: Axes, shown: ShownSlide, attention: FloatArray) -> None:
-    """Draw attention over the tissue, and its scale."""
-    grid = shown.overview.tissue.grid
-    start = (grid.cell - grid.pitch) / 2
-    bottom, right = (start + count * grid.pitch for count in grid.shape)
-    lowest = float(np.nanmin(attention))
-    # Nearly uniform attention looks nearly uniform, and what is next to nothing has one colour.
-    least, most = max(_LEAST_ATTENTION, min(0.5, lowest)), max(2.0, float(np.nanmax(attention)))
-    # A map that is uniform to the eye, with any colour vision.
-    colours = ScalarMappable(LogNorm(least, most), "viridis")
-    image = colours.to_rgba(attention, alpha=0.85, bytes=True)
-    image[np.isnan(attention)] = 0
-    axes.imshow(image, extent=(start, right, bottom, start), aspect="auto", interpolation="nearest")
-    extend = "min" if lowest < least else "neither"
-    axes.figure.colorbar(colours, cax=bar, extend=extend, alpha=0.85)
-    ticks = [each for each in _TICKS if least <= each <= most]
-    bar.set_yticks(ticks, [f"{each:g}" for each in ticks])
-    bar.minorticks_off()
-    bar.tick_params(labelsize=7, length=2)
-    bar.set_ylabel("times uniform", fontsize=7.5, labelpad=2)
+@dataclass(frozen=True)
+class _Colours:
+    """Colours of attention relative to uniform attention, on a logarithmic scale."""
+
+    least: float
+    most: float
+    below: bool  # whether there is attention below the least, which has its colour
+
+    @classmethod
+    def of(cls, attention: FloatArray) -> Self:
+        """Return a scale on which nearly uniform attention looks so, and next to nothing has one colour."""
+        lowest = float(np.nanmin(attention))
+        least, most = max(_LEAST_ATTENTION, min(0.5, lowest)), max(2.0, float(np.nanmax(attention)))
+        return cls(least, most, lowest < least)
+
+    def place(self, attention: FloatArray) -> FloatArray:
+        """Return places on the scale, from 0 to 1."""
+        placed = np.log(np.maximum(attention, self.least) / self.least) / np.log(self.most / self.least)
+        return np.asarray(placed)
+
+    def over(self, image: Pixels, shown: ShownSlide, attention: FloatArray) -> Pixels:
+        """Return an image of the slide in grey, with attention in colours over the tissue."""
+        grid, bounds = shown.overview.tissue.grid, shown.bounds
+        start = (grid.cell - grid.pitch) / 2
+        # Cells of the rows and columns of pixels; around the grid is a border of cells without attention.
+        row, column = (
+            np.clip(((np.arange(n) + 0.5) * length / n + first - start) // grid.pitch, -1, cells).astype(int)
+            + 1
+            for n, first, length, cells in zip(
+                image.shape[:2], bounds[1::-1], bounds[:1:-1], grid.shape, strict=True
+            )
+        )
+        known = np.pad(~np.isnan(attention), 1)
+        number = np.pad(np.minimum(255, 256 * self.place(np.nan_to_num(attention))).astype(np.uint8), 1)
+        cells = row[:, None], column
+        grey = (image.astype(np.uint16).sum(-1, dtype=np.uint16) // 3)[..., None]
+        mixed = (COLOURS * _COLOUR)[number[cells]] + (1 - _COLOUR) * grey.astype(np.float32)
+        shade: Pixels = np.where(known[cells][..., None], mixed, grey).astype(np.uint8)
+        return shade
+
+    def draw_scale(self, page: Page, bar: Panel) -> None:
+        """Draw the scale, with its numbers to the right."""
+        page.image(bar, np.round(COLOURS[::-1, None] * _COLOUR + 255 * (1 - _COLOUR)).astype(np.uint8))
+        page.rectangle(bar, edge="black", width=0.5)
+        right = bar.left + bar.width
+        for tick in _TICKS:
+            if self.least <= tick <= self.most:
+                y = bar.top + bar.height * (1 - float(self.place(np.array(tick))))
+                page.line(np.array([right, right + 0.03]), np.array([y, y]), colour="black", width=0.6)
+                less = "\N{LESS-THAN OR EQUAL TO}" if self.below and tick == self.least else ""
+                page.write(right + 0.07, y - 0.045, f"{less}{tick:g}", size=7)
 
 
-def _draw_tiles(page: Axes, panel: Panel, shown: ShownSlide) -> None:
+def _draw_tiles(page: Page, panel: Panel, shown: ShownSlide) -> None:
     """Mark the drawn tiles, and number those of the contact sheet."""
     if shown.drawn is None:
         return
@@ -274,12 +289,11 @@ def _draw_tiles(page: Axes, panel: Panel, shown: ShownSlide) -> None:
     others = np.setdiff1d(np.arange(len(points)), sheet) if not shown.reads_all else sheet[:0]
     part = shown.drawn.weight[sheet] / max(shown.drawn.weight.max(), np.finfo(float).tiny)
     rings = np.maximum(_SMALLEST_RING, _LARGEST_RING * np.sqrt(np.clip(part, 0, 1)))
-    x, y = points.T / 72
     dark = ink(shown)
     light = "white" if dark == "black" else "black"
-    page.scatter(x[others], y[others], s=5, color=dark, edgecolors=light, linewidths=0.5)
+    page.circles(points[others] / 72, np.full(len(others), _DOT), face=dark, edge=light, width=0.5)
     for colour, width in ((light, 2.4), (dark, 1.1)):
-        page.scatter(x[sheet], y[sheet], s=rings**2, facecolors="none", edgecolors=colour, linewidths=width)
+        page.circles(points[sheet] / 72, rings, edge=colour, width=width)
     half = rings[:, None] / 2 + 1
     marks = np.concatenate([points[sheet] - half, points[sheet] + half], axis=1)
     texts = [str(position + 1) for position in sheet.tolist()]
@@ -288,17 +302,15 @@ def _draw_tiles(page: Axes, panel: Panel, shown: ShownSlide) -> None:
         [panel.left, panel.top, panel.left + panel.width, panel.top + panel.height]
     ) + np.array([-8, -2, 8, 2])
     places = place_labels(points[sheet], rings / 2 + 1.5, sizes, marks, room)
-    box = {"boxstyle": "square,pad=0.05", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
-    for words, place, point, ring in zip(texts, places, points[sheet], rings, strict=True):
+    for words, place, size, point, ring in zip(texts, places, sizes, points[sheet], rings, strict=True):
         if np.isnan(place).any():
             continue
         away = place - point
         if np.hypot(*away) > ring / 2 + 16:
             begin = point + away / np.hypot(*away) * ring / 2
-            page.plot(*np.stack([begin, place]).T / 72, color=dark, linewidth=0.6)
-        page.text(
-            place[0] / 72, place[1] / 72, words, fontsize=_NUMBER, ha="center", va="center_baseline", bbox=box
-        )
+            page.line(*np.stack([begin, place]).T / 72, colour=dark, width=0.6)
+        page.rectangle(Panel(*(place - size / 2) / 72, *size / 72), face="white", alpha=0.85)
+        page.write(place[0] / 72, place[1] / 72, words, size=_NUMBER, centred=True)
 
 
 def _colour(shown: ShownSlide, position: int) -> str:

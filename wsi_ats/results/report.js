@@ -25,7 +25,9 @@ if (table) {
         const [one, other] = [valueOf(a, column), valueOf(b, column)];
         return one === "" || other === "" ? compare(one, other) : sign * compare(one, other);
       });
-      body.append(...rows);
+      const sorted = document.createDocumentFragment();
+      for (const row of rows) sorted.append(row);
+      body.append(sorted);
     });
   });
   const filter = () => {

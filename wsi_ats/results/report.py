@@ -155,6 +155,7 @@ def write_report(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["number"] = _number
+    environment.filters["count_of"] = count_of
     template = environment.from_string((_FOLDER / "report.html.jinja").read_text(encoding="utf-8"))
     script = (_FOLDER / "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -165,6 +166,8 @@ def write_report(
         page = {
             "number": number,
             "top": path.name if number > 1 else "",
+            "first": (number - 1) * slides_a_page + 1,
+            "last": min(number * slides_a_page, len(report.rows)),
             "links": [(place, each.name) for place, each in enumerate(paths, 1)],
             "slides": (part for _, part in zip(range(slides_a_page), parts, strict=False)),
         }
@@ -189,6 +192,17 @@ def _rows(report: Report, paths: Sequence[Path], slides_a_page: int) -> list[dic
         link = f"{page.name if page != paths[0] else ''}#slide-{place + 1}"
         rows.append({"link": link, "cells": list(zip(cells, report.columns, strict=True))})
     return rows
+
+
+def count_of(number: int, name: str) -> str:
+    """Return a number of things as text.
+
+    Examples
+    --------
+    >>> count_of(1, "slide"), count_of(1200, "slide")
+    ('1 slide', '1,200 slides')
+    """
+    return f"{number:,} {name}{'s' * (number != 1)}"
 
 
 def _number(value: float | None) -> str:

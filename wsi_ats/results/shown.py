@@ -137,7 +137,9 @@ class ShownSlide:
         if self.attention is not None:
             shapes["attention"] = self.attention.grid.shape
         if different := {name: each for name, each in shapes.items() if each != shape}:
-            raise SettingsError(f"{self.id}: the overview has {shape} cells, but {different}; read it again")
+            found = ", ".join(f"{name} {rows} x {columns}" for name, (rows, columns) in different.items())
+            own = f"{shape[0]} x {shape[1]} cells"
+            raise SettingsError(f"{self.id}: the overview has {own}, but {found}; score the slide again")
         if self.pixels is not None and len(self.pixels) != len(self.sheet):
             raise SettingsError(f"{self.id}: {len(self.sheet)} tiles are shown, not {len(self.pixels)}")
 
@@ -192,9 +194,9 @@ class ShownSlide:
 
     @property
     def title_of_attention(self) -> str:
-        """What attention is to: cells, or regions of several tiles."""
+        """What attention is to, cells or regions of several tiles, and its unit."""
         regions = self.drawn is not None and self.drawn.grid.cell < self.overview.tissue.grid.cell
-        return "attention to regions" if regions else "attention"
+        return f"attention{' to regions' if regions else ''} (1 = uniform)"
 
     @property
     def best(self) -> int:

@@ -6,12 +6,13 @@ of 1.5, some results would average one pixel and some two, and edges would move 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from wsi_ats.errors import ArtifactError
 
@@ -73,9 +74,42 @@ def resample(
     return rounded
 
 
+def fitted(pixels: Pixels, width: int, height: int, box: tuple[float, float, float, float]) -> Pixels:
+    """Reduce or enlarge a part of an image to so many pixels, smoothly, for people to look at.
+
+    Parameters
+    ----------
+    pixels, box
+        The image, shape (h, w, 3), and its part, as in :func:`resample`.
+    width, height
+        Size of the result in pixels.
+
+    Returns
+    -------
+    ndarray of uint8, shape (height, width, 3)
+    """
+    left, top = int(box[0]), int(box[1])
+    right, bottom = -int(-box[2] // 1), -int(-box[3] // 1)
+    part = pixels[top:bottom, left:right]
+    # Whole squares first, which costs little; what is left is less than twice as large.
+    factor = 1
+    while box[2] - box[0] >= 2 * factor * width and box[3] - box[1] >= 2 * factor * height and factor < 16:
+        factor *= 2
+    within = (
+        *((box[0] - left) / factor, (box[1] - top) / factor),
+        *((box[2] - left) / factor, (box[3] - top) / factor),
+    )
+    return np.asarray(
+        Image.fromarray(_reduce(part, factor)).resize((width, height), Image.Resampling.BILINEAR, within)
+    )
+
+
 def _reduce(pixels: Pixels, step: int) -> Pixels:
-    """Average whole squares: equal to :func:`_average` to the last bit, in a tenth of its time."""
-    height, width = pixels.shape[0] // step, pixels.shape[1] // step
+    """Average whole squares: equal to :func:`_average` to the last bit, in a tenth of its time.
+
+    Squares at the right and at the bottom average the pixels that they have.
+    """
+    height, width = (-(-side // step) for side in pixels.shape[:2])
     reduced = np.empty((height, width, 3), dtype=np.uint8)
     at_a_time = max(1, _PIXELS_AT_A_TIME // (width * step * step))
     for row in range(0, height, at_a_time):
@@ -130,16 +164,28 @@ def compressed(path: Path, out: BinaryIO, *, widest: int, quality: int) -> None:
     small.save(out, format="WEBP", quality=quality, method=4)
 
 
-def write_png(path: Path, pixels: Pixels, *, dpi: float = 72, level: int = 6) -> None:
-    """Write an RGB image, shape (h, w, 3), as PNG.
+def write_words(pixels: Pixels, words: Iterable[tuple[float, float, str, str, float, bool]]) -> Pixels:
+    """Write lines of text on an image, in black.
 
     Parameters
     ----------
-    path, pixels
-        The file and the image.
-    dpi
-        Pixels per inch, for programs that print it.
-    level
-        How hard to compress, 1 to 9; 1 takes a third of the time of 6.
+    pixels
+        The image, shape (h, w, 3).
+    words
+        Of each line: x and y of its beginning on the baseline, in pixels; the text; the font's file; the size
+        of type in pixels; and whether x is its middle rather than its beginning.
+
+    Returns
+    -------
+    ndarray of uint8, shape (h, w, 3)
+        A copy with the words.
     """
-    Image.fromarray(pixels).save(path, format="PNG", dpi=(dpi, dpi), compress_level=level)
+    image = Image.fromarray(pixels)
+    canvas = ImageDraw.Draw(image)
+    fonts: dict[tuple[str, float], ImageFont.FreeTypeFont] = {}
+    for x, y, text, font, size, centred in words:
+        if (font, size) not in fonts:
+            # One way to place letters, whatever libraries Pillow was built with.
+            fonts[font, size] = ImageFont.truetype(font, size, layout_engine=ImageFont.Layout.BASIC)
+        canvas.text((x, round(y)), text, "black", fonts[font, size], "ms" if centred else "ls")
+    return np.asarray(image)
