@@ -252,7 +252,13 @@ class Task(ABC):
 
     @abstractmethod
     def main(self, targets: Floats, scores: Floats, counts: Floats) -> Floats:
-        """Compute the main metric alone, shape (R,)."""
+        """Compute the main metric alone, shape (R,).
+
+        Parameters
+        ----------
+        targets, scores, counts
+            As in :meth:`metrics`.
+        """
 
     @abstractmethod
     def undefined(self, targets: Floats, names: Names) -> str:
