@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 READY := $(VENV)/ready
 
-.PHONY: demo test check docs bench clean
+.PHONY: demo test check docs bench release-check clean
 
 demo: $(READY)
 	$(BIN)/wsi-ats demo --out demo
@@ -27,6 +27,9 @@ docs: $(READY)
 bench: $(READY)
 	$(BIN)/python -m benchmarks.designs
 
+release-check: $(READY)
+	$(BIN)/python -m tools.release
+
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "wsi_ats needs Python 3.11 or later; set PYTHON=... to one"; exit 1; }
@@ -37,4 +40,4 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build dist *.egg-info

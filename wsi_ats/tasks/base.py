@@ -254,7 +254,10 @@ class Task(ABC):
     def main(self, targets: Floats, scores: Floats, counts: Floats) -> Floats:
         """Compute the main metric alone, shape (R,).
 
-        ``targets``, ``scores`` and ``counts`` are those of :meth:`metrics`.
+        Parameters
+        ----------
+        targets, scores, counts
+            As in :meth:`metrics`.
         """
 
     @abstractmethod
