@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
+from distributed import Client, LocalCluster
 
 from benchmarks import embedding, scoring
 from benchmarks.synthetic import slide_of
@@ -12,6 +15,12 @@ from wsi_ats.models.embedding import load_encoder
 from wsi_ats.models.encoding import TileBatches
 from wsi_ats.slides import open_slide
 from wsi_ats.tables.files import read_csv
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    """Later tests of this process would keep the threads that the benchmark asks for."""
+    monkeypatch.setattr("torch.set_num_threads", lambda _: None)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +52,16 @@ def test_one_side_named_twice_is_refused_because_it_would_be_one_slide(slide, ca
 
 
 def test_sides_that_encode_other_numbers_of_tiles_are_not_compared(slide, tmp_path, monkeypatch):
+    @contextmanager
+    def in_this_process(*each, **named):
+        with (
+            LocalCluster(n_workers=1, processes=False, dashboard_address=":0") as cluster,
+            Client(cluster, set_as_default=False) as client,
+        ):
+            yield client, None
+
     real = scoring.all_tissue
+    monkeypatch.setattr(embedding, "workers_for", in_this_process)
     monkeypatch.setattr(embedding, "all_tissue", lambda *each: (real(*each)[0][1:], 0))
     settings = embedding.settings_of("test_resnet", 256, tmp_path, [])
     with pytest.raises(ValueError, match="tiles were encoded, not"):
