@@ -16,11 +16,13 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import typer
 from typer.testing import CliRunner
 
 from pipelines._cluster import connect
@@ -49,6 +51,14 @@ SETTINGS = Settings().with_values(
         *("training.validation=0.34", "training.calibration_tiles=16"),
     ]
 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def built_once() -> Iterator[None]:
+    """Typer's runner builds all commands anew for each run, which is most of what a refusal costs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.testing, "_get_command", cache(typer.main.get_command))
+        yield
 
 
 @pytest.fixture(scope="session")

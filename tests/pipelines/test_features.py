@@ -206,7 +206,7 @@ def test_slides_are_opened_once_to_find_the_settings(slides, features, tmp_path,
     assert sorted(opened) == [f"slide_{number:03d}" for number in range(6)]
 
 
-def test_a_model_of_enlarged_tiles_scores_features_but_no_pixels(trained, slides, tmp_path):
+def test_a_model_of_enlarged_tiles_scores_features_but_no_pixels(trained, slides, address, tmp_path):
     import shutil
 
     from wsi_ats.models.checkpoints import save_model
@@ -214,7 +214,8 @@ def test_a_model_of_enlarged_tiles_scores_features_but_no_pixels(trained, slides
     loaded = load_model(trained[0], encoder=False)
     folder = shutil.copytree(trained[0], tmp_path / "model")
     save_model(folder, loaded.model, loaded.settings.with_values(["model.encoder=conch_v1"]), loaded.target)
-    code, text = wsi_ats("score", slides, "--model", folder, "--out", tmp_path / "out")
+    words = ("score", slides, "--model", folder, "--out", tmp_path / "out", "--scheduler", address)
+    code, text = wsi_ats(*words)
     assert code == 2
     said = "features of conch_v1, which takes tiles of 448 pixels, but the tiles have only 64"
     assert said in " ".join(text.split())
