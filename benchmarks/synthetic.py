@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from wsi_ats.settings import Settings
 from wsi_ats.slides import SlideRef
 from wsi_ats.slides.base import Slide
 from wsi_ats.tasks.targets import Target
-from wsi_ats.testing.bank import make_tile_bank
+from wsi_ats.testing.bank import TileBank, make_tile_bank
 from wsi_ats.testing.synthetic import write_slide
 
 if TYPE_CHECKING:
@@ -20,13 +21,19 @@ if TYPE_CHECKING:
 TARGET = Target("classification", ("negative", "positive"))
 
 
+@cache
+def _bank() -> TileBank:
+    """Draw the tiles of all slides once: it takes longer than to write a slide."""
+    return make_tile_bank(256, 0, variants=8, palettes=1)
+
+
 def slide_of(folder: Path, side: int) -> Path:
     """Write a slide of so many pixels a side, 30 % tissue, unless it exists."""
     path = folder / f"slide_{side}.tif"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        bank = make_tile_bank(256, 0, variants=8, palettes=1)
-        write_slide(path, bank=bank, width=side, height=side, positive=True, rng=np.random.default_rng(side))
+        rng = np.random.default_rng(side)
+        write_slide(path, bank=_bank(), width=side, height=side, positive=True, rng=rng)
     return path
 
 

@@ -17,6 +17,12 @@ from wsi_ats.slides import open_slide
 from wsi_ats.tables.files import read_csv
 
 
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    """Later tests of this process would keep the threads that the benchmark asks for."""
+    monkeypatch.setattr("torch.set_num_threads", lambda _: None)
+
+
 @pytest.fixture(scope="module")
 def slide(tmp_path_factory):
     return slide_of(tmp_path_factory.mktemp("slides"), 4096)

@@ -75,11 +75,14 @@ def colourise(
         np.asarray(colour, dtype=np.float32)
         for colour in (palette.glass, palette.stroma, palette.fibres, palette.nuclei)
     )
-    cover, fibrous, nuclear = (field[..., None].astype(np.float32) for field in (tissue, eosin, haematoxylin))
+    cover, fibrous, nuclear = (field.astype(np.float32) for field in (tissue, eosin, haematoxylin))
     grain = CAMERA_NOISE * rng.standard_normal((*tissue.shape, 3), dtype=np.float32)
-    stained = stroma + fibrous * fibres + nuclear * (nuclei - stroma) + grain
-    rgb = glass + cover * (stained - glass)
-    pixels: NDArray[np.uint8] = np.clip(np.rint(rgb), 0, 255).astype(np.uint8)
+    pixels = np.empty(grain.shape, dtype=np.uint8)
+    for channel in range(3):  # one at a time: numpy is slow where the last of the axes is short
+        dyed = nuclei[channel] - stroma[channel]
+        stained = stroma[channel] + fibrous * fibres[channel] + nuclear * dyed + grain[..., channel]
+        mixed = glass[channel] + cover * (stained - glass[channel])
+        pixels[..., channel] = np.clip(np.rint(mixed), 0, 255)
     return pixels
 
 
