@@ -204,7 +204,7 @@ def test_without_matplotlib_pictures_are_refused_before_any_work(
 
 
 def test_the_page_shows_what_the_code_draws(refs, client, tmp_path):
-    """If pictures look different now, copy those that the message names to ``docs``."""
+    """If pictures look different now, copy those that the message names to ``docs/images``."""
     settings = SETTINGS.with_values(["sampling.draws=2"])
     target = Target("classification", ("negative", "positive"))
     torch.manual_seed(0)
@@ -220,7 +220,7 @@ def test_the_page_shows_what_the_code_draws(refs, client, tmp_path):
         if kind == "tiles":  # few colours make small files, but steps in a scale of colours
             small = small.quantize(256, dither=Image.Dither.NONE)
         small.save(new, optimize=True)
-        with Image.open(ROOT / "docs" / new.name) as kept:
+        with Image.open(ROOT / "docs" / "images" / new.name) as kept:
             assert kept.size == small.size, new
             # Another processor may draw some other tiles, as it rounds attention.
             unlike = np.abs(np.asarray(kept.convert("RGB"), int) - np.asarray(small.convert("RGB"), int)).max(
@@ -228,5 +228,6 @@ def test_the_page_shows_what_the_code_draws(refs, client, tmp_path):
             )
         assert (unlike > 64).mean() < {"slide": 0.05, "tiles": 0.4}[kind], new
     assert (
-        sum((ROOT / "docs" / f"pictures_{kind}.png").stat().st_size for kind in ("slide", "tiles")) < 300_000
+        sum((ROOT / "docs" / "images" / f"pictures_{kind}.png").stat().st_size for kind in ("slide", "tiles"))
+        < 300_000
     )
