@@ -16,6 +16,7 @@ from distributed.cli import dask_scheduler, dask_worker
 PAGES = (
     *("laptop", "workstation", "slurm", "kubernetes", "storage", "features"),
     *("annotations", "exports", "compare", "get-started"),
+    *("camelyon", "tcga", "panda", "cptac"),
 )
 FILES = {path.stem: path for path in (ROOT / "docs").rglob("*.md")}
 TEXTS = {name: FILES[name].read_text(encoding="utf-8") for name in PAGES}

@@ -22,7 +22,7 @@ import yaml
 from bag_files import clam_features, clam_patches, clam_tensor, numbers, stamp, trident, trident_attributes
 from conftest import files, free_port, table
 from distributed import Client
-from documented import DASK, PAGES, TEXTS, Command, blocks, carry_out, containers, done, typed, written
+from documented import DASK, FILES, PAGES, TEXTS, Command, blocks, carry_out, containers, done, typed, written
 
 from pipelines.cli import app
 from wsi_ats.files import read_json
@@ -30,6 +30,7 @@ from wsi_ats.overview.overview import read_overview
 from wsi_ats.results.exports.registry import FORMATS
 from wsi_ats.settings import Settings
 from wsi_ats.slides import open_slide
+from wsi_ats.tables.files import read_parquet
 
 LABS = ("clam", "trident", "stamp")
 
@@ -61,9 +62,9 @@ def test_options_that_the_text_names_exist(page):
     others = {option for each in DASK.values() for option in options_of(each)}
     slurm = {"--cpus-per-task", "--gpus", "--gpus-per-task", "--mem", "--requeue", "--wrap"}
     soon = {"--log-json", "--metrics", "--watch"}
-    every = {"--help", "--install-completion"}
+    of_typer = {"--help", "--install-completion"}
     prose = re.sub(r"^```.*?^```", "", TEXTS[page], flags=re.M | re.S)
-    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", prose)) <= ours | others | slurm | soon | every
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", prose)) <= ours | others | slurm | soon | of_typer
 
 
 def options_of(command) -> Iterator[str]:
@@ -194,6 +195,25 @@ def test_storage(desk, run, s3, client, address):
     assert {row["path"] for row in table(Path("scores_of_pyramids/predictions.csv"))} == {
         f"{bucket}/pyramids/{path.stem}.ome.zarr" for path in (desk / "slides").iterdir()
     }
+
+
+def test_the_page_of_files_has_every_column(desk, run):
+    run("prepare", "slides", "--out", "prepared", "--config", "ats.toml")
+    run("score", "slides", "--model", "run", "--out", "scores")
+    run("evaluate", "scores", "--labels", "labels.csv", "--out", "evaluation")
+    selections, _ = read_parquet(desk / "scores" / "selections" / "case_001.parquet")
+    columns = {
+        "predictions.csv": table(desk / "scores" / "predictions.csv")[0],
+        "selections": selections,
+        "slides.csv": table(desk / "prepared" / "slides.csv")[0],
+        "metrics.csv of evaluate": table(desk / "evaluation" / "metrics.csv")[0],
+    }
+    page = FILES["files"].read_text("utf-8")
+    sections = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", page, re.M | re.S))
+    for name, found in columns.items():
+        documented = re.findall(r"`([^`]+)`", "".join(re.findall(r"^\| (`.*?) \|", sections[name], re.M)))
+        general = [re.sub(r"^(prob|evidence)_.*", r"\1_<class>", each) for each in found]
+        assert list(dict.fromkeys(general)) == documented
 
 
 def test_exports(desk, run):
