@@ -6,6 +6,7 @@ or an anchor that leads nowhere, a page in no table of contents, a public name w
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -20,6 +21,11 @@ from pygments.lexers.special import TextLexer
 
 import wsi_ats
 
+HERE = Path(__file__).parent
+# The notebooks run the command of this checkout, whatever is installed elsewhere.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+os.environ["PYTHONPATH"] = str(HERE.parent)
+
 project, author = "wsi_ats", "The wsi_ats authors"
 version = release = version_of("wsi-ats")
 
@@ -28,7 +34,8 @@ templates_path = ["templates"]
 myst_heading_anchors = 4
 # Notebooks have no outputs in the repository; they are run when the site is built, and again if they change.
 nb_execution_mode = "cache"
-nb_execution_cache_path = str(Path(__file__).parents[1] / "build" / "notebooks")
+nb_execution_cache_path = str(HERE.parent / "build" / "notebooks")
+nb_execution_in_temp = True
 nb_execution_timeout = 300
 nb_execution_raise_on_error = True
 
@@ -45,8 +52,8 @@ html_math_renderer = "mathml"
 html_theme = "pydata_sphinx_theme"
 html_title = "wsi_ats"
 html_theme_options = {
+    "header_links_before_dropdown": 7,
     "navigation_with_keys": False,
-    "show_prev_next": True,
     "secondary_sidebar_items": ["page-toc"],
 }
 html_sidebars = {"get-started": [], "developers/*": ["sidebar-nav-bs"]}

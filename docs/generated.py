@@ -16,7 +16,7 @@ from wsi_ats.settings import KINDS, Described, Settings, describe
 def commands() -> str:
     """Return a section for each command: purpose, usage, and a table for each group of options."""
     root = typer.main.get_command(app)
-    return "\n\n".join("\n\n".join(_command(name, each)) for name, each in root.commands.items())  # type: ignore[attr-defined]
+    return "\n\n".join("\n\n".join(_command(name, each)) for name, each in root.commands.items())
 
 
 def _command(name: str, command: Any) -> Iterator[str]:
