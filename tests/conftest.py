@@ -26,8 +26,6 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Networks are tiny, and processes several: further threads of torch would only wait for one another, busily.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Clusters that wait for the next test look at the machine twice a second, for dashboards that nobody opens.
-os.environ.setdefault("DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__INTERVAL", "10s")
 
 # Its failed assertions then show both values, as those of tests do.
 pytest.register_assert_rewrite("wsi_ats.testing.contract")
