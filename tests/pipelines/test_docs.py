@@ -62,9 +62,9 @@ def test_options_that_the_text_names_exist(page):
     others = {option for each in DASK.values() for option in options_of(each)}
     slurm = {"--cpus-per-task", "--gpus", "--gpus-per-task", "--mem", "--requeue", "--wrap"}
     soon = {"--log-json", "--metrics", "--watch"}
-    of_typer = {"--help", "--install-completion"}
+    of_others = {"--help", "--install-completion", "--constraint"}  # of typer and pip
     prose = re.sub(r"^```.*?^```", "", TEXTS[page], flags=re.M | re.S)
-    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", prose)) <= ours | others | slurm | soon | of_typer
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", prose)) <= ours | others | slurm | soon | of_others
 
 
 def options_of(command) -> Iterator[str]:

@@ -11,7 +11,7 @@ import torch
 from training.phase_runs import ATTENTION, CLASSIFIER, PHASES, assert_same, recorded
 from training.runs import TRAINING, VALIDATION, run, slide_of, trained
 from wsi_ats.errors import SlideReadError
-from wsi_ats.models import one_level
+from wsi_ats.models import drawing
 from wsi_ats.slides.memory import MemorySlide
 from wsi_ats.training import attention as attention_phase
 from wsi_ats.training import distillation as distilling
@@ -118,7 +118,7 @@ def test_joint_training_is_left_out_where_attention_is_not_trusted(tmp_path, mon
 @pytest.mark.parametrize("scale", [0.5, 1.0])
 def test_joint_training_draws_by_attention_as_far_as_trusted(tmp_path, monkeypatch, scale):
     logits: list[torch.Tensor] = []
-    real = one_level.draw_cells
+    real = drawing.draw_cells
 
     def draw_cells(given, tissue, settings, seed):
         if settings.tiles == 3:
@@ -131,7 +131,7 @@ def test_joint_training_draws_by_attention_as_far_as_trusted(tmp_path, monkeypat
         model.attention_scale.fill_(scale)
         return distilling.Trust(scale, True, 0.5, 0.6, 4)
 
-    monkeypatch.setattr(one_level, "draw_cells", draw_cells)
+    monkeypatch.setattr(drawing, "draw_cells", draw_cells)
     monkeypatch.setattr(attention_phase, "trust", trust)
     found = trained(tmp_path, *PHASES)
     assert found.model.attention_scale == scale

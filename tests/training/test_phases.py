@@ -7,7 +7,7 @@ import torch
 
 from training.phase_runs import CLASSIFIER, PHASES, start_of
 from training.runs import SETTINGS, assert_same_weights, metrics_in, run, trained
-from wsi_ats.models import one_level
+from wsi_ats.models import drawing
 from wsi_ats.settings import Settings
 from wsi_ats.training import distillation as distilling
 from wsi_ats.training.phases import Phase, phases_of
@@ -57,13 +57,13 @@ def test_every_epoch_names_its_phase_and_has_the_same_columns(whole):
 
 
 def test_the_classifier_learns_from_uniform_draws_and_attention_stays_as_it_is(tmp_path, monkeypatch):
-    logits, real = [], one_level.draw_cells
+    logits, real = [], drawing.draw_cells
 
     def draw_cells(given, tissue, settings, seed):
         logits.append((given.clone(), settings.tiles))
         return real(given, tissue, settings, seed)
 
-    monkeypatch.setattr(one_level, "draw_cells", draw_cells)
+    monkeypatch.setattr(drawing, "draw_cells", draw_cells)
     start = start_of(*CLASSIFIER)
     found = trained(tmp_path, *CLASSIFIER, network=lambda: start_of(*CLASSIFIER), validation=[])
     assert {tiles for _, tiles in logits} == {5}
