@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.version import Version
 
 from wsi_ats.errors import SettingsError
 from wsi_ats.results.exports.registry import FORMATS
@@ -68,11 +69,11 @@ def test_fixed_versions_satisfy_the_lower_bounds():
     versions = {}
     for line in constraints():
         versions.setdefault(name_of(line), []).append(line.split(" ;")[0].split("==")[1])
-    for requirement in PROJECT["dependencies"]:
+    extras = PROJECT["optional-dependencies"]
+    for requirement in [*PROJECT["dependencies"], *extras["all"]]:
         _, bounded, bound = requirement.partition(">=")
-        if bounded:
-            for version in versions[name_of(requirement)]:
-                assert [int(n) for n in version.split(".")[:2]] >= [int(n) for n in bound.split(".")]
+        for version in versions[name_of(requirement)] if bounded else ():
+            assert Version(version) >= Version(bound), requirement
 
 
 def test_torch_is_not_pinned_to_a_build_for_one_kind_of_hardware():
