@@ -164,7 +164,7 @@ def test_pictures_that_scoring_kept_are_used_and_a_missing_slide_is_said(scores,
     assert len(page.all("img")) == 2 * 3
     assert "There is no picture: slide_000:" in page.text
     (tmp_path / "scores" / "pictures").mkdir()
-    kept = Path(__file__).parents[2] / "docs" / "demo.png"
+    kept = Path(__file__).parents[2] / "docs" / "images" / "demo.png"
     shutil.copy(kept, tmp_path / "scores" / "pictures" / "slide_000.png")
     report_module.report(
         tmp_path / "scores", tmp_path / "r.html", execution=Execution(overwrite=True), labels=None
