@@ -31,7 +31,7 @@ from wsi_ats.geometry import Grid, IntArray
 from wsi_ats.models.batches import Example, Reader
 from wsi_ats.overview.records import Overview, TissueMask
 from wsi_ats.slides.base import SlideRef
-from wsi_ats.slides.png import write_png
+from wsi_ats.slides.resample import write_png
 from wsi_ats.tables.files import write_csv
 from wsi_ats.tables.splits import write_splits
 from wsi_ats.tasks.targets import Target

@@ -25,7 +25,7 @@ from wsi_ats.results.records import Status
 from wsi_ats.settings import ARTEFACTS, Fixes, Settings
 from wsi_ats.slides import open_slide
 from wsi_ats.slides.base import SlideRef
-from wsi_ats.slides.png import write_png
+from wsi_ats.slides.resample import write_png
 from wsi_ats.slides.wrappers import CountingSlide
 
 _COLUMNS = {

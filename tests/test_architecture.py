@@ -56,7 +56,7 @@ DOORS = {
         "wsi_ats.testing.synthetic",
         "wsi_ats.testing.textures",
     ],
-    "sklearn": ["wsi_ats.tables.splits"],
+    "sklearn": ["wsi_ats.tasks.curves", "wsi_ats.tables.splits"],  # of each what the name says
     # Areas that people drew, and outlines of tissue.
     "shapely": ["wsi_ats.annotations.shapes", "wsi_ats.results.exports.outlines"],
     "defusedxml": ["wsi_ats.annotations.xml"],

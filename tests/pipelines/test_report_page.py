@@ -12,7 +12,7 @@ from viewer.folder import CLASS, HOSTILE, write_scores
 
 from pipelines import report as module
 from wsi_ats.results.shown import SHEETS
-from wsi_ats.slides.png import write_png
+from wsi_ats.slides.resample import write_png
 
 # The least contrast of text that is easy to read (WCAG 2.2, level AA).
 LEAST_CONTRAST = 4.5

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsi_ats.slides.png import write_png
+from wsi_ats.slides.resample import write_png
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 70), (70, 1), (33, 17), (300, 211)])

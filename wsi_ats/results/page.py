@@ -18,8 +18,7 @@ from wsi_ats.results.captions import round_length
 from wsi_ats.results.records import FloatArray
 from wsi_ats.results.shown import check_dpi, check_kind
 from wsi_ats.slides.base import Pixels
-from wsi_ats.slides.png import write_png
-from wsi_ats.slides.resample import write_words
+from wsi_ats.slides.resample import write_png, write_words
 
 try:
     from matplotlib import colormaps, rc_context

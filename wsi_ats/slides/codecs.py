@@ -1,4 +1,4 @@
-"""Codecs of tiles: the only import of imagecodecs. JPEG, the most common, has its own module."""
+"""Decoding of stored tiles: the only import of imagecodecs. JPEG, the most common, has its own module."""
 
 from __future__ import annotations
 
@@ -98,13 +98,6 @@ class Coding:
             tile = np.frombuffer(stored, dtype=np.uint8).reshape(height, width, self.samples)
         # The sum of bytes wraps around, as the differences did.
         out[:] = np.cumsum(tile, axis=1, dtype=np.uint8) if self.differences else tile
-
-
-def deflate(data: bytes) -> bytes:
-    """Compress bytes as zlib does, in a fraction of its time, to about the same size."""
-    import imagecodecs
-
-    return bytes(imagecodecs.deflate_encode(data, level=1))
 
 
 def _decompress(

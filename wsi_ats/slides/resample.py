@@ -164,6 +164,21 @@ def compressed(path: Path, out: BinaryIO, *, widest: int, quality: int) -> None:
     small.save(out, format="WEBP", quality=quality, method=4)
 
 
+def write_png(path: Path, pixels: Pixels, *, dpi: float = 72) -> None:
+    """Write an RGB image as PNG, at the least level of compression, which is the fastest.
+
+    Parameters
+    ----------
+    path
+        The file.
+    pixels
+        The image, shape (h, w, 3).
+    dpi
+        Pixels per inch, for programs that print it.
+    """
+    Image.fromarray(pixels).save(path, format="PNG", dpi=(dpi, dpi), compress_level=1)
+
+
 def write_words(pixels: Pixels, words: Iterable[tuple[float, float, str, str, float, bool]]) -> Pixels:
     """Write lines of text on an image, in black.
 

@@ -95,15 +95,6 @@ def _bins(probability: Floats, bins: int) -> Indices:
     return np.clip(np.searchsorted(edges, probability, side="left") - 1, 0, bins - 1)
 
 
-def _thresholds(event: Event) -> tuple[Floats, npt.NDArray[Any], npt.NDArray[Any]]:
-    """Return all thresholds, descending, and how many true and false positives each has."""
-    order = np.argsort(-event.probability, kind="stable")
-    happened, probability = event.happened[order], event.probability[order]
-    last = np.flatnonzero(np.diff(probability, append=-np.inf))
-    true = np.cumsum(happened)[last]
-    return probability[last], true, last + 1 - true
-
-
 def roc(event: Event) -> Curve:
     """Compute the ROC curve: true and false positive rate above each threshold.
 
@@ -120,13 +111,13 @@ def roc(event: Event) -> Curve:
         ``threshold`` (the first is infinite: nothing is above it), ``false_positive_rate``,
         ``true_positive_rate``.
     """
-    thresholds, true, false = _thresholds(event)
-    bends = (np.diff(true, n=2) != 0) | (np.diff(false, n=2) != 0)
-    kept = np.flatnonzero([True, *bends, True][-len(true) :])
+    from sklearn.metrics import roc_curve
+
+    false, true, thresholds = roc_curve(event.happened, event.probability)
     return {
-        "threshold": [float("inf"), *thresholds[kept].tolist()],
-        "false_positive_rate": [0.0, *(false[kept] / false[-1]).tolist()],
-        "true_positive_rate": [0.0, *(true[kept] / true[-1]).tolist()],
+        "threshold": thresholds.tolist(),
+        "false_positive_rate": false.tolist(),
+        "true_positive_rate": true.tolist(),
     }
 
 
@@ -144,11 +135,13 @@ def precision_recall(event: Event) -> Curve:
         ``threshold`` (the last is infinite: nothing is above it, and precision is 1 by convention),
         ``precision``, ``recall``.
     """
-    thresholds, true, false = (each[::-1] for each in _thresholds(event))
+    from sklearn.metrics import precision_recall_curve
+
+    precision, recall, thresholds = precision_recall_curve(event.happened, event.probability)
     return {
         "threshold": [*thresholds.tolist(), float("inf")],
-        "precision": [*(true / (true + false)).tolist(), 1.0],
-        "recall": [*(true / true[0]).tolist(), 0.0],
+        "precision": precision.tolist(),
+        "recall": recall.tolist(),
     }
 
 
@@ -167,8 +160,9 @@ def confusion(true: npt.ArrayLike, predicted: npt.ArrayLike, classes: int) -> np
     array of int
         Shape (classes, classes): rows are true, columns predicted.
     """
-    counts = np.zeros((classes, classes), dtype=np.int64)
-    np.add.at(counts, (np.asarray(true, np.int64), np.asarray(predicted, np.int64)), 1)
+    from sklearn.metrics import confusion_matrix
+
+    counts: npt.NDArray[np.int64] = confusion_matrix(true, predicted, labels=np.arange(classes))
     return counts
 
 

@@ -9,7 +9,7 @@ from wsi_ats.overview.tiles import read_tiles
 from wsi_ats.results.exports.format import Format
 from wsi_ats.results.scores import ScoredSlide
 from wsi_ats.slides.opening import open_slide
-from wsi_ats.slides.png import write_png
+from wsi_ats.slides.resample import write_png
 
 
 def write_pngs(folder: Path, slide: ScoredSlide) -> list[Path]:
