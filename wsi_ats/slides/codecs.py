@@ -1,10 +1,11 @@
-"""Decoding of stored tiles: the only import of imagecodecs. JPEG, the most common, has its own module."""
+"""Codecs of tiles and of PNG: the only import of imagecodecs. JPEG, the most common, has its own module."""
 
 from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
 from enum import StrEnum
+from zlib import crc32
 
 import numpy as np
 
@@ -98,6 +99,17 @@ class Coding:
             tile = np.frombuffer(stored, dtype=np.uint8).reshape(height, width, self.samples)
         # The sum of bytes wraps around, as the differences did.
         out[:] = np.cumsum(tile, axis=1, dtype=np.uint8) if self.differences else tile
+
+
+def encode_png(pixels: Pixels, dpi: float) -> bytes:
+    """Encode an RGB image, shape (h, w, 3), as PNG with a resolution, in half of Pillow's time or less."""
+    import imagecodecs
+
+    encoded = imagecodecs.png_encode(np.ascontiguousarray(pixels), level=1, filter=imagecodecs.PNG.FILTER.UP)
+    # imagecodecs takes no resolution, which is a chunk of its own after the header of 33 bytes.
+    resolution = struct.pack(">4sIIB", b"pHYs", *2 * [round(dpi / 0.0254)], 1)  # per metre
+    chunk = struct.pack(">I", len(resolution) - 4) + resolution + struct.pack(">I", crc32(resolution))
+    return bytes(encoded[:33] + chunk + encoded[33:])
 
 
 def _decompress(

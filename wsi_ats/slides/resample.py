@@ -15,6 +15,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from wsi_ats.errors import ArtifactError
+from wsi_ats.slides.codecs import encode_png
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -165,7 +166,7 @@ def compressed(path: Path, out: BinaryIO, *, widest: int, quality: int) -> None:
 
 
 def write_png(path: Path, pixels: Pixels, *, dpi: float = 72) -> None:
-    """Write an RGB image as PNG, at the least level of compression, which is the fastest.
+    """Write an RGB image as PNG.
 
     Parameters
     ----------
@@ -176,7 +177,7 @@ def write_png(path: Path, pixels: Pixels, *, dpi: float = 72) -> None:
     dpi
         Pixels per inch, for programs that print it.
     """
-    Image.fromarray(pixels).save(path, format="PNG", dpi=(dpi, dpi), compress_level=1)
+    path.write_bytes(encode_png(pixels, dpi))
 
 
 def write_words(pixels: Pixels, words: Iterable[tuple[float, float, str, str, float, bool]]) -> Pixels:
